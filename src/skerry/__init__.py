@@ -1,0 +1,22 @@
+"""Skerry trains one wide PyTorch model as many narrow independent subnets."""
+
+from skerry.aggregate import aggregate_
+from skerry.algorithm import Algorithm
+from skerry.algorithms import ist, local_sgd, narrow, single
+from skerry.calibrate import calibrate
+from skerry.data import Shards, split
+from skerry.evaluate import Score, evaluate
+from skerry.partition import Assignment, Disjoint, Everything, Overlapping, Partition
+from skerry.plan import Axis, DealtDim, Plan
+from skerry.rules import In, Out
+from skerry.runtimes import Processes, Serial, launch
+from skerry.schedule import constant, cosine
+from skerry.subnet import extract, masked, write_back
+from skerry.train import Record, Result, State, TrainingFailed, train
+
+__all__ = [
+    "Algorithm", "Assignment", "Axis", "DealtDim", "Disjoint", "Everything", "In", "Out", "Overlapping", "Partition",
+    "Plan", "Processes", "Record", "Result", "Score", "Serial", "Shards", "State", "TrainingFailed", "aggregate_",
+    "calibrate", "constant", "cosine", "evaluate", "extract", "ist", "launch", "local_sgd", "masked", "narrow",
+    "single", "split", "train", "write_back",
+]  # fmt: skip

@@ -1,0 +1,61 @@
+"""Aggregate: put the pieces of all workers together again.
+
+Each element of the full model becomes the mean over the workers that held it; an element nobody held keeps its bits.
+An element with one holder is copied, so disjoint subnets lose nothing to rounding. A refused piece (a worker whose loss
+or weights stopped being finite) counts as not held.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from skerry.partition import Assignment
+from skerry.plan import Plan
+from skerry.subnet import Cut, cut_of, cuts, put_, take
+
+Piece = Mapping[str, Tensor]
+"""A worker's narrow tensors by name: parameters, buffers and, where it travels, optimizer state."""
+
+
+def is_finite(piece: Piece) -> bool:
+    """Tell whether every floating-point element of ``piece`` is finite."""
+    return all(bool(torch.isfinite(t).all()) for t in piece.values() if t.is_floating_point())
+
+
+@torch.no_grad()
+def aggregate_(full: Mapping[str, Tensor], plan: Plan, assignment: Assignment, pieces: Sequence[Piece | None]) -> None:
+    """Write ``full[e] = mean of piece_w[e] over the workers w that hold element e`` for every tensor, in place.
+
+    Args:
+        full: the full-size tensors by name.
+        plan: the plan that the pieces were cut by.
+        assignment: who held which units.
+        pieces: one a worker, in order; None for a refused one.
+    """
+    present = [(piece, cuts(plan, assignment.units(w))) for w, piece in enumerate(pieces) if piece is not None]
+    held = assignment.held[[w for w, piece in enumerate(pieces) if piece is not None]]
+    for name, tensor in full.items():
+        row = plan.row(name, tensor.dim())
+        parts = [(piece[name], cut_of(by_name, name, tensor.dim())) for piece, by_name in present]
+        one_holder = any(
+            dim is not None and bool((dim.units >= 0).all()) and bool((held[:, dim.units].sum(0) <= 1).all()) for dim in row
+        )
+        if one_holder or len(parts) == 1:
+            for part, cut in parts:
+                put_(tensor, part, cut)
+        elif parts:
+            _put_mean_(tensor, parts)
+
+
+def _put_mean_(tensor: Tensor, parts: Sequence[tuple[Tensor, Cut]]) -> None:
+    # float64, so that the mean of equal float32 values is that value; -0.0 + x == x to the bit for every x.
+    total = torch.full(tensor.shape, -0.0, dtype=torch.float64, device=tensor.device)
+    count = torch.zeros(tensor.shape, dtype=torch.float64, device=tensor.device)
+    for part, cut in parts:
+        put_(total, take(total, cut) + part.double(), cut)
+        put_(count, take(count, cut) + 1, cut)
+    mean = total / count
+    if not tensor.is_floating_point():
+        mean = mean.round()
+    tensor.copy_(torch.where(count > 0, mean, tensor.double()))

@@ -1,0 +1,22 @@
+"""Local SGD."""
+
+from skerry.algorithm import Algorithm, StatePolicy
+from skerry.partition import Everything
+
+
+def local_sgd(workers: int, *, local_steps: int = 20, optimizer_state: StatePolicy = "reset") -> Algorithm:
+    """Every worker trains a replica of the whole model for J steps on its own data; then all are averaged:
+
+        W <- (1/n) sum_w (W - eta * sum_{j=1..J} grad L_w(W_{w,j})).
+
+    References:
+        Stich: Local SGD Converges Fast and Communicates Little, ICLR 2019, arXiv 1805.09767, algorithm 1.
+        McMahan, Moore, Ramage, Hampson, Agüera y Arcas: Communication-Efficient Learning of Deep Networks from
+        Decentralized Data, AISTATS 2017, arXiv 1602.05629, algorithm 1.
+    """
+    return Algorithm(
+        name="local_sgd",
+        partition=Everything(workers),
+        local_steps=local_steps,
+        optimizer_state=optimizer_state,
+    )

@@ -1,0 +1,120 @@
+"""What a plan costs a worker, predicted: bytes that have to change hands, operations, memory."""
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from skerry.local import LossFn, OptimizerFn
+from skerry.partition import Assignment
+from skerry.plan import DealtDim, Plan
+
+
+def due_bytes(plan: Plan, tensors: Mapping[str, Tensor], now: Assignment, then: Assignment) -> float:
+    """Return the bytes a worker has to send, on average, at the boundary between two rounds.
+
+    With H the workers that hold an element now and H' those that hold it next round:
+
+    - H has several workers: a ring all-reduce among them, 2 (|H| - 1) sends.
+    - An element of one dealt dim (or of a dealt and a core one) always has a holder: it moves straight to each new
+      holder, |H' - H| sends, none if it stays.
+    - An element of two dealt dims may rest with nobody, so it goes through a fixed home: one send if a holder lets go
+      of it, one for each new holder.
+
+    Args:
+        plan: the plan.
+        tensors: the full-size tensors that are exchanged, by name (only shape and element size are looked at).
+        now: who holds what in the round that ends.
+        then: who holds what in the next one.
+    """
+    total = 0.0
+    for name, tensor in tensors.items():
+        dealt = [dim for dim in plan.row(name, tensor.dim()) if dim is not None]
+        kinds = [_kinds(dim, now, then) for dim in dealt]
+        whole = tensor.numel()
+        for dim in dealt:
+            whole //= len(dim.units)
+        held_now = torch.ones(now.num_workers, 1, dtype=torch.bool)
+        held_then, free_dims, number = held_now, torch.zeros(1, dtype=torch.int64), torch.tensor([whole])
+        for a, b, count in kinds:
+            held_now = (held_now[:, :, None] & a[:, None, :]).flatten(1)
+            held_then = (held_then[:, :, None] & b[:, None, :]).flatten(1)
+            free = (~(a & b).all(0)).long()  # not on every worker, now and then
+            free_dims = (free_dims[:, None] + free[None, :]).flatten()
+            number = (number[:, None] * count[None, :]).flatten()
+        averaging = 2 * (held_now.sum(0) - 1).clamp(min=0)
+        entering = (held_then & ~held_now).sum(0)
+        leaving = ((held_now & ~held_then).any(0) & (free_dims > 1)).long()
+        total += float(((averaging + entering + leaving) * number).sum()) * tensor.element_size()
+    return total / now.num_workers
+
+
+def _kinds(dim: DealtDim, now: Assignment, then: Assignment) -> tuple[Tensor, Tensor, Tensor]:
+    """The different pairs (holders now, holders then) along a dim, bool (n, k) each, and how often each occurs."""
+    everywhere = torch.ones(now.num_workers, 1, dtype=torch.bool)
+    both = torch.cat([torch.cat([a.held, everywhere], 1)[:, dim.units] for a in (now, then)])
+    kinds, count = torch.unique(both, dim=1, return_counts=True)
+    return kinds[: now.num_workers], kinds[now.num_workers :], count
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one local step costs a worker.
+
+    Attributes:
+        flop: floating-point operations of forward and backward (matrix products and convolutions; a multiply-add is 2).
+        weights: bytes of parameters and buffers.
+        gradients: bytes of gradients.
+        optimizer: bytes of optimizer state.
+        activations: bytes kept for the backward pass, parameters not counted.
+    """
+
+    flop: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def memory(self) -> int:
+        """Bytes a worker needs in all."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def step_cost(
+    subnet: nn.Module, loss_fn: LossFn, batch: tuple[Tensor, Tensor], optimizer: OptimizerFn
+) -> StepCost:
+    """Measure one training step of a copy of ``subnet`` on the meta device: nothing is computed, no state changes."""
+    meta = copy.deepcopy(subnet).to("meta").train()
+    x, y = (t.to("meta") for t in batch)
+    parameters = list(meta.parameters())
+    saved: dict[int, Tensor] = {}
+
+    def remember(tensor: Tensor) -> Tensor:
+        key = tensor.untyped_storage()._cdata
+        if all(key != p.untyped_storage()._cdata for p in parameters):
+            saved[key] = tensor
+        return tensor
+
+    opt = optimizer(parameters)
+    with FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(remember, lambda t: t):
+            loss = loss_fn(meta(x), y)
+        activations = sum(t.untyped_storage().nbytes() for t in saved.values())
+        loss.backward()  # type: ignore[no-untyped-call]
+    opt.step()
+    state = [v for s in opt.state.values() for v in s.values() if isinstance(v, Tensor)]
+    return StepCost(
+        flop=counter.get_total_flops(),
+        weights=_bytes([*parameters, *meta.buffers()]),
+        gradients=_bytes(p for p in parameters if p.grad is not None),
+        optimizer=_bytes(state),
+        activations=activations,
+    )
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)

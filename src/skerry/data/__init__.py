@@ -1,0 +1,9 @@
+"""Data: where data sets come from, how samples are dealt to workers, and in which order they are seen."""
+
+from skerry.data.errors import DataError
+from skerry.data.fetch import fetch
+from skerry.data.shards import Shards
+from skerry.data.sources import Dataset, cache_folder, load
+from skerry.data.splits import split
+
+__all__ = ["DataError", "Dataset", "Shards", "cache_folder", "fetch", "load", "split"]

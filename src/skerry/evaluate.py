@@ -1,0 +1,44 @@
+"""Evaluation of a full model on held-out data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from skerry.local import LossFn
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean loss and fraction of right answers over ``count`` samples."""
+
+    loss: float
+    accuracy: float
+    count: int
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loss_fn: LossFn,
+    test: tuple[Tensor, Tensor],
+    *,
+    batch_size: int = 1024,
+    total: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Score:
+    """Score a classifier on ``test`` = (inputs, labels) in evaluation mode.
+
+    ``loss_fn`` must return the mean over its batch. ``total`` adds a tensor up over processes that each score a part.
+    """
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(3, dtype=torch.float64)
+    for begin in range(0, len(test[1]), batch_size):
+        x, y = (t[begin : begin + batch_size] for t in test)
+        output = model(x)
+        right = (output.argmax(-1) == y).sum().item()
+        sums += torch.tensor([loss_fn(output, y).item() * len(y), right, len(y)], dtype=torch.float64)
+    model.train(was_training)
+    loss, right, count = total(sums).tolist()
+    return Score(loss / count, right / count, int(count))

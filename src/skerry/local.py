@@ -1,0 +1,43 @@
+"""Local steps: ordinary PyTorch training of one subnet, between two exchanges."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+LossFn = Callable[[Tensor, Tensor], Tensor]
+OptimizerFn = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+def local_steps(
+    subnet: nn.Module,
+    loss_fn: LossFn,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    factors: Iterable[float],
+) -> float:
+    """Train ``subnet`` for one step a batch and return the mean loss; NaN or infinite as soon as one step's is.
+
+    Args:
+        subnet: the module to train; in place.
+        loss_fn: ``loss_fn(subnet(x), y)`` is the scalar to minimize.
+        batches: pairs (x, y).
+        optimizer: over the subnet's parameters.
+        factors: for each step what the optimizer's learning rates are multiplied by.
+    """
+    subnet.train()
+    rates = [group["lr"] for group in optimizer.param_groups]
+    total, steps = 0.0, 0
+    for (x, y), factor in zip(batches, factors, strict=True):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
+        optimizer.zero_grad()
+        loss = loss_fn(subnet(x), y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total += loss.item()
+        steps += 1
+        if not math.isfinite(total):
+            break
+    return total / max(1, steps)

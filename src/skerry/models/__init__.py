@@ -1,0 +1,1 @@
+"""Ordinary PyTorch modules. Nothing in them knows of Skerry."""

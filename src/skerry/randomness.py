@@ -1,0 +1,21 @@
+"""Random generators that are pure functions of a key.
+
+Everything random in Skerry (who holds which units, the order of the data, dropout) is drawn from a generator made
+here from what it depends on, such as (seed, "data", worker, epoch). So every process derives the same draw by
+itself, nothing about it is sent, and a resumed run draws what the undisturbed one would have drawn.
+"""
+
+import hashlib
+
+import torch
+
+
+def seed_of(*key: int | str) -> int:
+    """Return a 63-bit seed that depends on every part of ``key`` and on nothing else."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator(*key: int | str) -> torch.Generator:
+    """Return a CPU generator seeded by ``key``, for example ``generator(seed, "deal", axis.name, round)``."""
+    return torch.Generator().manual_seed(seed_of(*key))

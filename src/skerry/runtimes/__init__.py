@@ -1,0 +1,11 @@
+"""Where workers run. The algorithm never sees it: every runtime gives the round loop the same pieces.
+
+The serial runtime defines the meaning; the others must match it.
+"""
+
+from skerry.runtimes.launch import WorkerDied, launch
+from skerry.runtimes.processes import PeerLost, Processes
+from skerry.runtimes.runtime import Handover, Runtime
+from skerry.runtimes.serial import Serial
+
+__all__ = ["Handover", "PeerLost", "Processes", "Runtime", "Serial", "WorkerDied", "launch"]

@@ -1,0 +1,142 @@
+"""One process a worker, joined by ``torch.distributed`` with gloo. For trusted networks only: nothing is encrypted.
+
+This first exchange is simple: every process gets every piece (one all-gather a round) and keeps the full model, so all
+processes hold the same bits after each round. No pickle crosses the wire: a piece is the bytes of its tensors, in an
+order and in shapes that every process derives by itself.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from skerry.runtimes.runtime import Handover, Shapes
+
+_ALIGN = 8  # bytes; every tensor starts where any dtype may
+_HEADER = 5  # float64: worker, round, loss, flop, local_s
+
+
+class PeerLost(RuntimeError):
+    """Another process ended, or did not answer within the group's timeout."""
+
+
+class Processes:
+    """The runtime of one worker process in an initialized ``torch.distributed`` group.
+
+    Args:
+        on_round: called with the round's number when it begins.
+    """
+
+    def __init__(self, on_round: Callable[[int], None] = lambda round: None) -> None:
+        self.rank = dist.get_rank()
+        self.num_processes = dist.get_world_size()
+        self.bytes_sent = 0.0
+        self._round = 0
+        self._on_round = on_round
+
+    @classmethod
+    def join(cls, timeout_s: float = 60.0) -> "Processes":
+        """Join the group that torchrun's environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
+
+        Raises:
+            ConnectionError: the port is in use or the others cannot be reached.
+        """
+        try:
+            dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
+        except (dist.DistError, RuntimeError) as error:
+            in_use = "EADDRINUSE" in str(error) or "in use" in str(error)
+            what = "the port is in use; start with torchrun --standalone or another --master-port" if in_use else (
+                f"cannot join the group: {str(error).splitlines()[0]}; check MASTER_ADDR, MASTER_PORT and the network"
+            )
+            raise ConnectionError(what) from error
+        return cls()
+
+    def mine(self, num_workers: int) -> list[int]:
+        """The worker with this process's rank."""
+        if num_workers != self.num_processes:
+            raise ValueError(f"{num_workers} workers in {self.num_processes} processes: expected one process a worker")
+        return [self.rank]
+
+    def begin(self, round: int) -> None:
+        """Note that ``round`` begins."""
+        self._round = round
+        self._on_round(round)
+
+    def exchange(self, mine: list[Handover], shapes: Shapes, num_workers: int) -> list[Handover]:
+        """All-gather the pieces; they are padded to the size of the largest."""
+        (own,) = mine
+        dtypes = {name: tensor.dtype for name, tensor in own.tensors.items()}
+        layouts = [_layout(shapes(worker), dtypes) for worker in range(num_workers)]
+        size = max(end for _, end in layouts)
+        buffer = torch.zeros(size, dtype=torch.uint8)
+        header = torch.tensor([own.worker, own.round, own.loss, own.flop, own.local_s], dtype=torch.float64)
+        buffer[: header.nbytes] = header.view(torch.uint8)
+        for name, (begin, shape) in layouts[self.rank][0].items():
+            tensor = own.tensors[name]
+            if tensor.shape != shape:
+                raise ValueError(f"{name}: this worker made shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+            flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            buffer[begin : begin + len(flat)] = flat
+        received = [torch.empty_like(buffer) for _ in range(num_workers)]
+        with self._peers("exchange"):
+            dist.all_gather(received, buffer)
+        self.bytes_sent += size * (num_workers - 1)  # in a ring every process passes on all pieces but one
+        return [
+            self._unpack(worker, received[worker], layouts[worker][0], dtypes, own) for worker in range(num_workers)
+        ]
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """Sum over all processes."""
+        result = tensor.detach().cpu().clone()
+        with self._peers("evaluation"):
+            dist.all_reduce(result)
+        return result.to(tensor.device)
+
+    def close(self) -> None:
+        """Leave the group."""
+        dist.destroy_process_group()
+
+    def _unpack(
+        self,
+        worker: int,
+        buffer: Tensor,
+        layout: Mapping[str, tuple[int, torch.Size]],
+        dtypes: Mapping[str, torch.dtype],
+        own: Handover,
+    ) -> Handover:
+        sender, round, loss, flop, local_s = buffer[: 8 * _HEADER].view(torch.float64).tolist()
+        if (sender, round) != (worker, own.round):
+            raise PeerLost(
+                f"rank {self.rank}, round {own.round}: rank {worker} sent the piece of worker {sender:.0f}, round "
+                f"{round:.0f}; start all processes with the same settings and the same checkpoint"
+            )
+        tensors = {}
+        for name, (begin, shape) in layout.items():
+            end = begin + math.prod(shape) * dtypes[name].itemsize
+            tensors[name] = buffer[begin:end].view(dtypes[name]).view(shape).to(own.tensors[name].device)
+        return Handover(worker, own.round, tensors, loss, flop, local_s)
+
+    @contextmanager
+    def _peers(self, stage: str) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise PeerLost(
+                f"rank {self.rank}, round {self._round}: lost another process during {stage} "
+                f"({str(error).splitlines()[0][:120]})"
+            ) from error
+
+
+def _layout(
+    shapes: Mapping[str, torch.Size], dtypes: Mapping[str, torch.dtype]
+) -> tuple[dict[str, tuple[int, torch.Size]], int]:
+    """Where each tensor begins in a piece's buffer, and where the buffer ends."""
+    begins, end = {}, 8 * _HEADER
+    for name, shape in shapes.items():
+        begins[name] = (end, shape)
+        end += -(-math.prod(shape) * dtypes[name].itemsize // _ALIGN) * _ALIGN
+    return begins, end

@@ -1,0 +1,315 @@
+"""The round loop: deal, train locally, exchange, aggregate, measure; the same for every algorithm and runtime."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from skerry import cost, optimizer_state
+from skerry.aggregate import aggregate_, is_finite
+from skerry.algorithm import Algorithm
+from skerry.calibrate import calibrate
+from skerry.evaluate import Score, evaluate
+from skerry.local import LossFn, OptimizerFn, local_steps
+from skerry.partition import Assignment
+from skerry.plan import Plan, named_tensors
+from skerry.randomness import seed_of
+from skerry.runtimes import Handover, Runtime, Serial
+from skerry.schedule import Schedule, constant
+from skerry.subnet import cut_of, cut_shape, cuts, extract, narrow_model, take_all
+
+
+class Data(Protocol):
+    """Where workers get their batches; ``skerry.data.Shards`` is one."""
+
+    def batches(self, worker: int, first_step: int, num_steps: int) -> Iterable[tuple[Tensor, Tensor]]:
+        """Return the (x, y) of steps ``first_step ...`` of ``worker``: the same ones whenever it is asked."""
+        ...
+
+    def sample(self, worker: int, num: int) -> Tensor:
+        """Return ``num`` (or all) inputs of ``worker``, to calibrate with."""
+        ...
+
+
+class TrainingFailed(RuntimeError):
+    """Training cannot go on; the message says what to change."""
+
+
+TOTALS = ("time_s", "local_s", "evaluate_s", "checkpoint_s", "bytes_due", "bytes_sent", "flop")
+
+
+@dataclass
+class State:
+    """Everything that changes from round to round; what a checkpoint holds.
+
+    Attributes:
+        tensors: full-size parameters and buffers (the model's own) and optimizer state, by name.
+        round: the next round.
+        trained: for each unit how many workers' rounds it was trained in, int64.
+        bad_rounds: rounds in a row in which a piece was refused.
+        totals: sums so far: ``time_s``, ``local_s``, ``evaluate_s``, ``checkpoint_s``, ``bytes_due``, ``bytes_sent``,
+            ``flop``.
+    """
+
+    tensors: dict[str, Tensor]
+    round: int
+    trained: Tensor
+    bad_rounds: int = 0
+    totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TOTALS, 0.0))
+
+
+@dataclass(frozen=True)
+class Record:
+    """One round in figures. Times, bytes and operations are sums since the start; ``score`` where it was evaluated.
+
+    ``exchange_s`` is all that is not local steps, evaluation or checkpoint: cutting, packing, waiting, traffic,
+    aggregation. ``bytes_due`` is what a worker had to send by the assignments, ``bytes_sent`` what this runtime sent.
+    """
+
+    round: int
+    train_loss: float
+    rate_factor: float
+    score: Score | None
+    refused: tuple[int, ...]
+    units_covered: float
+    totals: Mapping[str, float]
+
+    @property
+    def exchange_s(self) -> float:
+        """Seconds of overhead so far."""
+        t = self.totals
+        return max(0.0, t["time_s"] - t["local_s"] - t["evaluate_s"] - t["checkpoint_s"])
+
+
+@dataclass(frozen=True)
+class Result:
+    """What training returns: the calibrated full model, the state it came from, its score and its plan."""
+
+    model: nn.Module
+    state: State
+    score: Score | None
+    plan: Plan
+    step_cost: cost.StepCost
+
+
+OnRound = Callable[[Record, State], None]
+
+
+def train(
+    model: nn.Module,
+    loss_fn: LossFn,
+    data: Data,
+    *,
+    plan: Plan,
+    algorithm: Algorithm,
+    optimizer: OptimizerFn,
+    num_rounds: int,
+    schedule: Schedule = constant,
+    seed: int = 0,
+    test: tuple[Tensor, Tensor] | None = None,
+    eval_every: int = 0,
+    calibration_samples: int = 2048,
+    runtime: Runtime | None = None,
+    resume: Callable[[Mapping[str, Tensor]], State] | None = None,
+    on_round: OnRound | None = None,
+    max_bad_rounds: int = 5,
+) -> Result:
+    """Train ``model`` as independent subnets and return the calibrated full model.
+
+    Each round t: units are assigned by ``algorithm.partition`` from (seed, t); each worker trains its subnet for
+    ``algorithm.local_steps`` steps on its own data; each element becomes the mean over its holders. ``model`` is
+    trained in place (but for algorithms with ``width < 1``, which train a fresh narrow one).
+
+    Args:
+        model: the full model.
+        loss_fn: ``loss_fn(model(x), y)``, the mean over the batch.
+        data: each worker's batches.
+        plan: what is dealt out.
+        algorithm: who holds what, and for how long.
+        optimizer: makes a ``torch.optim`` optimizer of parameters.
+        num_rounds: rounds in all, those before a resume included.
+        schedule: learning-rate factor by progress (0 to 1).
+        seed: of dropout and the like; data and dealing have their own.
+        test: (inputs, labels) to evaluate on.
+        eval_every: rounds between evaluations; 0: only after the last.
+        calibration_samples: inputs used to estimate batch-norm statistics of the full model, over all workers.
+        runtime: where workers run; serially in this process by default.
+        resume: given the fresh tensors, returns the state to go on from.
+        on_round: called after each round, for progress, files and checkpoints.
+        max_bad_rounds: so many rounds in a row with a refused piece end the training.
+
+    Raises:
+        ValueError: the plan does not fit the model, or there are more workers than units.
+        TrainingFailed: pieces had to be refused ``max_bad_rounds`` times in a row.
+    """
+    plan.check(model)
+    if num_rounds < 1:
+        raise ValueError(f"num_rounds={num_rounds}: expected at least 1")
+    if algorithm.width < 1.0:
+        model = narrow_model(model, plan, algorithm.width, seed_of(seed, "narrow"))
+        plan = Plan.whole(model)
+    state = State(named_tensors(model), 0, torch.zeros(plan.num_units, dtype=torch.int64))
+    if resume is not None:
+        fresh = state.tensors
+        state = resume(fresh)
+        for name, tensor in fresh.items():
+            state.tensors[name] = tensor.copy_(state.tensors[name])
+    loop = _Loop(
+        model=model,
+        loss_fn=loss_fn,
+        data=data,
+        plan=plan,
+        algorithm=algorithm,
+        optimizer=optimizer,
+        num_rounds=num_rounds,
+        schedule=schedule,
+        seed=seed,
+        test=test,
+        calibration_samples=calibration_samples,
+        runtime=runtime or Serial(),
+    )
+    final: tuple[nn.Module, Score | None] | None = None
+    while state.round < num_rounds:
+        started = time.perf_counter()
+        refused, train_loss = loop.train_round(state)
+        done = state.round == num_rounds
+        final = loop.evaluate(state) if done or (eval_every and state.round % eval_every == 0) else None
+        state.totals["time_s"] += time.perf_counter() - started
+        if on_round is not None:
+            on_round(loop.record(state, refused, train_loss, final[1] if final else None), state)
+        if state.bad_rounds >= max_bad_rounds:
+            raise TrainingFailed(
+                f"round {state.round - 1}: pieces were refused in {state.bad_rounds} rounds in a row (last of worker "
+                f"{', '.join(map(str, refused))}: loss or weights not finite); lower the learning rate or check the data"
+            )
+    calibrated, score = final or loop.evaluate(state)
+    return Result(calibrated, state, score, plan, loop.step_cost(0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loop:
+    """What stays the same from round to round, and the steps of a round."""
+
+    model: nn.Module
+    loss_fn: LossFn
+    data: Data
+    plan: Plan
+    algorithm: Algorithm
+    optimizer: OptimizerFn
+    num_rounds: int
+    schedule: Schedule
+    seed: int
+    test: tuple[Tensor, Tensor] | None
+    calibration_samples: int
+    runtime: Runtime
+    step_costs: dict[tuple[torch.Size, ...], cost.StepCost] = field(default_factory=dict)
+
+    def assignment(self, round: int) -> Assignment:
+        """Who holds what; after the last round nothing changes hands any more."""
+        return self.algorithm.partition.assign(self.plan.axes, min(round, self.num_rounds - 1))
+
+    def train_round(self, state: State) -> tuple[tuple[int, ...], float]:
+        """Do one round on ``state``; return the workers whose pieces were refused and the mean training loss."""
+        round, runtime = state.round, self.runtime
+        runtime.begin(round)
+        assignment = self.assignment(round)
+        mine = [self.train_worker(state, assignment, w) for w in runtime.mine(assignment.num_workers)]
+        like = mine[0].tensors
+        sent = runtime.bytes_sent
+        handovers = runtime.exchange(mine, lambda w: self.shapes(assignment, w, like), assignment.num_workers)
+        pieces = [h.tensors if math.isfinite(h.loss) and is_finite(h.tensors) else None for h in handovers]
+        for name, part in like.items():
+            if name not in state.tensors:  # optimizer state appears with the first step
+                state.tensors[name] = torch.zeros(self.full_shape(name, part), dtype=part.dtype, device=part.device)
+        aggregate_(state.tensors, self.plan, assignment, pieces)
+
+        good = [h for h, piece in zip(handovers, pieces, strict=True) if piece is not None]
+        state.trained += assignment.held[[h.worker for h in good]].sum(0)
+        state.round += 1
+        state.bad_rounds = 0 if len(good) == len(handovers) else state.bad_rounds + 1
+        state.totals["local_s"] += sum(h.local_s for h in handovers) / runtime.num_processes
+        state.totals["flop"] += sum(h.flop for h in handovers) / len(handovers)
+        state.totals["bytes_sent"] += runtime.bytes_sent - sent
+        if runtime.rank == 0:  # needed for the record only
+            due = cost.due_bytes(self.plan, state.tensors, assignment, self.assignment(round + 1))
+            state.totals["bytes_due"] += due
+        refused = tuple(h.worker for h, piece in zip(handovers, pieces, strict=True) if piece is None)
+        return refused, sum(h.loss for h in good) / len(good) if good else math.nan
+
+    def train_worker(self, state: State, assignment: Assignment, worker: int) -> Handover:
+        """Cut the worker's subnet out, train it, and return what it hands over."""
+        round, steps = state.round, self.algorithm.local_steps
+        units = assignment.units(worker)
+        subnet = extract(self.model, self.plan, units)
+        optimizer = self.optimizer(subnet.parameters())
+        travels = self.algorithm.optimizer_state == "travel"
+        if travels:
+            of_optimizer = {n: t for n, t in state.tensors.items() if optimizer_state.SEPARATOR in n}
+            optimizer_state.load_(optimizer, subnet, take_all(of_optimizer, cuts(self.plan, units)))
+        batches = ((self.here(x), self.here(y)) for x, y in self.data.batches(worker, round * steps, steps))
+        factors = (self.schedule((round + step / steps) / self.num_rounds) for step in range(steps))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(self.seed, "local", worker, round))
+            started = time.perf_counter()
+            loss = local_steps(subnet, self.loss_fn, batches, optimizer, factors)
+            local_s = time.perf_counter() - started
+        tensors = named_tensors(subnet) | (optimizer_state.read(optimizer, subnet) if travels else {})
+        flop = float(self.step_cost(worker, subnet).flop * steps)
+        return Handover(worker, round, tensors, loss, flop, local_s)
+
+    def shapes(self, assignment: Assignment, worker: int, like: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+        """The shapes of what ``worker`` hands over, derived from the plan; ``like`` is what a worker here made."""
+        cut = cuts(self.plan, assignment.units(worker))
+        return {name: cut_shape(self.full_shape(name, t), cut_of(cut, name, t.dim())) for name, t in like.items()}
+
+    def full_shape(self, name: str, part: Tensor) -> torch.Size:
+        """The full-size shape of the tensor ``name``, of which ``part`` is a worker's part."""
+        owner = self.plan.shapes[optimizer_state.parameter_of(name)]
+        return owner if part.dim() == len(owner) else part.shape
+
+    def evaluate(self, state: State) -> tuple[nn.Module, Score | None]:
+        """Calibrate the full model and score it; every process does its part."""
+        started = time.perf_counter()
+        assignment = self.assignment(state.round - 1)
+        workers = self.runtime.mine(assignment.num_workers)
+        each = max(1, self.calibration_samples // assignment.num_workers)
+        inputs = self.here(torch.cat([self.data.sample(w, each) for w in workers]))
+        total = self.runtime.total
+        model = calibrate(self.model, self.plan, assignment.share(), lambda m: m(inputs), total)
+        score = None
+        if self.test is not None:
+            mine = slice(self.runtime.rank, None, self.runtime.num_processes)
+            score = evaluate(
+                model, self.loss_fn, (self.here(self.test[0][mine]), self.here(self.test[1][mine])), total=total
+            )
+        state.totals["evaluate_s"] += time.perf_counter() - started
+        return model, score
+
+    def record(self, state: State, refused: tuple[int, ...], train_loss: float, score: Score | None) -> Record:
+        """The figures of the round that has just ended."""
+        return Record(
+            round=state.round - 1,
+            train_loss=train_loss,
+            rate_factor=self.schedule((state.round - 1) / self.num_rounds),
+            score=score,
+            refused=refused,
+            units_covered=float((state.trained > 0).double().mean()) if len(state.trained) else 1.0,
+            totals=dict(state.totals),
+        )
+
+    def step_cost(self, worker: int, subnet: nn.Module | None = None) -> cost.StepCost:
+        """What a local step costs ``worker``; counted once for each size of subnet."""
+        subnet = subnet or extract(self.model, self.plan, self.assignment(0).units(worker))
+        key = tuple(t.shape for t in subnet.parameters())
+        if key not in self.step_costs:
+            (batch,) = self.data.batches(worker, 0, 1)
+            self.step_costs[key] = cost.step_cost(subnet, self.loss_fn, batch, self.optimizer)
+        return self.step_costs[key]
+
+    def here(self, tensor: Tensor) -> Tensor:
+        """Move ``tensor`` to where the model is."""
+        return tensor.to(next(self.model.parameters()).device)
