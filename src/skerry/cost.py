@@ -65,6 +65,7 @@ class StepCost:
     """What one local step costs a worker.
 
     Attributes:
+        parameters: number of parameters it trains.
         flop: floating-point operations of forward and backward (matrix products and convolutions; a multiply-add is 2).
         weights: bytes of parameters and buffers.
         gradients: bytes of gradients.
@@ -72,6 +73,7 @@ class StepCost:
         activations: bytes kept for the backward pass, parameters not counted.
     """
 
+    parameters: int
     flop: int
     weights: int
     gradients: int
@@ -108,6 +110,7 @@ def step_cost(
     opt.step()
     state = [v for s in opt.state.values() for v in s.values() if isinstance(v, Tensor)]
     return StepCost(
+        parameters=sum(p.numel() for p in parameters),
         flop=counter.get_total_flops(),
         weights=_bytes([*parameters, *meta.buffers()]),
         gradients=_bytes(p for p in parameters if p.grad is not None),

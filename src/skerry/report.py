@@ -9,8 +9,7 @@ import math
 import os
 import re
 import statistics
-import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from itertools import cycle
@@ -22,18 +21,20 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
     from rich.table import Table
 
 Metric = dict[str, Any]
 Group = tuple["Row", list["Run"]]
 
-_STAGES = {"local_s": "#33475B", "exchange_s": "#7F95AD", "evaluate_s": "#B9C6D3", "checkpoint_s": "#DEE5EC"}
+_STAGES = ("local_s", "exchange_s", "evaluate_s", "checkpoint_s")  # what time_s is made of
 _METRICS = ("round", "time_s", *_STAGES, "bytes_due", "bytes_sent", "flop", "train_loss", "loss", "accuracy")
 _NOT_COMPARED = ("seed", "runtime", "versions")  # runs that differ only in these are one row
-# Okabe and Ito's palette, safe for colour-blind readers; the usual four methods look the same in every report.
+# Okabe and Ito's palette, safe for colour-blind readers; the usual methods look the same in every report.
 _COLOURS = {"ist": "#0072B2", "local_sgd": "#D55E00", "narrow": "#009E73", "single": "#555555"}
 _MORE_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D1F")
-_MOST_POINTS, _MOST_AXES = 400, 12
+_LINES = ("solid", "dashed", "dotted", "dashdot")  # tell rows of one method apart
+_MOST_POINTS, _MOST_AXES = 60, 12
 
 
 class ReportError(ValueError):
@@ -49,6 +50,11 @@ class Run:
     metrics: list[Metric]
     units: dict[str, Any]
     summary: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.resolve().name
 
     @property
     def num_rounds(self) -> int:
@@ -81,13 +87,12 @@ class Row:
 
 def load_run(folder: Path) -> Run:
     """Read one run folder; a half-written last line of metrics.jsonl (a killed run) is ignored."""
-    config = _read_json(folder / "config.json")
+    config, path = _read_json(folder / "config.json"), folder / "config.json"
     if not isinstance(config.get("method"), str):
         got = repr(config["method"]) if "method" in config else "no such key"
-        raise ReportError(f"{folder / 'config.json'} 'method': expected a name, got {got}; is this a run folder?")
-    units, summary = (
-        _read_json(folder / name) if (folder / name).exists() else {} for name in ("units.json", "summary.json")
-    )
+        raise ReportError(f"{path} 'method': expected a name, got {got}; is this a run folder?")
+    files = (folder / "units.json", folder / "summary.json")
+    units, summary = (_read_json(file) if file.exists() else {} for file in files)
     return Run(folder, config, _read_metrics(folder / "metrics.jsonl"), units, summary)
 
 
@@ -97,7 +102,7 @@ def load_runs(folder: Path) -> list[Run]:
         return [load_run(folder)]
     found = sorted(path.parent for path in folder.glob("*/config.json"))
     if not found:
-        raise ReportError(f"{folder}: expected config.json here or one folder down, got none; name a folder of runs")
+        raise ReportError(f"{folder}: expected config.json here or in a subfolder, got none; name a run's folder")
     return [load_run(path) for path in found]
 
 
@@ -123,8 +128,8 @@ def _read_metrics(path: Path) -> list[Metric]:
             metric = None
         missing = [key for key in _METRICS if not isinstance(metric, dict) or key not in metric]
         if missing:
-            expected = f"a JSON object with {missing[0]!r}"
-            raise ReportError(f"{path} line {number}: expected {expected}, got {line[:40]!r}; remove or mend the line")
+            where, got = f"{path} line {number}", repr(line[:40])
+            raise ReportError(f"{where}: expected an object with {missing[0]!r}, got {got}; remove or mend the line")
         metrics.append(metric)
     return metrics
 
@@ -133,16 +138,23 @@ def _read_metrics(path: Path) -> list[Metric]:
 
 
 def comparison(runs: Sequence[Run]) -> list[Row]:
-    """Return one row for each setting, in order of first appearance; the seeds of one setting are averaged."""
+    """Return one row for each setting, averaged over seeds, methods in order of appearance."""
     return [row for row, _ in _grouped(runs)]
 
 
 def _grouped(runs: Sequence[Run]) -> list[Group]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(json.dumps([run.config["method"], _flat(run.config)], sort_keys=True), []).append(run)
-    labels = _labels([group[0].config for group in groups.values()])
-    return [(_row(label, group), group) for label, group in zip(labels, groups.values(), strict=True)]
+        setting = json.dumps([run.config["method"], _flat(run.config)], sort_keys=True)
+        groups.setdefault(setting, []).append(run)
+    methods = [run.config["method"] for run in runs]
+
+    def place(group: list[Run]) -> tuple[int, int]:
+        return methods.index(group[0].config["method"]), group[0].config.get("local_steps") or 0
+
+    ordered = sorted(groups.values(), key=place)
+    labels = _labels([group[0].config for group in ordered])
+    return [(_row(label, group), group) for label, group in zip(labels, ordered, strict=True)]
 
 
 def _labels(configs: list[dict[str, Any]]) -> list[str]:
@@ -152,10 +164,10 @@ def _labels(configs: list[dict[str, Any]]) -> list[str]:
         mine, peers = _flat(config), [_flat(peer) for peer in configs if peer["method"] == config["method"]]
         keys = dict.fromkeys(["local_steps", *(key for peer in peers for key in peer)])
         differ = [key for key in keys if len({peer.get(key) for peer in peers}) > 1]
-        brief = [key for key in differ if key != "rounds"]  # has its own column and mostly follows from the steps
+        brief = [key for key in differ if key != "rounds"]  # has its own column, often follows from the steps
         if len({tuple(peer.get(key) for key in brief) for peer in peers}) == len(peers):
             differ = brief
-        words = {key: f"{key.rpartition('.')[2].replace('_', ' ')} {mine[key]}" for key in differ if key in mine}
+        words = {key: f"{key.split('.')[-1].replace('_', ' ')} {mine[key]}" for key in differ if key in mine}
         if "local_steps" in words:
             words["local_steps"] = f"{mine['local_steps']} steps"
         labels.append(", ".join([config["method"], *words.values()]))
@@ -181,6 +193,7 @@ def _row(label: str, runs: list[Run]) -> Row:
         values = [[m[key] for m in run.metrics if m[key] is not None] for run in runs]
         return [each[-1] for each in values if each]
 
+    memories = [sum(run.summary["memory_bytes"].values()) for run in runs if run.summary.get("memory_bytes")]
     accuracies, time_s = final("accuracy"), total("time_s", runs)
     return Row(
         label=label,
@@ -194,7 +207,7 @@ def _row(label: str, runs: list[Run]) -> Row:
         bytes_due=total("bytes_due", runs),
         bytes_sent=total("bytes_sent", [run for run in runs if run.config.get("runtime") != "serial"]),
         flop=total("flop", runs),
-        memory_bytes=_mean([sum(memory.values()) for run in runs if (memory := run.summary.get("memory_bytes"))]),
+        memory_bytes=_mean(memories),
         time_s=time_s,
         outside_share=1 - total("local_s", runs) / time_s if time_s > 0 else None,
     )
@@ -210,58 +223,64 @@ def _mean(values: Sequence[float]) -> float | None:
 def _number(value: float | None, unit: float = 1, digits: int = 3) -> str:
     """Three significant digits, never an exponent: 1234, 38.1, 4.02, 0.00310."""
     if value is None or value == 0 or not math.isfinite(value):
-        return "–" if value is None else f"{value:.0f}"
+        return "-" if value is None else f"{value:.0f}"
     return f"{value / unit:.{max(0, digits - 1 - math.floor(math.log10(abs(value / unit))))}f}"
 
 
 def _accuracy(value: float | None, spread: float | None = None) -> str:
     if value is None:
-        return "–"
+        return "-"
     text = f"{value:.4f}".removeprefix("0")
     return text if spread is None else f"{text} ± {_accuracy(spread)}"
 
 
-def _clock(time_s: float) -> tuple[float, str]:
-    """The unit in which a duration reads best."""
-    return next((unit, name) for most, unit, name in ((120, 1, "s"), (7200, 60, "min"), (math.inf, 3600, "h")) if time_s <= most)
+def _duration(time_s: float) -> str:
+    unit, name = (1, "s") if time_s <= 120 else (60, "min") if time_s <= 7200 else (3600, "h")
+    return f"{_number(time_s, unit)} {name}"
 
 
-_COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (  # what each means is said in report.html.jinja
-    ("run", lambda row: row.label),
-    ("seeds", lambda row: str(row.num_runs)),
-    ("rounds × steps", lambda row: f"{row.rounds} × {row.local_steps or '–'}"),
-    ("test accuracy", lambda row: _accuracy(row.accuracy, row.accuracy_spread)),
-    ("test loss", lambda row: _number(row.loss, digits=4)),
-    ("bytes due, MB", lambda row: _number(row.bytes_due, 1e6)),
-    ("bytes sent, MB", lambda row: _number(row.bytes_sent, 1e6)),
-    ("compute, TFLOP", lambda row: _number(row.flop, 1e12)),
-    ("memory, MB", lambda row: _number(row.memory_bytes, 1e6)),
-    ("time", lambda row: f"{_number(row.time_s, _clock(row.time_s)[0])} {_clock(row.time_s)[1]}"),
-    ("outside", lambda row: "–" if row.outside_share is None else f"{row.outside_share:.0%}"),
-)
+_COLUMNS: dict[str, Callable[[Row], str]] = {  # what each means is said in report.html.jinja
+    "run": lambda row: row.label,
+    "seeds": lambda row: str(row.num_runs),
+    "rounds": lambda row: str(row.rounds),
+    "local steps": lambda row: _number(row.local_steps),
+    "test accuracy": lambda row: _accuracy(row.accuracy, row.accuracy_spread),
+    "test loss": lambda row: _number(row.loss, digits=4),
+    "bytes due, MB": lambda row: _number(row.bytes_due, 1e6),
+    "bytes sent, MB": lambda row: _number(row.bytes_sent, 1e6),
+    "compute, TFLOP": lambda row: _number(row.flop, 1e12),
+    "memory, MB": lambda row: _number(row.memory_bytes, 1e6),
+    "time": lambda row: _duration(row.time_s),
+    "outside": lambda row: "-" if row.outside_share is None else f"{row.outside_share:.0%}",
+}
 
 
-def _table(rows: Sequence[Row]) -> list[list[str]]:
+def _table(rows: Sequence[Row], skip: Sequence[str] = ()) -> list[list[str]]:
     """Titles, then cells; columns in which no row has a value are left out."""
-    lines = [[title for title, _ in _COLUMNS], *([text(row) for _, text in _COLUMNS] for row in rows)]
-    shown = [any(cell != "–" for cell in cells) for cells in zip(*lines[1:], strict=True)]
-    return [[cell for cell, show in zip(line, shown, strict=True) if show] for line in lines] if rows else lines
+    columns = {title: [text(row) for row in rows] for title, text in _COLUMNS.items() if title not in skip}
+    shown = {title: cells for title, cells in columns.items() if any(cell != "-" for cell in cells)}
+    return [list(shown), *(list(line) for line in zip(*shown.values(), strict=True))]
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
     """Return the rows as a Markdown table for a README."""
     titles, *lines = _table(rows)
-    rule = ["---", *["---:"] * (len(titles) - 1)]
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in [titles, rule, *lines])
+    lines = [titles, ["---"] + ["---:"] * (len(titles) - 1), *lines]
+    return "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |\n" for line in lines)
 
 
 def to_rich(rows: Sequence[Row]) -> "Table":
-    """Return the rows as a table for ``rich.print``."""
-    from rich.table import Column, Table
+    """Return the rows as a table for ``rich.print``, with the columns that fit a terminal."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
     from rich.text import Text
 
-    titles, *lines = _table(rows)
-    table = Table(*(Column(title, justify="right" if index else "left") for index, title in enumerate(titles)))
+    loss = [] if all(row.accuracy is None for row in rows) else ["test loss"]
+    titles, *lines = _table(rows, skip=["seeds", "rounds", "bytes sent, MB", *loss])
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column(titles[0], overflow="fold", vertical="bottom")
+    for title in titles[1:]:
+        table.add_column(title.replace(", ", " ").replace(" ", "\n"), justify="right", no_wrap=True)
     for line in lines:
         table.add_row(*map(Text, line))  # Text: a label is never read as markup
     return table
@@ -271,7 +290,7 @@ def to_rich(rows: Sequence[Row]) -> "Table":
 
 
 def write_report(folder: Path) -> Path:
-    """Write ``folder/report.html``, one self-contained page about the run or runs in ``folder``, and return its path.
+    """Write ``folder/report.html``, one self-contained page about the run or runs in ``folder``.
 
     Raises:
         ReportError: no run here, a broken file, or matplotlib or jinja2 missing.
@@ -280,32 +299,30 @@ def write_report(folder: Path) -> Path:
         import jinja2
         import matplotlib
     except ImportError as error:
-        raise ReportError(
-            f"write_report: expected matplotlib and jinja2, got no {error.name!r}; pip install 'skerry[report]'"
-        ) from error
+        got = f"expected matplotlib and jinja2, got no {error.name}"
+        raise ReportError(f"write_report: {got}; pip install 'skerry[report]'") from error
     runs = load_runs(folder)
     groups = _grouped(runs)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": _number, "accuracy": _accuracy}
-    with matplotlib.rc_context(_STYLE):  # undone at once: a caller's own figures keep their look
+    with matplotlib.rc_context():  # undone at once: a caller's own figures keep their look
+        _set_style()
         pictures, units = _pictures(groups), _unit_pictures(groups)
-    html = environment.get_template("report.html.jinja").render(
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    pages.filters |= {"number": _number, "accuracy": _accuracy, "duration": _duration}
+    versions = [f"{key} {value}" for run in runs for key, value in run.config.get("versions", {}).items()]
+    html = pages.get_template("report.html.jinja").render(
         name=folder.resolve().name,
-        recipe=", ".join(dict.fromkeys(str(run.config.get("recipe", run.folder.resolve().name)) for run in runs)),
-        rows=[row for row, _ in groups],
+        recipe=", ".join(dict.fromkeys(str(run.config.get("recipe", run.name)) for run in runs)),
         runs=runs,
+        rows=[row for row, _ in groups],
         table=_table([row for row, _ in groups]),
+        looks=_looks(groups),
         pictures=pictures,
         units=units,
-        refused=[(run.folder.resolve().name, m["round"], m["refused"]) for run in runs for m in run.metrics if m.get("refused")],
+        times=[(_run_label(row, run), run.metrics[-1]) for row, runs in groups for run in runs if run.metrics],
+        refused=[(run.name, m["round"], m["refused"]) for run in runs for m in run.metrics if m.get("refused")],
         settings=_settings(groups),
-        versions=dict.fromkeys(f"{key} {v}" for run in runs for key, v in run.config.get("versions", {}).items()),
+        versions=list(dict.fromkeys(versions)),
     )
     path, half = folder / "report.html", folder / f".report-{os.getpid()}.html"
     try:
@@ -316,104 +333,112 @@ def write_report(folder: Path) -> Path:
     return path
 
 
+def _run_label(row: Row, run: Run) -> str:
+    return f"{row.label}, seed {run.config.get('seed', '?')}" if row.num_runs > 1 else row.label
+
+
 def _settings(groups: list[Group]) -> list[tuple[str, list[str]]]:
     """Each setting with its value in every row, or with one value where all rows agree."""
     columns = []
     for row, runs in groups:
         column = {"method": row.method}
         for key in ("seed", "runtime"):
-            column[key] = ", ".join(dict.fromkeys(str(run.config.get(key, "–")) for run in runs))
+            column[key] = ", ".join(dict.fromkeys(str(run.config.get(key, "-")) for run in runs))
         column |= _flat(runs[0].config)
-        column |= {f"parameters, {key}": f"{n:,}" for key, n in runs[0].summary.get("parameters", {}).items()}
-        column |= {f"memory, {key}": f"{_number(n, 1e6)} MB" for key, n in runs[0].summary.get("memory_bytes", {}).items()}
+        sizes, memory = (runs[0].summary.get(key, {}) for key in ("parameters", "memory_bytes"))
+        column |= {f"parameters, {key}": f"{count:,}" for key, count in sizes.items()}
+        column |= {f"memory, {key}": f"{_number(num_bytes, 1e6)} MB" for key, num_bytes in memory.items()}
         columns.append(column)
     keys = dict.fromkeys(key for column in columns for key in column)
-    lines = [(key, [column.get(key, "–") for column in columns]) for key in keys]
+    lines = [(key, [column.get(key, "-") for column in columns]) for key in keys]
     return [(key, values[:1] if len(set(values)) == 1 else values) for key, values in lines]
 
 
 # ---- pictures
 
-_STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",  # text stays text, in the reader's own font
-    "text.parse_math": False,  # a "$" in a recipe's name is a "$"
-    "font.size": 9,
-    "axes.labelsize": 9,
-    "axes.edgecolor": "#8A94A0",
-    "axes.labelcolor": "#3A424C",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E9ECEF",
-    "text.color": "#1D2126",
-    "xtick.color": "#59636E",
-    "ytick.color": "#59636E",
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-}
+
+def _set_style() -> None:
+    from matplotlib import rc, rcdefaults
+
+    rcdefaults()
+    rc("svg", fonttype="none")  # text stays text, in the reader's own font
+    rc("text", parse_math=False, color="#1D2126")  # a "$" in a recipe's name is a "$"
+    rc("font", size=9)
+    rc("axes", grid=True, axisbelow=True, labelsize=9, titlesize=9, titlelocation="left", edgecolor="#8A94A0")
+    rc("axes.spines", top=False, right=False)
+    rc("grid", color="#E9ECEF")
+    rc("xtick", color="#59636E")
+    rc("ytick", color="#59636E")
+    rc("xtick.major", size=0)
+    rc("ytick.major", size=0)
 
 
-def _svg(figure: "Figure") -> str:
-    """The figure as markup to be set inside a page: no header, no names of groups, no links."""
+def _svg(figure: "Figure", salt: str) -> str:
+    """The figure as markup to be set inside a page: ids no other figure has, no links, as wide as its place."""
+    from matplotlib import rc
+
+    rc("svg", hashsalt=salt)
     text = StringIO()
-    figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    svg = text.getvalue()
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg") :])
-    return re.sub(r' (xmlns(:xlink)?="[^"]*"|(width|height)="[\d.]+pt")', "", svg)
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(text, format="svg", transparent=True, metadata=nothing)
+    svg = re.sub(r'<g id="[^"]*"', "<g", text.getvalue())
+    return re.sub(r' (xmlns(:xlink)?="[^"]*"|(width|height)="[\d.]+pt")', "", svg[svg.index("<svg") :])
+
+
+def _looks(groups: list[Group]) -> list[dict[str, Any]]:
+    """For each row a colour, the same for all rows of a method, and a line style that tells those apart."""
+    more, seen = cycle(_MORE_COLOURS), dict[str, tuple[str, Iterator[str]]]()
+    for row, _ in groups:
+        if row.method not in seen:
+            seen[row.method] = (_COLOURS.get(row.method) or next(more), cycle(_LINES))
+    return [{"color": seen[row.method][0], "linestyle": next(seen[row.method][1])} for row, _ in groups]
 
 
 def _pictures(groups: list[Group]) -> dict[str, str]:
-    evaluated = any(row.accuracy is not None for row, _ in groups)
-    score, name = ("accuracy", "test accuracy") if evaluated else ("loss", "test loss")
-    curves: dict[str, tuple[str, Callable[[Metric], float], str, str]] = {
-        "rounds": ("rounds", lambda m: m["round"] + 1, score, name),
-        "compute": ("compute, TFLOP a worker", lambda m: m["flop"] / 1e12, score, name),
-        "bytes": ("bytes due, MB a worker (log scale)", lambda m: m["bytes_due"] / 1e6, score, name),
-        "train_loss": ("rounds", lambda m: m["round"] + 1, "train_loss", "training loss"),
+    score = "accuracy" if any(row.accuracy is not None for row, _ in groups) else "loss"
+    curves: dict[str, tuple[str, str, Callable[[Metric], float]]] = {
+        "rounds": (score, "rounds", lambda m: m["round"] + 1),
+        "compute": (score, "compute, TFLOP a worker", lambda m: m["flop"] / 1e12),
+        "bytes": (score, "bytes due, MB a worker (log scale)", lambda m: m["bytes_due"] / 1e6),
+        "train_loss": ("train_loss", "rounds", lambda m: m["round"] + 1),
     }
-    return {key: _svg(_draw_curves(groups, *curve, log=key == "bytes")) for key, curve in curves.items()} | {
-        "time": _svg(_draw_times(groups))
-    }
+    return {name: _svg(_draw_curves(groups, *curve, log=name == "bytes"), name) for name, curve in curves.items()}
 
 
-def _curve(runs: list[Run], x: Callable[[Metric], float], y: str) -> "np.ndarray[Any, np.dtype[np.float64]]":
-    """[points, 2]: the mean over ``runs`` at the rounds where each of them has a value."""
+def _curve(runs: list[Run], x: Callable[[Metric], float], y: str) -> "NDArray[np.float64]":
+    """[points, 2]: the mean over ``runs`` at the rounds where each of them has a value.
+
+    Of more than ``_MOST_POINTS`` the last of each stretch; but a training loss, which is noisy, is averaged.
+    """
     tables = [{m["round"]: (x(m), m[y]) for m in run.metrics if m[y] is not None} for run in runs]
     rounds = sorted(set.intersection(*(set(table) for table in tables)))
-    points = np.array([[table[r] for table in tables] for r in rounds], dtype=np.float64).reshape(-1, len(runs), 2)
-    points[~np.isfinite(points)] = np.nan
-    some = np.linspace(0, len(points) - 1, min(len(points), _MOST_POINTS)).round().astype(np.int64)
-    return points.mean(axis=1)[some]
-
-
-def _looks(groups: list[Group]) -> list[tuple[str, str]]:
-    """For each row a colour, the same for all rows of a method, and a line style that tells those apart."""
-    more, styles = cycle(_MORE_COLOURS), ("-", "--", "-.", ":")
-    methods = [row.method for row, _ in groups]
-    colours = {method: _COLOURS.get(method) or next(more) for method in dict.fromkeys(methods)}
-    return [(colours[each], styles[methods[:index].count(each) % 4]) for index, each in enumerate(methods)]
+    values = np.array([[table[r] for table in tables] for r in rounds], dtype=np.float64)
+    mean = values.reshape(-1, len(runs), 2).mean(axis=1)
+    mean[~np.isfinite(mean)] = np.nan
+    parts = np.array_split(mean, min(len(mean), _MOST_POINTS)) if len(mean) else []
+    thin = [(part[-1, 0], part[:, 1].mean() if y == "train_loss" else part[-1, 1]) for part in parts]
+    return np.array(thin, dtype=np.float64).reshape(-1, 2)
 
 
 def _draw_curves(
-    groups: list[Group], xlabel: str, x: Callable[[Metric], float], y: str, ylabel: str, log: bool
+    groups: list[Group], y: str, xlabel: str, x: Callable[[Metric], float], log: bool
 ) -> "Figure":
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    ylabel = "training loss" if y == "train_loss" else f"test {y}"
     figure = Figure(figsize=(4.6, 3.1), layout="constrained")
     axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel, xscale="log" if log else "linear")
     heights, ends = [], []
-    for (row, runs), (colour, dashes) in zip(groups, _looks(groups), strict=True):
+    for (row, runs), look in zip(groups, _looks(groups), strict=True):
         mean = _curve(runs, x, y)
-        if not np.isfinite(mean).all(axis=1).any():
+        known = mean[np.isfinite(mean).all(axis=1)]
+        if not len(known):
             continue
-        end = mean[np.isfinite(mean).all(axis=1)][-1]
-        look = {"color": colour, "linestyle": dashes}
+        end = (float(known[-1, 0]), float(known[-1, 1]))
         if log and end[0] <= 0:  # it exchanges nothing and so has no place on a log axis: show its level
             axes.axhline(end[1], linewidth=1.2, **look)
-            end, mean = np.array([np.nan, end[1]]), mean[-1:]
+            mean, end = known[-1:], (math.inf, end[1])
         else:
             for curve in [_curve([run], x, y) for run in runs] if len(runs) > 1 else []:
                 axes.plot(*curve.T, linewidth=0.7, alpha=0.4, **look)
@@ -436,80 +461,63 @@ def _draw_curves(
     return figure
 
 
-def _name_ends(axes: "Axes", ends: list[tuple[str, Any, dict[str, Any]]]) -> None:
+def _name_ends(axes: "Axes", ends: list[tuple[str, tuple[float, float], dict[str, Any]]]) -> None:
     """Write each curve's name beside the axes at the height of its end, pushed apart where names would touch."""
-    low, high = axes.get_ylim()
-    ends = sorted(ends, key=lambda end: float(end[1][1]))
-    names = [textwrap.fill(label, 18) for label, _, _ in ends]
-    sizes = [0.02 + 0.065 * (1 + name.count("\n")) for name in names]
-    at = [min(max((float(end[1]) - low) / (high - low), 0.0), 1.0) for _, end, _ in ends]
+    (low, high), right = axes.get_ylim(), axes.get_xlim()[1]
+    ends = sorted(ends, key=lambda end: end[1][1])
+    names = [label.replace(", ", "\n") for label, _, _ in ends]
+    sizes = [0.02 + 0.06 * (1 + name.count("\n")) for name in names]
+    at = [min(max((end[1] - low) / (high - low), 0.0), 1.0) for _, end, _ in ends]
     for i in range(1, len(at)):
         at[i] = max(at[i], at[i - 1] + (sizes[i - 1] + sizes[i]) / 2)
     at[-1] = min(at[-1], 1.0)
     for i in range(len(at) - 1, 0, -1):
         at[i - 1] = min(at[i - 1], at[i] - (sizes[i - 1] + sizes[i]) / 2)
+    beside: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False}
     for name, height, (_, (x, y), look) in zip(names, at, ends, strict=True):
-        point, system = ((1, y), axes.get_yaxis_transform()) if np.isnan(x) else ((x, y), axes.transData)
-        line = {"arrowstyle": "-", "color": look["color"], "linewidth": 0.6, "alpha": 0.6, "shrinkA": 0, "shrinkB": 0}
-        axes.annotate("", point, (1.03, height), system, axes.transAxes, arrowprops=line, annotation_clip=False)
-        axes.plot([1.03, 1.08], [height] * 2, transform=axes.transAxes, clip_on=False, linewidth=1.8, **look)
-        axes.text(1.1, height, name, transform=axes.transAxes, va="center", linespacing=1.0)
+        line = {"arrowstyle": "-", "color": look["color"], "lw": 0.6, "alpha": 0.6, "shrinkA": 0, "shrinkB": 0}
+        place: dict[str, Any] = {"xytext": (1.03, height), "textcoords": axes.transAxes, "annotation_clip": False}
+        axes.annotate("", (min(x, right), y), arrowprops=line, **place)
+        axes.plot([1.03, 1.09], [height, height], linewidth=1.8, **look, **beside)
+        axes.text(1.11, height, name, va="center", linespacing=1.0, **beside)
 
 
-def _draw_times(groups: list[Group]) -> "Figure":
-    """A bar for each run, cut into what its wall clock was spent on."""
+def _unit_pictures(groups: list[Group]) -> list[tuple[str, int, int, str]]:
+    """For the first run of each row: its name, the least and the most a unit was trained, and a picture if uneven."""
+    found = []
+    for row, runs in groups:
+        axes = [axis for axis in runs[0].units.get("axes", []) if axis["counts"]]
+        if axes:
+            low, high = min(min(axis["counts"]) for axis in axes), max(max(axis["counts"]) for axis in axes)
+            svg = _svg(_draw_units(axes, low, high), f"units of {row.label}") if low < high else ""
+            found.append((_run_label(row, runs[0]), low, high, svg))
+    return found
+
+
+def _draw_units(unit_axes: list[dict[str, Any]], low: int, high: int) -> "Figure":
+    """Each axis as a map (units in reading order) beside a histogram of the same counts."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    runs = [(row, run) for row, runs in groups for run in runs if run.metrics]
-    unit, unit_name = _clock(max((run.metrics[-1]["time_s"] for _, run in runs), default=0.0))
-    figure = Figure(figsize=(4.6, 0.9 + 0.22 * max(3, len(runs))), layout="constrained")
-    axes = figure.add_subplot(xlabel=f"wall clock, {unit_name}")
-    ends = {stage: np.array([run.metrics[-1][stage] / unit for _, run in runs]) for stage in (*_STAGES, "time_s")}
-    left = np.zeros(len(runs))
-    for stage, colour in _STAGES.items():
-        name = "local steps" if stage == "local_s" else stage.removesuffix("_s")
-        axes.barh(range(len(runs)), ends[stage], left=left, color=colour, height=0.7, label=name)
-        left = left + ends[stage]
-    rest = np.maximum(ends["time_s"] - left, 0)
-    axes.barh(range(len(runs)), rest, left=left, height=0.7, facecolor="white", edgecolor="#B9C6D3", label="rest")
-    names = [row.label + (f", seed {run.config.get('seed', '?')}" if row.num_runs > 1 else "") for row, run in runs]
-    axes.set_yticks(range(len(runs)), [textwrap.fill(name, 30) for name in names])
-    axes.invert_yaxis()
-    axes.grid(visible=False, axis="y")
-    figure.legend(loc="outside upper left", ncols=5, columnspacing=1, handlelength=1, handletextpad=0.4)
-    return figure
-
-
-def _unit_pictures(groups: list[Group]) -> list[tuple[str, str]]:
-    """For the first run of each row that dealt units out: its name, and how often each unit was trained."""
-    found = [(row, runs[0], [axis for axis in runs[0].units.get("axes", []) if axis["counts"]]) for row, runs in groups]
-    return [
-        (row.label + (f", seed {run.config.get('seed', '?')}" if row.num_runs > 1 else ""), _svg(_draw_units(axes)))
-        for row, run, axes in found
-        if axes
-    ]
-
-
-def _draw_units(unit_axes: list[dict[str, Any]]) -> "Figure":
-    """Each axis as a map (units in reading order, in lines of 64 or more) beside a histogram of the same counts."""
-    from matplotlib.figure import Figure
-
-    chosen = sorted(unit_axes, key=lambda axis: np.ptp(axis["counts"]), reverse=True)[:_MOST_AXES]
-    low, high = (choose(choose(axis["counts"]) for axis in chosen) for choose in (min, max))
-    figure = Figure(figsize=(4.6, 0.3 + 1.05 * len(chosen)), layout="constrained")
-    grid = figure.subplots(len(chosen), 2, squeeze=False, width_ratios=(3, 1.3))
+    if len(unit_axes) > _MOST_AXES:
+        unit_axes = sorted(unit_axes, key=lambda axis: min(axis["counts"]) - max(axis["counts"]))[:_MOST_AXES]
+    figure = Figure(figsize=(4.6, 0.55 + 0.95 * len(unit_axes)), layout="constrained")
+    grid = figure.subplots(len(unit_axes), 2, squeeze=False, width_ratios=(3, 1.3))
     bins = np.unique(np.linspace(low, high + 1, 25).round()) - 0.5
-    for axis, (heat, bars) in zip((axis for axis in unit_axes if axis in chosen), grid, strict=True):
+    for axis, (heat, bars) in zip(unit_axes, grid, strict=True):
         counts = np.array(axis["counts"], dtype=np.float64)
-        wide = min(len(counts), max(64, math.isqrt(8 * len(counts))))
+        least = max(64, math.isqrt(6 * len(counts)))  # units a line; even lines where that can be had
+        wide = next((w for w in range(least, 2 * least + 1) if len(counts) % w == 0), min(least, len(counts)))
         lines = np.append(counts, [np.nan] * (-len(counts) % wide)).reshape(-1, wide)
-        picture = heat.imshow(lines, aspect="auto", cmap="cividis", vmin=low, vmax=max(high, low + 1), interpolation="nearest")
+        picture = heat.imshow(lines, "cividis", aspect="auto", vmin=low, vmax=high, interpolation="nearest")
         heat.set_axis_off()
-        never = f", {(counts == 0).sum()} never" if (counts == 0).any() else ""
-        title = f"{axis['name']}: {len(counts)} {axis['kind']}, {min(counts):.0f} to {max(counts):.0f} times{never}"
-        heat.set_title(title, loc="left", fontsize=9)
+        never = f", {(counts == 0).sum()} of them never" if not counts.all() else ""
+        times = f"{counts.min():.0f} to {counts.max():.0f} times{never}"
+        heat.set_title(f"{axis['name']}: {len(counts)} {axis['kind']}, {times}")
         bars.hist(counts, bins=bins, color="#7F95AD")
         bars.set_yticks([])
         bars.spines["left"].set_visible(False)
-    figure.colorbar(picture, ax=list(grid[:, 0]), location="bottom", label="times trained", aspect=40)
+        bars.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+    bar = figure.colorbar(picture, ax=list(grid[:, 0]), location="bottom", label="times trained", aspect=40)
+    bar.locator = MaxNLocator(5, integer=True)
     return figure

@@ -114,7 +114,7 @@ def train(
     eval_every: int = 0,
     calibration_samples: int = 2048,
     runtime: Runtime | None = None,
-    resume: Callable[[Mapping[str, Tensor]], State] | None = None,
+    resume: Callable[[State], State] | None = None,
     on_round: OnRound | None = None,
     max_bad_rounds: int = 5,
 ) -> Result:
@@ -138,7 +138,7 @@ def train(
         eval_every: rounds between evaluations; 0: only after the last.
         calibration_samples: inputs used to estimate batch-norm statistics of the full model, over all workers.
         runtime: where workers run; serially in this process by default.
-        resume: given the fresh tensors, returns the state to go on from.
+        resume: given the fresh state, returns the one to go on from.
         on_round: called after each round, for progress, files and checkpoints.
         max_bad_rounds: so many rounds in a row with a refused piece end the training.
 
@@ -154,9 +154,9 @@ def train(
         plan = Plan.whole(model)
     state = State(named_tensors(model), 0, torch.zeros(plan.num_units, dtype=torch.int64))
     if resume is not None:
-        fresh = state.tensors
-        state = resume(fresh)
-        for name, tensor in fresh.items():
+        own = state.tensors
+        state = resume(state)
+        for name, tensor in own.items():
             state.tensors[name] = tensor.copy_(state.tensors[name])
     loop = _Loop(
         model=model,

@@ -1,10 +1,10 @@
-"""``Shards`` against a slow obvious stream: all epochs of a worker written out in one list, then cut into batches."""
+"""``Shards`` against a slow obvious stream: a worker's epochs in one list, then cut into batches."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -22,7 +22,9 @@ def make(parts: list[Tensor], batch_size: int = 3, seed: int = 0) -> Shards:
     return Shards(torch.arange(num), 10 * torch.arange(num), parts, batch_size=batch_size, seed=seed)
 
 
-def reference(parts: list[Tensor], worker: int, batch_size: int, seed: int, num_steps: int) -> list[list[int]]:
+def reference(
+    parts: list[Tensor], worker: int, batch_size: int, seed: int, num_steps: int
+) -> list[list[int]]:
     part, stream, epoch = parts[worker].tolist(), [], 0
     while len(stream) < batch_size * num_steps:
         order = torch.randperm(len(part), generator=generator(seed, "data", worker, epoch))
@@ -35,6 +37,7 @@ def inputs(batches: Iterator[tuple[Tensor, Tensor]]) -> list[list[int]]:
     return [x.tolist() for x, _ in batches]
 
 
+@settings(deadline=None)
 @given(parts_lists, st.integers(1, 30), st.integers(0, 3))
 def test_the_stream_is_the_reference(parts: list[Tensor], batch_size: int, seed: int):
     shards = make(parts, batch_size, seed)
@@ -42,6 +45,7 @@ def test_the_stream_is_the_reference(parts: list[Tensor], batch_size: int, seed:
         assert inputs(shards.batches(worker, 0, 6)) == reference(parts, worker, batch_size, seed, 6)
 
 
+@settings(deadline=None)
 @given(parts_lists, st.integers(1, 30), st.integers(0, 50), st.integers(0, 5))
 def test_direct_access_is_sequential_access(parts: list[Tensor], batch_size: int, first: int, num: int):
     worker = len(parts) - 1
@@ -49,9 +53,11 @@ def test_direct_access_is_sequential_access(parts: list[Tensor], batch_size: int
     assert inputs(make(parts, batch_size).batches(worker, first, num)) == sequential[first:]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 7))
 def test_each_epoch_sees_each_sample_once(num: int, batch_size: int):
-    stream = sum(inputs(make([torch.arange(num)], batch_size).batches(0, 0, 3 * num)), [])
+    batches = inputs(make([torch.arange(num)], batch_size).batches(0, 0, 3 * num))
+    stream = [i for batch in batches for i in batch]
     for start in range(0, len(stream) - num + 1, num):
         assert sorted(stream[start : start + num]) == list(range(num))
 
@@ -60,7 +66,10 @@ def test_interleaved_and_backward_use_of_one_object_changes_nothing():
     parts = list(torch.arange(12).split(6))
     shards = make(parts, batch_size=4)
     a, b = shards.batches(0, 0, 5), shards.batches(0, 3, 5)
-    mixed = [(next(a)[0].tolist(), next(shards.batches(1, 7, 1))[0].tolist(), next(b)[0].tolist()) for _ in range(5)]
+    mixed = [
+        (next(a)[0].tolist(), next(shards.batches(1, 7, 1))[0].tolist(), next(b)[0].tolist())
+        for _ in range(5)
+    ]
     expected = reference(parts, 0, 4, 0, 8)
     assert [step[0] for step in mixed] == expected[:5]
     assert [step[1] for step in mixed] == [reference(parts, 1, 4, 0, 8)[7]] * 5

@@ -184,7 +184,7 @@ def _by_apt_with_own_lists(folder: Path) -> Path:
     (folder / "lists" / "partial").mkdir(parents=True)
     (folder / "cache" / "archives" / "partial").mkdir(parents=True)
     try:
-        # Else update ends well without network, and the only reason seen is a package that is not in empty lists.
+        # Else update ends well without network, and all one hears is that empty lists lack the package.
         _run([*apt, "-o", "APT::Update::Error-Mode=any", "update"], folder, DOWNLOAD_TIMEOUT_S)
     except DataError as update_error:  # it also fails where just one of many repositories does: go on
         try:
@@ -258,7 +258,7 @@ def _run(command: list[str], folder: Path, timeout_s: float) -> None:
 
 def _one_line(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return " / ".join(lines)[:400] or "it said nothing"
+    return " / ".join(lines)[:250] or "it said nothing"
 
 
 def _scikit_learn_folder() -> Path:

@@ -1,0 +1,241 @@
+"""The command line: the only place where names become runs."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from skerry import data as data_room
+from skerry import experiment, report
+from skerry.config import Config, choose, parse_settings
+from skerry.experiment import METHODS
+from skerry.progress import RunProgress
+from skerry.recipes import RECIPES
+from skerry.run import check_folder, saved_config
+from skerry.runtimes import PeerLost, Processes, Runtime, Serial, WorkerDied, launch
+from skerry.train import TrainingFailed
+
+_TOLD = (ValueError, OSError, TrainingFailed, PeerLost, WorkerDied)
+
+
+def entry() -> None:
+    """Run the command line; whatever a user can mend is told in one line, without a traceback."""
+    try:
+        main(standalone_mode=False)
+    except click.exceptions.Abort:
+        _die("interrupted; go on with --resume", 130)
+    except click.ClickException as error:
+        _die(error.format_message(), error.exit_code)
+    except KeyboardInterrupt:
+        _die("interrupted; go on with --resume", 130)
+    except _TOLD as error:
+        _die(" ".join(str(error).split("\n")) if not isinstance(error, WorkerDied) else str(error), 1)
+
+
+def _die(message: str, code: int) -> None:
+    print(f"skerry: error: {message}", file=sys.stderr, flush=True)
+    # Not sys.exit: in a process group that lost a member, gloo's destructors may wait for it.
+    os._exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="skerry")
+def main() -> None:
+    """Train one wide PyTorch network as many narrow, independent ones.
+
+    A first try, a few seconds: skerry train digits-mlp --out runs/first
+    """
+
+
+def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that ``train`` and ``compare`` have in common."""
+    options = [
+        click.option("--workers", type=int, help="Number of workers."),
+        click.option(
+            "--runtime", type=click.Choice(["serial", "processes"]), help="All in this process, or a process a worker."
+        ),
+        click.option("--seed", type=int, help="Seed of everything random."),
+        click.option(
+            "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change any setting, e.g. optimizer.lr=0.3."
+        ),
+        click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for all files of the run."),
+        click.option("--resume", is_flag=True, help="Go on with what is in --out."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("recipe")
+@click.option("--method", default=None, help="ist (default), local_sgd, narrow or single.")
+@click.option("--rounds", type=int, help="Number of rounds.")
+@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events to OUT/tensorboard.")
+@_shared_options
+def train(
+    recipe: str,
+    method: str | None,
+    rounds: int | None,
+    tensorboard: bool,
+    workers: int | None,
+    runtime: str | None,
+    seed: int | None,
+    settings: tuple[str, ...],
+    out: Path,
+    resume: bool,
+) -> None:
+    """Train RECIPE and write metrics, checkpoints and a report to --out.
+
+    Recipes: fashion-mlp, mnist-mlp, digits-mlp. The settings that --set takes are those of config.json in --out, for
+    example local_steps=100, partition.reshuffle=1, partition.capacities=[1,1,2,4], optimizer.name=AdamW, split=by_label.
+
+    Started by torchrun (torchrun --standalone --nproc-per-node 4 -m skerry train ...) it is one of the workers.
+    """
+    given = {"workers": workers, "runtime": runtime, "seed": seed, "rounds": rounds, **parse_settings(settings)}
+    given = {name: value for name, value in given.items() if value is not None}
+    choose(recipe, RECIPES, "recipe")
+    if resume:
+        config = saved_config(out)
+        if config.recipe != recipe:
+            raise ValueError(f"{out}: the saved run is of {config.recipe}, got {recipe}; resume with that recipe")
+        if method not in (None, config.method):
+            raise ValueError(f"{out}: the saved run is of method {config.method}, got {method}; choose another --out")
+        config = config.change(given)
+    else:
+        config = experiment.configure(recipe, method or "ist", given)
+    _start(config, out, resume=resume, tensorboard=tensorboard)
+    if int(os.environ.get("RANK", 0)) == 0:
+        _conclude(out)
+
+
+@main.command()
+@click.argument("recipe")
+@click.option("--methods", default="ist,local_sgd,narrow,single", show_default=True, help="Methods, comma-separated.")
+@click.option("--seeds", default=None, help="Seeds, comma-separated, to repeat every method with.")
+@_shared_options
+def compare(
+    recipe: str,
+    methods: str,
+    seeds: str | None,
+    workers: int | None,
+    runtime: str | None,
+    seed: int | None,
+    settings: tuple[str, ...],
+    out: Path,
+    resume: bool,
+) -> None:
+    """Train RECIPE by several methods, at equal operations a worker; one table, one report.
+
+    A setting for one method only is named with the method: --set local_sgd.local_steps=230. With --resume, methods that
+    are done are kept.
+    """
+    chosen = [choose(m.strip(), METHODS, "method") for m in methods.split(",") if m.strip()]
+    try:
+        repeats = [int(s) for s in seeds.split(",")] if seeds else [None]
+    except ValueError:
+        raise ValueError(f"--seeds {seeds}: expected whole numbers, for example 0,1,2") from None
+    given = {"workers": workers, "runtime": runtime, "seed": seed, **parse_settings(settings)}
+    runs = []
+    for method in chosen:
+        for repeat in repeats:
+            own = {k: v for k, v in given.items() if v is not None and _is_for(k, method)}
+            own = {k.removeprefix(f"{method}."): v for k, v in own.items()}
+            if repeat is not None:
+                own["seed"] = repeat
+            folder = out / (method if repeat is None else f"{method}-seed{repeat}")
+            runs.append((experiment.configure(recipe, method, own), folder))
+    for config, folder in runs:
+        check_folder(folder, config, resume=resume and (folder / "config.json").exists())
+    for config, folder in runs:
+        if not (folder / "summary.json").exists():
+            _start(config, folder, resume=(folder / "config.json").exists())
+    _conclude(out)
+
+
+def _is_for(setting: str, method: str) -> bool:
+    """Whether a setting given to ``compare`` is for ``method``."""
+    first = setting.split(".")[0]
+    if first in METHODS:
+        return first == method
+    if first == "partition":
+        return method == "ist"
+    return not (method == "single" and first == "workers")
+
+
+def _start(config: Config, out: Path, *, resume: bool, tensorboard: bool = False) -> None:
+    """Run ``config`` where it belongs: in this process, in new ones, or as the process torchrun made us."""
+    threads = experiment.num_threads(config)
+    torch.set_num_threads(threads)
+    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
+        if config.runtime == "serial":
+            config = config.change({"runtime": "processes"})
+            torch.set_num_threads(experiment.num_threads(config))
+        runtime = Processes.join(config.timeout_s)
+        _work(runtime, config, out, resume, tensorboard)
+        runtime.close()
+        return
+    check_folder(out, config, resume=resume)
+    if config.runtime == "serial":
+        _work(Serial(), config, out, resume, tensorboard)
+        return
+    cores = len(os.sched_getaffinity(0))
+    click.echo(f"{config.workers} processes with {threads} torch thread(s) each on {cores} cores", err=True)
+    launch(
+        _work, config.workers, config, out, resume, tensorboard,
+        threads=threads, timeout_s=config.timeout_s, expected=_TOLD,
+    )  # fmt: skip
+
+
+def _work(runtime: Runtime, config: Config, out: Path, resume: bool, tensorboard: bool) -> None:
+    """What each process of a run does."""
+    if runtime.rank != 0:
+        experiment.run(config, out, runtime, resume=resume)
+        return
+    with RunProgress(f"{config.recipe} {config.method}", config.rounds) as progress:
+        hooks = [progress.on_round]
+        if tensorboard:
+            from skerry.tensorboard import Events  # an extra
+
+            hooks.append(Events(out / "tensorboard").on_round)
+
+        def on_round(record: Any, state: Any) -> None:
+            for hook in hooks:
+                hook(record, state)
+
+        experiment.run(config, out, runtime, resume=resume, on_round=on_round)
+
+
+def _conclude(out: Path) -> None:
+    """Print the table and the path of the report."""
+    from rich.console import Console
+
+    Console().print(report.to_rich(report.comparison(report.load_runs(out))))
+    click.echo(f"report: {report.write_report(out)}")
+
+
+@main.command(name="report")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
+def report_command(folder: Path, markdown: bool) -> None:
+    """Write report.html for the run, or the folder of runs, in FOLDER, and print its table."""
+    if markdown:
+        click.echo(report.to_markdown(report.comparison(report.load_runs(folder))))
+    else:
+        _conclude(folder)
+
+
+@main.group(name="data")
+def data_command() -> None:
+    """Get the real data sets that recipes use."""
+
+
+@data_command.command()
+@click.argument("name")
+@click.option("--from", "source", type=click.Path(path_type=Path), help="Folder with the four IDX files, plain or .gz.")
+def fetch(name: str, source: Path | None) -> None:
+    """Get NAME (fashion-mnist, mnist), check it and keep it in the cache. Needs no root."""
+    click.echo(f"{name}: {data_room.fetch(name, source=source)}")

@@ -1,0 +1,152 @@
+"""The settings of one run: what ``--set`` changes, ``config.json`` keeps and resume checks."""
+
+import difflib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dealing:
+    """How units are dealt; see ``Disjoint``. ``capacities``: a weight a worker, None: equal."""
+
+    reshuffle: float = 0.1
+    core: float = 0.0
+    capacities: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run.
+
+    ``optimizer`` holds the ``name`` of a class of ``torch.optim`` and its keyword arguments; ``model`` what the recipe
+    lets one change of its model. ``threads=0`` means: serial all cores, processes an equal part of them, at least one.
+    """
+
+    recipe: str
+    method: str = "ist"
+    workers: int = 4
+    runtime: str = "serial"
+    rounds: int = 100
+    local_steps: int = 50
+    batch_size: int = 128
+    seed: int = 0
+    split: str = "iid"
+    partition: Dealing = field(default_factory=Dealing)
+    optimizer: Mapping[str, Any] = field(default_factory=lambda: {"name": "SGD", "lr": 0.1, "momentum": 0.9})
+    optimizer_state: str = "reset"
+    schedule: str = "cosine"
+    model: Mapping[str, Any] = field(default_factory=dict)
+    eval_every: int = 10
+    checkpoint_every_s: float = 10.0
+    max_bad_rounds: int = 5
+    threads: int = 0
+    timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        least = {"workers": 1, "rounds": 1, "local_steps": 1, "batch_size": 1, "max_bad_rounds": 1}
+        least |= {"seed": 0, "eval_every": 0, "threads": 0, "checkpoint_every_s": 0}
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= minimum):
+                raise ValueError(f"{name}={value}: expected at least {minimum}")
+        if not self.timeout_s > 0:
+            raise ValueError(f"timeout_s={self.timeout_s}: expected more than 0 seconds")
+        for name, choices in (("runtime", ("serial", "processes")), ("schedule", ("constant", "cosine"))):
+            choose(getattr(self, name), choices, name)
+
+    def change(self, settings: Mapping[str, Any]) -> Self:
+        """Return a copy with ``settings`` (dotted name -> value) changed.
+
+        Raises:
+            ValueError: an unknown name (the nearest known one is told) or a value of the wrong type.
+        """
+        changed = self
+        for name, value in settings.items():
+            changed = _change(changed, name.split("."), value, name)
+        return changed
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Self:
+        """Return what ``to_json`` wrote; keys that are no settings are an error."""
+        return cls(recipe="").change({name: value for name, value in plain.items() if name != "versions"})
+
+
+def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
+    """Turn ``["optimizer.lr=.3", ...]`` into a mapping; values are JSON where they can be, text otherwise."""
+    settings: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--set {text}: expected key=value, for example --set optimizer.lr=0.3")
+        settings[name.strip()] = _value(value.strip())
+    return settings
+
+
+def choose(name: str, known: Iterable[str], what: str) -> str:
+    """Return ``name`` if it is one of ``known``; otherwise raise ValueError that names the nearest."""
+    known = list(known)
+    if name in known:
+        return name
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+    raise ValueError(f"unknown {what} '{name}'; {hint}")
+
+
+def _value(text: str) -> Any:
+    for attempt in (text, f"0{text}"):  # .3 is not JSON, people write it all the same
+        try:
+            return json.loads(attempt)
+        except json.JSONDecodeError:
+            continue
+    return text
+
+
+def _change(config: Any, path: list[str], value: Any, full: str) -> Any:
+    name, rest = path[0], path[1:]
+    if isinstance(config, Mapping):
+        if rest:
+            raise ValueError(f"unknown setting '{full}': '{name}' has no parts")
+        return {**config, name: value}
+    known = {f.name: getattr(config, f.name) for f in fields(config)}
+    choose(name, known, f"setting '{full}': part" if full != name else "setting")
+    old = known[name]
+    if rest:
+        if not is_dataclass(old) and not isinstance(old, Mapping):
+            raise ValueError(f"unknown setting '{full}': '{name}' is a single value; did you mean '{name}'?")
+        return replace(config, **{name: _change(old, rest, value, full)})
+    return replace(config, **{name: _typed(old, value, full)})
+
+
+def _typed(old: Any, value: Any, name: str) -> Any:
+    """Return ``value`` as the type of ``old``, or raise ValueError."""
+    if isinstance(value, bool):
+        pass
+    elif is_dataclass(old):
+        if isinstance(value, Mapping):
+            for part, inner in value.items():
+                old = _change(old, [part], inner, f"{name}.{part}")
+            return old
+    elif isinstance(old, Mapping):
+        if isinstance(value, Mapping):
+            return dict(value)
+    elif isinstance(old, int):
+        if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+            return int(value)
+    elif isinstance(old, float):
+        if isinstance(value, int | float):
+            return float(value)
+    elif isinstance(old, str):
+        if isinstance(value, str):
+            return value
+    elif value is None or (isinstance(value, list) and all(isinstance(v, int | float) for v in value)):
+        return None if value is None else tuple(float(v) for v in value)
+    kind = "a list of numbers, for example [1,1,2]" if old is None or isinstance(old, tuple) else type(old).__name__
+    raise ValueError(f"{name}={value!r}: expected {kind}")

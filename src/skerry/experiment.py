@@ -1,0 +1,128 @@
+"""From names to objects: build what a config names, and run it in a folder."""
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from skerry import algorithms, schedule
+from skerry.algorithm import Algorithm
+from skerry.config import Config, choose
+from skerry.local import OptimizerFn
+from skerry.recipes import RECIPES
+from skerry.run import RunFolder, load_state
+from skerry.runtimes import Runtime
+from skerry.train import OnRound, train
+
+METHODS: dict[str, Callable[[Config], Algorithm]] = {
+    "ist": lambda c: algorithms.ist(
+        c.workers,
+        local_steps=c.local_steps,
+        seed=c.seed,
+        reshuffle=c.partition.reshuffle,
+        core=c.partition.core,
+        capacities=c.partition.capacities,
+        optimizer_state=c.optimizer_state,  # type: ignore[arg-type]  # Algorithm checks the word
+    ),
+    "local_sgd": lambda c: algorithms.local_sgd(
+        c.workers, local_steps=c.local_steps, optimizer_state=c.optimizer_state  # type: ignore[arg-type]
+    ),
+    "narrow": lambda c: algorithms.narrow(
+        c.workers, local_steps=c.local_steps, optimizer_state=c.optimizer_state  # type: ignore[arg-type]
+    ),
+    "single": lambda c: algorithms.single(local_steps=c.local_steps),
+}
+
+SCHEDULES = {"constant": schedule.constant, "cosine": schedule.cosine}
+
+
+def configure(recipe: str, method: str, settings: Mapping[str, Any]) -> Config:
+    """Return the config of ``recipe`` for ``method`` with ``settings`` changed.
+
+    Raises:
+        ValueError: an unknown name, a bad value, or a setting the method has no use for.
+    """
+    built = RECIPES[choose(recipe, RECIPES, "recipe")]()
+    choose(method, METHODS, "method")
+    own = {"method": method, **built.methods.get(method, {})}
+    if method == "single":
+        own["workers"] = 1
+        if settings.get("workers", 1) != 1:
+            raise ValueError(f"workers={settings['workers']}: method 'single' is one machine, expected 1")
+    if method != "ist":
+        for name in settings:
+            if name.split(".")[0] == "partition":
+                raise ValueError(f"{name}: method '{method}' deals nothing out; only 'ist' takes it")
+    config = built.config.change(own).change(settings)
+    if unknown := set(config.model) - set(built.config.model):
+        choose(unknown.pop(), built.config.model, "setting of the model: model.")
+    make_optimizer(config)
+    METHODS[method](config)
+    return config
+
+
+def make_optimizer(config: Config) -> OptimizerFn:
+    """Return the factory of the ``torch.optim`` class that the config names."""
+    settings = dict(config.optimizer)
+    known = {name for name, value in vars(torch.optim).items() if inspect.isclass(value)} - {"Optimizer"}
+    name = choose(settings.pop("name", "SGD"), known, "optimizer")
+    optimizer = getattr(torch.optim, name)
+    arguments = set(inspect.signature(optimizer).parameters) - {"params"}
+    for setting in settings:
+        choose(setting, arguments, f"setting of optimizer {name}: ")
+    try:
+        optimizer([torch.zeros(1, requires_grad=True)], **settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"optimizer {name} with {settings}: {error}") from error
+    return lambda parameters: optimizer(parameters, **settings)  # type: ignore[no-any-return]
+
+
+def num_threads(config: Config) -> int:
+    """Return the torch threads a process gets: as set, or an equal part of the cores this process may use."""
+    cores = len(os.sched_getaffinity(0))
+    return config.threads or (max(1, cores // config.workers) if config.runtime == "processes" else cores)
+
+
+def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_round: OnRound | None = None) -> None:
+    """Run ``config`` in ``folder``: in every process of ``runtime``; the first one writes.
+
+    Raises:
+        ValueError, OSError: whatever the settings, the data or the folder are wrong in, in one line.
+        TrainingFailed: training broke down; the last checkpoint is good.
+    """
+    job = RECIPES[config.recipe]().build(config)
+    arguments: dict[str, Any] = {
+        "plan": job.plan,
+        "algorithm": METHODS[config.method](config),
+        "optimizer": make_optimizer(config),
+        "num_rounds": config.rounds,
+        "schedule": SCHEDULES[config.schedule],
+        "seed": config.seed,
+        "test": job.test,
+        "eval_every": config.eval_every,
+        "runtime": runtime,
+        "max_bad_rounds": config.max_bad_rounds,
+    }
+    if runtime.rank != 0:
+        resumed = (lambda fresh: load_state(folder, fresh)) if resume else None
+        train(job.model, job.loss_fn, job.data, resume=resumed, **arguments)
+        return
+    with RunFolder(folder, config, job.plan, resume=resume) as files:
+
+        def each_round(record: Any, state: Any) -> None:
+            files.on_round(record, state)
+            if on_round is not None:
+                on_round(record, state)
+
+        def load(fresh: Any) -> Any:
+            state = load_state(folder, fresh)
+            files.cut_metrics(state.round)
+            return state
+
+        result = train(
+            job.model, job.loss_fn, job.data, resume=load if resume else None, on_round=each_round, **arguments
+        )
+        files.finish(result)

@@ -1,0 +1,60 @@
+"""Progress of a run on the terminal: a bar where somebody watches, a line an evaluation where not."""
+
+import sys
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from skerry.train import Record, State
+
+
+class RunProgress:
+    """Shows rounds, loss, accuracy, bytes and time left; ``on_round`` fits ``skerry.train``."""
+
+    def __init__(self, title: str, num_rounds: int) -> None:
+        self._title, self._num_rounds = title, num_rounds
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+        self._accuracy = "  -  "
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._task = self._bar.add_task(title, total=num_rounds, figures="")
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def on_round(self, record: Record, state: State) -> None:
+        """Show the round that has just ended."""
+        if record.score is not None:
+            self._accuracy = f"{record.score.accuracy:.4f}"
+        figures = (
+            f"loss {record.train_loss:.3f}  accuracy {self._accuracy}  {record.totals['bytes_due'] / 1e6:.1f} MB/worker"
+        )
+        if record.refused:
+            who = ", ".join(map(str, record.refused))
+            self._say(f"round {record.round}: refused the piece of worker {who} (loss or weights not finite)")
+        if self._bar:
+            self._bar.update(self._task, completed=record.round + 1, figures=figures)
+        elif record.score is not None:
+            self._say(f"round {record.round + 1}/{self._num_rounds}  {figures}  {record.totals['time_s']:.0f} s")
+
+    def _say(self, text: str) -> None:
+        if self._bar:
+            self._bar.console.print(text, highlight=False)
+        else:
+            print(f"{self._title}: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,40 @@
+"""What a recipe is: default settings, what differs from method to method, and how to build the job."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from skerry.config import Config
+from skerry.local import LossFn
+from skerry.plan import Plan
+from skerry.train import Data
+
+
+@dataclass(frozen=True)
+class Job:
+    """The objects that training needs and that a recipe knows how to build."""
+
+    model: nn.Module
+    plan: Plan
+    loss_fn: LossFn
+    data: Data
+    test: tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One line of the CLI.
+
+    Attributes:
+        summary: one line for people.
+        config: the settings it starts from.
+        methods: for each method the settings that differ, chosen so that all cost a worker the same operations.
+        build: makes the job of a config; all randomness from ``config.seed``.
+    """
+
+    summary: str
+    config: Config
+    methods: Mapping[str, Mapping[str, Any]]
+    build: Callable[[Config], Job]

@@ -1,0 +1,197 @@
+"""One run in one folder: settings, metrics, checkpoints and the trained model, so that nothing is ever lost.
+
+    config.json            settings and versions
+    metrics.jsonl          one line a round
+    checkpoint.safetensors the state to resume from (``checkpoint.py``)
+    units.json             how often each unit was trained
+    summary.json           written when the run is done
+    model.safetensors      the calibrated full model, written when the run is done
+
+Only the first process writes. Every file but ``metrics.jsonl`` is replaced in one step; that one is cut back to the
+checkpoint's round on resume.
+"""
+
+import fcntl
+import importlib.metadata
+import json
+import math
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from safetensors.torch import save
+
+from skerry import checkpoint
+from skerry.config import Config
+from skerry.plan import Plan, named_tensors
+from skerry.train import Record, Result, State
+
+# May differ between the parts of a resumed run: they change how it runs, not what comes out.
+_FREE_ON_RESUME = ("runtime", "threads", "timeout_s", "checkpoint_every_s")
+
+
+class FolderInUse(ValueError):
+    """The output folder holds another run, or another process writes to it."""
+
+
+def saved_config(folder: Path) -> Config:
+    """Return the config of the run in ``folder``.
+
+    Raises:
+        ValueError: there is no run, or its config.json is damaged.
+    """
+    path = folder / "config.json"
+    try:
+        return Config.from_json(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: no run to resume there (config.json is missing); start it without --resume") from None
+    except (json.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable config ({error}); start anew in another folder") from error
+
+
+def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
+    """Raise unless a new run may start in ``folder``, or the run in it may be resumed with ``config``.
+
+    Raises:
+        FolderInUse: it holds something already.
+        ValueError: a setting differs from the saved ones.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise FolderInUse(f"{folder}: is a file, expected a folder; choose another --out")
+    if not resume:
+        held = [p.name for p in folder.glob("*") if p.name != "lock"] if folder.is_dir() else []
+        if held:
+            what = "holds a run" if "config.json" in held else f"is not empty ({sorted(held)[0]}, ...)"
+            raise FolderInUse(f"{folder}: {what}; go on with --resume, or choose another --out")
+        return
+    new, old = config.to_json(), saved_config(folder).to_json()
+    for name, value in new.items():
+        if value != old[name] and name not in _FREE_ON_RESUME:
+            raise ValueError(f"{folder}: {name} is {old[name]!r} in the saved run, got {value!r}; resume with the same settings")
+
+
+def load_state(folder: Path, fresh: State) -> State:
+    """Return the checkpointed state of the run in ``folder``; a run killed before its first checkpoint starts anew."""
+    path = folder / "checkpoint.safetensors"
+    return checkpoint.read(path, fresh) if path.exists() else fresh
+
+
+class RunFolder:
+    """The writing side of a run folder; locked while open.
+
+    Args:
+        folder: where; made if it is missing.
+        config: the run's settings.
+        plan: names the axes in ``units.json``.
+        resume: whether to keep what is there.
+    """
+
+    def __init__(self, folder: Path, config: Config, plan: Plan, *, resume: bool) -> None:
+        check_folder(folder, config, resume=resume)
+        self.folder, self.config, self.plan = folder, config, plan
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (folder / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise FolderInUse(f"{folder}: another process is writing to it; wait for it or choose another --out") from None
+        self._write_json("config.json", {**config.to_json(), "versions": _versions()})
+        self._metrics = (folder / "metrics.jsonl").open("a")
+        self._last_checkpoint = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._metrics.close()
+        self._lock.close()
+
+    def cut_metrics(self, round: int) -> None:
+        """Forget the lines of ``round`` and later ones: they will be written again."""
+        path = self.folder / "metrics.jsonl"
+        self._metrics.close()
+        lines = path.read_bytes().splitlines(keepends=True)
+        checkpoint.write_atomically(path, b"".join(lines[:round]))
+        self._metrics = path.open("a")
+
+    def on_round(self, record: Record, state: State) -> None:
+        """Write the round's line and, when one is due, a checkpoint."""
+        self._metrics.write(json.dumps(metrics_line(record)) + "\n")
+        self._metrics.flush()
+        last = state.round == self.config.rounds
+        if last or time.monotonic() - self._last_checkpoint >= self.config.checkpoint_every_s:
+            self.save(state)
+
+    def save(self, state: State) -> None:
+        """Write a checkpoint and the units' counts."""
+        started = time.perf_counter()
+        checkpoint.write(self.folder / "checkpoint.safetensors", state)
+        axes = self.plan.axes if len(state.trained) == self.plan.num_units else ()
+        counts = [
+            {"name": a.name, "kind": a.kind, "counts": state.trained[a.start : a.start + a.num_units].tolist()} for a in axes
+        ]
+        self._write_json("units.json", {"rounds": state.round, "axes": counts})
+        self._last_checkpoint = time.monotonic()
+        took = time.perf_counter() - started
+        state.totals["checkpoint_s"] += took
+        state.totals["time_s"] += took
+
+    def finish(self, result: Result) -> None:
+        """Write the calibrated model and the summary."""
+        tensors = {name: t.cpu().contiguous() for name, t in named_tensors(result.model).items()}
+        checkpoint.write_atomically(self.folder / "model.safetensors", save(tensors, {"format": "pt"}))
+        cost = result.step_cost
+        self._write_json(
+            "summary.json",
+            {
+                "finished": True,
+                "accuracy": result.score.accuracy if result.score else None,
+                "loss": result.score.loss if result.score else None,
+                "parameters": {"full": sum(p.numel() for p in result.model.parameters()), "subnet": cost.parameters},
+                "memory_bytes": {
+                    "weights": cost.weights,
+                    "gradients": cost.gradients,
+                    "optimizer": cost.optimizer,
+                    "activations": cost.activations,
+                },
+                "totals": result.state.totals,
+            },
+        )
+
+    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        checkpoint.write_atomically(self.folder / name, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def metrics_line(record: Record) -> dict[str, Any]:
+    """Return the JSON line of a round; figures that are not finite become null."""
+    score, totals = record.score, record.totals
+    return {
+        "round": record.round,
+        **{name: totals[name] for name in ("time_s", "local_s")},
+        "exchange_s": record.exchange_s,
+        **{name: totals[name] for name in ("evaluate_s", "checkpoint_s")},
+        "rate_factor": record.rate_factor,
+        "train_loss": _finite(record.train_loss),
+        "loss": _finite(score.loss) if score else None,
+        "accuracy": score.accuracy if score else None,
+        **{name: totals[name] for name in ("bytes_due", "bytes_sent", "flop")},
+        "units_covered": record.units_covered,
+        "refused": list(record.refused),
+    }
+
+
+def _finite(x: float) -> float | None:
+    return x if math.isfinite(x) else None
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "skerry": importlib.metadata.version("skerry"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
