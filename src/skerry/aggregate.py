@@ -39,7 +39,8 @@ def aggregate_(full: Mapping[str, Tensor], plan: Plan, assignment: Assignment, p
         row = plan.row(name, tensor.dim())
         parts = [(piece[name], cut_of(by_name, name, tensor.dim())) for piece, by_name in present]
         one_holder = any(
-            dim is not None and bool((dim.units >= 0).all()) and bool((held[:, dim.units].sum(0) <= 1).all()) for dim in row
+            dim is not None and bool((dim.units >= 0).all()) and bool((held[:, dim.units].sum(0) <= 1).all())
+            for dim in row
         )
         if one_holder or len(parts) == 1:
             for part, cut in parts:

@@ -48,7 +48,9 @@ def read(path: Path, fresh: State) -> State:
     if meta.get("format") != _FORMAT:
         raise CheckpointError(f"{path}: format '{meta.get('format')}', expected '{_FORMAT}'; it is not Skerry's")
     if meta.get("checksum") != _checksum(tensors, meta.get("state", "")):
-        raise CheckpointError(f"{path}: its checksum does not fit its contents; it is damaged, remove it to start again")
+        raise CheckpointError(
+            f"{path}: its checksum does not fit its contents; it is damaged, remove it to start again"
+        )
     for name, tensor in [*fresh.tensors.items(), (_TRAINED, fresh.trained)]:
         got = tensors.get(name)
         if got is None or got.shape != tensor.shape or got.dtype != tensor.dtype:

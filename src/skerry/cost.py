@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -54,10 +55,12 @@ def due_bytes(plan: Plan, tensors: Mapping[str, Tensor], now: Assignment, then: 
 
 def _kinds(dim: DealtDim, now: Assignment, then: Assignment) -> tuple[Tensor, Tensor, Tensor]:
     """The different pairs (holders now, holders then) along a dim, bool (n, k) each, and how often each occurs."""
-    everywhere = torch.ones(now.num_workers, 1, dtype=torch.bool)
-    both = torch.cat([torch.cat([a.held, everywhere], 1)[:, dim.units] for a in (now, then)])
-    kinds, count = torch.unique(both, dim=1, return_counts=True)
-    return kinds[: now.num_workers], kinds[now.num_workers :], count
+    everywhere = torch.ones(now.num_workers, 1, dtype=torch.bool)  # where id -1 looks
+    both = torch.cat([torch.cat([a.held, everywhere], 1)[:, dim.units] for a in (now, then)]).numpy()
+    codes = np.ascontiguousarray(np.packbits(both, axis=0).T)  # one row of bytes an index; sorts fast as opaque keys
+    _, first, count = np.unique(codes.view(f"V{codes.shape[1]}"), return_index=True, return_counts=True)
+    kinds = torch.from_numpy(both[:, first])
+    return kinds[: now.num_workers], kinds[now.num_workers :], torch.from_numpy(count)
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,7 @@ class StepCost:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def step_cost(
-    subnet: nn.Module, loss_fn: LossFn, batch: tuple[Tensor, Tensor], optimizer: OptimizerFn
-) -> StepCost:
+def step_cost(subnet: nn.Module, loss_fn: LossFn, batch: tuple[Tensor, Tensor], optimizer: OptimizerFn) -> StepCost:
     """Measure one training step of a copy of ``subnet`` on the meta device: nothing is computed, no state changes."""
     meta = copy.deepcopy(subnet).to("meta").train()
     x, y = (t.to("meta") for t in batch)

@@ -28,10 +28,14 @@ METHODS: dict[str, Callable[[Config], Algorithm]] = {
         optimizer_state=c.optimizer_state,  # type: ignore[arg-type]  # Algorithm checks the word
     ),
     "local_sgd": lambda c: algorithms.local_sgd(
-        c.workers, local_steps=c.local_steps, optimizer_state=c.optimizer_state  # type: ignore[arg-type]
+        c.workers,
+        local_steps=c.local_steps,
+        optimizer_state=c.optimizer_state,  # type: ignore[arg-type]
     ),
     "narrow": lambda c: algorithms.narrow(
-        c.workers, local_steps=c.local_steps, optimizer_state=c.optimizer_state  # type: ignore[arg-type]
+        c.workers,
+        local_steps=c.local_steps,
+        optimizer_state=c.optimizer_state,  # type: ignore[arg-type]
     ),
     "single": lambda c: algorithms.single(local_steps=c.local_steps),
 }

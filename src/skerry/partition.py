@@ -101,7 +101,9 @@ class Disjoint:
                 raise ValueError(f"{name}={value}: expected a fraction from 0 to 1")
         if self.capacities is not None:
             if len(self.capacities) != self.num_workers:
-                raise ValueError(f"capacities: {len(self.capacities)} values, expected one a worker ({self.num_workers})")
+                raise ValueError(
+                    f"capacities: {len(self.capacities)} values, expected one a worker ({self.num_workers})"
+                )
             if not all(0 < c < float("inf") for c in self.capacities):
                 raise ValueError(f"capacities={self.capacities}: expected positive numbers")
 
@@ -135,11 +137,11 @@ class Disjoint:
 
     def _deal_again(self, axis: Axis, owners: Tensor, round: int) -> Tensor:
         rng = generator(self.seed, "deal again", axis.name, round)
-        # Rounding by chance keeps the mean exact where a round's share is less than one unit.
-        num_pot = int(self.reshuffle * len(owners) + float(torch.rand((), generator=rng, dtype=torch.float64)))
-        pot = torch.randperm(len(owners), generator=rng)[:num_pot]
+        # Pairs of units, rounded by chance: exact in the mean where a round's share is less than a unit.
+        pairs = self.reshuffle * len(owners) / 2 + float(torch.rand((), generator=rng, dtype=torch.float64))
+        pot = torch.randperm(len(owners), generator=rng)[: 2 * int(pairs)]
         again = owners.clone()
-        again[pot] = owners[pot[torch.randperm(num_pot, generator=rng)]]
+        again[pot] = owners[pot.roll(1)]  # each takes the place of another drawn at random
         return again
 
 

@@ -95,7 +95,9 @@ class Plan:
         axes = _axes(wanted, {entry.tensor: tensors[canonical[entry.tensor]] for entry in wanted})
         by_name = {axis.name: axis for axis in axes}
 
-        table: dict[str, dict[int, tuple[DealtDim, str, str]]] = {}  # name -> dim -> (dealt, axis, the name in the rule)
+        table: dict[
+            str, dict[int, tuple[DealtDim, str, str]]
+        ] = {}  # name -> dim -> (dealt, axis, the name in the rule)
         for entry in wanted:
             name, axis = canonical[entry.tensor], by_name[entry.axis]
             dealt = DealtDim(_unit_ids(entry, axis, tensors[name].shape[entry.dim]), entry.role)
@@ -127,7 +129,9 @@ class Plan:
         sizes = {name: shape.numel() for name, shape in self.shapes.items()}
         lines = [f"{'axis':<16}{'kind':<10}{'units':>7}  tensors"]
         for axis in self.axes:
-            touched = [name for name, dims in self.dims.items() if any(d is not None and _touches(d, axis) for d in dims)]
+            touched = [
+                name for name, dims in self.dims.items() if any(d is not None and _touches(d, axis) for d in dims)
+            ]
             lines.append(f"{axis.name:<16}{axis.kind:<10}{axis.num_units:>7}  {', '.join(touched)}")
         dealt = sum(sizes[name] for name in self.dims)
         lines.append(f"{dealt:,} of {sum(sizes.values()):,} elements are dealt out, the rest is on every worker")
@@ -184,9 +188,7 @@ def _unit_ids(entry: rules_module.Entry, axis: Axis, size: int) -> Tensor:
     return torch.arange(axis.start, axis.start + axis.num_units, dtype=torch.int32).repeat_interleave(per_unit)
 
 
-def _check_ties(
-    canonical: Mapping[str, str], table: Mapping[str, Mapping[int, object]], ruled: set[str]
-) -> None:
+def _check_ties(canonical: Mapping[str, str], table: Mapping[str, Mapping[int, object]], ruled: set[str]) -> None:
     for alias, name in canonical.items():
         if name in table and alias not in ruled:
             by = next(other for other in ruled if canonical[other] == name)

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 Metric = dict[str, Any]
 Group = tuple["Row", list["Run"]]
 
-_STAGES = ("local_s", "exchange_s", "evaluate_s", "checkpoint_s")  # what time_s is made of
-_METRICS = ("round", "time_s", *_STAGES, "bytes_due", "bytes_sent", "flop", "train_loss", "loss", "accuracy")
+_TIMES = ("time_s", "local_s", "exchange_s", "evaluate_s", "checkpoint_s")
+_METRICS = ("round", "train_loss", "loss", "accuracy", "refused", "bytes_due", "bytes_sent", "flop", *_TIMES)
 _NOT_COMPARED = ("seed", "runtime", "versions")  # runs that differ only in these are one row
 # Okabe and Ito's palette, safe for colour-blind readers; the usual methods look the same in every report.
 _COLOURS = {"ist": "#0072B2", "local_sgd": "#D55E00", "narrow": "#009E73", "single": "#555555"}
@@ -102,7 +102,7 @@ def load_runs(folder: Path) -> list[Run]:
         return [load_run(folder)]
     found = sorted(path.parent for path in folder.glob("*/config.json"))
     if not found:
-        raise ReportError(f"{folder}: expected config.json here or in a subfolder, got none; name a run's folder")
+        raise ReportError(f"{folder}: expected config.json here or in a subfolder, got none; name another")
     return [load_run(path) for path in found]
 
 
@@ -129,7 +129,7 @@ def _read_metrics(path: Path) -> list[Metric]:
         missing = [key for key in _METRICS if not isinstance(metric, dict) or key not in metric]
         if missing:
             where, got = f"{path} line {number}", repr(line[:40])
-            raise ReportError(f"{where}: expected an object with {missing[0]!r}, got {got}; remove or mend the line")
+            raise ReportError(f"{where}: expected an object with {missing[0]!r}, got {got}; remove the line")
         metrics.append(metric)
     return metrics
 
@@ -243,7 +243,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {  # what each means is said in repo
     "run": lambda row: row.label,
     "seeds": lambda row: str(row.num_runs),
     "rounds": lambda row: str(row.rounds),
-    "local steps": lambda row: _number(row.local_steps),
+    "local steps": lambda row: "-" if row.local_steps is None else str(row.local_steps),
     "test accuracy": lambda row: _accuracy(row.accuracy, row.accuracy_spread),
     "test loss": lambda row: _number(row.loss, digits=4),
     "bytes due, MB": lambda row: _number(row.bytes_due, 1e6),
@@ -277,8 +277,8 @@ def to_rich(rows: Sequence[Row]) -> "Table":
 
     loss = [] if all(row.accuracy is None for row in rows) else ["test loss"]
     titles, *lines = _table(rows, skip=["seeds", "rounds", "bytes sent, MB", *loss])
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column(titles[0], overflow="fold", vertical="bottom")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    table.add_column(titles[0], overflow="fold", min_width=12, vertical="bottom")
     for title in titles[1:]:
         table.add_column(title.replace(", ", " ").replace(" ", "\n"), justify="right", no_wrap=True)
     for line in lines:
@@ -309,6 +309,7 @@ def write_report(folder: Path) -> Path:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     pages.filters |= {"number": _number, "accuracy": _accuracy, "duration": _duration}
+    started = [(row, run) for row, runs in groups for run in runs if run.metrics]
     versions = [f"{key} {value}" for run in runs for key, value in run.config.get("versions", {}).items()]
     html = pages.get_template("report.html.jinja").render(
         name=folder.resolve().name,
@@ -319,8 +320,8 @@ def write_report(folder: Path) -> Path:
         looks=_looks(groups),
         pictures=pictures,
         units=units,
-        times=[(_run_label(row, run), run.metrics[-1]) for row, runs in groups for run in runs if run.metrics],
-        refused=[(run.name, m["round"], m["refused"]) for run in runs for m in run.metrics if m.get("refused")],
+        times=[(_run_label(row, run), run.metrics[-1]) for row, run in started],
+        refused=[(run.name, m["round"], m["refused"]) for run in runs for m in run.metrics if m["refused"]],
         settings=_settings(groups),
         versions=list(dict.fromkeys(versions)),
     )
@@ -374,13 +375,12 @@ def _set_style() -> None:
 
 
 def _svg(figure: "Figure", salt: str) -> str:
-    """The figure as markup to be set inside a page: ids no other figure has, no links, as wide as its place."""
-    from matplotlib import rc
+    """The figure as markup to be set inside a page: its own ids, no links, as wide as its place."""
+    from matplotlib import rc_context
 
-    rc("svg", hashsalt=salt)
-    text = StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(text, format="svg", transparent=True, metadata=nothing)
+    text, unsaid = StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))  # they come with links
+    with rc_context({"svg.hashsalt": salt}):
+        figure.savefig(text, format="svg", transparent=True, metadata=unsaid)
     svg = re.sub(r'<g id="[^"]*"', "<g", text.getvalue())
     return re.sub(r' (xmlns(:xlink)?="[^"]*"|(width|height)="[\d.]+pt")', "", svg[svg.index("<svg") :])
 
@@ -396,13 +396,17 @@ def _looks(groups: list[Group]) -> list[dict[str, Any]]:
 
 def _pictures(groups: list[Group]) -> dict[str, str]:
     score = "accuracy" if any(row.accuracy is not None for row, _ in groups) else "loss"
+    flop, unit = (1e12, "TFLOP") if any(row.flop > 1e11 for row, _ in groups) else (1e9, "GFLOP")
     curves: dict[str, tuple[str, str, Callable[[Metric], float]]] = {
         "rounds": (score, "rounds", lambda m: m["round"] + 1),
-        "compute": (score, "compute, TFLOP a worker", lambda m: m["flop"] / 1e12),
+        "compute": (score, f"compute, {unit} a worker", lambda m: m["flop"] / flop),
         "bytes": (score, "bytes due, MB a worker (log scale)", lambda m: m["bytes_due"] / 1e6),
         "train_loss": ("train_loss", "rounds", lambda m: m["round"] + 1),
     }
-    return {name: _svg(_draw_curves(groups, *curve, log=name == "bytes"), name) for name, curve in curves.items()}
+    if not any(row.bytes_due for row, _ in groups):
+        del curves["bytes"]
+    figures = {name: _draw_curves(groups, *curve, log=name == "bytes") for name, curve in curves.items()}
+    return {name: _svg(figure, name) for name, figure in figures.items()}
 
 
 def _curve(runs: list[Run], x: Callable[[Metric], float], y: str) -> "NDArray[np.float64]":
@@ -410,19 +414,17 @@ def _curve(runs: list[Run], x: Callable[[Metric], float], y: str) -> "NDArray[np
 
     Of more than ``_MOST_POINTS`` the last of each stretch; but a training loss, which is noisy, is averaged.
     """
-    tables = [{m["round"]: (x(m), m[y]) for m in run.metrics if m[y] is not None} for run in runs]
-    rounds = sorted(set.intersection(*(set(table) for table in tables)))
-    values = np.array([[table[r] for table in tables] for r in rounds], dtype=np.float64)
-    mean = values.reshape(-1, len(runs), 2).mean(axis=1)
-    mean[~np.isfinite(mean)] = np.nan
+    rows = [{m["round"]: (x(m), m[y]) for m in run.metrics if m[y] is not None} for run in runs if run.metrics]
+    rounds = sorted(set.intersection(*(set(row) for row in rows))) if rows else []
+    values = np.array([[row[r] for row in rows] for r in rounds], dtype=np.float64)
+    values[~np.isfinite(values)] = np.nan
+    mean = values.reshape(-1, max(1, len(rows)), 2).mean(axis=1)
     parts = np.array_split(mean, min(len(mean), _MOST_POINTS)) if len(mean) else []
     thin = [(part[-1, 0], part[:, 1].mean() if y == "train_loss" else part[-1, 1]) for part in parts]
     return np.array(thin, dtype=np.float64).reshape(-1, 2)
 
 
-def _draw_curves(
-    groups: list[Group], y: str, xlabel: str, x: Callable[[Metric], float], log: bool
-) -> "Figure":
+def _draw_curves(groups: list[Group], y: str, xlabel: str, x: Callable[[Metric], float], log: bool) -> "Figure":
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -438,22 +440,23 @@ def _draw_curves(
         end = (float(known[-1, 0]), float(known[-1, 1]))
         if log and end[0] <= 0:  # it exchanges nothing and so has no place on a log axis: show its level
             axes.axhline(end[1], linewidth=1.2, **look)
-            mean, end = known[-1:], (math.inf, end[1])
+            known, end = known[-1:], (math.inf, end[1])
         else:
             for curve in [_curve([run], x, y) for run in runs] if len(runs) > 1 else []:
-                axes.plot(*curve.T, linewidth=0.7, alpha=0.4, **look)
-            axes.plot(*mean.T, linewidth=1.8, marker="o" if len(mean) < 12 else "", markersize=3, **look)
-        heights.append(mean[len(mean) // 8 :, 1])
+                axes.plot(*curve[~(curve[:, 0] <= 0)].T, linewidth=0.7, alpha=0.4, **look)
+            dots = "o" if len(mean) < 12 else ""
+            axes.plot(*mean[~(mean[:, 0] <= 0)].T, linewidth=1.8, marker=dots, markersize=3, **look)
+        heights.append(known[len(known) // 8 :, 1])
         ends.append((row.label, end, look))
     if not ends:
         axes.text(0.5, 0.5, "nothing measured yet", ha="center", transform=axes.transAxes)
         return figure
-    low, high = np.nanmin(np.concatenate(heights)), np.nanmax(np.concatenate(heights))
+    low, high = np.concatenate(heights).min(), np.concatenate(heights).max()
     pad = 0.05 * (high - low) or 0.01
     axes.set_ylim(low - pad, high + pad)  # the first steep steps may start outside
     if log:
         first, last = axes.get_xlim()
-        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if last > 300 * first else (1, 2, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if last > 30 * first else (1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     if len(groups) > 1:
@@ -462,7 +465,7 @@ def _draw_curves(
 
 
 def _name_ends(axes: "Axes", ends: list[tuple[str, tuple[float, float], dict[str, Any]]]) -> None:
-    """Write each curve's name beside the axes at the height of its end, pushed apart where names would touch."""
+    """Write each curve's name beside the axes, at the height of its end or as near as other names allow."""
     (low, high), right = axes.get_ylim(), axes.get_xlim()[1]
     ends = sorted(ends, key=lambda end: end[1][1])
     names = [label.replace(", ", "\n") for label, _, _ in ends]
@@ -475,22 +478,25 @@ def _name_ends(axes: "Axes", ends: list[tuple[str, tuple[float, float], dict[str
         at[i - 1] = min(at[i - 1], at[i] - (sizes[i - 1] + sizes[i]) / 2)
     beside: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False}
     for name, height, (_, (x, y), look) in zip(names, at, ends, strict=True):
-        line = {"arrowstyle": "-", "color": look["color"], "lw": 0.6, "alpha": 0.6, "shrinkA": 0, "shrinkB": 0}
-        place: dict[str, Any] = {"xytext": (1.03, height), "textcoords": axes.transAxes, "annotation_clip": False}
-        axes.annotate("", (min(x, right), y), arrowprops=line, **place)
+        line, start = {"arrowstyle": "-", "color": look["color"], "lw": 0.6, "alpha": 0.4}, (min(x, right), y)
+        axes.annotate("", start, (1.03, height), "data", axes.transAxes, line, annotation_clip=False)
         axes.plot([1.03, 1.09], [height, height], linewidth=1.8, **look, **beside)
         axes.text(1.11, height, name, va="center", linespacing=1.0, **beside)
 
 
-def _unit_pictures(groups: list[Group]) -> list[tuple[str, int, int, str]]:
-    """For the first run of each row: its name, the least and the most a unit was trained, and a picture if uneven."""
+def _unit_pictures(groups: list[Group]) -> list[tuple[str, int, str]]:
+    """For the first run of each row: its name, how often each unit was trained, a picture if that differs."""
     found = []
     for row, runs in groups:
+        label = _run_label(row, runs[0])
         axes = [axis for axis in runs[0].units.get("axes", []) if axis["counts"]]
+        if len(axes) > _MOST_AXES:
+            label += f", the {_MOST_AXES} most uneven of {len(axes)} axes"
+            uneven = sorted(axes, key=lambda axis: min(axis["counts"]) - max(axis["counts"]))[:_MOST_AXES]
+            axes = [axis for axis in axes if axis in uneven]
         if axes:
             low, high = min(min(axis["counts"]) for axis in axes), max(max(axis["counts"]) for axis in axes)
-            svg = _svg(_draw_units(axes, low, high), f"units of {row.label}") if low < high else ""
-            found.append((_run_label(row, runs[0]), low, high, svg))
+            found.append((label, low, _svg(_draw_units(axes, low, high), label) if low < high else ""))
     return found
 
 
@@ -499,8 +505,6 @@ def _draw_units(unit_axes: list[dict[str, Any]], low: int, high: int) -> "Figure
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    if len(unit_axes) > _MOST_AXES:
-        unit_axes = sorted(unit_axes, key=lambda axis: min(axis["counts"]) - max(axis["counts"]))[:_MOST_AXES]
     figure = Figure(figsize=(4.6, 0.55 + 0.95 * len(unit_axes)), layout="constrained")
     grid = figure.subplots(len(unit_axes), 2, squeeze=False, width_ratios=(3, 1.3))
     bins = np.unique(np.linspace(low, high + 1, 25).round()) - 0.5

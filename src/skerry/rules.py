@@ -27,7 +27,7 @@ class Out:
 
 @dataclass(frozen=True)
 class In:
-    """The module's inputs are the units of ``axis``: one input a unit, or k neighbouring ones (k = H*W after a flatten)."""
+    """The module's inputs are the units of ``axis``: one a unit, or k neighbouring ones (k = H*W after a flatten)."""
 
     axis: str
 

@@ -48,7 +48,9 @@ def saved_config(folder: Path) -> Config:
     try:
         return Config.from_json(json.loads(path.read_text()))
     except FileNotFoundError:
-        raise ValueError(f"{folder}: no run to resume there (config.json is missing); start it without --resume") from None
+        raise ValueError(
+            f"{folder}: no run to resume there (config.json is missing); start it without --resume"
+        ) from None
     except (json.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a readable config ({error}); start anew in another folder") from error
 
@@ -71,7 +73,9 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
     new, old = config.to_json(), saved_config(folder).to_json()
     for name, value in new.items():
         if value != old[name] and name not in _FREE_ON_RESUME:
-            raise ValueError(f"{folder}: {name} is {old[name]!r} in the saved run, got {value!r}; resume with the same settings")
+            raise ValueError(
+                f"{folder}: {name} is {old[name]!r} in the saved run, got {value!r}; resume with the same settings"
+            )
 
 
 def load_state(folder: Path, fresh: State) -> State:
@@ -99,7 +103,9 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
-            raise FolderInUse(f"{folder}: another process is writing to it; wait for it or choose another --out") from None
+            raise FolderInUse(
+                f"{folder}: another process is writing to it; wait for it or choose another --out"
+            ) from None
         self._write_json("config.json", {**config.to_json(), "versions": _versions()})
         self._metrics = (folder / "metrics.jsonl").open("a")
         self._last_checkpoint = time.monotonic()
@@ -107,7 +113,9 @@ class RunFolder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._metrics.close()
         self._lock.close()
 
@@ -133,7 +141,8 @@ class RunFolder:
         checkpoint.write(self.folder / "checkpoint.safetensors", state)
         axes = self.plan.axes if len(state.trained) == self.plan.num_units else ()
         counts = [
-            {"name": a.name, "kind": a.kind, "counts": state.trained[a.start : a.start + a.num_units].tolist()} for a in axes
+            {"name": a.name, "kind": a.kind, "counts": state.trained[a.start : a.start + a.num_units].tolist()}
+            for a in axes
         ]
         self._write_json("units.json", {"rounds": state.round, "axes": counts})
         self._last_checkpoint = time.monotonic()

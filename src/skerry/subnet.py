@@ -121,9 +121,10 @@ def narrow_model(model: nn.Module, plan: Plan, fraction: float, seed: int) -> nn
     Modules that have ``reset_parameters`` are initialized anew, as a network of that width would be; what such a
     module does not own keeps the values it has in ``model``.
     """
-    units = torch.cat([
-        torch.arange(axis.start, axis.start + max(1, int(fraction * axis.num_units + 0.5))) for axis in plan.axes
-    ] or [torch.empty(0, dtype=torch.int64)])
+    units = torch.cat(
+        [torch.arange(axis.start, axis.start + max(1, int(fraction * axis.num_units + 0.5))) for axis in plan.axes]
+        or [torch.empty(0, dtype=torch.int64)]
+    )
     narrow = extract(model, plan, units)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

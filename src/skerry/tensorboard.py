@@ -16,7 +16,9 @@ class Events:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ValueError("--tensorboard: tensorboard is not installed; pip install 'skerry[tensorboard]'") from error
+            raise ValueError(
+                "--tensorboard: tensorboard is not installed; pip install 'skerry[tensorboard]'"
+            ) from error
         self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
 
     def on_round(self, record: Record, state: State) -> None:

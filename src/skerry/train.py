@@ -184,7 +184,7 @@ def train(
         if state.bad_rounds >= max_bad_rounds:
             raise TrainingFailed(
                 f"round {state.round - 1}: pieces were refused in {state.bad_rounds} rounds in a row (last of worker "
-                f"{', '.join(map(str, refused))}: loss or weights not finite); lower the learning rate or check the data"
+                f"{', '.join(map(str, refused))}: not finite); lower the learning rate or check the data"
             )
     calibrated, score = final or loop.evaluate(state)
     return Result(calibrated, state, score, plan, loop.step_cost(0))

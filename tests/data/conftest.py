@@ -41,8 +41,7 @@ def tiny() -> dict[str, Arrays]:
 def catalogue(tiny: dict[str, Arrays]) -> Catalogue:
     def spec(arrays: Arrays) -> DatasetSpec:
         specs = {
-            key: ArraySpec(array.shape, hashlib.sha256(array.tobytes()).hexdigest())
-            for key, array in arrays.items()
+            key: ArraySpec(array.shape, hashlib.sha256(array.tobytes()).hexdigest()) for key, array in arrays.items()
         }
         return DatasetSpec(num_classes=10, mean=0.5, std=0.25, arrays=specs)
 

@@ -211,12 +211,8 @@ def test_npms_package_cut_short(tmp_path, catalogue, script):
 def test_failing_lists_every_way_tried_and_every_other(tmp_path, catalogue, script):
     script("apt-get", 'echo "E: no network for ${5:-the first}" >&2; exit 100')
     text = failure("fashion-mnist", catalogue=catalogue)
-    expected = [
-        "Tried: apt-get download dataset-fashion-mnist: apt-get ended with 100 (E: no network for the first)"
-    ]
-    expected += [
-        "; the same with package lists of its own: apt-get ended with 100 (E: no network for -o); then "
-    ]
+    expected = ["Tried: apt-get download dataset-fashion-mnist: apt-get ended with 100 (E: no network for the first)"]
+    expected += ["; the same with package lists of its own: apt-get ended with 100 (E: no network for -o); then "]
     expected += [*FILES.values(), "Debian's package dataset-fashion-mnist", "SKERRY_DATA=DIR"]
     expected += ["skerry data fetch fashion-mnist --from DIR"]
     assert [part for part in expected if part not in text] == []

@@ -22,9 +22,7 @@ def make(parts: list[Tensor], batch_size: int = 3, seed: int = 0) -> Shards:
     return Shards(torch.arange(num), 10 * torch.arange(num), parts, batch_size=batch_size, seed=seed)
 
 
-def reference(
-    parts: list[Tensor], worker: int, batch_size: int, seed: int, num_steps: int
-) -> list[list[int]]:
+def reference(parts: list[Tensor], worker: int, batch_size: int, seed: int, num_steps: int) -> list[list[int]]:
     part, stream, epoch = parts[worker].tolist(), [], 0
     while len(stream) < batch_size * num_steps:
         order = torch.randperm(len(part), generator=generator(seed, "data", worker, epoch))
@@ -66,10 +64,7 @@ def test_interleaved_and_backward_use_of_one_object_changes_nothing():
     parts = list(torch.arange(12).split(6))
     shards = make(parts, batch_size=4)
     a, b = shards.batches(0, 0, 5), shards.batches(0, 3, 5)
-    mixed = [
-        (next(a)[0].tolist(), next(shards.batches(1, 7, 1))[0].tolist(), next(b)[0].tolist())
-        for _ in range(5)
-    ]
+    mixed = [(next(a)[0].tolist(), next(shards.batches(1, 7, 1))[0].tolist(), next(b)[0].tolist()) for _ in range(5)]
     expected = reference(parts, 0, 4, 0, 8)
     assert [step[0] for step in mixed] == expected[:5]
     assert [step[1] for step in mixed] == [reference(parts, 1, 4, 0, 8)[7]] * 5

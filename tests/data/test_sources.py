@@ -65,10 +65,7 @@ def test_missing_says_where_it_looked_and_what_to_run(tmp_path, catalogue, monke
 
 def test_the_other_data_set_is_refused(tmp_path, put, catalogue):
     text = message_of("fashion-mnist", put("mnist", tmp_path), catalogue)
-    assert (
-        f"{tmp_path / IMAGES}: this is x_train of data set 'mnist', expected x_train of 'fashion-mnist'"
-        in text
-    )
+    assert f"{tmp_path / IMAGES}: this is x_train of data set 'mnist', expected x_train of 'fashion-mnist'" in text
 
 
 def test_both_data_sets_in_subfolders_of_one_place(tmp_path, put, tiny, catalogue, monkeypatch):
@@ -134,8 +131,7 @@ def test_digits_are_scikit_learns_split_without_loss():
     x, y = load_digits(return_X_y=True)
     expected = np.rint(x * 255 / 16)
     rows = sorted(
-        (*row, label)
-        for row, label in zip(together, np.concatenate([data.y_train, data.y_test]), strict=True)
+        (*row, label) for row, label in zip(together, np.concatenate([data.y_train, data.y_test]), strict=True)
     )
     assert rows == sorted((*row, label) for row, label in zip(expected, y, strict=True))
     assert (data.x_train.max(), len(data.x_test)) == (255, 360)

@@ -9,6 +9,4 @@ def single(*, local_steps: int = 20) -> Algorithm:
 
     The optimizer's state goes on through the rounds, so the result is bit-equal to a PyTorch loop without Skerry.
     """
-    return Algorithm(
-        name="single", partition=Everything(1), local_steps=local_steps, optimizer_state="travel"
-    )
+    return Algorithm(name="single", partition=Everything(1), local_steps=local_steps, optimizer_state="travel")

@@ -46,15 +46,9 @@ CATALOGUE: Catalogue = {
         mean=0.2860405969887955,
         std=0.35302424451492254,
         arrays={
-            "x_train": ArraySpec(
-                (60000, 28, 28), "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012"
-            ),
-            "y_train": ArraySpec(
-                (60000,), "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7"
-            ),
-            "x_test": ArraySpec(
-                (10000, 28, 28), "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a"
-            ),
+            "x_train": ArraySpec((60000, 28, 28), "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012"),
+            "y_train": ArraySpec((60000,), "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7"),
+            "x_test": ArraySpec((10000, 28, 28), "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a"),
             "y_test": ArraySpec((10000,), "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9"),
         },
     ),
@@ -63,15 +57,9 @@ CATALOGUE: Catalogue = {
         mean=0.1306604762738429,
         std=0.30810780385646264,
         arrays={
-            "x_train": ArraySpec(
-                (60000, 28, 28), "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757"
-            ),
-            "y_train": ArraySpec(
-                (60000,), "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13"
-            ),
-            "x_test": ArraySpec(
-                (10000, 28, 28), "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161"
-            ),
+            "x_train": ArraySpec((60000, 28, 28), "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757"),
+            "y_train": ArraySpec((60000,), "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13"),
+            "x_test": ArraySpec((10000, 28, 28), "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161"),
             "y_test": ArraySpec((10000,), "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5"),
         },
     ),
@@ -81,13 +69,9 @@ CATALOGUE: Catalogue = {
         mean=0.3054434961180018,
         std=0.37569899897210773,
         arrays={
-            "x_train": ArraySpec(
-                (1437, 8, 8), "975aa9bd2d7f2491954e4457bd6bacfb7d88435a1f5ba1773a81e424918f59be"
-            ),
+            "x_train": ArraySpec((1437, 8, 8), "975aa9bd2d7f2491954e4457bd6bacfb7d88435a1f5ba1773a81e424918f59be"),
             "y_train": ArraySpec((1437,), "53f898fb81bedc1960a35a7518e140c110357f1d9c819e15be7eb86813d86b98"),
-            "x_test": ArraySpec(
-                (360, 8, 8), "dd2fbba1fda39fbe84e73010e3bf951c05202a3346714d02b207dd1fb59f3208"
-            ),
+            "x_test": ArraySpec((360, 8, 8), "dd2fbba1fda39fbe84e73010e3bf951c05202a3346714d02b207dd1fb59f3208"),
             "y_test": ArraySpec((360,), "2afb26f01c4ab83cd8bfb3c55e54cc7568449a914de2d2369dc3aeb6168fcd64"),
         },
     ),

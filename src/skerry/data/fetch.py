@@ -123,9 +123,7 @@ def _store(array: NDArray[np.uint8], path: Path) -> None:
         write_idx(part, array)
         os.replace(part, path)
     except OSError as error:
-        raise DataError(
-            f"{path}: can't be written ({error.strerror}); make room or choose another folder"
-        ) from error
+        raise DataError(f"{path}: can't be written ({error.strerror}); make room or choose another folder") from error
     finally:
         part.unlink(missing_ok=True)
 

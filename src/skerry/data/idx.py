@@ -33,24 +33,18 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     content = _read_bytes(path)
     if len(content) < 4 or content[:2] != b"\0\0" or not 1 <= content[3] <= MAX_DIMS:
         first = content[:4].hex(" ") or "none"
-        raise DataError(
-            f"{path}: not an IDX file, first bytes {first}, expected 00 00 08 and the number of dims"
-        )
+        raise DataError(f"{path}: not an IDX file, first bytes {first}, expected 00 00 08 and the number of dims")
     if content[2] != UINT8:
         raise DataError(f"{path}: IDX element type {content[2]}, expected {UINT8} (uint8)")
     num_dims = content[3]
     header_bytes = 4 + 4 * num_dims
     if len(content) < header_bytes:
-        raise DataError(
-            f"{path}: truncated inside its header at {len(content)} bytes, expected {header_bytes}"
-        )
+        raise DataError(f"{path}: truncated inside its header at {len(content)} bytes, expected {header_bytes}")
     shape = struct.unpack_from(f">{num_dims}I", content, 4)
     got, expected = len(content) - header_bytes, math.prod(shape)
     if got != expected or expected == 0:
         fault = "empty" if expected == 0 else "truncated" if got < expected else "too long"
-        raise DataError(
-            f"{path}: {fault}, {got} bytes after the header, expected {expected} for shape {shape}"
-        )
+        raise DataError(f"{path}: {fault}, {got} bytes after the header, expected {expected} for shape {shape}")
     # A copy, because an array over bytes is read-only and torch.from_numpy warns of that.
     return np.frombuffer(content, np.uint8, offset=header_bytes).reshape(shape).copy()
 

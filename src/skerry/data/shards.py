@@ -50,9 +50,7 @@ class Shards:
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
-            raise ValueError(
-                f"x and y: shapes {tuple(x.shape)} and {tuple(y.shape)}, expected as many samples in both"
-            )
+            raise ValueError(f"x and y: shapes {tuple(x.shape)} and {tuple(y.shape)}, expected as many samples in both")
         if batch_size < 1:
             raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
         if len(parts) == 0:
@@ -73,9 +71,7 @@ class Shards:
         """
         self._check_worker(worker)
         if first_step < 0 or num_steps < 0:
-            raise ValueError(
-                f"first_step and num_steps: got {first_step} and {num_steps}, expected 0 or more"
-            )
+            raise ValueError(f"first_step and num_steps: got {first_step} and {num_steps}, expected 0 or more")
         return (self._batch(worker, step) for step in range(first_step, first_step + num_steps))
 
     def sample(self, worker: int, num: int) -> Tensor:
@@ -130,15 +126,9 @@ class Shards:
 
 def _check_part(worker: int, part: Tensor, num_samples: int) -> None:
     if part.ndim != 1 or part.dtype != torch.int64:
-        raise ValueError(
-            f"parts[{worker}]: {part.dtype} of shape {tuple(part.shape)}, expected one dim of torch.int64"
-        )
+        raise ValueError(f"parts[{worker}]: {part.dtype} of shape {tuple(part.shape)}, expected one dim of torch.int64")
     if len(part) == 0:
-        raise ValueError(
-            f"parts[{worker}]: empty, expected at least one sample; use fewer workers or another split"
-        )
+        raise ValueError(f"parts[{worker}]: empty, expected at least one sample; use fewer workers or another split")
     low, high = int(part.min()), int(part.max())
     if low < 0 or high >= num_samples:
-        raise ValueError(
-            f"parts[{worker}]: indices {low} .. {high}, expected 0 .. {num_samples - 1} (as many as in x)"
-        )
+        raise ValueError(f"parts[{worker}]: indices {low} .. {high}, expected 0 .. {num_samples - 1} (as many as in x)")

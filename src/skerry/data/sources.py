@@ -70,8 +70,7 @@ def load(name: str, folder: Path | None = None, *, catalogue: Catalogue = CATALO
         if not complete:
             looked = ", ".join(_describe(place) for place in places)
             raise DataError(
-                f"data set {name!r} is not on this machine (looked in {looked}); "
-                f"run: skerry data fetch {name}"
+                f"data set {name!r} is not on this machine (looked in {looked}); run: skerry data fetch {name}"
             )
         remedy = f"remove it and run: skerry data fetch {name}"
         arrays = read_folder(name, complete[0], catalogue, remedy)
@@ -123,9 +122,7 @@ def read_folder(name: str, folder: Path, catalogue: Catalogue, remedy: str) -> A
     for key, file in FILES.items():
         path = find_file(folder, file)
         if path is None:
-            raise DataError(
-                f"{folder}: no {file}, plain or .gz; expected the four files {', '.join(FILES.values())}"
-            )
+            raise DataError(f"{folder}: no {file}, plain or .gz; expected the four files {', '.join(FILES.values())}")
         arrays[key] = read_file(name, key, path, catalogue, remedy)
     return arrays
 
@@ -166,9 +163,7 @@ def read_digits(catalogue: Catalogue) -> Arrays:
     return arrays
 
 
-def _verify(
-    array: NDArray[np.uint8], name: str, key: str, where: str, remedy: str, catalogue: Catalogue
-) -> None:
+def _verify(array: NDArray[np.uint8], name: str, key: str, where: str, remedy: str, catalogue: Catalogue) -> None:
     expected = catalogue[name].arrays[key]
     sha256 = hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
     if array.shape == expected.shape and sha256 == expected.sha256:
@@ -180,9 +175,7 @@ def _verify(
             f"names are the same); use another folder, or keep each data set in a subfolder of its name"
         )
     if array.shape != expected.shape:
-        raise DataError(
-            f"{where}: shape {array.shape}, expected {expected.shape} for {key} of {name!r}; {remedy}"
-        )
+        raise DataError(f"{where}: shape {array.shape}, expected {expected.shape} for {key} of {name!r}; {remedy}")
     raise DataError(
         f"{where}: altered, sha256 of its array {sha256[:12]}..., expected {expected.sha256[:12]}... "
         f"for {key} of {name!r}; {remedy}"

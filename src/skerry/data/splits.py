@@ -50,9 +50,7 @@ def split(labels: NDArray[np.integer] | Tensor, num_workers: int, how: str, seed
     if num_workers < 1:
         raise ValueError(f"num_workers: got {num_workers}, expected at least 1")
     if num_workers > len(classes):
-        raise ValueError(
-            f"num_workers: got {num_workers} for {len(classes)} samples, expected at most one a sample"
-        )
+        raise ValueError(f"num_workers: got {num_workers} for {len(classes)} samples, expected at most one a sample")
     rng = np.random.Generator(np.random.PCG64(seed_of(seed, "split")))
     name, colon, alpha = how.partition(":")
     if how == "iid":
@@ -69,9 +67,7 @@ def split(labels: NDArray[np.integer] | Tensor, num_workers: int, how: str, seed
 def _as_array(labels: NDArray[np.integer] | Tensor) -> Ints:
     array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(
-            f"labels: {array.dtype} of shape {array.shape}, expected integers of shape (num_samples,)"
-        )
+        raise ValueError(f"labels: {array.dtype} of shape {array.shape}, expected integers of shape (num_samples,)")
     return array.astype(np.int64)
 
 

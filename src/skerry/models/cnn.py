@@ -1,6 +1,7 @@
 """A small convolutional network: conv blocks, flatten, one dense layer, output."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,7 +14,7 @@ class CNN(nn.Module):
         self, channels: Sequence[int], *, image_size: int, hidden: int, classes: int, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        pairs = list(pairwise(channels))
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairs)
         self.norms = nn.ModuleList(nn.BatchNorm2d(b) for _, b in pairs)
         side = image_size // 2 ** len(pairs)

@@ -1,6 +1,7 @@
 """Multi-layer perceptron with optional batch norm and dropout."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,7 +12,7 @@ class MLP(nn.Module):
 
     def __init__(self, sizes: Sequence[int], *, norm: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
-        pairs = list(zip(sizes[:-2], sizes[1:-1], strict=True))
+        pairs = list(pairwise(sizes[:-1]))
         # Batch norm subtracts the mean, so a bias before it would do nothing.
         self.layers = nn.ModuleList(nn.Linear(a, b, bias=not norm) for a, b in pairs)
         self.norms = nn.ModuleList(nn.BatchNorm1d(b) if norm else nn.Identity() for _, b in pairs)

@@ -48,10 +48,10 @@ class Processes:
         try:
             dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
         except (dist.DistError, RuntimeError) as error:
-            in_use = "EADDRINUSE" in str(error) or "in use" in str(error)
-            what = "the port is in use; start with torchrun --standalone or another --master-port" if in_use else (
-                f"cannot join the group: {str(error).splitlines()[0]}; check MASTER_ADDR, MASTER_PORT and the network"
-            )
+            said = str(error).splitlines()[0]
+            what = f"cannot join the group: {said}; check MASTER_ADDR, MASTER_PORT and the network"
+            if "EADDRINUSE" in str(error):
+                what = "the port is in use; start with torchrun --standalone or another --master-port"
             raise ConnectionError(what) from error
         return cls()
 

@@ -1,0 +1,24 @@
+"""Fixtures that many tests share."""
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor, nn
+from zoo import CASES
+
+from skerry import Plan
+
+torch.set_num_threads(1)  # small nets; and both runtimes must do their sums in the same order
+settings.register_profile("skerry", deadline=None)  # nothing is tested by a timer
+settings.load_profile("skerry")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case.name)
+def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Plan, Tensor]:
+    built: tuple[nn.Module, Plan, Tensor] = request.param.build()
+    return built

@@ -1,0 +1,165 @@
+"""Subnets: narrow == masked full model (outputs, gradients); extract then write back is the identity, to the bit."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from zoo import cnn, mlp
+
+from skerry import Disjoint, Plan, extract, masked, write_back
+from skerry.plan import named_tensors
+from skerry.subnet import cuts, narrow_model, put_, take
+
+
+def _bits(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in named_tensors(model).items()}
+
+
+def _same_bits(a, b) -> bool:
+    return all(torch.equal(a[n].view(-1).view(torch.uint8), b[n].view(-1).view(torch.uint8)) for n in a)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("workers", [2, 3, 5])
+def test_narrow_equals_masked_full_model_in_outputs_and_gradients(case, workers, training):
+    model, plan, x = case
+    x = x.double() if x.is_floating_point() else x
+    model.double().train(training)
+    if isinstance(model, nn.Module) and any(isinstance(m, nn.Dropout) and m.p for m in model.modules()) and training:
+        pytest.skip("dropout draws other masks for other widths")
+    assignment = Disjoint(workers).assign(plan.axes, 0)
+    for worker in range(workers):
+        units = assignment.units(worker)
+        narrow, full = extract(model, plan, units), masked(model, plan, units)
+        a, b = narrow(x), full(x)
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+        weight = torch.linspace(-1, 1, a.numel(), dtype=a.dtype).view_as(a)
+        (a.square() * weight).sum().backward()
+        (b.square() * weight).sum().backward()
+        by_name = cuts(plan, units)
+        wide = dict(full.named_parameters())
+        for name, parameter in narrow.named_parameters():
+            expected = take(wide[name].grad, by_name.get(name, ()))
+            torch.testing.assert_close(parameter.grad, expected, rtol=1e-10, atol=1e-10)
+        if training:
+            for name, buffer in narrow.named_buffers():
+                expected = take(named_tensors(full)[name], by_name.get(name, ()))
+                torch.testing.assert_close(buffer, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_extract_then_write_back_is_the_identity_to_the_bit(case):
+    model, plan, _ = case
+    with torch.no_grad():  # bits that arithmetic would lose
+        for parameter in model.parameters():
+            parameter.view(-1)[0] = -0.0
+    before = _bits(model)
+    for units in (
+        torch.tensor([], dtype=torch.int64),
+        torch.arange(plan.num_units),
+        torch.arange(1, plan.num_units, 3),
+    ):
+        write_back(model, plan, units, extract(model, plan, units))
+        assert _same_bits(before, _bits(model))
+
+
+def test_held_elements_are_written_and_all_others_keep_their_bits(case):
+    model, plan, _ = case
+    units = Disjoint(3).assign(plan.axes, 0).units(1)
+    before = _bits(model)
+    subnet = extract(model, plan, units)
+    with torch.no_grad():
+        for tensor in named_tensors(subnet).values():
+            tensor.copy_(torch.full_like(tensor, 7))
+    write_back(model, plan, units, subnet)
+    held = torch.zeros(plan.num_units, dtype=torch.bool)
+    held[units] = True
+    for name, tensor in named_tensors(model).items():
+        mine = torch.ones(tensor.shape, dtype=torch.bool)
+        for d, dealt in enumerate(plan.dims.get(name, ())):
+            if dealt is not None:
+                shape = [1] * tensor.dim()
+                shape[d] = -1
+                mine &= held[dealt.units].view(shape)
+        assert (tensor[mine] == 7).all()
+        assert torch.equal(tensor[~mine], before[name][~mine])
+
+
+def test_the_subnet_is_real_and_its_widths_agree():
+    model, plan, x = cnn()
+    units = Disjoint(2).assign(plan.axes, 0).units(0)
+    subnet = extract(model, plan, units)
+    assert (subnet.convs[1].in_channels, subnet.convs[1].out_channels) == tuple(subnet.convs[1].weight.shape[1::-1])
+    assert subnet.norms[1].num_features == subnet.convs[1].out_channels
+    assert subnet.hidden.in_features == 4 * subnet.convs[1].out_channels
+    assert sum(p.numel() for p in subnet.parameters()) < 0.5 * sum(p.numel() for p in model.parameters())
+    assert all(p.is_leaf and p.requires_grad for p in subnet.parameters())
+    subnet(x).sum().backward()
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_ties_stay_tied_and_frozen_stays_frozen():
+    from zoo import tied
+
+    model, plan, _ = tied()
+    model.first.bias.requires_grad_(False)
+    subnet = extract(model, plan, torch.tensor([0, 4]))
+    assert subnet.left.weight is subnet.right.weight
+    assert not subnet.first.bias.requires_grad
+
+
+@settings(max_examples=60)
+@given(
+    hidden=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+    data=st.data(),
+)
+def test_any_units_of_any_mlp(hidden, dtype, data):
+    model, plan, x = mlp(hidden=tuple(hidden))
+    model.to(dtype).eval()
+    units = sorted(data.draw(st.sets(st.integers(0, plan.num_units - 1))))
+    for axis in plan.axes:  # no layer may be empty
+        if not any(axis.start <= u < axis.start + axis.num_units for u in units):
+            units.append(axis.start)
+    chosen = torch.tensor(sorted(units))
+    before = _bits(model)
+    subnet = extract(model, plan, chosen)
+    write_back(model, plan, chosen, subnet)
+    assert _same_bits(before, _bits(model))
+    if dtype == torch.float64:
+        torch.testing.assert_close(subnet(x.double()), masked(model, plan, chosen)(x.double()), rtol=1e-10, atol=1e-10)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.data())
+def test_take_and_put_against_plain_indexing(shape, data):
+    tensor = torch.arange(torch.tensor(shape).prod()).view(shape).double()
+    cut = tuple(
+        data.draw(st.none() | st.sets(st.integers(0, n - 1)).map(lambda s: torch.tensor(sorted(s), dtype=torch.int64)))
+        for n in shape
+    )
+    index = [range(n) if i is None else i.tolist() for n, i in zip(shape, cut, strict=True)]
+    part = take(tensor, cut)
+    expected = tensor.clone()
+    for d, i in enumerate(index):
+        expected = expected[(slice(None),) * d + (list(i),)]
+    assert torch.equal(part, expected)
+    target = torch.zeros_like(tensor)
+    put_(target, part, cut)
+    inside = torch.ones_like(tensor, dtype=torch.bool)
+    for d, i in enumerate(index):
+        outside = [k for k in range(shape[d]) if k not in set(i)]
+        inside[(slice(None),) * d + (outside,)] = False
+    assert torch.equal(target, torch.where(inside, tensor, 0))
+
+
+def test_narrow_model_is_initialized_as_a_net_of_its_width():
+    model, plan, x = mlp(hidden=(64, 64))
+    small = narrow_model(model, plan, 0.25, seed=1)
+    assert small.layers[1].weight.shape == (16, 16)
+    assert small.layers[1].weight.abs().max() > 0.9 * 16**-0.5  # the bound of its own fan-in, not of 64
+    again = narrow_model(copy.deepcopy(model), plan, 0.25, seed=1)
+    assert _same_bits(_bits(small), _bits(again))
+    assert small(x).shape == (16, 4)
+    assert Plan.whole(small).num_units == 0

@@ -1,0 +1,109 @@
+"""Small models with their plans, and data, that many tests share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from skerry import In, Out, Plan, Shards, split
+from skerry.models.cnn import CNN
+from skerry.models.mlp import MLP
+from skerry.recipes.image_mlp import mlp_rules
+
+
+class TiedAutoencoder(nn.Module):
+    """Two layers that share one weight: w reads h and makes h, on both sides of a ReLU."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, width)
+        self.left = nn.Linear(width, 5)
+        self.right = nn.Linear(width, 5)
+        self.right.weight = self.left.weight
+        self.bias = nn.Parameter(torch.randn(5))
+        self.drop = nn.Dropout(0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.first(x))
+        return self.left(h) + self.drop(self.right(h.square())) + self.bias
+
+
+class Transposed(nn.Module):
+    """Transposed convolution, embedding and layer norm over a dim that is not dealt out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 6)
+        self.norm = nn.LayerNorm(8)
+        self.mix = nn.Linear(6, 8)
+        self.up = nn.Conv1d(8, 7, 3, padding=1)
+        self.act = nn.Sigmoid()
+        self.bn = nn.BatchNorm1d(7)
+        self.down = nn.ConvTranspose1d(7, 4, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.mix(self.embed(x))).transpose(1, 2)
+        return self.down(self.bn(self.act(self.up(h))))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, its plan and an input."""
+
+    name: str
+    build: Callable[[], tuple[nn.Module, Plan, Tensor]]
+
+
+def mlp(norm: bool = True, dropout: float = 0.0, hidden: tuple[int, ...] = (13, 10)) -> tuple[nn.Module, Plan, Tensor]:
+    model = MLP([9, *hidden, 4], norm=norm, dropout=dropout)
+    rules = mlp_rules(len(hidden))
+    if not norm:
+        rules = {name: rule for name, rule in rules.items() if not name.startswith("norms")}
+    return model, Plan.from_rules(model, rules), torch.randn(16, 9)
+
+
+def cnn() -> tuple[nn.Module, Plan, Tensor]:
+    model = CNN([2, 6, 7], image_size=8, hidden=11, classes=3)
+    rules = {
+        "convs.0": Out("c0"),
+        "norms.0": Out("c0"),
+        "convs.1": (In("c0"), Out("c1")),
+        "norms.1": Out("c1"),
+        "hidden": (In("c1"), Out("h")),
+        "out": In("h"),
+    }
+    return model, Plan.from_rules(model, rules), torch.randn(12, 2, 8, 8)
+
+
+def tied() -> tuple[nn.Module, Plan, Tensor]:
+    model = TiedAutoencoder(9)
+    plan = Plan.from_rules(model, {"first": Out("h"), "left": In("h"), "right": In("h")})
+    return model, plan, torch.randn(7, 6)
+
+
+def transposed() -> tuple[nn.Module, Plan, Tensor]:
+    model = Transposed()
+    rules = {"embed": Out("e"), "mix": In("e"), "up": Out("c"), "bn": Out("c"), "down": In("c")}
+    return model, Plan.from_rules(model, rules), torch.randint(0, 11, (5, 6))
+
+
+CASES = [
+    Case("mlp", mlp),
+    Case("mlp-plain", lambda: mlp(norm=False)),
+    Case("mlp-dropout", lambda: mlp(dropout=0.3)),
+    Case("cnn", cnn),
+    Case("tied", tied),
+    Case("transposed", transposed),
+]
+
+
+def blobs(
+    workers: int, *, samples: int = 240, features: int = 9, classes: int = 4, batch: int = 16, seed: int = 0
+) -> Shards:
+    """Points around class centres, dealt to workers."""
+    rng = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, classes, (samples,), generator=rng)
+    centres = torch.randn(classes, features, generator=torch.Generator().manual_seed(99))
+    x = centres[y] + torch.randn(samples, features, generator=rng)
+    return Shards(x, y, split(y, workers, "iid", seed), batch_size=batch, seed=seed)
