@@ -1,0 +1,251 @@
+"""The round loop: against a plain PyTorch loop, against properties every algorithm must have, and on failures."""
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from zoo import blobs, cnn, mlp
+
+from skerry import Algorithm, Disjoint, Everything, Overlapping, cosine, ist, local_sgd, narrow, single, train
+from skerry.plan import named_tensors
+from skerry.train import TrainingFailed
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
+    "adamw": lambda p: torch.optim.AdamW(p, 1e-2),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, 1e-3, momentum=0.5),
+}
+
+ALGORITHMS = {
+    "ist": ist(3, local_steps=4),
+    "ist-slow-core": ist(3, local_steps=4, reshuffle=0.3, core=0.3),
+    "ist-uneven-travel": ist(3, local_steps=4, capacities=(1, 2, 3), optimizer_state="travel"),
+    "overlapping": Algorithm(name="overlapping", partition=Overlapping(3, 2), local_steps=4, optimizer_state="travel"),
+    "local_sgd": local_sgd(3, local_steps=4),
+    "local_sgd-travel": local_sgd(3, local_steps=4, optimizer_state="travel"),
+    "narrow": narrow(3, local_steps=4),
+}
+
+
+def run(algorithm, *, build=mlp, rounds=3, optimizer="sgd", **more):
+    torch.manual_seed(1)
+    model, plan, _ = build()
+    settings = {"schedule": cosine, **more}
+    data = settings.pop("data", None) or blobs(algorithm.partition.num_workers)
+    return model, train(
+        model,
+        F.cross_entropy,
+        data,
+        plan=plan,
+        algorithm=algorithm,
+        optimizer=OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer,
+        num_rounds=rounds,
+        **settings,
+    )
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("build", [mlp, lambda: mlp(norm=False)], ids=["norm", "plain"])
+def test_one_worker_with_everything_is_bit_equal_to_a_plain_loop(optimizer, build):
+    rounds, steps = 4, 7
+    model, _ = run(single(local_steps=steps), build=build, rounds=rounds, optimizer=optimizer)
+    torch.manual_seed(1)
+    plain, _, _ = build()
+    opt = OPTIMIZERS[optimizer](plain.parameters())
+    rate = opt.param_groups[0]["lr"]
+    for step, (x, y) in enumerate(blobs(1).batches(0, 0, rounds * steps)):
+        opt.param_groups[0]["lr"] = rate * cosine(step / (rounds * steps))
+        opt.zero_grad()
+        F.cross_entropy(plain(x), y).backward()
+        opt.step()
+    for (name, a), b in zip(named_tensors(model).items(), named_tensors(plain).values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_every_held_element_advances_and_others_keep_their_bits(name, optimizer):
+    algorithm = ALGORITHMS[name]
+    torch.manual_seed(1)
+    model, plan, _ = mlp()
+    before = {n: t.clone() for n, t in named_tensors(model).items()}
+    _, result = run(algorithm, rounds=1, optimizer=optimizer)
+    after = {n: t for n, t in result.state.tensors.items() if n in named_tensors(model)}
+    if algorithm.width < 1:
+        assert all(torch.isfinite(t).all() for t in after.values())
+        return
+    assignment = algorithm.partition.assign(plan.axes, 0)
+    for tensor_name, tensor in after.items():
+        if tensor_name.endswith("num_batches_tracked"):
+            assert tensor == algorithm.local_steps
+            continue
+        held = torch.zeros(tensor.shape, dtype=torch.bool)
+        for worker in range(assignment.num_workers):
+            mine = torch.ones(tensor.shape, dtype=torch.bool)
+            for d, dealt in enumerate(plan.dims.get(tensor_name, ())):
+                if dealt is not None:
+                    mine &= assignment.held[worker][dealt.units].view(
+                        [-1 if k == d else 1 for k in range(tensor.dim())]
+                    )
+            held |= mine
+        changed = tensor != before[tensor_name]
+        assert not changed[~held].any(), tensor_name
+        # A dead ReLU or a feature that is zero may keep a single weight where it was; nearly all must move.
+        assert changed[held].double().mean() > 0.95, tensor_name
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_learns_and_its_records_add_up(name):
+    records = []
+    test = next(iter(blobs(1, samples=600, batch=600, seed=5).batches(0, 0, 1)))
+    _, result = run(
+        ALGORITHMS[name], rounds=25, test=test, eval_every=10, on_round=lambda record, state: records.append(record)
+    )
+    assert result.score.accuracy > 0.5  # four classes
+    assert [r.round for r in records] == list(range(25))
+    assert [r.round for r in records if r.score] == [9, 19, 24]
+    for a, b in pairwise(records):
+        assert all(b.totals[k] >= a.totals[k] for k in a.totals)
+        assert b.units_covered >= a.units_covered
+    assert records[-1].units_covered == 1.0
+    assert records[-1].totals["bytes_due"] > 0
+    if not name.endswith("uneven-travel"):
+        assert records[-1].totals["flop"] == pytest.approx(25 * 4 * result.step_cost.flop, rel=0.2)
+
+
+def test_a_convolutional_net_trains_too():
+    x, y = torch.randn(90, 2, 8, 8), torch.randint(0, 3, (90,))
+    x[:, 0] += y[:, None, None].float()
+    from skerry import Shards, split
+
+    data = Shards(x, y, split(y, 3, "iid", 0), batch_size=10, seed=0)
+    _, result = run(ist(3, local_steps=5), build=cnn, rounds=12, data=data, test=(x, y))
+    assert result.score.accuracy > 0.6
+
+
+def test_units_that_were_trained_are_counted():
+    _, result = run(ist(3, local_steps=1, core=0.5), rounds=4)
+    counts = result.state.trained
+    assert set(counts.tolist()) == {4, 12}  # one holder a round, or all three
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_travelling_momenta_have_the_places_of_their_elements(optimizer):
+    model, result = run(ALGORITHMS["ist-uneven-travel"], optimizer=optimizer)
+    key = {"sgd": "momentum_buffer", "adamw": "exp_avg"}[optimizer]
+    state = {n: t for n, t in result.state.tensors.items() if n.endswith(key)}
+    assert {n: t.shape for n, t in state.items()} == {f"{n}::{key}": p.shape for n, p in model.named_parameters()}
+
+
+def test_where_nothing_is_shared_and_nothing_moves_travelling_momenta_make_rounds_invisible():
+    class NoShared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(9, 6, bias=False), nn.Linear(6, 4, bias=False)
+
+        def forward(self, x):
+            return self.b(F.relu(self.a(x)))
+
+    from skerry import In, Out, Plan
+
+    def build():
+        model = NoShared()
+        return model, Plan.from_rules(model, {"a": Out("h"), "b": In("h")}), None
+
+    for optimizer in ("sgd", "adamw"):
+        results = [
+            run(
+                ist(2, local_steps=steps, reshuffle=0.0, optimizer_state="travel"),
+                build=build, rounds=12 // steps, optimizer=optimizer,
+            )
+            for steps in (12, 3)
+        ]  # fmt: skip
+        for (name, a), b in zip(
+            named_tensors(results[0][0]).items(), named_tensors(results[1][0]).values(), strict=True
+        ):
+            assert torch.equal(a, b), name
+        reset, _ = run(ist(2, local_steps=3, reshuffle=0.0), build=build, rounds=4, optimizer=optimizer)
+        assert not torch.equal(named_tensors(reset)["a.weight"], named_tensors(results[0][0])["a.weight"])
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_one_others():
+    a, b, c = (run(ist(3, local_steps=3, seed=s), build=lambda: mlp(dropout=0.2))[0] for s in (0, 0, 1))
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+    assert not all(torch.equal(x, y) for x, y in zip(a.parameters(), c.parameters(), strict=True))
+
+
+def test_training_leaves_the_global_random_state_alone():
+    data = blobs(3)
+    torch.manual_seed(1)
+    model, plan, _ = mlp(dropout=0.2)
+    before = torch.get_rng_state()
+    train(
+        model,
+        F.cross_entropy,
+        data,
+        plan=plan,
+        algorithm=ist(3, local_steps=2),
+        optimizer=OPTIMIZERS["sgd"],
+        num_rounds=2,
+    )
+    assert torch.equal(before, torch.get_rng_state())
+
+
+class Poisoned:
+    """Data of which one worker gets NaN in some rounds."""
+
+    def __init__(self, workers, worker, rounds, steps):
+        self.clean, self.worker, self.bad = blobs(workers), worker, [r * steps for r in rounds]
+
+    def batches(self, worker, first_step, num_steps):
+        for x, y in self.clean.batches(worker, first_step, num_steps):
+            bad = worker == self.worker and first_step in self.bad
+            yield (x * float("nan") if bad else x), y
+
+    def sample(self, worker, num):
+        return self.clean.sample(worker, num)
+
+
+@pytest.mark.parametrize("name", ["ist", "ist-uneven-travel", "local_sgd-travel"])
+def test_a_piece_that_is_not_finite_is_refused_and_the_run_goes_on(name):
+    records = []
+    algorithm = ALGORITHMS[name]
+    _, result = run(
+        algorithm,
+        rounds=6,
+        data=Poisoned(3, 1, [2, 3], algorithm.local_steps),
+        on_round=lambda record, state: records.append(record),
+    )
+    assert [r.refused for r in records] == [(), (), (1,), (1,), (), ()]
+    assert all(torch.isfinite(t).all() for t in result.state.tensors.values())
+    assert result.state.bad_rounds == 0
+
+
+def test_too_many_refusals_in_a_row_stop_the_run_with_a_remedy():
+    algorithm = ALGORITHMS["ist"]
+    states = []
+    with pytest.raises(TrainingFailed, match=r"round 4.*3 rounds in a row.*worker 1.*lower the learning rate"):
+        run(
+            algorithm,
+            rounds=9,
+            data=Poisoned(3, 1, range(2, 9), algorithm.local_steps),
+            max_bad_rounds=3,
+            on_round=lambda record, state: states.append(copy.copy(state)),
+        )
+    assert all(torch.isfinite(t).all() for t in states[-1].tensors.values())
+
+
+def test_wrong_calls_are_refused():
+    with pytest.raises(ValueError, match="num_rounds=0"):
+        run(ist(3), rounds=0)
+    with pytest.raises(ValueError, match="axis 'h1': 10 units for 11 workers"):
+        run(ist(11), rounds=1)
+    with pytest.raises(ValueError, match="expected 'reset' or 'travel'"):
+        ist(3, optimizer_state="keep")
+    with pytest.raises(ValueError, match="local_steps=0"):
+        Algorithm(name="x", partition=Everything(1), local_steps=0)
+    with pytest.raises(ValueError, match="width=0"):
+        Algorithm(name="x", partition=Disjoint(1), local_steps=1, width=0.0)
