@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from skerry.report import ReportError, comparison, load_run, load_runs, to_markdown, to_rich, write_report
+from skerry.comparison import ReportError, comparison, load_run, load_runs, to_markdown, to_rich
+from skerry.report import write_report
 
 MEMORY = {"weights": 1e6, "gradients": 1e6, "optimizer": 2e6, "activations": 0.5e6}
 

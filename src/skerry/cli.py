@@ -10,11 +10,13 @@ import click
 import torch
 
 from skerry import data as data_room
-from skerry import experiment, report
+from skerry import experiment
+from skerry.comparison import comparison, load_runs, to_markdown, to_rich
 from skerry.config import Config, choose, parse_settings
 from skerry.experiment import METHODS
 from skerry.progress import RunProgress
 from skerry.recipes import RECIPES
+from skerry.report import write_report
 from skerry.run import check_folder, saved_config
 from skerry.runtimes import PeerLost, Processes, Runtime, Serial, WorkerDied, launch
 from skerry.train import TrainingFailed
@@ -23,23 +25,27 @@ _TOLD = (ValueError, OSError, TrainingFailed, PeerLost, WorkerDied)
 
 
 def entry() -> None:
-    """Run the command line; whatever a user can mend is told in one line, without a traceback."""
-    try:
-        main(standalone_mode=False)
-    except click.exceptions.Abort:
-        _die("interrupted; go on with --resume", 130)
-    except click.ClickException as error:
-        _die(error.format_message(), error.exit_code)
-    except KeyboardInterrupt:
-        _die("interrupted; go on with --resume", 130)
-    except _TOLD as error:
-        _die(" ".join(str(error).split("\n")) if not isinstance(error, WorkerDied) else str(error), 1)
-
-
-def _die(message: str, code: int) -> None:
-    print(f"skerry: error: {message}", file=sys.stderr, flush=True)
+    """The ``skerry`` command."""
+    code, message = call(sys.argv[1:])
+    if message:
+        print(f"skerry: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
     # Not sys.exit: in a process group that lost a member, gloo's destructors may wait for it.
     os._exit(code)
+
+
+def call(arguments: list[str]) -> tuple[int, str]:
+    """Run one command; return the exit code and what to tell: whatever a user can mend in one line, no traceback."""
+    try:
+        main(arguments, prog_name="skerry", standalone_mode=False)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        return 130, "interrupted; go on with --resume"
+    except click.ClickException as error:
+        return error.exit_code, f"error: {error.format_message()}"
+    except _TOLD as error:
+        told = str(error)
+        return 1, f"error: {told}" if isinstance(error, WorkerDied) else f"error: {' '.join(told.split())}"
+    return 0, ""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -213,8 +219,8 @@ def _conclude(out: Path) -> None:
     """Print the table and the path of the report."""
     from rich.console import Console
 
-    Console().print(report.to_rich(report.comparison(report.load_runs(out))))
-    click.echo(f"report: {report.write_report(out)}")
+    Console().print(to_rich(comparison(load_runs(out))))
+    click.echo(f"report: {write_report(out)}")
 
 
 @main.command(name="report")
@@ -223,7 +229,7 @@ def _conclude(out: Path) -> None:
 def report_command(folder: Path, markdown: bool) -> None:
     """Write report.html for the run, or the folder of runs, in FOLDER, and print its table."""
     if markdown:
-        click.echo(report.to_markdown(report.comparison(report.load_runs(folder))))
+        click.echo(to_markdown(comparison(load_runs(folder))))
     else:
         _conclude(folder)
 

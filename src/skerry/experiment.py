@@ -81,7 +81,7 @@ def make_optimizer(config: Config) -> OptimizerFn:
         optimizer([torch.zeros(1, requires_grad=True)], **settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"optimizer {name} with {settings}: {error}") from error
-    return lambda parameters: optimizer(parameters, **settings)  # type: ignore[no-any-return]
+    return lambda parameters: optimizer(parameters, **settings)
 
 
 def num_threads(config: Config) -> int:

@@ -1,6 +1,8 @@
 """TensorBoard events of a run (extra ``tensorboard``)."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from skerry.train import Record, State
 
@@ -19,7 +21,8 @@ class Events:
             raise ValueError(
                 "--tensorboard: tensorboard is not installed; pip install 'skerry[tensorboard]'"
             ) from error
-        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._open: Callable[[], Any] = lambda: SummaryWriter(str(folder))
+        self._writer: Any = None  # opened in the first round, when the folder is known to be ours
 
     def on_round(self, record: Record, state: State) -> None:
         """Write the figures of a round."""
@@ -27,6 +30,7 @@ class Events:
         scalars |= {f"cost/{name}": record.totals[name] for name in ("bytes_due", "bytes_sent", "flop", "time_s")}
         if record.score is not None:
             scalars |= {"loss/test": record.score.loss, "accuracy/test": record.score.accuracy}
+        self._writer = self._writer or self._open()
         for name, value in scalars.items():
-            self._writer.add_scalar(name, value, record.round)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, record.round)
+        self._writer.flush()

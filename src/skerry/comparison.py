@@ -1,0 +1,275 @@
+"""Runs side by side: read run folders, make one row of runs that differ only in their seed, print tables.
+
+Everything is taken from the files in the folders and from nothing else; nothing here trains or evaluates.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Metric = dict[str, Any]
+Group = tuple["Row", list["Run"]]
+
+_TIMES = ("time_s", "local_s", "exchange_s", "evaluate_s", "checkpoint_s")
+_METRICS = ("round", "train_loss", "loss", "accuracy", "refused", "bytes_due", "bytes_sent", "flop", *_TIMES)
+_NOT_COMPARED = ("seed", "runtime", "versions")  # runs that differ only in these are one row
+
+
+class ReportError(ValueError):
+    """A run folder that cannot be reported, or a missing optional package."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run folder holds; ``units`` and ``summary`` are empty when their files do not exist (yet)."""
+
+    folder: Path
+    config: dict[str, Any]
+    metrics: list[Metric]
+    units: dict[str, Any]
+    summary: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.resolve().name
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds finished so far."""
+        return int(self.metrics[-1]["round"]) + 1 if self.metrics else 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a comparison: the mean over runs that differ only in their seed. Costs are a worker's."""
+
+    label: str
+    method: str
+    local_steps: int | None
+    rounds: int  # finished by every run of the row
+    num_runs: int
+    accuracy: float | None
+    accuracy_spread: float | None  # sample standard deviation over the runs
+    loss: float | None
+    bytes_due: float
+    bytes_sent: float
+    flop: float
+    memory_bytes: float | None
+    time_s: float
+    outside_share: float | None  # the part of time_s that was not spent in local steps
+
+
+# ---- from files to runs
+
+
+def load_run(folder: Path) -> Run:
+    """Read one run folder; a half-written last line of metrics.jsonl (a killed run) is ignored."""
+    config, path = _read_json(folder / "config.json"), folder / "config.json"
+    if not isinstance(config.get("method"), str):
+        got = repr(config["method"]) if "method" in config else "no such key"
+        raise ReportError(f"{path} 'method': expected a name, got {got}; is this a run folder?")
+    files = (folder / "units.json", folder / "summary.json")
+    units, summary = (_read_json(file) if file.exists() else {} for file in files)
+    return Run(folder, config, _read_metrics(folder / "metrics.jsonl"), units, summary)
+
+
+def load_runs(folder: Path) -> list[Run]:
+    """Read the run in ``folder``, or else the runs in its subfolders, sorted by name."""
+    if (folder / "config.json").exists():
+        return [load_run(folder)]
+    found = sorted(path.parent for path in folder.glob("*/config.json"))
+    if not found:
+        raise ReportError(f"{folder}: expected config.json here or in a subfolder, got none; name another")
+    return [load_run(path) for path in found]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{path}: expected a JSON object, got {error}; restore the file") from error
+    if not isinstance(value, dict):
+        raise ReportError(f"{path}: expected a JSON object, got {type(value).__name__}; restore the file")
+    return value
+
+
+def _read_metrics(path: Path) -> list[Metric]:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    metrics: list[Metric] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            metric = json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                break  # the run was killed while it wrote this line
+            metric = None
+        missing = [key for key in _METRICS if not isinstance(metric, dict) or key not in metric]
+        if missing:
+            where, got = f"{path} line {number}", repr(line[:40])
+            raise ReportError(f"{where}: expected an object with {missing[0]!r}, got {got}; remove the line")
+        metrics.append(metric)
+    return metrics
+
+
+# ---- from runs to rows
+
+
+def comparison(runs: Sequence[Run]) -> list[Row]:
+    """Return one row for each setting, averaged over seeds, methods in order of appearance."""
+    return [row for row, _ in grouped(runs)]
+
+
+def grouped(runs: Sequence[Run]) -> list[Group]:
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        setting = json.dumps([run.config["method"], flat(run.config)], sort_keys=True)
+        groups.setdefault(setting, []).append(run)
+    methods = [run.config["method"] for run in runs]
+
+    def place(group: list[Run]) -> tuple[int, int]:
+        return methods.index(group[0].config["method"]), group[0].config.get("local_steps") or 0
+
+    ordered = sorted(groups.values(), key=place)
+    labels = _labels([group[0].config for group in ordered])
+    return [(_row(label, group), group) for label, group in zip(labels, ordered, strict=True)]
+
+
+def _labels(configs: list[dict[str, Any]]) -> list[str]:
+    """The method of each, and the settings in which it differs from others of the same method."""
+    labels = []
+    for config in configs:
+        mine, peers = flat(config), [flat(peer) for peer in configs if peer["method"] == config["method"]]
+        keys = dict.fromkeys(["local_steps", *(key for peer in peers for key in peer)])
+        differ = [key for key in keys if len({peer.get(key) for peer in peers}) > 1]
+        brief = [key for key in differ if key != "rounds"]  # has its own column, often follows from the steps
+        if len({tuple(peer.get(key) for key in brief) for peer in peers}) == len(peers):
+            differ = brief
+        words = {key: f"{key.split('.')[-1].replace('_', ' ')} {mine[key]}" for key in differ if key in mine}
+        if "local_steps" in words:
+            words["local_steps"] = f"{mine['local_steps']} steps"
+        labels.append(", ".join([config["method"], *words.values()]))
+    return labels
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """{"partition": {"reshuffle": 0.1}} -> {"partition.reshuffle": "0.1"}, without what is not compared."""
+    found: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value and (prefix or key not in _NOT_COMPARED):
+            found |= flat(value, f"{prefix}{key}.")
+        elif prefix or key not in (*_NOT_COMPARED, "method"):
+            found[prefix + key] = value if isinstance(value, str) else json.dumps(value)
+    return found
+
+
+def _row(label: str, runs: list[Run]) -> Row:
+    def total(key: str, runs: list[Run]) -> float:
+        return _mean([run.metrics[-1][key] for run in runs if run.metrics]) or 0.0
+
+    def final(key: str) -> list[float]:
+        values = [[m[key] for m in run.metrics if m[key] is not None] for run in runs]
+        return [each[-1] for each in values if each]
+
+    memories = [sum(run.summary["memory_bytes"].values()) for run in runs if run.summary.get("memory_bytes")]
+    accuracies, time_s = final("accuracy"), total("time_s", runs)
+    return Row(
+        label=label,
+        method=runs[0].config["method"],
+        local_steps=runs[0].config.get("local_steps"),
+        rounds=min(run.num_rounds for run in runs),
+        num_runs=len(runs),
+        accuracy=_mean(accuracies),
+        accuracy_spread=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        loss=_mean(final("loss")),
+        bytes_due=total("bytes_due", runs),
+        bytes_sent=total("bytes_sent", [run for run in runs if run.config.get("runtime") != "serial"]),
+        flop=total("flop", runs),
+        memory_bytes=_mean(memories),
+        time_s=time_s,
+        outside_share=1 - total("local_s", runs) / time_s if time_s > 0 else None,
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+# ---- tables
+
+
+def number(value: float | None, unit: float = 1, digits: int = 3) -> str:
+    """Three significant digits, never an exponent: 1234, 38.1, 4.02, 0.00310."""
+    if value is None or value == 0 or not math.isfinite(value):
+        return "-" if value is None else f"{value:.0f}"
+    return f"{value / unit:.{max(0, digits - 1 - math.floor(math.log10(abs(value / unit))))}f}"
+
+
+def accuracy_text(value: float | None, spread: float | None = None) -> str:
+    if value is None:
+        return "-"
+    text = f"{value:.4f}".removeprefix("0")
+    return text if spread is None else f"{text} ± {accuracy_text(spread)}"
+
+
+def duration(time_s: float) -> str:
+    unit, name = (1, "s") if time_s <= 120 else (60, "min") if time_s <= 7200 else (3600, "h")
+    return f"{number(time_s, unit)} {name}"
+
+
+_COLUMNS: dict[str, Callable[[Row], str]] = {  # what each means is said in report.html.jinja
+    "run": lambda row: row.label,
+    "seeds": lambda row: str(row.num_runs),
+    "rounds": lambda row: str(row.rounds),
+    "local steps": lambda row: "-" if row.local_steps is None else str(row.local_steps),
+    "test accuracy": lambda row: accuracy_text(row.accuracy, row.accuracy_spread),
+    "test loss": lambda row: number(row.loss, digits=4),
+    "bytes due, MB": lambda row: number(row.bytes_due, 1e6),
+    "bytes sent, MB": lambda row: number(row.bytes_sent, 1e6),
+    "compute, TFLOP": lambda row: number(row.flop, 1e12),
+    "memory, MB": lambda row: number(row.memory_bytes, 1e6),
+    "time": lambda row: duration(row.time_s),
+    "outside": lambda row: "-" if row.outside_share is None else f"{row.outside_share:.0%}",
+}
+
+
+def table_lines(rows: Sequence[Row], skip: Sequence[str] = ()) -> list[list[str]]:
+    """Titles, then cells; columns in which no row has a value are left out."""
+    columns = {title: [text(row) for row in rows] for title, text in _COLUMNS.items() if title not in skip}
+    shown = {title: cells for title, cells in columns.items() if any(cell != "-" for cell in cells)}
+    return [list(shown), *(list(line) for line in zip(*shown.values(), strict=True))]
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """Return the rows as a Markdown table for a README."""
+    titles, *lines = table_lines(rows)
+    lines = [titles, ["---"] + ["---:"] * (len(titles) - 1), *lines]
+    return "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |\n" for line in lines)
+
+
+def to_rich(rows: Sequence[Row]) -> "Table":
+    """Return the rows as a table for ``rich.print``, with the columns that fit a terminal."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    loss = [] if all(row.accuracy is None for row in rows) else ["test loss"]
+    titles, *lines = table_lines(rows, skip=["seeds", "rounds", "bytes sent, MB", *loss])
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    table.add_column(titles[0], overflow="fold", min_width=12, vertical="bottom")
+    for title in titles[1:]:
+        table.add_column(title.replace(", ", " ").replace(" ", "\n"), justify="right", no_wrap=True)
+    for line in lines:
+        table.add_row(*map(Text, line))  # Text: a label is never read as markup
+    return table
+
+
+def run_label(row: Row, run: Run) -> str:
+    return f"{row.label}, seed {run.config.get('seed', '?')}" if row.num_runs > 1 else row.label

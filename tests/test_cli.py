@@ -1,0 +1,193 @@
+"""The command line, used as a user would: what it writes, and one clear line for each thing that can be wrong."""
+
+import json
+import re
+
+import pytest
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from skerry.cli import call, main
+
+QUICK = ["--set", "rounds=3", "--set", "local_steps=4", "--set", "eval_every=1"]
+
+
+@pytest.fixture
+def finished(tmp_path, capsys):
+    assert call(["train", "digits-mlp", "--workers", "3", "--out", str(tmp_path / "x"), *QUICK]) == (0, "")
+    return tmp_path / "x"
+
+
+def test_train_writes_all_its_files_and_a_table(finished, capsys):
+    names = {p.name for p in finished.iterdir()}
+    assert names == {
+        "config.json", "metrics.jsonl", "checkpoint.safetensors", "units.json", "summary.json", "model.safetensors",
+        "report.html", "lock",
+    }  # fmt: skip
+    config = json.loads((finished / "config.json").read_text())
+    assert (config["recipe"], config["workers"], config["rounds"], config["seed"]) == ("digits-mlp", 3, 3, 0)
+    assert set(config["versions"]) == {"skerry", "torch", "python"}
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [0, 1, 2]
+    assert all(line["accuracy"] > 0 and line["flop"] > 0 and line["bytes_due"] > 0 for line in lines)
+    units = json.loads((finished / "units.json").read_text())
+    assert [sum(axis["counts"]) for axis in units["axes"]] == [3 * 128, 3 * 128]
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["parameters"]["subnet"] < summary["parameters"]["full"]
+    assert load_file(finished / "model.safetensors")["out.weight"].shape == (10, 128)
+
+
+def test_resuming_a_finished_run_changes_nothing(finished):
+    before = {name: (finished / name).read_bytes() for name in ("model.safetensors", "metrics.jsonl")}
+    assert call(["train", "digits-mlp", "--out", str(finished), "--resume"]) == (0, "")
+    for name, content in before.items():
+        assert (finished / name).read_bytes() == content
+
+
+def test_compare_makes_one_table_of_all_methods(tmp_path, capsys):
+    out = tmp_path / "cmp"
+    arguments = [
+        "compare",
+        "digits-mlp",
+        "--methods",
+        "ist,local_sgd,narrow,single",
+        "--seeds",
+        "0,1",
+        "--out",
+        str(out),
+    ]
+    arguments += ["--set", "rounds=2", "--set", "local_steps=3", "--set", "local_sgd.local_steps=5"]
+    arguments += ["--set", "partition.reshuffle=0.5"]
+    assert call(arguments) == (0, "")
+    assert len([p for p in out.iterdir() if p.is_dir()]) == 8
+    configs = {p.name: json.loads((p / "config.json").read_text()) for p in out.iterdir() if p.is_dir()}
+    assert configs["local_sgd-seed1"]["local_steps"] == 5
+    assert configs["ist-seed1"]["partition"]["reshuffle"] == 0.5
+    assert configs["single-seed0"]["workers"] == 1
+    assert (out / "report.html").stat().st_size > 10_000
+    shown = CliRunner().invoke(main, ["report", str(out), "--markdown"]).output
+    for method in ("ist", "local_sgd", "narrow", "single"):
+        assert method in shown
+    stamp = (out / "ist-seed0" / "model.safetensors").stat().st_mtime_ns
+    assert call([*arguments, "--resume"]) == (0, "")
+    assert (out / "ist-seed0" / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_tensorboard_events(tmp_path):
+    pytest.importorskip("tensorboard")
+    assert call(["train", "digits-mlp", "--out", str(tmp_path / "x"), "--tensorboard", *QUICK]) == (0, "")
+    assert list((tmp_path / "x" / "tensorboard").glob("events*"))
+
+
+def test_help_is_there_for_every_command():
+    for command in ([], ["train"], ["compare"], ["report"], ["data"], ["data", "fetch"]):
+        shown = CliRunner().invoke(main, [*command, "--help"])
+        assert shown.exit_code == 0
+        assert len(shown.output) > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "fashion-mpl", "--out", "O"], "did you mean 'fashion-mlp'?"),
+        (["train", "digits-mlp", "--out", "O", "--metod", "ist"], "--method"),
+        (["train", "digits-mlp", "--out", "O", "--method", "its"], "did you mean 'ist'?"),
+        (["train", "digits-mlp", "--out", "O", "--set", "local_step=3"], "did you mean 'local_steps'?"),
+        (["train", "digits-mlp", "--out", "O", "--set", "partition.reshufle=3"], "did you mean 'reshuffle'?"),
+        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.momentm=.9"], "did you mean 'momentum'?"),
+        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.name=AdmaW"], "did you mean 'AdamW'?"),
+        (["train", "digits-mlp", "--out", "O", "--set", "model.hiden=3"], "did you mean 'hidden'?"),
+        (["train", "digits-mlp", "--out", "O", "--set", "schedule=cosin"], "did you mean 'cosine'?"),
+        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.lr"], "expected key=value"),
+        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.lr=-1"], "Invalid learning rate"),
+        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.lr=high"], "optimizer SGD"),
+        (["train", "digits-mlp", "--out", "O", "--set", "local_steps=0"], "local_steps=0: expected at least 1"),
+        (["train", "digits-mlp", "--out", "O", "--set", "local_steps=2.5"], "local_steps=2.5: expected int"),
+        (["train", "digits-mlp", "--out", "O", "--set", "partition.reshuffle=2"], "reshuffle=2.0: expected a fraction"),
+        (["train", "digits-mlp", "--out", "O", "--set", "partition.capacities=[1,2]"], "expected one a worker"),
+        (["train", "digits-mlp", "--out", "O", "--set", "model.hidden=0"], "model.hidden=0"),
+        (["train", "digits-mlp", "--out", "O", "--set", "split=by_lable"], "by_label"),
+        (["train", "digits-mlp", "--out", "O", "--set", "optimizer_state=keep"], "expected 'reset' or 'travel'"),
+        (
+            ["train", "digits-mlp", "--out", "O", "--method", "narrow", "--set", "partition.core=.5"],
+            "deals nothing out",
+        ),
+        (["train", "digits-mlp", "--out", "O", "--method", "single", "--workers", "4"], "single"),
+        (["train", "digits-mlp", "--out", "O", "--workers", "200"], "128 units for 200 workers"),
+        (["train", "digits-mlp", "--out", "O", "--resume"], "no run to resume"),
+        (["train", "mnist-mlp", "--out", "O"], "skerry data fetch mnist"),
+        (["data", "fetch", "mnits"], "mnist"),
+        (["data", "fetch", "fashion-mnist", "--from", "nowhere"], "nowhere"),
+        (["compare", "digits-mlp", "--out", "O", "--methods", "ist,narow"], "did you mean 'narrow'?"),
+        (["compare", "digits-mlp", "--out", "O", "--seeds", "a,b"], "expected whole numbers"),
+        (["report", "nowhere"], "nowhere"),
+    ],
+)
+def test_each_mistake_gets_one_line(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SKERRY_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code, message = call(arguments)
+    assert code != 0
+    assert words in message
+    assert "\n" not in message
+    assert not (tmp_path / "O" / "checkpoint.safetensors").exists()
+
+
+def test_a_folder_in_use_is_left_alone(finished):
+    out = str(finished)
+    before = (finished / "config.json").read_bytes()
+    code, message = call(["train", "digits-mlp", "--out", out])
+    assert code == 1
+    assert re.search("holds a run.*--resume.*--out", message)
+    code, message = call(["train", "digits-mlp", "--out", out, "--resume", "--set", "optimizer.lr=.5"])
+    assert (code, "optimizer is" in message) == (1, True)
+    code, message = call(["train", "mnist-mlp", "--out", out, "--resume"])
+    assert (code, "saved run is of digits-mlp" in message) == (1, True)
+    assert (finished / "config.json").read_bytes() == before
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(tmp_path):
+    import fcntl
+
+    out = tmp_path / "x"
+    assert call(["train", "digits-mlp", "--out", str(out), *QUICK])[0] == 0
+    with (out / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, message = call(["train", "digits-mlp", "--out", str(out), "--resume"])
+    assert (code, "another process" in message) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("checkpoint.safetensors", b"garbage", "not a readable checkpoint"),
+        ("config.json", b"{", "not a readable config"),
+        ("config.json", b'{"recipe": "digits-mlp", "wokers": 3}', "not a readable config"),
+    ],
+)
+def test_a_damaged_run_is_refused_by_the_name_of_its_file(finished, name, content, words):
+    (finished / name).write_bytes(content)
+    code, message = call(["train", "digits-mlp", "--out", str(finished), "--resume"])
+    assert code == 1
+    assert name in message
+    assert words in message
+    assert "\n" not in message
+
+
+def test_divergence_stops_with_a_remedy_and_leaves_a_good_state(tmp_path):
+    arguments = [
+        "train",
+        "digits-mlp",
+        "--out",
+        str(tmp_path / "x"),
+        "--set",
+        "optimizer.lr=1e30",
+        "--set",
+        "max_bad_rounds=2",
+    ]
+    code, message = call(arguments)
+    assert code == 1
+    assert "lower the learning rate" in message
+    lines = [json.loads(line) for line in (tmp_path / "x" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["refused"]
