@@ -50,6 +50,7 @@ class Plan:
         shapes: the shape of every parameter and buffer of the model it was made for.
 
     Example:
+        >>> from skerry import In, Out
         >>> model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
         >>> plan = Plan.from_rules(model, {"0": Out("hidden"), "2": In("hidden")})
         >>> [(axis.name, axis.num_units) for axis in plan.axes]
