@@ -20,7 +20,9 @@ Piece = Mapping[str, Tensor]
 
 def is_finite(piece: Piece) -> bool:
     """Tell whether every floating-point element of ``piece`` is finite."""
-    return all(bool(torch.isfinite(t).all()) for t in piece.values() if t.is_floating_point())
+    numbers = [t for t in piece.values() if t.is_floating_point() and t.numel()]
+    # The extremes are NaN where any element is; one pass, no temporary as large as the tensor.
+    return all(bool(torch.isfinite(extreme)) for t in numbers for extreme in torch.aminmax(t))
 
 
 @torch.no_grad()

@@ -57,8 +57,11 @@ def _kinds(dim: DealtDim, now: Assignment, then: Assignment) -> tuple[Tensor, Te
     """The different pairs (holders now, holders then) along a dim, bool (n, k) each, and how often each occurs."""
     everywhere = torch.ones(now.num_workers, 1, dtype=torch.bool)  # where id -1 looks
     both = torch.cat([torch.cat([a.held, everywhere], 1)[:, dim.units] for a in (now, then)]).numpy()
-    codes = np.ascontiguousarray(np.packbits(both, axis=0).T)  # one row of bytes an index; sorts fast as opaque keys
-    _, first, count = np.unique(codes.view(f"V{codes.shape[1]}"), return_index=True, return_counts=True)
+    codes = np.packbits(both, axis=0).T  # a row of bytes an index; as one number it sorts fast
+    width = -(-codes.shape[1] // 8) * 8
+    codes = np.ascontiguousarray(np.pad(codes, ((0, 0), (0, width - codes.shape[1]))))
+    keys = codes.view(np.uint64 if width == 8 else f"V{width}")
+    _, first, count = np.unique(keys, return_index=True, return_counts=True)
     kinds = torch.from_numpy(both[:, first])
     return kinds[: now.num_workers], kinds[now.num_workers :], torch.from_numpy(count)
 
