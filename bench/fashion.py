@@ -18,9 +18,13 @@ SEEDS = (0, 1, 2)
 # label -> what to add to `skerry train fashion-mlp`
 ROWS = {
     "ist": [],
-    "local_sgd-20": ["--method", "local_sgd", "--rounds", "46", "--set", "local_steps=20", "--set", "optimizer.lr=0.05"],
+    "local_sgd-20": [
+        "--method", "local_sgd", "--rounds", "46", "--set", "local_steps=20", "--set", "eval_every=6",
+        "--set", "optimizer.lr=0.05",
+    ],
     "local_sgd-20-travel": [
-        "--method", "local_sgd", "--rounds", "46", "--set", "local_steps=20", "--set", "optimizer_state=travel",
+        "--method", "local_sgd", "--rounds", "46", "--set", "local_steps=20", "--set", "eval_every=6",
+        "--set", "optimizer_state=travel",
     ],
     "local_sgd-115": ["--method", "local_sgd"],
     "local_sgd-230": ["--method", "local_sgd", "--rounds", "4", "--set", "local_steps=230"],

@@ -85,3 +85,15 @@ def test_step_cost_of_an_mlp_by_formula_and_without_side_effects():
     assert cost.weights == 4 * parameters + 2 * 4 * (13 + 10) + 2 * 8
     assert cost.activations > 4 * 16 * (9 + 13 + 10)
     assert all(torch.equal(t, before[n]) for n, t in named_tensors(model).items())
+
+
+def test_a_model_that_looks_at_values_is_measured_on_a_real_copy():
+    class Peeks(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * (2.0 if x.sum().item() > 0 else 1.0)
+
+    model, batch = Peeks(9, 4), (torch.randn(16, 9), torch.randint(0, 4, (16,)))
+    before = model.weight.clone()
+    cost = step_cost(model, F.cross_entropy, batch, lambda p: torch.optim.SGD(p, 0.1))
+    assert cost.flop == 2 * 2 * 16 * 9 * 4
+    assert torch.equal(model.weight, before)

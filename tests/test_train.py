@@ -200,6 +200,10 @@ class Poisoned:
     def __init__(self, workers, worker, rounds, steps):
         self.clean, self.worker, self.bad = blobs(workers), worker, [r * steps for r in rounds]
 
+    @property
+    def num_workers(self):
+        return self.clean.num_workers
+
     def batches(self, worker, first_step, num_steps):
         for x, y in self.clean.batches(worker, first_step, num_steps):
             bad = worker == self.worker and first_step in self.bad
@@ -243,6 +247,8 @@ def test_wrong_calls_are_refused():
         run(ist(3), rounds=0)
     with pytest.raises(ValueError, match="axis 'h1': 10 units for 11 workers"):
         run(ist(11), rounds=1)
+    with pytest.raises(ValueError, match="split for 4 workers, algorithm 'ist' has 3"):
+        run(ist(3), data=blobs(4))
     with pytest.raises(ValueError, match="expected 'reset' or 'travel'"):
         ist(3, optimizer_state="keep")
     with pytest.raises(ValueError, match="local_steps=0"):

@@ -93,22 +93,36 @@ class StepCost:
 
 
 def step_cost(subnet: nn.Module, loss_fn: LossFn, batch: tuple[Tensor, Tensor], optimizer: OptimizerFn) -> StepCost:
-    """Measure one training step of a copy of ``subnet`` on the meta device: nothing is computed, no state changes."""
-    meta = copy.deepcopy(subnet).to("meta").train()
-    x, y = (t.to("meta") for t in batch)
-    parameters = list(meta.parameters())
+    """Measure one training step of a copy of ``subnet``; no state changes.
+
+    The copy is on the meta device, where nothing is computed. A model or loss that cannot run there (it looks at values
+    or has tensors of its own) takes one real step of a real copy instead.
+    """
+    try:
+        return _step_cost(subnet, loss_fn, batch, optimizer, torch.device("meta"))
+    except (RuntimeError, NotImplementedError, ValueError, TypeError):
+        with torch.random.fork_rng(devices=[]):
+            return _step_cost(subnet, loss_fn, batch, optimizer, next(subnet.parameters()).device)
+
+
+def _step_cost(
+    subnet: nn.Module, loss_fn: LossFn, batch: tuple[Tensor, Tensor], optimizer: OptimizerFn, device: torch.device
+) -> StepCost:
+    copied = copy.deepcopy(subnet).to(device).train()
+    parameters = list(copied.parameters())
+    of_parameters = {p.untyped_storage()._cdata for p in parameters}
     saved: dict[int, Tensor] = {}
 
     def remember(tensor: Tensor) -> Tensor:
         key = tensor.untyped_storage()._cdata
-        if all(key != p.untyped_storage()._cdata for p in parameters):
+        if key not in of_parameters:
             saved[key] = tensor
         return tensor
 
     opt = optimizer(parameters)
     with FlopCounterMode(display=False) as counter:
         with torch.autograd.graph.saved_tensors_hooks(remember, lambda t: t):
-            loss = loss_fn(meta(x), y)
+            loss = loss_fn(copied(batch[0].to(device)), batch[1].to(device))
         activations = sum(t.untyped_storage().nbytes() for t in saved.values())
         loss.backward()  # type: ignore[no-untyped-call]
     opt.step()
@@ -116,7 +130,7 @@ def step_cost(subnet: nn.Module, loss_fn: LossFn, batch: tuple[Tensor, Tensor], 
     return StepCost(
         parameters=sum(p.numel() for p in parameters),
         flop=counter.get_total_flops(),
-        weights=_bytes([*parameters, *meta.buffers()]),
+        weights=_bytes([*parameters, *copied.buffers()]),
         gradients=_bytes(p for p in parameters if p.grad is not None),
         optimizer=_bytes(state),
         activations=activations,

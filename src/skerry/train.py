@@ -26,6 +26,11 @@ from skerry.subnet import cut_of, cut_shape, cuts, extract, narrow_model, take_a
 class Data(Protocol):
     """Where workers get their batches; ``skerry.data.Shards`` is one."""
 
+    @property
+    def num_workers(self) -> int:
+        """The number of workers it has data for."""
+        ...
+
     def batches(self, worker: int, first_step: int, num_steps: int) -> Iterable[tuple[Tensor, Tensor]]:
         """Return the (x, y) of steps ``first_step ...`` of ``worker``: the same ones whenever it is asked."""
         ...
@@ -149,6 +154,11 @@ def train(
     plan.check(model)
     if num_rounds < 1:
         raise ValueError(f"num_rounds={num_rounds}: expected at least 1")
+    if data.num_workers != algorithm.partition.num_workers:
+        raise ValueError(
+            f"the data is split for {data.num_workers} workers, algorithm '{algorithm.name}' has "
+            f"{algorithm.partition.num_workers}; split it for as many"
+        )
     if algorithm.width < 1.0:
         model = narrow_model(model, plan, algorithm.width, seed_of(seed, "narrow"))
         plan = Plan.whole(model)

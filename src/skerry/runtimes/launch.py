@@ -124,8 +124,11 @@ def _main(
 
     code = 0
     try:
-        timeout = timedelta(seconds=timeout_s)
-        dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=num_workers, timeout=timeout)
+        try:
+            timeout = timedelta(seconds=timeout_s)
+            dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=num_workers, timeout=timeout)
+        except RuntimeError as error:
+            raise PeerLost(f"rank {rank}: the other processes did not join within {timeout_s} s") from error
         runtime = Processes(on_round)
         work(runtime, *args)
         runtime.close()
@@ -133,10 +136,10 @@ def _main(
         pipe.send_bytes(str(error).encode())
         code = _PEER_LOST
     except expected as error:
-        pipe.send_bytes(str(error).encode())
+        pipe.send_bytes(str(error)[-8000:].encode())
         code = _FAILED
     except Exception:
-        pipe.send_bytes(traceback.format_exc().encode())
+        pipe.send_bytes(traceback.format_exc()[-8000:].encode())  # a pipe nobody reads yet holds 64 KiB
         code = _FAILED
     # Not sys.exit: after a lost peer, gloo's destructors may wait for it.
     os._exit(code)
