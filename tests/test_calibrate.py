@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from zoo import blobs, cnn, mlp
 
 from skerry import Disjoint, Everything, calibrate, cosine, evaluate, extract, ist, train
-from skerry.calibrate import estimate_batch_norm_
+from skerry.calibrate import check_batch_norm, estimate_batch_norm_
 
 
 def test_the_scaled_full_output_is_the_mean_over_subnets_of_a_one_layer_net():
@@ -73,7 +73,13 @@ def test_parts_that_are_totalled_give_the_statistics_of_the_whole():
 def test_statistics_of_the_test_batch_are_refused():
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False))
     with pytest.raises(ValueError, match="track_running_stats"):
-        estimate_batch_norm_(model, lambda m: m(torch.randn(4, 3)))
+        check_batch_norm(model)
+
+
+def test_where_nothing_is_dealt_out_running_statistics_are_kept():
+    model, plan, x = mlp()
+    kept = calibrate(model, plan, Everything(2).assign(plan.axes, 0).share(), lambda m: m(x))
+    assert torch.equal(kept.norms[0].running_mean, model.norms[0].running_mean)
 
 
 @pytest.fixture(scope="module")

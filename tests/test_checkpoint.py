@@ -27,10 +27,10 @@ def fresh_like(state):
 def test_round_trip(tmp_path, state):
     state.tensors["out.weight::momentum_buffer"] = torch.randn(4, 10).to(torch.bfloat16)
     state.totals["flop"] = 0.1 + 0.2
-    write(tmp_path / "c", state)
+    write(tmp_path / "c", state, "mine")
     model_only = fresh_like(state)
     del model_only.tensors["out.weight::momentum_buffer"]
-    again = read(tmp_path / "c", model_only)
+    again = read(tmp_path / "c", model_only, "mine")
     assert (again.round, again.bad_rounds, again.totals) == (3, 1, state.totals)
     assert torch.equal(again.trained, state.trained)
     assert again.tensors.keys() == state.tensors.keys()
@@ -40,37 +40,43 @@ def test_round_trip(tmp_path, state):
 
 def test_every_flipped_byte_and_every_cut_is_noticed(tmp_path, state):
     path = tmp_path / "c"
-    write(path, state)
+    write(path, state, "mine")
     content = path.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     for at in [0, 9, header - 40, header + 1, (header + len(content)) // 2, len(content) - 1]:
         path.write_bytes(content[:at] + bytes([content[at] ^ 0x41]) + content[at + 1 :])
         with pytest.raises(CheckpointError, match=str(path)):
-            read(path, fresh_like(state))
+            read(path, fresh_like(state), "mine")
     for length in (0, 5, header, len(content) - 1):
         path.write_bytes(content[:length])
         with pytest.raises(CheckpointError, match="not a readable checkpoint"):
-            read(path, fresh_like(state))
+            read(path, fresh_like(state), "mine")
 
 
 def test_foreign_files_are_refused(tmp_path, state):
     path = tmp_path / "c"
     save_file({"a": torch.ones(2)}, path)
     with pytest.raises(CheckpointError, match="not Skerry's"):
-        read(path, fresh_like(state))
-    write(path, state)
+        read(path, fresh_like(state), "mine")
+    write(path, state, "mine")
     other = fresh_like(state)
     other.tensors["out.weight"] = torch.zeros(4, 11)
     with pytest.raises(CheckpointError, match=r"out\.weight has shape \(4, 10\).*expected \(4, 11\).*another model"):
-        read(path, other)
+        read(path, other, "mine")
     other.tensors["extra"] = torch.zeros(1)
     other.tensors["out.weight"] = torch.zeros(4, 10)
     with pytest.raises(CheckpointError, match="extra is missing"):
-        read(path, other)
+        read(path, other, "mine")
+
+
+def test_another_runs_checkpoint_is_refused(tmp_path, state):
+    write(tmp_path / "c", state, "seed 1")
+    with pytest.raises(CheckpointError, match="other settings"):
+        read(tmp_path / "c", fresh_like(state), "mine")
 
 
 def test_no_pickle_in_the_file(tmp_path, state):
-    write(tmp_path / "c", state)
+    write(tmp_path / "c", state, "mine")
     content = (tmp_path / "c").read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     assert json.loads(header["__metadata__"]["state"])["round"] == 3
@@ -88,9 +94,9 @@ def test_resuming_from_any_round_ends_with_the_same_bits(tmp_path, optimizer_sta
             resume=resume, on_round=on_round,
         ).state  # fmt: skip
 
-    whole = go(on_round=lambda record, state: write(tmp_path / f"{record.round}", state))
+    whole = go(on_round=lambda record, state: write(tmp_path / f"{record.round}", state, "mine"))
     for stop in range(5):
-        resumed = go(resume=lambda fresh, stop=stop: read(tmp_path / f"{stop}", fresh))
+        resumed = go(resume=lambda fresh, stop=stop: read(tmp_path / f"{stop}", fresh, "mine"))
         assert resumed.tensors.keys() == whole.tensors.keys()
         for name, tensor in whole.tensors.items():
             assert torch.equal(resumed.tensors[name], tensor), (stop, name)

@@ -79,6 +79,12 @@ def test_tensorboard_events(tmp_path):
     assert list((tmp_path / "x" / "tensorboard").glob("events*"))
 
 
+def test_another_optimizer_starts_from_its_own_defaults(tmp_path):
+    arguments = ["train", "digits-mlp", "--out", str(tmp_path / "x"), "--set", "optimizer.name=AdamW", *QUICK]
+    assert call(arguments) == (0, "")
+    assert json.loads((tmp_path / "x" / "config.json").read_text())["optimizer"] == {"name": "AdamW"}
+
+
 def test_help_is_there_for_every_command():
     for command in ([], ["train"], ["compare"], ["report"], ["data"], ["data", "fetch"]):
         shown = CliRunner().invoke(main, [*command, "--help"])
@@ -113,6 +119,13 @@ def test_help_is_there_for_every_command():
             "deals nothing out",
         ),
         (["train", "digits-mlp", "--out", "O", "--method", "single", "--workers", "4"], "single"),
+        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.name=LBFGS"], "optimizer LBFGS"),
+        (["train", "digits-mlp", "--out", "O", "--set", "timeout_s=Infinity"], "timeout_s=inf"),
+        (["train", "digits-mlp", "--out", "O", "--set", "rounds=2", "--rounds", "3"], "expected once"),
+        (["train", "digits-mlp", "--out", "O", "--set", "rounds=2", "--set", "rounds=3"], "given twice"),
+        (["train", "digits-mlp", "--out", "O", "--method", "single", "--set", "optimizer_state=reset"], "leave it out"),
+        (["compare", "digits-mlp", "--out", "O", "--methods", "ist", "--set", "narrow.rounds=2"], "not among"),
+        (["compare", "digits-mlp", "--out", "O", "--seeds", "1,2", "--set", "seed=2"], "one of the two"),
         (["train", "digits-mlp", "--out", "O", "--workers", "200"], "128 units for 200 workers"),
         (["train", "digits-mlp", "--out", "O", "--resume"], "no run to resume"),
         (["train", "mnist-mlp", "--out", "O"], "skerry data fetch mnist"),
@@ -188,6 +201,6 @@ def test_divergence_stops_with_a_remedy_and_leaves_a_good_state(tmp_path):
     ]
     code, message = call(arguments)
     assert code == 1
-    assert "lower the learning rate" in message
+    assert "start anew with a lower learning rate" in message
     lines = [json.loads(line) for line in (tmp_path / "x" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["refused"]

@@ -17,6 +17,8 @@ def _slow_due_bytes(plan, tensors, now, then):
     """Walk over every element and send it where it has to go."""
     sends = 0.0
     for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            continue
         dims = plan.dims.get(name, (None,) * tensor.dim())
         for index in np.ndindex(*tensor.shape):
             units = [int(d.units[i]) for i, d in zip(index, dims, strict=True) if d is not None and d.units[i] >= 0]

@@ -9,11 +9,11 @@ SRC = Path(skerry.__file__).parent
 
 # From the bottom up. A file may import from its own line or from lines before it.
 LAYERS = [
-    ["randomness", "optimizer_state", "rules", "schedule"],
+    ["randomness", "optimizer_state", "rules", "schedule", "atomic"],
     ["plan"],
     ["partition"],
     ["subnet"],
-    ["aggregate"],
+    ["aggregate", "verify"],
     ["calibrate"],
     ["local"],
     ["cost", "evaluate", "algorithm"],

@@ -8,7 +8,6 @@ import json
 import math
 import re
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -240,12 +239,6 @@ def test_single_run_page_says_what_it_was(tmp_path: Path) -> None:
     page = " ".join(write_report(make_run(tmp_path / "a")).read_text().split())
     assert "4 workers trained tiny as independent subnets, 4 rounds of 20 local steps: accuracy .9000 on" in page
     assert "A worker holds 250 of the full model's 1,000 parameters (25%)." in page
-
-
-def test_missing_extra_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(ReportError, match=r"got no jinja2; pip install 'skerry\[report\]'$"):
-        write_report(make_run(tmp_path / "a"))
 
 
 def test_a_callers_own_figures_keep_their_look(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from safetensors.torch import load_file
 
 from skerry.cli import call
 
-SETTINGS = ["--set", "rounds=12", "--set", "local_steps=15", "--set", "threads=1", "--set", "checkpoint_every_s=0"]
-SETTINGS += ["--set", "optimizer_state=travel", "--workers", "3"]
+SETTINGS = ["--set", "rounds=12", "--set", "local_steps=15", "--set", "threads=1", "--set", "optimizer_state=travel"]
+SETTINGS += ["--workers", "3"]
+OFTEN = ["--set", "checkpoint_every_s=0"]
 
 
 def _start(out: Path, *more: str) -> "subprocess.Popen[str]":
@@ -45,7 +47,7 @@ def _kill(process: "subprocess.Popen[str]", out: Path) -> None:
 def _bits(out: Path) -> dict[str, torch.Tensor]:
     return {
         **load_file(out / "checkpoint.safetensors"),
-        **{f"m.{n}": t for n, t in load_file(out / "model.safetensors").items()},
+        **{f"calibrated.{n}": t for n, t in load_file(out / "model.safetensors").items()},
     }
 
 
@@ -72,7 +74,7 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize("runtime", ["serial", "processes"])
 def test_killed_in_the_middle_of_a_round_and_resumed(undisturbed, tmp_path, runtime):
     out, moment = tmp_path / "x", random.Random(runtime)
-    process = _start(out, "--runtime", runtime, *SETTINGS)
+    process = _start(out, "--runtime", runtime, *SETTINGS, *OFTEN)
     for kills in (3, 7):
         _wait_for_rounds(out, kills, process)
         time.sleep(moment.uniform(0, 0.03))
@@ -83,9 +85,43 @@ def test_killed_in_the_middle_of_a_round_and_resumed(undisturbed, tmp_path, runt
     _same_run(undisturbed / runtime, out)
 
 
+def test_killed_before_its_first_checkpoint(undisturbed, tmp_path):
+    out = tmp_path / "x"
+    process = _start(out, *SETTINGS, "--set", "checkpoint_every_s=1000")
+    _wait_for_rounds(out, 5, process)
+    _kill(process, out)
+    assert not (out / "checkpoint.safetensors").exists()
+    assert call(["train", "digits-mlp", "--out", str(out), "--resume"]) == (0, "")
+    _same_run(undisturbed / "serial", out)
+
+
+@pytest.mark.parametrize("gone", [["summary.json"], ["summary.json", "model.safetensors", "units.json"]])
+def test_killed_between_two_files(undisturbed, tmp_path, gone):
+    """What a kill at the end can leave: files that are not there yet, lines too many, drafts."""
+    out = tmp_path / "x"
+    shutil.copytree(undisturbed / "serial", out)
+    for name in gone:
+        (out / name).unlink()
+    (out / ".model.safetensors.draft").write_bytes(b"half")
+    with (out / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"round": 12, "time_s"')
+    assert call(["train", "digits-mlp", "--out", str(out), "--resume"]) == (0, "")
+    _same_run(undisturbed / "serial", out)
+    assert {p.name for p in out.iterdir()} == {p.name for p in (undisturbed / "serial").iterdir()}
+    assert (out / "units.json").read_bytes() == (undisturbed / "serial" / "units.json").read_bytes()
+
+
+def test_killed_while_it_wrote_its_very_first_file(tmp_path):
+    out = tmp_path / "x"
+    out.mkdir()
+    (out / "lock").touch()
+    (out / ".config.json.draft").write_bytes(b"{")
+    assert call(["train", "digits-mlp", "--out", str(out), "--set", "rounds=2", "--set", "local_steps=2"]) == (0, "")
+
+
 def test_a_run_may_change_its_runtime_on_resume(undisturbed, tmp_path):
     out = tmp_path / "x"
-    process = _start(out, "--runtime", "processes", *SETTINGS)
+    process = _start(out, "--runtime", "processes", *SETTINGS, *OFTEN)
     _wait_for_rounds(out, 4, process)
     _kill(process, out)
     assert call(["train", "digits-mlp", "--out", str(out), "--resume", "--runtime", "serial"]) == (0, "")
@@ -95,7 +131,7 @@ def test_a_run_may_change_its_runtime_on_resume(undisturbed, tmp_path):
 
 def test_a_worker_that_dies_ends_the_run_which_then_resumes(undisturbed, tmp_path):
     out = tmp_path / "x"
-    process = _start(out, "--runtime", "processes", *SETTINGS)
+    process = _start(out, "--runtime", "processes", *SETTINGS, *OFTEN)
     _wait_for_rounds(out, 4, process)
     workers = _children(process.pid)
     victim = workers[-1]

@@ -1,15 +1,16 @@
 """The round loop: against a plain PyTorch loop, against properties every algorithm must have, and on failures."""
 
 import copy
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from zoo import blobs, cnn, mlp
+from zoo import METHODS, blobs, cnn, images, mlp
 
-from skerry import Algorithm, Disjoint, Everything, Overlapping, cosine, ist, local_sgd, narrow, single, train
+from skerry import Algorithm, Disjoint, Everything, Serial, cosine, ist, local_sgd, single, train
 from skerry.plan import named_tensors
 from skerry.train import TrainingFailed
 
@@ -17,17 +18,12 @@ OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
     "adamw": lambda p: torch.optim.AdamW(p, 1e-2),
     "rmsprop": lambda p: torch.optim.RMSprop(p, 1e-3, momentum=0.5),
+    "adagrad": lambda p: torch.optim.Adagrad(p, 1e-2, initial_accumulator_value=0.1),
+    "rprop": lambda p: torch.optim.Rprop(p, 1e-3),
+    "adafactor": lambda p: torch.optim.Adafactor(p, 1e-2),
 }
 
-ALGORITHMS = {
-    "ist": ist(3, local_steps=4),
-    "ist-slow-core": ist(3, local_steps=4, reshuffle=0.3, core=0.3),
-    "ist-uneven-travel": ist(3, local_steps=4, capacities=(1, 2, 3), optimizer_state="travel"),
-    "overlapping": Algorithm(name="overlapping", partition=Overlapping(3, 2), local_steps=4, optimizer_state="travel"),
-    "local_sgd": local_sgd(3, local_steps=4),
-    "local_sgd-travel": local_sgd(3, local_steps=4, optimizer_state="travel"),
-    "narrow": narrow(3, local_steps=4),
-}
+ALGORITHMS = {name: method.algorithm for name, method in METHODS.items() if name != "single"}
 
 
 def run(algorithm, *, build=mlp, rounds=3, optimizer="sgd", **more):
@@ -117,12 +113,8 @@ def test_every_algorithm_learns_and_its_records_add_up(name):
 
 
 def test_a_convolutional_net_trains_too():
-    x, y = torch.randn(90, 2, 8, 8), torch.randint(0, 3, (90,))
-    x[:, 0] += y[:, None, None].float()
-    from skerry import Shards, split
-
-    data = Shards(x, y, split(y, 3, "iid", 0), batch_size=10, seed=0)
-    _, result = run(ist(3, local_steps=5), build=cnn, rounds=12, data=data, test=(x, y))
+    test = next(iter(images(1).batches(0, 0, 1)))
+    _, result = run(ist(3, local_steps=5), build=cnn, rounds=12, data=images(3), test=test)
     assert result.score.accuracy > 0.6
 
 
@@ -231,7 +223,7 @@ def test_a_piece_that_is_not_finite_is_refused_and_the_run_goes_on(name):
 def test_too_many_refusals_in_a_row_stop_the_run_with_a_remedy():
     algorithm = ALGORITHMS["ist"]
     states = []
-    with pytest.raises(TrainingFailed, match=r"round 4.*3 rounds in a row.*worker 1.*lower the learning rate"):
+    with pytest.raises(TrainingFailed, match=r"round 4.*3 rounds in a row.*worker 1.*lower learning rate"):
         run(
             algorithm,
             rounds=9,
@@ -255,3 +247,101 @@ def test_wrong_calls_are_refused():
         Algorithm(name="x", partition=Everything(1), local_steps=0)
     with pytest.raises(ValueError, match="width=0"):
         Algorithm(name="x", partition=Disjoint(1), local_steps=1, width=0.0)
+
+
+def test_resting_elements_start_their_state_where_the_optimizer_would():
+    for optimizer, key, start in (("adagrad", "sum", 0.1), ("rprop", "step_size", 1e-3)):
+        _, result = run(ist(3, local_steps=1, optimizer_state="travel"), rounds=1, optimizer=optimizer)
+        values = result.state.tensors[f"layers.1.weight::{key}"]
+        assert values.min() > 0
+        assert (values == start).double().mean() > 0.3  # what two workers would have to meet in
+
+
+def test_state_that_cannot_be_cut_is_refused_and_shared_where_nothing_is_cut():
+    with pytest.raises(ValueError, match=r"'row_var' of layers\.0\.weight.*optimizer_state='reset'"):
+        run(ist(3, local_steps=2, optimizer_state="travel"), rounds=2, optimizer="adafactor")
+    run(local_sgd(3, local_steps=2, optimizer_state="travel"), rounds=2, optimizer="adafactor")
+
+
+class Branches(nn.Module):
+    """A parameter that gets a gradient only where the data says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(9, 6), nn.Linear(9, 6), nn.Linear(6, 4)
+        self.register_buffer("mask", torch.full((4, 4), float("-inf")).triu(1))
+        self.register_buffer("angles", torch.polar(torch.ones(3), torch.tensor([0.1, 1.0, 2.0])))
+        self.register_buffer("big", torch.tensor(2**60 + 7))
+
+    def forward(self, x):
+        return self.c(F.relu(self.a(x) if x[0, 0] > 0 else self.b(x)))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_branches_masks_and_odd_buffers(optimizer):
+    from skerry import In, Out, Plan
+
+    def build():
+        model = Branches()
+        return model, Plan.from_rules(model, {"a": Out("h"), "b": Out("h"), "c": In("h")}), None
+
+    records = []
+    for algorithm in (ist(3, local_steps=1, optimizer_state="travel"), local_sgd(3, local_steps=1)):
+        model, _ = run(algorithm, build=build, rounds=5, optimizer=optimizer, on_round=lambda r, s: records.append(r))
+        fresh = Branches()
+        assert torch.equal(model.mask, fresh.mask)
+        assert torch.equal(model.angles, fresh.angles)
+        assert model.big == 2**60 + 7
+    assert not any(record.refused for record in records)
+
+
+def test_a_failed_run_does_not_resume_to_success():
+    states = []
+    more = {"rounds": 4, "data": Poisoned(3, 1, range(1, 4), 4), "max_bad_rounds": 3}
+    with pytest.raises(TrainingFailed):
+        run(ALGORITHMS["ist"], **more, on_round=lambda record, state: states.append(copy.deepcopy(state)))
+    with pytest.raises(TrainingFailed, match="start anew"):
+        run(ALGORITHMS["ist"], **more, resume=lambda fresh: states[-1])
+
+
+def test_batch_norm_without_running_statistics_is_refused_before_training():
+    model, _, _ = mlp()
+    model.norms[0] = nn.BatchNorm1d(13, track_running_stats=False)
+    from skerry import Plan
+    from skerry.recipes.image_mlp import mlp_rules
+
+    with pytest.raises(ValueError, match=r"norms\.0.*track_running_stats"):
+        run(ist(3), build=lambda: (model, Plan.from_rules(model, mlp_rules(2)), None))
+
+
+class OnlyOwnData:
+    """Data that raises when a worker other than the given ones is asked for."""
+
+    def __init__(self, workers, allowed):
+        self.inner, self.allowed, self.num_workers = blobs(workers), allowed, workers
+
+    def batches(self, worker, first_step, num_steps):
+        assert worker in self.allowed
+        return self.inner.batches(worker, first_step, num_steps)
+
+    def sample(self, worker, num):
+        assert worker in self.allowed
+        return self.inner.sample(worker, num)
+
+
+class OneOfThree(Serial):
+    """The part of worker 1: the other two hand over what it has (shapes are all that matters here)."""
+
+    def mine(self, num_workers):
+        return [1]
+
+    def exchange(self, mine, shapes, num_workers):
+        return [
+            replace(mine[0], worker=w, tensors={n: torch.zeros(s) for n, s in shapes(w).items()}) if w != 1 else mine[0]
+            for w in range(num_workers)
+        ]
+
+
+def test_a_process_touches_only_its_own_workers_data():
+    algorithm = ist(3, local_steps=2, capacities=(1, 2, 3))
+    run(algorithm, data=OnlyOwnData(3, {1}), runtime=OneOfThree(), rounds=2)

@@ -1,12 +1,13 @@
 """Small models with their plans, and data, that many tests share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from skerry import In, Out, Plan, Shards, split
+from skerry import Algorithm, In, Out, Overlapping, Plan, Shards, ist, local_sgd, narrow, single, split
+from skerry.local import OptimizerFn
 from skerry.models.cnn import CNN
 from skerry.models.mlp import MLP
 from skerry.recipes.image_mlp import mlp_rules
@@ -107,3 +108,46 @@ def blobs(
     centres = torch.randn(classes, features, generator=torch.Generator().manual_seed(99))
     x = centres[y] + torch.randn(samples, features, generator=rng)
     return Shards(x, y, split(y, workers, "iid", seed), batch_size=batch, seed=seed)
+
+
+def images(workers: int) -> Shards:
+    """Noise images whose first channel tells the class."""
+    rng = torch.Generator().manual_seed(3)
+    x, y = torch.randn(120, 2, 8, 8, generator=rng), torch.randint(0, 3, (120,), generator=rng)
+    x[:, 0] += y[:, None, None]
+    return Shards(x, y, split(y, workers, "iid", 0), batch_size=12, seed=0)
+
+
+@dataclass(frozen=True)
+class Method:
+    """An algorithm and an optimizer for the shared suite: every algorithm, on every model, in every runtime."""
+
+    algorithm: Algorithm
+    optimizer: OptimizerFn
+
+
+def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, 0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)
+
+
+def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, 1e-2)
+
+
+METHODS = {
+    "ist": Method(ist(3, local_steps=4), sgd),
+    "ist-slow-core": Method(ist(3, local_steps=4, reshuffle=0.3, core=0.3), adamw),
+    "ist-uneven-travel": Method(ist(3, local_steps=4, capacities=(1, 2, 3), optimizer_state="travel"), adamw),
+    "overlapping": Method(
+        Algorithm(name="overlapping", partition=Overlapping(3, 2), local_steps=4, optimizer_state="travel"), sgd
+    ),
+    "local_sgd": Method(local_sgd(3, local_steps=4), sgd),
+    "local_sgd-travel": Method(local_sgd(3, local_steps=4, optimizer_state="travel"), adamw),
+    "narrow": Method(narrow(3, local_steps=4), sgd),
+    "single": Method(single(local_steps=4), adamw),
+}
+
+MODELS: dict[str, tuple[Callable[[], tuple[nn.Module, Plan, Tensor]], Callable[[int], Shards]]] = {
+    "mlp": (lambda: mlp(dropout=0.1), blobs),
+    "cnn": (cnn, images),
+}

@@ -1,8 +1,9 @@
 """Aggregate: put the pieces of all workers together again.
 
 Each element of the full model becomes the mean over the workers that held it; an element nobody held keeps its bits.
-An element with one holder is copied, so disjoint subnets lose nothing to rounding. A refused piece (a worker whose loss
-or weights stopped being finite) counts as not held.
+An element with one holder is copied, so disjoint subnets lose nothing to rounding. Integers (batch norm's count of
+batches) are not averaged but taken from the first holder. A refused piece (a worker whose loss or weights stopped being
+finite) counts as not held.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +20,16 @@ Piece = Mapping[str, Tensor]
 
 
 def is_finite(piece: Piece) -> bool:
-    """Tell whether every floating-point element of ``piece`` is finite."""
-    numbers = [t for t in piece.values() if t.is_floating_point() and t.numel()]
+    """Tell whether every element of ``piece`` is finite."""
+    numbers = [t for t in piece.values() if t.numel()]
+    numbers = [torch.view_as_real(t) if t.is_complex() else t for t in numbers if not _is_exact(t)]
     # The extremes are NaN where any element is; one pass, no temporary as large as the tensor.
     return all(bool(torch.isfinite(extreme)) for t in numbers for extreme in torch.aminmax(t))
+
+
+def _is_exact(tensor: Tensor) -> bool:
+    """Integers and truth values: nothing to average, and always finite."""
+    return not (tensor.is_floating_point() or tensor.is_complex())
 
 
 @torch.no_grad()
@@ -38,27 +45,25 @@ def aggregate_(full: Mapping[str, Tensor], plan: Plan, assignment: Assignment, p
     present = [(piece, cuts(plan, assignment.units(w))) for w, piece in enumerate(pieces) if piece is not None]
     held = assignment.held[[w for w, piece in enumerate(pieces) if piece is not None]]
     for name, tensor in full.items():
-        row = plan.row(name, tensor.dim())
-        parts = [(piece[name], cut_of(by_name, name, tensor.dim())) for piece, by_name in present]
+        row = plan.row(name, tensor.shape)
+        parts = [(piece[name], cut_of(plan, by_name, name, tensor.shape)) for piece, by_name in present]
         one_holder = any(
             dim is not None and bool((dim.units >= 0).all()) and bool((held[:, dim.units].sum(0) <= 1).all())
             for dim in row
         )
-        if one_holder or len(parts) == 1:
-            for part, cut in parts:
+        if one_holder or len(parts) == 1 or _is_exact(tensor):
+            for part, cut in reversed(parts):  # so that the first worker's integers stay
                 put_(tensor, part, cut)
         elif parts:
             _put_mean_(tensor, parts)
 
 
 def _put_mean_(tensor: Tensor, parts: Sequence[tuple[Tensor, Cut]]) -> None:
-    # float64, so that the mean of equal float32 values is that value; -0.0 + x == x to the bit for every x.
-    total = torch.full(tensor.shape, -0.0, dtype=torch.float64, device=tensor.device)
+    # Twice the digits, so that the mean of equal float32 values is that value; -0.0 + x == x to the bit for every x.
+    wide = torch.complex128 if tensor.is_complex() else torch.float64
+    total = torch.full(tensor.shape, -0.0, dtype=wide, device=tensor.device)
     count = torch.zeros(tensor.shape, dtype=torch.float64, device=tensor.device)
     for part, cut in parts:
-        put_(total, take(total, cut) + part.double(), cut)
+        put_(total, take(total, cut) + part.to(wide), cut)
         put_(count, take(count, cut) + 1, cut)
-    mean = total / count
-    if not tensor.is_floating_point():
-        mean = mean.round()
-    tensor.copy_(torch.where(count > 0, mean, tensor.double()))
+    tensor.copy_(torch.where(count > 0, total / count, tensor.to(wide)))

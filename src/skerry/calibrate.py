@@ -16,10 +16,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # also SyncBatchNorm
 
 from skerry.plan import Plan, named_tensors
-
-_BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @torch.no_grad()
@@ -37,19 +36,20 @@ def calibrate(
         plan: its plan.
         share: the scale s_u of each unit, by global id: ``assignment.share()``.
         forward: runs the module it is given once over the calibration inputs, all in one batch. Needed for models with
-            batch norm when something is dealt out.
+            batch norm; not called where nothing is dealt out, since running statistics are the model's own then.
         total: adds a tensor up over the processes that each run a part of the calibration inputs.
 
     Raises:
         ValueError: a batch norm keeps no running statistics.
     """
+    check_batch_norm(model)
     calibrated = copy.deepcopy(model).eval()
     for name, tensor in named_tensors(calibrated).items():
         for dim, dealt in enumerate(plan.dims.get(name, ())):
             if dealt is not None and dealt.role == "in":
                 scale = torch.where(dealt.units >= 0, share[dealt.units.clamp(min=0)], 1.0)
                 tensor.mul_(scale.to(tensor).view([-1 if d == dim else 1 for d in range(tensor.dim())]))
-    if forward is not None:
+    if forward is not None and bool((share < 1).any()):
         estimate_batch_norm_(calibrated, forward, total)
     return calibrated
 
@@ -71,11 +71,6 @@ def estimate_batch_norm_(
     for name, module in model.named_modules():
         if not isinstance(module, _BatchNorm):
             continue
-        if module.running_mean is None or module.running_var is None:
-            raise ValueError(
-                f"{name} ({type(module).__name__}): track_running_stats=False uses the statistics of the test batch, "
-                "expected running statistics; build it with track_running_stats=True"
-            )
 
         def measure(module: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
             assert isinstance(module, _BatchNorm)
@@ -100,3 +95,13 @@ def estimate_batch_norm_(
         model.train(was_training)
         for handle in handles:
             handle.remove()
+
+
+def check_batch_norm(model: nn.Module) -> None:
+    """Raise ValueError if a batch norm of ``model`` keeps no running statistics."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"{name} ({type(module).__name__}): track_running_stats=False would use the statistics of the test "
+                "batch, expected running statistics; build it with track_running_stats=True"
+            )

@@ -6,7 +6,6 @@ file's metadata, with a checksum over everything. A kill at any instant leaves t
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from skerry import atomic
 from skerry.train import TOTALS, State
 
 _FORMAT = "skerry-checkpoint-1"
@@ -25,19 +25,19 @@ class CheckpointError(ValueError):
     """A checkpoint that is corrupt, foreign or does not fit; the message names the file and the remedy."""
 
 
-def write(path: Path, state: State) -> None:
-    """Write ``state`` to ``path``, replacing what was there in one step."""
+def write(path: Path, state: State, run: str) -> None:
+    """Write ``state`` to ``path``, replacing what was there in one step; ``run`` says whose it is (its settings)."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in state.tensors.items()} | {_TRAINED: state.trained}
     numbers = json.dumps({"round": state.round, "bad_rounds": state.bad_rounds, "totals": state.totals})
-    meta = {"format": _FORMAT, "state": numbers, "checksum": _checksum(tensors, numbers)}
-    write_atomically(path, save(tensors, meta))
+    meta = {"format": _FORMAT, "run": run, "state": numbers, "checksum": _checksum(tensors, run + numbers)}
+    atomic.write(path, save(tensors, meta))
 
 
-def read(path: Path, fresh: State) -> State:
-    """Read a state that fits ``fresh``, the state of a run that has not begun.
+def read(path: Path, fresh: State, run: str) -> State:
+    """Read the state of ``run``, which must fit ``fresh``, the state of a run that has not begun.
 
     Raises:
-        CheckpointError: the file is damaged, not a checkpoint of Skerry, or of another model.
+        CheckpointError: the file is damaged, not a checkpoint of Skerry, or of another run or model.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -47,10 +47,12 @@ def read(path: Path, fresh: State) -> State:
         raise CheckpointError(f"{path}: not a readable checkpoint ({error}); remove it to start again") from error
     if meta.get("format") != _FORMAT:
         raise CheckpointError(f"{path}: format '{meta.get('format')}', expected '{_FORMAT}'; it is not Skerry's")
-    if meta.get("checksum") != _checksum(tensors, meta.get("state", "")):
+    if meta.get("checksum") != _checksum(tensors, meta.get("run", "") + meta.get("state", "")):
         raise CheckpointError(
             f"{path}: its checksum does not fit its contents; it is damaged, remove it to start again"
         )
+    if meta["run"] != run:
+        raise CheckpointError(f"{path}: it is of a run with other settings; put back this run's own or start anew")
     for name, tensor in [*fresh.tensors.items(), (_TRAINED, fresh.trained)]:
         got = tensors.get(name)
         if got is None or got.shape != tensor.shape or got.dtype != tensor.dtype:
@@ -62,20 +64,6 @@ def read(path: Path, fresh: State) -> State:
     trained = tensors.pop(_TRAINED)
     totals = {key: float(numbers["totals"][key]) for key in TOTALS}
     return State(tensors, int(numbers["round"]), trained, int(numbers["bad_rounds"]), totals)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` so that a reader, or a kill at any instant, finds the old or the new file whole."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
 
 
 def _checksum(tensors: Mapping[str, Tensor], numbers: str) -> str:

@@ -40,6 +40,8 @@ def call(arguments: list[str]) -> tuple[int, str]:
         main(arguments, prog_name="skerry", standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
         return 130, "interrupted; go on with --resume"
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
     except click.ClickException as error:
         return error.exit_code, f"error: {error.format_message()}"
     except _TOLD as error:
@@ -101,8 +103,7 @@ def train(
 
     Started by torchrun (torchrun --standalone --nproc-per-node 4 -m skerry train ...) it is one of the workers.
     """
-    given = {"workers": workers, "runtime": runtime, "seed": seed, "rounds": rounds, **parse_settings(settings)}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = _given({"workers": workers, "runtime": runtime, "seed": seed, "rounds": rounds}, settings)
     choose(recipe, RECIPES, "recipe")
     if resume:
         config = saved_config(out)
@@ -110,6 +111,8 @@ def train(
             raise ValueError(f"{out}: the saved run is of {config.recipe}, got {recipe}; resume with that recipe")
         if method not in (None, config.method):
             raise ValueError(f"{out}: the saved run is of method {config.method}, got {method}; choose another --out")
+        if given.get("runtime", config.runtime) != config.runtime:
+            given = {"threads": 0, **given}  # those of the new runtime
         config = config.change(given)
     else:
         config = experiment.configure(recipe, method or "ist", given)
@@ -144,11 +147,18 @@ def compare(
         repeats = [int(s) for s in seeds.split(",")] if seeds else [None]
     except ValueError:
         raise ValueError(f"--seeds {seeds}: expected whole numbers, for example 0,1,2") from None
-    given = {"workers": workers, "runtime": runtime, "seed": seed, **parse_settings(settings)}
+    given = _given({"workers": workers, "runtime": runtime, "seed": seed}, settings)
+    if "RANK" in os.environ:
+        raise ValueError("compare under torchrun: methods differ in workers; start it plainly with --runtime processes")
+    for name in given:
+        if name.split(".")[0] in METHODS and name.split(".")[0] not in chosen:
+            raise ValueError(f"{name}: '{name.split('.')[0]}' is not among the --methods")
+        if seeds and name.split(".")[-1] == "seed":
+            raise ValueError(f"{name}: given beside --seeds, expected one of the two")
     runs = []
     for method in chosen:
         for repeat in repeats:
-            own = {k: v for k, v in given.items() if v is not None and _is_for(k, method)}
+            own = {k: v for k, v in given.items() if _is_for(k, method)}
             own = {k.removeprefix(f"{method}."): v for k, v in own.items()}
             if repeat is not None:
                 own["seed"] = repeat
@@ -160,6 +170,15 @@ def compare(
         if not (folder / "summary.json").exists():
             _start(config, folder, resume=(folder / "config.json").exists())
     _conclude(out)
+
+
+def _given(options: dict[str, Any], settings: tuple[str, ...]) -> dict[str, Any]:
+    """The settings given by options of their own and by --set; one may not be given both ways."""
+    given = {name: value for name, value in options.items() if value is not None}
+    by_set = parse_settings(settings)
+    for name in set(given) & set(by_set):
+        raise ValueError(f"--set {name}: given by --{name} too, expected once")
+    return given | by_set
 
 
 def _is_for(setting: str, method: str) -> bool:
@@ -174,12 +193,13 @@ def _is_for(setting: str, method: str) -> bool:
 
 def _start(config: Config, out: Path, *, resume: bool, tensorboard: bool = False) -> None:
     """Run ``config`` where it belongs: in this process, in new ones, or as the process torchrun made us."""
+    under_torchrun = "WORLD_SIZE" in os.environ and "RANK" in os.environ
+    if under_torchrun:
+        config = config.change({"runtime": "processes"})
     threads = experiment.num_threads(config)
+    config = config.change({"threads": threads})  # kept, so that a resumed part adds up in the same order
     torch.set_num_threads(threads)
-    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
-        if config.runtime == "serial":
-            config = config.change({"runtime": "processes"})
-            torch.set_num_threads(experiment.num_threads(config))
+    if under_torchrun:
         runtime = Processes.join(config.timeout_s)
         _work(runtime, config, out, resume, tensorboard)
         runtime.close()
@@ -188,7 +208,7 @@ def _start(config: Config, out: Path, *, resume: bool, tensorboard: bool = False
     if config.runtime == "serial":
         _work(Serial(), config, out, resume, tensorboard)
         return
-    cores = len(os.sched_getaffinity(0))
+    cores = experiment.num_cores()
     click.echo(f"{config.workers} processes with {threads} torch thread(s) each on {cores} cores", err=True)
     launch(
         _work, config.workers, config, out, resume, tensorboard,

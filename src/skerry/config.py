@@ -52,18 +52,23 @@ class Config:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= minimum):
                 raise ValueError(f"{name}={value}: expected at least {minimum}")
-        if not self.timeout_s > 0:
-            raise ValueError(f"timeout_s={self.timeout_s}: expected more than 0 seconds")
+        if not 0 < self.timeout_s <= 86400:
+            raise ValueError(f"timeout_s={self.timeout_s}: expected more than 0 and at most 86400 seconds")
         for name, choices in (("runtime", ("serial", "processes")), ("schedule", ("constant", "cosine"))):
             choose(getattr(self, name), choices, name)
 
     def change(self, settings: Mapping[str, Any]) -> Self:
         """Return a copy with ``settings`` (dotted name -> value) changed.
 
+        A new ``optimizer.name`` starts from that class's own defaults.
+
         Raises:
             ValueError: an unknown name (the nearest known one is told) or a value of the wrong type.
         """
         changed = self
+        optimizer = settings.get("optimizer.name", self.optimizer.get("name"))
+        if optimizer != self.optimizer.get("name"):  # another class has other arguments
+            changed = replace(changed, optimizer={"name": optimizer})
         for name, value in settings.items():
             changed = _change(changed, name.split("."), value, name)
         return changed
@@ -86,6 +91,8 @@ def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise ValueError(f"--set {text}: expected key=value, for example --set optimizer.lr=0.3")
+        if name.strip() in settings:
+            raise ValueError(f"--set {name.strip()}: given twice, expected once")
         settings[name.strip()] = _value(value.strip())
     return settings
 

@@ -33,7 +33,9 @@ def due_bytes(plan: Plan, tensors: Mapping[str, Tensor], now: Assignment, then: 
     """
     total = 0.0
     for name, tensor in tensors.items():
-        dealt = [dim for dim in plan.row(name, tensor.dim()) if dim is not None]
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            continue  # counters: everybody counts for itself
+        dealt = [dim for dim in plan.row(name, tensor.shape) if dim is not None]
         kinds = [_kinds(dim, now, then) for dim in dealt]
         whole = tensor.numel()
         for dim in dealt:
@@ -110,12 +112,12 @@ def _step_cost(
 ) -> StepCost:
     copied = copy.deepcopy(subnet).to(device).train()
     parameters = list(copied.parameters())
-    of_parameters = {p.untyped_storage()._cdata for p in parameters}
+    held_anyway = {t.untyped_storage()._cdata for t in [*parameters, *copied.buffers()]}
     saved: dict[int, Tensor] = {}
 
     def remember(tensor: Tensor) -> Tensor:
         key = tensor.untyped_storage()._cdata
-        if key not in of_parameters:
+        if key not in held_anyway:
             saved[key] = tensor
         return tensor
 

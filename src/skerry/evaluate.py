@@ -31,6 +31,8 @@ def evaluate(
 
     ``loss_fn`` must return the mean over its batch. ``total`` adds a tensor up over processes that each score a part.
     """
+    if not len(test[1]):
+        raise ValueError("the test set is empty; pass test=None to train without one")
     was_training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64)

@@ -56,6 +56,8 @@ def configure(recipe: str, method: str, settings: Mapping[str, Any]) -> Config:
         own["workers"] = 1
         if settings.get("workers", 1) != 1:
             raise ValueError(f"workers={settings['workers']}: method 'single' is one machine, expected 1")
+        if "optimizer_state" in settings:
+            raise ValueError("optimizer_state: method 'single' never resets its optimizer; leave it out")
     if method != "ist":
         for name in settings:
             if name.split(".")[0] == "partition":
@@ -78,7 +80,7 @@ def make_optimizer(config: Config) -> OptimizerFn:
     for setting in settings:
         choose(setting, arguments, f"setting of optimizer {name}: ")
     try:
-        optimizer([torch.zeros(1, requires_grad=True)], **settings)
+        optimizer([torch.zeros(1, 1, requires_grad=True)], **settings).step()
     except (TypeError, ValueError) as error:
         raise ValueError(f"optimizer {name} with {settings}: {error}") from error
     return lambda parameters: optimizer(parameters, **settings)
@@ -86,8 +88,13 @@ def make_optimizer(config: Config) -> OptimizerFn:
 
 def num_threads(config: Config) -> int:
     """Return the torch threads a process gets: as set, or an equal part of the cores this process may use."""
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cores()
     return config.threads or (max(1, cores // config.workers) if config.runtime == "processes" else cores)
+
+
+def num_cores() -> int:
+    """Return the cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_round: OnRound | None = None) -> None:
@@ -111,7 +118,7 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
         "max_bad_rounds": config.max_bad_rounds,
     }
     if runtime.rank != 0:
-        resumed = (lambda fresh: load_state(folder, fresh)) if resume else None
+        resumed = (lambda fresh: load_state(folder, fresh, config)) if resume else None
         train(job.model, job.loss_fn, job.data, resume=resumed, **arguments)
         return
     with RunFolder(folder, config, job.plan, resume=resume) as files:
@@ -122,7 +129,7 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
                 on_round(record, state)
 
         def load(fresh: Any) -> Any:
-            state = load_state(folder, fresh)
+            state = load_state(folder, fresh, config)
             files.cut_metrics(state.round)
             return state
 

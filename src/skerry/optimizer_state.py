@@ -1,10 +1,13 @@
 """Optimizer state as named tensors, so that momenta are cut, moved and averaged by the same table as weights.
 
 The state ``momentum_buffer`` of the parameter ``layers.0.weight`` is called ``layers.0.weight::momentum_buffer``.
-State of another shape than its parameter (Adam's step count) belongs to no unit and is shared.
+State of another shape than its parameter (Adam's step count) belongs to no unit and is shared. So an element that
+rested for long and is trained again has young moments under an old step count: Adam's bias correction does not cover
+it, and its first steps are too large, (1 - beta1^k) / sqrt(1 - beta2^k) times after k of them: at most 6.6 with
+PyTorch's betas.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +20,28 @@ def parameter_of(name: str) -> str:
     return name.partition(SEPARATOR)[0]
 
 
-def read(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+def initial(make: Callable[[list[nn.Parameter]], torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Return, by key, the state of an element that has seen nothing but zero gradients; empty if it cannot be known.
+
+    This is where state starts: 0 for momenta, ``initial_accumulator_value`` for Adagrad, the learning rate for Rprop.
+    """
+    element = nn.Parameter(torch.zeros(1))
+    element.grad = torch.zeros(1)
+    optimizer = make([element])
+    try:
+        optimizer.step()
+    except (RuntimeError, ValueError, TypeError):  # Muon wants matrices
+        return {}
+    state = {k: torch.as_tensor(v) for k, v in optimizer.state.get(element, {}).items() if v is not None}
+    # A count of steps starts at none.
+    return {key: torch.zeros_like(value) if value.dim() == 0 else value for key, value in state.items()}
+
+
+def read(optimizer: torch.optim.Optimizer, model: nn.Module, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return every state tensor of ``optimizer`` by name (no copies).
+
+    A parameter that has had no gradient yet gets the state ``start`` (of ``initial``), so that all workers have the
+    same names, whatever path their data took through the model.
 
     Raises:
         ValueError: the optimizer keeps state that is not a tensor or a number, which cannot travel.
@@ -34,6 +57,11 @@ def read(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor
                     "or a number; use optimizer_state='reset'"
                 )
             state[f"{name}{SEPARATOR}{key}"] = torch.as_tensor(value)
+        if parameter.requires_grad and not optimizer.state.get(parameter):
+            for key, value in start.items():
+                state[f"{name}{SEPARATOR}{key}"] = (
+                    value.to(parameter.device).expand(parameter.shape if value.dim() else ()).clone()
+                )
     return state
 
 

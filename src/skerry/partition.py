@@ -35,6 +35,9 @@ class Assignment:
         return self.held.double().mean(0)
 
 
+_ROUNDS_KNOWN = 4
+
+
 class Partition(Protocol):
     """A rule that assigns units to workers, round by round."""
 
@@ -91,8 +94,8 @@ class Disjoint:
     reshuffle: float = 1.0
     capacities: tuple[float, ...] | None = None
     core: float = 0.0
-    # axis -> (round, owners in that round): dealing again starts from the last known round instead of round 0.
-    _known: dict[Axis, tuple[int, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    # axis -> round -> owners, of the last few rounds asked for: dealing again starts there instead of at round 0.
+    _known: dict[Axis, dict[int, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_workers(self.num_workers)
@@ -121,12 +124,14 @@ class Disjoint:
         """The holder of each dealt unit of ``axis`` in ``round``, int64."""
         if self.reshuffle == 1.0:
             return self._deal(axis, num_dealt, round)
-        at, owners = self._known.get(axis, (0, None))
-        if owners is None or at > round:
-            at, owners = 0, self._deal(axis, num_dealt, 0)
+        known = self._known.setdefault(axis, {})
+        at = max((r for r in known if r <= round), default=0)
+        owners = known[at] if at in known else self._deal(axis, num_dealt, 0)
         for r in range(at + 1, round + 1):
             owners = self._deal_again(axis, owners, r)
-        self._known[axis] = (round, owners)
+        known[round] = owners
+        while len(known) > _ROUNDS_KNOWN:
+            del known[next(iter(known))]
         return owners
 
     def _deal(self, axis: Axis, num_dealt: int, round: int) -> Tensor:

@@ -26,7 +26,7 @@ class Axis:
     start: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DealtDim:
     """One tensor dim that is dealt out.
 
@@ -40,7 +40,7 @@ class DealtDim:
     role: Role
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """Which dims of which tensors belong to which units.
 
@@ -66,13 +66,13 @@ class Plan:
         """The number of units of all axes."""
         return sum(axis.num_units for axis in self.axes)
 
-    def row(self, name: str, num_dims: int) -> tuple[DealtDim | None, ...]:
-        """Return the table row of a tensor, empty where it is shared.
+    def row(self, name: str, shape: torch.Size) -> tuple[DealtDim | None, ...]:
+        """Return the table row of a full-size tensor, empty where it is shared.
 
-        Optimizer state follows its parameter's row where it has as many dims, and is shared otherwise (step counts).
+        Optimizer state of its parameter's shape follows its parameter's row; other state (step counts) is shared.
         """
-        row = self.dims.get(parameter_of(name), ())
-        return row if len(row) == num_dims else ()
+        owner = parameter_of(name)
+        return self.dims.get(owner, ()) if shape == self.shapes[owner] else ()
 
     @classmethod
     def whole(cls, model: nn.Module) -> "Plan":
@@ -93,6 +93,9 @@ class Plan:
         tensors = named_tensors(model)
         canonical = _canonical_names(model)
         wanted = list(rules_module.entries(model, rules))
+        for entry in wanted:
+            if entry.tensor not in canonical:
+                raise ValueError(f"{entry.tensor}: not a parameter of its own (parametrized?); leave the axis whole")
         axes = _axes(wanted, {entry.tensor: tensors[canonical[entry.tensor]] for entry in wanted})
         by_name = {axis.name: axis for axis in axes}
 

@@ -1,11 +1,10 @@
 """The report: one self-contained HTML page about a run or a folder of runs (its words are in report.html.jinja)."""
 
-import os
 from pathlib import Path
 
+from skerry import atomic
 from skerry.comparison import (
     Group,
-    ReportError,
     accuracy_text,
     duration,
     flat,
@@ -22,14 +21,11 @@ def write_report(folder: Path) -> Path:
     """Write ``folder/report.html``, one self-contained page about the run or runs in ``folder``.
 
     Raises:
-        ReportError: no run here, a broken file, or matplotlib or jinja2 missing.
+        ReportError: no run here, or a broken file.
     """
-    try:
-        import jinja2
-        import matplotlib
-    except ImportError as error:
-        got = f"expected matplotlib and jinja2, got no {error.name}"
-        raise ReportError(f"write_report: {got}; pip install 'skerry[report]'") from error
+    import jinja2  # slow to import, as matplotlib is
+    import matplotlib
+
     runs = load_runs(folder)
     groups = grouped(runs)
     with matplotlib.rc_context():  # undone at once: a caller's own figures keep their look
@@ -54,12 +50,8 @@ def write_report(folder: Path) -> Path:
         settings=_settings(groups),
         versions=list(dict.fromkeys(versions)),
     )
-    path, half = folder / "report.html", folder / f".report-{os.getpid()}.html"
-    try:
-        half.write_text(html, encoding="utf-8")
-        os.replace(half, path)  # a reader sees the old page or the new one, never half of one
-    finally:
-        half.unlink(missing_ok=True)
+    path = folder / "report.html"
+    atomic.write(path, html.encode())
     return path
 
 

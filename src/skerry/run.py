@@ -1,6 +1,6 @@
 """One run in one folder: settings, metrics, checkpoints and the trained model, so that nothing is ever lost.
 
-    config.json            settings and versions
+    config.json            settings and versions (of each part, where it was resumed)
     metrics.jsonl          one line a round
     checkpoint.safetensors the state to resume from (``checkpoint.py``)
     units.json             how often each unit was trained
@@ -25,12 +25,12 @@ from typing import Any, Self
 import torch
 from safetensors.torch import save
 
-from skerry import checkpoint
+from skerry import atomic, checkpoint
 from skerry.config import Config
-from skerry.plan import Plan, named_tensors
+from skerry.plan import Plan
 from skerry.train import Record, Result, State
 
-# May differ between the parts of a resumed run: they change how it runs, not what comes out.
+# May differ between the parts of a resumed run: they change how it runs, and what comes out at most by rounding.
 _FREE_ON_RESUME = ("runtime", "threads", "timeout_s", "checkpoint_every_s")
 
 
@@ -65,7 +65,9 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise FolderInUse(f"{folder}: is a file, expected a folder; choose another --out")
     if not resume:
-        held = [p.name for p in folder.glob("*") if p.name != "lock"] if folder.is_dir() else []
+        held = (
+            [p.name for p in folder.glob("*") if p.name != "lock" and not atomic.is_draft(p)] if folder.is_dir() else []
+        )
         if held:
             what = "holds a run" if "config.json" in held else f"is not empty ({sorted(held)[0]}, ...)"
             raise FolderInUse(f"{folder}: {what}; go on with --resume, or choose another --out")
@@ -78,10 +80,15 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
             )
 
 
-def load_state(folder: Path, fresh: State) -> State:
+def run_id(config: Config) -> str:
+    """Return what tells runs apart: all settings that may not differ between the parts of a resumed run."""
+    return json.dumps({k: v for k, v in config.to_json().items() if k not in _FREE_ON_RESUME}, sort_keys=True)
+
+
+def load_state(folder: Path, fresh: State, config: Config) -> State:
     """Return the checkpointed state of the run in ``folder``; a run killed before its first checkpoint starts anew."""
     path = folder / "checkpoint.safetensors"
-    return checkpoint.read(path, fresh) if path.exists() else fresh
+    return checkpoint.read(path, fresh, run_id(config)) if path.exists() else fresh
 
 
 class RunFolder:
@@ -106,6 +113,7 @@ class RunFolder:
             raise FolderInUse(
                 f"{folder}: another process is writing to it; wait for it or choose another --out"
             ) from None
+        atomic.remove_drafts(folder)
         self._write_json("config.json", {**config.to_json(), "versions": _versions()})
         self._metrics = (folder / "metrics.jsonl").open("a")
         self._last_checkpoint = time.monotonic()
@@ -124,7 +132,7 @@ class RunFolder:
         path = self.folder / "metrics.jsonl"
         self._metrics.close()
         lines = path.read_bytes().splitlines(keepends=True)
-        checkpoint.write_atomically(path, b"".join(lines[:round]))
+        atomic.write(path, b"".join(lines[:round]))
         self._metrics = path.open("a")
 
     def on_round(self, record: Record, state: State) -> None:
@@ -138,13 +146,8 @@ class RunFolder:
     def save(self, state: State) -> None:
         """Write a checkpoint and the units' counts."""
         started = time.perf_counter()
-        checkpoint.write(self.folder / "checkpoint.safetensors", state)
-        axes = self.plan.axes if len(state.trained) == self.plan.num_units else ()
-        counts = [
-            {"name": a.name, "kind": a.kind, "counts": state.trained[a.start : a.start + a.num_units].tolist()}
-            for a in axes
-        ]
-        self._write_json("units.json", {"rounds": state.round, "axes": counts})
+        checkpoint.write(self.folder / "checkpoint.safetensors", state, run_id(self.config))
+        self._write_units(state)
         self._last_checkpoint = time.monotonic()
         took = time.perf_counter() - started
         state.totals["checkpoint_s"] += took
@@ -152,8 +155,10 @@ class RunFolder:
 
     def finish(self, result: Result) -> None:
         """Write the calibrated model and the summary."""
-        tensors = {name: t.cpu().contiguous() for name, t in named_tensors(result.model).items()}
-        checkpoint.write_atomically(self.folder / "model.safetensors", save(tensors, {"format": "pt"}))
+        self._write_units(result.state)
+        # Tied tensors under each of their names, each a copy: what load_state_dict wants, in a format without sharing.
+        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in result.model.state_dict().items()}
+        atomic.write(self.folder / "model.safetensors", save(tensors, {"format": "pt"}))
         cost = result.step_cost
         self._write_json(
             "summary.json",
@@ -172,8 +177,17 @@ class RunFolder:
             },
         )
 
+    def _write_units(self, state: State) -> None:
+        # A narrow net has no axes of its own.
+        axes = self.plan.axes if len(state.trained) else ()
+        counts = [
+            {"name": a.name, "kind": a.kind, "counts": state.trained[a.start : a.start + a.num_units].tolist()}
+            for a in axes
+        ]
+        self._write_json("units.json", {"rounds": state.round, "axes": counts})
+
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        checkpoint.write_atomically(self.folder / name, (json.dumps(content, indent=1) + "\n").encode())
+        atomic.write(self.folder / name, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def metrics_line(record: Record) -> dict[str, Any]:

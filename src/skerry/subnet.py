@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from skerry.optimizer_state import parameter_of
-from skerry.plan import Plan, named_tensors
+from skerry.plan import DealtDim, Plan, named_tensors
 
 Cut = tuple[Tensor | None, ...]
 """For each dim the sorted int64 indices that are held, None for all; an empty cut is the whole tensor."""
@@ -23,10 +23,14 @@ def cuts(plan: Plan, units: Tensor) -> dict[str, Cut]:
     held = torch.zeros(plan.num_units + 1, dtype=torch.bool)
     held[units] = True
     held[-1] = True  # where id -1 looks: what is not dealt out is held by everybody
-    return {
-        name: tuple(None if dim is None else held[dim.units].nonzero().flatten() for dim in dims)
-        for name, dims in plan.dims.items()
-    }
+    return {name: tuple(_held_indices(dim, held) for dim in dims) for name, dims in plan.dims.items()}
+
+
+def _held_indices(dim: DealtDim | None, held: Tensor) -> Tensor | None:
+    if dim is None:
+        return None
+    mine = held[dim.units]
+    return None if bool(mine.all()) else mine.nonzero().flatten()
 
 
 def take(tensor: Tensor, cut: Cut = ()) -> Tensor:
@@ -38,15 +42,9 @@ def take(tensor: Tensor, cut: Cut = ()) -> Tensor:
     return part.clone() if part is tensor else part
 
 
-def cut_of(by_name: Mapping[str, Cut], name: str, num_dims: int) -> Cut:
-    """Return the cut of the tensor ``name``: its own, or that of the parameter whose optimizer state it is."""
-    cut = by_name.get(parameter_of(name), ())
-    return cut if len(cut) == num_dims else ()
-
-
-def take_all(tensors: Mapping[str, Tensor], by_name: Mapping[str, Cut]) -> dict[str, Tensor]:
-    """Return the part of each tensor that its cut names; tensors without a cut are copied whole."""
-    return {name: take(tensor, cut_of(by_name, name, tensor.dim())) for name, tensor in tensors.items()}
+def cut_of(plan: Plan, by_name: Mapping[str, Cut], name: str, shape: torch.Size) -> Cut:
+    """Return the cut of a full-size tensor: its own, or that of the parameter whose optimizer state it is."""
+    return by_name.get(parameter_of(name), ()) if plan.row(name, shape) else ()
 
 
 def put_(tensor: Tensor, part: Tensor, cut: Cut = ()) -> None:

@@ -21,7 +21,7 @@ class Events:
             raise ValueError(
                 "--tensorboard: tensorboard is not installed; pip install 'skerry[tensorboard]'"
             ) from error
-        self._open: Callable[[], Any] = lambda: SummaryWriter(str(folder))
+        self._open: Callable[[int], Any] = lambda round: SummaryWriter(str(folder), purge_step=round)
         self._writer: Any = None  # opened in the first round, when the folder is known to be ours
 
     def on_round(self, record: Record, state: State) -> None:
@@ -30,7 +30,7 @@ class Events:
         scalars |= {f"cost/{name}": record.totals[name] for name in ("bytes_due", "bytes_sent", "flop", "time_s")}
         if record.score is not None:
             scalars |= {"loss/test": record.score.loss, "accuracy/test": record.score.accuracy}
-        self._writer = self._writer or self._open()
+        self._writer = self._writer or self._open(record.round)
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, record.round)
         self._writer.flush()

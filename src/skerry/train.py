@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from skerry import cost, optimizer_state
 from skerry.aggregate import aggregate_, is_finite
 from skerry.algorithm import Algorithm
-from skerry.calibrate import calibrate
+from skerry.calibrate import calibrate, check_batch_norm
 from skerry.evaluate import Score, evaluate
 from skerry.local import LossFn, OptimizerFn, local_steps
 from skerry.partition import Assignment
@@ -20,7 +20,8 @@ from skerry.plan import Plan, named_tensors
 from skerry.randomness import seed_of
 from skerry.runtimes import Handover, Runtime, Serial
 from skerry.schedule import Schedule, constant
-from skerry.subnet import cut_of, cut_shape, cuts, extract, narrow_model, take_all
+from skerry.subnet import cut_of, cut_shape, cuts, extract, narrow_model, take
+from skerry.verify import verify as verify_plan
 
 
 class Data(Protocol):
@@ -92,7 +93,8 @@ class Record:
 
 @dataclass(frozen=True)
 class Result:
-    """What training returns: the calibrated full model, the state it came from, its score and its plan."""
+    """What training returns: the calibrated full model, the state it came from, its score, its plan, and what a local
+    step costs the worker with most to hold."""
 
     model: nn.Module
     state: State
@@ -122,6 +124,7 @@ def train(
     resume: Callable[[State], State] | None = None,
     on_round: OnRound | None = None,
     max_bad_rounds: int = 5,
+    verify: bool = True,
 ) -> Result:
     """Train ``model`` as independent subnets and return the calibrated full model.
 
@@ -146,9 +149,11 @@ def train(
         resume: given the fresh state, returns the one to go on from.
         on_round: called after each round, for progress, files and checkpoints.
         max_bad_rounds: so many rounds in a row with a refused piece end the training.
+        verify: whether to check first that the plan holds for the model (``verify.py``).
 
     Raises:
-        ValueError: the plan does not fit the model, or there are more workers than units.
+        ValueError: the plan does not fit the model, there are more workers than units, the data is split for another
+            number of workers, or a batch norm keeps no running statistics.
         TrainingFailed: pieces had to be refused ``max_bad_rounds`` times in a row.
     """
     plan.check(model)
@@ -159,6 +164,12 @@ def train(
             f"the data is split for {data.num_workers} workers, algorithm '{algorithm.name}' has "
             f"{algorithm.partition.num_workers}; split it for as many"
         )
+    runtime = runtime or Serial()
+    first = runtime.mine(algorithm.partition.num_workers)[0]
+    check_batch_norm(model)
+    if verify and resume is None:
+        device = next(model.parameters()).device
+        verify_plan(model, plan, data.sample(first, 4).to(device))
     if algorithm.width < 1.0:
         model = narrow_model(model, plan, algorithm.width, seed_of(seed, "narrow"))
         plan = Plan.whole(model)
@@ -168,6 +179,9 @@ def train(
         state = resume(state)
         for name, tensor in own.items():
             state.tensors[name] = tensor.copy_(state.tensors[name])
+        for name, tensor in state.tensors.items():
+            if optimizer_state.SEPARATOR in name and tensor.dim():  # step counts stay where optimizers want them
+                state.tensors[name] = tensor.to(own[optimizer_state.parameter_of(name)].device)
     loop = _Loop(
         model=model,
         loss_fn=loss_fn,
@@ -180,8 +194,12 @@ def train(
         seed=seed,
         test=test,
         calibration_samples=calibration_samples,
-        runtime=runtime or Serial(),
+        runtime=runtime,
+        start=optimizer_state.initial(optimizer) if algorithm.optimizer_state == "travel" else {},
+        # A buffer that is never finite (an attention mask of -inf) is no sign of trouble.
+        watched=frozenset(n for n, t in named_tensors(model).items() if is_finite({n: t})),
     )
+    loop.stop_if_failed(state, max_bad_rounds)
     final: tuple[nn.Module, Score | None] | None = None
     while state.round < num_rounds:
         started = time.perf_counter()
@@ -191,13 +209,10 @@ def train(
         state.totals["time_s"] += time.perf_counter() - started
         if on_round is not None:
             on_round(loop.record(state, refused, train_loss, final[1] if final else None), state)
-        if state.bad_rounds >= max_bad_rounds:
-            raise TrainingFailed(
-                f"round {state.round - 1}: pieces were refused in {state.bad_rounds} rounds in a row (last of worker "
-                f"{', '.join(map(str, refused))}: not finite); lower the learning rate or check the data"
-            )
+        loop.stop_if_failed(state, max_bad_rounds, refused)
     calibrated, score = final or loop.evaluate(state)
-    return Result(calibrated, state, score, plan, loop.step_cost(0))
+    costs = [loop.step_cost(worker) for worker in range(algorithm.partition.num_workers)]
+    return Result(calibrated, state, score, plan, max(costs, key=lambda c: c.memory))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +231,8 @@ class _Loop:
     test: tuple[Tensor, Tensor] | None
     calibration_samples: int
     runtime: Runtime
+    start: Mapping[str, Tensor]
+    watched: frozenset[str]
     step_costs: dict[tuple[torch.Size, ...], cost.StepCost] = field(default_factory=dict)
 
     def assignment(self, round: int) -> Assignment:
@@ -231,10 +248,12 @@ class _Loop:
         like = mine[0].tensors
         sent = runtime.bytes_sent
         handovers = runtime.exchange(mine, lambda w: self.shapes(assignment, w, like), assignment.num_workers)
-        pieces = [h.tensors if math.isfinite(h.loss) and is_finite(h.tensors) else None for h in handovers]
+        pieces = [h.tensors if self.is_good(h) else None for h in handovers]
         for name, part in like.items():
             if name not in state.tensors:  # optimizer state appears with the first step
-                state.tensors[name] = torch.zeros(self.full_shape(name, part), dtype=part.dtype, device=part.device)
+                blank = torch.zeros(self.full_shape(name, like), dtype=part.dtype, device=part.device)
+                at_start = self.start.get(name.rpartition(optimizer_state.SEPARATOR)[2])
+                state.tensors[name] = blank if at_start is None else blank + at_start.to(blank)
         aggregate_(state.tensors, self.plan, assignment, pieces)
 
         good = [h for h, piece in zip(handovers, pieces, strict=True) if piece is not None]
@@ -258,8 +277,10 @@ class _Loop:
         optimizer = self.optimizer(subnet.parameters())
         travels = self.algorithm.optimizer_state == "travel"
         if travels:
+            by_name = cuts(self.plan, units)
             of_optimizer = {n: t for n, t in state.tensors.items() if optimizer_state.SEPARATOR in n}
-            optimizer_state.load_(optimizer, subnet, take_all(of_optimizer, cuts(self.plan, units)))
+            mine = {n: take(t, cut_of(self.plan, by_name, n, t.shape)) for n, t in of_optimizer.items()}
+            optimizer_state.load_(optimizer, subnet, mine)
         batches = ((self.here(x), self.here(y)) for x, y in self.data.batches(worker, round * steps, steps))
         factors = (self.schedule((round + step / steps) / self.num_rounds) for step in range(steps))
         with torch.random.fork_rng(devices=[]):
@@ -267,19 +288,48 @@ class _Loop:
             started = time.perf_counter()
             loss = local_steps(subnet, self.loss_fn, batches, optimizer, factors)
             local_s = time.perf_counter() - started
-        tensors = named_tensors(subnet) | (optimizer_state.read(optimizer, subnet) if travels else {})
+        tensors = named_tensors(subnet)
+        if travels:
+            tensors |= optimizer_state.read(optimizer, subnet, self.start)
+            self.check_state(tensors)
         flop = float(self.step_cost(worker, subnet).flop * steps)
         return Handover(worker, round, tensors, loss, flop, local_s)
 
     def shapes(self, assignment: Assignment, worker: int, like: Mapping[str, Tensor]) -> dict[str, torch.Size]:
         """The shapes of what ``worker`` hands over, derived from the plan; ``like`` is what a worker here made."""
         cut = cuts(self.plan, assignment.units(worker))
-        return {name: cut_shape(self.full_shape(name, t), cut_of(cut, name, t.dim())) for name, t in like.items()}
+        shapes = {name: self.full_shape(name, like) for name in like}
+        return {name: cut_shape(shape, cut_of(self.plan, cut, name, shape)) for name, shape in shapes.items()}
 
-    def full_shape(self, name: str, part: Tensor) -> torch.Size:
-        """The full-size shape of the tensor ``name``, of which ``part`` is a worker's part."""
-        owner = self.plan.shapes[optimizer_state.parameter_of(name)]
-        return owner if part.dim() == len(owner) else part.shape
+    def full_shape(self, name: str, like: Mapping[str, Tensor]) -> torch.Size:
+        """The full-size shape of the tensor ``name``, of which ``like`` has a worker's part."""
+        owner = optimizer_state.parameter_of(name)
+        return self.plan.shapes[owner] if like[name].shape == like[owner].shape else like[name].shape
+
+    def check_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse optimizer state that has units in it but not the shape of its parameter: nobody could cut it."""
+        for name, tensor in tensors.items():
+            owner, _, key = name.partition(optimizer_state.SEPARATOR)
+            cut_smaller = tensors[owner].shape != self.plan.shapes[owner]
+            if key and cut_smaller and tensor.dim() and tensor.shape != tensors[owner].shape:
+                raise ValueError(
+                    f"optimizer state '{key}' of {owner} has shape {tuple(tensor.shape)}, expected "
+                    f"{tuple(tensors[owner].shape)} to travel with its units; use optimizer_state='reset'"
+                )
+
+    def is_good(self, handover: Handover) -> bool:
+        """Whether a worker's loss, weights, statistics and momenta are finite."""
+        tensors = {n: t for n, t in handover.tensors.items() if optimizer_state.parameter_of(n) in self.watched}
+        return math.isfinite(handover.loss) and is_finite(tensors)
+
+    def stop_if_failed(self, state: State, max_bad_rounds: int, refused: tuple[int, ...] = ()) -> None:
+        """Raise TrainingFailed after too many rounds in a row with a refused piece."""
+        if state.bad_rounds >= max_bad_rounds:
+            who = f" (last of worker {', '.join(map(str, refused))})" if refused else ""
+            raise TrainingFailed(
+                f"round {state.round - 1}: pieces that are not finite were refused in {state.bad_rounds} rounds in a "
+                f"row{who}; start anew with a lower learning rate, or check the data"
+            )
 
     def evaluate(self, state: State) -> tuple[nn.Module, Score | None]:
         """Calibrate the full model and score it; every process does its part."""
@@ -312,11 +362,11 @@ class _Loop:
         )
 
     def step_cost(self, worker: int, subnet: nn.Module | None = None) -> cost.StepCost:
-        """What a local step costs ``worker``; counted once for each size of subnet."""
+        """What a local step costs ``worker``; counted once for each size of subnet, on a batch of a worker of ours."""
         subnet = subnet or extract(self.model, self.plan, self.assignment(0).units(worker))
         key = tuple(t.shape for t in subnet.parameters())
         if key not in self.step_costs:
-            (batch,) = self.data.batches(worker, 0, 1)
+            (batch,) = self.data.batches(self.runtime.mine(self.algorithm.partition.num_workers)[0], 0, 1)
             self.step_costs[key] = cost.step_cost(subnet, self.loss_fn, batch, self.optimizer)
         return self.step_costs[key]
 

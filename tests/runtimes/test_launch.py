@@ -12,72 +12,71 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from zoo import blobs, mlp
+from zoo import METHODS, MODELS
 
-from skerry import Processes, Serial, cosine, ist, launch, local_sgd, narrow, train
+from skerry import Processes, Serial, cosine, launch, train
+from skerry.optimizer_state import parameter_of
 from skerry.runtimes import WorkerDied
 
-ALGORITHMS = {
-    "ist": (ist(3, local_steps=3), "sgd"),
-    "ist-uneven-core-travel": (
-        ist(3, local_steps=3, capacities=(1, 2, 3), core=0.3, optimizer_state="travel"),
-        "adamw",
-    ),
-    "local_sgd-travel": (local_sgd(3, local_steps=3, optimizer_state="travel"), "adamw"),
-    "narrow": (narrow(3, local_steps=3), "sgd"),
-}
-OPTIMIZERS = {
-    "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9),
-    "adamw": lambda p: torch.optim.AdamW(p, 1e-2),
-}
 
-
-def work(runtime, folder, name):
-    """Train in every process; the first one saves what all of them must have."""
+def work(runtime, folder, method, model_name):
+    """Train in every process; each saves what all of them must have."""
     torch.set_num_threads(1)
-    algorithm, optimizer = ALGORITHMS[name]
+    algorithm, (build, data) = METHODS[method].algorithm, MODELS[model_name]
     torch.manual_seed(1)
-    model, plan, _ = mlp(dropout=0.1)
-    test = next(iter(blobs(1, samples=200, batch=200, seed=5).batches(0, 0, 1)))
+    model, plan, _ = build()
+    test = next(iter(data(1).batches(0, 0, 1)))
     result = train(
-        model, F.cross_entropy, blobs(3), plan=plan, algorithm=algorithm, optimizer=OPTIMIZERS[optimizer],
-        num_rounds=4, schedule=cosine, test=test, runtime=runtime,
+        model, F.cross_entropy, data(algorithm.partition.num_workers), plan=plan, algorithm=algorithm,
+        optimizer=METHODS[method].optimizer, num_rounds=3, schedule=cosine, test=test, runtime=runtime,
     )  # fmt: skip
     everything = {**result.state.tensors, "trained": result.state.trained}
     everything |= {f"calibrated.{n}": t for n, t in result.model.state_dict().items()}
     everything["score"] = torch.tensor([result.score.accuracy, result.score.loss], dtype=torch.float64)
     everything["due"] = torch.tensor(result.state.totals["bytes_due"])
-    save_file(everything, folder / f"{name}-{runtime.rank}")
+    save_file(everything, folder / f"{method}-{model_name}-{runtime.rank}")
 
 
-def all_algorithms(runtime, folder):
-    for name in ALGORITHMS:
-        work(runtime, folder, name)
+def whole_suite(runtime, folder):
+    for method in METHODS:
+        for model in MODELS:
+            if METHODS[method].algorithm.partition.num_workers == runtime.num_processes:
+                work(runtime, folder, method, model)
+
+
+def only_single(runtime, folder):
+    for model in MODELS:
+        work(runtime, folder, "single", model)
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What serial and processes make of every algorithm, started once."""
+    """What serial and processes make of every algorithm and model; processes are started twice in all."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "serial").mkdir()
-    all_algorithms(Serial(), folder / "serial")
-    launch(all_algorithms, 3, folder)
+    for method in METHODS:
+        for model in MODELS:
+            work(Serial(), folder / "serial", method, model)
+    launch(whole_suite, 3, folder)
+    launch(only_single, 1, folder)
     return folder
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_processes_give_the_serial_result(results, name):
-    serial = load_file(results / "serial" / f"{name}-0")
-    processes = [load_file(results / f"{name}-{rank}") for rank in range(3)]
-    _, plan, _ = mlp(dropout=0.1)
-    one_holder = name == "ist"
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("method", METHODS)
+def test_processes_give_the_serial_result(results, method, model):
+    num_workers = METHODS[method].algorithm.partition.num_workers
+    serial = load_file(results / "serial" / f"{method}-{model}-0")
+    processes = [load_file(results / f"{method}-{model}-{rank}") for rank in range(num_workers)]
+    _, plan, _ = MODELS[model][0]()
+    one_holder = method in ("ist", "ist-uneven-travel", "single")
     for tensor in serial:
         if tensor == "due":  # only the first process reckons it
             assert processes[0]["due"] == serial["due"]
             continue
         for other in processes:
             torch.testing.assert_close(other[tensor], serial[tensor])
-        if one_holder and tensor in plan.dims:
+        if one_holder and parameter_of(tensor) in plan.dims:
             assert torch.equal(processes[0][tensor], serial[tensor]), tensor
         assert all(torch.equal(other[tensor], processes[0][tensor]) for other in processes), tensor
 
@@ -93,6 +92,10 @@ def die(runtime, folder, how):
                 raise ValueError("rank 1 cannot read its data; mend it")
             if how == "bug":
                 raise KeyError("unexpected")
+            if how == "long":
+                raise ValueError("x" * 200_000)
+            if how == "leave":
+                raise SystemExit(0)
             os.kill(os.getpid(), signal.SIGKILL if how == "kill" else signal.SIGSTOP)
 
 
@@ -102,6 +105,8 @@ def die(runtime, folder, how):
         ("kill", "rank 1, round 2: killed by SIGKILL"),
         ("raise", "rank 1, round 2: rank 1 cannot read its data; mend it"),
         ("bug", "rank 1, round 2: Traceback"),
+        ("long", "rank 1, round 2: xxx"),
+        ("leave", "rank 1, round 2: ended before its work was done (exit code 0)"),
         ("stop", "lost another process during evaluation"),
     ],
 )
@@ -117,6 +122,8 @@ def test_a_death_ends_all_and_names_rank_round_and_cause(tmp_path, how, words):
 
 def wait_forever(runtime, folder):
     (folder / str(runtime.rank)).write_text(str(os.getpid()))
+    if runtime.rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)  # even a stopped one must go
     while True:
         time.sleep(0.05)
 
@@ -135,6 +142,7 @@ def test_no_worker_outlives_its_parent(tmp_path):
     while len(list(tmp_path.iterdir())) < 2 or not all(p.read_text() for p in tmp_path.iterdir()):
         time.sleep(0.05)
     pids = [int(p.read_text()) for p in tmp_path.iterdir()]
+    time.sleep(0.2)
     assert all(_alive(pid) for pid in pids)
     parent.kill()
     parent.join()

@@ -4,9 +4,11 @@ The group meets through a file in a temporary folder, so no port is taken. A pro
 second; none outlives the one that started it.
 """
 
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -54,13 +56,17 @@ def launch(
     """
     context = multiprocessing.get_context("spawn")
     rounds = context.Array("q", [-1] * num_workers, lock=False)
+    done = context.Array("b", [0] * num_workers, lock=False)
     with tempfile.TemporaryDirectory(prefix="skerry-") as folder:
         workers, pipes = [], []
         for rank in range(num_workers):
             ours, theirs = context.Pipe(duplex=False)
             group = (str(Path(folder) / "store"), rank, num_workers, threads, timeout_s)
             process = context.Process(
-                target=_main, args=(work, args, group, rounds, theirs, expected), name=f"skerry-{rank}", daemon=True
+                target=_main,
+                args=(work, args, group, rounds, done, theirs, expected),
+                name=f"skerry-{rank}",
+                daemon=True,
             )
             process.start()
             theirs.close()
@@ -69,11 +75,9 @@ def launch(
         try:
             while any(w.exitcode is None for w in workers):
                 connection.wait([w.sentinel for w in workers if w.exitcode is None])
-                if any(w.exitcode for w in workers):
-                    break
-            if any(w.exitcode for w in workers):
-                _wait(workers, _GRACE_S)  # the others notice by themselves; the first to go is the culprit
-                raise WorkerDied(_obituary([w.exitcode for w in workers], list(rounds), pipes))
+                if any(w.exitcode is not None and not done[rank] for rank, w in enumerate(workers)):
+                    _wait(workers, _GRACE_S)  # the others notice by themselves
+                    raise WorkerDied(_obituary([w.exitcode for w in workers], list(rounds), list(done), pipes))
         finally:
             for w in workers:
                 if w.exitcode is None:
@@ -87,10 +91,10 @@ def _wait(workers: list[Any], seconds: float) -> None:
         w.join(max(0.0, until - time.monotonic()))
 
 
-def _obituary(codes: list[int | None], rounds: list[int], pipes: list["Connection[Any, Any]"]) -> str:
-    # Who was killed or failed, not who only lost a peer; one that never noticed was stopped by us and has no code.
-    culprits = [r for r, code in enumerate(codes) if code not in (0, None, _PEER_LOST)]
-    rank = culprits[0] if culprits else next(r for r, code in enumerate(codes) if code)
+def _obituary(codes: list[int | None], rounds: list[int], done: list[int], pipes: list["Connection[Any, Any]"]) -> str:
+    # Who went without being done, not who only lost a peer; one without a code has not noticed and is killed by us.
+    culprits = [r for r, code in enumerate(codes) if code not in (None, _PEER_LOST) and not done[r]]
+    rank = culprits[0] if culprits else codes.index(_PEER_LOST)
     code = codes[rank] or 0
     told = ""
     if pipes[rank].poll():
@@ -100,7 +104,10 @@ def _obituary(codes: list[int | None], rounds: list[int], pipes: list["Connectio
             told = ""
     if told and not culprits:
         return told
-    cause = told or (f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")
+    cause = (
+        f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended before its work was done (exit code {code})"
+    )
+    cause = told or cause
     when = f"round {rounds[rank]}" if rounds[rank] >= 0 else "before the first round"
     return f"rank {rank}, {when}: {cause}"
 
@@ -110,12 +117,13 @@ def _main(
     args: tuple[object, ...],
     group: tuple[str, int, int, int, float],
     rounds: Any,
+    done: Any,
     pipe: "Connection[Any, Any]",
     expected: tuple[type[Exception], ...],
 ) -> None:
     """The life of one worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c is for the parent, which ends us
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    _die_with_parent()
     store, rank, num_workers, threads, timeout_s = group
     torch.set_num_threads(threads)
 
@@ -131,6 +139,7 @@ def _main(
             raise PeerLost(f"rank {rank}: the other processes did not join within {timeout_s} s") from error
         runtime = Processes(on_round)
         work(runtime, *args)
+        done[rank] = 1
         runtime.close()
     except PeerLost as error:
         pipe.send_bytes(str(error).encode())
@@ -138,7 +147,9 @@ def _main(
     except expected as error:
         pipe.send_bytes(str(error)[-8000:].encode())
         code = _FAILED
-    except Exception:
+    except SystemExit as error:  # not ours to make: the others wait for this one
+        code = error.code if isinstance(error.code, int) else _FAILED
+    except BaseException:
         pipe.send_bytes(traceback.format_exc()[-8000:].encode())  # a pipe nobody reads yet holds 64 KiB
         code = _FAILED
     # Not sys.exit: after a lost peer, gloo's destructors may wait for it.
@@ -146,7 +157,15 @@ def _main(
 
 
 def _die_with_parent() -> None:
+    """End this process when the one that started it ends, however that happens."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    connection.wait([parent.sentinel])
+    if sys.platform == "linux":  # the kernel kills us even when we are stopped
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    threading.Thread(target=_watch, args=(parent.sentinel,), daemon=True).start()
+
+
+def _watch(sentinel: int) -> None:
+    connection.wait([sentinel])
     os._exit(_FAILED)
