@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from skerry.partition import Assignment
-from skerry.plan import Plan
+from skerry.plan import DealtDim, Plan
 from skerry.subnet import Cut, cut_of, cuts, put_, take
 
 Piece = Mapping[str, Tensor]
@@ -44,13 +44,17 @@ def aggregate_(full: Mapping[str, Tensor], plan: Plan, assignment: Assignment, p
     """
     present = [(piece, cuts(plan, assignment.units(w))) for w, piece in enumerate(pieces) if piece is not None]
     held = assignment.held[[w for w, piece in enumerate(pieces) if piece is not None]]
+    known: dict[int, bool] = {}  # many dims share one tensor of unit ids
+
+    def has_one_holder(dim: DealtDim) -> bool:
+        if id(dim.units) not in known:
+            known[id(dim.units)] = bool((dim.units >= 0).all()) and bool((held[:, dim.units].sum(0) <= 1).all())
+        return known[id(dim.units)]
+
     for name, tensor in full.items():
         row = plan.row(name, tensor.shape)
         parts = [(piece[name], cut_of(plan, by_name, name, tensor.shape)) for piece, by_name in present]
-        one_holder = any(
-            dim is not None and bool((dim.units >= 0).all()) and bool((held[:, dim.units].sum(0) <= 1).all())
-            for dim in row
-        )
+        one_holder = any(dim is not None and has_one_holder(dim) for dim in row)
         if one_holder or len(parts) == 1 or _is_exact(tensor):
             for part, cut in reversed(parts):  # so that the first worker's integers stay
                 put_(tensor, part, cut)

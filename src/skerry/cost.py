@@ -32,11 +32,15 @@ def due_bytes(plan: Plan, tensors: Mapping[str, Tensor], now: Assignment, then: 
         then: who holds what in the next one.
     """
     total = 0.0
+    known: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # many dims share one tensor of unit ids
     for name, tensor in tensors.items():
         if not (tensor.is_floating_point() or tensor.is_complex()):
             continue  # counters: everybody counts for itself
         dealt = [dim for dim in plan.row(name, tensor.shape) if dim is not None]
-        kinds = [_kinds(dim, now, then) for dim in dealt]
+        for dim in dealt:
+            if id(dim.units) not in known:
+                known[id(dim.units)] = _kinds(dim, now, then)
+        kinds = [known[id(dim.units)] for dim in dealt]
         whole = tensor.numel()
         for dim in dealt:
             whole //= len(dim.units)

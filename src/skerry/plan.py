@@ -99,12 +99,14 @@ class Plan:
         axes = _axes(wanted, {entry.tensor: tensors[canonical[entry.tensor]] for entry in wanted})
         by_name = {axis.name: axis for axis in axes}
 
-        table: dict[
-            str, dict[int, tuple[DealtDim, str, str]]
-        ] = {}  # name -> dim -> (dealt, axis, the name in the rule)
+        ids: dict[tuple[str, int], Tensor] = {}  # one tensor for all dims that run alike; others key on its identity
+        # tensor -> dim -> (how it is dealt, its axis, its name in the rule)
+        table: dict[str, dict[int, tuple[DealtDim, str, str]]] = {}
         for entry in wanted:
             name, axis = canonical[entry.tensor], by_name[entry.axis]
-            dealt = DealtDim(_unit_ids(entry, axis, tensors[name].shape[entry.dim]), entry.role)
+            size = tensors[name].shape[entry.dim]
+            units = ids.setdefault((axis.name, size), _unit_ids(entry, axis, size))
+            dealt = DealtDim(units, entry.role)
             before = table.setdefault(name, {}).setdefault(entry.dim, (dealt, entry.axis, entry.tensor))
             if (before[1], before[0].role) != (entry.axis, entry.role):
                 raise ValueError(

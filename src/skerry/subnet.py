@@ -23,14 +23,17 @@ def cuts(plan: Plan, units: Tensor) -> dict[str, Cut]:
     held = torch.zeros(plan.num_units + 1, dtype=torch.bool)
     held[units] = True
     held[-1] = True  # where id -1 looks: what is not dealt out is held by everybody
-    return {name: tuple(_held_indices(dim, held) for dim in dims) for name, dims in plan.dims.items()}
+    known: dict[int, Tensor | None] = {}  # many dims share one tensor of unit ids
 
+    def indices(dim: DealtDim | None) -> Tensor | None:
+        if dim is None:
+            return None
+        if id(dim.units) not in known:
+            mine = held[dim.units]
+            known[id(dim.units)] = None if bool(mine.all()) else mine.nonzero().flatten()
+        return known[id(dim.units)]
 
-def _held_indices(dim: DealtDim | None, held: Tensor) -> Tensor | None:
-    if dim is None:
-        return None
-    mine = held[dim.units]
-    return None if bool(mine.all()) else mine.nonzero().flatten()
+    return {name: tuple(indices(dim) for dim in dims) for name, dims in plan.dims.items()}
 
 
 def take(tensor: Tensor, cut: Cut = ()) -> Tensor:

@@ -73,11 +73,14 @@ def launch(
             workers.append(process)
             pipes.append(ours)
         try:
-            while any(w.exitcode is None for w in workers):
-                connection.wait([w.sentinel for w in workers if w.exitcode is None])
+            # `alive` is looked up once a turn: waiting on nothing would be waiting for ever.
+            while alive := [w for w in workers if w.exitcode is None]:
+                connection.wait([w.sentinel for w in alive])
                 if any(w.exitcode is not None and not done[rank] for rank, w in enumerate(workers)):
                     _wait(workers, _GRACE_S)  # the others notice by themselves
-                    raise WorkerDied(_obituary([w.exitcode for w in workers], list(rounds), list(done), pipes))
+                    break
+            if not all(done):
+                raise WorkerDied(_obituary([w.exitcode for w in workers], list(rounds), list(done), pipes))
         finally:
             for w in workers:
                 if w.exitcode is None:

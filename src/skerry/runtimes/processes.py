@@ -36,6 +36,7 @@ class Processes:
         self.num_processes = dist.get_world_size()
         self.bytes_sent = 0.0
         self._round = 0
+        self._buffers: list[Tensor] = []  # own piece, then everybody's; kept, since fresh memory is slow memory
         self._on_round = on_round
 
     @classmethod
@@ -67,12 +68,17 @@ class Processes:
         self._on_round(round)
 
     def exchange(self, mine: list[Handover], shapes: Shapes, num_workers: int) -> list[Handover]:
-        """All-gather the pieces; they are padded to the size of the largest."""
+        """All-gather the pieces; they are padded to the size of the largest.
+
+        What is returned lies in buffers that the next exchange writes over.
+        """
         (own,) = mine
         dtypes = {name: tensor.dtype for name, tensor in own.tensors.items()}
         layouts = [_layout(shapes(worker), dtypes) for worker in range(num_workers)]
         size = max(end for _, end in layouts)
-        buffer = torch.zeros(size, dtype=torch.uint8)
+        if not self._buffers or len(self._buffers[0]) != size:
+            self._buffers = [torch.zeros(size, dtype=torch.uint8) for _ in range(num_workers + 1)]
+        buffer, *received = self._buffers
         header = torch.tensor([own.worker, own.round, own.loss, own.flop, own.local_s], dtype=torch.float64)
         buffer[: header.nbytes] = header.view(torch.uint8)
         for name, (begin, shape) in layouts[self.rank][0].items():
@@ -81,7 +87,6 @@ class Processes:
                 raise ValueError(f"{name}: this worker made shape {tuple(tensor.shape)}, expected {tuple(shape)}")
             flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
             buffer[begin : begin + len(flat)] = flat
-        received = [torch.empty_like(buffer) for _ in range(num_workers)]
         with self._peers("exchange"):
             dist.all_gather(received, buffer)
         self.bytes_sent += size * (num_workers - 1)  # in a ring every process passes on all pieces but one
