@@ -11,7 +11,7 @@ from zoo import blobs, mlp
 from skerry import ist, train
 from skerry.checkpoint import CheckpointError, read, write
 from skerry.plan import named_tensors
-from skerry.train import State
+from skerry.state import State
 
 
 @pytest.fixture

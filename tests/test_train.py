@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from zoo import METHODS, blobs, cnn, images, mlp
 
 from skerry import Algorithm, Disjoint, Everything, Serial, cosine, ist, local_sgd, single, train
+from skerry.loop import TrainingFailed
 from skerry.plan import named_tensors
-from skerry.train import TrainingFailed
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),

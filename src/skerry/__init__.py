@@ -6,13 +6,15 @@ from skerry.algorithms import ist, local_sgd, narrow, single
 from skerry.calibrate import calibrate
 from skerry.data import Shards, split
 from skerry.evaluate import Score, evaluate
+from skerry.loop import TrainingFailed
 from skerry.partition import Assignment, Disjoint, Everything, Overlapping, Partition
 from skerry.plan import Axis, DealtDim, Plan
 from skerry.rules import In, Out
 from skerry.runtimes import Processes, Serial, launch
 from skerry.schedule import constant, cosine
+from skerry.state import Record, State
 from skerry.subnet import extract, masked, write_back
-from skerry.train import Record, Result, State, TrainingFailed, train
+from skerry.train import Result, train
 
 __all__ = [
     "Algorithm", "Assignment", "Axis", "DealtDim", "Disjoint", "Everything", "In", "Out", "Overlapping", "Partition",

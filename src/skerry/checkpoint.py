@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from skerry import atomic
-from skerry.train import TOTALS, State
+from skerry.state import TOTALS, State
 
 _FORMAT = "skerry-checkpoint-1"
 _TRAINED = "::trained"

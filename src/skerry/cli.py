@@ -14,12 +14,12 @@ from skerry import experiment
 from skerry.comparison import comparison, load_runs, to_markdown, to_rich
 from skerry.config import Config, choose, parse_settings
 from skerry.experiment import METHODS
+from skerry.loop import TrainingFailed
 from skerry.progress import RunProgress
 from skerry.recipes import RECIPES
 from skerry.report import write_report
 from skerry.run import check_folder, saved_config
 from skerry.runtimes import PeerLost, Processes, Runtime, Serial, WorkerDied, launch
-from skerry.train import TrainingFailed
 
 _TOLD = (ValueError, OSError, TrainingFailed, PeerLost, WorkerDied)
 

@@ -2,12 +2,30 @@
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 OptimizerFn = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+class Data(Protocol):
+    """Where workers get their batches; ``skerry.data.Shards`` is one."""
+
+    @property
+    def num_workers(self) -> int:
+        """The number of workers it has data for."""
+        ...
+
+    def batches(self, worker: int, first_step: int, num_steps: int) -> Iterable[tuple[Tensor, Tensor]]:
+        """Return the (x, y) of steps ``first_step ...`` of ``worker``: the same ones whenever it is asked."""
+        ...
+
+    def sample(self, worker: int, num: int) -> Tensor:
+        """Return ``num`` (or all) inputs of ``worker``, to calibrate with."""
+        ...
 
 
 def local_steps(

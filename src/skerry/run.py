@@ -28,7 +28,8 @@ from safetensors.torch import save
 from skerry import atomic, checkpoint
 from skerry.config import Config
 from skerry.plan import Plan
-from skerry.train import Record, Result, State
+from skerry.state import Record, State
+from skerry.train import Result
 
 # May differ between the parts of a resumed run: they change how it runs, and what comes out at most by rounding.
 _FREE_ON_RESUME = ("runtime", "threads", "timeout_s", "checkpoint_every_s")

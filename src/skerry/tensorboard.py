@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from skerry.train import Record, State
+from skerry.state import Record, State
 
 
 class Events:

@@ -1,94 +1,26 @@
-"""The round loop: deal, train locally, exchange, aggregate, measure; the same for every algorithm and runtime."""
+"""Training: prepare the state, loop over rounds, return the calibrated full model."""
 
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from skerry import cost, optimizer_state
-from skerry.aggregate import aggregate_, is_finite
+from skerry.aggregate import is_finite
 from skerry.algorithm import Algorithm
-from skerry.calibrate import calibrate, check_batch_norm
-from skerry.evaluate import Score, evaluate
-from skerry.local import LossFn, OptimizerFn, local_steps
-from skerry.partition import Assignment
+from skerry.calibrate import check_batch_norm
+from skerry.evaluate import Score
+from skerry.local import Data, LossFn, OptimizerFn
+from skerry.loop import Loop
 from skerry.plan import Plan, named_tensors
 from skerry.randomness import seed_of
-from skerry.runtimes import Handover, Runtime, Serial
+from skerry.runtimes import Runtime, Serial
 from skerry.schedule import Schedule, constant
-from skerry.subnet import cut_of, cut_shape, cuts, extract, narrow_model, take
+from skerry.state import Record, State
+from skerry.subnet import narrow_model
 from skerry.verify import verify as verify_plan
-
-
-class Data(Protocol):
-    """Where workers get their batches; ``skerry.data.Shards`` is one."""
-
-    @property
-    def num_workers(self) -> int:
-        """The number of workers it has data for."""
-        ...
-
-    def batches(self, worker: int, first_step: int, num_steps: int) -> Iterable[tuple[Tensor, Tensor]]:
-        """Return the (x, y) of steps ``first_step ...`` of ``worker``: the same ones whenever it is asked."""
-        ...
-
-    def sample(self, worker: int, num: int) -> Tensor:
-        """Return ``num`` (or all) inputs of ``worker``, to calibrate with."""
-        ...
-
-
-class TrainingFailed(RuntimeError):
-    """Training cannot go on; the message says what to change."""
-
-
-TOTALS = ("time_s", "local_s", "evaluate_s", "checkpoint_s", "bytes_due", "bytes_sent", "flop")
-
-
-@dataclass
-class State:
-    """Everything that changes from round to round; what a checkpoint holds.
-
-    Attributes:
-        tensors: full-size parameters and buffers (the model's own) and optimizer state, by name.
-        round: the next round.
-        trained: for each unit how many workers' rounds it was trained in, int64.
-        bad_rounds: rounds in a row in which a piece was refused.
-        totals: sums so far: ``time_s``, ``local_s``, ``evaluate_s``, ``checkpoint_s``, ``bytes_due``, ``bytes_sent``,
-            ``flop``.
-    """
-
-    tensors: dict[str, Tensor]
-    round: int
-    trained: Tensor
-    bad_rounds: int = 0
-    totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TOTALS, 0.0))
-
-
-@dataclass(frozen=True)
-class Record:
-    """One round in figures. Times, bytes and operations are sums since the start; ``score`` where it was evaluated.
-
-    ``exchange_s`` is all that is not local steps, evaluation or checkpoint: cutting, packing, waiting, traffic,
-    aggregation. ``bytes_due`` is what a worker had to send by the assignments, ``bytes_sent`` what this runtime sent.
-    """
-
-    round: int
-    train_loss: float
-    rate_factor: float
-    score: Score | None
-    refused: tuple[int, ...]
-    units_covered: float
-    totals: Mapping[str, float]
-
-    @property
-    def exchange_s(self) -> float:
-        """Seconds of overhead so far."""
-        t = self.totals
-        return max(0.0, t["time_s"] - t["local_s"] - t["evaluate_s"] - t["checkpoint_s"])
 
 
 @dataclass(frozen=True)
@@ -182,7 +114,7 @@ def train(
         for name, tensor in state.tensors.items():
             if optimizer_state.SEPARATOR in name and tensor.dim():  # step counts stay where optimizers want them
                 state.tensors[name] = tensor.to(own[optimizer_state.parameter_of(name)].device)
-    loop = _Loop(
+    loop = Loop(
         model=model,
         loss_fn=loss_fn,
         data=data,
@@ -213,163 +145,3 @@ def train(
     calibrated, score = final or loop.evaluate(state)
     costs = [loop.step_cost(worker) for worker in range(algorithm.partition.num_workers)]
     return Result(calibrated, state, score, plan, max(costs, key=lambda c: c.memory))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Loop:
-    """What stays the same from round to round, and the steps of a round."""
-
-    model: nn.Module
-    loss_fn: LossFn
-    data: Data
-    plan: Plan
-    algorithm: Algorithm
-    optimizer: OptimizerFn
-    num_rounds: int
-    schedule: Schedule
-    seed: int
-    test: tuple[Tensor, Tensor] | None
-    calibration_samples: int
-    runtime: Runtime
-    start: Mapping[str, Tensor]
-    watched: frozenset[str]
-    step_costs: dict[tuple[torch.Size, ...], cost.StepCost] = field(default_factory=dict)
-
-    def assignment(self, round: int) -> Assignment:
-        """Who holds what; after the last round nothing changes hands any more."""
-        return self.algorithm.partition.assign(self.plan.axes, min(round, self.num_rounds - 1))
-
-    def train_round(self, state: State) -> tuple[tuple[int, ...], float]:
-        """Do one round on ``state``; return the workers whose pieces were refused and the mean training loss."""
-        round, runtime = state.round, self.runtime
-        runtime.begin(round)
-        assignment = self.assignment(round)
-        mine = [self.train_worker(state, assignment, w) for w in runtime.mine(assignment.num_workers)]
-        like = mine[0].tensors
-        sent = runtime.bytes_sent
-        handovers = runtime.exchange(mine, lambda w: self.shapes(assignment, w, like), assignment.num_workers)
-        pieces = [h.tensors if self.is_good(h) else None for h in handovers]
-        for name, part in like.items():
-            if name not in state.tensors:  # optimizer state appears with the first step
-                blank = torch.zeros(self.full_shape(name, like), dtype=part.dtype, device=part.device)
-                at_start = self.start.get(name.rpartition(optimizer_state.SEPARATOR)[2])
-                state.tensors[name] = blank if at_start is None else blank + at_start.to(blank)
-        aggregate_(state.tensors, self.plan, assignment, pieces)
-
-        good = [h for h, piece in zip(handovers, pieces, strict=True) if piece is not None]
-        state.trained += assignment.held[[h.worker for h in good]].sum(0)
-        state.round += 1
-        state.bad_rounds = 0 if len(good) == len(handovers) else state.bad_rounds + 1
-        state.totals["local_s"] += sum(h.local_s for h in handovers) / runtime.num_processes
-        state.totals["flop"] += sum(h.flop for h in handovers) / len(handovers)
-        state.totals["bytes_sent"] += runtime.bytes_sent - sent
-        if runtime.rank == 0:  # needed for the record only
-            due = cost.due_bytes(self.plan, state.tensors, assignment, self.assignment(round + 1))
-            state.totals["bytes_due"] += due
-        refused = tuple(h.worker for h, piece in zip(handovers, pieces, strict=True) if piece is None)
-        return refused, sum(h.loss for h in good) / len(good) if good else math.nan
-
-    def train_worker(self, state: State, assignment: Assignment, worker: int) -> Handover:
-        """Cut the worker's subnet out, train it, and return what it hands over."""
-        round, steps = state.round, self.algorithm.local_steps
-        units = assignment.units(worker)
-        subnet = extract(self.model, self.plan, units)
-        optimizer = self.optimizer(subnet.parameters())
-        travels = self.algorithm.optimizer_state == "travel"
-        if travels:
-            by_name = cuts(self.plan, units)
-            of_optimizer = {n: t for n, t in state.tensors.items() if optimizer_state.SEPARATOR in n}
-            mine = {n: take(t, cut_of(self.plan, by_name, n, t.shape)) for n, t in of_optimizer.items()}
-            optimizer_state.load_(optimizer, subnet, mine)
-        batches = ((self.here(x), self.here(y)) for x, y in self.data.batches(worker, round * steps, steps))
-        factors = (self.schedule((round + step / steps) / self.num_rounds) for step in range(steps))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(self.seed, "local", worker, round))
-            started = time.perf_counter()
-            loss = local_steps(subnet, self.loss_fn, batches, optimizer, factors)
-            local_s = time.perf_counter() - started
-        tensors = named_tensors(subnet)
-        if travels:
-            tensors |= optimizer_state.read(optimizer, subnet, self.start)
-            self.check_state(tensors)
-        flop = float(self.step_cost(worker, subnet).flop * steps)
-        return Handover(worker, round, tensors, loss, flop, local_s)
-
-    def shapes(self, assignment: Assignment, worker: int, like: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-        """The shapes of what ``worker`` hands over, derived from the plan; ``like`` is what a worker here made."""
-        cut = cuts(self.plan, assignment.units(worker))
-        shapes = {name: self.full_shape(name, like) for name in like}
-        return {name: cut_shape(shape, cut_of(self.plan, cut, name, shape)) for name, shape in shapes.items()}
-
-    def full_shape(self, name: str, like: Mapping[str, Tensor]) -> torch.Size:
-        """The full-size shape of the tensor ``name``, of which ``like`` has a worker's part."""
-        owner = optimizer_state.parameter_of(name)
-        return self.plan.shapes[owner] if like[name].shape == like[owner].shape else like[name].shape
-
-    def check_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Refuse optimizer state that has units in it but not the shape of its parameter: nobody could cut it."""
-        for name, tensor in tensors.items():
-            owner, _, key = name.partition(optimizer_state.SEPARATOR)
-            cut_smaller = tensors[owner].shape != self.plan.shapes[owner]
-            if key and cut_smaller and tensor.dim() and tensor.shape != tensors[owner].shape:
-                raise ValueError(
-                    f"optimizer state '{key}' of {owner} has shape {tuple(tensor.shape)}, expected "
-                    f"{tuple(tensors[owner].shape)} to travel with its units; use optimizer_state='reset'"
-                )
-
-    def is_good(self, handover: Handover) -> bool:
-        """Whether a worker's loss, weights, statistics and momenta are finite."""
-        tensors = {n: t for n, t in handover.tensors.items() if optimizer_state.parameter_of(n) in self.watched}
-        return math.isfinite(handover.loss) and is_finite(tensors)
-
-    def stop_if_failed(self, state: State, max_bad_rounds: int, refused: tuple[int, ...] = ()) -> None:
-        """Raise TrainingFailed after too many rounds in a row with a refused piece."""
-        if state.bad_rounds >= max_bad_rounds:
-            who = f" (last of worker {', '.join(map(str, refused))})" if refused else ""
-            raise TrainingFailed(
-                f"round {state.round - 1}: pieces that are not finite were refused in {state.bad_rounds} rounds in a "
-                f"row{who}; start anew with a lower learning rate, or check the data"
-            )
-
-    def evaluate(self, state: State) -> tuple[nn.Module, Score | None]:
-        """Calibrate the full model and score it; every process does its part."""
-        started = time.perf_counter()
-        assignment = self.assignment(state.round - 1)
-        workers = self.runtime.mine(assignment.num_workers)
-        each = max(1, self.calibration_samples // assignment.num_workers)
-        inputs = self.here(torch.cat([self.data.sample(w, each) for w in workers]))
-        total = self.runtime.total
-        model = calibrate(self.model, self.plan, assignment.share(), lambda m: m(inputs), total)
-        score = None
-        if self.test is not None:
-            mine = slice(self.runtime.rank, None, self.runtime.num_processes)
-            score = evaluate(
-                model, self.loss_fn, (self.here(self.test[0][mine]), self.here(self.test[1][mine])), total=total
-            )
-        state.totals["evaluate_s"] += time.perf_counter() - started
-        return model, score
-
-    def record(self, state: State, refused: tuple[int, ...], train_loss: float, score: Score | None) -> Record:
-        """The figures of the round that has just ended."""
-        return Record(
-            round=state.round - 1,
-            train_loss=train_loss,
-            rate_factor=self.schedule((state.round - 1) / self.num_rounds),
-            score=score,
-            refused=refused,
-            units_covered=float((state.trained > 0).double().mean()) if len(state.trained) else 1.0,
-            totals=dict(state.totals),
-        )
-
-    def step_cost(self, worker: int, subnet: nn.Module | None = None) -> cost.StepCost:
-        """What a local step costs ``worker``; counted once for each size of subnet, on a batch of a worker of ours."""
-        subnet = subnet or extract(self.model, self.plan, self.assignment(0).units(worker))
-        key = tuple(t.shape for t in subnet.parameters())
-        if key not in self.step_costs:
-            (batch,) = self.data.batches(self.runtime.mine(self.algorithm.partition.num_workers)[0], 0, 1)
-            self.step_costs[key] = cost.step_cost(subnet, self.loss_fn, batch, self.optimizer)
-        return self.step_costs[key]
-
-    def here(self, tensor: Tensor) -> Tensor:
-        """Move ``tensor`` to where the model is."""
-        return tensor.to(next(self.model.parameters()).device)

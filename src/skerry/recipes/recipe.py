@@ -7,9 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from skerry.config import Config
-from skerry.local import LossFn
+from skerry.local import Data, LossFn
 from skerry.plan import Plan
-from skerry.train import Data
 
 
 @dataclass(frozen=True)

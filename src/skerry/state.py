@@ -1,0 +1,53 @@
+"""What changes from round to round, and what is told of each round."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from skerry.evaluate import Score
+
+TOTALS = ("time_s", "local_s", "evaluate_s", "checkpoint_s", "bytes_due", "bytes_sent", "flop")
+
+
+@dataclass
+class State:
+    """Everything that changes from round to round; what a checkpoint holds.
+
+    Attributes:
+        tensors: full-size parameters and buffers (the model's own) and optimizer state, by name.
+        round: the next round.
+        trained: for each unit how many workers' rounds it was trained in, int64.
+        bad_rounds: rounds in a row in which a piece was refused.
+        totals: sums so far: ``time_s``, ``local_s``, ``evaluate_s``, ``checkpoint_s``, ``bytes_due``, ``bytes_sent``,
+            ``flop``.
+    """
+
+    tensors: dict[str, Tensor]
+    round: int
+    trained: Tensor
+    bad_rounds: int = 0
+    totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TOTALS, 0.0))
+
+
+@dataclass(frozen=True)
+class Record:
+    """One round in figures. Times, bytes and operations are sums since the start; ``score`` where it was evaluated.
+
+    ``exchange_s`` is all that is not local steps, evaluation or checkpoint: cutting, packing, waiting, traffic,
+    aggregation. ``bytes_due`` is what a worker had to send by the assignments, ``bytes_sent`` what this runtime sent.
+    """
+
+    round: int
+    train_loss: float
+    rate_factor: float
+    score: Score | None
+    refused: tuple[int, ...]
+    units_covered: float
+    totals: Mapping[str, float]
+
+    @property
+    def exchange_s(self) -> float:
+        """Seconds of overhead so far."""
+        t = self.totals
+        return max(0.0, t["time_s"] - t["local_s"] - t["evaluate_s"] - t["checkpoint_s"])
