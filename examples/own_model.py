@@ -11,10 +11,13 @@ import skerry
 def main() -> skerry.Result:
     """Train a wide net on handwritten digits as four narrow ones."""
     digits = load_digits()
-    x, y = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
+    order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
+    x = torch.tensor(digits.data, dtype=torch.float32)[order] / 16  # (1797, 64)
+    y = torch.tensor(digits.target)[order]  # (1797,) int64
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 10))
 
-    # Which modules make the units that are dealt out, and which read them.
+    # Which modules make the units that are dealt out (Out), and which read them (In).
     plan = skerry.Plan.from_rules(
         model, {"0": skerry.Out("hidden"), "1": skerry.Out("hidden"), "3": skerry.In("hidden")}
     )
@@ -24,10 +27,12 @@ def main() -> skerry.Result:
     data = skerry.Shards(x[:1400], y[:1400], skerry.split(y[:1400], 4, "iid", seed=0), batch_size=32, seed=0)
     result = skerry.train(
         model, F.cross_entropy, data,
-        plan=plan, algorithm=skerry.ist(workers=4, local_steps=20),
+        plan=plan, algorithm=skerry.ist(workers=4, local_steps=20, reshuffle=0.1),
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
-        num_rounds=30, schedule=skerry.cosine, test=(x[1400:], y[1400:]),
+        num_rounds=30, schedule=skerry.cosine, test=(x[1400:], y[1400:]), eval_every=10,
+        on_round=lambda record, state: print(record.round, record.score) if record.score else None,
     )  # fmt: skip
+    assert result.score is not None
     print(
         f"accuracy {result.score.accuracy:.3f}, loss {result.score.loss:.3f}; result.model is the calibrated full net"
     )

@@ -6,6 +6,7 @@ from skerry.algorithms import ist, local_sgd, narrow, single
 from skerry.calibrate import calibrate
 from skerry.data import Shards, split
 from skerry.evaluate import Score, evaluate
+from skerry.local import Data
 from skerry.loop import TrainingFailed
 from skerry.partition import Assignment, Disjoint, Everything, Overlapping, Partition
 from skerry.plan import Axis, DealtDim, Plan
@@ -17,8 +18,8 @@ from skerry.subnet import extract, masked, write_back
 from skerry.train import Result, train
 
 __all__ = [
-    "Algorithm", "Assignment", "Axis", "DealtDim", "Disjoint", "Everything", "In", "Out", "Overlapping", "Partition",
-    "Plan", "Processes", "Record", "Result", "Score", "Serial", "Shards", "State", "TrainingFailed", "aggregate_",
-    "calibrate", "constant", "cosine", "evaluate", "extract", "ist", "launch", "local_sgd", "masked", "narrow",
-    "single", "split", "train", "write_back",
+    "Algorithm", "Assignment", "Axis", "Data", "DealtDim", "Disjoint", "Everything", "In", "Out", "Overlapping",
+    "Partition", "Plan", "Processes", "Record", "Result", "Score", "Serial", "Shards", "State", "TrainingFailed",
+    "aggregate_", "calibrate", "constant", "cosine", "evaluate", "extract", "ist", "launch", "local_sgd", "masked",
+    "narrow", "single", "split", "train", "write_back",
 ]  # fmt: skip

@@ -39,7 +39,7 @@ def call(arguments: list[str]) -> tuple[int, str]:
     try:
         main(arguments, prog_name="skerry", standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
-        return 130, "interrupted; go on with --resume"
+        return 130, "interrupted; go on with --resume if it had begun"
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
     except click.ClickException as error:
@@ -79,13 +79,13 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @main.command()
-@click.argument("recipe")
+@click.argument("recipe", required=False)
 @click.option("--method", default=None, help="ist (default), local_sgd, narrow or single.")
 @click.option("--rounds", type=int, help="Number of rounds.")
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events to OUT/tensorboard.")
 @_shared_options
 def train(
-    recipe: str,
+    recipe: str | None,
     method: str | None,
     rounds: int | None,
     tensorboard: bool,
@@ -104,17 +104,22 @@ def train(
     Started by torchrun (torchrun --standalone --nproc-per-node 4 -m skerry train ...) it is one of the workers.
     """
     given = _given({"workers": workers, "runtime": runtime, "seed": seed, "rounds": rounds}, settings)
-    choose(recipe, RECIPES, "recipe")
+    if recipe is not None:
+        choose(recipe, RECIPES, "recipe")
     if resume:
         config = saved_config(out)
-        if config.recipe != recipe:
+        if recipe not in (None, config.recipe):
             raise ValueError(f"{out}: the saved run is of {config.recipe}, got {recipe}; resume with that recipe")
         if method not in (None, config.method):
             raise ValueError(f"{out}: the saved run is of method {config.method}, got {method}; choose another --out")
         if given.get("runtime", config.runtime) != config.runtime:
             given = {"threads": 0, **given}  # those of the new runtime
         config = config.change(given)
+    elif recipe is None:
+        raise ValueError(f"RECIPE is missing; known: {', '.join(RECIPES)}")
     else:
+        if "WORLD_SIZE" in os.environ and method != "single":
+            given = {"workers": int(os.environ["WORLD_SIZE"]), **given}  # one worker a process
         config = experiment.configure(recipe, method or "ist", given)
     _start(config, out, resume=resume, tensorboard=tensorboard)
     if int(os.environ.get("RANK", 0)) == 0:
@@ -206,6 +211,7 @@ def _start(config: Config, out: Path, *, resume: bool, tensorboard: bool = False
         return
     check_folder(out, config, resume=resume)
     if config.runtime == "serial":
+        click.echo(f"{config.workers} worker(s) in this process, {threads} torch thread(s)", err=True)
         _work(Serial(), config, out, resume, tensorboard)
         return
     cores = experiment.num_cores()
@@ -240,6 +246,8 @@ def _conclude(out: Path) -> None:
     from rich.console import Console
 
     Console().print(to_rich(comparison(load_runs(out))))
+    click.echo("bytes due: what had to change hands, a worker; memory: to train a worker's subnet;")
+    click.echo("outside: the part of the time not spent in local steps. All columns are explained in the report.")
     click.echo(f"report: {write_report(out)}")
 
 

@@ -102,8 +102,9 @@ def choose(name: str, known: Iterable[str], what: str) -> str:
     known = list(known)
     if name in known:
         return name
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+    by_lower = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
+    hint = f"did you mean '{by_lower[near[0]]}'?" if near else f"known: {', '.join(known)}"
     raise ValueError(f"unknown {what} '{name}'; {hint}")
 
 

@@ -1,5 +1,6 @@
 """Evaluation of a full model on held-out data."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from skerry.local import LossFn
 
 @dataclass(frozen=True)
 class Score:
-    """Mean loss and fraction of right answers over ``count`` samples."""
+    """Mean loss and fraction of right answers over ``count`` samples; NaN where labels are no classes."""
 
     loss: float
     accuracy: float
@@ -27,19 +28,22 @@ def evaluate(
     batch_size: int = 1024,
     total: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Score:
-    """Score a classifier on ``test`` = (inputs, labels) in evaluation mode.
+    """Score ``model`` on ``test`` = (inputs, labels) in evaluation mode.
+
+    Accuracy is that of a classifier: the largest output against an integer label, (B, classes) against (B,).
 
     ``loss_fn`` must return the mean over its batch. ``total`` adds a tensor up over processes that each score a part.
     """
     if not len(test[1]):
         raise ValueError("the test set is empty; pass test=None to train without one")
+    classes = not test[1].is_floating_point() and test[1].dim() == 1
     was_training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64)
     for begin in range(0, len(test[1]), batch_size):
         x, y = (t[begin : begin + batch_size] for t in test)
         output = model(x)
-        right = (output.argmax(-1) == y).sum().item()
+        right = (output.argmax(-1) == y).sum().item() if classes else math.nan
         sums += torch.tensor([loss_fn(output, y).item() * len(y), right, len(y)], dtype=torch.float64)
     model.train(was_training)
     loss, right, count = total(sums).tolist()

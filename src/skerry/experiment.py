@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,10 @@ def make_optimizer(config: Config) -> OptimizerFn:
 
 
 def num_threads(config: Config) -> int:
-    """Return the torch threads a process gets: as set, or an equal part of the cores this process may use."""
-    cores = num_cores()
-    return config.threads or (max(1, cores // config.workers) if config.runtime == "processes" else cores)
+    """Return the torch threads a process gets: as set (here or by OMP_NUM_THREADS), or its part of the cores."""
+    if config.threads or "OMP_NUM_THREADS" in os.environ:
+        return config.threads or torch.get_num_threads()
+    return max(1, num_cores() // config.workers) if config.runtime == "processes" else num_cores()
 
 
 def num_cores() -> int:
@@ -131,6 +133,7 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
         def load(fresh: Any) -> Any:
             state = load_state(folder, fresh, config)
             files.cut_metrics(state.round)
+            print(f"{folder}: resuming after round {state.round} of {config.rounds}", file=sys.stderr, flush=True)
             return state
 
         result = train(

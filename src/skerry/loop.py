@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -128,6 +129,12 @@ class Loop:
                     f"optimizer state '{key}' of {owner} has shape {tuple(tensor.shape)}, expected "
                     f"{tuple(tensors[owner].shape)} to travel with its units; use optimizer_state='reset'"
                 )
+
+    def tell_refused(self, state: State, refused: tuple[int, ...]) -> None:
+        """Warn where nobody looks at records."""
+        if refused:
+            who = ", ".join(map(str, refused))
+            warnings.warn(f"round {state.round - 1}: refused the piece of worker {who} (not finite)", stacklevel=3)
 
     def is_good(self, handover: Handover) -> bool:
         """Whether a worker's loss, weights, statistics and momenta are finite."""

@@ -45,7 +45,8 @@ class RunProgress:
         if record.score is not None:
             self._accuracy = f"{record.score.accuracy:.4f}"
         figures = (
-            f"loss {record.train_loss:.3f}  accuracy {self._accuracy}  {record.totals['bytes_due'] / 1e6:.1f} MB/worker"
+            f"training loss {record.train_loss:.3f}  test accuracy {self._accuracy}  "
+            f"{record.totals['bytes_due'] / 1e6:.3g} MB due a worker"
         )
         if record.refused:
             who = ", ".join(map(str, record.refused))

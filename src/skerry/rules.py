@@ -68,6 +68,10 @@ def entries(model: nn.Module, rules: Rules) -> Iterator[Entry]:
             raise ValueError(f"rule '{pattern}' matches no module; {hint}")
         for name, wildcards in matches:
             for one in [rule] if isinstance(rule, Out | In) else rule:
+                if not isinstance(one, Out | In):
+                    raise ValueError(
+                        f"rule '{pattern}': got {one!r}, expected Out('axis'), In('axis') or a list of them"
+                    )
                 axis = _fill(one.axis, wildcards, pattern)
                 yield from _module_entries(name, modules[name], one, axis)
 

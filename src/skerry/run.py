@@ -117,6 +117,7 @@ class RunFolder:
         atomic.remove_drafts(folder)
         self._write_json("config.json", {**config.to_json(), "versions": _versions()})
         self._metrics = (folder / "metrics.jsonl").open("a")
+        self._new = not resume
         self._last_checkpoint = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -126,6 +127,11 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._metrics.close()
+        if error is not None and self._new and not (self.folder / "metrics.jsonl").stat().st_size:
+            for name in ("config.json", "metrics.jsonl", "lock"):  # it never began: leave the way free
+                (self.folder / name).unlink()
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
         self._lock.close()
 
     def cut_metrics(self, round: int) -> None:
@@ -165,8 +171,8 @@ class RunFolder:
             "summary.json",
             {
                 "finished": True,
-                "accuracy": result.score.accuracy if result.score else None,
-                "loss": result.score.loss if result.score else None,
+                "accuracy": _finite(result.score.accuracy) if result.score else None,
+                "loss": _finite(result.score.loss) if result.score else None,
                 "parameters": {"full": sum(p.numel() for p in result.model.parameters()), "subnet": cost.parameters},
                 "memory_bytes": {
                     "weights": cost.weights,
@@ -202,7 +208,7 @@ def metrics_line(record: Record) -> dict[str, Any]:
         "rate_factor": record.rate_factor,
         "train_loss": _finite(record.train_loss),
         "loss": _finite(score.loss) if score else None,
-        "accuracy": score.accuracy if score else None,
+        "accuracy": _finite(score.accuracy) if score else None,
         **{name: totals[name] for name in ("bytes_due", "bytes_sent", "flop")},
         "units_covered": record.units_covered,
         "refused": list(record.refused),

@@ -10,7 +10,7 @@ from skerry.evaluate import Score
 TOTALS = ("time_s", "local_s", "evaluate_s", "checkpoint_s", "bytes_due", "bytes_sent", "flop")
 
 
-@dataclass
+@dataclass(repr=False)
 class State:
     """Everything that changes from round to round; what a checkpoint holds.
 

@@ -14,6 +14,7 @@ from skerry.calibrate import check_batch_norm
 from skerry.evaluate import Score
 from skerry.local import Data, LossFn, OptimizerFn
 from skerry.loop import Loop
+from skerry.partition import Everything
 from skerry.plan import Plan, named_tensors
 from skerry.randomness import seed_of
 from skerry.runtimes import Runtime, Serial
@@ -23,7 +24,7 @@ from skerry.subnet import narrow_model
 from skerry.verify import verify as verify_plan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What training returns: the calibrated full model, the state it came from, its score, its plan, and what a local
     step costs the worker with most to hold."""
@@ -89,13 +90,18 @@ def train(
         TrainingFailed: pieces had to be refused ``max_bad_rounds`` times in a row.
     """
     plan.check(model)
+    if not plan.axes and not isinstance(algorithm.partition, Everything):
+        raise ValueError(f"the plan deals nothing out, so '{algorithm.name}' has nothing to deal; give it rules")
     if num_rounds < 1:
         raise ValueError(f"num_rounds={num_rounds}: expected at least 1")
+    if not (hasattr(data, "batches") and hasattr(data, "sample")):
+        raise ValueError(f"data: got {type(data).__name__}, expected skerry.Shards or another skerry.Data")
     if data.num_workers != algorithm.partition.num_workers:
         raise ValueError(
             f"the data is split for {data.num_workers} workers, algorithm '{algorithm.name}' has "
             f"{algorithm.partition.num_workers}; split it for as many"
         )
+    _check_arguments(optimizer, schedule, test)
     runtime = runtime or Serial()
     first = runtime.mine(algorithm.partition.num_workers)[0]
     check_batch_norm(model)
@@ -141,7 +147,20 @@ def train(
         state.totals["time_s"] += time.perf_counter() - started
         if on_round is not None:
             on_round(loop.record(state, refused, train_loss, final[1] if final else None), state)
+        else:
+            loop.tell_refused(state, refused)
         loop.stop_if_failed(state, max_bad_rounds, refused)
     calibrated, score = final or loop.evaluate(state)
     costs = [loop.step_cost(worker) for worker in range(algorithm.partition.num_workers)]
     return Result(calibrated, state, score, plan, max(costs, key=lambda c: c.memory))
+
+
+def _check_arguments(optimizer: object, schedule: object, test: object) -> None:
+    """Tell what a newcomer gives easily wrong, before it fails somewhere deep."""
+    if not callable(optimizer) or isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError("optimizer: expected a function of parameters, such as lambda p: torch.optim.SGD(p, lr=0.1)")
+    if not callable(schedule):
+        raise ValueError(f"schedule: got {schedule!r}, expected a function of progress, such as skerry.cosine")
+    tensors = isinstance(test, tuple) and len(test) == 2 and all(isinstance(t, Tensor) for t in test)
+    if test is not None and not tensors:
+        raise ValueError(f"test: got {type(test).__name__}, expected a pair of tensors (inputs, labels)")

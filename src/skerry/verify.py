@@ -7,8 +7,8 @@ from skerry.plan import Axis, Plan
 from skerry.subnet import extract, masked
 
 _REMEDY = (
-    "a module over it is in no rule, or takes statistics across it (layer norm, group norm), or hard-codes its width; "
-    "add the rule, or leave the axis whole"
+    "a module over it is in no rule, or takes statistics across it (layer norm, group norm), or hard-codes its width, "
+    "or it is added to another axis (two that are added must be one axis); mend the rules, or leave the axis whole"
 )
 
 
@@ -25,11 +25,15 @@ def verify(model: nn.Module, plan: Plan, inputs: Tensor, *, tolerance: float = 1
     for axis in plan.axes:
         units = everything[_kept(axis, plan.num_units)]
         expected = masked(model, plan, units).eval()(inputs)
+        narrow = extract(model, plan, units).eval()
+        entered = _note_entered(narrow)
         try:
-            got = extract(model, plan, units).eval()(inputs)
+            got = narrow(inputs)
         except (RuntimeError, ValueError, IndexError) as error:
-            said = str(error).splitlines()[0]
-            raise ValueError(f"axis '{axis.name}': a narrow subnet does not run ({said}); {_REMEDY}") from error
+            where, said = entered[-1] or "the model itself", str(error).splitlines()[0]
+            raise ValueError(
+                f"axis '{axis.name}': a narrow subnet does not run, at or after {where} ({said}); {_REMEDY}"
+            ) from error
         if got.shape != expected.shape:
             shapes = f"{tuple(got.shape)}, expected {tuple(expected.shape)}"
             raise ValueError(f"axis '{axis.name}': a narrow subnet's output has shape {shapes}; {_REMEDY}")
@@ -39,6 +43,14 @@ def verify(model: nn.Module, plan: Plan, inputs: Tensor, *, tolerance: float = 1
                 f"axis '{axis.name}': a narrow subnet's output differs by {off:.1e} of its size from the full model's "
                 f"with the other units at zero, expected at most {tolerance:.0e}; {_REMEDY}"
             )
+
+
+def _note_entered(model: nn.Module) -> list[str]:
+    """Return a list to which each submodule of ``model`` adds its name when it begins to run."""
+    entered = [""]
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(lambda module, inputs, name=name: entered.append(name))
+    return entered
 
 
 def _kept(axis: Axis, num_units: int) -> Tensor:

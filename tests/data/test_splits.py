@@ -121,4 +121,9 @@ def test_more_workers_than_samples_and_none():
 @pytest.mark.parametrize("labels", [torch.zeros(4), torch.zeros(2, 2, dtype=torch.int64)])
 def test_labels_must_be_one_dim_of_integers(labels: torch.Tensor):
     with pytest.raises(ValueError, match=r"expected integers of shape \(num_samples,\)"):
-        split(labels, 1, "iid", seed=0)
+        split(labels, 1, "by_label", seed=0)
+
+
+def test_an_iid_deal_takes_any_targets():
+    parts = split(torch.rand(7, 2), 3, "iid", 0)
+    assert sorted(torch.cat(parts).tolist()) == list(range(7))

@@ -78,6 +78,8 @@ def fetch(
         say("digits: comes with scikit-learn, which is installed; nothing to fetch")
         return _scikit_learn_folder()
     target = cache_folder(name) if target is None else target
+    if source is not None and not source.is_dir():
+        raise DataError(f"{source}: no such folder, expected one with the four IDX files of {name}; check --from")
     if _held(name, target, catalogue):
         say(f"{name}: already in {target}, verified; nothing to do")
         return target

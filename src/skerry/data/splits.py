@@ -32,7 +32,7 @@ def split(labels: NDArray[np.integer] | Tensor, num_workers: int, how: str, seed
       that drew nothing is given one sample of the worker that then has most.
 
     Args:
-        labels: class of each sample, (num_samples,), any integer type.
+        labels: class of each sample, (num_samples,), any integer type; for ``iid`` anything that has a length.
 
     Raises:
         ValueError: unknown ``how``, bad ALPHA, labels not one dim of integers, or fewer samples than workers.
@@ -46,7 +46,8 @@ def split(labels: NDArray[np.integer] | Tensor, num_workers: int, how: str, seed
     each worker draws its mix of classes and all have equal sizes; here each class draws its mix of workers
     (as Li et al., arXiv:2102.02079, do), so every sample is dealt out exactly once.
     """
-    classes = _as_array(labels)
+    # An iid deal does not look at the labels, so they may be anything (a regression's targets).
+    classes = np.arange(len(labels)) if how == "iid" else _as_array(labels)
     if num_workers < 1:
         raise ValueError(f"num_workers: got {num_workers}, expected at least 1")
     if num_workers > len(classes):

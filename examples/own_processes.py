@@ -1,0 +1,45 @@
+"""The same with one process a worker: python examples/own_processes.py
+
+Each process would be on a machine of its own under torchrun (docs/machines.md); here ``launch`` starts three.
+"""
+
+import torch
+from safetensors.torch import save_file
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import skerry
+
+
+def load() -> tuple[Tensor, Tensor]:
+    """Handwritten digits: x (1797, 64) float32, y (1797,) int64."""
+    digits = load_digits()
+    return torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
+
+
+def work(runtime: skerry.Processes, path: str) -> None:
+    """Run in every process, with the same model, seeds and settings; all end with the same full model."""
+    x, y = load()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 240), nn.BatchNorm1d(240), nn.ReLU(), nn.Linear(240, 10))
+    plan = skerry.Plan.from_rules(
+        model, {"0": skerry.Out("hidden"), "1": skerry.Out("hidden"), "3": skerry.In("hidden")}
+    )
+    # Only the process's own part is ever read. Where each machine has its own data, give an object with `num_workers`,
+    # `batches` and `sample` (skerry.Data) that reads what is there.
+    data = skerry.Shards(x, y, skerry.split(y, runtime.num_processes, "iid", seed=0), batch_size=32, seed=0)
+    result = skerry.train(
+        model, F.cross_entropy, data,
+        plan=plan, algorithm=skerry.ist(runtime.num_processes, local_steps=20, reshuffle=0.1),
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        num_rounds=10, schedule=skerry.cosine, test=(x, y), runtime=runtime,
+    )  # fmt: skip
+    if runtime.rank == 0:
+        assert result.score is not None
+        print(f"accuracy on the training digits {result.score.accuracy:.3f}")
+        save_file(result.model.state_dict(), path)
+
+
+if __name__ == "__main__":
+    skerry.launch(work, 3, "digits.safetensors")
