@@ -1,7 +1,8 @@
 """What a plan costs a worker, predicted: bytes that have to change hands, operations, memory."""
 
 import copy
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,32 +32,35 @@ def due_bytes(plan: Plan, tensors: Mapping[str, Tensor], now: Assignment, then: 
         now: who holds what in the round that ends.
         then: who holds what in the next one.
     """
-    total = 0.0
-    known: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # many dims share one tensor of unit ids
+    # Tensors with the same row (a layer's norm weight, bias, mean and variance) cost alike: one sum for each row.
+    rows: dict[tuple[int, ...], tuple[list[DealtDim], float]] = {}  # -> its dealt dims, bytes of one cell of them
     for name, tensor in tensors.items():
         if not (tensor.is_floating_point() or tensor.is_complex()):
             continue  # counters: everybody counts for itself
         dealt = [dim for dim in plan.row(name, tensor.shape) if dim is not None]
-        for dim in dealt:
-            if id(dim.units) not in known:
-                known[id(dim.units)] = _kinds(dim, now, then)
-        kinds = [known[id(dim.units)] for dim in dealt]
-        whole = tensor.numel()
-        for dim in dealt:
-            whole //= len(dim.units)
-        held_now = torch.ones(now.num_workers, 1, dtype=torch.bool)
-        held_then, free_dims, number = held_now, torch.zeros(1, dtype=torch.int64), torch.tensor([whole])
-        for a, b, count in kinds:
-            held_now = (held_now[:, :, None] & a[:, None, :]).flatten(1)
-            held_then = (held_then[:, :, None] & b[:, None, :]).flatten(1)
-            free = (~(a & b).all(0)).long()  # not on every worker, now and then
-            free_dims = (free_dims[:, None] + free[None, :]).flatten()
-            number = (number[:, None] * count[None, :]).flatten()
-        averaging = 2 * (held_now.sum(0) - 1).clamp(min=0)
-        entering = (held_then & ~held_now).sum(0)
-        leaving = ((held_now & ~held_then).any(0) & (free_dims > 1)).long()
-        total += float(((averaging + entering + leaving) * number).sum()) * tensor.element_size()
-    return total / now.num_workers
+        cell = tensor.numel() * tensor.element_size() / math.prod(len(dim.units) for dim in dealt)
+        key = tuple(id(dim.units) for dim in dealt)
+        rows[key] = (dealt, rows[key][1] + cell if key in rows else cell)
+    kinds = {id(dim.units): dim for dealt, _ in rows.values() for dim in dealt}
+    by_units = {key: _kinds(dim, now, then) for key, dim in kinds.items()}
+    sends = sum(cell * _sends([by_units[key] for key in keys], now.num_workers) for keys, (_, cell) in rows.items())
+    return sends / now.num_workers
+
+
+def _sends(kinds: Sequence[tuple[Tensor, Tensor, Tensor]], num_workers: int) -> float:
+    """Sends for a tensor whose dealt dims have these kinds of indices and whose other dims have one index."""
+    held_now = held_then = torch.ones(num_workers, 1, dtype=torch.bool)
+    free_dims, number = torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
+    for a, b, count in kinds:
+        held_now = (held_now[:, :, None] & a[:, None, :]).flatten(1)
+        held_then = (held_then[:, :, None] & b[:, None, :]).flatten(1)
+        free = (~(a & b).all(0)).long()  # not on every worker, now and then
+        free_dims = (free_dims[:, None] + free[None, :]).flatten()
+        number = (number[:, None] * count[None, :]).flatten()
+    averaging = 2 * (held_now.sum(0) - 1).clamp(min=0)
+    entering = (held_then & ~held_now).sum(0)
+    leaving = ((held_now & ~held_then).any(0) & (free_dims > 1)).long()
+    return float(((averaging + entering + leaving) * number).sum())
 
 
 def _kinds(dim: DealtDim, now: Assignment, then: Assignment) -> tuple[Tensor, Tensor, Tensor]:
