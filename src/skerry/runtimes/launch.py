@@ -155,6 +155,8 @@ def _main(
     except BaseException:
         pipe.send_bytes(traceback.format_exc()[-8000:].encode())  # a pipe nobody reads yet holds 64 KiB
         code = _FAILED
+    sys.stdout.flush()
+    sys.stderr.flush()
     # Not sys.exit: after a lost peer, gloo's destructors may wait for it.
     os._exit(code)
 
