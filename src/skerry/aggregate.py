@@ -65,6 +65,12 @@ def aggregate_(full: Mapping[str, Tensor], plan: Plan, assignment: Assignment, p
 def _put_mean_(tensor: Tensor, parts: Sequence[tuple[Tensor, Cut]]) -> None:
     # Twice the digits, so that the mean of equal float32 values is that value; -0.0 + x == x to the bit for every x.
     wide = torch.complex128 if tensor.is_complex() else torch.float64
+    if all(index is None for _, cut in parts for index in cut):  # everybody held all of it
+        whole = parts[0][0].to(wide)
+        for part, _ in parts[1:]:
+            whole = whole + part
+        tensor.copy_(whole / len(parts))
+        return
     total = torch.full(tensor.shape, -0.0, dtype=wide, device=tensor.device)
     count = torch.zeros(tensor.shape, dtype=torch.float64, device=tensor.device)
     for part, cut in parts:

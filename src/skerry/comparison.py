@@ -19,7 +19,8 @@ Group = tuple["Row", list["Run"]]
 
 _TIMES = ("time_s", "local_s", "exchange_s", "evaluate_s", "checkpoint_s")
 _METRICS = ("round", "train_loss", "loss", "accuracy", "refused", "bytes_due", "bytes_sent", "flop", *_TIMES)
-_NOT_COMPARED = ("seed", "runtime", "versions")  # runs that differ only in these are one row
+# Runs that differ only in these are one row: they say how it ran and was watched, not what was trained.
+_NOT_COMPARED = ("seed", "runtime", "versions", "threads", "timeout_s", "eval_every", "checkpoint_every_s")
 
 
 class ReportError(ValueError):
