@@ -75,12 +75,7 @@ def main() -> None:
         (8.28, "3  put together, deal a few again"),
     ):
         axes.text(x, 0.28, text, ha="center", color=INK, weight="bold", fontsize=9)
-    for suffix in ("svg", "png"):
-        figure.savefig(
-            Path(__file__).with_name(f"how-it-works.{suffix}"),
-            metadata={"Date": None} if suffix == "svg" else None,
-            dpi=110,
-        )
+    figure.savefig(Path(__file__).with_name("how-it-works.svg"), metadata={"Date": None})
 
 
 if __name__ == "__main__":

@@ -272,4 +272,4 @@ def data_command() -> None:
 @click.option("--from", "source", type=click.Path(path_type=Path), help="Folder with the four IDX files, plain or .gz.")
 def fetch(name: str, source: Path | None) -> None:
     """Get NAME (fashion-mnist, mnist), check it and keep it in the cache. Needs no root."""
-    click.echo(f"{name}: {data_room.fetch(name, source=source)}")
+    data_room.fetch(name, source=source, say=click.echo)
