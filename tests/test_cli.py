@@ -204,3 +204,11 @@ def test_divergence_stops_with_a_remedy_and_leaves_a_good_state(tmp_path):
     assert "start anew with a lower learning rate" in message
     lines = [json.loads(line) for line in (tmp_path / "x" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["refused"]
+
+
+def test_another_runs_checkpoint_is_refused(finished, tmp_path):
+    other = tmp_path / "other"
+    assert call(["train", "digits-mlp", "--workers", "3", "--seed", "5", "--out", str(other), *QUICK]) == (0, "")
+    (other / "checkpoint.safetensors").write_bytes((finished / "checkpoint.safetensors").read_bytes())
+    code, message = call(["train", "--resume", "--out", str(other)])
+    assert (code, "of a run with other settings" in message) == (1, True)
