@@ -1,0 +1,260 @@
+"""Trace: run a model once and note what each operation demands of labels.
+
+The forward runs for real, in eager mode, on the example inputs; nothing is compiled or exported, so any model that runs
+can be traced. A ``TorchDispatchMode`` sees every operation with the tensors it works on. The rules that say what an
+operation means for labels are in ``operations.py``.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from skerry.discovery.labels import Bonds, Field, Labels
+from skerry.inputs import Inputs, call, tensors_of
+
+Rule = Callable[["Operation"], Sequence[Labels]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """An operation that ran: its name, the module that ran it, and the memory it read and wrote (by number)."""
+
+    name: str
+    module: str
+    reads: frozenset[int]
+    writes: frozenset[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """What a rule gets: the operation, its arguments and results, and the means to look labels up and join them."""
+
+    bonds: Bonds
+    labels_of: Callable[[Tensor], Labels]
+    packet: Any
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    outs: Sequence[Tensor]
+
+    def arg(self, position: int, name: str = "", default: Any = None) -> Any:
+        """An argument by position or, where it was given so, by name."""
+        if len(self.args) > position:
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    def tensors(self) -> list[Tensor]:
+        """All tensor arguments."""
+        return [t for t in tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor)]
+
+
+@dataclass
+class Trace:
+    """What a forward left behind: all bonds, and which operations the outputs depend on."""
+
+    bonds: Bonds
+    steps: list[Step]
+    live: list[bool] = field(default_factory=list)
+    origins: dict[str, tuple[Tensor | None, ...]] = field(default_factory=dict)
+    num_labels: int = 1
+    looked_at_values: list[str] = field(default_factory=list)
+
+
+class Tracer(TorchDispatchMode):
+    """Applies the rules to every operation of a forward."""
+
+    def __init__(self, model: nn.Module, rule_of: Callable[[Any], Rule], labelled: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.trace = Trace(Bonds(), [])
+        self.rule_of = rule_of
+        self.labels: Any = WeakTensorKeyDictionary()
+        self.memory: Any = WeakTensorKeyDictionary()  # tensor -> number of the memory it lies in
+        self.num_memories = 0
+        self.modules: list[str] = []
+        self.frozen: dict[int, str] = {}  # storage -> the parameter in it
+        self.buffers = {b.untyped_storage()._cdata: (name, b) for name, b in model.named_buffers()}
+        self.saved: dict[str, tuple[Tensor, Tensor]] = {}  # buffers that the forward changed, as they were
+        for name, tensor in labelled.items():
+            self._give_labels(name, tensor)
+        for name, parameter in model.named_parameters():
+            self.frozen[parameter.untyped_storage()._cdata] = name
+
+    def _give_labels(self, name: str, tensor: Tensor) -> None:
+        fields, rows = [], []
+        for d, size in enumerate(tensor.shape):
+            if size == 1:
+                rows.append(None)
+                continue
+            ids = torch.arange(self.trace.num_labels, self.trace.num_labels + size)
+            self.trace.num_labels += size
+            rows.append(ids)
+            fields.append(Field(ids.view([-1 if k == d else 1 for k in range(tensor.dim())]), frozenset({(name, d)})))
+        self.trace.origins[name] = tuple(rows)
+        self.labels[tensor] = Labels(tuple(fields), weight=True)
+
+    def labels_of(self, tensor: Tensor) -> Labels:
+        """The labels of a tensor; one never seen (an input, a constant) has fixed dims."""
+        found: Labels | None = self.labels.get(tensor)
+        return found if found is not None else Labels(uniform=tensor.dim() == 0)
+
+    def memory_of(self, tensor: Tensor) -> int:
+        """The number of the memory that a tensor lies in."""
+        if tensor not in self.memory:
+            self.memory[tensor] = self.num_memories
+            self.num_memories += 1
+        number: int = self.memory[tensor]
+        return number
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run one operation for real and apply its rule."""
+        kwargs = kwargs or {}
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        written = _written(func, args, kwargs)
+        self._guard(written)
+        result = func(*args, **kwargs)
+        outs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+
+        bonds, steps = self.trace.bonds, self.trace.steps
+        bonds.now = len(steps)
+        before = {t.untyped_storage()._cdata: t for t in inputs}
+        for out in outs:
+            base = before.get(out.untyped_storage()._cdata)
+            if base is not None:
+                self.memory[out] = self.memory_of(base)
+        operation = Operation(bonds, self.labels_of, func.overloadpacket, args, kwargs, outs)
+        ids = frozenset(map(self.memory_of, inputs))
+        to = frozenset(map(self.memory_of, [*outs, *written]))
+        steps.append(Step(str(func.overloadpacket), self.modules[-1] if self.modules else "", ids, to))
+        if func.overloadpacket is torch.ops.aten._local_scalar_dense:
+            self.trace.looked_at_values.append(steps[-1].module)
+        if outs:
+            labels = list(self.rule_of(func)(operation))
+            assert len(labels) == len(outs), func
+            for out, found in zip(outs, labels, strict=True):
+                self.labels[out] = self._settle(out, found) if any(out is w for w in written) else found
+        return result
+
+    def _settle(self, tensor: Tensor, found: Labels) -> Labels:
+        """The labels of a tensor that was written in place: its elements keep theirs, so the new ones join them."""
+        before = self.labels_of(tensor)
+        if before is found:
+            return before
+        if before.uniform and tensor._base is None and tensor.dim():
+            return found
+        bonds = self.trace.bonds
+        wide = wide_dims(tensor)
+        fields = bonds.unify([(before, wide), (found, wide)])
+        return Labels(fields) if fields else Labels(uniform=tensor.dim() == 0)
+
+    def _guard(self, written: Sequence[Tensor]) -> None:
+        for tensor in written:
+            key = tensor.untyped_storage()._cdata
+            if key in self.frozen:
+                raise ValueError(
+                    f"{self.frozen[key]}: the forward of {self.modules[-1] or 'the model'} writes to it, expected a "
+                    "forward that leaves parameters alone; make it a buffer, or do the update outside of forward"
+                )
+            if key in self.buffers and self.buffers[key][0] not in self.saved:
+                name, buffer = self.buffers[key]
+                self.saved[name] = (buffer, buffer.clone())
+
+    def finish(self, output: Any) -> Trace:
+        """Pin the outputs and find the operations they depend on."""
+        bonds = self.trace.bonds
+        needed = set()
+        bonds.now = len(self.trace.steps)
+        outputs = list(tensors_of(output))
+        if not outputs:
+            raise ValueError(
+                f"the model returns {type(output).__name__} without tensors, expected a tensor, or tensors in tuples, "
+                "lists, dicts or dataclasses"
+            )
+        for tensor in outputs:
+            bonds.pin(self.labels_of(tensor).fields)
+            bonds.used(self.labels_of(tensor).fields)
+            needed.add(self.memory_of(tensor))
+        live = []
+        for step in reversed(self.trace.steps):
+            live.append(bool(step.writes & needed))
+            if live[-1]:
+                needed |= step.reads
+        self.trace.live = [*reversed(live), True]
+        self.trace.steps.append(Step("model output", "", frozenset(), frozenset()))
+        return self.trace
+
+
+def wide_dims(tensor: Tensor) -> frozenset[int]:
+    """The dims with more than one index in memory; expanded ones are broadcast."""
+    return frozenset(d for d, n in enumerate(tensor.shape) if n > 1 and tensor.stride(d) != 0)
+
+
+def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    found = []
+    for k, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[k] if k < len(args) else kwargs.get(argument.name)
+            found.extend(t for t in tree_leaves(value) if isinstance(t, Tensor))
+    return found
+
+
+@contextlib.contextmanager
+def quietly(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients, with attention spelled out; modes and random state are put back after."""
+    training = [(module, module.training) for module in model.modules()]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, was in training:
+            module.training = was
+
+
+@contextlib.contextmanager
+def module_names(model: nn.Module, running: list[str]) -> Iterator[None]:
+    """Keep in ``running`` the names of the modules of ``model`` that are being run, innermost last."""
+    names = {id(module): name for name, module in model.named_modules()}
+
+    def enter(module: nn.Module, inputs: Any) -> None:
+        if id(module) in names:
+            running.append(names[id(module)])
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        if id(module) in names:
+            running.pop()
+
+    hooks = [
+        nn.modules.module.register_module_forward_pre_hook(enter),
+        nn.modules.module.register_module_forward_hook(leave),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def trace(model: nn.Module, inputs: Inputs, rule_of: Callable[[Any], Rule], labelled: Mapping[str, Tensor]) -> Trace:
+    """Run ``model`` once on ``inputs`` and return what its operations demand of the labels of ``labelled``."""
+    tracer = Tracer(model, rule_of, labelled)
+    try:
+        with quietly(model), module_names(model, tracer.modules):
+            with tracer:
+                output = call(model, inputs)
+            return tracer.finish(output)
+    finally:
+        with torch.no_grad():
+            for buffer, before in tracer.saved.values():
+                buffer.copy_(before)

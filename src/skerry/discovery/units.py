@@ -1,0 +1,139 @@
+"""Units: from the bonds of a forward to what can be dealt out, and why the rest cannot.
+
+Joined labels are connected components; a component is a unit unless it contains label 0. Some demands can be judged
+only when the units are known (that parts of a dim have the same share of each unit, that a tensor's units lie along one
+dim); those that fail join more labels, until none fails. It ends, since every turn joins something.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from skerry.discovery.labels import Origin
+from skerry.discovery.trace import Trace
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """What a trace allows.
+
+    Attributes:
+        of: for each label its unit, a number; 0 for labels that are not dealt out.
+        reads: the dealt parameter dims that sum over units.
+        heads: the units that an attention softmax works on one by one.
+        reasons: for each label the operation (its number in the trace) because of which it is not dealt out, or -1.
+    """
+
+    of: Ids
+    reads: frozenset[Origin]
+    heads: frozenset[int]
+    reasons: Ids
+
+
+def solve(trace: Trace) -> Units:
+    """Join what must be joined and return the units."""
+    bonds, live = trace.bonds, trace.live
+    edges = [(a.numpy(), b.numpy(), np.full(len(a), op)) for a, b, op in bonds.edges if live[op]]
+    reads = frozenset(origin for origin, role, op in bonds.roles if role == "in" and live[op])
+    makes = frozenset(origin for origin, role, op in bonds.roles if role == "out" and live[op])
+    for name, d in reads & makes:  # a scale folded into it for those who read would fall on what it makes
+        ids = trace.origins[name][d]
+        assert ids is not None
+        at = max(op for origin, _, op in bonds.roles if origin == (name, d) and live[op])
+        edges.append((ids.numpy(), np.zeros(len(ids), np.int64), np.full(len(ids), at)))
+    while True:
+        a, b, op = (np.concatenate([e[k] for e in edges] or [np.zeros(0, np.int64)]) for k in range(3))
+        of = components(trace.num_labels, a, b)
+        more = [
+            (x.flatten().numpy(), y.flatten().numpy(), np.full(x.numel(), at))
+            for at, x, y in _violations(trace, torch.from_numpy(of))
+        ]
+        if not more:
+            break
+        edges.extend(more)
+    heads = frozenset(int(u) for ids in bonds.heads for u in np.unique(of[ids.numpy()])) - {0}
+    return Units(of, reads, heads, _reasons(trace.num_labels, a, b, op))
+
+
+def _violations(trace: Trace, of: Tensor) -> list[tuple[int, Tensor, Tensor]]:
+    """(operation, labels, labels to join them with) for each demand on known units that is not met."""
+    found = []
+    for ids, op in trace.bonds.outermost:
+        units = of[ids]
+        dims = [d for d in range(units.dim()) if bool((units != units.narrow(d, 0, 1)).any())]
+        if trace.live[op] and len(dims) > 1:
+            found.append((op, *torch.broadcast_tensors(ids, ids.amin(dims[1:], keepdim=True))))
+    for ids, dim, ends, op in trace.bonds.prefixes:
+        units = of[ids].movedim(dim, -1).flatten(0, -2)
+        if trace.live[op] and not all(_same_share(row, end) for row in units for end in ends):
+            found.append((op, *torch.broadcast_tensors(ids, ids.amin(dim, keepdim=True))))
+    return found
+
+
+def _same_share(units: Tensor, end: int) -> bool:
+    """Whether the first ``end`` places have the same share of every unit, so that the cut scales with the width."""
+    size = len(units)
+    values, places = torch.unique(units, return_inverse=True)
+    before = torch.bincount(places[:end], minlength=len(values))
+    return bool((before * size == torch.bincount(places, minlength=len(values)) * end).all())
+
+
+def components(num_labels: int, a: Ids, b: Ids) -> Ids:
+    """For each label the smallest label it is connected with, by the edges (a, b)."""
+    of = np.arange(num_labels)
+    while True:
+        low = np.minimum(of[a], of[b])
+        new = of.copy()
+        np.minimum.at(new, of[a], low)  # whole components move at once, as in union-find
+        np.minimum.at(new, of[b], low)
+        np.minimum.at(new, a, low)
+        np.minimum.at(new, b, low)
+        while not np.array_equal(new, new[new]):
+            new = new[new]
+        if np.array_equal(new, of):
+            return of
+        of = new
+
+
+def _reasons(num_labels: int, a: Ids, b: Ids, op: Ids) -> Ids:
+    """The first operation that pinned each label's component, -1 where none did."""
+    pins = (a == 0) | (b == 0)
+    of = components(num_labels, a[~pins], b[~pins])
+    first = np.full(num_labels, np.iinfo(np.int64).max)
+    np.minimum.at(first, of[np.maximum(a, b)[pins]], op[pins])
+    first = first[of]
+    return np.where(first == np.iinfo(np.int64).max, -1, first)
+
+
+def alike(trace: Trace, units: Units) -> list[list[int]]:
+    """Group units into axes: those that have the same number of indices of the same dims are interchangeable."""
+    signature: dict[int, list[tuple[str, int, int]]] = {}
+    for name, rows in trace.origins.items():
+        for d, ids in enumerate(rows):
+            if ids is not None:
+                for unit, count in Counter(units.of[ids.numpy()].tolist()).items():
+                    if unit:
+                        signature.setdefault(unit, []).append((name, d, count))
+    groups: dict[Sequence[tuple[str, int, int]], list[int]] = {}
+    for unit, touched in signature.items():
+        groups.setdefault(tuple(touched), []).append(unit)
+    return [sorted(group) for group in groups.values()]
+
+
+def touched(trace: Trace, units: Units, group: Sequence[int]) -> Mapping[Origin, int]:
+    """The parameter dims that a unit of ``group`` has indices of, and how many."""
+    of = set(group[:1])
+    counts = {
+        (name, d): int(np.isin(units.of[ids.numpy()], list(of)).sum())
+        for name, rows in trace.origins.items()
+        for d, ids in enumerate(rows)
+        if ids is not None
+    }
+    return {origin: count for origin, count in counts.items() if count}

@@ -1,0 +1,49 @@
+"""What a model is called with and what it returns: tensors, alone or in tuples, lists and dicts."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+"""One argument, several positional ones, or keyword arguments."""
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """Return ``model(x)``, ``model(*xs)`` or ``model(**by_name)``, by the type of ``inputs``."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+
+
+def map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Apply ``fn`` to every tensor in ``value``."""
+    if isinstance(value, Tensor):
+        return fn(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(fn, item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(map_tensors(fn, item) for item in value)
+    return value
+
+
+def to(value: Any, device: torch.device) -> Any:
+    """Move every tensor in ``value`` to ``device``."""
+    return map_tensors(lambda tensor: tensor.to(device), value)
+
+
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in ``value``, in tuples, lists, dicts and dataclasses; other objects (caches) do not count."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_of(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors_of(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from tensors_of(getattr(value, field.name))

@@ -1,0 +1,1604 @@
+"""The model zoo that axis discovery is tested against: small models as people write them, and the axes a human expects.
+
+Nothing in the models knows about dealing. The axes are derived by hand, from the meaning of each model and from no tool:
+a set of units is an axis if any of them can be dropped (the rows that make it, the columns that read it) so that the
+smaller network of the same code computes what the full one computes with everything that reads the dropped units at
+zero. Never dealt: inputs, outputs, vocabulary, dims that are normalised or averaged over (so the residual streams of
+transformers), and dims that are both made and read by the same dim of one tensor.
+
+Kinds: ``neurons`` (outputs of a dense layer), ``channels`` (of a convolution), ``groups`` (of a grouped convolution or
+a group norm, several channels a unit), ``heads`` (with grouped queries: a key-value head with its query heads).
+
+Widths differ wherever they may, so that a coincidence cannot hide a mistake; every axis has at least five units.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Inputs = Tensor | tuple[Any, ...] | dict[str, Any]  # one tensor; positional arguments; keyword arguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A kind of model, an example of it, and what should be dealt out of it.
+
+    Attributes:
+        name: short and unique.
+        about: a line for the docs' page.
+        build: makes the model and example inputs for it, in float32 unless ``about`` says otherwise. Seed before it.
+        axes: sorted (kind, number of units), one an axis that should be dealt out.
+        undealt: what stays whole and why, inputs and outputs aside.
+        needs: the package it needs, "" for torch alone.
+    """
+
+    name: str
+    about: str
+    build: Callable[[], tuple[nn.Module, Inputs]]
+    axes: tuple[tuple[str, int], ...]
+    undealt: str = ""
+    needs: str = ""
+
+
+def dealt(**units: Sequence[int]) -> tuple[tuple[str, int], ...]:
+    """Sorted (kind, number of units) pairs: ``dealt(heads=[6], neurons=[44, 12])``."""
+    return tuple(sorted((kind, number) for kind, numbers in units.items() for number in numbers))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Dense nets
+
+
+class NormedMLP(nn.Module):
+    """A normalised first layer, then residual blocks, each with its norm first."""
+
+    def __init__(self, inputs: int, width: int, hidden: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Linear(inputs, width), nn.LayerNorm(width), nn.ReLU())
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, h), nn.GELU(), nn.Linear(h, width)) for h in hidden
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(self.norm(x))
+
+
+class GatedMLP(nn.Module):
+    """``F.glu`` halves the width: a unit is a value row and its gate row, half the tensor apart."""
+
+    def __init__(self, inputs: int, first: int, second: int, outputs: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(inputs, 2 * first)
+        self.second = nn.Linear(first, 2 * second)
+        self.head = nn.Linear(second, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.glu(self.first(x), dim=-1)
+        x = F.glu(self.second(x), dim=-1)
+        return self.head(x)
+
+
+class LayerScaleMLP(nn.Module):
+    """Residual blocks scaled by a learned gamma, without any norm: the residual stream is an axis as well."""
+
+    def __init__(self, inputs: int, width: int, hidden: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        self.stem = nn.Linear(inputs, width)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(width, h), nn.GELU(), nn.Linear(h, width)) for h in hidden)
+        self.gammas = nn.ParameterList(0.1 + 0.1 * torch.rand(width) for _ in hidden)
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block, gamma in zip(self.blocks, self.gammas, strict=True):
+            x = x + gamma * block(x)
+        return self.head(x)
+
+
+class TiedAutoencoder(nn.Module):
+    """The decoder is the encoder's weight, transposed: its dim 0 both makes and reads the hidden units."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(inputs, hidden)
+        self.bias = nn.Parameter(torch.zeros(inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.encoder(x))
+        return F.linear(hidden, self.encoder.weight.t(), self.bias)
+
+
+class TiedEmbedding(nn.Module):
+    """A next-token model without norms whose decoder is the embedding."""
+
+    def __init__(self, vocabulary: int, width: int, hidden: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.decoder = nn.Linear(width, vocabulary, bias=False)
+        self.decoder.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        return self.decoder(self.fc2(torch.relu(self.fc1(x))))
+
+
+class SharedLayer(nn.Module):
+    """One square layer, used twice: its rows make the units that its own columns read."""
+
+    def __init__(self, inputs: int, width: int, outputs: int) -> None:
+        super().__init__()
+        self.stem = nn.Linear(inputs, width)
+        self.shared = nn.Linear(width, width)
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.shared(x))
+        x = torch.relu(self.shared(x))
+        return self.head(x)
+
+
+class SharedBlock(nn.Module):
+    """One bottleneck block, used three times in sequence."""
+
+    def __init__(self, inputs: int, width: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.stem = nn.Linear(inputs, width)
+        self.block = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width), nn.ReLU())
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for _ in range(3):
+            x = self.block(x)
+        return self.head(x)
+
+
+class TwoTowers(nn.Module):
+    """A picture and a table row, each through its own tower, concatenated."""
+
+    def __init__(self, channels: int, neurons: int, joint: int, outputs: int) -> None:
+        super().__init__()
+        self.picture = nn.Sequential(
+            nn.Conv2d(3, channels, 3, padding=1),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+        )
+        self.row = nn.Sequential(nn.Linear(10, neurons), nn.ReLU())
+        self.joint = nn.Linear(4 * channels + neurons, joint)
+        self.head = nn.Linear(joint, outputs)
+
+    def forward(self, picture: Tensor, row: Tensor) -> Tensor:
+        x = torch.cat([self.picture(picture), self.row(row)], dim=1)
+        return self.head(torch.relu(self.joint(x)))
+
+
+class TwoHeads(nn.Module):
+    """A trunk with two outputs in a dict, one straight from the trunk, one through a layer of its own."""
+
+    def __init__(self, inputs: int, first: int, second: int, box: int) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(inputs, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU())
+        self.label = nn.Linear(second, 5)
+        self.box = nn.Sequential(nn.Linear(second, box), nn.ReLU(), nn.Linear(box, 4))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.trunk(x)
+        return {"label": self.label(x), "box": self.box(x)}
+
+
+def mlp_batch_norm() -> tuple[nn.Module, Inputs]:
+    layers = [nn.Linear(10, 14), nn.BatchNorm1d(14), nn.ReLU(), nn.Linear(14, 18), nn.BatchNorm1d(18), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(18, 5)), torch.randn(8, 10)
+
+
+def mlp_dropout() -> tuple[nn.Module, Inputs]:
+    layers = [nn.Linear(10, 14, bias=False), nn.ReLU(), nn.Dropout(0.2), nn.Linear(14, 18, bias=False), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Dropout(0.2), nn.Linear(18, 5, bias=False)), torch.randn(8, 10)
+
+
+def mlp_frozen() -> tuple[nn.Module, Inputs]:
+    frozen = nn.Linear(14, 18).requires_grad_(False)
+    return nn.Sequential(nn.Linear(10, 14), nn.ReLU(), frozen, nn.ReLU(), nn.Linear(18, 5)), torch.randn(8, 10)
+
+
+def mlp_bfloat16() -> tuple[nn.Module, Inputs]:
+    model = nn.Sequential(nn.Linear(10, 14), nn.ReLU(), nn.Linear(14, 18), nn.ReLU(), nn.Linear(18, 5))
+    return model.bfloat16(), torch.randn(8, 10, dtype=torch.bfloat16)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Convolutional nets
+
+
+def conv_bn_relu(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+class VGG(nn.Module):
+    """Convolutions, then dense layers that see each channel as 2 x 2 neighbouring columns."""
+
+    def __init__(self, channels: Sequence[int | str], hidden: tuple[int, int], outputs: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = 3
+        for width in channels:
+            if isinstance(width, str):
+                layers.append(nn.MaxPool2d(2))
+            else:
+                layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+                inputs = width
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(2)
+        self.classifier = nn.Sequential(
+            nn.Linear(inputs * 2 * 2, hidden[0]),
+            nn.ReLU(inplace=True),
+            nn.Dropout(),
+            nn.Linear(hidden[0], hidden[1]),
+            nn.ReLU(inplace=True),
+            nn.Dropout(),
+            nn.Linear(hidden[1], outputs),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.features(x))
+        return self.classifier(torch.flatten(x, 1))
+
+
+def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """The identity where shapes match, else a 1 x 1 convolution with batch norm."""
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+class BasicBlock(nn.Module):
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.shortcut = shortcut(inputs, width, stride)
+        self.outputs = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return torch.relu(out + self.shortcut(x))
+
+
+class Bottleneck(nn.Module):
+    """1 x 1 down, 3 x 3 (in groups: ResNeXt), 1 x 1 up."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int, groups: int = 1, width_per_group: int = 0) -> None:
+        super().__init__()
+        inner = groups * width_per_group or width
+        self.outputs = width * self.expansion
+        self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, groups=groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, self.outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(self.outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut = shortcut(inputs, self.outputs, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        out += self.shortcut(x)
+        return self.relu(out)
+
+
+class PreactivationBlock(nn.Module):
+    """Norm and ReLU come before each convolution; nothing is done to the sum."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.outputs = width
+        self.shortcut = None
+        if stride != 1 or inputs != width:
+            self.shortcut = nn.Conv2d(inputs, width, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(x))
+        skip = x if self.shortcut is None else self.shortcut(out)
+        out = self.conv1(out)
+        return skip + self.conv2(F.relu(self.bn2(out)))
+
+
+class ResNet(nn.Module):
+    """Stages of residual blocks. ``block(inputs, width, stride)`` has an attribute ``outputs``."""
+
+    def __init__(
+        self,
+        block: Callable[[int, int, int], nn.Module],
+        stem: int,
+        widths: Sequence[int],
+        depths: Sequence[int],
+        normed_stem: bool = True,
+    ) -> None:
+        super().__init__()
+        self.stem = conv_bn_relu(3, stem) if normed_stem else nn.Conv2d(3, stem, 3, padding=1, bias=False)
+        channels = stem
+        stages = []
+        for number, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+            blocks = []
+            for i in range(depth):
+                blocks.append(block(channels, width, 2 if number > 0 and i == 0 else 1))
+                channels = blocks[-1].outputs
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.Sequential(*stages)
+        self.final = nn.Identity() if normed_stem else nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.final(self.stages(self.stem(x)))
+        return self.fc(torch.flatten(self.pool(x), 1))
+
+
+def resnet18() -> tuple[nn.Module, Inputs]:
+    return ResNet(BasicBlock, 8, widths=(8, 10, 12, 14), depths=(2, 2, 2, 2)), torch.randn(3, 3, 16, 16)
+
+
+def resnet50() -> tuple[nn.Module, Inputs]:
+    return ResNet(Bottleneck, 8, widths=(5, 6, 7, 9), depths=(2, 2, 1, 1)), torch.randn(3, 3, 16, 16)
+
+
+def preactivation_resnet() -> tuple[nn.Module, Inputs]:
+    model = ResNet(PreactivationBlock, 8, widths=(8, 12, 18), depths=(2, 2, 2), normed_stem=False)
+    return model, torch.randn(3, 3, 16, 16)
+
+
+def resnext() -> tuple[nn.Module, Inputs]:
+    def block(inputs: int, width: int, stride: int) -> nn.Module:
+        return Bottleneck(inputs, width, stride, groups=6, width_per_group=2 if width == 5 else 3)
+
+    return ResNet(block, 10, widths=(5, 7), depths=(2, 2)), torch.randn(3, 3, 16, 16)
+
+
+class SqueezeExciteConv(nn.Module):
+    """Squeeze-and-excite by 1 x 1 convolutions, as in MobileNetV3."""
+
+    def __init__(self, channels: int, squeezed: int) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.reduce = nn.Conv2d(channels, squeezed, 1)
+        self.expand = nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.expand(F.relu(self.reduce(self.pool(x))))
+        return x * F.hardsigmoid(gate)
+
+
+class InvertedResidual(nn.Module):
+    """Expand, depthwise, squeeze-and-excite, project; a skip only where shapes match."""
+
+    def __init__(self, inputs: int, hidden: int, squeezed: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        if hidden != inputs:
+            layers += [nn.Conv2d(inputs, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.Hardswish()]
+        layers += [
+            nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.Hardswish(),
+            SqueezeExciteConv(hidden, squeezed),
+            nn.Conv2d(hidden, outputs, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        ]
+        self.layers = nn.Sequential(*layers)
+        self.skip = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x) if self.skip else self.layers(x)
+
+
+class MobileNet(nn.Module):
+    """The first block does not expand: its depthwise convolution runs on the stem's channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 10, 3, 2, 1, bias=False), nn.BatchNorm2d(10), nn.Hardswish())
+        self.blocks = nn.Sequential(
+            InvertedResidual(10, hidden=10, squeezed=5, outputs=12, stride=1),
+            InvertedResidual(12, hidden=20, squeezed=6, outputs=12, stride=1),
+            InvertedResidual(12, hidden=26, squeezed=7, outputs=16, stride=2),
+            InvertedResidual(16, hidden=30, squeezed=8, outputs=16, stride=1),
+        )
+        self.last = nn.Sequential(nn.Conv2d(16, 34, 1, bias=False), nn.BatchNorm2d(34), nn.Hardswish())
+        self.classifier = nn.Sequential(nn.Linear(34, 38), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(38, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.last(self.blocks(self.stem(x)))
+        return self.classifier(x.mean(dim=(2, 3)))
+
+
+class SqueezeExcite(nn.Module):
+    """Squeeze-and-excite by dense layers, as in the paper."""
+
+    def __init__(self, channels: int, squeezed: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, squeezed)
+        self.fc2 = nn.Linear(squeezed, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.fc2(torch.relu(self.fc1(x.mean(dim=(2, 3))))))
+        return x * gate[:, :, None, None]
+
+
+class SqueezeExciteNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            conv_bn_relu(3, 12), SqueezeExcite(12, 5), nn.MaxPool2d(2), conv_bn_relu(12, 18), SqueezeExcite(18, 7)
+        )
+        self.fc = nn.Linear(18, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(x).amax(dim=(2, 3)))
+
+
+class DenseLayer(nn.Module):
+    """Reads all channels so far (norm first), appends ``growth`` new ones."""
+
+    def __init__(self, inputs: int, growth: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, 2 * growth, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(2 * growth)
+        self.conv2 = nn.Conv2d(2 * growth, growth, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        new = self.conv1(F.relu(self.norm1(x)))
+        new = self.conv2(F.relu(self.norm2(new)))
+        return torch.cat([x, new], dim=1)
+
+
+class DenseNet(nn.Module):
+    """Two dense blocks with a transition between them; each layer grows by a number of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 11, 3, padding=1, bias=False)
+        self.block1 = nn.Sequential(DenseLayer(11, 5), DenseLayer(16, 6))
+        self.transition = nn.Sequential(
+            nn.BatchNorm2d(22), nn.ReLU(), nn.Conv2d(22, 13, 1, bias=False), nn.AvgPool2d(2, 2)
+        )
+        self.block2 = nn.Sequential(DenseLayer(13, 7), DenseLayer(20, 8))
+        self.norm = nn.BatchNorm2d(28)
+        self.classifier = nn.Linear(28, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block2(self.transition(self.block1(self.stem(x))))
+        x = F.adaptive_avg_pool2d(F.relu(self.norm(x)), 1)
+        return self.classifier(torch.flatten(x, 1))
+
+
+class UNet(nn.Module):
+    """Two levels down, two up, each level two normed convolutions; the skips are concatenated.
+
+    ``norm(channels)`` follows each convolution, but not the upsampling ones.
+    """
+
+    def __init__(self, norm: Callable[[int], nn.Module], down: Sequence[int], up: Sequence[int]) -> None:
+        super().__init__()
+
+        def twice(inputs: int, outputs: int) -> nn.Sequential:
+            first = [nn.Conv2d(inputs, outputs, 3, padding=1), norm(outputs), nn.ReLU()]
+            second = [nn.Conv2d(outputs, outputs, 3, padding=1), norm(outputs), nn.ReLU()]
+            return nn.Sequential(*first, *second)
+
+        fine, coarse, middle = down
+        up_coarse, decoded_coarse, up_fine, decoded_fine = up
+        self.encoder1 = twice(3, fine)
+        self.encoder2 = twice(fine, coarse)
+        self.middle = twice(coarse, middle)
+        self.up2 = nn.ConvTranspose2d(middle, up_coarse, 2, stride=2)
+        self.decoder2 = twice(up_coarse + coarse, decoded_coarse)
+        self.up1 = nn.ConvTranspose2d(decoded_coarse, up_fine, 2, stride=2)
+        self.decoder1 = twice(up_fine + fine, decoded_fine)
+        self.head = nn.Conv2d(decoded_fine, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.encoder1(x)
+        coarse = self.encoder2(F.max_pool2d(fine, 2))
+        x = self.middle(F.max_pool2d(coarse, 2))
+        x = self.decoder2(torch.cat([self.up2(x), coarse], dim=1))
+        x = self.decoder1(torch.cat([self.up1(x), fine], dim=1))
+        return self.head(x)
+
+
+def unet_batch_norm() -> tuple[nn.Module, Inputs]:
+    return UNet(nn.BatchNorm2d, down=(8, 12, 18), up=(14, 13, 10, 9)), torch.randn(2, 3, 8, 8)
+
+
+def unet_group_norm() -> tuple[nn.Module, Inputs]:
+    def norm(channels: int) -> nn.Module:
+        return nn.GroupNorm(6, channels)
+
+    return UNet(norm, down=(12, 18, 24), up=(14, 18, 10, 12)), torch.randn(2, 3, 8, 8)
+
+
+class Generator(nn.Module):
+    """A dense layer makes 4 x 4 pictures of many channels, 16 of its rows a channel; then it is doubled twice."""
+
+    def __init__(self, noise: int, channels: tuple[int, int, int]) -> None:
+        super().__init__()
+        first, second, third = channels
+        self.project = nn.Linear(noise, first * 4 * 4)
+        self.layers = nn.Sequential(
+            nn.BatchNorm2d(first),
+            nn.ReLU(),
+            nn.ConvTranspose2d(first, second, 4, 2, 1, bias=False),
+            nn.BatchNorm2d(second),
+            nn.ReLU(),
+            nn.ConvTranspose2d(second, third, 4, 2, 1, bias=False),
+            nn.BatchNorm2d(third),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(third, 3, 3, padding=1),
+            nn.Tanh(),
+        )
+
+    def forward(self, noise: Tensor) -> Tensor:
+        return self.layers(self.project(noise).view(len(noise), -1, 4, 4))
+
+
+class WaveNet(nn.Module):
+    """Dilated causal convolutions with tanh and sigmoid gates, residual and skip sums; no norm.
+
+    As in many such codes, the last layer's residual convolution writes to a sum that nobody reads any more.
+    """
+
+    def __init__(self, residual: int, gated: Sequence[int], skip: int, hidden: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(3, residual, 1)
+        self.dilated = nn.ModuleList(nn.Conv1d(residual, 2 * g, 2, dilation=2**i) for i, g in enumerate(gated))
+        self.residual = nn.ModuleList(nn.Conv1d(g, residual, 1) for g in gated)
+        self.skip = nn.ModuleList(nn.Conv1d(g, skip, 1) for g in gated)
+        self.head = nn.Sequential(nn.ReLU(), nn.Conv1d(skip, hidden, 1), nn.ReLU(), nn.Conv1d(hidden, 5, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        skips = 0
+        for i, (dilated, residual, skip) in enumerate(zip(self.dilated, self.residual, self.skip, strict=True)):
+            value, gate = dilated(F.pad(x, (2**i, 0))).chunk(2, dim=1)
+            h = torch.tanh(value) * torch.sigmoid(gate)
+            x = x + residual(h)
+            skips = skips + skip(h)
+        return self.head(skips)
+
+
+class PReLUNet(nn.Module):
+    """``nn.PReLU(channels)`` has a slope a channel, which goes with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 10, 3, padding=1),
+            nn.PReLU(10),
+            nn.Conv2d(10, 14, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(14),
+            nn.PReLU(14),
+            nn.Conv2d(14, 18, 3, padding=1),
+            nn.PReLU(18),
+        )
+        self.fc = nn.Linear(18, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.layers(x).mean((2, 3)))
+
+
+class ConvNeXtBlock(nn.Module):
+    """A depthwise convolution on the residual stream, a norm over channels, a dense bottleneck, a learned scale."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.norm = nn.LayerNorm(channels)
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+        self.gamma = nn.Parameter(torch.full((channels,), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.depthwise(x).permute(0, 2, 3, 1)
+        branch = self.gamma * self.fc2(F.gelu(self.fc1(self.norm(branch))))
+        return x + branch.permute(0, 3, 1, 2)
+
+
+class ConvNeXt(nn.Module):
+    def __init__(self, channels: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 2, stride=2)
+        self.blocks = nn.Sequential(*(ConvNeXtBlock(channels, h) for h in hidden))
+        self.norm = nn.LayerNorm(channels)
+        self.head = nn.Linear(channels, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.stem(x))
+        return self.head(self.norm(x.mean((-2, -1))))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Transformers. B, T, C: batch, tokens, width of the residual stream.
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, hidden)
+        self.c_proj = nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward net, each with its norm first and added to the residual stream."""
+
+    def __init__(self, width: int, attention: nn.Module, feed_forward: nn.Module) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = attention
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = feed_forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class FusedAttention(nn.Module):
+    """One layer for queries, keys and values; the number of heads follows from the tensors."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.head_dim = width // num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, _ = x.shape
+        q, k, v = (part.view(B, T, -1, self.head_dim).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.dropout(self.proj(y.transpose(1, 2).reshape(B, T, -1)))
+
+
+class NanoAttention(nn.Module):
+    """As in nanoGPT: sizes come from ``n_embd``, ``n_head`` and the input's width."""
+
+    def __init__(self, n_embd: int, n_head: int) -> None:
+        super().__init__()
+        assert n_embd % n_head == 0
+        self.c_attn = nn.Linear(n_embd, 3 * n_embd)
+        self.c_proj = nn.Linear(n_embd, n_embd)
+        self.resid_dropout = nn.Dropout(0.1)
+        self.n_head = n_head
+        self.n_embd = n_embd
+        self.dropout = 0.1
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, C = x.size()
+        q, k, v = self.c_attn(x).split(self.n_embd, dim=2)
+        k = k.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
+        q = q.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
+        v = v.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
+        dropout = self.dropout if self.training else 0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=None, dropout_p=dropout, is_causal=True)
+        y = y.transpose(1, 2).contiguous().view(B, T, C)
+        return self.resid_dropout(self.c_proj(y))
+
+
+class ManualAttention(nn.Module):
+    """As in the older nanoGPT: a softmax by hand, and the causal mask in a buffer named ``bias``."""
+
+    def __init__(self, n_embd: int, n_head: int, block_size: int) -> None:
+        super().__init__()
+        self.c_attn = nn.Linear(n_embd, 3 * n_embd)
+        self.c_proj = nn.Linear(n_embd, n_embd)
+        self.attn_dropout = nn.Dropout(0.1)
+        self.resid_dropout = nn.Dropout(0.1)
+        self.head_dim = n_embd // n_head
+        mask = torch.tril(torch.ones(block_size, block_size))
+        self.register_buffer("bias", mask.view(1, 1, block_size, block_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, _ = x.size()
+        q, k, v = self.c_attn(x).chunk(3, dim=2)
+        k = k.view(B, T, -1, self.head_dim).transpose(1, 2)
+        q = q.view(B, T, -1, self.head_dim).transpose(1, 2)
+        v = v.view(B, T, -1, self.head_dim).transpose(1, 2)
+        att = (q @ k.transpose(-2, -1)) * (1.0 / math.sqrt(k.size(-1)))
+        att = att.masked_fill(self.bias[:, :, :T, :T] == 0, float("-inf"))
+        att = self.attn_dropout(F.softmax(att, dim=-1))
+        y = (att @ v).transpose(1, 2).contiguous().view(B, T, -1)
+        return self.resid_dropout(self.c_proj(y))
+
+
+class GPT(nn.Module):
+    """Learned positions, pre-norm blocks, and the embedding once more as the last layer."""
+
+    def __init__(self, vocabulary: int, block_size: int, width: int, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(vocabulary, width)
+        self.wpe = nn.Embedding(block_size, width)
+        self.drop = nn.Dropout(0.1)
+        self.h = nn.ModuleList(blocks)
+        self.ln_f = nn.LayerNorm(width)
+        self.lm_head = nn.Linear(width, vocabulary, bias=False)
+        self.wte.weight = self.lm_head.weight
+
+    def forward(self, idx: Tensor) -> Tensor:
+        positions = torch.arange(idx.shape[1], device=idx.device)
+        x = self.drop(self.wte(idx) + self.wpe(positions))
+        for block in self.h:
+            x = block(x)
+        return self.lm_head(self.ln_f(x))
+
+
+def gpt(attention: Callable[[], nn.Module]) -> tuple[nn.Module, Inputs]:
+    blocks = [Block(24, attention(), FeedForward(24, 44)) for _ in range(2)]
+    return GPT(40, 16, 24, blocks), torch.randint(40, (3, 9))
+
+
+class ViTAttention(nn.Module):
+    """As in timm: one reshape and one permute for queries, keys and values together."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.head_dim = dim // num_heads
+        self.scale = self.head_dim**-0.5
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, _ = x.shape
+        qkv = self.qkv(x).reshape(B, N, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        attn = (q * self.scale) @ k.transpose(-2, -1)
+        x = attn.softmax(dim=-1) @ v
+        return self.proj(x.transpose(1, 2).reshape(B, N, -1))
+
+
+class ViT(nn.Module):
+    """Patches by a convolution, a class token, learned positions."""
+
+    def __init__(self, dim: int, num_heads: int, hidden: int) -> None:
+        super().__init__()
+        self.patch_embed = nn.Conv2d(3, dim, kernel_size=4, stride=4)
+        self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 1 + 9, dim))
+        blocks = [Block(dim, ViTAttention(dim, num_heads), FeedForward(dim, hidden)) for _ in range(2)]
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch_embed(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
+        x = self.norm(self.blocks(x))
+        return self.head(x[:, 0])
+
+
+class RelativeAttention(nn.Module):
+    """Separate queries, keys and values, and a learned bias for each distance and head, as in T5."""
+
+    def __init__(self, width: int, num_heads: int, head_dim: int, max_tokens: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.max_tokens = max_tokens
+        self.q = nn.Linear(width, num_heads * head_dim, bias=False)
+        self.k = nn.Linear(width, num_heads * head_dim, bias=False)
+        self.v = nn.Linear(width, num_heads * head_dim, bias=False)
+        self.o = nn.Linear(num_heads * head_dim, width, bias=False)
+        self.distance_bias = nn.Embedding(2 * max_tokens - 1, num_heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, _ = x.shape
+        q = self.q(x).view(B, T, -1, self.head_dim).transpose(1, 2)
+        k = self.k(x).view(B, T, -1, self.head_dim).transpose(1, 2)
+        v = self.v(x).view(B, T, -1, self.head_dim).transpose(1, 2)
+        place = torch.arange(T, device=x.device)
+        distance = place[None, :] - place[:, None] + self.max_tokens - 1
+        scores = torch.matmul(q, k.transpose(2, 3)) + self.distance_bias(distance).permute(2, 0, 1).unsqueeze(0)
+        y = torch.matmul(torch.softmax(scores, dim=-1), v)
+        return self.o(y.transpose(1, 2).reshape(B, T, -1))
+
+
+class SequenceTagger(nn.Module):
+    """A dense layer in, blocks on the residual stream, a norm and a dense layer out."""
+
+    def __init__(self, inputs: int, width: int, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.stem = nn.Linear(inputs, width)
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.blocks(self.stem(x))))
+
+
+def relative_attention() -> tuple[nn.Module, Inputs]:
+    attention = RelativeAttention(22, num_heads=6, head_dim=4, max_tokens=12)
+    return SequenceTagger(10, 22, [Block(22, attention, FeedForward(22, 46))]), torch.randn(3, 9, 10)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))
+
+
+def rotate(x: Tensor) -> Tensor:
+    """Rotary positions: turn the two halves of each head by an angle that grows with the place. x: (B, heads, T, D)."""
+    T, D = x.shape[-2:]
+    frequency = 10000.0 ** (-torch.arange(0, D, 2, device=x.device, dtype=x.dtype) / D)
+    angle = torch.arange(T, device=x.device, dtype=x.dtype)[:, None] * frequency
+    cos, sin = torch.cat([angle.cos()] * 2, dim=-1), torch.cat([angle.sin()] * 2, dim=-1)
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+class LlamaAttention(nn.Module):
+    """Grouped queries: each key-value head serves several query heads. Optionally with norms of queries and keys."""
+
+    def __init__(self, width: int, num_heads: int, num_kv_heads: int, head_dim: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.queries_per_kv = num_heads // num_kv_heads
+        self.q_proj = nn.Linear(width, num_heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(width, num_kv_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(width, num_kv_heads * head_dim, bias=False)
+        self.o_proj = nn.Linear(num_heads * head_dim, width, bias=False)
+        self.q_norm = RMSNorm(head_dim) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(head_dim) if qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, _ = x.shape
+        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)
+        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)
+        q, k = rotate(q), rotate(k)
+        k = k.repeat_interleave(self.queries_per_kv, dim=1)
+        v = v.repeat_interleave(self.queries_per_kv, dim=1)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x))"""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class FusedSwiGLU(nn.Module):
+    """The same with gate and up in one layer: a unit is a row of each half."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(width, 2 * hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
+
+
+class LlamaLayer(nn.Module):
+    def __init__(self, width: int, attention: nn.Module, mlp: nn.Module) -> None:
+        super().__init__()
+        self.input_norm = RMSNorm(width)
+        self.self_attn = attention
+        self.post_attention_norm = RMSNorm(width)
+        self.mlp = mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_norm(x))
+        return x + self.mlp(self.post_attention_norm(x))
+
+
+class Llama(nn.Module):
+    """12 query heads on 6 key-value heads of dim 4; the heads together are wider than the residual stream."""
+
+    def __init__(self, mlp: Callable[[int, int], nn.Module], hidden: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(40, 20)
+        self.layers = nn.ModuleList(
+            LlamaLayer(20, LlamaAttention(20, 12, 6, 4, qk_norm), mlp(20, hidden)) for _ in range(2)
+        )
+        self.norm = RMSNorm(20)
+        self.lm_head = nn.Linear(20, 40, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed_tokens(tokens)
+        for layer in self.layers:
+            x = layer(x)
+        return self.lm_head(self.norm(x))
+
+
+class MixtureOfExperts(nn.Module):
+    """Each token goes to the two experts its router likes best; a loop over experts gathers and adds back."""
+
+    def __init__(self, width: int, hidden: int, num_experts: int) -> None:
+        super().__init__()
+        self.router = nn.Linear(width, num_experts, bias=False)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)) for _ in range(num_experts)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, x.shape[-1])
+        weight, chosen = torch.topk(F.softmax(self.router(tokens), dim=-1), 2, dim=-1)
+        weight = weight / weight.sum(dim=-1, keepdim=True)
+        out = torch.zeros_like(tokens)
+        for number, expert in enumerate(self.experts):
+            token, place = torch.where(chosen == number)
+            out.index_add_(0, token, weight[token, place, None] * expert(tokens[token]))
+        return out.view_as(x)
+
+
+class BatchedExperts(nn.Module):
+    """All experts in one tensor: a unit is a hidden neuron of the same number in every expert."""
+
+    def __init__(self, width: int, hidden: int, num_experts: int) -> None:
+        super().__init__()
+        self.router = nn.Linear(width, num_experts, bias=False)
+        self.w1 = nn.Parameter(torch.randn(num_experts, width, hidden) / math.sqrt(width))
+        self.b1 = nn.Parameter(torch.zeros(num_experts, 1, hidden))
+        self.w2 = nn.Parameter(torch.randn(num_experts, hidden, width) / math.sqrt(hidden))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(0, 1)
+        probability = F.softmax(self.router(tokens), dim=-1)
+        weight, chosen = probability.topk(2, dim=-1)
+        share = torch.zeros_like(probability).scatter(1, chosen, weight)
+        hidden = F.gelu(torch.einsum("td,edh->eth", tokens, self.w1) + self.b1)
+        out = torch.einsum("eth,ehd->etd", hidden, self.w2)
+        return torch.einsum("te,etd->td", share, out).view_as(x)
+
+
+class ResidualNorm(nn.Module):
+    """x + branch(norm(x))"""
+
+    def __init__(self, width: int, branch: nn.Module) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(self.norm(x))
+
+
+def experts_in_a_loop() -> tuple[nn.Module, Inputs]:
+    return SequenceTagger(10, 16, [ResidualNorm(16, MixtureOfExperts(16, 14, 4))]), torch.randn(5, 9, 10)
+
+
+def experts_in_a_batch() -> tuple[nn.Module, Inputs]:
+    return SequenceTagger(10, 16, [ResidualNorm(16, BatchedExperts(16, 14, 6))]), torch.randn(5, 9, 10)
+
+
+class EncoderClassifier(nn.Module):
+    """``nn.TransformerEncoder`` with its defaults (norms after the sums), averaged over tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(10, 24)
+        layer = nn.TransformerEncoderLayer(24, 6, dim_feedforward=44, dropout=0.1, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, num_layers=2)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(self.stem(x)).mean(dim=1))
+
+
+class MultiheadBlock(nn.Module):
+    """``nn.MultiheadAttention`` as it comes: it also returns the weights averaged over heads, which nobody uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(10, 24)
+        self.attention = nn.MultiheadAttention(24, 6, batch_first=True)
+        self.norm1 = nn.LayerNorm(24)
+        self.mlp = nn.Sequential(nn.Linear(24, 38), nn.ReLU(), nn.Linear(38, 24))
+        self.norm2 = nn.LayerNorm(24)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        attended, _ = self.attention(x, x, x)
+        x = self.norm1(x + attended)
+        x = self.norm2(x + self.mlp(x))
+        return self.head(x)
+
+
+class AttentionPooling(nn.Module):
+    """A learned query weighs the tokens by their keys; the weighted values are summed. One head."""
+
+    def __init__(self, hidden: int, key: int, value: int) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(10, hidden)
+        self.key = nn.Linear(hidden, key)
+        self.value = nn.Linear(hidden, value)
+        self.query = nn.Parameter(torch.randn(key))
+        self.scale = key**-0.5
+        self.head = nn.Linear(value, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.encoder(x))
+        weight = torch.softmax(self.key(x) @ self.query * self.scale, dim=1)
+        pooled = (weight.unsqueeze(-1) * self.value(x)).sum(dim=1)
+        return self.head(pooled)
+
+
+class MixerBlock(nn.Module):
+    """A dense net over tokens, then one over channels."""
+
+    def __init__(self, tokens: int, channels: int, token_hidden: int, channel_hidden: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.token_mix = nn.Sequential(nn.Linear(tokens, token_hidden), nn.GELU(), nn.Linear(token_hidden, tokens))
+        self.norm2 = nn.LayerNorm(channels)
+        self.channel_mix = nn.Sequential(
+            nn.Linear(channels, channel_hidden), nn.GELU(), nn.Linear(channel_hidden, channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.token_mix(self.norm1(x).transpose(1, 2)).transpose(1, 2)
+        return x + self.channel_mix(self.norm2(x))
+
+
+class Mixer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, 4)
+        self.blocks = nn.Sequential(MixerBlock(9, 16, 14, 26), MixerBlock(9, 16, 12, 22))
+        self.norm = nn.LayerNorm(16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        return self.head(self.norm(self.blocks(x)).mean(dim=1))
+
+
+class LSTMLanguageModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(40, 12)
+        self.lstm = nn.LSTM(12, 18, num_layers=2, dropout=0.1, batch_first=True)
+        self.decoder = nn.Linear(18, 40)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x, _ = self.lstm(self.embedding(tokens))
+        return self.decoder(x)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From transformers: tiny configurations, random weights
+
+
+def hf_gpt2() -> tuple[nn.Module, Inputs]:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=40, n_positions=16, n_embd=24, n_layer=2, n_head=6, n_inner=44, bos_token_id=0, eos_token_id=0
+    )
+    return GPT2LMHeadModel(config), {"input_ids": torch.randint(40, (3, 9))}
+
+
+def hf_llama() -> tuple[nn.Module, Inputs]:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=48,
+        intermediate_size=34,
+        num_hidden_layers=2,
+        num_attention_heads=12,
+        num_key_value_heads=6,
+        max_position_embeddings=16,
+        use_cache=False,
+    )
+    return LlamaForCausalLM(config), {"input_ids": torch.randint(40, (3, 9))}
+
+
+def bert_config() -> Any:
+    from transformers import BertConfig
+
+    return BertConfig(
+        vocab_size=40,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        intermediate_size=44,
+        max_position_embeddings=16,
+        num_labels=5,
+    )
+
+
+def bert_inputs() -> dict[str, Tensor]:
+    """Two sentences of nine tokens, the second one padded."""
+    attention_mask = torch.ones(2, 9, dtype=torch.long)
+    attention_mask[1, 6:] = 0
+    return {"input_ids": torch.randint(40, (2, 9)), "attention_mask": attention_mask}
+
+
+def hf_bert_masked() -> tuple[nn.Module, Inputs]:
+    from transformers import BertForMaskedLM
+
+    return BertForMaskedLM(bert_config()), bert_inputs()
+
+
+def hf_bert_classifier() -> tuple[nn.Module, Inputs]:
+    from transformers import BertForSequenceClassification
+
+    return BertForSequenceClassification(bert_config()), bert_inputs()
+
+
+def hf_vit() -> tuple[nn.Module, Inputs]:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        intermediate_size=44,
+        image_size=12,
+        patch_size=4,
+        num_labels=5,
+    )
+    return ViTForImageClassification(config), {"pixel_values": torch.randn(2, 3, 12, 12)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From torch_geometric
+
+
+class GraphNet(nn.Module):
+    """Graph convolutions with an activation between them; the last one's outputs are the model's."""
+
+    def __init__(self, convolutions: Sequence[nn.Module], activation: Callable[[Tensor], Tensor] = torch.relu) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(convolutions)
+        self.activation = activation
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        for convolution in self.convolutions[:-1]:
+            x = self.activation(convolution(x, edge_index))
+        return self.convolutions[-1](x, edge_index)
+
+
+def graph() -> tuple[Tensor, Tensor]:
+    """11 nodes with 10 features each, 33 directed edges: a ring and 22 others."""
+    ring = torch.stack([torch.arange(11), torch.arange(1, 12) % 11])
+    return torch.randn(11, 10), torch.cat([ring, torch.randint(11, (2, 22))], dim=1)
+
+
+def pyg_gcn() -> tuple[nn.Module, Inputs]:
+    from torch_geometric.nn import GCNConv
+
+    return GraphNet([GCNConv(10, 18), GCNConv(18, 14), GCNConv(14, 5)]), graph()
+
+
+def pyg_sage() -> tuple[nn.Module, Inputs]:
+    from torch_geometric.nn import SAGEConv
+
+    return GraphNet([SAGEConv(10, 18, aggr="mean"), SAGEConv(18, 14, aggr="mean"), SAGEConv(14, 5)]), graph()
+
+
+def pyg_gat() -> tuple[nn.Module, Inputs]:
+    from torch_geometric.nn import GATConv
+
+    layers = [GATConv(10, 4, heads=6), GATConv(6 * 4, 3, heads=7), GATConv(7 * 3, 5, heads=1, concat=False)]
+    return GraphNet(layers, F.elu), graph()
+
+
+def pyg_gin() -> tuple[nn.Module, Inputs]:
+    from torch_geometric.nn import GINConv
+
+    def layer(inputs: int, hidden: int, outputs: int) -> nn.Module:
+        mlp = nn.Sequential(nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+        return GINConv(mlp, train_eps=True)
+
+    return GraphNet([layer(10, 18, 14), layer(14, 22, 12), layer(12, 16, 5)]), graph()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+STREAM = "the residual stream: layer norm takes its statistics across it"
+RMS_STREAM = "the residual stream: RMS norm takes its statistics across it"
+
+FAMILIES: list[Family] = [
+    Family(
+        name="mlp-batch-norm",
+        about="MLP with batch norm",
+        build=mlp_batch_norm,
+        axes=dealt(neurons=[14, 18]),
+    ),
+    Family(
+        name="mlp-layer-norm",
+        about="residual MLP, layer norm before each block",
+        build=lambda: (NormedMLP(10, 16, (22, 26), 5), torch.randn(8, 10)),
+        axes=dealt(neurons=[22, 26]),
+        undealt=STREAM,
+    ),
+    Family(
+        name="mlp-dropout",
+        about="MLP with dropout, without biases",
+        build=mlp_dropout,
+        axes=dealt(neurons=[14, 18]),
+    ),
+    Family(
+        name="mlp-frozen",
+        about="MLP with a frozen layer",
+        build=mlp_frozen,
+        axes=dealt(neurons=[14, 18]),
+    ),
+    Family(
+        name="mlp-bfloat16",
+        about="MLP in bfloat16",
+        build=mlp_bfloat16,
+        axes=dealt(neurons=[14, 18]),
+    ),
+    Family(
+        name="mlp-glu",
+        about="MLP of gated linear units (F.glu)",
+        build=lambda: (GatedMLP(10, 14, 18, 5), torch.randn(8, 10)),
+        axes=dealt(neurons=[14, 18]),
+    ),
+    Family(
+        name="mlp-layer-scale",
+        about="residual MLP with layer scale, without norms",
+        build=lambda: (LayerScaleMLP(10, 14, (18, 22), 5), torch.randn(8, 10)),
+        # The residual stream: stem, both second layers and both gammas write to it.
+        axes=dealt(neurons=[14, 18, 22]),
+    ),
+    Family(
+        name="autoencoder-tied",
+        about="autoencoder that decodes with the encoder's weight, transposed",
+        build=lambda: (TiedAutoencoder(10, 14), torch.randn(8, 10)),
+        axes=(),
+        undealt="the hidden units: one dim of one tensor both makes and reads them",
+    ),
+    Family(
+        name="embedding-tied",
+        about="embedding, MLP, the embedding again as decoder; without norms",
+        build=lambda: (TiedEmbedding(40, 12, 18), torch.randint(40, (3, 7))),
+        axes=dealt(neurons=[18]),
+        undealt="the embedding's width: one dim of one tensor both makes and reads it",
+    ),
+    Family(
+        name="shared-layer",
+        about="one layer used twice",
+        build=lambda: (SharedLayer(10, 14, 5), torch.randn(8, 10)),
+        # Rows of stem and shared, columns of shared and head: all one axis.
+        axes=dealt(neurons=[14]),
+    ),
+    Family(
+        name="shared-block",
+        about="one block of two layers used three times",
+        build=lambda: (SharedBlock(10, 14, 18, 5), torch.randn(8, 10)),
+        axes=dealt(neurons=[14, 18]),
+    ),
+    Family(
+        name="two-towers",
+        about="two inputs, two towers, concatenated",
+        build=lambda: (TwoTowers(12, 14, 18, 5), (torch.randn(3, 3, 8, 8), torch.randn(3, 10))),
+        axes=dealt(channels=[12], neurons=[14, 18]),
+    ),
+    Family(
+        name="two-heads",
+        about="two outputs in a dict",
+        build=lambda: (TwoHeads(10, 14, 18, 12), torch.randn(8, 10)),
+        axes=dealt(neurons=[12, 14, 18]),
+    ),
+    Family(
+        name="vgg",
+        about="VGG with batch norm, flatten to four columns a channel",
+        build=lambda: (VGG((8, "M", 10, 14, "M"), (22, 18), 5), torch.randn(3, 3, 16, 16)),
+        axes=dealt(channels=[8, 10, 14], neurons=[18, 22]),
+    ),
+    Family(
+        name="resnet18-basic",
+        about="ResNet-18: basic blocks, batch norm",
+        build=resnet18,
+        # A residual stream a stage (the stem's channels are stage 1's), and the inner channels of each of 8 blocks.
+        axes=dealt(channels=[8, 10, 12, 14] + 2 * [8, 10, 12, 14]),
+    ),
+    Family(
+        name="resnet50-bottleneck",
+        about="ResNet-50 style: bottleneck blocks",
+        build=resnet50,
+        # Stem; a residual stream a stage, four times as wide; two inner axes in each of the 2 + 2 + 1 + 1 blocks.
+        axes=dealt(channels=[8] + [20, 24, 28, 36] + 4 * [5] + 4 * [6] + 2 * [7] + 2 * [9]),
+    ),
+    Family(
+        name="resnet-preactivation",
+        about="pre-activation ResNet",
+        build=preactivation_resnet,
+        # As in resnet18-basic: a stream a stage (the stem's is stage 1's), and one inner axis in each of 6 blocks.
+        axes=dealt(channels=[8, 12, 18] + 2 * [8, 12, 18]),
+    ),
+    Family(
+        name="resnext",
+        about="ResNeXt: bottleneck blocks with grouped convolutions",
+        build=resnext,
+        # Stem and streams; in each of four blocks, the channels before and after the grouped convolution by group.
+        axes=dealt(channels=[10, 20, 28], groups=[6, 6, 6, 6]),
+    ),
+    Family(
+        name="mobilenet",
+        about="MobileNetV3 style: inverted residuals, depthwise convolutions, squeeze-and-excite",
+        build=lambda: (MobileNet(), torch.randn(3, 3, 16, 16)),
+        # Stem; the outputs of blocks 1 and 2 (a skip joins them), of 3 and 4 (likewise); the last convolution. Then the
+        # expanded channels of blocks 2 to 4, and the squeezed ones of all four. At last the classifier's hidden layer.
+        axes=dealt(channels=[10, 12, 16, 34] + [20, 26, 30] + [5, 6, 7, 8], neurons=[38]),
+    ),
+    Family(
+        name="squeeze-excite",
+        about="CNN with squeeze-and-excite",
+        build=lambda: (SqueezeExciteNet(), torch.randn(3, 3, 8, 8)),
+        axes=dealt(channels=[12, 18], neurons=[5, 7]),
+    ),
+    Family(
+        name="densenet",
+        about="DenseNet: each layer reads the concatenation of all before it",
+        build=lambda: (DenseNet(), torch.randn(3, 3, 8, 8)),
+        # Stem and transition; what each of the four layers appends; the bottleneck inside each.
+        axes=dealt(channels=[11, 13] + [5, 6, 7, 8] + [10, 12, 14, 16]),
+    ),
+    Family(
+        name="unet-batch-norm",
+        about="UNet with batch norm",
+        build=unet_batch_norm,
+        # Two convolutions at each of three levels down and two up, and two upsamplings.
+        axes=dealt(channels=2 * [8, 12, 18] + 2 * [13, 9] + [14, 10]),
+    ),
+    Family(
+        name="unet-group-norm",
+        about="UNet with group norm",
+        build=unet_group_norm,
+        # The same; ten convolutions have a norm of six groups, the two upsamplings have none. A skip goes by groups
+        # into the concatenation, after which no norm comes before the next convolution: nothing is joined there.
+        axes=dealt(channels=[14, 10], groups=10 * [6]),
+    ),
+    Family(
+        name="gan-generator",
+        about="GAN generator: dense layer, view to 4 x 4, transposed convolutions",
+        build=lambda: (Generator(11, (14, 12, 8)), torch.randn(3, 11)),
+        # The dense layer's outputs are 14 channels of 16 rows each.
+        axes=dealt(channels=[14, 12, 8]),
+    ),
+    Family(
+        name="wavenet",
+        about="1-d convolutions with gates, residual and skip sums",
+        build=lambda: (WaveNet(10, (12, 14, 16), 18, 22), torch.randn(3, 3, 20)),
+        # The residual sum, three times value and gate, the skip sum, the head's hidden channels. There is no norm.
+        axes=dealt(channels=[10, 12, 14, 16, 18, 22]),
+    ),
+    Family(
+        name="prelu",
+        about="CNN with a PReLU slope a channel",
+        build=lambda: (PReLUNet(), torch.randn(3, 3, 8, 8)),
+        axes=dealt(channels=[10, 14, 18]),
+    ),
+    Family(
+        name="convnext",
+        about="ConvNeXt: depthwise convolution, layer norm, dense bottleneck, layer scale",
+        build=lambda: (ConvNeXt(16, (34, 38)), torch.randn(3, 3, 8, 8)),
+        axes=dealt(neurons=[34, 38]),
+        undealt=STREAM,
+    ),
+    Family(
+        name="gpt",
+        about="GPT with fused QKV by chunk, tied embedding",
+        build=lambda: gpt(lambda: FusedAttention(24, 6)),
+        axes=dealt(heads=[6, 6], neurons=[44, 44]),
+        undealt=STREAM,
+    ),
+    Family(
+        name="gpt-nano",
+        about="GPT as nanoGPT writes it: split(n_embd), view(n_head, C // n_head)",
+        build=lambda: gpt(lambda: NanoAttention(24, 6)),
+        axes=dealt(heads=[6, 6], neurons=[44, 44]),
+        undealt=STREAM,
+    ),
+    Family(
+        name="gpt-manual-attention",
+        about="GPT with a softmax by hand and a mask buffer",
+        build=lambda: gpt(lambda: ManualAttention(24, 6, block_size=16)),
+        axes=dealt(heads=[6, 6], neurons=[44, 44]),
+        undealt=STREAM,
+    ),
+    Family(
+        name="vit",
+        about="ViT: patches, class token, QKV by one reshape as in timm",
+        build=lambda: (ViT(24, 6, 44), torch.randn(2, 3, 12, 12)),
+        axes=dealt(heads=[6, 6], neurons=[44, 44]),
+        undealt=STREAM,
+    ),
+    Family(
+        name="relative-attention",
+        about="attention with a learned bias a distance and head, as in T5",
+        build=relative_attention,
+        # A head owns its column of the bias table too.
+        axes=dealt(heads=[6], neurons=[46]),
+        undealt=STREAM,
+    ),
+    Family(
+        name="llama",
+        about="Llama style: grouped queries, rotary positions, SwiGLU, RMS norm",
+        build=lambda: (Llama(SwiGLU, 34, qk_norm=False), torch.randint(40, (3, 9))),
+        # A unit is a key-value head with its two query heads.
+        axes=dealt(heads=[6, 6], neurons=[34, 34]),
+        undealt=RMS_STREAM,
+    ),
+    Family(
+        name="llama-fused",
+        about="the same with gate and up in one layer, and norms of queries and keys",
+        build=lambda: (Llama(FusedSwiGLU, 34, qk_norm=True), torch.randint(40, (3, 9))),
+        # The norms of queries and keys are inside a head; their weights are shared by all heads.
+        axes=dealt(heads=[6, 6], neurons=[34, 34]),
+        undealt=RMS_STREAM + "; the query and key norms, which all heads share",
+    ),
+    Family(
+        name="experts-loop",
+        about="mixture of experts: top 2, a loop over experts, index_add",
+        build=experts_in_a_loop,
+        # Each of the four experts has its own hidden axis.
+        axes=dealt(neurons=[14, 14, 14, 14]),
+        undealt=STREAM + "; the experts themselves: the router's softmax is over them",
+    ),
+    Family(
+        name="experts-batched",
+        about="mixture of experts: all weights in one tensor, einsum",
+        build=experts_in_a_batch,
+        axes=dealt(neurons=[14]),
+        undealt=STREAM + "; the experts themselves: the router's softmax is over them",
+    ),
+    Family(
+        name="transformer-encoder",
+        about="nn.TransformerEncoder",
+        build=lambda: (EncoderClassifier(), torch.randn(3, 9, 10)),
+        axes=dealt(heads=[6, 6], neurons=[44, 44]),
+        undealt=STREAM,
+    ),
+    Family(
+        name="multihead-attention",
+        about="nn.MultiheadAttention with its defaults",
+        build=lambda: (MultiheadBlock(), torch.randn(3, 9, 10)),
+        axes=dealt(heads=[6], neurons=[38]),
+        undealt=STREAM,
+    ),
+    Family(
+        name="attention-pooling",
+        about="pooling over tokens by a learned query",
+        build=lambda: (AttentionPooling(14, key=12, value=18), torch.randn(3, 7, 10)),
+        # The encoder's outputs; the keys' dims, which the query reads; the values' dims, which the head reads.
+        axes=dealt(neurons=[14, 12, 18]),
+    ),
+    Family(
+        name="mlp-mixer",
+        about="MLP-Mixer",
+        build=lambda: (Mixer(), torch.randn(3, 3, 12, 12)),
+        axes=dealt(neurons=[14, 26, 12, 22]),
+        undealt=STREAM + "; the tokens, which come from the input",
+    ),
+    Family(
+        name="lstm",
+        about="LSTM language model",
+        build=lambda: (LSTMLanguageModel(), torch.randint(40, (3, 7))),
+        axes=(),
+        undealt="everything: the LSTM runs as one operation",
+    ),
+    Family(
+        name="hf-gpt2",
+        about="GPT2LMHeadModel of transformers",
+        build=hf_gpt2,
+        axes=dealt(heads=[6, 6], neurons=[44, 44]),
+        undealt=STREAM,
+        needs="transformers",
+    ),
+    Family(
+        name="hf-llama",
+        about="LlamaForCausalLM of transformers, grouped queries",
+        build=hf_llama,
+        axes=dealt(heads=[6, 6], neurons=[34, 34]),
+        undealt=RMS_STREAM,
+        needs="transformers",
+    ),
+    Family(
+        name="hf-bert-masked",
+        about="BertForMaskedLM of transformers",
+        build=hf_bert_masked,
+        # The last transform is normed like the residual stream, and read by the tied decoder.
+        axes=dealt(heads=[6, 6], neurons=[44, 44]),
+        undealt=STREAM,
+        needs="transformers",
+    ),
+    Family(
+        name="hf-bert-classifier",
+        about="BertForSequenceClassification of transformers",
+        build=hf_bert_classifier,
+        # The pooler's outputs (24) are made by one dense layer and read by the classifier, with no norm between.
+        axes=dealt(heads=[6, 6], neurons=[24, 44, 44]),
+        undealt=STREAM,
+        needs="transformers",
+    ),
+    Family(
+        name="hf-vit",
+        about="ViTForImageClassification of transformers",
+        build=hf_vit,
+        axes=dealt(heads=[6, 6], neurons=[44, 44]),
+        undealt=STREAM,
+        needs="transformers",
+    ),
+    Family(
+        name="pyg-gcn",
+        about="GCN of torch_geometric",
+        build=pyg_gcn,
+        axes=dealt(neurons=[18, 14]),
+        needs="torch_geometric",
+    ),
+    Family(
+        name="pyg-sage",
+        about="GraphSAGE of torch_geometric, mean of neighbours",
+        build=pyg_sage,
+        # A unit has a row in the layer for neighbours and in the one for the node itself, and a column in both after.
+        axes=dealt(neurons=[18, 14]),
+        needs="torch_geometric",
+    ),
+    Family(
+        name="pyg-gat",
+        about="GAT of torch_geometric, several heads",
+        build=pyg_gat,
+        # The last layer's single head is the output.
+        axes=dealt(heads=[6, 7]),
+        needs="torch_geometric",
+    ),
+    Family(
+        name="pyg-gin",
+        about="GIN of torch_geometric, MLPs with batch norm",
+        build=pyg_gin,
+        # Hidden units of three MLPs, and the node features between them.
+        axes=dealt(neurons=[18, 22, 16, 14, 12]),
+        needs="torch_geometric",
+    ),
+]
