@@ -1,10 +1,10 @@
-"""The model zoo that axis discovery is tested against: small models as people write them, and the axes a human expects.
+"""The model zoo that axis discovery is tested against: small models as people write them, and the axes one expects.
 
-Nothing in the models knows about dealing. The axes are derived by hand, from the meaning of each model and from no tool:
-a set of units is an axis if any of them can be dropped (the rows that make it, the columns that read it) so that the
+Nothing in the models knows about dealing. The axes are derived by hand, from what each model means and from no tool.
+A set of units is an axis if any of them can be dropped (the rows that make it, the columns that read it) so that the
 smaller network of the same code computes what the full one computes with everything that reads the dropped units at
 zero. Never dealt: inputs, outputs, vocabulary, dims that are normalised or averaged over (so the residual streams of
-transformers), and dims that are both made and read by the same dim of one tensor.
+transformers), and dims of a tensor that both make units and read them.
 
 Kinds: ``neurons`` (outputs of a dense layer), ``channels`` (of a convolution), ``groups`` (of a grouped convolution or
 a group norm, several channels a unit), ``heads`` (with grouped queries: a key-value head with its query heads).
@@ -13,6 +13,7 @@ Widths differ wherever they may, so that a coincidence cannot hide a mistake; ev
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -171,13 +172,7 @@ class TwoTowers(nn.Module):
 
     def __init__(self, channels: int, neurons: int, joint: int, outputs: int) -> None:
         super().__init__()
-        self.picture = nn.Sequential(
-            nn.Conv2d(3, channels, 3, padding=1),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(),
-        )
+        self.picture = nn.Sequential(conv_bn_relu(3, channels), nn.AdaptiveAvgPool2d(2), nn.Flatten())
         self.row = nn.Sequential(nn.Linear(10, neurons), nn.ReLU())
         self.joint = nn.Linear(4 * channels + neurons, joint)
         self.head = nn.Linear(joint, outputs)
@@ -376,7 +371,7 @@ def preactivation_resnet() -> tuple[nn.Module, Inputs]:
 
 def resnext() -> tuple[nn.Module, Inputs]:
     def block(inputs: int, width: int, stride: int) -> nn.Module:
-        return Bottleneck(inputs, width, stride, groups=6, width_per_group=2 if width == 5 else 3)
+        return Bottleneck(inputs, width, stride, groups=6, width_per_group=width // 2)
 
     return ResNet(block, 10, widths=(5, 7), depths=(2, 2)), torch.randn(3, 3, 16, 16)
 
@@ -1128,11 +1123,12 @@ def hf_llama() -> tuple[nn.Module, Inputs]:
 
     config = LlamaConfig(
         vocab_size=40,
-        hidden_size=48,
+        hidden_size=36,
         intermediate_size=34,
         num_hidden_layers=2,
         num_attention_heads=12,
         num_key_value_heads=6,
+        head_dim=4,
         max_position_embeddings=16,
         use_cache=False,
     )
@@ -1191,6 +1187,14 @@ def hf_vit() -> tuple[nn.Module, Inputs]:
 # From torch_geometric
 
 
+def torch_geometric_nn() -> Any:
+    """Import ``torch_geometric.nn``, which uses ``torch.jit`` as it loads and so warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import torch_geometric.nn
+    return torch_geometric.nn
+
+
 class GraphNet(nn.Module):
     """Graph convolutions with an activation between them; the last one's outputs are the model's."""
 
@@ -1212,26 +1216,25 @@ def graph() -> tuple[Tensor, Tensor]:
 
 
 def pyg_gcn() -> tuple[nn.Module, Inputs]:
-    from torch_geometric.nn import GCNConv
-
+    GCNConv = torch_geometric_nn().GCNConv
     return GraphNet([GCNConv(10, 18), GCNConv(18, 14), GCNConv(14, 5)]), graph()
 
 
 def pyg_sage() -> tuple[nn.Module, Inputs]:
-    from torch_geometric.nn import SAGEConv
-
-    return GraphNet([SAGEConv(10, 18, aggr="mean"), SAGEConv(18, 14, aggr="mean"), SAGEConv(14, 5)]), graph()
+    SAGEConv = torch_geometric_nn().SAGEConv
+    return GraphNet(
+        [SAGEConv(10, 18, aggr="mean"), SAGEConv(18, 14, aggr="mean"), SAGEConv(14, 5, aggr="mean")]
+    ), graph()
 
 
 def pyg_gat() -> tuple[nn.Module, Inputs]:
-    from torch_geometric.nn import GATConv
-
+    GATConv = torch_geometric_nn().GATConv
     layers = [GATConv(10, 4, heads=6), GATConv(6 * 4, 3, heads=7), GATConv(7 * 3, 5, heads=1, concat=False)]
     return GraphNet(layers, F.elu), graph()
 
 
 def pyg_gin() -> tuple[nn.Module, Inputs]:
-    from torch_geometric.nn import GINConv
+    GINConv = torch_geometric_nn().GINConv
 
     def layer(inputs: int, hidden: int, outputs: int) -> nn.Module:
         mlp = nn.Sequential(nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, outputs))
@@ -1369,7 +1372,7 @@ FAMILIES: list[Family] = [
         build=lambda: (MobileNet(), torch.randn(3, 3, 16, 16)),
         # Stem; the outputs of blocks 1 and 2 (a skip joins them), of 3 and 4 (likewise); the last convolution. Then the
         # expanded channels of blocks 2 to 4, and the squeezed ones of all four. At last the classifier's hidden layer.
-        axes=dealt(channels=[10, 12, 16, 34] + [20, 26, 30] + [5, 6, 7, 8], neurons=[38]),
+        axes=dealt(channels=[10, 12, 16, 34, 20, 26, 30, 5, 6, 7, 8], neurons=[38]),
     ),
     Family(
         name="squeeze-excite",
@@ -1382,7 +1385,7 @@ FAMILIES: list[Family] = [
         about="DenseNet: each layer reads the concatenation of all before it",
         build=lambda: (DenseNet(), torch.randn(3, 3, 8, 8)),
         # Stem and transition; what each of the four layers appends; the bottleneck inside each.
-        axes=dealt(channels=[11, 13] + [5, 6, 7, 8] + [10, 12, 14, 16]),
+        axes=dealt(channels=[11, 13, 5, 6, 7, 8, 10, 12, 14, 16]),
     ),
     Family(
         name="unet-batch-norm",

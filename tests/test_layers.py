@@ -9,11 +9,11 @@ SRC = Path(skerry.__file__).parent
 
 # From the bottom up. A file may import from its own line or from lines before it.
 LAYERS = [
-    ["randomness", "optimizer_state", "rules", "schedule", "atomic"],
+    ["randomness", "optimizer_state", "rules", "schedule", "atomic", "patches", "inputs"],
     ["plan"],
     ["partition"],
     ["subnet"],
-    ["aggregate", "verify"],
+    ["aggregate", "verify", "discovery"],
     ["calibrate"],
     ["local"],
     ["cost", "evaluate", "algorithm"],

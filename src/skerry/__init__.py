@@ -5,12 +5,13 @@ from skerry.algorithm import Algorithm
 from skerry.algorithms import ist, local_sgd, narrow, single
 from skerry.calibrate import calibrate
 from skerry.data import Shards, split
+from skerry.discovery import discover
 from skerry.evaluate import Score, evaluate
 from skerry.local import Data
 from skerry.loop import TrainingFailed
 from skerry.partition import Assignment, Disjoint, Everything, Overlapping, Partition
 from skerry.plan import Axis, DealtDim, Plan
-from skerry.rules import In, Out
+from skerry.rules import Heads, In, Out
 from skerry.runtimes import Processes, Serial, launch
 from skerry.schedule import constant, cosine
 from skerry.state import Record, State
@@ -18,8 +19,8 @@ from skerry.subnet import extract, masked, write_back
 from skerry.train import Result, train
 
 __all__ = [
-    "Algorithm", "Assignment", "Axis", "Data", "DealtDim", "Disjoint", "Everything", "In", "Out", "Overlapping",
+    "Algorithm", "Assignment", "Axis", "Data", "DealtDim", "Disjoint", "Everything", "Heads", "In", "Out", "Overlapping",
     "Partition", "Plan", "Processes", "Record", "Result", "Score", "Serial", "Shards", "State", "TrainingFailed",
-    "aggregate_", "calibrate", "constant", "cosine", "evaluate", "extract", "ist", "launch", "local_sgd", "masked",
+    "aggregate_", "calibrate", "constant", "cosine", "discover", "evaluate", "extract", "ist", "launch", "local_sgd", "masked",
     "narrow", "single", "split", "train", "write_back",
 ]  # fmt: skip

@@ -53,7 +53,8 @@ def aggregate_(full: Mapping[str, Tensor], plan: Plan, assignment: Assignment, p
 
     for name, tensor in full.items():
         row = plan.row(name, tensor.shape)
-        parts = [(piece[name], cut_of(plan, by_name, name, tensor.shape)) for piece, by_name in present]
+        found = [(piece, cut_of(plan, by_name, name, tensor.shape)) for piece, by_name in present]
+        parts = [(piece[name], cut) for piece, cut in found if cut is not None]
         one_holder = any(dim is not None and has_one_holder(dim) for dim in row)
         if one_holder or len(parts) == 1 or _is_exact(tensor):
             for part, cut in reversed(parts):  # so that the first worker's integers stay

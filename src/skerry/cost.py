@@ -34,10 +34,13 @@ def due_bytes(plan: Plan, tensors: Mapping[str, Tensor], now: Assignment, then: 
     """
     # Tensors with the same row (a layer's norm weight, bias, mean and variance) cost alike: one sum for each row.
     rows: dict[tuple[int, ...], tuple[list[DealtDim], float]] = {}  # -> its dealt dims, bytes of one cell of them
+    whole = {unit: DealtDim(torch.tensor([unit]), "out") for unit in plan.blocks.values()}
     for name, tensor in tensors.items():
         if not (tensor.is_floating_point() or tensor.is_complex()):
             continue  # counters: everybody counts for itself
         dealt = [dim for dim in plan.row(name, tensor.shape) if dim is not None]
+        block = plan.block_of(name)
+        dealt += [whole[block]] if block is not None else []  # a tensor in a block: one more dim, with one index
         cell = tensor.numel() * tensor.element_size() / math.prod(len(dim.units) for dim in dealt)
         key = tuple(id(dim.units) for dim in dealt)
         rows[key] = (dealt, rows[key][1] + cell if key in rows else cell)

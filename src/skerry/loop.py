@@ -60,11 +60,12 @@ class Loop:
         mine = [self.train_worker(state, assignment, w) for w in runtime.mine(assignment.num_workers)]
         like = mine[0].tensors
         sent = runtime.bytes_sent
-        handovers = runtime.exchange(mine, lambda w: self.shapes(assignment, w, like), assignment.num_workers)
+        full = self.full_size(state, like)
+        handovers = runtime.exchange(mine, lambda w: self.expected(assignment, w, full), assignment.num_workers)
         pieces = [h.tensors if self.is_good(h) else None for h in handovers]
-        for name, part in like.items():
+        for name, size in full.items():
             if name not in state.tensors:  # optimizer state appears with the first step
-                blank = torch.zeros(self.full_shape(name, like), dtype=part.dtype, device=part.device)
+                blank = torch.zeros(size.shape, dtype=size.dtype, device=next(iter(like.values())).device)
                 at_start = self.start.get(name.rpartition(optimizer_state.SEPARATOR)[2])
                 state.tensors[name] = blank if at_start is None else blank + at_start.to(blank)
         aggregate_(state.tensors, self.plan, assignment, pieces)
@@ -92,7 +93,8 @@ class Loop:
         if travels:
             by_name = cuts(self.plan, units)
             of_optimizer = {n: t for n, t in state.tensors.items() if optimizer_state.SEPARATOR in n}
-            mine = {n: take(t, cut_of(self.plan, by_name, n, t.shape)) for n, t in of_optimizer.items()}
+            found = {n: cut_of(self.plan, by_name, n, t.shape) for n, t in of_optimizer.items()}
+            mine = {n: take(of_optimizer[n], cut) for n, cut in found.items() if cut is not None}
             optimizer_state.load_(optimizer, subnet, mine)
         batches = ((self.here(x), self.here(y)) for x, y in self.data.batches(worker, round * steps, steps))
         factors = (self.schedule((round + step / steps) / self.num_rounds) for step in range(steps))
@@ -108,16 +110,33 @@ class Loop:
         flop = float(self.step_cost(worker, subnet).flop * steps)
         return Handover(worker, round, tensors, loss, flop, local_s)
 
-    def shapes(self, assignment: Assignment, worker: int, like: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-        """The shapes of what ``worker`` hands over, derived from the plan; ``like`` is what a worker here made."""
-        cut = cuts(self.plan, assignment.units(worker))
-        shapes = {name: self.full_shape(name, like) for name in like}
-        return {name: cut_shape(shape, cut_of(self.plan, cut, name, shape)) for name, shape in shapes.items()}
+    def full_size(self, state: State, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Empty full-size tensors (on the meta device) for all that is exchanged; ``like`` is what a worker here made.
 
-    def full_shape(self, name: str, like: Mapping[str, Tensor]) -> torch.Size:
-        """The full-size shape of the tensor ``name``, of which ``like`` has a worker's part."""
-        owner = optimizer_state.parameter_of(name)
-        return self.plan.shapes[owner] if like[name].shape == like[owner].shape else like[name].shape
+        In an order that is the same everywhere. A block that no worker here holds has the state that others have.
+        """
+        sizes = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.tensors.items()}
+        for name, tensor in like.items():
+            owner, _, key = name.partition(optimizer_state.SEPARATOR)
+            if key:
+                own_shape = tensor.shape == like[owner].shape
+                of = [n for n, p in self.model.named_parameters() if p.requires_grad] if self.plan.blocks else [owner]
+                for other in of:
+                    shape = self.plan.shapes[other] if own_shape else tensor.shape
+                    sizes[f"{other}{optimizer_state.SEPARATOR}{key}"] = torch.empty(
+                        shape, dtype=tensor.dtype, device="meta"
+                    )
+        return dict(sorted(sizes.items()))
+
+    def expected(self, assignment: Assignment, worker: int, full: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Empty tensors like those that ``worker`` hands over, derived from the plan."""
+        by_name = cuts(self.plan, assignment.units(worker))
+        found = {name: cut_of(self.plan, by_name, name, tensor.shape) for name, tensor in full.items()}
+        return {
+            name: torch.empty(cut_shape(full[name].shape, cut), dtype=full[name].dtype, device="meta")
+            for name, cut in found.items()
+            if cut is not None
+        }
 
     def check_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Refuse optimizer state that has units in it but not the shape of its parameter: nobody could cut it."""

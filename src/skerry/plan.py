@@ -1,12 +1,14 @@
 """The plan: which indices of which tensor dims belong to which units.
 
-A *unit* is the smallest thing dealt out (a neuron, a channel); an *axis* is a set of interchangeable units. The plan is
-one table: for each dim of each dealt tensor, one unit id per index. It says nothing of workers; who holds a unit is
-decided anew each round in ``partition.py``. A tensor that is not in the table is *shared*: every worker has it whole.
+A *unit* is the smallest thing dealt out (a neuron, a channel, a head, a block); an *axis* is a set of interchangeable
+units. The plan is one table: for each dim of each dealt tensor, one unit id per index. It says nothing of workers; who
+holds a unit is decided anew each round in ``partition.py``. A tensor that is not in the table is *shared*: every worker
+has it whole.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,10 @@ from torch import Tensor, nn
 from skerry import rules as rules_module
 from skerry.optimizer_state import parameter_of
 from skerry.rules import Role, Rules
+
+Patch = Callable[[nn.Module, nn.Module], None]
+"""``patch(narrow, full)`` changes what a narrow module keeps beside its tensors (``num_heads``, its ``forward``), so
+that it fits them; ``full`` is the same module of the full model."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,14 @@ class DealtDim:
     role: Role
 
 
+@dataclass(frozen=True)
+class Note:
+    """Something that is not dealt out, and why."""
+
+    what: str
+    why: str
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """Which dims of which tensors belong to which units.
@@ -48,6 +62,10 @@ class Plan:
         axes: the axes, in the order of their unit ids.
         dims: tensor name -> one ``DealtDim`` or None a dim; only tensors with a dealt dim are in it.
         shapes: the shape of every parameter and buffer of the model it was made for.
+        blocks: module name -> the unit that has the module and all its tensors whole. In a subnet without the unit the
+            module is the identity and its tensors do not exist.
+        patches: pattern of module names -> function that makes a narrow module fit its tensors.
+        notes: what is not dealt out, and why.
 
     Example:
         >>> from skerry import In, Out
@@ -60,6 +78,9 @@ class Plan:
     axes: tuple[Axis, ...]
     dims: Mapping[str, tuple[DealtDim | None, ...]]
     shapes: Mapping[str, torch.Size] = field(repr=False)
+    blocks: Mapping[str, int] = field(default_factory=dict)
+    patches: Mapping[str, Patch] = field(default_factory=dict, repr=False)
+    notes: tuple[Note, ...] = field(default=(), repr=False)
 
     @property
     def num_units(self) -> int:
@@ -67,24 +88,88 @@ class Plan:
         return sum(axis.num_units for axis in self.axes)
 
     def row(self, name: str, shape: torch.Size) -> tuple[DealtDim | None, ...]:
-        """Return the table row of a full-size tensor, empty where it is shared.
+        """Return the table row of a full-size tensor, empty where no dim of it is dealt out.
 
-        Optimizer state of its parameter's shape follows its parameter's row; other state (step counts) is shared.
+        Optimizer state of its parameter's shape follows its parameter's row; other state (step counts) does not.
         """
         owner = parameter_of(name)
         return self.dims.get(owner, ()) if shape == self.shapes[owner] else ()
+
+    def block_of(self, name: str) -> int | None:
+        """Return the unit that has the tensor ``name`` (or its optimizer state) whole, None if it is in no block."""
+        return next((unit for block, unit in self.blocks.items() if name.startswith(f"{block}.")), None)
 
     @classmethod
     def whole(cls, model: nn.Module) -> "Plan":
         """The plan that deals out nothing: every tensor is shared."""
         return cls((), {}, {name: tensor.shape for name, tensor in named_tensors(model).items()})
 
+    def only(self, *patterns: str) -> "Plan":
+        """Return the plan with just the axes whose names match one of ``patterns`` (``"*.mlp"``; * is anything)."""
+        return self._keep([axis for axis in self.axes if self._matches(axis.name, patterns)])
+
+    def without(self, *patterns: str) -> "Plan":
+        """Return the plan without the axes whose names match one of ``patterns``: their units are on every worker."""
+        matching = [axis for axis in self.axes if self._matches(axis.name, patterns)]
+        return self._keep([axis for axis in self.axes if axis not in matching])
+
+    def _matches(self, name: str, patterns: Sequence[str]) -> bool:
+        for pattern in patterns:
+            if not any(fnmatch.fnmatchcase(axis.name, pattern) for axis in self.axes):
+                known = ", ".join(axis.name for axis in self.axes[:5]) or "none"
+                raise ValueError(f"'{pattern}' matches no axis; the plan's axes are {known}, ...")
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+    def _keep(self, axes: Sequence[Axis]) -> "Plan":
+        new_id = torch.full((self.num_units + 1,), -1, dtype=torch.int32)  # the last is where id -1 looks
+        kept, start = [], 0
+        for axis in axes:
+            kept.append(replace(axis, start=start))
+            new_id[axis.start : axis.start + axis.num_units] = torch.arange(start, start + axis.num_units)
+            start += axis.num_units
+        blocks = {name: int(new_id[unit]) for name, unit in self.blocks.items() if new_id[unit] >= 0}
+        gone = tuple(Note(f"axis {axis.name}", "left out on request") for axis in self.axes if axis not in axes)
+        return replace(
+            self, axes=tuple(kept), dims=_renumbered(self.dims, new_id), blocks=blocks, notes=self.notes + gone
+        )
+
+    def __add__(self, other: "Plan") -> "Plan":
+        """Return the plan that deals out what either deals out: two plans of one model, for different axes."""
+        if not isinstance(other, Plan):
+            return NotImplemented
+        for name in [*self.shapes, *other.shapes]:
+            got, expected = other.shapes.get(name), self.shapes.get(name)
+            if got != expected:
+                raise ValueError(
+                    f"{name}: one plan has {_shape_text(expected)}, the other {_shape_text(got)}; "
+                    "only plans of one model can be added"
+                )
+        names = {axis.name for axis in self.axes}
+        for axis in other.axes:
+            if axis.name in names:
+                raise ValueError(f"axis '{axis.name}' is in both plans; take it out of one with plan.without")
+        shift = torch.arange(self.num_units, self.num_units + other.num_units + 1, dtype=torch.int32)
+        shift[-1] = -1
+        theirs = _renumbered(other.dims, shift)
+        dims = dict(self.dims)
+        for name, row in theirs.items():
+            pairs = zip(dims.get(name, (None,) * len(row)), row, strict=True)
+            dims[name] = tuple(_both(name, d, a, b) for d, (a, b) in enumerate(pairs))
+        return Plan(
+            self.axes + tuple(replace(axis, start=axis.start + self.num_units) for axis in other.axes),
+            dims,
+            self.shapes,
+            {**self.blocks, **{name: unit + self.num_units for name, unit in other.blocks.items()}},
+            {**self.patches, **other.patches},
+            self.notes + tuple(note for note in other.notes if note not in self.notes),
+        )
+
     @classmethod
-    def from_rules(cls, model: nn.Module, rules: Rules) -> "Plan":
+    def from_rules(cls, model: nn.Module, rules: Rules, patches: Mapping[str, Patch] | None = None) -> "Plan":
         """Build the plan that ``rules`` describe, for example ``{"fc1": Out("h"), "bn": Out("h"), "fc2": In("h")}``.
 
-        An axis has as many units as its ``Out`` dims have indices. An ``In`` dim k times as long has k neighbouring
-        indices a unit: a channel is H*W columns after a flatten.
+        An axis has as many units as its ``Out`` dims have indices, or as ``Heads`` says. An ``In`` dim k times as long
+        has k neighbouring indices a unit: a channel is H*W columns after a flatten, a head all its dims.
 
         Raises:
             ValueError: a rule matches nothing or cannot hold, sizes disagree, an axis is made but never read or read
@@ -99,13 +184,15 @@ class Plan:
         axes = _axes(wanted, {entry.tensor: tensors[canonical[entry.tensor]] for entry in wanted})
         by_name = {axis.name: axis for axis in axes}
 
-        ids: dict[tuple[str, int], Tensor] = {}  # one tensor for all dims that run alike; others key on its identity
+        ids: dict[
+            tuple[str, int, int], Tensor
+        ] = {}  # one tensor for all dims that run alike; others key on its identity
         # tensor -> dim -> (how it is dealt, its axis, its name in the rule)
         table: dict[str, dict[int, tuple[DealtDim, str, str]]] = {}
         for entry in wanted:
             name, axis = canonical[entry.tensor], by_name[entry.axis]
             size = tensors[name].shape[entry.dim]
-            units = ids.setdefault((axis.name, size), _unit_ids(entry, axis, size))
+            units = ids.setdefault((axis.name, size, entry.parts), _unit_ids(entry, axis, size))
             dealt = DealtDim(units, entry.role)
             before = table.setdefault(name, {}).setdefault(entry.dim, (dealt, entry.axis, entry.tensor))
             if (before[1], before[0].role) != (entry.axis, entry.role):
@@ -118,7 +205,7 @@ class Plan:
             name: tuple(by_dim[d][0] if d in by_dim else None for d in range(tensors[name].dim()))
             for name, by_dim in table.items()
         }
-        return cls(axes, dims, {name: tensor.shape for name, tensor in tensors.items()})
+        return cls(axes, dims, {name: tensor.shape for name, tensor in tensors.items()}, {}, dict(patches or {}))
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError, naming the tensor, unless ``model`` has just the tensors this plan was made for."""
@@ -132,16 +219,39 @@ class Plan:
                 )
 
     def __str__(self) -> str:
-        sizes = {name: shape.numel() for name, shape in self.shapes.items()}
-        lines = [f"{'axis':<16}{'kind':<10}{'units':>7}  tensors"]
+        """A table: each axis with what it governs, the share dealt out, and what is not dealt out and why."""
+        numel = {name: shape.numel() for name, shape in self.shapes.items()}
+        total = sum(numel.values())
+        rows = [("axis", "kind", "units", "elements", "of")]
         for axis in self.axes:
-            touched = [
-                name for name, dims in self.dims.items() if any(d is not None and _touches(d, axis) for d in dims)
-            ]
-            lines.append(f"{axis.name:<16}{axis.kind:<10}{axis.num_units:>7}  {', '.join(touched)}")
-        dealt = sum(sizes[name] for name in self.dims)
-        lines.append(f"{dealt:,} of {sum(sizes.values()):,} elements are dealt out, the rest is on every worker")
+            names = self._governed(axis)
+            size = sum(numel[name] for name in names)
+            rows.append((axis.name, axis.kind, f"{axis.num_units}", f"{size:,}", _few(names)))
+        wide = [max(len(row[c]) for row in rows) for c in range(4)]
+        lines = [
+            f"{name:<{wide[0]}}  {kind:<{wide[1]}}  {units:>{wide[2]}}  {size:>{wide[3]}}  {names}"
+            for name, kind, units, size, names in rows
+        ]
+        dealt = sum(size for name, size in numel.items() if name in self.dims or self.block_of(name) is not None)
+        shared = sorted((n for n in numel if n not in self.dims and self.block_of(n) is None), key=lambda n: -numel[n])
+        lines.append(f"dealt out: {dealt:,} of {total:,} elements ({dealt / max(1, total):.0%})")
+        if shared:
+            lines.append(f"on every worker: {total - dealt:,} elements: {_few(shared)}")
+        if self.notes:
+            lines.append("not dealt out, and why:")
+            lines.extend(f"  {note.what}: {note.why}" for note in self.notes)
         return "\n".join(lines)
+
+    def _governed(self, axis: Axis) -> list[str]:
+        """The tensors that a unit of ``axis`` has a part of."""
+        ids: dict[int, bool] = {}
+        names = []
+        for name, row in self.dims.items():
+            for dim in row:
+                if dim is not None and ids.setdefault(id(dim.units), _touches(dim, axis)) and name not in names:
+                    names.append(name)
+        inside = range(axis.start, axis.start + axis.num_units)
+        return names + [n for n in self.shapes if n not in names and self.block_of(n) in inside]
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -162,7 +272,7 @@ def _axes(wanted: list[rules_module.Entry], tensors: Mapping[str, Tensor]) -> tu
     made: dict[str, tuple[int, rules_module.Entry]] = {}
     for entry in wanted:
         if entry.role == "out":
-            size = tensors[entry.tensor].shape[entry.dim]
+            size = entry.num_units or tensors[entry.tensor].shape[entry.dim]
             expected, by = made.setdefault(entry.axis, (size, entry))
             if size != expected:
                 raise ValueError(
@@ -185,13 +295,14 @@ def _axes(wanted: list[rules_module.Entry], tensors: Mapping[str, Tensor]) -> tu
 
 
 def _unit_ids(entry: rules_module.Entry, axis: Axis, size: int) -> Tensor:
-    per_unit, rest = divmod(size, axis.num_units)
-    if rest or (per_unit != 1 and entry.role == "out"):
+    per_unit, rest = divmod(size, axis.num_units * entry.parts)
+    if rest or (per_unit != 1 and entry.role == "out" and not entry.num_units):
         raise ValueError(
             f"{entry.tensor} dim {entry.dim}: {size} indices, expected a multiple of the {axis.num_units} units of "
             f"axis '{axis.name}'; the rule names the wrong axis or the wrong module"
         )
-    return torch.arange(axis.start, axis.start + axis.num_units, dtype=torch.int32).repeat_interleave(per_unit)
+    ids = torch.arange(axis.start, axis.start + axis.num_units, dtype=torch.int32).repeat_interleave(per_unit)
+    return ids.repeat(entry.parts)
 
 
 def _check_ties(canonical: Mapping[str, str], table: Mapping[str, Mapping[int, object]], ruled: set[str]) -> None:
@@ -206,6 +317,37 @@ def _check_ties(canonical: Mapping[str, str], table: Mapping[str, Mapping[int, o
 
 def _touches(dim: DealtDim, axis: Axis) -> bool:
     return bool(((dim.units >= axis.start) & (dim.units < axis.start + axis.num_units)).any())
+
+
+def _renumbered(
+    dims: Mapping[str, tuple[DealtDim | None, ...]], new_id: Tensor
+) -> dict[str, tuple[DealtDim | None, ...]]:
+    """The same dims with unit u called ``new_id[u]``; dims with nothing dealt out any more are dropped."""
+    known: dict[int, Tensor | None] = {}  # dims that run alike keep sharing one tensor
+
+    def renumber(dim: DealtDim | None) -> DealtDim | None:
+        if dim is None:
+            return None
+        if id(dim.units) not in known:
+            units = new_id[dim.units]
+            known[id(dim.units)] = units if bool((units >= 0).any()) else None
+        units_or_none = known[id(dim.units)]
+        return None if units_or_none is None else DealtDim(units_or_none, dim.role)
+
+    rows = {name: tuple(renumber(dim) for dim in row) for name, row in dims.items()}
+    return {name: row for name, row in rows.items() if any(dim is not None for dim in row)}
+
+
+def _both(name: str, d: int, a: DealtDim | None, b: DealtDim | None) -> DealtDim | None:
+    if a is None or b is None:
+        return a or b
+    if a.role != b.role or bool(((a.units >= 0) & (b.units >= 0)).any()):
+        raise ValueError(f"{name} dim {d}: dealt out by both plans; leave the axis out of one with plan.without")
+    return DealtDim(torch.where(a.units >= 0, a.units, b.units), a.role)
+
+
+def _few(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _shape_text(shape: torch.Size | None) -> str:

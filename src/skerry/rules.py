@@ -32,7 +32,20 @@ class In:
     axis: str
 
 
-Rule = Out | In
+@dataclass(frozen=True)
+class Heads:
+    """The module's outputs are the ``num_heads`` units of ``axis``, each a run of neighbouring ones: attention heads.
+
+    With ``parts`` such runs one after the other: 3 for a fused q, k, v. Where several query heads share one key and
+    value head, the unit is the key head with its queries: give all of q, k and v the number of key heads.
+    """
+
+    axis: str
+    num_heads: int
+    parts: int = 1
+
+
+Rule = Out | In | Heads
 Rules = Mapping[str, Rule | Sequence[Rule]]
 
 
@@ -45,6 +58,8 @@ class Entry:
     axis: str
     role: Role
     kind: str
+    num_units: int | None = None
+    parts: int = 1
 
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -61,22 +76,22 @@ def entries(model: nn.Module, rules: Rules) -> Iterator[Entry]:
     """
     modules = dict(model.named_modules())
     for pattern, rule in rules.items():
-        matches = [(name, wildcards) for name in modules if (wildcards := _match(pattern, name)) is not None]
+        matches = [(name, wildcards) for name in modules if (wildcards := match(pattern, name)) is not None]
         if not matches:
             near = difflib.get_close_matches(pattern, modules, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"the model has {', '.join(list(modules)[1:6])}, ..."
             raise ValueError(f"rule '{pattern}' matches no module; {hint}")
         for name, wildcards in matches:
-            for one in [rule] if isinstance(rule, Out | In) else rule:
-                if not isinstance(one, Out | In):
+            for one in [rule] if isinstance(rule, Rule) else rule:
+                if not isinstance(one, Rule):
                     raise ValueError(
-                        f"rule '{pattern}': got {one!r}, expected Out('axis'), In('axis') or a list of them"
+                        f"rule '{pattern}': got {one!r}, expected Out('axis'), In('axis'), Heads('axis', n) or a list of them"
                     )
                 axis = _fill(one.axis, wildcards, pattern)
                 yield from _module_entries(name, modules[name], one, axis)
 
 
-def _match(pattern: str, name: str) -> tuple[str, ...] | None:
+def match(pattern: str, name: str) -> tuple[str, ...] | None:
     regex = r"([^.]*)".join(re.escape(part) for part in pattern.split("*"))
     found = re.fullmatch(regex, name)
     return found.groups() if found else None
@@ -105,9 +120,9 @@ def _module_entries(name: str, module: nn.Module, rule: Rule, axis: str) -> Iter
         if module.groups != 1:
             raise ValueError(f"{where}: groups={module.groups}, expected 1; rules cannot deal out grouped convolutions")
         out, into = ({"weight": 1, "bias": 0}, 0) if module.transposed else ({"weight": 0, "bias": 0}, 1)
-    elif isinstance(module, nn.Embedding) and isinstance(rule, Out):
+    elif isinstance(module, nn.Embedding) and not isinstance(rule, In):
         out, into = {"weight": 1}, 0
-    elif isinstance(module, _BATCH_NORM) and isinstance(rule, Out):
+    elif isinstance(module, _BATCH_NORM) and not isinstance(rule, In):
         out, into = {"weight": 0, "bias": 0, "running_mean": 0, "running_var": 0}, 0
     else:
         raise ValueError(
@@ -117,6 +132,8 @@ def _module_entries(name: str, module: nn.Module, rule: Rule, axis: str) -> Iter
     if isinstance(rule, In):
         out = {"weight": into}
     role: Role = "in" if isinstance(rule, In) else "out"
+    heads = (rule.num_heads, rule.parts) if isinstance(rule, Heads) else (None, 1)
+    kind = "heads" if isinstance(rule, Heads) else kind
     for tensor, dim in out.items():
         if getattr(module, tensor, None) is not None:
-            yield Entry(f"{name}.{tensor}" if name else tensor, dim, axis, role, kind)
+            yield Entry(f"{name}.{tensor}" if name else tensor, dim, axis, role, kind, *heads)

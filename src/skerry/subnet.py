@@ -2,93 +2,141 @@
 
 A *cut* says, for each dim of a tensor, which indices a worker holds. ``take`` and ``put_`` apply it to one tensor, so
 that weights, batch-norm statistics and optimizer state are all sliced by the same table. ``masked`` is the slow,
-obvious meaning of a subnet: the full model with what the worker does not hold set to zero.
+obvious meaning of a subnet: the full model in which nothing reads what the worker does not hold.
 """
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from skerry import patches, rules
 from skerry.optimizer_state import parameter_of
 from skerry.plan import DealtDim, Plan, named_tensors
 
-Cut = tuple[Tensor | None, ...]
-"""For each dim the sorted int64 indices that are held, None for all; an empty cut is the whole tensor."""
+Cut = tuple[Tensor | slice | None, ...]
+"""For each dim the sorted int64 indices that are held, as a slice where they are neighbours, None for all; an empty cut
+is the whole tensor."""
+
+Cuts = Mapping[str, Cut | None]
+"""The cuts of dealt tensors by name; None for a tensor of a block that the worker does not hold. Others are whole."""
 
 
-def cuts(plan: Plan, units: Tensor) -> dict[str, Cut]:
-    """Return the cut of every dealt tensor for a worker that holds ``units`` (global ids); others are whole."""
+def cuts(plan: Plan, units: Tensor) -> Cuts:
+    """Return the cut of every dealt tensor for a worker that holds ``units`` (global ids)."""
     held = torch.zeros(plan.num_units + 1, dtype=torch.bool)
     held[units] = True
     held[-1] = True  # where id -1 looks: what is not dealt out is held by everybody
-    known: dict[int, Tensor | None] = {}  # many dims share one tensor of unit ids
+    known: dict[int, Tensor | slice | None] = {}  # many dims share one tensor of unit ids
 
-    def indices(dim: DealtDim | None) -> Tensor | None:
+    def indices(dim: DealtDim | None) -> Tensor | slice | None:
         if dim is None:
             return None
         if id(dim.units) not in known:
-            mine = held[dim.units]
-            known[id(dim.units)] = None if bool(mine.all()) else mine.nonzero().flatten()
+            index = held[dim.units].nonzero().flatten()
+            first, last = (int(index[0]), int(index[-1])) if len(index) else (0, -1)
+            run = slice(first, last + 1) if last - first + 1 == len(index) else index
+            known[id(dim.units)] = None if len(index) == len(dim.units) else run
         return known[id(dim.units)]
 
-    return {name: tuple(indices(dim) for dim in dims) for name, dims in plan.dims.items()}
+    by_name: dict[str, Cut | None] = {name: tuple(indices(dim) for dim in dims) for name, dims in plan.dims.items()}
+    if plan.blocks:
+        for name in plan.shapes:
+            block = plan.block_of(name)
+            if block is not None and not held[block]:
+                by_name[name] = None
+    return by_name
 
 
 def take(tensor: Tensor, cut: Cut = ()) -> Tensor:
     """Return a new tensor with the part of ``tensor`` that ``cut`` names."""
     part = tensor
     for dim, index in enumerate(cut):
-        if index is not None:
+        if isinstance(index, slice):
+            part = part.narrow(dim, index.start, index.stop - index.start)
+    for dim, index in enumerate(cut):
+        if isinstance(index, Tensor):
             part = part.index_select(dim, index.to(tensor.device))
-    return part.clone() if part is tensor else part
+    shares = part.untyped_storage()._cdata == tensor.untyped_storage()._cdata
+    return part.clone(memory_format=torch.contiguous_format) if shares else part
 
 
-def cut_of(plan: Plan, by_name: Mapping[str, Cut], name: str, shape: torch.Size) -> Cut:
+def cut_of(plan: Plan, by_name: Cuts, name: str, shape: torch.Size) -> Cut | None:
     """Return the cut of a full-size tensor: its own, or that of the parameter whose optimizer state it is."""
-    return by_name.get(parameter_of(name), ()) if plan.row(name, shape) else ()
+    own = by_name.get(parameter_of(name), ())
+    return own if own is None or plan.row(name, shape) else ()
 
 
 def put_(tensor: Tensor, part: Tensor, cut: Cut = ()) -> None:
     """Write ``part`` into the place in ``tensor`` that ``cut`` names; everything else keeps its bits."""
-    dealt = [dim for dim, index in enumerate(cut) if index is not None]
+    for dim, index in enumerate(cut):
+        if isinstance(index, slice):
+            tensor = tensor.narrow(dim, index.start, index.stop - index.start)
+    dealt = [dim for dim, index in enumerate(cut) if isinstance(index, Tensor)]
     if not dealt:
         tensor.copy_(part)
         return
     dim = dealt[0]
     index = cut[dim]
-    assert index is not None
+    assert isinstance(index, Tensor)
     index = index.to(tensor.device)
     if len(dealt) > 1:
         slab = tensor.index_select(dim, index)
-        put_(slab, part, tuple(None if d == dim else i for d, i in enumerate(cut)))
+        put_(slab, part, tuple(i if d in dealt[1:] else None for d, i in enumerate(cut)))
         part = slab
     tensor.index_copy_(dim, index, part)
 
 
 def cut_shape(shape: torch.Size, cut: Cut = ()) -> torch.Size:
     """Return the shape of what ``take`` returns for a tensor of ``shape``."""
-    held = [*cut] + [None] * (len(shape) - len(cut))
-    return torch.Size(size if index is None else len(index) for size, index in zip(shape, held, strict=True))
+    sizes = list(shape)
+    for dim, index in enumerate(cut):
+        if index is not None:
+            sizes[dim] = index.stop - index.start if isinstance(index, slice) else len(index)
+    return torch.Size(sizes)
+
+
+class Skipped(nn.Module):
+    """What stands in a subnet for a block that it does not hold: the identity."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the first argument."""
+        return x
 
 
 @torch.no_grad()
-def extract(model: nn.Module, plan: Plan, units: Tensor) -> nn.Module:
+def extract(model: nn.Module, plan: Plan, units: Tensor, *, copy_shared: bool = True) -> nn.Module:
     """Return the subnet of ``units``: a real, small, dense module of the same class as ``model``.
 
-    Its tensors are new; ``model`` is not changed. Tied tensors stay tied, and no full-size tensor is copied on the way.
+    ``model`` is not changed. Tied tensors stay tied, and no full-size tensor is copied on the way. The subnet's tensors
+    are new, but with ``copy_shared=False`` parameters that it holds whole are ``model``'s own (to look, not to train).
     """
     by_name = cuts(plan, units)
     memo: dict[int, object] = {}
+    for block, unit in plan.blocks.items():
+        if unit not in units:
+            memo[id(model.get_submodule(block))] = Skipped()
     for name, parameter in model.named_parameters():
-        part = take(parameter.detach(), by_name.get(name, ()))
+        cut = by_name.get(name, ())
+        if cut is None:
+            continue
+        whole = all(index is None for index in cut)
+        part = parameter.detach() if whole and not copy_shared else take(parameter.detach(), cut)
         memo[id(parameter)] = nn.Parameter(part, requires_grad=parameter.requires_grad)
     for name, buffer in model.named_buffers():
-        memo[id(buffer)] = take(buffer, by_name.get(name, ()))
+        cut = by_name.get(name, ())
+        if cut is not None:
+            memo[id(buffer)] = take(buffer, cut)
     subnet = copy.deepcopy(model, memo)
-    for module in subnet.modules():
-        _set_widths(module)
+    fulls = dict(model.named_modules())
+    for name, module in subnet.named_modules():
+        if name in fulls:
+            patches.fit(module, fulls[name])
+            for pattern, patch in plan.patches.items():
+                if rules.match(pattern, name) is not None:
+                    patch(module, fulls[name])
     return subnet
 
 
@@ -98,21 +146,29 @@ def write_back(model: nn.Module, plan: Plan, units: Tensor, subnet: nn.Module) -
     by_name = cuts(plan, units)
     parts = named_tensors(subnet)
     for name, tensor in named_tensors(model).items():
-        put_(tensor, parts[name], by_name.get(name, ()))
+        cut = by_name.get(name, ())
+        if cut is not None:
+            put_(tensor, parts[name], cut)
 
 
 @torch.no_grad()
 def masked(model: nn.Module, plan: Plan, units: Tensor) -> nn.Module:
-    """Return a full-size copy of ``model`` in which whatever a holder of ``units`` does not have is zero.
+    """Return a full-size copy of ``model`` in which nothing reads what a holder of ``units`` does not have.
 
-    For tests: ``extract(model, plan, units)`` computes the same outputs and, on what is held, the same gradients.
+    The weights that would read it are zero, and blocks that are not held are the identity. For tests:
+    ``extract(model, plan, units)`` computes the same outputs and, on what is held, the same gradients.
     """
     reference = copy.deepcopy(model)
-    by_name = cuts(plan, units)
+    for block, unit in plan.blocks.items():
+        if unit not in units:
+            reference.set_submodule(block, Skipped())
+    held = torch.zeros(plan.num_units + 1, dtype=torch.bool)
+    held[units] = True
+    held[-1] = True
     for name, tensor in named_tensors(reference).items():
-        part = take(tensor, by_name.get(name, ()))
-        tensor.zero_()
-        put_(tensor, part, by_name.get(name, ()))
+        for dim, dealt in enumerate(plan.dims.get(name, ())):
+            if dealt is not None and dealt.role == "in":
+                tensor.index_fill_(dim, (~held[dealt.units]).nonzero().flatten().to(tensor.device), 0)
     return reference
 
 
@@ -134,23 +190,3 @@ def narrow_model(model: nn.Module, plan: Plan, fraction: float, seed: int) -> nn
             if callable(reset):
                 reset()
     return narrow
-
-
-def _set_widths(module: nn.Module) -> None:
-    """Make the widths that a standard module keeps beside its tensors agree with the tensors."""
-    widths: Mapping[str, int] = {}
-    match module:
-        case nn.Linear():
-            widths = {"out_features": module.weight.shape[0], "in_features": module.weight.shape[1]}
-        case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
-            widths = {"out_channels": module.weight.shape[0], "in_channels": module.weight.shape[1] * module.groups}
-        case nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
-            widths = {"in_channels": module.weight.shape[0], "out_channels": module.weight.shape[1] * module.groups}
-        case nn.BatchNorm1d() | nn.BatchNorm2d() | nn.BatchNorm3d():
-            tensors = (module.weight, module.bias, module.running_mean, module.running_var)
-            known = [t for t in tensors if t is not None]
-            widths = {"num_features": known[0].shape[0]} if known else {}
-        case nn.Embedding():
-            widths = {"num_embeddings": module.weight.shape[0], "embedding_dim": module.weight.shape[1]}
-    for name, width in widths.items():
-        setattr(module, name, width)

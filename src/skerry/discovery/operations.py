@@ -13,26 +13,21 @@ import torch
 from torch import Tensor
 
 from skerry.discovery.labels import Field, Labels, Origin, compact, padded, reshaped
-from skerry.discovery.trace import Operation, Rule, wide_dims
+from skerry.discovery.trace import Operation, Rule, pin_everything, wide_dims
 
 aten = torch.ops.aten
 _rules: dict[Any, Rule] = {}
 
 
-def rule_of(func: Any) -> Rule:
-    """The rule for an ATen operation (an overload)."""
+def rule_of(func: Any) -> Rule | None:
+    """The rule for an ATen operation (an overload), None if there is none."""
     packet = func.overloadpacket
     if packet in _rules:
         return _rules[packet]
     name = str(packet).removeprefix("aten.")
     if name.endswith("_") and hasattr(aten, name[:-1]) and getattr(aten, name[:-1]) in _rules:
         return _rules[getattr(aten, name[:-1])]  # in place: the same, and the trace joins what was there before
-    return _pointwise if torch.Tag.pointwise in func.tags else _unknown
-
-
-def knows(func: Any) -> bool:
-    """Whether an operation has a rule other than "pin everything"."""
-    return rule_of(func) is not _unknown
+    return _pointwise if torch.Tag.pointwise in func.tags else None
 
 
 def _for(*names: str) -> Callable[[Rule], Rule]:
@@ -52,12 +47,6 @@ def _each(fields: Iterable[Field], move: Callable[[Tensor], Tensor]) -> tuple[Fi
 def _as_outputs(op: Operation, labels: Labels) -> list[Labels]:
     """The first result has ``labels``; the others (indices, statistics) nothing that anybody may rely on."""
     return [labels, *(Labels() for _ in op.outs[1:])]
-
-
-def _unknown(op: Operation) -> list[Labels]:
-    for tensor in op.tensors():
-        op.bonds.pin(op.labels_of(tensor).fields)
-    return [Labels() for _ in op.outs]
 
 
 # --- making tensors -------------------------------------------------------------------------------------------------
@@ -83,7 +72,18 @@ def _make_other(op: Operation) -> list[Labels]:
 # --- moving elements ------------------------------------------------------------------------------------------------
 
 
-@_for("clone", "detach", "alias", "lift_fresh", "contiguous", "_to_copy", "dropout", "native_dropout", "_conj", "view_as_real")
+@_for(
+    "clone",
+    "detach",
+    "alias",
+    "lift_fresh",
+    "contiguous",
+    "_to_copy",
+    "dropout",
+    "native_dropout",
+    "_conj",
+    "view_as_real",
+)
 def _same(op: Operation) -> list[Labels]:
     """The same elements in the same places."""
     return _as_outputs(op, op.labels_of(op.args[0]))
@@ -102,7 +102,7 @@ def _regroup(op: Operation) -> list[Labels]:
     x, out = op.args[0], op.outs[0]
     old = op.labels_of(x)
     if x.numel() == 0 or isinstance(op.arg(1), torch.dtype):
-        return _unknown(op)
+        return pin_everything(op)
     fields = _each(old.fields, lambda ids: reshaped(ids, x.shape, out.shape))
     op.bonds.outermost.extend((one.ids, op.bonds.now) for one in fields if len(one.dims) > 1)
     return [replace(old, fields=_separate(op, fields))]
@@ -255,7 +255,7 @@ def _mixes_along(op: Operation) -> list[Labels]:
     if "softmax" in name:
         op.bonds.heads.extend(one.ids.flatten() for one in fields)
     if name == "diagonal":
-        return _unknown(op)
+        return pin_everything(op)
     return [Labels(op.bonds.used(fields)) for _ in op.outs]
 
 
@@ -274,9 +274,7 @@ def _by_index(op: Operation) -> list[Labels]:
         old = op.labels_of(x)
         return [replace(old, fields=op.bonds.collapse_all(old.fields, [dim]))]
     pairs = [_aligned(op, t, out.dim()) for t in op.tensors() if t.dim() == out.dim()]
-    pairs = [
-        (replace(found, fields=op.bonds.collapse_all(found.fields, [dim])), wide - {dim}) for found, wide in pairs
-    ]
+    pairs = [(replace(found, fields=op.bonds.collapse_all(found.fields, [dim])), wide - {dim}) for found, wide in pairs]
     return [Labels(op.bonds.used(op.bonds.unify(pairs)))]
 
 

@@ -23,6 +23,10 @@ from skerry.inputs import Inputs, call, tensors_of
 Rule = Callable[["Operation"], Sequence[Labels]]
 
 
+class ForwardRefused(ValueError):
+    """The model's forward does something for which no subnet can stand."""
+
+
 @dataclass(frozen=True)
 class Step:
     """An operation that ran: its name, the module that ran it, and the memory it read and wrote (by number)."""
@@ -64,13 +68,14 @@ class Trace:
     live: list[bool] = field(default_factory=list)
     origins: dict[str, tuple[Tensor | None, ...]] = field(default_factory=dict)
     num_labels: int = 1
+    known: list[bool] = field(default_factory=list)
     looked_at_values: list[str] = field(default_factory=list)
 
 
 class Tracer(TorchDispatchMode):
     """Applies the rules to every operation of a forward."""
 
-    def __init__(self, model: nn.Module, rule_of: Callable[[Any], Rule], labelled: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: nn.Module, rule_of: Callable[[Any], Rule | None], labelled: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.trace = Trace(Bonds(), [])
         self.rule_of = rule_of
@@ -136,8 +141,10 @@ class Tracer(TorchDispatchMode):
         steps.append(Step(str(func.overloadpacket), self.modules[-1] if self.modules else "", ids, to))
         if func.overloadpacket is torch.ops.aten._local_scalar_dense:
             self.trace.looked_at_values.append(steps[-1].module)
+        rule = self.rule_of(func)
+        self.trace.known.append(rule is not None)
         if outs:
-            labels = list(self.rule_of(func)(operation))
+            labels = list((rule or pin_everything)(operation))
             assert len(labels) == len(outs), func
             for out, found in zip(outs, labels, strict=True):
                 self.labels[out] = self._settle(out, found) if any(out is w for w in written) else found
@@ -159,7 +166,7 @@ class Tracer(TorchDispatchMode):
         for tensor in written:
             key = tensor.untyped_storage()._cdata
             if key in self.frozen:
-                raise ValueError(
+                raise ForwardRefused(
                     f"{self.frozen[key]}: the forward of {self.modules[-1] or 'the model'} writes to it, expected a "
                     "forward that leaves parameters alone; make it a buffer, or do the update outside of forward"
                 )
@@ -188,8 +195,16 @@ class Tracer(TorchDispatchMode):
             if live[-1]:
                 needed |= step.reads
         self.trace.live = [*reversed(live), True]
+        self.trace.known.append(True)
         self.trace.steps.append(Step("model output", "", frozenset(), frozenset()))
         return self.trace
+
+
+def pin_everything(op: Operation) -> list[Labels]:
+    """For an operation without a rule: nothing that goes through it is dealt out."""
+    for tensor in op.tensors():
+        op.bonds.pin(op.labels_of(tensor).fields)
+    return [Labels() for _ in op.outs]
 
 
 def wide_dims(tensor: Tensor) -> frozenset[int]:
@@ -246,13 +261,25 @@ def module_names(model: nn.Module, running: list[str]) -> Iterator[None]:
             hook.remove()
 
 
-def trace(model: nn.Module, inputs: Inputs, rule_of: Callable[[Any], Rule], labelled: Mapping[str, Tensor]) -> Trace:
+def trace(
+    model: nn.Module, inputs: Inputs, rule_of: Callable[[Any], Rule | None], labelled: Mapping[str, Tensor]
+) -> Trace:
     """Run ``model`` once on ``inputs`` and return what its operations demand of the labels of ``labelled``."""
     tracer = Tracer(model, rule_of, labelled)
     try:
         with quietly(model), module_names(model, tracer.modules):
             with tracer:
-                output = call(model, inputs)
+                try:
+                    output = call(model, inputs)
+                except (RuntimeError, ValueError, IndexError, TypeError, AssertionError, KeyError) as error:
+                    if isinstance(error, ForwardRefused):
+                        raise
+                    where = f"in {tracer.modules[-1]}: " if tracer.modules and tracer.modules[-1] else ""
+                    said = (str(error).splitlines() or [type(error).__name__])[0]
+                    raise ValueError(
+                        f"the model does not run on the example inputs: {where}{said}; give inputs as the model takes "
+                        "them (a tensor, a tuple of positional or a dict of keyword arguments)"
+                    ) from error
             return tracer.finish(output)
     finally:
         with torch.no_grad():

@@ -5,7 +5,6 @@ processes hold the same bits after each round. No pickle crosses the wire: a pie
 order and in shapes that every process derives by itself.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from skerry.runtimes.runtime import Handover, Shapes
+from skerry.runtimes.runtime import Expected, Handover
 
 _ALIGN = 8  # bytes; every tensor starts where any dtype may
 _HEADER = 5  # float64: worker, round, loss, flop, local_s
@@ -67,32 +66,32 @@ class Processes:
         self._round = round
         self._on_round(round)
 
-    def exchange(self, mine: list[Handover], shapes: Shapes, num_workers: int) -> list[Handover]:
+    def exchange(self, mine: list[Handover], expected: Expected, num_workers: int) -> list[Handover]:
         """All-gather the pieces; they are padded to the size of the largest.
 
         What is returned lies in buffers that the next exchange writes over.
         """
         (own,) = mine
-        dtypes = {name: tensor.dtype for name, tensor in own.tensors.items()}
-        layouts = [_layout(shapes(worker), dtypes) for worker in range(num_workers)]
+        layouts = [_layout(expected(worker)) for worker in range(num_workers)]
         size = max(end for _, end in layouts)
         if not self._buffers or len(self._buffers[0]) != size:
             self._buffers = [torch.zeros(size, dtype=torch.uint8) for _ in range(num_workers + 1)]
         buffer, *received = self._buffers
         header = torch.tensor([own.worker, own.round, own.loss, own.flop, own.local_s], dtype=torch.float64)
         buffer[: header.nbytes] = header.view(torch.uint8)
-        for name, (begin, shape) in layouts[self.rank][0].items():
+        for name, (begin, like) in layouts[self.rank][0].items():
             tensor = own.tensors[name]
-            if tensor.shape != shape:
-                raise ValueError(f"{name}: this worker made shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+            if (tensor.shape, tensor.dtype) != (like.shape, like.dtype):
+                raise ValueError(
+                    f"{name}: this worker made {tensor.dtype} of shape {tuple(tensor.shape)}, expected {like.dtype} of "
+                    f"{tuple(like.shape)}"
+                )
             flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
             buffer[begin : begin + len(flat)] = flat
         with self._peers("exchange"):
             dist.all_gather(received, buffer)
         self.bytes_sent += size * (num_workers - 1)  # in a ring every process passes on all pieces but one
-        return [
-            self._unpack(worker, received[worker], layouts[worker][0], dtypes, own) for worker in range(num_workers)
-        ]
+        return [self._unpack(worker, received[worker], layouts[worker][0], own) for worker in range(num_workers)]
 
     def total(self, tensor: Tensor) -> Tensor:
         """Sum over all processes."""
@@ -109,8 +108,7 @@ class Processes:
         self,
         worker: int,
         buffer: Tensor,
-        layout: Mapping[str, tuple[int, torch.Size]],
-        dtypes: Mapping[str, torch.dtype],
+        layout: Mapping[str, tuple[int, Tensor]],
         own: Handover,
     ) -> Handover:
         sender, round, loss, flop, local_s = buffer[: 8 * _HEADER].view(torch.float64).tolist()
@@ -120,9 +118,9 @@ class Processes:
                 f"{round:.0f}; start all processes with the same settings and the same checkpoint"
             )
         tensors = {}
-        for name, (begin, shape) in layout.items():
-            end = begin + math.prod(shape) * dtypes[name].itemsize
-            tensors[name] = buffer[begin:end].view(dtypes[name]).view(shape).to(own.tensors[name].device)
+        device = next(iter(own.tensors.values())).device
+        for name, (begin, like) in layout.items():
+            tensors[name] = buffer[begin : begin + like.nbytes].view(like.dtype).view(like.shape).to(device)
         return Handover(worker, own.round, tensors, loss, flop, local_s)
 
     @contextmanager
@@ -136,12 +134,10 @@ class Processes:
             ) from error
 
 
-def _layout(
-    shapes: Mapping[str, torch.Size], dtypes: Mapping[str, torch.dtype]
-) -> tuple[dict[str, tuple[int, torch.Size]], int]:
+def _layout(expected: Mapping[str, Tensor]) -> tuple[dict[str, tuple[int, Tensor]], int]:
     """Where each tensor begins in a piece's buffer, and where the buffer ends."""
     begins, end = {}, 8 * _HEADER
-    for name, shape in shapes.items():
-        begins[name] = (end, shape)
-        end += -(-math.prod(shape) * dtypes[name].itemsize // _ALIGN) * _ALIGN
+    for name, like in expected.items():
+        begins[name] = (end, like)
+        end += -(-like.nbytes // _ALIGN) * _ALIGN
     return begins, end

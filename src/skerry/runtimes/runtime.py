@@ -7,7 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-Shapes = Callable[[int], Mapping[str, torch.Size]]
+Expected = Callable[[int], Mapping[str, Tensor]]
+"""For a worker, empty tensors (on the meta device) like those it hands over, by name."""
 """Worker -> name -> shape of what that worker hands over this round; everybody can derive it."""
 
 
@@ -44,7 +45,7 @@ class Runtime(Protocol):
         """The workers that run in this process."""
         ...
 
-    def exchange(self, mine: list[Handover], shapes: Shapes, num_workers: int) -> list[Handover]:
+    def exchange(self, mine: list[Handover], expected: Expected, num_workers: int) -> list[Handover]:
         """Return the handovers of all workers, in order, given those of this process."""
         ...
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from skerry.runtimes.runtime import Handover, Shapes
+from skerry.runtimes.runtime import Expected, Handover
 
 
 class Serial:
@@ -17,7 +17,7 @@ class Serial:
         """All workers."""
         return list(range(num_workers))
 
-    def exchange(self, mine: list[Handover], shapes: Shapes, num_workers: int) -> list[Handover]:
+    def exchange(self, mine: list[Handover], expected: Expected, num_workers: int) -> list[Handover]:
         """Return ``mine``."""
         return mine
 

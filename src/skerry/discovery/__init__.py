@@ -1,0 +1,5 @@
+"""Discovery: what can be dealt out of a model, found by running it once."""
+
+from skerry.discovery.discover import discover
+
+__all__ = ["discover"]

@@ -1,0 +1,186 @@
+"""Discover: the plan of any module, from one forward on example inputs."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from skerry.discovery.operations import rule_of
+from skerry.discovery.refuse import refuse_unfit
+from skerry.discovery.trace import Trace, trace
+from skerry.discovery.trial import drop_what_fails
+from skerry.discovery.units import Units, alike, solve, touched
+from skerry.inputs import Inputs
+from skerry.plan import Axis, DealtDim, Note, Patch, Plan, named_tensors
+from skerry.rules import match
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def discover(model: nn.Module, example_inputs: Inputs, *, patches: Mapping[str, Patch] | None = None) -> Plan:
+    """Find what can be dealt out of ``model``, whatever its architecture.
+
+    Every index of every parameter dim gets a label. One forward runs on the example inputs; each operation says which
+    labels must be held together, so that the operation on narrow tensors gives the narrow result. Labels that are
+    joined make a unit; units that look alike make an axis. Outputs, inputs and whatever is normalised or averaged over
+    are not dealt out, nor is what goes through an operation without a rule: when in doubt, less is dealt out. Finally a
+    narrow net is run; axes with which it does not (a width is written into some ``forward``) are left out. The plan's
+    notes say what is not dealt out and why; ``print(plan)`` shows them.
+
+    Args:
+        model: any module; it is not changed. It is run in evaluation mode.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. A small batch is enough.
+        patches: pattern of module names -> ``patch(narrow, full)``, for modules that hard-code a width
+            (``skerry.patches``).
+
+    Raises:
+        ValueError: the model does not run on the inputs, writes to its parameters, or has parameters without data.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> [(axis.name, axis.num_units) for axis in discover(model, torch.randn(4, 8)).axes]
+        [('0', 6)]
+    """
+    refuse_unfit(model)
+    _check_patterns(model, patches or {})
+    tensors = named_tensors(model)
+    of_norms = {
+        f"{name}.{buffer}" if name else buffer: getattr(module, buffer)
+        for name, module in model.named_modules()
+        if isinstance(module, _NormBase)
+        for buffer in ("running_mean", "running_var")
+        if getattr(module, buffer, None) is not None
+    }
+    labelled: dict[str, Tensor] = {
+        **dict(model.named_parameters()),
+        **{n: t for n, t in of_norms.items() if n in tensors},
+    }
+    found = trace(model, example_inputs, rule_of, labelled)
+    units = solve(found)
+    plan = _plan(model, found, units, patches or {})
+    return drop_what_fails(model, example_inputs, plan)
+
+
+def _plan(model: nn.Module, trace: Trace, units: Units, patches: Mapping[str, Patch]) -> Plan:
+    groups = []
+    for group in alike(trace, units):
+        dims = touched(trace, units, group)
+        if len(group) > 1 and any(origin in units.reads for origin in dims):
+            groups.append((group, dims))
+    names = _names([[name for name, _ in dims] for _, dims in groups])
+    axes, start = [], 0
+    id_of = np.full(trace.num_labels, -1, dtype=np.int32)  # unit, as the solver calls it -> its id in the plan
+    for (group, dims), name in zip(groups, names, strict=True):
+        axes.append(Axis(name, len(group), _kind(model, units, group, dims), start))
+        id_of[np.array(group)] = np.arange(start, start + len(group))
+        start += len(group)
+    known: dict[bytes, Tensor] = {}  # dims that run alike share one tensor of ids
+    rows: dict[str, tuple[DealtDim | None, ...]] = {}
+    for name, origins in trace.origins.items():
+        row: list[DealtDim | None] = []
+        for d, ids in enumerate(origins):
+            own = id_of[units.of[ids.numpy()]] if ids is not None else np.full(1, -1, np.int32)
+            shared = known.setdefault(own.tobytes(), torch.from_numpy(own))
+            role = "in" if (name, d) in units.reads else "out"
+            row.append(DealtDim(shared, role) if (own >= 0).any() else None)
+        if any(dim is not None for dim in row):
+            rows[name] = tuple(row)
+    shapes = {name: tensor.shape for name, tensor in named_tensors(model).items()}
+    return Plan(tuple(axes), rows, shapes, {}, patches, _notes(trace, units, id_of))
+
+
+def _names(tensors: Sequence[Sequence[str]]) -> list[str]:
+    """Name each axis for the module all its tensors are in, or, where that would not tell it apart, for its maker."""
+    inside = [_common([name.rpartition(".")[0] for name in names]) for names in tensors]
+    makers = [names[0].rpartition(".")[0] or names[0] for names in tensors]
+    chosen = [
+        whole if whole and inside.count(whole) == 1 else maker for whole, maker in zip(inside, makers, strict=True)
+    ]
+    return [
+        name if chosen.count(name) == 1 else f"{name}.{sum(other == name for other in chosen[:k])}"
+        for k, name in enumerate(chosen)
+    ]
+
+
+def _common(modules: Sequence[str]) -> str:
+    parts = [module.split(".") for module in modules]
+    shared = []
+    for column in zip(*parts, strict=False):
+        if len(set(column)) > 1:
+            break
+        shared.append(column[0])
+    return ".".join(shared)
+
+
+def _kind(model: nn.Module, units: Units, group: Sequence[int], dims: Mapping[tuple[str, int], int]) -> str:
+    if group[0] in units.heads:
+        return "heads"
+    (name, _), per_unit = next(iter(dims.items()))
+    if per_unit > 1:
+        return "groups"
+    maker = model.get_submodule(name.rpartition(".")[0])
+    return "channels" if isinstance(maker, _CONVS) else "neurons"
+
+
+def _notes(trace: Trace, units: Units, id_of: np.ndarray) -> tuple[Note, ...]:  # type: ignore[type-arg]
+    """A note for each reason for which parameter dims are whole."""
+    by_reason: dict[tuple[int, int], list[str]] = {}
+    for name, origins in trace.origins.items():
+        for d, ids in enumerate(origins):
+            if ids is None or (id_of[units.of[ids.numpy()]] >= 0).any():
+                continue
+            pinned = ids.numpy()[units.of[ids.numpy()] == 0]
+            reason = int(units.reasons[pinned].max()) if len(pinned) else -2
+            by_reason.setdefault((reason, len(ids)), []).append(f"{name} dim {d}")
+    notes: dict[str, list[str]] = {}
+    for (reason, size), dims in by_reason.items():
+        why = _why(trace, reason)
+        if why is not None:
+            few = ", ".join(dims[:2]) + (f" and {len(dims) - 2} more" if len(dims) > 2 else "")
+            notes.setdefault(why, []).append(f"{few} ({size})")
+    looked = tuple(
+        Note("the forward looks at values" + (f" in {module}" if module else ""), "the plan holds for the path taken")
+        for module in dict.fromkeys(trace.looked_at_values)
+    )
+    return tuple(Note("; ".join(what), why) for why, what in notes.items()) + looked
+
+
+_WHY = [
+    ("model output", "the model's output"),
+    ("embedding", "looked up by index ({op})"),
+    ("index", "looked up by index ({op})"),
+    ("gather", "looked up by index ({op})"),
+    ("layer_norm", "normalised over ({op})"),
+    ("rms_norm", "normalised over ({op})"),
+    ("softmax", "softmax over it ({op})"),
+    ("mean", "averaged over ({op})"),
+    ("sum", "summed over ({op})"),
+]
+
+
+def _why(trace: Trace, reason: int) -> str | None:
+    if reason == -2:
+        return "a single unit, or nothing that was found reads it"
+    if reason < 0:
+        return "not used for the output on these inputs"
+    step = trace.steps[reason]
+    op = step.name.replace("aten.", "aten::")
+    if "convolution" in op:
+        return None  # the dims of a kernel in space; or the model's input, which says itself what it is
+    text = next((why for key, why in _WHY if key in op), "")
+    if not text and not trace.known[reason]:
+        text = "unknown op {op}"
+    where = f" in {step.module}" if step.module else ""
+    return (text or "meets a fixed size at {op}").format(op=op) + where
+
+
+def _check_patterns(model: nn.Module, patches: Mapping[str, Patch]) -> None:
+    names = [name for name, _ in model.named_modules()]
+    for pattern in patches:
+        if not any(match(pattern, name) is not None for name in names):
+            near = difflib.get_close_matches(pattern, names, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise ValueError(f"patch '{pattern}' matches no module of the model{hint}")

@@ -1,0 +1,30 @@
+"""Refuse: models of which no subnet can be made, told before anything runs."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+
+def refuse_unfit(model: nn.Module) -> None:
+    """Raise ValueError, naming the tensor or module, for a model without ordinary tensors."""
+    for name, module in model.named_modules():
+        where = f"{name or 'the model'} ({type(module).__name__})"
+        if "quantized" in type(module).__module__ and "quantizable" not in type(module).__module__:
+            raise ValueError(f"{where}: a quantized module has no parameters to train; use the float model")
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor) and value.requires_grad and not value.is_leaf:
+                raise ValueError(
+                    f"{name + '.' if name else ''}{key}: a tensor computed from others, expected a leaf; make it an "
+                    "nn.Parameter or compute it in forward"
+                )
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+            raise ValueError(f"{name}: not initialized yet (a lazy module); run the model once on example inputs first")
+        if tensor.is_meta:
+            raise ValueError(f"{name}: on the meta device, without data; load the weights first (model.to_empty, then)")
+        if tensor.is_quantized:
+            raise ValueError(f"{name}: quantized, expected floating point; use the float model")
+        if tensor.layout != torch.strided:
+            raise ValueError(f"{name}: layout {tensor.layout}, expected a dense tensor")
+        if not tensor.is_leaf:
+            raise ValueError(f"{name}: not a leaf tensor (it was computed from others); make it an nn.Parameter")

@@ -1,0 +1,177 @@
+"""Patches: what makes a narrow module consistent with its tensors.
+
+A module keeps numbers beside its tensors (``out_features``, ``num_heads``), and some write a width into ``forward``. A
+patch is a plain function ``patch(narrow, full)`` that mends the narrow module after its tensors have been cut; ``full``
+is the same module of the full model. ``fit`` knows torch's own modules and those of libraries named below. For others
+pass ``patches={"pattern.of.*.names": patch}`` to ``discover`` or ``Plan.from_rules``.
+"""
+
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
+
+
+def fit(narrow: nn.Module, full: nn.Module) -> None:
+    """Make what a known module keeps beside its tensors agree with them."""
+    widths: Mapping[str, Any] = {}
+    match narrow:
+        case nn.Linear():
+            widths = {"out_features": narrow.weight.shape[0], "in_features": narrow.weight.shape[1]}
+        case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
+            groups = _scaled(full.groups, narrow.weight, full.weight) if full.groups > 1 else 1
+            into = narrow.weight.shape[1] * groups
+            widths = {"groups": groups, "out_channels": narrow.weight.shape[0], "in_channels": into}
+        case nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
+            groups = _scaled(full.groups, narrow.weight, full.weight) if full.groups > 1 else 1
+            out = narrow.weight.shape[1] * groups
+            widths = {"groups": groups, "in_channels": narrow.weight.shape[0], "out_channels": out}
+        case _NormBase():
+            tensors = (narrow.weight, narrow.bias, narrow.running_mean, narrow.running_var)
+            known = [t for t in tensors if t is not None]
+            widths = {"num_features": known[0].shape[0]} if known else {}
+        case nn.GroupNorm() if narrow.affine:
+            groups = _scaled(full.num_groups, narrow.weight, full.weight)
+            widths = {"num_groups": groups, "num_channels": narrow.weight.shape[0]}
+        case nn.LayerNorm() | nn.RMSNorm() if narrow.elementwise_affine:
+            widths = {"normalized_shape": tuple(narrow.weight.shape)}
+        case nn.Embedding():
+            widths = {"num_embeddings": narrow.weight.shape[0], "embedding_dim": narrow.weight.shape[1]}
+        case nn.PReLU():
+            widths = {"num_parameters": narrow.weight.shape[0]}
+        case nn.MultiheadAttention():
+            multihead_attention(narrow, full)
+        case _:
+            kind = type(narrow)
+            by_library = _LIBRARIES.get(f"{kind.__module__.partition('.')[0]}.{kind.__name__}")
+            if by_library is not None:
+                by_library(narrow, full)
+    for name, width in widths.items():
+        setattr(narrow, name, width)
+
+
+def _scaled(number: int, narrow: Tensor, full: Tensor, dim: int = 0) -> int:
+    """A number of groups or heads, in proportion to the size that is left of a dim."""
+    return number * narrow.shape[dim] // full.shape[dim]
+
+
+def multihead_attention(narrow: nn.MultiheadAttention, full: nn.MultiheadAttention) -> None:
+    """``nn.MultiheadAttention`` takes the width of its heads from that of its input; give it a forward that does not."""
+    heads = _scaled(full.num_heads, narrow.out_proj.weight, full.out_proj.weight, dim=1)
+    if heads == full.num_heads:
+        return
+    if narrow.bias_k is not None or narrow.add_zero_attn:
+        raise ValueError(
+            "MultiheadAttention with add_bias_kv or add_zero_attn cannot be narrowed; leave its axis whole"
+        )
+    narrow.num_heads = heads
+    narrow._qkv_same_embed_dim = False  # also keeps torch's fused encoder layer from reading the weights by itself
+    narrow.forward = types.MethodType(_attend, narrow)  # type: ignore[method-assign]
+
+
+def _attend(
+    self: nn.MultiheadAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """The forward of ``nn.MultiheadAttention`` for any number of heads of the width it was built with."""
+    batched = query.dim() == 3
+    if not batched:
+        query, key, value = (t.unsqueeze(0) for t in (query, key, value))
+        key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
+    elif not self.batch_first:
+        query, key, value = (t.transpose(0, 1) for t in (query, key, value))
+    if attn_mask is not None and attn_mask.dim() == 3:
+        raise ValueError(
+            f"attn_mask of shape {tuple(attn_mask.shape)}: a mask for each head cannot be narrowed, expected (L, S)"
+        )
+    if self.in_proj_weight is not None:
+        weights: tuple[Tensor, ...] = self.in_proj_weight.chunk(3)
+    else:
+        weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+    biases = self.in_proj_bias.chunk(3) if self.in_proj_bias is not None else (None, None, None)
+    q, k, v = (
+        F.linear(x, w, b).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        for x, w, b in zip((query, key, value), weights, biases, strict=True)
+    )
+    mask = _additive(attn_mask, q.dtype)
+    if key_padding_mask is not None:
+        padding = _additive(key_padding_mask, q.dtype)
+        assert padding is not None
+        padding = padding[:, None, None, :]
+        mask = padding if mask is None else mask + padding
+    p = self.dropout if self.training else 0.0
+    weights_out = None
+    if need_weights:
+        scores = q @ k.transpose(-2, -1) * self.head_dim**-0.5
+        attention = F.softmax(scores if mask is None else scores + mask, dim=-1)
+        out = F.dropout(attention, p) @ v
+        weights_out = attention.mean(1) if average_attn_weights else attention
+    else:
+        causal = is_causal and mask is None
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, is_causal=causal)
+    out = self.out_proj(out.transpose(1, 2).flatten(2))
+    if not batched:
+        return out.squeeze(0), None if weights_out is None else weights_out.squeeze(0)
+    return (out if self.batch_first else out.transpose(0, 1)), weights_out
+
+
+def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if mask is None or mask.is_floating_point():
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask, float("-inf"))
+
+
+def nanogpt_attention(narrow: nn.Module, full: nn.Module) -> None:
+    """Attention as nanoGPT writes it, with ``split(self.n_embd)`` and views by ``C // self.n_head``.
+
+    For causal self-attention with ``c_attn`` (q, k, v fused), ``c_proj``, ``n_head`` and ``n_embd``; dropouts are
+    taken from ``attn_dropout`` or ``dropout`` (a rate), and from ``resid_dropout``.
+    """
+    narrow.head_dim = full.n_embd // full.n_head  # type: ignore[operator,assignment]
+    narrow.forward = types.MethodType(_attend_nanogpt, narrow)
+
+
+def _attend_nanogpt(self: Any, x: Tensor) -> Tensor:
+    q, k, v = (t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for t in self.c_attn(x).chunk(3, dim=-1))
+    own = getattr(self, "attn_dropout", getattr(self, "dropout", 0.0))
+    p = (own.p if isinstance(own, nn.Dropout) else float(own)) if self.training else 0.0
+    y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
+    y = self.c_proj(y.transpose(1, 2).flatten(2))
+    return self.resid_dropout(y) if hasattr(self, "resid_dropout") else y
+
+
+def _gpt2_attention(narrow: Any, full: Any) -> None:
+    narrow.split_size = narrow.c_attn.weight.shape[1] // (2 if full.is_cross_attention else 3)
+    narrow.num_heads = narrow.split_size // full.head_dim
+
+
+def _conv1d(narrow: Any, full: Any) -> None:
+    narrow.nx, narrow.nf = narrow.weight.shape
+
+
+def _pyg_linear(narrow: Any, full: Any) -> None:
+    narrow.out_channels, narrow.in_channels = narrow.weight.shape
+
+
+def _gat(narrow: Any, full: Any) -> None:
+    narrow.heads = narrow.att_src.shape[1]
+
+
+_LIBRARIES: Mapping[str, Callable[[Any, Any], None]] = {
+    "transformers.GPT2Attention": _gpt2_attention,
+    "transformers.Conv1D": _conv1d,
+    "torch_geometric.Linear": _pyg_linear,
+    "torch_geometric.GATConv": _gat,
+}
+"""By the package and the name of the class."""
