@@ -14,13 +14,15 @@ Widths differ wherever they may, so that a coincidence cannot hide a mistake; ev
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from skerry.patches import nanogpt_attention
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]  # one tensor; positional arguments; keyword arguments
 
@@ -36,6 +38,7 @@ class Family:
         axes: sorted (kind, number of units), one an axis that should be dealt out.
         undealt: what stays whole and why, inputs and outputs aside.
         needs: the package it needs, "" for torch alone.
+        patches: what to pass to ``discover`` beside the model, for modules that hard-code a width.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Family:
     axes: tuple[tuple[str, int], ...]
     undealt: str = ""
     needs: str = ""
+    patches: Mapping[str, Callable[[nn.Module, nn.Module], None]] = field(default_factory=dict)
 
 
 def dealt(**units: Sequence[int]) -> tuple[tuple[str, int], ...]:
@@ -1441,6 +1445,7 @@ FAMILIES: list[Family] = [
         about="GPT as nanoGPT writes it: split(n_embd), view(n_head, C // n_head)",
         build=lambda: gpt(lambda: NanoAttention(24, 6)),
         axes=dealt(heads=[6, 6], neurons=[44, 44]),
+        patches={"h.*.attn": nanogpt_attention},
         undealt=STREAM,
     ),
     Family(

@@ -4,12 +4,14 @@ import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from skerry.inputs import Inputs, call, to
 from skerry.local import LossFn, OptimizerFn
 from skerry.partition import Assignment
 from skerry.plan import DealtDim, Plan
@@ -105,7 +107,7 @@ class StepCost:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def step_cost(subnet: nn.Module, loss_fn: LossFn, batch: tuple[Tensor, Tensor], optimizer: OptimizerFn) -> StepCost:
+def step_cost(subnet: nn.Module, loss_fn: LossFn, batch: tuple[Inputs, Any], optimizer: OptimizerFn) -> StepCost:
     """Measure one training step of a copy of ``subnet``; no state changes.
 
     The copy is on the meta device, where nothing is computed. A model or loss that cannot run there (it looks at values
@@ -119,7 +121,7 @@ def step_cost(subnet: nn.Module, loss_fn: LossFn, batch: tuple[Tensor, Tensor], 
 
 
 def _step_cost(
-    subnet: nn.Module, loss_fn: LossFn, batch: tuple[Tensor, Tensor], optimizer: OptimizerFn, device: torch.device
+    subnet: nn.Module, loss_fn: LossFn, batch: tuple[Inputs, Any], optimizer: OptimizerFn, device: torch.device
 ) -> StepCost:
     copied = copy.deepcopy(subnet).to(device).train()
     parameters = list(copied.parameters())
@@ -135,7 +137,7 @@ def _step_cost(
     opt = optimizer(parameters)
     with FlopCounterMode(display=False) as counter:
         with torch.autograd.graph.saved_tensors_hooks(remember, lambda t: t):
-            loss = loss_fn(copied(batch[0].to(device)), batch[1].to(device))
+            loss = loss_fn(call(copied, to(batch[0], device)), to(batch[1], device))
         activations = sum(t.untyped_storage().nbytes() for t in saved.values())
         loss.backward()  # type: ignore[no-untyped-call]
     opt.step()

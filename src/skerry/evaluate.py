@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from skerry.inputs import tensors_of
 from skerry.local import LossFn
 
 
@@ -43,7 +44,7 @@ def evaluate(
     for begin in range(0, len(test[1]), batch_size):
         x, y = (t[begin : begin + batch_size] for t in test)
         output = model(x)
-        right = (output.argmax(-1) == y).sum().item() if classes else math.nan
+        right = (next(tensors_of(output)).argmax(-1) == y).sum().item() if classes else math.nan
         sums += torch.tensor([loss_fn(output, y).item() * len(y), right, len(y)], dtype=torch.float64)
     model.train(was_training)
     loss, right, count = total(sums).tolist()

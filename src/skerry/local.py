@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-LossFn = Callable[[Tensor, Tensor], Tensor]
+from skerry.inputs import Inputs, call
+
+LossFn = Callable[[Any, Any], Tensor]
+"""``loss_fn(what the model returns, y)``: the mean over the batch, a scalar."""
 OptimizerFn = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -19,11 +22,11 @@ class Data(Protocol):
         """The number of workers it has data for."""
         ...
 
-    def batches(self, worker: int, first_step: int, num_steps: int) -> Iterable[tuple[Tensor, Tensor]]:
+    def batches(self, worker: int, first_step: int, num_steps: int) -> Iterable[tuple[Inputs, Any]]:
         """Return the (x, y) of steps ``first_step ...`` of ``worker``: the same ones whenever it is asked."""
         ...
 
-    def sample(self, worker: int, num: int) -> Tensor:
+    def sample(self, worker: int, num: int) -> Inputs:
         """Return ``num`` (or all) inputs of ``worker``, to calibrate with."""
         ...
 
@@ -31,7 +34,7 @@ class Data(Protocol):
 def local_steps(
     subnet: nn.Module,
     loss_fn: LossFn,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Inputs, Any]],
     optimizer: torch.optim.Optimizer,
     factors: Iterable[float],
 ) -> float:
@@ -39,8 +42,8 @@ def local_steps(
 
     Args:
         subnet: the module to train; in place.
-        loss_fn: ``loss_fn(subnet(x), y)`` is the scalar to minimize.
-        batches: pairs (x, y).
+        loss_fn: ``loss_fn(call(subnet, x), y)`` is the scalar to minimize.
+        batches: pairs (x, y); x is one argument of the subnet, a tuple of several, or a dict of named ones.
         optimizer: over the subnet's parameters.
         factors: for each step what the optimizer's learning rates are multiplied by.
     """
@@ -51,7 +54,7 @@ def local_steps(
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
         optimizer.zero_grad()
-        loss = loss_fn(subnet(x), y)
+        loss = loss_fn(call(subnet, x), y)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         total += loss.item()

@@ -14,6 +14,7 @@ from skerry.aggregate import aggregate_, is_finite
 from skerry.algorithm import Algorithm
 from skerry.calibrate import calibrate
 from skerry.evaluate import Score, evaluate
+from skerry.inputs import call, to
 from skerry.local import Data, LossFn, OptimizerFn, local_steps
 from skerry.partition import Assignment
 from skerry.plan import Plan, named_tensors
@@ -96,7 +97,7 @@ class Loop:
             found = {n: cut_of(self.plan, by_name, n, t.shape) for n, t in of_optimizer.items()}
             mine = {n: take(of_optimizer[n], cut) for n, cut in found.items() if cut is not None}
             optimizer_state.load_(optimizer, subnet, mine)
-        batches = ((self.here(x), self.here(y)) for x, y in self.data.batches(worker, round * steps, steps))
+        batches = ((to(x, self.device), to(y, self.device)) for x, y in self.data.batches(worker, round * steps, steps))
         factors = (self.schedule((round + step / steps) / self.num_rounds) for step in range(steps))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(self.seed, "local", worker, round))
@@ -175,14 +176,19 @@ class Loop:
         assignment = self.assignment(state.round - 1)
         workers = self.runtime.mine(assignment.num_workers)
         each = max(1, self.calibration_samples // assignment.num_workers)
-        inputs = self.here(torch.cat([self.data.sample(w, each) for w in workers]))
+        inputs = [to(self.data.sample(w, each), self.device) for w in workers]
+        if all(isinstance(x, Tensor) for x in inputs):
+            inputs = [torch.cat(inputs)]  # one batch: other batching, other statistics of later layers
         total = self.runtime.total
-        model = calibrate(self.model, self.plan, assignment.share(), lambda m: m(inputs), total)
+        model = calibrate(self.model, self.plan, assignment.share(), lambda m: [call(m, x) for x in inputs], total)
         score = None
         if self.test is not None:
             mine = slice(self.runtime.rank, None, self.runtime.num_processes)
             score = evaluate(
-                model, self.loss_fn, (self.here(self.test[0][mine]), self.here(self.test[1][mine])), total=total
+                model,
+                self.loss_fn,
+                (to(self.test[0][mine], self.device), to(self.test[1][mine], self.device)),
+                total=total,
             )
         state.totals["evaluate_s"] += time.perf_counter() - started
         return model, score
@@ -208,6 +214,7 @@ class Loop:
             self.step_costs[key] = cost.step_cost(subnet, self.loss_fn, batch, self.optimizer)
         return self.step_costs[key]
 
-    def here(self, tensor: Tensor) -> Tensor:
-        """Move ``tensor`` to where the model is."""
-        return tensor.to(next(self.model.parameters()).device)
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device

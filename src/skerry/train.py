@@ -12,6 +12,7 @@ from skerry.aggregate import is_finite
 from skerry.algorithm import Algorithm
 from skerry.calibrate import check_batch_norm
 from skerry.evaluate import Score
+from skerry.inputs import to
 from skerry.local import Data, LossFn, OptimizerFn
 from skerry.loop import Loop
 from skerry.partition import Everything
@@ -67,7 +68,7 @@ def train(
 
     Args:
         model: the full model.
-        loss_fn: ``loss_fn(model(x), y)``, the mean over the batch.
+        loss_fn: ``loss_fn(what the model returns, y)``, the mean over the batch.
         data: each worker's batches.
         plan: what is dealt out.
         algorithm: who holds what, and for how long.
@@ -107,7 +108,7 @@ def train(
     check_batch_norm(model)
     if verify and resume is None:
         device = next(model.parameters()).device
-        verify_plan(model, plan, data.sample(first, 4).to(device))
+        verify_plan(model, plan, to(data.sample(first, 4), device))
     if algorithm.width < 1.0:
         model = narrow_model(model, plan, algorithm.width, seed_of(seed, "narrow"))
         plan = Plan.whole(model)

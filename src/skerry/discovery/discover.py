@@ -12,7 +12,7 @@ from skerry.discovery.operations import rule_of
 from skerry.discovery.refuse import refuse_unfit
 from skerry.discovery.trace import Trace, trace
 from skerry.discovery.trial import drop_what_fails
-from skerry.discovery.units import Units, alike, solve, touched
+from skerry.discovery.units import Units, alike, solve, touched, wasted
 from skerry.inputs import Inputs
 from skerry.plan import Axis, DealtDim, Note, Patch, Plan, named_tensors
 from skerry.rules import match
@@ -60,6 +60,12 @@ def discover(model: nn.Module, example_inputs: Inputs, *, patches: Mapping[str, 
     }
     found = trace(model, example_inputs, rule_of, labelled)
     units = solve(found)
+    in_vain = wasted(found, units)
+    if in_vain:
+        again = trace(model, example_inputs, rule_of, labelled, without=in_vain)
+        others = solve(again)
+        if (others.of > 0).sum() > (units.of > 0).sum():
+            found, units = again, others
     plan = _plan(model, found, units, patches or {})
     return drop_what_fails(model, example_inputs, plan)
 
@@ -116,13 +122,13 @@ def _common(modules: Sequence[str]) -> str:
 
 
 def _kind(model: nn.Module, units: Units, group: Sequence[int], dims: Mapping[tuple[str, int], int]) -> str:
-    if group[0] in units.heads:
+    modules = [(model.get_submodule(name.rpartition(".")[0]), per_unit) for (name, _), per_unit in dims.items()]
+    several = [module for module, per_unit in modules if per_unit > 1]
+    if group[0] in units.heads and several:
         return "heads"
-    (name, _), per_unit = next(iter(dims.items()))
-    if per_unit > 1:
+    if any(isinstance(m, nn.GroupNorm) or (isinstance(m, _CONVS) and m.groups > 1) for m in several):
         return "groups"
-    maker = model.get_submodule(name.rpartition(".")[0])
-    return "channels" if isinstance(maker, _CONVS) else "neurons"
+    return "channels" if any(isinstance(module, _CONVS) for module, _ in modules) else "neurons"
 
 
 def _notes(trace: Trace, units: Units, id_of: np.ndarray) -> tuple[Note, ...]:  # type: ignore[type-arg]

@@ -5,13 +5,15 @@ int64 tensor with as many dims as the tensor, of size 1 along dims it does not d
 only if its labels are held. Label 0 is what every worker has. Labels that must be held together are joined; what is
 joined in the end is a unit (``units.py``), and what is joined with 0 is not dealt out.
 
-Two situations would let a field depend on two dims at once, which no narrow (rectangular) tensor can follow. Then the
+Some situations would let a field depend on two dims at once, which no narrow (rectangular) tensor can follow. Then the
 *outermost* dim carries the units and the inner ones belong to each unit whole: heads before the dims of a head,
-channels before the pixels of a channel. That is a convention, not a proof: it can cost units, never correctness.
+channels before the pixels of a channel. That is a convention, not a proof: it can cost units, never correctness. Where
+it did for the sake of dims that are not dealt out in the end, a second trace leaves their labels out.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -52,31 +54,47 @@ class Labels:
         return next((f for f in self.fields if dim in f.dims), None)
 
 
+Why = Literal["shape", "statistic"]
+"""Why labels are joined: or else the operation would not run; or else its result would be another, which matters only
+if the result is used."""
+
+
+@dataclass(frozen=True, eq=False)
+class Edge:
+    """Labels ``a[k]`` and ``b[k]`` must be held together, says operation number ``op``."""
+
+    a: Tensor
+    b: Tensor
+    op: int
+    why: Why
+
+
 @dataclass
 class Bonds:
     """What the operations of a forward demand of labels, each with the number of the operation that demands it."""
 
     now: int = -1
-    edges: list[tuple[Tensor, Tensor, int]] = field(default_factory=list)
+    edges: list[Edge] = field(default_factory=list)
     outermost: list[tuple[Tensor, int]] = field(default_factory=list)
     prefixes: list[tuple[Tensor, int, tuple[int, ...], int]] = field(default_factory=list)
     roles: list[tuple[Origin, str, int]] = field(default_factory=list)
     heads: list[Tensor] = field(default_factory=list)
+    preferred: list[Tensor] = field(default_factory=list)
 
-    def join(self, a: Tensor, b: Tensor) -> None:
+    def join(self, a: Tensor, b: Tensor, why: Why = "shape") -> None:
         """Labels ``a`` and ``b`` (broadcast) must be held together."""
         a, b = torch.broadcast_tensors(a, b)
         differ = a != b
         if bool(differ.any()):
             pairs = torch.unique(torch.stack([a[differ], b[differ]]), dim=1)
-            self.edges.append((pairs[0], pairs[1], self.now))
+            self.edges.append(Edge(pairs[0], pairs[1], self.now, why))
 
-    def pin(self, fields: Iterable[Field]) -> None:
+    def pin(self, fields: Iterable[Field], why: Why = "shape") -> None:
         """These labels are everybody's."""
         for one in fields:
-            self.join(one.ids, torch.zeros((), dtype=torch.int64))
+            self.join(one.ids, torch.zeros((), dtype=torch.int64), why)
 
-    def collapse(self, one: Field | None, dims: Iterable[int]) -> Field | None:
+    def collapse(self, one: Field | None, dims: Iterable[int], why: Why = "shape") -> Field | None:
         """Join the labels along ``dims``; return the field that is left, None where nothing varies any more.
 
         Labels that are joined along everything they vary along are one unit, which nobody could do without.
@@ -85,17 +103,17 @@ class Bonds:
         if one is None or not over:
             return one
         rest = one.ids.amin(over, keepdim=True)
-        self.join(one.ids, rest)
+        self.join(one.ids, rest, why)
         left = replace(one, ids=rest)
         if not left.dims:
-            self.pin([left])
+            self.pin([left], why)
             return None
         return left
 
-    def collapse_all(self, fields: Iterable[Field], dims: Iterable[int]) -> tuple[Field, ...]:
+    def collapse_all(self, fields: Iterable[Field], dims: Iterable[int], why: Why = "shape") -> tuple[Field, ...]:
         """Collapse each of ``fields`` along ``dims``."""
         over = set(dims)
-        return tuple(left for one in fields if (left := self.collapse(one, over)) is not None)
+        return tuple(left for one in fields if (left := self.collapse(one, over, why)) is not None)
 
     def unify(self, inputs: Sequence[tuple[Labels, frozenset[int]]]) -> tuple[Field, ...]:
         """Return the fields of an element-by-element result of ``inputs``: labels, aligned, and their wide dims.
@@ -138,6 +156,7 @@ class Bonds:
                     outermost = min(a.dims | b.dims) in common
                     for owner, one in ((k, a), (m, b)):
                         left = self.collapse(one, one.dims - common if outermost else common)
+                        self.preferred.extend([left.ids] if left is not None else [])
                         at = fields[owner].index(one)
                         fields[owner][at : at + 1] = [] if left is None else [left]
                     return True

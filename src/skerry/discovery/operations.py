@@ -114,6 +114,7 @@ def _separate(op: Operation, fields: tuple[Field, ...]) -> tuple[Field, ...]:
     for one in sorted(fields, key=lambda f: (min(f.dims), _period(f))):
         taken = frozenset(d for f in kept for d in f.dims) & one.dims
         left = op.bonds.collapse(one, taken) if taken else one
+        op.bonds.preferred.extend(f.ids for f in kept if f.dims & taken)
         if left is not None:
             kept.append(left)
     return tuple(kept)
@@ -172,6 +173,22 @@ def _slices(op: Operation) -> list[Labels]:
                 op.bonds.pin([one])  # a tensor that is one unit's as a whole: nobody can do without
         results.append(replace(old, fields=tuple(one for one in parts if one.dims)))
     return results
+
+
+@_for("glu")
+def _glu(op: Operation) -> list[Labels]:
+    """The first half of a dim times the sigmoid of the second."""
+    x, out = op.args[0], op.outs[0]
+    dim, half = int(op.arg(1, "dim", -1)) % x.dim(), out.shape[int(op.arg(1, "dim", -1))]
+    old = op.labels_of(x)
+    along = old.along(dim)
+    if along is not None:
+        op.bonds.prefixes.append((along.ids, dim, (half,), op.bonds.now))
+    halves = [
+        Labels(_each(old.fields, lambda ids, k=k: ids.narrow(dim, k * half, half) if ids.shape[dim] > 1 else ids))
+        for k in range(2)
+    ]
+    return [Labels(op.bonds.used(op.bonds.unify([(part, wide_dims(out)) for part in halves])))]
 
 
 @_for("select", "unbind")
@@ -251,7 +268,7 @@ def _mixes_along(op: Operation) -> list[Labels]:
         dims = [dims] if isinstance(dims, int) else dims
     else:
         dims = [int(op.arg({"topk": 2, "sort": 1, "argsort": 1}.get(name, 1), "dim", -1))]
-    fields = op.bonds.collapse_all(old.fields, [d % x.dim() for d in dims])
+    fields = op.bonds.collapse_all(old.fields, [d % x.dim() for d in dims], "statistic")
     if "softmax" in name:
         op.bonds.heads.extend(one.ids.flatten() for one in fields)
     if name == "diagonal":
@@ -347,6 +364,8 @@ def _pointwise(op: Operation) -> list[Labels]:
             fields = tuple(replace(one, origins=origins.get(one.dims, one.origins)) for one in fields)
         return [Labels(fields, weight=True) for _ in op.outs]
     used = op.bonds.used(fields)
+    if packet is aten.exp:
+        op.bonds.heads.extend(one.ids.flatten() for one in used)  # a softmax spelled out
     return [Labels(used) for _ in op.outs]
 
 
@@ -366,7 +385,7 @@ def _reduce(op: Operation) -> list[Labels]:
     if isinstance(given, bool) or given is None or given == []:
         given = range(x.dim())
     dims = {d % max(1, x.dim()) for d in ([given] if isinstance(given, int) else given)}
-    fields = op.bonds.used(op.bonds.collapse_all(op.labels_of(x).fields, dims))
+    fields = op.bonds.used(op.bonds.collapse_all(op.labels_of(x).fields, dims, "statistic"))
     results = []
     for out in op.outs:
         if out.dim() == x.dim():
@@ -393,7 +412,7 @@ def _layer_norm(op: Operation) -> list[Labels]:
 def _group_norm(op: Operation) -> list[Labels]:
     """Statistics over the channels of a group: a group is a unit."""
     x, num_groups = op.args[0], int(op.args[6])
-    channels, spatial = x.shape[1], range(2, x.dim())
+    channels = x.shape[1]
     per_group = channels // num_groups
     grouped = torch.Size([num_groups, per_group])
 
@@ -522,7 +541,7 @@ def _convolution(op: Operation) -> list[Labels]:
     image, kernel = op.labels_of(x), op.labels_of(weight)
     image_fields = op.bonds.collapse_all(image.fields, [0, *space])
     kernel_fields = op.bonds.collapse_all(kernel.fields, space)
-    into, outof = (0, 1) if transposed else (1, 0)
+    into = 0 if transposed else 1
     if groups == 1:
         products = _product_of_channels(op, image_fields, kernel_fields, kernel.weight, x.shape[1], out.shape[1], into)
     else:

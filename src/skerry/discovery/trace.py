@@ -6,7 +6,7 @@ operation means for labels are in ``operations.py``.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from skerry.discovery.labels import Bonds, Field, Labels
+from skerry.discovery.labels import Bonds, Field, Labels, Origin
 from skerry.inputs import Inputs, call, tensors_of
 
 Rule = Callable[["Operation"], Sequence[Labels]]
@@ -75,7 +75,13 @@ class Trace:
 class Tracer(TorchDispatchMode):
     """Applies the rules to every operation of a forward."""
 
-    def __init__(self, model: nn.Module, rule_of: Callable[[Any], Rule | None], labelled: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        rule_of: Callable[[Any], Rule | None],
+        labelled: Mapping[str, Tensor],
+        without: Container[Origin],
+    ) -> None:
         super().__init__()
         self.trace = Trace(Bonds(), [])
         self.rule_of = rule_of
@@ -87,14 +93,14 @@ class Tracer(TorchDispatchMode):
         self.buffers = {b.untyped_storage()._cdata: (name, b) for name, b in model.named_buffers()}
         self.saved: dict[str, tuple[Tensor, Tensor]] = {}  # buffers that the forward changed, as they were
         for name, tensor in labelled.items():
-            self._give_labels(name, tensor)
+            self._give_labels(name, tensor, without)
         for name, parameter in model.named_parameters():
             self.frozen[parameter.untyped_storage()._cdata] = name
 
-    def _give_labels(self, name: str, tensor: Tensor) -> None:
+    def _give_labels(self, name: str, tensor: Tensor, without: Container[Origin]) -> None:
         fields, rows = [], []
         for d, size in enumerate(tensor.shape):
-            if size == 1:
+            if size == 1 or (name, d) in without:
                 rows.append(None)
                 continue
             ids = torch.arange(self.trace.num_labels, self.trace.num_labels + size)
@@ -262,10 +268,17 @@ def module_names(model: nn.Module, running: list[str]) -> Iterator[None]:
 
 
 def trace(
-    model: nn.Module, inputs: Inputs, rule_of: Callable[[Any], Rule | None], labelled: Mapping[str, Tensor]
+    model: nn.Module,
+    inputs: Inputs,
+    rule_of: Callable[[Any], Rule | None],
+    labelled: Mapping[str, Tensor],
+    without: Container[Origin] = (),
 ) -> Trace:
-    """Run ``model`` once on ``inputs`` and return what its operations demand of the labels of ``labelled``."""
-    tracer = Tracer(model, rule_of, labelled)
+    """Run ``model`` once on ``inputs`` and return what its operations demand of the labels of ``labelled``.
+
+    Dims in ``without`` get no labels: they are known not to be dealt out.
+    """
+    tracer = Tracer(model, rule_of, labelled, without)
     try:
         with quietly(model), module_names(model, tracer.modules):
             with tracer:

@@ -39,14 +39,18 @@ class Units:
 
 def solve(trace: Trace) -> Units:
     """Join what must be joined and return the units."""
-    bonds, live = trace.bonds, trace.live
-    edges = [(a.numpy(), b.numpy(), np.full(len(a), op)) for a, b, op in bonds.edges if live[op]]
-    reads = frozenset(origin for origin, role, op in bonds.roles if role == "in" and live[op])
-    makes = frozenset(origin for origin, role, op in bonds.roles if role == "out" and live[op])
+    bonds = trace.bonds
+    edges = [
+        (e.a.numpy(), e.b.numpy(), np.full(len(e.a), e.op))
+        for e in bonds.edges
+        if e.why != "statistic" or trace.live[e.op]
+    ]
+    reads = frozenset(origin for origin, role, _ in bonds.roles if role == "in")
+    makes = frozenset(origin for origin, role, _ in bonds.roles if role == "out")
     for name, d in reads & makes:  # a scale folded into it for those who read would fall on what it makes
         ids = trace.origins[name][d]
         assert ids is not None
-        at = max(op for origin, _, op in bonds.roles if origin == (name, d) and live[op])
+        at = max(op for origin, _, op in bonds.roles if origin == (name, d))
         edges.append((ids.numpy(), np.zeros(len(ids), np.int64), np.full(len(ids), at)))
     while True:
         a, b, op = (np.concatenate([e[k] for e in edges] or [np.zeros(0, np.int64)]) for k in range(3))
@@ -62,17 +66,32 @@ def solve(trace: Trace) -> Units:
     return Units(of, reads, heads, _reasons(trace.num_labels, a, b, op))
 
 
+def wasted(trace: Trace, units: Units) -> frozenset[Origin]:
+    """The parameter dims that others had to make room for, by convention, and that are not dealt out in the end.
+
+    A second trace in which they have no labels may find what they displaced.
+    """
+    preferred = torch.unique(torch.cat([ids.flatten() for ids in trace.bonds.preferred] or [torch.zeros(0).long()]))
+    lost = preferred.numpy()[units.of[preferred.numpy()] == 0]
+    return frozenset(
+        (name, d)
+        for name, rows in trace.origins.items()
+        for d, ids in enumerate(rows)
+        if ids is not None and bool(np.isin(ids.numpy(), lost).all())
+    )
+
+
 def _violations(trace: Trace, of: Tensor) -> list[tuple[int, Tensor, Tensor]]:
     """(operation, labels, labels to join them with) for each demand on known units that is not met."""
     found = []
     for ids, op in trace.bonds.outermost:
         units = of[ids]
         dims = [d for d in range(units.dim()) if bool((units != units.narrow(d, 0, 1)).any())]
-        if trace.live[op] and len(dims) > 1:
+        if len(dims) > 1:
             found.append((op, *torch.broadcast_tensors(ids, ids.amin(dims[1:], keepdim=True))))
     for ids, dim, ends, op in trace.bonds.prefixes:
         units = of[ids].movedim(dim, -1).flatten(0, -2)
-        if trace.live[op] and not all(_same_share(row, end) for row in units for end in ends):
+        if not all(_same_share(row, end) for row in units for end in ends):
             found.append((op, *torch.broadcast_tensors(ids, ids.amin(dim, keepdim=True))))
     return found
 
