@@ -11,9 +11,10 @@ SRC = Path(skerry.__file__).parent
 LAYERS = [
     ["randomness", "optimizer_state", "rules", "schedule", "atomic", "patches", "inputs"],
     ["plan"],
-    ["partition"],
+    ["partition", "plan_file"],
     ["subnet"],
-    ["aggregate", "verify", "discovery"],
+    ["aggregate", "discovery"],
+    ["verify"],
     ["calibrate"],
     ["local"],
     ["cost", "evaluate", "algorithm"],

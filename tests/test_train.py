@@ -335,9 +335,11 @@ class OneOfThree(Serial):
     def mine(self, num_workers):
         return [1]
 
-    def exchange(self, mine, shapes, num_workers):
+    def exchange(self, mine, expected, num_workers):
         return [
-            replace(mine[0], worker=w, tensors={n: torch.zeros(s) for n, s in shapes(w).items()}) if w != 1 else mine[0]
+            replace(mine[0], worker=w, tensors={n: torch.zeros(t.shape) for n, t in expected(w).items()})
+            if w != 1
+            else mine[0]
             for w in range(num_workers)
         ]
 

@@ -5,22 +5,24 @@ from skerry.algorithm import Algorithm
 from skerry.algorithms import ist, local_sgd, narrow, single
 from skerry.calibrate import calibrate
 from skerry.data import Shards, split
-from skerry.discovery import discover
+from skerry.discovery import Blocks, discover
 from skerry.evaluate import Score, evaluate
 from skerry.local import Data
 from skerry.loop import TrainingFailed
 from skerry.partition import Assignment, Disjoint, Everything, Overlapping, Partition
 from skerry.plan import Axis, DealtDim, Plan
+from skerry.plan_file import load_plan, save_plan
 from skerry.rules import Heads, In, Out
 from skerry.runtimes import Processes, Serial, launch
 from skerry.schedule import constant, cosine
 from skerry.state import Record, State
 from skerry.subnet import extract, masked, write_back
 from skerry.train import Result, train
+from skerry.verify import verify
 
 __all__ = [
-    "Algorithm", "Assignment", "Axis", "Data", "DealtDim", "Disjoint", "Everything", "Heads", "In", "Out", "Overlapping",
-    "Partition", "Plan", "Processes", "Record", "Result", "Score", "Serial", "Shards", "State", "TrainingFailed",
-    "aggregate_", "calibrate", "constant", "cosine", "discover", "evaluate", "extract", "ist", "launch", "local_sgd", "masked",
-    "narrow", "single", "split", "train", "write_back",
+    "Algorithm", "Assignment", "Axis", "Blocks", "Data", "DealtDim", "Disjoint", "Everything", "Heads", "In", "Out",
+    "Overlapping", "Partition", "Plan", "Processes", "Record", "Result", "Score", "Serial", "Shards", "State",
+    "TrainingFailed", "aggregate_", "calibrate", "constant", "cosine", "discover", "evaluate", "extract", "ist", "launch",
+    "load_plan", "local_sgd", "masked", "narrow", "save_plan", "single", "split", "train", "verify", "write_back",
 ]  # fmt: skip

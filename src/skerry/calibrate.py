@@ -5,7 +5,8 @@ by the chance s_u that a subnet had the unit (1/n for a unit dealt to one of n w
 
     W[:, u] <- s_u W[:, u],   so that   sum_u s_u W[:, u] h_u = E[sum over a random subnet's units of W[:, u] h_u],
 
-the rule of dropout at test time. Without it the full model's outputs are up to n times too large: its accuracy may
+the rule of dropout at test time. A block's branch, which subnets have or have not as a whole, is scaled likewise where
+the plan names it. Without it the full model's outputs are up to n times too large: its accuracy may
 survive, its loss does not. Then batch norm needs the statistics of the full model's own activations. They are measured
 on a calibration batch and kept; the statistics of a test batch are never used (with those, as in the IST release, the
 accuracy of a test set sorted by class falls to chance).
@@ -49,6 +50,8 @@ def calibrate(
             if dealt is not None and dealt.role == "in":
                 scale = torch.where(dealt.units >= 0, share[dealt.units.clamp(min=0)], 1.0)
                 tensor.mul_(scale.to(tensor).view([-1 if d == dim else 1 for d in range(tensor.dim())]))
+        if name in plan.scaled:
+            tensor.mul_(share[plan.scaled[name]].to(tensor))
     if forward is not None and bool((share < 1).any()):
         estimate_batch_norm_(calibrated, forward, total)
     return calibrated

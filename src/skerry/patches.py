@@ -175,3 +175,18 @@ _LIBRARIES: Mapping[str, Callable[[Any, Any], None]] = {
     "torch_geometric.GATConv": _gat,
 }
 """By the package and the name of the class."""
+
+
+def remedy(name: str, module: nn.Module) -> str:
+    """What to pass for a module that does not run narrow, in one line."""
+    pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
+    if all(hasattr(module, key) for key in ("c_attn", "c_proj", "n_head", "n_embd")):
+        return f"pass patches={{'{pattern}': skerry.patches.nanogpt_attention}}"
+    numbers = {key: value for key, value in vars(module).items() if type(value) is int and key[0] != "_" and value > 1}
+    own = ", ".join(f"{key}={value}" for key, value in list(numbers.items())[:4])
+    hint = f"it keeps {own} of the full model" if own else "its forward spells a width out"
+    first = next(iter(numbers), "width")
+    return (
+        f"{hint}: pass patches={{'{pattern}': patch}} with 'def patch(narrow, full): narrow.{first} = ...' (or a new "
+        "narrow.forward), or leave the axis whole (plan.without)"
+    )

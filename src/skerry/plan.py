@@ -64,6 +64,7 @@ class Plan:
         shapes: the shape of every parameter and buffer of the model it was made for.
         blocks: module name -> the unit that has the module and all its tensors whole. In a subnet without the unit the
             module is the identity and its tensors do not exist.
+        scaled: parameter of a block -> the unit by whose share of subnets calibration multiplies it.
         patches: pattern of module names -> function that makes a narrow module fit its tensors.
         notes: what is not dealt out, and why.
 
@@ -79,6 +80,7 @@ class Plan:
     dims: Mapping[str, tuple[DealtDim | None, ...]]
     shapes: Mapping[str, torch.Size] = field(repr=False)
     blocks: Mapping[str, int] = field(default_factory=dict)
+    scaled: Mapping[str, int] = field(default_factory=dict, repr=False)
     patches: Mapping[str, Patch] = field(default_factory=dict, repr=False)
     notes: tuple[Note, ...] = field(default=(), repr=False)
 
@@ -127,10 +129,18 @@ class Plan:
             kept.append(replace(axis, start=start))
             new_id[axis.start : axis.start + axis.num_units] = torch.arange(start, start + axis.num_units)
             start += axis.num_units
-        blocks = {name: int(new_id[unit]) for name, unit in self.blocks.items() if new_id[unit] >= 0}
+        blocks, scaled = (
+            {name: int(new_id[unit]) for name, unit in units.items() if new_id[unit] >= 0}
+            for units in (self.blocks, self.scaled)
+        )
         gone = tuple(Note(f"axis {axis.name}", "left out on request") for axis in self.axes if axis not in axes)
         return replace(
-            self, axes=tuple(kept), dims=_renumbered(self.dims, new_id), blocks=blocks, notes=self.notes + gone
+            self,
+            axes=tuple(kept),
+            dims=_renumbered(self.dims, new_id),
+            blocks=blocks,
+            scaled=scaled,
+            notes=self.notes + gone,
         )
 
     def __add__(self, other: "Plan") -> "Plan":
@@ -160,6 +170,7 @@ class Plan:
             dims,
             self.shapes,
             {**self.blocks, **{name: unit + self.num_units for name, unit in other.blocks.items()}},
+            {**self.scaled, **{name: unit + self.num_units for name, unit in other.scaled.items()}},
             {**self.patches, **other.patches},
             self.notes + tuple(note for note in other.notes if note not in self.notes),
         )
@@ -205,7 +216,7 @@ class Plan:
             name: tuple(by_dim[d][0] if d in by_dim else None for d in range(tensors[name].dim()))
             for name, by_dim in table.items()
         }
-        return cls(axes, dims, {name: tensor.shape for name, tensor in tensors.items()}, {}, dict(patches or {}))
+        return cls(axes, dims, {name: tensor.shape for name, tensor in tensors.items()}, patches=dict(patches or {}))
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError, naming the tensor, unless ``model`` has just the tensors this plan was made for."""

@@ -1,60 +1,163 @@
 """Check that a plan means what it says for a model: a narrow subnet computes what the masked full model computes."""
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from skerry.discovery.trace import module_names
+from skerry.inputs import Inputs, call, map_tensors, tensors_of
+from skerry.patches import remedy
 from skerry.plan import Axis, Plan
-from skerry.subnet import extract, masked
+from skerry.subnet import cuts as cuts_of
+from skerry.subnet import extract, masked, take
 
 _REMEDY = (
-    "a module over it is in no rule, or takes statistics across it (layer norm, group norm), or hard-codes its width, "
-    "or it is added to another axis (two that are added must be one axis); mend the rules, or leave the axis whole"
+    "a module over it is in no rule, or takes statistics across it (layer norm, group norm), or it is added to another "
+    "axis (two that are added must be one axis); mend the rules, or leave the axis whole (plan.without)"
 )
+_CANNOT_RUN = (RuntimeError, ValueError, IndexError, TypeError, AssertionError, AttributeError, KeyError)
 
 
-@torch.no_grad()
-def verify(model: nn.Module, plan: Plan, inputs: Tensor, *, tolerance: float = 1e-3) -> None:
-    """Raise unless, axis by axis, half the units give the output of ``model`` with the other half set to zero.
+def verify(model: nn.Module, plan: Plan, example_inputs: Inputs, *, tolerance: float = 1e-4) -> None:
+    """Raise unless half the units of each axis compute what ``model`` computes when nothing reads the other half.
 
-    In evaluation mode. ``tolerance`` is relative to the largest output.
+    Outputs and gradients, all axes at once, in evaluation mode and double precision (of copies: it takes twice the
+    model's memory and two forwards and backwards). Where it is not so, axis by axis, to name the one.
+
+    Args:
+        model: the full model; not changed.
+        plan: its plan.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+        tolerance: relative to the largest element of each output and gradient.
 
     Raises:
-        ValueError: naming the axis for which it is not so, and what to do.
+        ValueError: naming axis, module and tensor, and what to do.
     """
-    everything = torch.arange(plan.num_units)
+    plan.check(model)
+    found = _mismatch(model, plan, _half(plan, plan.axes), example_inputs, tolerance)
+    if found is None:
+        return
     for axis in plan.axes:
-        units = everything[_kept(axis, plan.num_units)]
-        expected = masked(model, plan, units).eval()(inputs)
+        alone = _mismatch(model, plan, _half(plan, [axis]), example_inputs, tolerance)
+        if alone is not None:
+            raise ValueError(f"axis '{axis.name}': {alone}")
+    raise ValueError(f"axes {', '.join(axis.name for axis in plan.axes[:4])}, ... together: {found}")
+
+
+def _half(plan: Plan, axes: tuple[Axis, ...] | list[Axis]) -> Tensor:
+    """All units but every second one of ``axes``."""
+    kept = torch.ones(plan.num_units, dtype=torch.bool)
+    for axis in axes:
+        kept[axis.start + 1 : axis.start + axis.num_units : 2] = False
+    return kept.nonzero().flatten()
+
+
+def _mismatch(model: nn.Module, plan: Plan, units: Tensor, inputs: Inputs, tolerance: float) -> str | None:
+    """Tell in words how the subnet of ``units`` differs from the masked full model, None if it does not."""
+    full, inputs, exact = _in_double(masked(model, plan, units).eval(), inputs)
+    try:
         narrow = extract(model, plan, units).eval()
-        entered = _note_entered(narrow)
+    except ValueError as error:  # a patch that refuses
+        return str(error)
+    if exact:
+        narrow = narrow.double()
+    else:
+        tolerance = max(tolerance, 1e-2)
+    running: list[str] = []
+    seen_narrow: dict[str, Tensor] = {}
+    seen_full: dict[str, Tensor] = {}
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(0)
+        with _outputs(full, seen_full):
+            expected = list(tensors_of(call(full, inputs)))
+        torch.manual_seed(0)
         try:
-            got = narrow(inputs)
-        except (RuntimeError, ValueError, IndexError) as error:
-            where, said = entered[-1] or "the model itself", str(error).splitlines()[0]
-            raise ValueError(
-                f"axis '{axis.name}': a narrow subnet does not run, at or after {where} ({said}); {_REMEDY}"
-            ) from error
-        if got.shape != expected.shape:
-            shapes = f"{tuple(got.shape)}, expected {tuple(expected.shape)}"
-            raise ValueError(f"axis '{axis.name}': a narrow subnet's output has shape {shapes}; {_REMEDY}")
-        off = float((got - expected).abs().max()) / max(1e-6, float(expected.abs().max()))
-        if not off <= tolerance:
-            raise ValueError(
-                f"axis '{axis.name}': a narrow subnet's output differs by {off:.1e} of its size from the full model's "
-                f"with the other units at zero, expected at most {tolerance:.0e}; {_REMEDY}"
+            with module_names(narrow, running), _outputs(narrow, seen_narrow):
+                got = list(tensors_of(call(narrow, inputs)))
+        except _CANNOT_RUN as error:
+            where, said = (running[-1] if running else ""), (str(error).splitlines() or [type(error).__name__])[0]
+            what_to_do = remedy(where, model.get_submodule(where)) if where else _REMEDY
+            return f"a narrow subnet does not run, in {where or 'the model itself'} ({said}); {what_to_do}"
+    if [t.shape for t in got] != [t.shape for t in expected]:
+        shapes = f"{[tuple(t.shape) for t in got]}, expected {[tuple(t.shape) for t in expected]}"
+        return f"a narrow subnet's outputs have shapes {shapes}; {_REMEDY}"
+    off = max((_off(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
+    if not off <= tolerance:
+        names = (n for n, t in seen_narrow.items() if n in seen_full and t.shape == seen_full[n].shape)
+        first = next((n for n in names if not _off(seen_narrow[n], seen_full[n]) <= tolerance), "")
+        return (
+            f"a narrow subnet's output differs by {off:.1e} of its size from the full model's in which nothing reads "
+            f"the other units, first after {first or 'the last module'}, expected at most {tolerance:.0e}; {_REMEDY}"
+        )
+    return _gradient_mismatch(plan, units, narrow, full, got, expected, tolerance) if exact else None
+
+
+def _gradient_mismatch(
+    plan: Plan, units: Tensor, narrow: nn.Module, full: nn.Module, got: list[Tensor], expected: list[Tensor], tol: float
+) -> str | None:
+    for outputs in (got, expected):
+        loss = sum(
+            (t * torch.linspace(-1, 1, t.numel(), dtype=t.dtype, device=t.device).view_as(t)).sum()
+            for t in outputs
+            if t.is_floating_point() and t.requires_grad
+        )
+        if isinstance(loss, Tensor):
+            loss.backward()  # type: ignore[no-untyped-call]
+    by_name, wide = cuts_of(plan, units), dict(full.named_parameters())
+    largest = max((float(p.grad.abs().max()) for p in wide.values() if p.grad is not None and p.numel()), default=0.0)
+    for name, parameter in narrow.named_parameters():
+        reference = wide[name].grad
+        cut = by_name.get(name, ())
+        if parameter.grad is None or reference is None or cut is None:
+            continue
+        off = float((parameter.grad - take(reference, cut)).abs().max()) if parameter.numel() else 0.0
+        if not off <= tol * max(largest, 1e-12):
+            return (
+                f"a narrow subnet's gradient of {name} differs by {off / max(largest, 1e-12):.1e} of the largest from "
+                f"the full model's, expected at most {tol:.0e}; {_REMEDY}"
             )
+    return None
 
 
-def _note_entered(model: nn.Module) -> list[str]:
-    """Return a list to which each submodule of ``model`` adds its name when it begins to run."""
-    entered = [""]
-    for name, module in model.named_modules():
-        module.register_forward_pre_hook(lambda module, inputs, name=name: entered.append(name))
-    return entered
+def _in_double(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, bool]:
+    """The model and inputs in double precision, if it runs so; else as they are."""
+    doubled = copy.deepcopy(model).double()
+    wide = map_tensors(lambda t: t.double() if t.is_floating_point() else t, inputs)
+    try:
+        with torch.no_grad():
+            call(doubled, wide)
+    except _CANNOT_RUN:
+        return model, inputs, False
+    return doubled, wide, True
 
 
-def _kept(axis: Axis, num_units: int) -> Tensor:
-    """All units but every second one of ``axis``."""
-    kept = torch.ones(num_units, dtype=torch.bool)
-    kept[axis.start + 1 : axis.start + axis.num_units : 2] = False
-    return kept
+@contextmanager
+def _outputs(model: nn.Module, seen: dict[str, Tensor]) -> Iterator[None]:
+    """Keep in ``seen`` the first output tensor of each submodule, in the order in which they finish."""
+
+    def keeper(name: str) -> Any:
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            first = next(tensors_of(output), None)
+            if first is not None and first.is_floating_point():
+                seen.setdefault(name, first.detach())
+
+        return keep
+
+    hooks = [module.register_forward_hook(keeper(name)) for name, module in model.named_modules() if name]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _off(a: Tensor, b: Tensor) -> float:
+    """The largest difference, relative to the largest element of ``b``."""
+    if not a.numel():
+        return 0.0
+    a, b = (t.to(torch.float64) for t in (a.detach(), b.detach()))
+    return float((a - b).abs().max()) / max(1e-6, float(b.abs().max()))

@@ -1,5 +1,6 @@
 """Discovery: what can be dealt out of a model, found by running it once."""
 
+from skerry.discovery.blocks import Blocks
 from skerry.discovery.discover import discover
 
-__all__ = ["discover"]
+__all__ = ["Blocks", "discover"]

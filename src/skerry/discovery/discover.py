@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from skerry.discovery.blocks import Blocks
 from skerry.discovery.operations import rule_of
 from skerry.discovery.refuse import refuse_unfit
 from skerry.discovery.trace import Trace, trace
@@ -20,7 +21,13 @@ from skerry.rules import match
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def discover(model: nn.Module, example_inputs: Inputs, *, patches: Mapping[str, Patch] | None = None) -> Plan:
+def discover(
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    blocks: Blocks | Sequence[Blocks] = (),
+    patches: Mapping[str, Patch] | None = None,
+) -> Plan:
     """Find what can be dealt out of ``model``, whatever its architecture.
 
     Every index of every parameter dim gets a label. One forward runs on the example inputs; each operation says which
@@ -33,6 +40,7 @@ def discover(model: nn.Module, example_inputs: Inputs, *, patches: Mapping[str, 
     Args:
         model: any module; it is not changed. It is run in evaluation mode.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. A small batch is enough.
+        blocks: residual blocks to deal out as wholes, beside the units within them.
         patches: pattern of module names -> ``patch(narrow, full)``, for modules that hard-code a width
             (``skerry.patches``).
 
@@ -66,8 +74,10 @@ def discover(model: nn.Module, example_inputs: Inputs, *, patches: Mapping[str, 
         others = solve(again)
         if (others.of > 0).sum() > (units.of > 0).sum():
             found, units = again, others
-    plan = _plan(model, found, units, patches or {})
-    return drop_what_fails(model, example_inputs, plan)
+    plan = drop_what_fails(model, example_inputs, _plan(model, found, units, patches or {}))
+    for one in [blocks] if isinstance(blocks, Blocks) else blocks:
+        plan = plan + one.plan(model, example_inputs)
+    return plan
 
 
 def _plan(model: nn.Module, trace: Trace, units: Units, patches: Mapping[str, Patch]) -> Plan:
@@ -95,7 +105,7 @@ def _plan(model: nn.Module, trace: Trace, units: Units, patches: Mapping[str, Pa
         if any(dim is not None for dim in row):
             rows[name] = tuple(row)
     shapes = {name: tensor.shape for name, tensor in named_tensors(model).items()}
-    return Plan(tuple(axes), rows, shapes, {}, patches, _notes(trace, units, id_of))
+    return Plan(tuple(axes), rows, shapes, patches=patches, notes=_notes(trace, units, id_of))
 
 
 def _names(tensors: Sequence[Sequence[str]]) -> list[str]:

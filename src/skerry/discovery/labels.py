@@ -115,6 +115,12 @@ class Bonds:
         over = set(dims)
         return tuple(left for one in fields if (left := self.collapse(one, over, why)) is not None)
 
+    def varying(self, labels: Labels) -> Labels:
+        """Drop fields that vary along nothing: a tensor that is one unit's as a whole is something nobody can lack."""
+        fields = [replace(one, ids=compact(one.ids)) for one in labels.fields]
+        self.pin(one for one in fields if not one.dims)
+        return replace(labels, fields=tuple(one for one in fields if one.dims))
+
     def unify(self, inputs: Sequence[tuple[Labels, frozenset[int]]]) -> tuple[Field, ...]:
         """Return the fields of an element-by-element result of ``inputs``: labels, aligned, and their wide dims.
 

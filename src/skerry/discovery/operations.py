@@ -167,11 +167,7 @@ def _slices(op: Operation) -> list[Labels]:
             return compact(ids.narrow(dim, at, length)) if ids.shape[dim] > 1 else ids
 
         begin += length
-        parts = _each(fields, part)
-        for one in parts:
-            if not one.dims and bool(one.ids.any()):
-                op.bonds.pin([one])  # a tensor that is one unit's as a whole: nobody can do without
-        results.append(replace(old, fields=tuple(one for one in parts if one.dims)))
+        results.append(replace(old, fields=_each(fields, part)))
     return results
 
 
@@ -188,7 +184,7 @@ def _glu(op: Operation) -> list[Labels]:
         Labels(_each(old.fields, lambda ids, k=k: ids.narrow(dim, k * half, half) if ids.shape[dim] > 1 else ids))
         for k in range(2)
     ]
-    return [Labels(op.bonds.used(op.bonds.unify([(part, wide_dims(out)) for part in halves])))]
+    return [Labels(op.bonds.used(op.bonds.unify([(op.bonds.varying(part), wide_dims(out)) for part in halves])))]
 
 
 @_for("select", "unbind")

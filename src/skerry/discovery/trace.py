@@ -150,8 +150,12 @@ class Tracer(TorchDispatchMode):
         rule = self.rule_of(func)
         self.trace.known.append(rule is not None)
         if outs:
-            labels = list((rule or pin_everything)(operation))
-            assert len(labels) == len(outs), func
+            try:
+                labels = [bonds.varying(found) for found in (rule or pin_everything)(operation)]
+                assert len(labels) == len(outs), func
+            except Exception:  # a use of the operation that its rule does not foresee: like an unknown operation
+                self.trace.known[-1] = False
+                labels = pin_everything(operation)
             for out, found in zip(outs, labels, strict=True):
                 self.labels[out] = self._settle(out, found) if any(out is w for w in written) else found
         return result

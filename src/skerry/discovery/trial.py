@@ -7,6 +7,7 @@ from torch import nn
 
 from skerry.discovery.trace import module_names, quietly
 from skerry.inputs import Inputs, call, tensors_of
+from skerry.patches import remedy
 from skerry.plan import Note, Plan
 from skerry.subnet import extract
 
@@ -28,7 +29,8 @@ def drop_what_fails(model: nn.Module, inputs: Inputs, plan: Plan) -> Plan:
         if not blamed or len(blamed) == len(plan.axes) > 1:
             blamed = [a.name for a in plan.axes if _failure(model, inputs, plan.only(a.name), expected) is not None]
         blamed = blamed or [axis.name for axis in plan.axes]
-        why = f"hard-coded width in {module or 'the forward'} ({said}); pass patches={{'{module}': ...}}"
+        where = module or "the model's own forward"
+        why = f"hard-coded width in {where} ({said}); {remedy(module, model.get_submodule(module))}"
         notes = plan.notes + tuple(Note(f"axis {name}", why) for name in blamed)
         kept = [axis for axis in plan.axes if axis.name not in blamed]
         plan = replace(plan._keep(kept), notes=notes)

@@ -1,0 +1,118 @@
+"""Blocks: residual blocks as units. A subnet without a block has the identity in its place, and none of its tensors."""
+
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from skerry.discovery.trace import quietly
+from skerry.inputs import Inputs, call
+from skerry.plan import Axis, Plan, named_tensors
+from skerry.rules import match
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The modules that match ``pattern`` (``"layer3.*"``, a * for one component of the name) are the units of an axis.
+
+    Only blocks that give back the shape they get qualify: ``x + f(x)``, of which the identity is left without ``f``.
+
+    Args:
+        pattern: of module names.
+        axis: the axis's name; the pattern itself if None.
+        branch: the module within a block whose output is added to the block's input (``"conv2"``). The full model adds
+            up all branches, a subnet only its own; with this, calibration multiplies the branch's parameters by the
+            chance that a subnet had the block, as ResIST does (Dun et al., 2022, arXiv 2107.00961). None: unscaled.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(3)))
+        >>> print(Blocks("*").plan(model, torch.randn(2, 4)).axes[0].num_units)
+        3
+    """
+
+    pattern: str
+    axis: str | None = None
+    branch: str | None = None
+
+    def plan(self, model: nn.Module, example_inputs: Inputs) -> Plan:
+        """Return the plan that deals these blocks out; add it to others with ``+``.
+
+        Raises:
+            ValueError: the pattern matches nothing, a block changes the shape or is not run, blocks contain one
+                another, share a tensor with something else, or have no such branch.
+        """
+        modules = dict(model.named_modules())
+        names = [name for name in modules if name and match(self.pattern, name) is not None]
+        if not names:
+            near = difflib.get_close_matches(self.pattern, modules, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise ValueError(f"Blocks('{self.pattern}') matches no module{hint}")
+        _check_shapes(model, example_inputs, names)
+        _check_tensors(model, names)
+        scaled = {}
+        for unit, name in enumerate(names):
+            if self.branch is not None:
+                branch = modules.get(f"{name}.{self.branch}")
+                if branch is None:
+                    raise ValueError(f"{name}: no module '{self.branch}' in it, expected the branch's last module")
+                scaled.update({f"{name}.{self.branch}.{p}": unit for p, _ in branch.named_parameters()})
+        axis = Axis(self.axis or self.pattern, len(names), "blocks")
+        shapes = {name: tensor.shape for name, tensor in named_tensors(model).items()}
+        return Plan((axis,), {}, shapes, {name: unit for unit, name in enumerate(names)}, scaled)
+
+
+def _check_shapes(model: nn.Module, inputs: Inputs, names: list[str]) -> None:
+    seen: set[str] = set()
+    with quietly(model), _watch(model, names, seen):
+        call(model, inputs)
+    for name in names:
+        if name not in seen:
+            raise ValueError(f"{name}: not run on the example inputs, so its shapes are not known; leave it out")
+
+
+@contextmanager
+def _watch(model: nn.Module, names: list[str], seen: set[str]) -> Iterator[None]:
+    """Note which blocks ran; refuse one that changes the shape."""
+
+    def watcher(name: str) -> Any:
+        def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            seen.add(name)
+            x = args[0] if args else None
+            if not isinstance(x, Tensor) or not isinstance(output, Tensor):
+                kinds = f"takes {type(x).__name__} first and returns {type(output).__name__}"
+                raise ValueError(f"{name}: {kinds}, expected one tensor each, so that the identity can stand for it")
+            if x.shape != output.shape or x.dtype != output.dtype:
+                raise ValueError(
+                    f"{name}: takes {tuple(x.shape)}, returns {tuple(output.shape)}, expected the same shape; a block "
+                    "that changes the shape cannot be skipped, leave it out of the pattern"
+                )
+
+        return look
+
+    hooks = [model.get_submodule(name).register_forward_hook(watcher(name), with_kwargs=True) for name in names]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _check_tensors(model: nn.Module, names: list[str]) -> None:
+    for name in names:
+        inside = next((other for other in names if other != name and name.startswith(f"{other}.")), None)
+        if inside is not None:
+            raise ValueError(f"{name}: inside {inside}, which is a block too; blocks cannot contain one another")
+    owner: dict[int, str] = {}
+    everything = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in everything:
+        block = next((b for b in names if name.startswith(f"{b}.")), "")
+        other = owner.setdefault(id(tensor), block)
+        if other != block:
+            raise ValueError(
+                f"{name}: shared between {block or 'the rest of the model'} and {other or 'the rest of the model'}, "
+                "expected blocks with tensors of their own"
+            )
