@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -16,7 +17,7 @@ from skerry.discovery.trial import drop_what_fails
 from skerry.discovery.units import Units, alike, solve, touched, wasted
 from skerry.inputs import Inputs
 from skerry.plan import Axis, DealtDim, Note, Patch, Plan, named_tensors
-from skerry.rules import match
+from skerry.rules import Role, match
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -74,13 +75,15 @@ def discover(
         others = solve(again)
         if (others.of > 0).sum() > (units.of > 0).sum():
             found, units = again, others
-    plan = drop_what_fails(model, example_inputs, _plan(model, found, units, patches or {}))
+    plan, places = _plan(model, found, units, patches or {})
+    plan = drop_what_fails(model, example_inputs, plan, found, places)
     for one in [blocks] if isinstance(blocks, Blocks) else blocks:
         plan = plan + one.plan(model, example_inputs)
     return plan
 
 
-def _plan(model: nn.Module, trace: Trace, units: Units, patches: Mapping[str, Patch]) -> Plan:
+def _plan(model: nn.Module, trace: Trace, units: Units, patches: Mapping[str, Patch]) -> tuple[Plan, Tensor]:
+    """The plan, and for each label the id of its unit in the plan, -1 for labels that are not dealt out."""
     groups = []
     for group in alike(trace, units):
         dims = touched(trace, units, group)
@@ -100,12 +103,13 @@ def _plan(model: nn.Module, trace: Trace, units: Units, patches: Mapping[str, Pa
         for d, ids in enumerate(origins):
             own = id_of[units.of[ids.numpy()]] if ids is not None else np.full(1, -1, np.int32)
             shared = known.setdefault(own.tobytes(), torch.from_numpy(own))
-            role = "in" if (name, d) in units.reads else "out"
+            role: Role = "in" if (name, d) in units.reads else "out"
             row.append(DealtDim(shared, role) if (own >= 0).any() else None)
         if any(dim is not None for dim in row):
             rows[name] = tuple(row)
     shapes = {name: tensor.shape for name, tensor in named_tensors(model).items()}
-    return Plan(tuple(axes), rows, shapes, patches=patches, notes=_notes(trace, units, id_of))
+    plan = Plan(tuple(axes), rows, shapes, patches=patches, notes=_notes(trace, units, id_of))
+    return plan, torch.from_numpy(id_of[units.of])
 
 
 def _names(tensors: Sequence[Sequence[str]]) -> list[str]:
@@ -141,7 +145,7 @@ def _kind(model: nn.Module, units: Units, group: Sequence[int], dims: Mapping[tu
     return "channels" if any(isinstance(module, _CONVS) for module, _ in modules) else "neurons"
 
 
-def _notes(trace: Trace, units: Units, id_of: np.ndarray) -> tuple[Note, ...]:  # type: ignore[type-arg]
+def _notes(trace: Trace, units: Units, id_of: NDArray[np.int32]) -> tuple[Note, ...]:
     """A note for each reason for which parameter dims are whole."""
     by_reason: dict[tuple[int, int], list[str]] = {}
     for name, origins in trace.origins.items():
@@ -149,7 +153,7 @@ def _notes(trace: Trace, units: Units, id_of: np.ndarray) -> tuple[Note, ...]:  
             if ids is None or (id_of[units.of[ids.numpy()]] >= 0).any():
                 continue
             pinned = ids.numpy()[units.of[ids.numpy()] == 0]
-            reason = int(units.reasons[pinned].max()) if len(pinned) else -2
+            reason = int(units.reasons[pinned].max()) if len(pinned) else (-2 if name in trace.used else -1)
             by_reason.setdefault((reason, len(ids)), []).append(f"{name} dim {d}")
     notes: dict[str, list[str]] = {}
     for (reason, size), dims in by_reason.items():
@@ -179,7 +183,7 @@ _WHY = [
 
 def _why(trace: Trace, reason: int) -> str | None:
     if reason == -2:
-        return "a single unit, or nothing that was found reads it"
+        return "one unit only, or no weight sums over it"
     if reason < 0:
         return "not used for the output on these inputs"
     step = trace.steps[reason]
@@ -187,7 +191,7 @@ def _why(trace: Trace, reason: int) -> str | None:
     if "convolution" in op:
         return None  # the dims of a kernel in space; or the model's input, which says itself what it is
     text = next((why for key, why in _WHY if key in op), "")
-    if not text and not trace.known[reason]:
+    if not text and not step.known:
         text = "unknown op {op}"
     where = f" in {step.module}" if step.module else ""
     return (text or "meets a fixed size at {op}").format(op=op) + where

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from skerry.discovery.labels import Field, Labels, Origin, compact, padded, reshaped
 from skerry.discovery.trace import Operation, Rule, pin_everything, wide_dims
@@ -123,7 +123,7 @@ def _separate(op: Operation, fields: tuple[Field, ...]) -> tuple[Field, ...]:
 def _period(one: Field) -> int:
     """How often neighbours differ along the outermost dim: less often for what came from an outer dim."""
     d = min(one.dims)
-    ids = one.ids.transpose(0, d).flatten(1)[:, 0]
+    ids = one.ids.movedim(d, 0).reshape(one.ids.shape[d], -1)[:, 0]
     return int((ids[1:] != ids[:-1]).sum())
 
 
@@ -180,10 +180,11 @@ def _glu(op: Operation) -> list[Labels]:
     along = old.along(dim)
     if along is not None:
         op.bonds.prefixes.append((along.ids, dim, (half,), op.bonds.now))
-    halves = [
-        Labels(_each(old.fields, lambda ids, k=k: ids.narrow(dim, k * half, half) if ids.shape[dim] > 1 else ids))
-        for k in range(2)
-    ]
+
+    def part(ids: Tensor, begin: int) -> Tensor:
+        return ids.narrow(dim, begin, half) if ids.shape[dim] > 1 else ids
+
+    halves = [Labels(tuple(replace(f, ids=part(f.ids, begin)) for f in old.fields)) for begin in (0, half)]
     return [Labels(op.bonds.used(op.bonds.unify([(op.bonds.varying(part), wide_dims(out)) for part in halves])))]
 
 
@@ -300,7 +301,8 @@ def _last_dim(op: Operation, table: Labels, num_dims: int) -> tuple[Field, ...]:
 def _index(op: Operation, name: str) -> list[Labels]:
     x, indices, out = op.args[0], op.args[1], op.outs[0]
     old = op.labels_of(x)
-    at, d = [], 0
+    at: list[int] = []
+    d = 0
     for index in indices:
         taken = 1 if index is None or index.dtype not in (torch.bool, torch.uint8) else index.dim()
         if index is not None:
@@ -377,7 +379,7 @@ def _reduce(op: Operation) -> list[Labels]:
     name = str(op.packet)
     given = op.arg(2 if "norm" in name else 1, "dim")
     if isinstance(given, Tensor):  # max(a, b) of two tensors
-        return _pointwise(op)
+        return list(_pointwise(op))
     if isinstance(given, bool) or given is None or given == []:
         given = range(x.dim())
     dims = {d % max(1, x.dim()) for d in ([given] if isinstance(given, int) else given)}
@@ -388,7 +390,7 @@ def _reduce(op: Operation) -> list[Labels]:
             results.append(Labels(fields, uniform=op.labels_of(x).uniform))
         else:
             kept = [d for d in range(x.dim()) if d not in dims]
-            moved = _each(fields, lambda ids, kept=kept: ids.reshape([ids.shape[d] for d in kept]))
+            moved = tuple(replace(f, ids=f.ids.reshape([f.ids.shape[d] for d in kept])) for f in fields)
             results.append(Labels(moved, uniform=not kept or op.labels_of(x).uniform))
     return results
 
@@ -409,6 +411,8 @@ def _group_norm(op: Operation) -> list[Labels]:
     """Statistics over the channels of a group: a group is a unit."""
     x, num_groups = op.args[0], int(op.args[6])
     channels = x.shape[1]
+    if not isinstance(op.module, nn.GroupNorm):
+        num_groups = 1  # a number of groups that is spelled out somewhere would stay what it is in a narrow net
     per_group = channels // num_groups
     grouped = torch.Size([num_groups, per_group])
 

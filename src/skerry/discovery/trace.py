@@ -27,14 +27,27 @@ class ForwardRefused(ValueError):
     """The model's forward does something for which no subnet can stand."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
-    """An operation that ran: its name, the module that ran it, and the memory it read and wrote (by number)."""
+    """An operation that ran.
+
+    Attributes:
+        name: of the operation.
+        module: name of the module that ran it.
+        reads: the memory it read, by number.
+        writes: the memory it wrote.
+        fields: the labels of its (first) result.
+        numbers: the numbers among its arguments that must not depend on widths; None for a view or a copy.
+        known: whether there is a rule for it.
+    """
 
     name: str
     module: str
-    reads: frozenset[int]
-    writes: frozenset[int]
+    reads: frozenset[int] = frozenset()
+    writes: frozenset[int] = frozenset()
+    fields: tuple[Field, ...] = ()
+    numbers: tuple[float, ...] | None = None
+    known: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +60,7 @@ class Operation:
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
     outs: Sequence[Tensor]
+    module: nn.Module | None
 
     def arg(self, position: int, name: str = "", default: Any = None) -> Any:
         """An argument by position or, where it was given so, by name."""
@@ -61,14 +75,14 @@ class Operation:
 
 @dataclass
 class Trace:
-    """What a forward left behind: all bonds, and which operations the outputs depend on."""
+    """What a forward left behind: all bonds; which operations and labelled tensors the outputs depend on."""
 
     bonds: Bonds
     steps: list[Step]
     live: list[bool] = field(default_factory=list)
     origins: dict[str, tuple[Tensor | None, ...]] = field(default_factory=dict)
     num_labels: int = 1
-    known: list[bool] = field(default_factory=list)
+    used: frozenset[str] = frozenset()
     looked_at_values: list[str] = field(default_factory=list)
 
 
@@ -85,10 +99,12 @@ class Tracer(TorchDispatchMode):
         super().__init__()
         self.trace = Trace(Bonds(), [])
         self.rule_of = rule_of
+        self.labelled = labelled
         self.labels: Any = WeakTensorKeyDictionary()
         self.memory: Any = WeakTensorKeyDictionary()  # tensor -> number of the memory it lies in
         self.num_memories = 0
         self.modules: list[str] = []
+        self.by_name = dict(model.named_modules())
         self.frozen: dict[int, str] = {}  # storage -> the parameter in it
         self.buffers = {b.untyped_storage()._cdata: (name, b) for name, b in model.named_buffers()}
         self.saved: dict[str, tuple[Tensor, Tensor]] = {}  # buffers that the forward changed, as they were
@@ -141,21 +157,24 @@ class Tracer(TorchDispatchMode):
             base = before.get(out.untyped_storage()._cdata)
             if base is not None:
                 self.memory[out] = self.memory_of(base)
-        operation = Operation(bonds, self.labels_of, func.overloadpacket, args, kwargs, outs)
+        running = self.modules[-1] if self.modules else ""
+        module = self.by_name.get(running)
+        operation = Operation(bonds, self.labels_of, func.overloadpacket, args, kwargs, outs, module)
         ids = frozenset(map(self.memory_of, inputs))
         to = frozenset(map(self.memory_of, [*outs, *written]))
-        steps.append(Step(str(func.overloadpacket), self.modules[-1] if self.modules else "", ids, to))
         if func.overloadpacket is torch.ops.aten._local_scalar_dense:
-            self.trace.looked_at_values.append(steps[-1].module)
+            self.trace.looked_at_values.append(running)
         rule = self.rule_of(func)
-        self.trace.known.append(rule is not None)
+        labels: list[Labels] = []
+        try:
+            labels = [bonds.varying(found) for found in (rule or pin_everything)(operation)] if outs else []
+            assert len(labels) == len(outs), func
+        except Exception:  # a use of the operation that its rule does not foresee: like an operation without one
+            rule, labels = None, pin_everything(operation)
+        fields = labels[0].fields if labels else ()
+        numbers = numbers_of(func, args)
+        steps.append(Step(str(func.overloadpacket), running, ids, to, fields, numbers, rule is not None))
         if outs:
-            try:
-                labels = [bonds.varying(found) for found in (rule or pin_everything)(operation)]
-                assert len(labels) == len(outs), func
-            except Exception:  # a use of the operation that its rule does not foresee: like an unknown operation
-                self.trace.known[-1] = False
-                labels = pin_everything(operation)
             for out, found in zip(outs, labels, strict=True):
                 self.labels[out] = self._settle(out, found) if any(out is w for w in written) else found
         return result
@@ -205,8 +224,8 @@ class Tracer(TorchDispatchMode):
             if live[-1]:
                 needed |= step.reads
         self.trace.live = [*reversed(live), True]
-        self.trace.known.append(True)
-        self.trace.steps.append(Step("model output", "", frozenset(), frozenset()))
+        self.trace.used = frozenset(name for name, t in self.labelled.items() if self.memory_of(t) in needed)
+        self.trace.steps.append(Step("model output", ""))
         return self.trace
 
 
@@ -215,6 +234,20 @@ def pin_everything(op: Operation) -> list[Labels]:
     for tensor in op.tensors():
         op.bonds.pin(op.labels_of(tensor).fields)
     return [Labels() for _ in op.outs]
+
+
+def numbers_of(func: Any, args: Sequence[Any]) -> tuple[float, ...] | None:
+    """The numbers an operation was given that must be the same in a narrow net; None for a view or a copy.
+
+    Sizes differ in a narrow net. A number to multiply by, or the size of a group to normalise over, must not.
+    """
+    name = func.overloadpacket
+    if func.is_view or name in (torch.ops.aten.clone, torch.ops.aten._unsafe_view, torch.ops.aten._to_copy):
+        return None
+    if name is torch.ops.aten.native_group_norm:
+        return (args[3 + 1] / args[6],)
+    whole = int if torch.Tag.pointwise in func.tags else float
+    return tuple(float(a) for a in args if isinstance(a, float | whole) and not isinstance(a, bool))
 
 
 def wide_dims(tensor: Tensor) -> frozenset[int]:

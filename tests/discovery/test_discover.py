@@ -1,0 +1,368 @@
+"""Discovery at its edges: forwards that hide a width, notes and their reasons, blocks, and inputs and models to refuse."""
+
+import re
+
+import pytest
+import torch
+from equivalence import assert_narrow_equals_masked, assert_write_back_is_exact, dealt_to, doubled
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from skerry import Blocks, Disjoint, calibrate, discover, extract
+from skerry.patches import nanogpt_attention
+from skerry.plan import named_tensors
+
+
+class Around(nn.Module):
+    """Two layers with a function of the hidden layer between them; the second hidden layer is ordinary."""
+
+    def __init__(self, between, hidden: int = 12, out: int | None = None) -> None:
+        super().__init__()
+        self.first, self.between = nn.Linear(5, hidden), between
+        self.second, self.last = nn.Linear(out or hidden, 10), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.second(self.between(self.first(x)))))
+
+
+def _hidden_attention(x: Tensor, heads: int) -> Tensor:
+    """Attention over the batch, as einops users write it: the number of heads is given, their width follows."""
+    h = x.view(x.shape[0], heads, -1).transpose(0, 1)
+    return (torch.softmax(h @ h.transpose(1, 2), -1) @ h).transpose(0, 1).reshape(x.shape)
+
+
+HIDDEN_WIDTHS = {
+    "number of heads": lambda x: _hidden_attention(x, 4),
+    "scale by the width": lambda x: x / x.shape[-1] ** 0.5,
+    "scale by the whole width": lambda x: x * x.shape[-1],
+    "positions": lambda x: x * torch.arange(x.shape[-1]),
+    "noise": lambda x: x + torch.randn_like(x),
+    "groups of a norm": lambda x: F.group_norm(x, 3),
+    "layer norm": lambda x: F.layer_norm(x, x.shape[-1:]),
+    "softmax": lambda x: torch.softmax(x, -1),
+    "mean": lambda x: x - x.mean(-1, keepdim=True),
+    "normalise": lambda x: F.normalize(x, dim=-1),
+    "first three": lambda x: torch.cat([x[:, :3] * 2, x[:, 3:]], -1),
+    "every second": lambda x: torch.cat([x[:, ::2], x[:, 1::2]], -1),
+    "neighbours": lambda x: x + x.roll(1, -1),
+    "reversed": lambda x: x.flip(-1),
+    "largest": lambda x: x * (x == x.amax(-1, keepdim=True)),
+    "sorted": lambda x: x.sort(-1).values,
+    "running sum": lambda x: x.cumsum(-1),
+    "a constant": lambda x: x * torch.linspace(1, 2, 12),
+    "a view": lambda x: x.view(-1, 3, 4).flip(1).flatten(1),
+    "a hard view": lambda x: x.view(-1, 12),
+    "halves apart": lambda x: torch.cat([part * 2 for part in x.chunk(2, -1)], -1),  # right, but it cannot be told
+    "a hard split": lambda x: torch.cat(x.split(6, -1), -1),
+    "a diagonal": lambda x: x @ torch.diag_embed(x).mean(0),
+    "a Fourier transform": lambda x: torch.fft.rfft(x, dim=-1).abs()[:, :1] + x,
+    "an einsum with itself": lambda x: torch.einsum("bi,bj->bij", x, x).sum(1),
+}
+
+
+@pytest.mark.parametrize("between", HIDDEN_WIDTHS.values(), ids=HIDDEN_WIDTHS)
+def test_a_width_that_is_not_free_is_left_whole_with_a_reason(between):
+    torch.manual_seed(1)
+    model, x = Around(between), torch.randn(7, 5)
+    plan = discover(model, x)
+    assert [axis.name for axis in plan.axes] == ["second"]
+    assert any("first" in note.what for note in plan.notes), plan.notes
+
+
+def test_functional_group_convolution_is_left_whole():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.weight, self.down = (
+                nn.Conv1d(3, 12, 1),
+                nn.Parameter(torch.randn(12, 2, 3)),
+                nn.Conv1d(12, 3, 1),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(F.conv1d(self.up(x), self.weight, groups=6))
+
+    plan = discover(Net(), torch.randn(2, 3, 8))
+    assert not plan.axes
+    assert "hard-coded width" in str(plan)
+
+
+FREE_WIDTHS = {
+    "heads by width": lambda x: x.view(x.shape[0], -1, 2).softmax(-1).flatten(1),
+    "zeros of its size": lambda x: x + torch.zeros(x.shape[-1]),
+    "a mask of its own": lambda x: x * (x > 0.1),
+    "where": lambda x: torch.where(x > 0, x, torch.zeros_like(x)),
+    "over the batch": lambda x: (x - x.mean(0)) / (x.std(0) + 1),
+    "in place": lambda x: (x + 1).mul_(2).relu_(),
+}
+
+
+@pytest.mark.parametrize("between", FREE_WIDTHS.values(), ids=FREE_WIDTHS)
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_free_width_is_dealt_out(between, workers):
+    model, x = doubled(Around(between), torch.randn(7, 5))
+    plan = discover(model, x)
+    assert [axis.name for axis in plan.axes] == ["first", "second"]
+    for units in dealt_to(plan, workers):
+        assert_narrow_equals_masked(model, plan, x, units)
+
+
+class NanoAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c_attn, self.c_proj, self.n_head, self.n_embd = nn.Linear(24, 72), nn.Linear(24, 24), 6, 24
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, C = x.size()
+        q, k, v = self.c_attn(x).split(self.n_embd, dim=2)
+        q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.c_proj(y.transpose(1, 2).contiguous().view(B, T, C))
+
+
+def test_a_hard_coded_width_is_named_with_the_patch_to_pass_and_the_patch_works():
+    model, x = nn.ModuleDict({"attn": NanoAttention()}), torch.randn(2, 5, 24)
+    model = nn.Sequential(nn.Linear(24, 24), model["attn"], nn.Linear(24, 3))
+    plan = discover(model, x)
+    assert not plan.axes or all(axis.kind != "heads" for axis in plan.axes)
+    (note,) = [note for note in plan.notes if note.what.startswith("axis 1")]
+    assert "hard-coded width in 1 " in note.why
+    assert "patches={'*': skerry.patches.nanogpt_attention}" in note.why
+    plan = discover(model, x, patches={"1": nanogpt_attention})
+    assert [axis.kind for axis in plan.axes if axis.name == "1"] == ["heads"]
+
+
+def test_a_patch_that_matches_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"patch 'secnd' matches no module.*did you mean 'second'"):
+        discover(Around(torch.relu), torch.randn(2, 5), patches={"secnd": nanogpt_attention})
+
+
+def test_notes_give_each_reason():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.norm, self.up, self.down = (
+                nn.Embedding(9, 6),
+                nn.LayerNorm(6),
+                nn.Linear(6, 8),
+                nn.Linear(8, 6),
+            )
+            self.mix, self.unused, self.head = nn.Linear(6, 7), nn.Linear(6, 4), nn.Linear(7, 3)
+            self.odd_in, self.odd_out = nn.Linear(6, 11), nn.Linear(11, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.norm(self.embed(x))
+            h = h + self.down(torch.relu(self.up(h)))
+            h = h + self.odd_out(torch.special.i0(torch.cummax(self.odd_in(h), 0).values))
+            return self.head(torch.softmax(self.mix(h), -1))
+
+    text = str(discover(Net(), torch.randint(9, (4, 5))))
+    for reason in (
+        "up", "8", "dealt out:", "on every worker:", "not dealt out, and why:", "normalised over (aten::native_layer_norm) in norm",
+        "looked up by index (aten::embedding)", "softmax over it (aten::_softmax)", "the model's output",
+        "unknown op aten::cummax", "not used for the output on these inputs",
+    ):  # fmt: skip
+        assert reason in text, text
+
+
+def test_data_dependent_control_flow_holds_for_the_path_taken_and_is_noted():
+    def between(x: Tensor) -> Tensor:
+        return x * 2 if float(x.sum()) > 0 else x
+
+    plan = discover(Around(between), torch.randn(4, 5))
+    assert len(plan.axes) == 2
+    assert any("path taken" in note.why for note in plan.notes)
+
+
+REFUSED = {
+    "inputs of another width": (
+        lambda: Around(torch.relu),
+        torch.randn(4, 6),
+        "does not run on the example inputs: in first",
+    ),
+    "no inputs": (lambda: Around(torch.relu), (), "does not run on the example inputs"),
+    "unknown keyword": (lambda: Around(torch.relu), {"y": torch.randn(4, 5)}, "does not run on the example inputs"),
+    "lazy": (
+        lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2)),
+        torch.randn(4, 5),
+        "0.weight: not initialized yet",
+    ),
+    "meta": (lambda: Around(torch.relu).to("meta"), torch.randn(4, 5), "first.weight: on the meta device"),
+    "sparse": (
+        lambda: _with(Around(torch.relu), torch.eye(10).to_sparse()),
+        torch.randn(4, 5),
+        "layout torch.sparse_coo",
+    ),
+    "no output": (lambda: _Silent(), torch.randn(4, 5), "without tensors"),
+    "writes to a parameter": (lambda: Writes(), torch.randn(4, 5), "first.bias: the forward of the model writes to it"),
+    "computed tensor": (lambda: Computed(), torch.randn(4, 5), "weight: a tensor computed from others"),
+}
+
+
+def _with(model: nn.Module, buffer: Tensor) -> nn.Module:
+    model.register_buffer("adjacency", buffer)
+    return model
+
+
+class _Silent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> None:
+        self.first(x)
+
+
+class Writes(Around):
+    def __init__(self) -> None:
+        super().__init__(torch.relu)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.first.bias.mul_(0.9)
+        return super().forward(x)
+
+
+class Computed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Linear(5, 4)
+        self.weight = self.base.weight * 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+@pytest.mark.parametrize(("build", "inputs", "words"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_changed(build, inputs, words):
+    model = build()
+    model.train()
+    before = {n: t.clone() for n, t in model.state_dict().items() if _is_plain(t)}
+    with pytest.raises(ValueError, match=re.escape(words)) as error:
+        discover(model, inputs)
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(t, model.state_dict()[n]) for n, t in before.items())
+    assert all(m.training for m in model.modules())
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    lazy = isinstance(tensor, nn.parameter.UninitializedParameter)
+    return not lazy and not tensor.is_meta and tensor.layout == torch.strided
+
+
+def test_a_quantized_module_is_refused():
+    class QuantizedLinear(nn.Module):
+        __module__ = "torch.ao.nn.quantized.modules.linear"
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    with pytest.raises(ValueError, match=r"0 \(QuantizedLinear\): a quantized module has no parameters to train"):
+        discover(nn.Sequential(QuantizedLinear(), nn.Linear(5, 2)), torch.randn(3, 5))
+
+
+def test_buffers_that_a_forward_writes_to_are_put_back():
+    class Counts(Around):
+        def __init__(self) -> None:
+            super().__init__(torch.relu)
+            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(x)
+
+    model = Counts()
+    assert len(discover(model, torch.randn(3, 5)).axes) == 2
+    assert model.calls == 0
+
+
+# --- blocks ---------------------------------------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.BatchNorm1d(width), nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return x + scale * self.down(torch.relu(self.up(self.norm(x))))
+
+
+class ResidualNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.body = nn.ModuleList(Residual(8, 10 + k) for k in range(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.body:
+            x = block(x, scale=0.5)
+        return self.head(x)
+
+
+def test_blocks_and_widths_together():
+    model, x = doubled(ResidualNet(), torch.randn(9, 4))
+    plan = discover(model, x, blocks=Blocks("body.*"))
+    assert [(a.name, a.kind, a.num_units) for a in plan.axes][-1] == ("body.*", "blocks", 5)
+    assert len(plan.axes) == 7
+    for workers in (2, 3, 5):
+        for units in dealt_to(plan, workers):
+            for training in (False, True):
+                assert_narrow_equals_masked(model, plan, x, units, training=training)
+            assert_write_back_is_exact(model, plan, units)
+            held = {name for name, unit in plan.blocks.items() if unit in units}
+            tensors = {n.rpartition(".")[0] for n in named_tensors(extract(model, plan, units)) if n.startswith("body")}
+            assert {name.rpartition(".")[0] for name in tensors} == held
+
+
+def test_a_subnet_without_a_block_has_the_identity_in_its_place():
+    model, x = ResidualNet().eval(), torch.randn(9, 4)
+    plan = Blocks("body.*").plan(model, x)
+    none = extract(model, plan, torch.empty(0, dtype=torch.int64)).eval()
+    torch.testing.assert_close(none(x), model.head(model.stem(x)))
+    assert sum(p.numel() for p in none.body.parameters()) == 0
+
+
+class Strided(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 6, 3, 1, 1))
+        self.pair = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "blocks", "words"),
+    [
+        (Strided(), torch.randn(2, 3, 8, 8), Blocks("layer.*"), "layer.0: takes (2, 3, 8, 8), returns (2, 6, 4, 4)"),
+        (Strided(), torch.randn(2, 3, 8, 8), Blocks("pair"), "pair: not run on the example inputs"),
+        (Strided(), torch.randn(2, 3, 8, 8), Blocks("layr.*"), "Blocks('layr.*') matches no module; did you mean 'layer"),
+        (ResidualNet(), torch.randn(2, 4), Blocks("body.*", branch="conv2"), "body.0: no module 'conv2' in it"),
+    ],
+)  # fmt: skip
+def test_blocks_that_do_not_qualify_are_refused(model, inputs, blocks, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        blocks.plan(model, inputs)
+
+
+def test_blocks_that_share_a_tensor_or_contain_one_another_are_refused():
+    model = ResidualNet()
+    model.body[2].norm = model.body[0].norm
+    with pytest.raises(ValueError, match=r"body\.2\.norm.*shared between body\.2 and body\.0"):
+        Blocks("body.*").plan(model, torch.randn(2, 4))
+    nested = nn.Sequential(nn.Sequential(nn.Linear(4, 4)))
+    both = Blocks("0").plan(nested, torch.randn(2, 4)) + Blocks("0.*").plan(nested, torch.randn(2, 4))
+    assert both.blocks == {"0": 0, "0.0": 1}
+
+
+def test_calibration_scales_the_branch_by_the_share_of_subnets_that_had_the_block():
+    model, x = ResidualNet(), torch.randn(2, 4)
+    plan = Blocks("body.*", branch="down").plan(model, x)
+    share = Disjoint(5).assign(plan.axes, 0).share()
+    scaled = calibrate(model, plan, share, lambda m: m(x))
+    for k in range(5):
+        torch.testing.assert_close(scaled.body[k].down.weight, model.body[k].down.weight / 5)
+        torch.testing.assert_close(scaled.body[k].down.bias, model.body[k].down.bias / 5)
+        assert torch.equal(scaled.body[k].up.weight, model.body[k].up.weight)
