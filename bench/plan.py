@@ -1,17 +1,16 @@
 """What finding a plan, cutting subnets and training them cost, as ratios to the plain work measured beside them.
 
-    .venv/bin/python bench/plan.py                    # all three tables, about four minutes
+    .venv/bin/python bench/plan.py                    # all three tables, about three minutes
     .venv/bin/python bench/plan.py discover cut step  # or only some of them
 
-Whatever is compared is measured in turn within one run, and medians are compared. Three tables:
+Whatever is compared is measured in turn within one run, on one thread, and medians are compared. Three tables:
 
-- ``discover`` against one plain forward (evaluation mode, no gradients), in seconds with torch's default threads; and
-  the memory that it needs at its peak beside the model, in a fresh process for each model.
-- ``extract`` and ``write_back`` of one of 4 workers' subnets against ``copy_`` of all the subnet's parameters and buffers
-  into tensors that exist already. ``clone`` is the same copy into new memory, which ``extract`` cannot do without. One
-  thread.
+- ``discover`` against one plain forward (evaluation mode, no gradients), and the memory that it needs at its peak
+  beside the model, in a fresh process for each model. More threads make the forward faster, but hardly ``discover``.
+- ``extract`` and ``write_back`` of one of 4 workers' subnets against ``copy_`` of all the subnet's parameters and
+  buffers into tensors that exist already. ``clone`` is the same copy into new memory, which ``extract`` needs as well.
 - a training step (forward, backward, SGD) of a subnet against the same step of a net of that width written by hand. A
-  second net by hand says how much of the ratio is chance. One thread.
+  second net by hand says how much of the ratio is chance.
 """
 
 import ctypes
@@ -39,11 +38,10 @@ WORKERS = 4
 # --- the models -------------------------------------------------------------------------------------------------------
 
 
-def mlp(width: int, hidden: int | None = None) -> nn.Module:
-    """Three layers; ``hidden`` is the width of the second one, ``width`` if None."""
-    hidden = hidden or width
+def mlp(width: int) -> nn.Module:
+    """Three dense layers."""
     return nn.Sequential(
-        nn.Linear(784, width), nn.ReLU(), nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 10)
+        nn.Linear(784, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)
     )  # fmt: skip
 
 
@@ -210,7 +208,7 @@ def discover_bench() -> None:
         ])  # fmt: skip
         del model, inputs, calls
         gc.collect()
-    table(f"discover ({torch.get_num_threads()} threads; +MB: growth of resident memory at its peak)", rows)
+    table("discover, and one forward (+MB: growth of resident memory at its peak)", rows)
     bound("(discover - 1 s) / forward", ratios, 10, ".1f")
     bound("extra memory of discover, as a share of the model's,", shares, 0.25, ".0%")
 
@@ -232,7 +230,8 @@ def print_memory(name: str) -> None:
     """In the fresh process: print the growth of a second forward, then of ``discover``."""
     model, inputs = BIG[name]()
     model.eval()
-    model(inputs)  # what is made once (thread pools, code, scratch) is not counted
+    model(inputs)  # what is made once (imports, thread pools, scratch) is not counted
+    skerry.discover(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), torch.randn(1, 2))
     print(growth(lambda: model(inputs)), growth(lambda: skerry.discover(model, inputs)))
 
 
@@ -274,7 +273,7 @@ def cut_bench() -> None:
         first = [torch.arange(axis.start, axis.start + axis.num_units // WORKERS) for axis in plan.axes]
         dealt = skerry.Disjoint(WORKERS).assign(plan.axes, round=0).units(0)
         for kind, units in (("contiguous", torch.cat(first)), ("random", dealt)):
-            size, (copy, clone, extract, write_back) = cut_times(model, plan, units, 25 if "10M" in name else 9)
+            size, (copy, clone, extract, write_back) = cut_times(model, plan, units, 51 if "10M" in name else 21)
             size_class = "10M" if "10M" in name else "100M"
             found.setdefault((kind, size_class), {}).update(
                 {f"{name} extract": extract / copy, f"{name} write_back": write_back / copy}
@@ -283,7 +282,7 @@ def cut_bench() -> None:
                 f"{name} {kind}", parameters_m(model), f"{size / MB:.1f}", f"{1e3 * copy:.2f}",
                 *(f"{seconds / copy:.2f}x" for seconds in (clone, extract, write_back)),
             ])  # fmt: skip
-    table("extract and write_back, in times of copy_ of the subnet's tensors (1 thread)", rows)
+    table("extract and write_back, in times of copy_ of the subnet's tensors", rows)
     for (kind, size_class), ratios in found.items():
         bound(
             f"extract and write_back of {kind} units at {size_class}", ratios, 3 if kind == "contiguous" else 12, ".2f"
@@ -311,7 +310,7 @@ STEP: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], Callable
     "ResNet": (
         lambda: SmallResNet((128, 256), (128, 256, 512)),
         lambda: SmallResNet((32, 64), (32, 64, 128)),
-        lambda: torch.randn(16, 3, 32, 32),
+        lambda: torch.randn(4, 3, 32, 32),
     ),
     "GPT": (lambda: gpt(8, 1024), lambda: gpt(2, 256), lambda: torch.randint(0, 1000, (4, 64))),
 }
@@ -335,13 +334,13 @@ def step_bench() -> None:
                 net.load_state_dict(subnet.state_dict())  # fails unless the widths are the same
             calls = [step_of(net, x) for net in nets]
             in_turn(calls, 2)
-            for all_times, new in zip(times, in_turn(calls, 40), strict=True):
+            for all_times, new in zip(times, in_turn(calls, 30), strict=True):
                 all_times.extend(new)
         hand, again, of_subnet = map(statistics.median, times)
         ratios[name] = of_subnet / hand
         ms, chance = f"{1e3 * hand:.2f}", f"{again / hand:.3f}x"
         rows.append([name, parameters_m(subnet), ms, chance, f"{ratios[name]:.3f}x"])
-    table("a training step of a subnet, in times of a net of its width written by hand (1 thread)", rows)
+    table("a training step of a subnet, in times of a net of its width written by hand", rows)
     bound("a step of a subnet against one by hand", ratios, 1.03, ".3f")
 
 
@@ -365,19 +364,19 @@ BENCHES = {"discover": discover_bench, "cut": cut_bench, "step": step_bench}
 
 def main(chosen: Sequence[str]) -> None:
     """Run the benches of these names, all if none is given."""
-    torch.manual_seed(0)
     print(".venv/bin/python bench/plan.py", *chosen)
     started = time.perf_counter()
     for name in chosen or BENCHES:
-        if name != "discover":
-            torch.set_num_threads(1)
         BENCHES[name]()
-    print(f"\n{time.perf_counter() - started:.0f} s, torch {torch.__version__}, {os.cpu_count()} cores")
+    load = os.getloadavg()[0]
+    seconds = time.perf_counter() - started
+    print(f"\n{seconds:.0f} s, torch {torch.__version__}, {os.cpu_count()} cores, load {load:.1f} (an idle machine: 1)")
 
 
 if __name__ == "__main__":
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
     if sys.argv[1:2] == ["--memory"]:
-        torch.manual_seed(0)
         print_memory(sys.argv[2])
     else:
         main(sys.argv[1:])

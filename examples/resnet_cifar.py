@@ -1,7 +1,7 @@
-"""A residual network with batch norm, found out and dealt out by itself: SKERRY_DATA=... python examples/resnet_cifar.py
+"""A ResNet with batch norm on CIFAR-10 (JPEG), by a discovered plan: SKERRY_DATA=FOLDER python examples/resnet_cifar.py
 
-Trains an ordinary ResNet on 8,000 images of CIFAR-10 (JPEG) as four nets of a quarter of its width, in about a minute on
-two cores. Expect about .55 of 1,000 test images right; chance is .10. Nothing in the model knows of Skerry.
+An ordinary ResNet, 8,000 images, two workers with half the channels inside of each block. About a minute on two cores.
+Expect about .52 of 1,000 test images right; one machine with as many steps on all images gets .54, chance is .1.
 """
 
 import io
@@ -30,52 +30,60 @@ class Block(nn.Module):
         self.norm1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Identity()
-        if stride > 1 or inputs != outputs:
-            conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(outputs))
+        self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
         return F.relu(h + self.shortcut(x))
 
 
-def resnet(widths: tuple[int, ...], classes: int) -> nn.Sequential:
-    """A stem, one block a width, each but the first of half the image size, and a linear classifier."""
-    stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
-    blocks = [Block(a, b, 1 if a == b else 2) for a, b in zip((widths[0], *widths), widths, strict=False)]
-    return nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
+class ResNet(nn.Module):
+    """A stem, three blocks, of which two double the channels on half the image size, and a linear classifier."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.blocks = nn.Sequential(*(Block(width * a, width * b, b // a) for a, b in ((1, 1), (1, 2), (2, 4))))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(4 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.pool(self.blocks(self.stem(x))).flatten(1))
 
 
 def load(part: str, num: int) -> tuple[Tensor, Tensor]:
-    """The first ``num`` images, (num, 3, 32, 32) in -1..1, and their classes, (num,) int64."""
-    path = Path(os.environ.get("SKERRY_DATA", ".")) / f"cifar10_jpeg_{part}.npz"
+    """The first ``num`` images of "train" or "test", (num, 3, 32, 32) from -1 to 1, and their classes, (num,) int64."""
+    path = Path(os.environ.get("SKERRY_DATA", ".")).expanduser() / f"cifar10_jpeg_{part}.npz"
     if not path.is_file():
-        raise SystemExit(f"{path}: no such file; set SKERRY_DATA to the folder that has it (arrays jpeg, offset, label)")
+        raise SystemExit(f"{path} is missing; set SKERRY_DATA to the folder with it (arrays jpeg, offset, label)")
     with np.load(path) as file:
         jpeg, offset, label = file["jpeg"], file["offset"], file["label"]
-    images = [np.array(Image.open(io.BytesIO(jpeg[offset[i] : offset[i + 1]].tobytes()))) for i in range(num)]
+    images = [np.array(Image.open(io.BytesIO(jpeg[offset[i] : offset[i + 1]]))) for i in range(num)]
     x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     return x / 127.5 - 1, torch.from_numpy(label[:num]).long()
 
 
 def main() -> skerry.Result:
     """Discover, train, tell."""
+    torch.set_num_threads(1)  # nets this small gain little from more
     (x, y), test = load("train", 8000), load("test", 1000)
-    torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = resnet((64, 128, 256), classes=10)
-    plan = skerry.discover(model, x[:2])  # channels that are added in a shortcut are one axis
+    model = ResNet(32, classes=10)
+
+    # Discovery deals out the channels between blocks, too. A weight between two dealt axes rests while its two ends are
+    # on different workers, and in a run as short as this one that costs accuracy: deal out only the insides of blocks.
+    plan = skerry.discover(model, x[:2]).only("blocks.?")
     print(plan)
+
     result = skerry.train(
-        model, F.cross_entropy, skerry.Shards(x, y, skerry.split(y, 4, "iid", seed=0), batch_size=64, seed=0),
-        plan=plan, algorithm=skerry.ist(workers=4, local_steps=20, reshuffle=0.1),
-        optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-4),
-        num_rounds=20, schedule=skerry.cosine, test=test, eval_every=5, calibration_samples=512,
-        on_round=lambda record, state: print(f"round {record.round}: training loss {record.train_loss:.3f}", record.score or "", f"{record.totals['time_s']:.1f}"),
+        model, F.cross_entropy, skerry.Shards(x, y, skerry.split(y, 2, "iid", seed=0), batch_size=32, seed=0),
+        plan=plan, algorithm=skerry.ist(workers=2, local_steps=20, reshuffle=0.1, optimizer_state="travel"),
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=5e-4),
+        num_rounds=40, schedule=skerry.cosine, test=test, calibration_samples=512,
+        on_round=lambda record, state: print(f"round {record.round}: training loss {record.train_loss:.3f}"),
     )  # fmt: skip
     assert result.score is not None
-    print(f"CIFAR-10 (JPEG): test accuracy {result.score.accuracy:.3f}, chance 0.1")
+    print(f"CIFAR-10 (JPEG) test accuracy {result.score.accuracy:.3f}")  # of result.model, the calibrated wide net
     return result
 
 

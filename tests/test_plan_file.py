@@ -108,7 +108,7 @@ def test_edits_that_cannot_be():
     with pytest.raises(ValueError, match="one plan has shape"):
         plan + mlp()[1]
     renamed = replace(plan.only("h"), axes=(replace(plan.only("h").axes[0], name="g"),))
-    with pytest.raises(ValueError, match="dealt out by both plans"):
+    with pytest.raises(ValueError, match=r"dealt out by both plans"):
         plan + renamed
 
 

@@ -19,15 +19,16 @@ from torch.nn.modules.batchnorm import _NormBase
 def fit(narrow: nn.Module, full: nn.Module) -> None:
     """Make what a known module keeps beside its tensors agree with them."""
     widths: Mapping[str, Any] = {}
+    before: Any = full  # of the same class as ``narrow``
     match narrow:
         case nn.Linear():
             widths = {"out_features": narrow.weight.shape[0], "in_features": narrow.weight.shape[1]}
         case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
-            groups = _scaled(full.groups, narrow.weight, full.weight) if full.groups > 1 else 1
+            groups = _scaled(before.groups, narrow.weight, before.weight) if before.groups > 1 else 1
             into = narrow.weight.shape[1] * groups
             widths = {"groups": groups, "out_channels": narrow.weight.shape[0], "in_channels": into}
         case nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
-            groups = _scaled(full.groups, narrow.weight, full.weight) if full.groups > 1 else 1
+            groups = _scaled(before.groups, narrow.weight, before.weight) if before.groups > 1 else 1
             out = narrow.weight.shape[1] * groups
             widths = {"groups": groups, "in_channels": narrow.weight.shape[0], "out_channels": out}
         case _NormBase():
@@ -35,7 +36,7 @@ def fit(narrow: nn.Module, full: nn.Module) -> None:
             known = [t for t in tensors if t is not None]
             widths = {"num_features": known[0].shape[0]} if known else {}
         case nn.GroupNorm() if narrow.affine:
-            groups = _scaled(full.num_groups, narrow.weight, full.weight)
+            groups = _scaled(before.num_groups, narrow.weight, before.weight)
             widths = {"num_groups": groups, "num_channels": narrow.weight.shape[0]}
         case nn.LayerNorm() | nn.RMSNorm() if narrow.elementwise_affine:
             widths = {"normalized_shape": tuple(narrow.weight.shape)}
@@ -44,7 +45,7 @@ def fit(narrow: nn.Module, full: nn.Module) -> None:
         case nn.PReLU():
             widths = {"num_parameters": narrow.weight.shape[0]}
         case nn.MultiheadAttention():
-            multihead_attention(narrow, full)
+            multihead_attention(narrow, before)
         case _:
             kind = type(narrow)
             by_library = _LIBRARIES.get(f"{kind.__module__.partition('.')[0]}.{kind.__name__}")
@@ -101,7 +102,7 @@ def _attend(
         weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
     biases = self.in_proj_bias.chunk(3) if self.in_proj_bias is not None else (None, None, None)
     q, k, v = (
-        F.linear(x, w, b).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        F.linear(x, w, b).view(*x.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
         for x, w, b in zip((query, key, value), weights, biases, strict=True)
     )
     mask = _additive(attn_mask, q.dtype)
@@ -138,7 +139,7 @@ def nanogpt_attention(narrow: nn.Module, full: nn.Module) -> None:
     For causal self-attention with ``c_attn`` (q, k, v fused), ``c_proj``, ``n_head`` and ``n_embd``; dropouts are
     taken from ``attn_dropout`` or ``dropout`` (a rate), and from ``resid_dropout``.
     """
-    narrow.head_dim = full.n_embd // full.n_head  # type: ignore[operator,assignment]
+    narrow.head_dim = full.n_embd // full.n_head  # type: ignore[operator]
     narrow.forward = types.MethodType(_attend_nanogpt, narrow)
 
 
@@ -147,8 +148,8 @@ def _attend_nanogpt(self: Any, x: Tensor) -> Tensor:
     own = getattr(self, "attn_dropout", getattr(self, "dropout", 0.0))
     p = (own.p if isinstance(own, nn.Dropout) else float(own)) if self.training else 0.0
     y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
-    y = self.c_proj(y.transpose(1, 2).flatten(2))
-    return self.resid_dropout(y) if hasattr(self, "resid_dropout") else y
+    out: Tensor = self.c_proj(y.transpose(1, 2).flatten(2))
+    return self.resid_dropout(out) if hasattr(self, "resid_dropout") else out
 
 
 def _gpt2_attention(narrow: Any, full: Any) -> None:

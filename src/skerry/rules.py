@@ -85,7 +85,7 @@ def entries(model: nn.Module, rules: Rules) -> Iterator[Entry]:
             for one in [rule] if isinstance(rule, Rule) else rule:
                 if not isinstance(one, Rule):
                     raise ValueError(
-                        f"rule '{pattern}': got {one!r}, expected Out('axis'), In('axis'), Heads('axis', n) or a list of them"
+                        f"rule '{pattern}': got {one!r}, expected Out('axis'), In('axis'), Heads('axis', n) or a list"
                     )
                 axis = _fill(one.axis, wildcards, pattern)
                 yield from _module_entries(name, modules[name], one, axis)

@@ -1,4 +1,4 @@
-"""Discovery at its edges: forwards that hide a width, notes and their reasons, blocks, and inputs and models to refuse."""
+"""Discovery at its edges: forwards that hide a width, notes and their reasons, blocks, and what it has to refuse."""
 
 import re
 
@@ -158,7 +158,8 @@ def test_notes_give_each_reason():
 
     text = str(discover(Net(), torch.randint(9, (4, 5))))
     for reason in (
-        "up", "8", "dealt out:", "on every worker:", "not dealt out, and why:", "normalised over (aten::native_layer_norm) in norm",
+        "up", "8", "dealt out:", "on every worker:", "not dealt out, and why:",
+        "normalised over (aten::native_layer_norm) in norm",
         "looked up by index (aten::embedding)", "softmax over it (aten::_softmax)", "the model's output",
         "unknown op aten::cummax", "not used for the output on these inputs",
     ):  # fmt: skip

@@ -18,22 +18,26 @@ Draw = Callable[[st.SearchStrategy], object]
 class Program(nn.Module):
     """A random net: a list of steps, each of which reads some earlier values and adds one.
 
-    Values are (batch, tokens, width) tensors. ``steps`` holds (function of the values, the modules it uses); modules are
-    registered so that parameters are the model's. Drawn again with other widths, the code is that of an ordinary
-    forward: it takes widths from shapes, or, where it spells one out, discovery has to notice.
+    Values are (batch, tokens, width) tensors. Steps find their modules in the net they are given: in a subnet, its own.
+    The code is that of an ordinary forward; it takes widths from shapes, or, where it spells one out, discovery has to
+    notice.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.parts = nn.ModuleList()
         self.loose = nn.ParameterList()
-        self.steps: list[Callable[[list[Tensor]], Tensor]] = []
+        self.steps: list[Callable[[Program, list[Tensor]], Tensor]] = []
+        self.said: list[str] = []
         self.outputs: list[int] = [0]
+
+    def extra_repr(self) -> str:
+        return f"{'; '.join(self.said)}; outputs {self.outputs}"
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         values = list(inputs)
         for step in self.steps:
-            values.append(step(values))
+            values.append(step(self, values))
         found = tuple(values[k] for k in self.outputs)
         return found[0] if len(found) == 1 else found
 
@@ -49,166 +53,172 @@ def programs(draw: Draw) -> tuple[Program, tuple[Tensor, ...]]:
     num_inputs = draw(st.integers(1, 2))
     widths = [draw(st.sampled_from([4, 6])) for _ in range(num_inputs)]
     inputs = tuple(torch.randn(3, 5, w) for w in widths)
-    shared: dict[tuple[str, int, int], nn.Module] = {}
+    shared: dict[tuple[str, int, int], int] = {}
 
-    def pick(like: int | None = None, multiple: int = 1) -> int | None:
-        fit = [k for k, w in enumerate(widths) if (like is None or w == like) and w % multiple == 0]
-        # late values more often, so that nets get deep
-        return draw(st.sampled_from(fit[-4:] + fit)) if fit else None
+    def pick(like: int | None = None) -> int:
+        fit = [k for k, w in enumerate(widths) if like is None or w == like]
+        return fit[-1] if draw(st.integers(0, 3)) else draw(st.sampled_from(fit))  # mostly the last: nets get deep
 
-    def keep(module: nn.Module) -> nn.Module:
+    def keep(module: nn.Module) -> int:
         parts.append(module)
-        return module
+        return len(parts) - 1
 
-    def linear(i: int, o: int, bias: bool = True) -> nn.Module:
+    def free(*shape: int) -> int:
+        loose.append(nn.Parameter(torch.randn(shape) * 0.5 + 0.2))
+        return len(loose) - 1
+
+    def linear(i: int, o: int, bias: bool = True) -> int:
         key = ("linear", i, o)
         if key in shared and draw(st.booleans()):
             return shared[key]  # used twice
         shared[key] = keep(nn.Linear(i, o, bias=bias))
         return shared[key]
 
-    def add(step: Callable[[list[Tensor]], Tensor], width: int) -> None:
+    def add(step: Callable[["Program", list[Tensor]], Tensor], width: int) -> None:
         model.steps.append(step)
         widths.append(width)
+        given = {k: x for k, x in zip(step.__code__.co_varnames[2:], step.__defaults__ or (), strict=False)}
+        model.said.append(f"v{len(widths) - 1} = {kind} {given} -> {width}")
 
-    num_steps = draw(st.integers(3, 12))
-    for number in range(num_steps):
+    # A few kinds a net: with all of them at once something would always keep every width whole.
+    kinds = ["linear", "act", *draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=3))]
+    for number in range(draw(st.integers(2, 10))):
         a = pick()
         w = widths[a]
-        kind = "linear" if number < 2 else draw(st.sampled_from(KINDS))
+        kind = "linear" if number == 0 else draw(st.sampled_from(kinds))
         if kind == "linear":
             m = linear(w, o := draw(st.sampled_from([4, 6, 8, 12])), draw(st.booleans()))
-            add(lambda v, a=a, m=m: m(v[a]), o)
+            add(lambda n, v, a=a, m=m: n.parts[m](v[a]), o)
         elif kind == "act":
-            f = draw(
-                st.sampled_from(
-                    [torch.relu, torch.tanh, torch.sigmoid, F.gelu, F.silu, torch.square, torch.cos, F.softplus, F.elu]
-                )
-            )
-            add(lambda v, a=a, f=f: f(v[a]), w)
+            f = draw(st.sampled_from(ACTIVATIONS))
+            add(lambda n, v, a=a, f=f: f(v[a]), w)
         elif kind in ("add", "mul", "sub", "maximum"):
             b = pick(w)
             f = {"add": torch.add, "mul": torch.mul, "sub": torch.sub, "maximum": torch.maximum}[kind]
-            add(lambda v, a=a, b=b, f=f: f(v[a], v[b]), w)
+            add(lambda n, v, a=a, b=b, f=f: f(v[a], v[b]), w)
         elif kind == "cat":
             b = pick()
             if w + widths[b] <= 24:
-                add(lambda v, a=a, b=b: torch.cat([v[a], v[b]], -1), w + widths[b])
+                add(lambda n, v, a=a, b=b: torch.cat([v[a], v[b]], -1), w + widths[b])
         elif kind == "chunk" and w % 2 == 0:
             k = draw(st.integers(0, 1))
-            add(lambda v, a=a, k=k: v[a].chunk(2, -1)[k], w // 2)
+            add(lambda n, v, a=a, k=k: v[a].chunk(2, -1)[k], w // 2)
         elif kind == "glu" and w % 2 == 0:
-            add(lambda v, a=a: F.glu(v[a], -1), w // 2)
+            add(lambda n, v, a=a: F.glu(v[a], -1), w // 2)
         elif kind == "swiglu" and w % 2 == 0:
-            add(lambda v, a=a: F.silu(v[a].chunk(2, -1)[0]) * v[a].chunk(2, -1)[1], w // 2)
+            add(lambda n, v, a=a: F.silu(v[a].chunk(2, -1)[0]) * v[a].chunk(2, -1)[1], w // 2)
         elif kind == "split" and w > 2:
             at = draw(st.integers(1, w - 1))
             part = draw(st.integers(0, 1))
-            add(lambda v, a=a, at=at, w=w, part=part: v[a].split([at, w - at], -1)[part], at if part == 0 else w - at)
+            add(
+                lambda n, v, a=a, at=at, w=w, part=part: v[a].split([at, w - at], -1)[part], at if part == 0 else w - at
+            )
         elif kind == "slice" and w > 2:
             at = draw(st.integers(1, w - 1))
-            add(lambda v, a=a, at=at: v[a][..., :at], at)
+            add(lambda n, v, a=a, at=at: v[a][..., :at], at)
         elif kind == "strided" and w % 2 == 0:
-            add(lambda v, a=a: v[a][..., ::2], w // 2)
+            add(lambda n, v, a=a: v[a][..., ::2], w // 2)
         elif kind == "flip":
-            add(lambda v, a=a: v[a].flip(-1), w)
+            add(lambda n, v, a=a: v[a].flip(-1), w)
         elif kind == "roll":
-            add(lambda v, a=a: v[a].roll(1, -1), w)
+            add(lambda n, v, a=a: v[a].roll(1, -1), w)
         elif kind == "index":
             order = torch.tensor(draw(st.lists(st.integers(0, w - 1), min_size=1, max_size=4)))
-            add(lambda v, a=a, order=order: v[a][..., order], len(order))
+            add(lambda n, v, a=a, order=order: v[a][..., order], len(order))
         elif kind == "regroup" and w % 2 == 0:  # heads before dims of heads, then back in another order
-            add(lambda v, a=a: v[a].unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2), w)
+            add(lambda n, v, a=a: v[a].unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2), w)
         elif kind == "regroup_back" and w % 2 == 0:
-            add(lambda v, a=a: v[a].unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2), w)
+            add(lambda n, v, a=a: v[a].unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2), w)
         elif kind == "pairs" and w % 2 == 0:
-            add(lambda v, a=a: v[a].unflatten(-1, (-1, 2)).sum(-1), w // 2)
+            add(lambda n, v, a=a: v[a].unflatten(-1, (-1, 2)).sum(-1), w // 2)
         elif kind == "halves" and w % 2 == 0:
-            add(lambda v, a=a: v[a].unflatten(-1, (2, -1)).mean(-2), w // 2)
+            add(lambda n, v, a=a: v[a].unflatten(-1, (2, -1)).mean(-2), w // 2)
         elif kind == "stack":
             b = pick(w)
-            add(lambda v, a=a, b=b: torch.stack([v[a], v[b]], -1).amax(-1), w)
+            add(lambda n, v, a=a, b=b: torch.stack([v[a], v[b]], -1).amax(-1), w)
         elif kind == "layer_norm":
             m = keep(nn.LayerNorm(w))
-            add(lambda v, a=a, m=m: m(v[a]), w)
+            add(lambda n, v, a=a, m=m: n.parts[m](v[a]), w)
         elif kind == "head_norm" and w % 2 == 0:
             m = keep(nn.LayerNorm(2))
-            add(lambda v, a=a, m=m: m(v[a].unflatten(-1, (-1, 2))).flatten(-2), w)
+            add(lambda n, v, a=a, m=m: n.parts[m](v[a].unflatten(-1, (-1, 2))).flatten(-2), w)
         elif kind == "rms":
-            p = nn.Parameter(torch.rand(w) + 0.5)
-            loose.append(p)
-            add(lambda v, a=a, p=p: p * v[a] * torch.rsqrt(v[a].square().mean(-1, keepdim=True) + 1e-6), w)
+            p = free(w)
+            add(lambda n, v, a=a, p=p: n.loose[p] * v[a] * torch.rsqrt(v[a].square().mean(-1, keepdim=True) + 1e-6), w)
         elif kind == "scale":
-            p = nn.Parameter(torch.rand(w) + 0.5)
-            loose.append(p)
-            add(lambda v, a=a, p=p: v[a] * p, w)
+            p = free(w)
+            add(lambda n, v, a=a, p=p: v[a] * n.loose[p], w)
         elif kind == "constant":
             c = torch.linspace(0.5, 1.5, w, dtype=torch.float64)
-            add(lambda v, a=a, c=c: v[a] * c.to(v[a]), w)
+            add(lambda n, v, a=a, c=c: v[a] * c.to(v[a]), w)
         elif kind == "batch_norm":
             m = keep(nn.BatchNorm1d(w))
-            add(lambda v, a=a, m=m: _conv(v[a], m), w)
+            add(lambda n, v, a=a, m=m: _conv(v[a], n.parts[m]), w)
         elif kind == "group_norm" and w % 2 == 0:
             m = keep(nn.GroupNorm(w // 2, w))
-            add(lambda v, a=a, m=m: _conv(v[a], m), w)
+            add(lambda n, v, a=a, m=m: _conv(v[a], n.parts[m]), w)
         elif kind == "conv":
             m = keep(nn.Conv1d(w, o := draw(st.sampled_from([4, 6, 8])), 3, padding=1))
-            add(lambda v, a=a, m=m: _conv(v[a], m), o)
+            add(lambda n, v, a=a, m=m: _conv(v[a], n.parts[m]), o)
         elif kind == "depthwise":
             times = draw(st.integers(1, 2))
             m = keep(nn.Conv1d(w, w * times, 3, padding=1, groups=w))
-            add(lambda v, a=a, m=m: _conv(v[a], m), w * times)
+            add(lambda n, v, a=a, m=m: _conv(v[a], n.parts[m]), w * times)
         elif kind == "grouped" and w % 2 == 0:
             m = keep(nn.Conv1d(w, w, 1, groups=w // 2))
-            add(lambda v, a=a, m=m: _conv(v[a], m), w)
+            add(lambda n, v, a=a, m=m: _conv(v[a], n.parts[m]), w)
         elif kind == "transposed":
             m = keep(nn.ConvTranspose1d(w, o := draw(st.sampled_from([4, 6])), 3, padding=1))
-            add(lambda v, a=a, m=m: _conv(v[a], m), o)
+            add(lambda n, v, a=a, m=m: _conv(v[a], n.parts[m]), o)
         elif kind == "softmax":
-            add(lambda v, a=a: v[a].softmax(-1), w)
+            add(lambda n, v, a=a: v[a].softmax(-1), w)
         elif kind == "attention":
             heads, dim = draw(st.sampled_from([2, 3])), 2
             qkv, out = keep(nn.Linear(w, 3 * heads * dim)), keep(nn.Linear(heads * dim, w))
             by_hand = draw(st.booleans())
-            add(lambda v, a=a, qkv=qkv, out=out, h=by_hand: out(_attend(qkv(v[a]), 2, h)), w)
+            add(lambda n, v, a=a, qkv=qkv, out=out, h=by_hand: n.parts[out](_attend(n.parts[qkv](v[a]), 2, h)), w)
         elif kind == "gqa":
             q, k, o = keep(nn.Linear(w, 8)), keep(nn.Linear(w, 4)), keep(nn.Linear(8, w))
-            add(lambda v, a=a, q=q, k=k, o=o: o(_grouped_queries(q(v[a]), k(v[a]))), w)
+            add(lambda n, v, a=a, q=q, k=k, o=o: n.parts[o](_grouped_queries(n.parts[q](v[a]), n.parts[k](v[a]))), w)
         elif kind == "gate":  # squeeze and excite: a mean over tokens, then a weight a channel
             m = linear(w, w)
-            add(lambda v, a=a, m=m: v[a] * torch.sigmoid(m(v[a].mean(1, keepdim=True))), w)
+            add(lambda n, v, a=a, m=m: v[a] * torch.sigmoid(n.parts[m](v[a].mean(1, keepdim=True))), w)
         elif kind == "tied":  # a weight used forwards and backwards
             m = linear(w, w)
-            add(lambda v, a=a, m=m: F.linear(v[a], m.weight.t()), w)
+            add(lambda n, v, a=a, m=m: F.linear(v[a], n.parts[m].weight.t()), w)
         elif kind == "low_rank":
-            p, q = (nn.Parameter(torch.randn(*s) * 0.5) for s in ((w, 3), (3, 4)))
-            loose.extend([p, q])
-            add(lambda v, a=a, p=p, q=q: v[a] @ (p @ q), 4)
+            p, q = free(w, 3), free(3, 4)
+            add(lambda n, v, a=a, p=p, q=q: v[a] @ (n.loose[p] @ n.loose[q]), 4)
         elif kind == "einsum":
-            p = nn.Parameter(torch.randn(2, w, 4) * 0.5)
-            loose.append(p)
-            add(lambda v, a=a, p=p: torch.einsum("btw,ewo->beto", v[a], p).sum(1), 4)
+            p = free(2, w, 4)
+            add(lambda n, v, a=a, p=p: torch.einsum("btw,ewo->beto", v[a], n.loose[p]).sum(1), 4)
         elif kind == "into_zeros":  # a sum gathered in a fresh tensor
-            add(lambda v, a=a: v[a].new_zeros(v[a].shape).index_add_(1, torch.tensor([0, 0, 1, 2, 3]), v[a]), w)
+            add(lambda n, v, a=a: v[a].new_zeros(v[a].shape).index_add_(1, torch.tensor([0, 0, 1, 2, 3]), v[a]), w)
         elif kind == "in_place":
-            add(lambda v, a=a: (v[a] * 1.0).add_(v[a]).relu_(), w)
+            add(lambda n, v, a=a: (v[a] * 1.0).add_(v[a]).relu_(), w)
         elif kind == "mean_tokens":
-            add(lambda v, a=a: v[a] - v[a].mean(1, keepdim=True), w)
+            add(lambda n, v, a=a: v[a] - v[a].mean(1, keepdim=True), w)
         elif kind == "statistic":
-            add(lambda v, a=a: v[a] - v[a].mean(-1, keepdim=True), w)
+            add(lambda n, v, a=a: v[a] - v[a].mean(-1, keepdim=True), w)
         elif kind == "weight_norm":
             m = linear(w, 4)
-            add(lambda v, a=a, m=m: F.linear(v[a], m.weight / (m.weight.square().sum(1, keepdim=True) + 1.0)), 4)
+            add(
+                lambda n, v, a=a, m=m: F.linear(
+                    v[a], n.parts[m].weight / (n.parts[m].weight.square().sum(1, keepdim=True) + 1.0)
+                ),
+                4,
+            )
         elif kind == "pad" and w <= 12:
-            add(lambda v, a=a: F.pad(v[a], (1, 1)), w + 2)
+            add(lambda n, v, a=a: F.pad(v[a], (1, 1)), w + 2)
         elif kind == "matmul_tokens":  # activation times activation over the width
             b = pick(w)
-            add(lambda v, a=a, b=b: (v[a] @ v[b].transpose(1, 2)) @ v[b], w)
+            add(lambda n, v, a=a, b=b: (v[a] @ v[b].transpose(1, 2)) @ v[b], w)
+    kind = "head"
     last = draw(st.integers(1, 2))
     for _ in range(last):
         k = pick()
         head = keep(nn.Linear(widths[k], 3))
-        add(lambda v, k=k, m=head: m(v[k]), 3)
+        add(lambda n, v, k=k, m=head: n.parts[m](v[k]), 3)
     model.outputs = list(range(len(widths) - last, len(widths)))
     if draw(st.integers(0, 5)) == 0:
         model.outputs.append(draw(st.integers(0, len(widths) - 1)))  # some inner value is an output as well
@@ -230,12 +240,14 @@ def _grouped_queries(q: Tensor, kv: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, kv, kv).transpose(1, 2).flatten(-2)
 
 
+ACTIVATIONS = [torch.relu, torch.tanh, torch.sigmoid, F.gelu, F.silu, torch.square, torch.cos, F.softplus, F.elu]
+
 KINDS = [
-    "linear", "linear", "linear", "act", "act", "add", "mul", "sub", "maximum", "cat", "chunk", "glu", "swiglu", "split", "slice",
-    "strided", "flip", "roll", "index", "regroup", "regroup_back", "pairs", "halves", "stack", "layer_norm", "head_norm",
-    "rms", "scale", "constant", "batch_norm", "group_norm", "conv", "depthwise", "grouped", "transposed", "softmax",
-    "attention", "gqa", "gate", "tied", "low_rank", "einsum", "into_zeros", "in_place", "mean_tokens", "statistic",
-    "weight_norm", "pad", "matmul_tokens",
+    "add", "mul", "sub", "maximum", "cat", "chunk", "glu", "swiglu", "split", "slice", "strided", "flip", "roll", "index",
+    "regroup", "regroup_back", "pairs", "halves", "stack", "layer_norm", "head_norm", "rms", "scale", "constant",
+    "batch_norm", "group_norm", "conv", "depthwise", "grouped", "transposed", "softmax", "attention", "gqa", "gate",
+    "tied", "low_rank", "einsum", "into_zeros", "in_place", "mean_tokens", "statistic", "weight_norm", "pad",
+    "matmul_tokens",
 ]  # fmt: skip
 
 

@@ -83,7 +83,7 @@ class Bonds:
 
     def join(self, a: Tensor, b: Tensor, why: Why = "shape") -> None:
         """Labels ``a`` and ``b`` (broadcast) must be held together."""
-        a, b = torch.broadcast_tensors(a, b)
+        a, b = torch.broadcast_tensors(a, b)  # type: ignore[no-untyped-call]
         differ = a != b
         if bool(differ.any()):
             pairs = torch.unique(torch.stack([a[differ], b[differ]]), dim=1)

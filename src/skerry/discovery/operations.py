@@ -474,7 +474,9 @@ def _sum_of_products(op: Operation, a: Tensor, b: Tensor, equation: str) -> Labe
     """
     inputs, out = equation.split("->")
     letters = "k" + out
-    spread, wide, weights = [], [], []
+    spread: list[list[Field]] = []
+    wide: list[frozenset[int]] = []
+    weights: list[bool] = []
     for tensor, names in zip((a, b), inputs.split(","), strict=True):
         labels = op.labels_of(tensor)
         spread.append([replace(one, ids=_spread(one.ids, names, letters)) for one in labels.fields])
@@ -496,10 +498,10 @@ def _sum_of_products(op: Operation, a: Tensor, b: Tensor, equation: str) -> Labe
     for own in spread:
         if own is not reader:
             op.bonds.mark((one for one in own if 0 in one.dims), "out")
-    left = tuple(one for one in fields if 0 not in one.dims)
+    result = tuple(one for one in fields if 0 not in one.dims)
     if not all(weights):
-        left = op.bonds.used(left)
-    return Labels(_each(left, lambda ids: ids[0]), weight=all(weights))
+        result = op.bonds.used(result)
+    return Labels(_each(result, lambda ids: ids[0]), weight=all(weights))
 
 
 def _spread(ids: Tensor, names: str, letters: str) -> Tensor:

@@ -37,8 +37,9 @@ class Step:
         reads: the memory it read, by number.
         writes: the memory it wrote.
         fields: the labels of its (first) result.
-        numbers: the numbers among its arguments that must not depend on widths; None for a view or a copy.
+        numbers: the numbers among its arguments that must not depend on widths.
         known: whether there is a rule for it.
+        result: whether its result is a tensor.
     """
 
     name: str
@@ -46,8 +47,9 @@ class Step:
     reads: frozenset[int] = frozenset()
     writes: frozenset[int] = frozenset()
     fields: tuple[Field, ...] = ()
-    numbers: tuple[float, ...] | None = None
+    numbers: tuple[float, ...] = ()
     known: bool = True
+    result: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +98,7 @@ class Tracer(TorchDispatchMode):
         labelled: Mapping[str, Tensor],
         without: Container[Origin],
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.trace = Trace(Bonds(), [])
         self.rule_of = rule_of
         self.labelled = labelled
@@ -114,7 +116,8 @@ class Tracer(TorchDispatchMode):
             self.frozen[parameter.untyped_storage()._cdata] = name
 
     def _give_labels(self, name: str, tensor: Tensor, without: Container[Origin]) -> None:
-        fields, rows = [], []
+        fields: list[Field] = []
+        rows: list[Tensor | None] = []
         for d, size in enumerate(tensor.shape):
             if size == 1 or (name, d) in without:
                 rows.append(None)
@@ -173,7 +176,7 @@ class Tracer(TorchDispatchMode):
             rule, labels = None, pin_everything(operation)
         fields = labels[0].fields if labels else ()
         numbers = numbers_of(func, args)
-        steps.append(Step(str(func.overloadpacket), running, ids, to, fields, numbers, rule is not None))
+        steps.append(Step(str(func.overloadpacket), running, ids, to, fields, numbers, rule is not None, bool(outs)))
         if outs:
             for out, found in zip(outs, labels, strict=True):
                 self.labels[out] = self._settle(out, found) if any(out is w for w in written) else found
@@ -225,7 +228,7 @@ class Tracer(TorchDispatchMode):
                 needed |= step.reads
         self.trace.live = [*reversed(live), True]
         self.trace.used = frozenset(name for name, t in self.labelled.items() if self.memory_of(t) in needed)
-        self.trace.steps.append(Step("model output", ""))
+        self.trace.steps.append(Step("model output", "", result=False))
         return self.trace
 
 
@@ -236,16 +239,13 @@ def pin_everything(op: Operation) -> list[Labels]:
     return [Labels() for _ in op.outs]
 
 
-def numbers_of(func: Any, args: Sequence[Any]) -> tuple[float, ...] | None:
-    """The numbers an operation was given that must be the same in a narrow net; None for a view or a copy.
+def numbers_of(func: Any, args: Sequence[Any]) -> tuple[float, ...]:
+    """The numbers an operation was given that must be the same in a narrow net.
 
     Sizes differ in a narrow net. A number to multiply by, or the size of a group to normalise over, must not.
     """
-    name = func.overloadpacket
-    if func.is_view or name in (torch.ops.aten.clone, torch.ops.aten._unsafe_view, torch.ops.aten._to_copy):
-        return None
-    if name is torch.ops.aten.native_group_norm:
-        return (args[3 + 1] / args[6],)
+    if func.overloadpacket is torch.ops.aten.native_group_norm:
+        return (args[4] / args[6],)
     whole = int if torch.Tag.pointwise in func.tags else float
     return tuple(float(a) for a in args if isinstance(a, float | whole) and not isinstance(a, bool))
 
@@ -256,7 +256,7 @@ def wide_dims(tensor: Tensor) -> frozenset[int]:
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    found = []
+    found: list[Tensor] = []
     for k, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[k] if k < len(args) else kwargs.get(argument.name)

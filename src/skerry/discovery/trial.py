@@ -6,6 +6,7 @@ compared with the same one of the full net: its result must have the size that t
 called with must be the same.
 """
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,7 +41,7 @@ class Ran:
     numbers: tuple[float, ...]
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[misc]
+class _Recorder(TorchDispatchMode):
     def __init__(self, running: list[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.running = running
@@ -49,10 +50,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[misc]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         out = next((t for t in tree_leaves(result) if isinstance(t, Tensor)), None)
-        numbers = numbers_of(func, args)
-        if numbers is not None and out is not None:
+        if out is not None:
             where = self.running[-1] if self.running else ""
-            self.ran.setdefault(where, []).append(Ran(str(func.overloadpacket), out.shape, numbers))
+            self.ran.setdefault(where, []).append(Ran(str(func.overloadpacket), out.shape, numbers_of(func, args)))
         return result
 
 
@@ -135,7 +135,7 @@ def _failure(model: nn.Module, inputs: Inputs, plan: Plan, trace: Trace, labels:
     patched = {name for name, module in subnet.named_modules() if "forward" in vars(module)}
     steps: dict[str, list[Step]] = {}
     for step in trace.steps:
-        if step.numbers is not None and step.module not in patched:
+        if step.result and step.module not in patched:
             steps.setdefault(step.module, []).append(step)
     return next(_deviations(steps, recorder.ran, plan, labels), None)
 
@@ -143,19 +143,17 @@ def _failure(model: nn.Module, inputs: Inputs, plan: Plan, trace: Trace, labels:
 def _deviations(
     steps: Mapping[str, Sequence[Step]], ran: Mapping[str, Sequence[Ran]], plan: Plan, labels: Held
 ) -> Iterator[Failure]:
-    """Compare the operations of each module in order, as far as they are the same ones.
+    """Compare the operations of each module, in order, that both nets did.
 
-    They need not be: what an expert does depends on the tokens it gets. Dims without labels are not compared either.
+    They need not be all: what an expert does depends on the tokens it gets. Nor are dims without labels compared.
     """
     dealt = {axis.name for axis in plan.axes}
     for module, expected in steps.items():
-        for step, got in zip(expected, ran.get(module, ()), strict=False):
-            if step.name != got.name:
-                break
-            axes = {int(k) for field in step.fields for k in labels.axis[field.ids].unique()} - {-1}
+        for step, got in _both(expected, ran.get(module, ())):
+            axes = {int(k) for field in step.fields for k in torch.unique(labels.axis[field.ids])} - {-1}
             blamed = frozenset(labels.names[k] for k in axes) & dealt
             if step.numbers != got.numbers:
-                said = f"{step.name} by {list(got.numbers)} instead of {list(step.numbers or ())} in a narrow net"
+                said = f"{step.name} by {list(got.numbers)} instead of {list(step.numbers)} in a narrow net"
                 yield Failure(module, said, blamed)
             for field in step.fields:
                 for d in field.dims:
@@ -163,6 +161,16 @@ def _deviations(
                     if d < len(got.shape) and size != got.shape[d]:
                         said = f"{step.name} gives shape {tuple(got.shape)} in a narrow net, expected {size} in dim {d}"
                         yield Failure(module, said, blamed)
+
+
+def _both(expected: Sequence[Step], got: Sequence[Ran]) -> Iterator[tuple[Step, Ran]]:
+    """Pair what two runs of a module have in common."""
+    names, others = [step.name for step in expected], [one.name for one in got]
+    if names == others:
+        yield from zip(expected, got, strict=True)
+        return
+    for a, b, length in difflib.SequenceMatcher(None, names, others, autojunk=False).get_matching_blocks():
+        yield from zip(expected[a : a + length], got[b : b + length], strict=True)
 
 
 def _is_in(plan: Plan, axis: Axis, module: str) -> bool:

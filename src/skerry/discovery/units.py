@@ -88,11 +88,11 @@ def _violations(trace: Trace, of: Tensor) -> list[tuple[int, Tensor, Tensor]]:
         units = of[ids]
         dims = [d for d in range(units.dim()) if bool((units != units.narrow(d, 0, 1)).any())]
         if len(dims) > 1:
-            found.append((op, *torch.broadcast_tensors(ids, ids.amin(dims[1:], keepdim=True))))
+            found.append((op, ids, ids.amin(dims[1:], keepdim=True).expand_as(ids)))
     for ids, dim, ends, op in trace.bonds.prefixes:
         units = of[ids].movedim(dim, -1).flatten(0, -2)
         if not all(_same_share(row, end) for row in units for end in ends):
-            found.append((op, *torch.broadcast_tensors(ids, ids.amin(dim, keepdim=True))))
+            found.append((op, ids, ids.amin(dim, keepdim=True).expand_as(ids)))
     return found
 
 
