@@ -70,8 +70,8 @@ def main() -> skerry.Result:
     torch.manual_seed(0)
     model = ResNet(32, classes=10)
 
-    # Discovery deals out the channels between blocks, too. A weight between two dealt axes rests while its two ends are
-    # on different workers, and in a run as short as this one that costs accuracy: deal out only the insides of blocks.
+    # Discovery deals out the channels between blocks, too. That takes half the time, but gets .46 in as many steps: a
+    # weight between two dealt axes rests while its ends are on different workers. So only the insides of blocks here.
     plan = skerry.discover(model, x[:2]).only("blocks.?")
     print(plan)
 

@@ -6,7 +6,9 @@ obvious meaning of a subnet: the full model in which nothing reads what the work
 """
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,9 +18,11 @@ from skerry import patches, rules
 from skerry.optimizer_state import parameter_of
 from skerry.plan import DealtDim, Plan, named_tensors
 
-Cut = tuple[Tensor | slice | None, ...]
-"""For each dim the sorted int64 indices that are held, as a slice where they are neighbours, None for all; an empty cut
-is the whole tensor."""
+Index = Tensor | tuple[slice, ...]
+"""The sorted int64 indices of a dim that are held; where they are a few runs of neighbours, the runs."""
+
+Cut = tuple[Index | None, ...]
+"""For each dim the indices that are held, None for all; an empty cut is the whole tensor."""
 
 Cuts = Mapping[str, Cut | None]
 """The cuts of dealt tensors by name; None for a tensor of a block that the worker does not hold. Others are whole."""
@@ -29,16 +33,14 @@ def cuts(plan: Plan, units: Tensor) -> Cuts:
     held = torch.zeros(plan.num_units + 1, dtype=torch.bool)
     held[units] = True
     held[-1] = True  # where id -1 looks: what is not dealt out is held by everybody
-    known: dict[int, Tensor | slice | None] = {}  # many dims share one tensor of unit ids
+    known: dict[int, Index | None] = {}  # many dims share one tensor of unit ids
 
-    def indices(dim: DealtDim | None) -> Tensor | slice | None:
+    def indices(dim: DealtDim | None) -> Index | None:
         if dim is None:
             return None
         if id(dim.units) not in known:
             index = held[dim.units].nonzero().flatten()
-            first, last = (int(index[0]), int(index[-1])) if len(index) else (0, -1)
-            run = slice(first, last + 1) if last - first + 1 == len(index) else index
-            known[id(dim.units)] = None if len(index) == len(dim.units) else run
+            known[id(dim.units)] = None if len(index) == len(dim.units) else _runs(index)
         return known[id(dim.units)]
 
     by_name: dict[str, Cut | None] = {name: tuple(indices(dim) for dim in dims) for name, dims in plan.dims.items()}
@@ -50,15 +52,39 @@ def cuts(plan: Plan, units: Tensor) -> Cuts:
     return by_name
 
 
+def _runs(index: Tensor, most: int = 4) -> Index:
+    """The runs of neighbours in ``index`` if they are few; copying runs is faster than picking indices."""
+    ends = (index[1:] != index[:-1] + 1).nonzero().flatten() + 1
+    if len(ends) >= most:
+        return index
+    bounds = [0, *ends.tolist(), len(index)]
+    return tuple(slice(int(index[a]), int(index[b - 1]) + 1) if b > a else slice(0, 0) for a, b in pairwise(bounds))
+
+
+_SLAB = 2**20
+"""Elements of a large tensor that are picked along a second dim at a time, so that they stay in a cache."""
+
+
 def take(tensor: Tensor, cut: Cut = ()) -> Tensor:
     """Return a new tensor with the part of ``tensor`` that ``cut`` names."""
     part = tensor
     for dim, index in enumerate(cut):
-        if isinstance(index, slice):
-            part = part.narrow(dim, index.start, index.stop - index.start)
-    for dim, index in enumerate(cut):
-        if isinstance(index, Tensor):
-            part = part.index_select(dim, index.to(tensor.device))
+        if isinstance(index, tuple):
+            runs = [part.narrow(dim, run.start, run.stop - run.start) for run in index]
+            part = runs[0] if len(runs) == 1 else torch.cat(runs, dim)
+    picked = [(dim, index.to(tensor.device)) for dim, index in enumerate(cut) if isinstance(index, Tensor)]
+    if len(picked) > 1 and part.numel() > _SLAB:
+        first, rows = picked[0]
+        out = tensor.new_empty(cut_shape(tensor.shape, cut))
+        step = max(1, _SLAB * part.shape[first] // part.numel())
+        for at in range(0, len(rows), step):
+            slab = part.index_select(first, rows[at : at + step])
+            for dim, index in picked[1:]:
+                slab = slab.index_select(dim, index)
+            out.narrow(first, at, slab.shape[first]).copy_(slab)
+        return out
+    for dim, index in picked:
+        part = part.index_select(dim, index)
     shares = part.untyped_storage()._cdata == tensor.untyped_storage()._cdata
     return part.clone(memory_format=torch.contiguous_format) if shares else part
 
@@ -72,21 +98,35 @@ def cut_of(plan: Plan, by_name: Cuts, name: str, shape: torch.Size) -> Cut | Non
 def put_(tensor: Tensor, part: Tensor, cut: Cut = ()) -> None:
     """Write ``part`` into the place in ``tensor`` that ``cut`` names; everything else keeps its bits."""
     for dim, index in enumerate(cut):
-        if isinstance(index, slice):
-            tensor = tensor.narrow(dim, index.start, index.stop - index.start)
-    dealt = [dim for dim, index in enumerate(cut) if isinstance(index, Tensor)]
-    if not dealt:
+        if isinstance(index, tuple):
+            rest = tuple(None if d == dim else other for d, other in enumerate(cut))
+            begin = 0
+            for run in index:
+                length = run.stop - run.start
+                put_(tensor.narrow(dim, run.start, length), part.narrow(dim, begin, length), rest)
+                begin += length
+            return
+    picked = [(dim, index.to(tensor.device)) for dim, index in enumerate(cut) if isinstance(index, Tensor)]
+    if not picked:
         tensor.copy_(part)
-        return
-    dim = dealt[0]
-    index = cut[dim]
-    assert isinstance(index, Tensor)
-    index = index.to(tensor.device)
-    if len(dealt) > 1:
+    elif len(picked) == 1:
+        tensor.index_copy_(*picked[0], part)
+    elif len(picked) == 2 and picked[1][0] == picked[0][0] + 1 and tensor.is_contiguous():
+        _put_pairs_(tensor, part, *picked[0], picked[1][1])
+    else:
+        dim, index = picked[0]
         slab = tensor.index_select(dim, index)
-        put_(slab, part, tuple(i if d in dealt[1:] else None for d, i in enumerate(cut)))
-        part = slab
-    tensor.index_copy_(dim, index, part)
+        put_(slab, part, tuple(None if d == dim else other for d, other in enumerate(cut)))
+        tensor.index_copy_(dim, index, slab)
+
+
+def _put_pairs_(tensor: Tensor, part: Tensor, dim: int, rows: Tensor, columns: Tensor) -> None:
+    """Write ``part`` at ``rows`` of ``dim`` and ``columns`` of the next dim: the two dims as one."""
+    flat = tensor.flatten(dim, dim + 1)
+    step = max(1, _SLAB // max(1, len(columns)))
+    for at in range(0, len(rows), step):
+        places = (rows[at : at + step, None] * tensor.shape[dim + 1] + columns).flatten()
+        flat.index_copy_(dim, places, part.narrow(dim, at, len(rows[at : at + step])).flatten(dim, dim + 1))
 
 
 def cut_shape(shape: torch.Size, cut: Cut = ()) -> torch.Size:
@@ -94,7 +134,7 @@ def cut_shape(shape: torch.Size, cut: Cut = ()) -> torch.Size:
     sizes = list(shape)
     for dim, index in enumerate(cut):
         if index is not None:
-            sizes[dim] = index.stop - index.start if isinstance(index, slice) else len(index)
+            sizes[dim] = len(index) if isinstance(index, Tensor) else sum(run.stop - run.start for run in index)
     return torch.Size(sizes)
 
 
@@ -104,6 +144,28 @@ class Skipped(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the first argument."""
         return x
+
+
+def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
+    """``copy.deepcopy(module, memo)``, without the time it spends on a module's dozen empty tables of hooks."""
+    if id(module) in memo:
+        return memo[id(module)]
+    kind = type(module)
+    own = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__getnewargs__")
+    if any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in own):
+        return copy.deepcopy(module, memo)
+    new = memo[id(module)] = kind.__new__(kind)
+    for key, value in vars(module).items():
+        if key == "_compiled_call_impl":
+            continue  # nn.Module does not copy it either
+        if key == "_modules":
+            value = {name: None if child is None else _copied(child, memo) for name, child in value.items()}
+        elif type(value) in (dict, OrderedDict) and not value:
+            value = memo.setdefault(id(value), type(value)())
+        elif type(value) not in (bool, int, float, str, type(None)):
+            value = copy.deepcopy(value, memo)
+        new.__dict__[key] = value
+    return new
 
 
 @torch.no_grad()
@@ -129,7 +191,7 @@ def extract(model: nn.Module, plan: Plan, units: Tensor, *, copy_shared: bool = 
         cut = by_name.get(name, ())
         if cut is not None:
             memo[id(buffer)] = take(buffer, cut)
-    subnet = copy.deepcopy(model, memo)
+    subnet: nn.Module = _copied(model, memo)
     fulls = dict(model.named_modules())
     for name, module in subnet.named_modules():
         if name in fulls:

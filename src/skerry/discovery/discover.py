@@ -14,7 +14,7 @@ from skerry.discovery.operations import rule_of
 from skerry.discovery.refuse import refuse_unfit
 from skerry.discovery.trace import Trace, trace
 from skerry.discovery.trial import drop_what_fails
-from skerry.discovery.units import Units, alike, solve, touched, wasted
+from skerry.discovery.units import Touched, Units, alike, solve, wasted
 from skerry.inputs import Inputs
 from skerry.plan import Axis, DealtDim, Note, Patch, Plan, named_tensors
 from skerry.rules import Role, match
@@ -84,11 +84,11 @@ def discover(
 
 def _plan(model: nn.Module, trace: Trace, units: Units, patches: Mapping[str, Patch]) -> tuple[Plan, Tensor]:
     """The plan, and for each label the id of its unit in the plan, -1 for labels that are not dealt out."""
-    groups = []
-    for group in alike(trace, units):
-        dims = touched(trace, units, group)
-        if len(group) > 1 and any(origin in units.reads for origin in dims):
-            groups.append((group, dims))
+    groups = [
+        (group, dims)
+        for group, dims in alike(trace, units)
+        if len(group) > 1 and any(origin in units.reads for origin in dims)
+    ]
     names = _names([[name for name, _ in dims] for _, dims in groups])
     axes, start = [], 0
     id_of = np.full(trace.num_labels, -1, dtype=np.int32)  # unit, as the solver calls it -> its id in the plan
@@ -135,7 +135,7 @@ def _common(modules: Sequence[str]) -> str:
     return ".".join(shared)
 
 
-def _kind(model: nn.Module, units: Units, group: Sequence[int], dims: Mapping[tuple[str, int], int]) -> str:
+def _kind(model: nn.Module, units: Units, group: Sequence[int], dims: Touched) -> str:
     modules = [(model.get_submodule(name.rpartition(".")[0]), per_unit) for (name, _), per_unit in dims.items()]
     several = [module for module, per_unit in modules if per_unit > 1]
     if group[0] in units.heads and several:

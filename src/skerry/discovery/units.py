@@ -5,8 +5,7 @@ only when the units are known (that parts of a dim have the same share of each u
 dim); those that fail join more labels, until none fails. It ends, since every turn joins something.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,28 +130,21 @@ def _reasons(num_labels: int, a: Ids, b: Ids, op: Ids) -> Ids:
     return np.where(first == np.iinfo(np.int64).max, -1, first)
 
 
-def alike(trace: Trace, units: Units) -> list[list[int]]:
+Touched = Mapping[Origin, int]
+"""The parameter dims that a unit has indices of, and how many."""
+
+
+def alike(trace: Trace, units: Units) -> list[tuple[list[int], Touched]]:
     """Group units into axes: those that have the same number of indices of the same dims are interchangeable."""
-    signature: dict[int, list[tuple[str, int, int]]] = {}
+    touched: dict[int, dict[Origin, int]] = {}
     for name, rows in trace.origins.items():
         for d, ids in enumerate(rows):
             if ids is not None:
-                for unit, count in Counter(units.of[ids.numpy()].tolist()).items():
+                found, counts = np.unique(units.of[ids.numpy()], return_counts=True)
+                for unit, count in zip(found.tolist(), counts.tolist(), strict=True):
                     if unit:
-                        signature.setdefault(unit, []).append((name, d, count))
-    groups: dict[Sequence[tuple[str, int, int]], list[int]] = {}
-    for unit, touched in signature.items():
-        groups.setdefault(tuple(touched), []).append(unit)
-    return [sorted(group) for group in groups.values()]
-
-
-def touched(trace: Trace, units: Units, group: Sequence[int]) -> Mapping[Origin, int]:
-    """The parameter dims that a unit of ``group`` has indices of, and how many."""
-    of = set(group[:1])
-    counts = {
-        (name, d): int(np.isin(units.of[ids.numpy()], list(of)).sum())
-        for name, rows in trace.origins.items()
-        for d, ids in enumerate(rows)
-        if ids is not None
-    }
-    return {origin: count for origin, count in counts.items() if count}
+                        touched.setdefault(unit, {})[name, d] = count
+    groups: dict[tuple[tuple[Origin, int], ...], list[int]] = {}
+    for unit, dims in touched.items():
+        groups.setdefault(tuple(dims.items()), []).append(unit)
+    return [(sorted(group), dict(key)) for key, group in groups.items()]
