@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from skerry import Algorithm, In, Out, Overlapping, Plan, Shards, ist, local_sgd, narrow, single, split
+from skerry import (
+    Algorithm, Blocks, In, Out, Overlapping, Plan, Shards, discover, ist, local_sgd, narrow, single, split,
+)  # fmt: skip
 from skerry.local import OptimizerFn
 from skerry.models.cnn import CNN
 from skerry.models.mlp import MLP
@@ -96,6 +98,7 @@ CASES = [
     Case("cnn", cnn),
     Case("tied", tied),
     Case("transposed", transposed),
+    Case("blocks", lambda: blocks()),
 ]
 
 
@@ -147,7 +150,26 @@ METHODS = {
     "single": Method(single(local_steps=4), adamw),
 }
 
+
+class Residual(nn.Module):
+    """A block that adds to what it gets."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up, self.norm, self.down = nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.relu(self.norm(self.up(x))))
+
+
+def blocks() -> tuple[nn.Module, Plan, Tensor]:
+    body = nn.Sequential(*(Residual(8, 6 + k) for k in range(6)))
+    model, x = nn.Sequential(nn.Linear(9, 8), body, nn.Linear(8, 4)), torch.randn(16, 9)
+    return model, discover(model, x, blocks=Blocks("1.*", branch="down")), x
+
+
 MODELS: dict[str, tuple[Callable[[], tuple[nn.Module, Plan, Tensor]], Callable[[int], Shards]]] = {
     "mlp": (lambda: mlp(dropout=0.1), blobs),
     "cnn": (cnn, images),
+    "blocks": (blocks, blobs),
 }

@@ -19,6 +19,10 @@ class Score:
     accuracy: float
     count: int
 
+    def __str__(self) -> str:
+        accuracy = "" if math.isnan(self.accuracy) else f", accuracy {self.accuracy:.4f}"
+        return f"loss {self.loss:.4f}{accuracy} ({self.count} samples)"
+
 
 @torch.no_grad()
 def evaluate(

@@ -237,7 +237,8 @@ class Plan:
         for axis in self.axes:
             names = self._governed(axis)
             size = sum(numel[name] for name in names)
-            rows.append((axis.name, axis.kind, f"{axis.num_units}", f"{size:,}", _few(names)))
+            short = [name.removeprefix(f"{axis.name}.") for name in names]
+            rows.append((axis.name, axis.kind, f"{axis.num_units}", f"{size:,}", _few(short)))
         wide = [max(len(row[c]) for row in rows) for c in range(4)]
         lines = [
             f"{name:<{wide[0]}}  {kind:<{wide[1]}}  {units:>{wide[2]}}  {size:>{wide[3]}}  {names}"
@@ -246,6 +247,11 @@ class Plan:
         dealt = sum(size for name, size in numel.items() if name in self.dims or self.block_of(name) is not None)
         shared = sorted((n for n in numel if n not in self.dims and self.block_of(n) is None), key=lambda n: -numel[n])
         lines.append(f"dealt out: {dealt:,} of {total:,} elements ({dealt / max(1, total):.0%})")
+        between = sum(numel[name] for name, row in self.dims.items() if sum(dim is not None for dim in row) > 1)
+        if between:
+            lines.append(
+                f"between two axes: {between:,} of them ({between / dealt:.0%}); of these, n workers train 1/n in a round"
+            )
         if shared:
             lines.append(f"on every worker: {total - dealt:,} elements: {_few(shared)}")
         if self.notes:

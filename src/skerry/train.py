@@ -64,7 +64,8 @@ def train(
 
     Each round t: units are assigned by ``algorithm.partition`` from (seed, t); each worker trains its subnet for
     ``algorithm.local_steps`` steps on its own data; each element becomes the mean over its holders. ``model`` is
-    trained in place (but for algorithms with ``width < 1``, which train a fresh narrow one).
+    trained in place (but for algorithms with ``width < 1``, which train a fresh narrow one). Small subnets gain little
+    from several torch threads and lose much on a busy machine: consider ``torch.set_num_threads(1)``.
 
     Args:
         model: the full model.

@@ -367,3 +367,10 @@ def test_calibration_scales_the_branch_by_the_share_of_subnets_that_had_the_bloc
         torch.testing.assert_close(scaled.body[k].down.weight, model.body[k].down.weight / 5)
         torch.testing.assert_close(scaled.body[k].down.bias, model.body[k].down.bias / 5)
         assert torch.equal(scaled.body[k].up.weight, model.body[k].up.weight)
+
+
+def test_channels_last_images_are_dealt_out_like_others():
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2))
+    x = torch.randn(2, 3, 8, 8)
+    for inputs in (x, x.to(memory_format=torch.channels_last)):
+        assert [axis.num_units for axis in discover(model, inputs).axes] == [6]

@@ -89,6 +89,17 @@ def _same(op: Operation) -> list[Labels]:
     return _as_outputs(op, op.labels_of(op.args[0]))
 
 
+@_for("as_strided", "as_strided_")
+def _restride(op: Operation) -> list[Labels]:
+    """Only where it changes the strides of dims with one index (pooling channels-last images): nothing moves."""
+    assert op.layout is not None
+    (shape, strides), size, wanted = op.layout, tuple(op.args[1]), tuple(op.args[2])
+    moved = any(n > 1 and a != b for n, a, b in zip(size, strides, wanted, strict=False))
+    if size != tuple(shape) or moved or op.arg(3, "storage_offset") is not None:
+        return pin_everything(op)
+    return [op.labels_of(op.args[0])]
+
+
 @_for("t", "transpose", "permute", "unsqueeze", "movedim")
 def _reorder(op: Operation) -> list[Labels]:
     """Dims change places; a field has the same number of dims, so the same is done to it."""

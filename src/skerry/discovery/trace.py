@@ -63,6 +63,7 @@ class Operation:
     kwargs: Mapping[str, Any]
     outs: Sequence[Tensor]
     module: nn.Module | None
+    layout: tuple[torch.Size, tuple[int, ...]] | None  # shape and strides of the first tensor before it ran
 
     def arg(self, position: int, name: str = "", default: Any = None) -> Any:
         """An argument by position or, where it was given so, by name."""
@@ -148,6 +149,7 @@ class Tracer(TorchDispatchMode):
         """Run one operation for real and apply its rule."""
         kwargs = kwargs or {}
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        layout = (inputs[0].shape, inputs[0].stride()) if inputs else None
         written = _written(func, args, kwargs)
         self._guard(written)
         result = func(*args, **kwargs)
@@ -162,7 +164,7 @@ class Tracer(TorchDispatchMode):
                 self.memory[out] = self.memory_of(base)
         running = self.modules[-1] if self.modules else ""
         module = self.by_name.get(running)
-        operation = Operation(bonds, self.labels_of, func.overloadpacket, args, kwargs, outs, module)
+        operation = Operation(bonds, self.labels_of, func.overloadpacket, args, kwargs, outs, module, layout)
         ids = frozenset(map(self.memory_of, inputs))
         to = frozenset(map(self.memory_of, [*outs, *written]))
         if func.overloadpacket is torch.ops.aten._local_scalar_dense:
