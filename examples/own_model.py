@@ -17,10 +17,8 @@ def main() -> skerry.Result:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 10))
 
-    # Which modules make the units that are dealt out (Out), and which read them (In).
-    plan = skerry.Plan.from_rules(
-        model, {"0": skerry.Out("hidden"), "1": skerry.Out("hidden"), "3": skerry.In("hidden")}
-    )
+    # What can be dealt out of it: here the hidden layer's neurons.
+    plan = skerry.discover(model, x[:8])
     print(plan)
 
     # Four workers, each with a quarter of the training data; 20 local steps between exchanges.

@@ -4,87 +4,32 @@ import copy
 
 import pytest
 import torch
+from equivalence import assert_narrow_equals_masked, assert_write_back_is_exact, bits, dealt_to, doubled, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 from zoo import cnn, mlp
 
 from skerry import Disjoint, Plan, extract, masked, write_back
-from skerry.plan import named_tensors
-from skerry.subnet import cuts, narrow_model, put_, take
-
-
-def _bits(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in named_tensors(model).items()}
-
-
-def _same_bits(a, b) -> bool:
-    return all(torch.equal(a[n].view(-1).view(torch.uint8), b[n].view(-1).view(torch.uint8)) for n in a)
+from skerry.subnet import narrow_model, put_, take
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("workers", [2, 3, 5])
 def test_narrow_equals_masked_full_model_in_outputs_and_gradients(case, workers, training):
     model, plan, x = case
-    x = x.double() if x.is_floating_point() else x
-    model.double().train(training)
-    if isinstance(model, nn.Module) and any(isinstance(m, nn.Dropout) and m.p for m in model.modules()) and training:
-        pytest.skip("dropout draws other masks for other widths")
-    assignment = Disjoint(workers).assign(plan.axes, 0)
-    for worker in range(workers):
-        units = assignment.units(worker)
-        narrow, full = extract(model, plan, units), masked(model, plan, units)
-        a, b = narrow(x), full(x)
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
-        weight = torch.linspace(-1, 1, a.numel(), dtype=a.dtype).view_as(a)
-        (a.square() * weight).sum().backward()
-        (b.square() * weight).sum().backward()
-        by_name = cuts(plan, units)
-        wide = dict(full.named_parameters())
-        for name, parameter in narrow.named_parameters():
-            expected = take(wide[name].grad, by_name.get(name, ()))
-            torch.testing.assert_close(parameter.grad, expected, rtol=1e-10, atol=1e-10)
-        if training:
-            for name, buffer in narrow.named_buffers():
-                expected = take(named_tensors(full)[name], by_name.get(name, ()))
-                torch.testing.assert_close(buffer, expected, rtol=1e-10, atol=1e-10)
+    model, x = doubled(model, x)
+    for units in dealt_to(plan, workers):
+        assert_narrow_equals_masked(model, plan, x, units, training=training, tolerance=1e-10)
 
 
-def test_extract_then_write_back_is_the_identity_to_the_bit(case):
+def test_extract_then_write_back_is_the_identity_to_the_bit_and_writes_only_what_is_held(case):
     model, plan, _ = case
     with torch.no_grad():  # bits that arithmetic would lose
         for parameter in model.parameters():
             parameter.view(-1)[0] = -0.0
-    before = _bits(model)
-    for units in (
-        torch.tensor([], dtype=torch.int64),
-        torch.arange(plan.num_units),
-        torch.arange(1, plan.num_units, 3),
-    ):
-        write_back(model, plan, units, extract(model, plan, units))
-        assert _same_bits(before, _bits(model))
-
-
-def test_held_elements_are_written_and_all_others_keep_their_bits(case):
-    model, plan, _ = case
-    units = Disjoint(3).assign(plan.axes, 0).units(1)
-    before = _bits(model)
-    subnet = extract(model, plan, units)
-    with torch.no_grad():
-        for tensor in named_tensors(subnet).values():
-            tensor.copy_(torch.full_like(tensor, 7))
-    write_back(model, plan, units, subnet)
-    held = torch.zeros(plan.num_units, dtype=torch.bool)
-    held[units] = True
-    for name, tensor in named_tensors(model).items():
-        mine = torch.ones(tensor.shape, dtype=torch.bool)
-        for d, dealt in enumerate(plan.dims.get(name, ())):
-            if dealt is not None:
-                shape = [1] * tensor.dim()
-                shape[d] = -1
-                mine &= held[dealt.units].view(shape)
-        assert (tensor[mine] == 7).all()
-        assert torch.equal(tensor[~mine], before[name][~mine])
+    everything, nothing = torch.arange(plan.num_units), torch.tensor([], dtype=torch.int64)
+    for units in (nothing, everything, everything[1::3], everything[: plan.num_units // 2], *dealt_to(plan, 3)):
+        assert_write_back_is_exact(model, plan, units)
 
 
 def test_the_subnet_is_real_and_its_widths_agree():
@@ -124,10 +69,10 @@ def test_any_units_of_any_mlp(hidden, dtype, data):
         if not any(axis.start <= u < axis.start + axis.num_units for u in units):
             units.append(axis.start)
     chosen = torch.tensor(sorted(units))
-    before = _bits(model)
+    before = bits(model)
     subnet = extract(model, plan, chosen)
     write_back(model, plan, chosen, subnet)
-    assert _same_bits(before, _bits(model))
+    assert same_bits(before, bits(model))
     if dtype == torch.float64:
         torch.testing.assert_close(subnet(x.double()), masked(model, plan, chosen)(x.double()), rtol=1e-10, atol=1e-10)
 
@@ -160,6 +105,6 @@ def test_narrow_model_is_initialized_as_a_net_of_its_width():
     assert small.layers[1].weight.shape == (16, 16)
     assert small.layers[1].weight.abs().max() > 0.9 * 16**-0.5  # the bound of its own fan-in, not of 64
     again = narrow_model(copy.deepcopy(model), plan, 0.25, seed=1)
-    assert _same_bits(_bits(small), _bits(again))
+    assert same_bits(bits(small), bits(again))
     assert small(x).shape == (16, 4)
     assert Plan.whole(small).num_units == 0

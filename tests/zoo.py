@@ -7,7 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from skerry import (
-    Algorithm, Blocks, In, Out, Overlapping, Plan, Shards, discover, ist, local_sgd, narrow, single, split,
+    Algorithm,
+    Blocks,
+    In,
+    Out,
+    Overlapping,
+    Plan,
+    Shards,
+    discover,
+    ist,
+    local_sgd,
+    narrow,
+    single,
+    split,
 )  # fmt: skip
 from skerry.local import OptimizerFn
 from skerry.models.cnn import CNN

@@ -24,5 +24,6 @@ __all__ = [
     "Algorithm", "Assignment", "Axis", "Blocks", "Data", "DealtDim", "Disjoint", "Everything", "Heads", "In", "Out",
     "Overlapping", "Partition", "Plan", "Processes", "Record", "Result", "Score", "Serial", "Shards", "State",
     "TrainingFailed", "aggregate_", "calibrate", "constant", "cosine", "discover", "evaluate", "extract", "ist",
-    "launch", "load_plan", "local_sgd", "masked", "narrow", "save_plan", "single", "split", "train", "verify", "write_back",
+    "launch", "load_plan", "local_sgd", "masked", "narrow", "save_plan", "single", "split", "train", "verify",
+    "write_back",
 ]  # fmt: skip

@@ -61,7 +61,7 @@ def _scaled(number: int, narrow: Tensor, full: Tensor, dim: int = 0) -> int:
 
 
 def multihead_attention(narrow: nn.MultiheadAttention, full: nn.MultiheadAttention) -> None:
-    """``nn.MultiheadAttention`` takes the width of its heads from that of its input; give it a forward that does not."""
+    """``nn.MultiheadAttention`` takes its heads' width from that of its input; give it a forward that does not."""
     heads = _scaled(full.num_heads, narrow.out_proj.weight, full.out_proj.weight, dim=1)
     if heads == full.num_heads:
         return

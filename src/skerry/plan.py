@@ -249,9 +249,8 @@ class Plan:
         lines.append(f"dealt out: {dealt:,} of {total:,} elements ({dealt / max(1, total):.0%})")
         between = sum(numel[name] for name, row in self.dims.items() if sum(dim is not None for dim in row) > 1)
         if between:
-            lines.append(
-                f"between two axes: {between:,} of them ({between / dealt:.0%}); of these, n workers train 1/n in a round"
-            )
+            share = f"{between / dealt:.0%}"
+            lines.append(f"between two axes: {between:,} of them ({share}), of which n workers train 1/n in a round")
         if shared:
             lines.append(f"on every worker: {total - dealt:,} elements: {_few(shared)}")
         if self.notes:

@@ -339,7 +339,7 @@ class Strided(nn.Module):
     [
         (Strided(), torch.randn(2, 3, 8, 8), Blocks("layer.*"), "layer.0: takes (2, 3, 8, 8), returns (2, 6, 4, 4)"),
         (Strided(), torch.randn(2, 3, 8, 8), Blocks("pair"), "pair: not run on the example inputs"),
-        (Strided(), torch.randn(2, 3, 8, 8), Blocks("layr.*"), "Blocks('layr.*') matches no module; did you mean 'layer"),
+        (Strided(), torch.randn(2, 3, 8, 8), Blocks("layr.*"), "matches no module; did you mean 'layer"),
         (ResidualNet(), torch.randn(2, 4), Blocks("body.*", branch="conv2"), "body.0: no module 'conv2' in it"),
     ],
 )  # fmt: skip

@@ -77,7 +77,7 @@ def programs(draw: Draw) -> tuple[Program, tuple[Tensor, ...]]:
     def add(step: Callable[["Program", list[Tensor]], Tensor], width: int) -> None:
         model.steps.append(step)
         widths.append(width)
-        given = {k: x for k, x in zip(step.__code__.co_varnames[2:], step.__defaults__ or (), strict=False)}
+        given = dict(zip(step.__code__.co_varnames[2:], step.__defaults__ or (), strict=False))
         model.said.append(f"v{len(widths) - 1} = {kind} {given} -> {width}")
 
     # A few kinds a net: with all of them at once something would always keep every width whole.
@@ -243,8 +243,9 @@ def _grouped_queries(q: Tensor, kv: Tensor) -> Tensor:
 ACTIVATIONS = [torch.relu, torch.tanh, torch.sigmoid, F.gelu, F.silu, torch.square, torch.cos, F.softplus, F.elu]
 
 KINDS = [
-    "add", "mul", "sub", "maximum", "cat", "chunk", "glu", "swiglu", "split", "slice", "strided", "flip", "roll", "index",
-    "regroup", "regroup_back", "pairs", "halves", "stack", "layer_norm", "head_norm", "rms", "scale", "constant",
+    "add", "mul", "sub", "maximum", "cat", "chunk", "glu", "swiglu", "split", "slice", "strided", "flip", "roll",
+    "index", "regroup", "regroup_back", "pairs", "halves", "stack", "layer_norm", "head_norm", "rms", "scale",
+    "constant",
     "batch_norm", "group_norm", "conv", "depthwise", "grouped", "transposed", "softmax", "attention", "gqa", "gate",
     "tied", "low_rank", "einsum", "into_zeros", "in_place", "mean_tokens", "statistic", "weight_norm", "pad",
     "matmul_tokens",

@@ -89,11 +89,11 @@ def drop_what_fails(model: nn.Module, inputs: Inputs, plan: Plan, trace: Trace, 
 
 
 def some_units(plan: Plan) -> Tensor:
-    """About 2 of 9 units of each axis, so that the net is small and halves and thirds do not fit by chance."""
+    """About 2 of 11 units of each axis, so that the net is small and halves and thirds do not fit by chance."""
     units = []
     for axis in plan.axes:
         ids = torch.arange(axis.num_units)
-        units.append(axis.start + ids[torch.isin(ids % 9, torch.tensor([1, 4]))])
+        units.append(axis.start + ids[torch.isin(ids % 11, torch.tensor([1, 5]))])
     return torch.cat(units) if units else torch.empty(0, dtype=torch.int64)
 
 

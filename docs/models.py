@@ -1,0 +1,74 @@
+"""Writes docs/models.md, the page "Will my model work?", from the zoo of models that the tests check.
+
+    .venv/bin/python docs/models.py
+
+What is dealt out is what ``skerry.discover`` finds when this runs; ``tests/test_docs.py`` checks that the page is up to
+date. Needs the extras hf and graphs.
+"""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from families import FAMILIES, Family  # noqa: E402
+
+from skerry import Plan, discover  # noqa: E402
+
+HEAD = """# Will my model work?
+
+*Written by `docs/models.py` from the models in [`tests/families.py`](../tests/families.py); do not edit.*
+
+Ask it: `print(skerry.discover(model, example_inputs))` runs the model once and prints what can be dealt out, and for
+everything else why not. Below is what it finds in the models that every change to Skerry is tested with: outputs,
+gradients and batch-norm statistics of narrow nets equal those of the masked full model (float64, 1e-9), all axes dealt
+to 2, 3 and 5 workers at once, and write-back is exact to the bit.
+
+- **Dealt out**: neurons, channels, groups of channels (where a convolution or a norm has groups), attention heads (with
+  grouped queries: a key head with its query heads). Residual blocks if you name them:
+  `discover(model, x, blocks=skerry.Blocks("layer3.*"))`.
+- **Whole, on every worker**: inputs, outputs and vocabularies; whatever is normalised or averaged over, so the residual
+  streams of transformers; dims of a tied weight that both make and read units; whatever goes through an operation that
+  Skerry has no rule for. `plan.without("...")` keeps more whole, `plan.only("...")` all but some.
+- **A width written into a `forward`** (`view(B, T, self.n_head, C // self.n_head)`): discovery notices, leaves the axis
+  whole, and its note names the module and the patch to pass. A patch is a function `patch(narrow, full)` that sets the
+  narrow module's numbers, or gives it another `forward`; `skerry.patches` has one for attention as nanoGPT writes it.
+  `nn.MultiheadAttention`, and GPT-2's and GAT's layers, are known.
+- **Whatever discovery cannot see**: `Plan.from_rules`, in the words of tensor parallelism. `skerry.verify` checks any
+  plan, and `skerry.train` does it before it starts.
+
+The share is that of parameters and buffers in these small models; in wide ones it is larger.
+
+| model | dealt out | share | whole, and why |
+|---|---|---:|---|
+"""
+
+
+def row(family: Family) -> str:
+    """The page's line for a family."""
+    torch.manual_seed(0)
+    model, inputs = family.build()
+    plan = discover(model, inputs, patches=family.patches)
+    found = Counter((axis.kind, axis.num_units) for axis in plan.axes)
+    axes = ", ".join(f"{n} {kind}" + (f" (x{times})" if times > 1 else "") for (kind, n), times in found.items())
+    about = family.about + (" (with a patch)" if family.patches else "")
+    return f"| {about} | {axes or 'nothing'} | {share(plan):.0%} | {family.undealt or 'inputs and outputs'} |"
+
+
+def share(plan: Plan) -> float:
+    """The share of elements that are dealt out."""
+    numel = {name: shape.numel() for name, shape in plan.shapes.items()}
+    return sum(numel[name] for name in plan.dims) / sum(numel.values())
+
+
+def page() -> str:
+    """The whole page."""
+    return HEAD + "\n".join(row(family) for family in FAMILIES) + "\n"
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "models.md").write_text(page())
