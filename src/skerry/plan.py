@@ -7,6 +7,7 @@ has it whole.
 """
 
 import fnmatch
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -255,7 +256,11 @@ class Plan:
             lines.append(f"on every worker: {total - dealt:,} elements: {_few(shared)}")
         if self.notes:
             lines.append("not dealt out, and why:")
-            lines.extend(f"  {note.what}: {note.why}" for note in self.notes)
+            alike: dict[str, list[str]] = {}  # layer by layer the same: said once
+            for note in self.notes:
+                line = f"  {note.what}: {note.why}"
+                alike.setdefault(re.sub(r"\.\d+(?=\.|\b)", ".*", line), []).append(line)
+            lines.extend(same[0] if len(same) == 1 else starred for starred, same in alike.items())
         return "\n".join(lines)
 
     def _governed(self, axis: Axis) -> list[str]:

@@ -57,12 +57,12 @@ def test_narrow_equals_masked_full_model(family, training):
     if not plan.axes:
         pytest.skip("nothing is dealt out")
     for workers in (2, 3, 5):
-        for units in dealt_to(plan, workers)[:2]:
+        for units in dealt_to(plan, workers):
             assert_narrow_equals_masked(model, plan, inputs, units, training=training)
 
 
 def test_write_back_is_exact(family):
     model, _, plan = _found(family)
     for workers in (2, 3, 5):
-        for units in dealt_to(plan, workers)[-2:] if plan.axes else [torch.empty(0, dtype=torch.int64)]:
+        for units in dealt_to(plan, workers) if plan.axes else [torch.empty(0, dtype=torch.int64)]:
             assert_write_back_is_exact(model, plan, units)

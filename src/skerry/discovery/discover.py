@@ -156,11 +156,16 @@ def _notes(trace: Trace, units: Units, id_of: NDArray[np.int32]) -> tuple[Note, 
             reason = int(units.reasons[pinned].max()) if len(pinned) else (-2 if name in trace.used else -1)
             by_reason.setdefault((reason, len(ids)), []).append(f"{name} dim {d}")
     notes: dict[str, list[str]] = {}
+    readers = 0
     for (reason, size), dims in by_reason.items():
         why = _why(trace, reason)
-        if why is not None:
+        if why is None:
+            readers += len(dims)
+        else:
             few = ", ".join(dims[:2]) + (f" and {len(dims) - 2} more" if len(dims) > 2 else "")
             notes.setdefault(why, []).append(f"{few} ({size})")
+    if readers:
+        notes["they read what is whole"] = [f"{readers} more dims of weights"]
     looked = tuple(
         Note("the forward looks at values" + (f" in {module}" if module else ""), "the plan holds for the path taken")
         for module in dict.fromkeys(trace.looked_at_values)
@@ -182,14 +187,15 @@ _WHY = [
 
 
 def _why(trace: Trace, reason: int) -> str | None:
+    """The reason in words; None for a weight (or a kernel in space) that is whole because what it reads is."""
     if reason == -2:
         return "one unit only, or no weight sums over it"
     if reason < 0:
         return "not used for the output on these inputs"
     step = trace.steps[reason]
     op = step.name.replace("aten.", "aten::")
-    if "convolution" in op:
-        return None  # the dims of a kernel in space; or the model's input, which says itself what it is
+    if "convolution" in op or "mm" in op.split("::")[-1]:
+        return None
     text = next((why for key, why in _WHY if key in op), "")
     if not text and not step.known:
         text = "unknown op {op}"
