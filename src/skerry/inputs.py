@@ -25,7 +25,12 @@ def map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: map_tensors(fn, item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(map_tensors(fn, item) for item in value)
+        items = [map_tensors(fn, item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(
+            value, **{f.name: map_tensors(fn, getattr(value, f.name)) for f in dataclasses.fields(value)}
+        )
     return value
 
 

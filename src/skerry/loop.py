@@ -68,7 +68,7 @@ class Loop:
             if name not in state.tensors:  # optimizer state appears with the first step
                 blank = torch.zeros(size.shape, dtype=size.dtype, device=next(iter(like.values())).device)
                 at_start = self.start.get(name.rpartition(optimizer_state.SEPARATOR)[2])
-                state.tensors[name] = blank if at_start is None else blank + at_start.to(blank)
+                state.tensors[name] = blank if at_start is None else blank + at_start.to(blank).view(())
         aggregate_(state.tensors, self.plan, assignment, pieces)
 
         good = [h for h, piece in zip(handovers, pieces, strict=True) if piece is not None]

@@ -60,7 +60,7 @@ def read(optimizer: torch.optim.Optimizer, model: nn.Module, start: Mapping[str,
         if parameter.requires_grad and not optimizer.state.get(parameter):
             for key, value in start.items():
                 state[f"{name}{SEPARATOR}{key}"] = (
-                    value.to(parameter.device).expand(parameter.shape if value.dim() else ()).clone()
+                    value.to(parameter.device).reshape(()).expand(parameter.shape if value.dim() else ()).clone()
                 )
     return state
 

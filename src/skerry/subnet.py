@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from skerry import patches, rules
 from skerry.optimizer_state import parameter_of
-from skerry.plan import DealtDim, Plan, named_tensors
+from skerry.plan import DealtDim, Patch, Plan, named_tensors
 
 Index = Tensor | tuple[slice, ...]
 """The sorted int64 indices of a dim that are held; where they are a few runs of neighbours, the runs."""
@@ -191,15 +191,30 @@ def extract(model: nn.Module, plan: Plan, units: Tensor, *, copy_shared: bool = 
         cut = by_name.get(name, ())
         if cut is not None:
             memo[id(buffer)] = take(buffer, cut)
-    subnet: nn.Module = _copied(model, memo)
+    try:
+        subnet: nn.Module = _copied(model, memo)
+    except Exception as error:  # locks, generators, ...
+        raise ValueError(
+            f"the model cannot be copied ({error}); keep what cannot be copied outside of its modules"
+        ) from error
     fulls = dict(model.named_modules())
     for name, module in subnet.named_modules():
         if name in fulls:
             patches.fit(module, fulls[name])
             for pattern, patch in plan.patches.items():
                 if rules.match(pattern, name) is not None:
-                    patch(module, fulls[name])
+                    _apply(patch, pattern, name, module, fulls[name])
     return subnet
+
+
+def _apply(patch: Patch, pattern: str, name: str, narrow: nn.Module, full: nn.Module) -> None:
+    try:
+        patch(narrow, full)
+    except Exception as error:
+        raise ValueError(
+            f"patch '{pattern}' failed on {name} ({type(full).__name__}): {type(error).__name__}: {error}; mend the patch, "
+            "which is called as patch(narrow module, full module)"
+        ) from error
 
 
 @torch.no_grad()

@@ -167,12 +167,143 @@ def test_notes_give_each_reason():
 
 
 def test_data_dependent_control_flow_holds_for_the_path_taken_and_is_noted():
-    def between(x: Tensor) -> Tensor:
-        return x * 2 if float(x.sum()) > 0 else x
+    class Branches(Around):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * 2 if float(x.sum()) > 0 else x)
 
-    plan = discover(Around(between), torch.randn(4, 5))
+    plan = discover(Branches(torch.relu), torch.randn(4, 5))
     assert len(plan.axes) == 2
     assert any("path taken" in note.why for note in plan.notes)
+
+
+def _written(x: Tensor, write) -> Tensor:
+    mask = torch.ones_like(x)
+    write(mask)
+    return x * mask
+
+
+def _alibi(x: Tensor) -> Tensor:
+    heads = x.view(len(x), -1, 2).transpose(0, 1)
+    bias = x.new_zeros(len(heads), len(x), len(x))
+    for h in range(len(heads)):
+        bias[h] = 2.0 ** -(h + 1)
+    return (torch.softmax(heads @ heads.transpose(1, 2) + bias, -1) @ heads).transpose(0, 1).flatten(1)
+
+
+class CustomBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x):
+        return x * 2
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient - gradient.mean(-1, keepdim=True)
+
+
+EMBEDDING = torch.randn(2, 12, dtype=torch.float64)
+
+ODD = {  # each was once dealt out wrongly
+    "a prefix filled": lambda x: _written(x, lambda m: m[:, :3].fill_(0)),
+    "a half set": lambda x: _written(x, lambda m: m[:, x.shape[1] // 2 :].mul_(2)),
+    "every second set": lambda x: _written(x, lambda m: m[:, ::2].add_(1)),
+    "set one by one": lambda x: _written(x, lambda m: [m[:, i].mul_(2.0**-i) for i in range(m.shape[1])]),
+    "a diagonal filled": lambda x: x * torch.ones(x.shape[1], x.shape[1]).fill_diagonal_(0).sum(0),
+    "slopes head by head": _alibi,
+    "a view taken before": lambda x: (z := torch.zeros_like(x), v := z.view(len(x), -1, 1), z.copy_(x), x * v.mean((1, 2))[:, None])[-1],
+    "a number in a tensor": lambda x: x / torch.sqrt(torch.tensor(x.shape[-1], dtype=x.dtype)),
+    "a number of its kind": lambda x: x * x.new_tensor(x.shape[-1]),
+    "a number in a list": lambda x: x * torch.tensor([x.shape[-1]]),
+    "a number from a shape": lambda x: x * torch.tensor(x.shape)[-1],
+    "a number filled in": lambda x: x * torch.full((1,), float(x.shape[-1])),
+    "ones counted": lambda x: x / torch.ones_like(x).sum(-1, keepdim=True),
+    "length of ones": lambda x: x / torch.ones(x.shape[-1]).norm(),
+    "the last position": lambda x: x * torch.arange(x.shape[-1]).max(),
+    "ones times ones": lambda x: x * (torch.ones(1, x.shape[-1]) @ torch.ones(x.shape[-1], 1)),
+    "a number by name": lambda x: torch.add(x, x, alpha=1 / x.shape[-1]),
+    "a number by name in place": lambda x: (x * 1).addcmul_(x, x, value=1 / x.shape[-1]),
+    "another path if wide": lambda x: x * 0.5 if x.shape[-1] > 8 else x,
+    "as often as wide": lambda x: [x := torch.tanh(x) for _ in range(x.shape[-1] // 4)][-1],
+    "a row looked up by units": lambda x: x + F.embedding((x > 0).long(), EMBEDDING).mean((1, 2))[:, None],
+    "a row selected by units": lambda x: x + EMBEDDING.index_select(0, x.argmax(1) % 2),
+    "a decision over units": lambda x: -x if float(x.detach().mean()) > 0 else x,
+    "a shift by units": lambda x: x.roll(int(x.detach().sum(-1).argmax()), 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("between", ODD.values(), ids=ODD)
+def test_odd_forwards_are_left_whole(between):
+    torch.manual_seed(2)
+    model, x = doubled(Around(between), torch.randn(7, 5))
+    plan = discover(model, x)
+    assert "first" not in [axis.name for axis in plan.axes]
+    for units in dealt_to(plan, 2):
+        assert_narrow_equals_masked(model, plan, x, units)
+
+
+class WeightPlus(nn.Module):
+    """A weight to which something is added is not zero where the weight is."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.first, self.weight = nn.Linear(5, 12), nn.Parameter(torch.randn(3, 12))
+        self.shift = nn.Parameter(torch.randn(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(torch.sigmoid(self.first(x)), self.weight + self.shift)
+
+
+@pytest.mark.parametrize("shape", [(), (3, 1), (1, 1)])
+def test_a_shifted_weight_cannot_leave_units_out(shape):
+    model, x = doubled(WeightPlus(*shape), torch.randn(7, 5))
+    assert not discover(model, x).axes
+
+
+def test_a_shift_with_the_same_labels_can():
+    model, x = doubled(WeightPlus(3, 12), torch.randn(7, 5))
+    plan = discover(model, x)
+    assert [axis.num_units for axis in plan.axes] == [12]
+    for units in dealt_to(plan, 3):
+        assert_narrow_equals_masked(model, plan, x, units)
+
+
+def test_a_net_that_keeps_a_reference_to_itself_is_left_whole():
+    class Closure(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 3))
+            self.run = lambda x: self.net(x)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.run(x)
+
+    plan = discover(Closure(), torch.randn(4, 5))
+    assert not plan.axes
+    assert "keeps a reference" in str(plan)
+
+
+def test_a_patch_that_fails_is_blamed():
+    def patch(narrow: nn.Module, full: nn.Module) -> None:
+        narrow.nothing.there = 3
+
+    with pytest.raises(ValueError, match=r"patch 'first' failed on first \(Linear\): AttributeError: .*mend the patch"):
+        discover(Around(torch.relu), torch.randn(4, 5), patches={"first": patch})
+
+
+def test_a_forward_that_counts_leaves_no_trace():
+    class Counts(Around):
+        def __init__(self) -> None:
+            super().__init__(torch.relu)
+            self.calls = 0
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.seen = self.seen + 1
+            return super().forward(x)
+
+    model = Counts()
+    assert len(discover(model, torch.randn(4, 5)).axes) == 2
+    assert (model.calls, float(model.seen)) == (0, 0.0)
 
 
 REFUSED = {

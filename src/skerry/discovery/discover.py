@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from skerry.discovery.blocks import Blocks
+from skerry.discovery.labels import Origin
 from skerry.discovery.operations import rule_of
 from skerry.discovery.refuse import refuse_unfit
-from skerry.discovery.trace import Trace, trace
+from skerry.discovery.trace import ForwardRefused, Trace, both, trace
 from skerry.discovery.trial import drop_what_fails
 from skerry.discovery.units import Touched, Units, alike, solve, wasted
 from skerry.inputs import Inputs
@@ -35,12 +36,16 @@ def discover(
     labels must be held together, so that the operation on narrow tensors gives the narrow result. Labels that are
     joined make a unit; units that look alike make an axis. Outputs, inputs and whatever is normalised or averaged over
     are not dealt out, nor is what goes through an operation without a rule: when in doubt, less is dealt out. Finally a
-    narrow net is run; axes with which it does not (a width is written into some ``forward``) are left out. The plan's
-    notes say what is not dealt out and why; ``print(plan)`` shows them.
+    narrow net is run; axes with which it does anything else than planned (a width is written into some ``forward``) are
+    left out. The plan's notes say what is not dealt out and why; ``print(plan)`` shows them.
+
+    It holds for the forward in both modes (the one in evaluation mode alone, if the other does not run on the inputs) and
+    for ordinary gradients: ``verify`` checks those, too. Values that a forward leaves in attributes are not outputs.
 
     Args:
-        model: any module; it is not changed. It is run in evaluation mode.
-        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. A small batch is enough.
+        model: any module; it is not changed. It is run in both modes.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. A small batch is enough, if of
+            more than one sample.
         blocks: residual blocks to deal out as wholes, beside the units within them.
         patches: pattern of module names -> ``patch(narrow, full)``, for modules that hard-code a width
             (``skerry.patches``).
@@ -67,16 +72,26 @@ def discover(
         **dict(model.named_parameters()),
         **{n: t for n, t in of_norms.items() if n in tensors},
     }
-    found = trace(model, example_inputs, rule_of, labelled)
-    units = solve(found)
-    in_vain = wasted(found, units)
+
+    def look(without: frozenset[Origin]) -> tuple[Trace, Trace, Units]:
+        """Trace both modes (a narrow net is compared in evaluation mode, where chance has no part)."""
+        found = trace(model, example_inputs, rule_of, labelled, without=without)
+        try:
+            together = both(found, trace(model, example_inputs, rule_of, labelled, training=True, without=without))
+        except ForwardRefused:
+            raise
+        except ValueError:  # batch norm wants more samples than one
+            together = found
+        return found, together, solve(together)
+
+    found, together, units = look(frozenset())
+    in_vain = wasted(together, units)
     if in_vain:
-        again = trace(model, example_inputs, rule_of, labelled, without=in_vain)
-        others = solve(again)
-        if (others.of > 0).sum() > (units.of > 0).sum():
-            found, units = again, others
-    plan, places = _plan(model, found, units, patches or {})
-    plan = drop_what_fails(model, example_inputs, plan, found, places)
+        again = look(in_vain)
+        if (again[2].of > 0).sum() > (units.of > 0).sum():
+            found, together, units = again
+    plan, unit_of_label = _plan(model, together, units, patches or {})
+    plan = drop_what_fails(model, example_inputs, plan, found, unit_of_label)
     for one in [blocks] if isinstance(blocks, Blocks) else blocks:
         plan = plan + one.plan(model, example_inputs)
     return plan
@@ -194,7 +209,7 @@ def _why(trace: Trace, reason: int) -> str | None:
         return "not used for the output on these inputs"
     step = trace.steps[reason]
     op = step.name.replace("aten.", "aten::")
-    if "convolution" in op or "mm" in op.split("::")[-1]:
+    if "convolution" in op or op.split("::")[-1] in ("mm", "addmm", "bmm", "baddbmm"):
         return None
     text = next((why for key, why in _WHY if key in op), "")
     if not text and not step.known:

@@ -54,10 +54,13 @@ def _as_outputs(op: Operation, labels: Labels) -> list[Labels]:
 
 @_for(
     "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like",
-    "full_like", "empty_like", "scalar_tensor", "empty_strided", "new_empty_strided", "fill", "zero", "empty_permuted",
+    "full_like", "empty_like", "bernoulli", "scalar_tensor", "empty_strided", "new_empty_strided", "fill", "zero", "empty_permuted",
 )  # fmt: skip
 def _make_uniform(op: Operation) -> list[Labels]:
-    """One value everywhere: it fits any width, since code that spells the width out fails in a narrow net."""
+    """One value everywhere: it fits any width, since code that spells the width out fails in a narrow net.
+
+    So does the noise of dropout, which each element gets by itself.
+    """
     if op.args and isinstance(op.args[0], Tensor) and str(op.packet).endswith("_"):
         return [op.labels_of(op.args[0])]  # filled in place: what it belongs to stays
     return [Labels(uniform=True) for _ in op.outs]
@@ -290,6 +293,9 @@ def _by_index(op: Operation) -> list[Labels]:
     """Places along a dim are given by number: the same ones in a narrow net only if that dim is not dealt out."""
     name = str(op.packet).removeprefix("aten.").rstrip("_")
     x, out = op.args[0], op.outs[0]
+    for index in op.tensors():  # an index that depends on units: whatever it picks would, too
+        if index is not x and not index.is_floating_point():
+            op.bonds.pin(op.labels_of(index).fields)
     if name == "embedding":
         return [Labels(op.bonds.used(_last_dim(op, op.labels_of(x), out.dim())))]
     if name in ("index", "index_put"):
@@ -364,12 +370,14 @@ def _pointwise(op: Operation) -> list[Labels]:
     if all(labels.uniform for labels in found):
         return [Labels(uniform=True) for _ in op.outs]
     packet = op.packet if not str(op.packet).endswith("_") else getattr(aten, str(op.packet)[5:-1], None)
-    weights = all(labels.weight or labels.uniform for labels in found)
-    added = packet in _ZERO_PRESERVING_SUMS and all(labels.weight for labels in found) and len(found) == 2
-    if weights and (packet in _ZERO_PRESERVING or added):
-        if not added:  # w * m: only w's place in a sum is scaled
-            first = next(labels for labels in found if labels.weight)
-            origins = {one.dims: one.origins for one in first.fields}
+    first, others = found[0], found[1:]
+    scaled = packet in _ZERO_PRESERVING and first.weight and all(labels.weight or labels.uniform for labels in others)
+    # A sum is zero where a weight is only if all of its terms are: each must have labels along the same dims.
+    along = [{one.dims for one in _aligned(op, t, num_dims)[0].fields} for t in tensors]
+    added = packet in _ZERO_PRESERVING_SUMS and len(found) == 2 and all(labels.weight for labels in found)
+    if scaled or (added and along[0] == along[1] == {one.dims for one in fields}):
+        if scaled:  # w * m: only w's place in a sum is scaled
+            origins = {one.dims: one.origins for one in _aligned(op, tensors[0], num_dims)[0].fields}
             fields = tuple(replace(one, origins=origins.get(one.dims, one.origins)) for one in fields)
         return [Labels(fields, weight=True) for _ in op.outs]
     used = op.bonds.used(fields)

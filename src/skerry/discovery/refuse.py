@@ -9,14 +9,17 @@ def refuse_unfit(model: nn.Module) -> None:
     """Raise ValueError, naming the tensor or module, for a model without ordinary tensors."""
     for name, module in model.named_modules():
         where = f"{name or 'the model'} ({type(module).__name__})"
-        if "quantized" in type(module).__module__ and "quantizable" not in type(module).__module__:
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"{where}: compiled to TorchScript, expected the Python module it was made from")
+        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
             raise ValueError(f"{where}: a quantized module has no parameters to train; use the float model")
         for key, value in vars(module).items():
             if isinstance(value, Tensor) and value.requires_grad and not value.is_leaf:
                 raise ValueError(
-                    f"{name + '.' if name else ''}{key}: a tensor computed from others, expected a leaf; make it an "
-                    "nn.Parameter or compute it in forward"
+                    f"{name + '.' if name else ''}{key}: a tensor computed from others, expected a leaf; compute it in "
+                    "forward (for a norm of weights: torch.nn.utils.parametrizations), or delete it if a forward left it"
                 )
+    at: dict[int, str] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise ValueError(f"{name}: not initialized yet (a lazy module); run the model once on example inputs first")
@@ -28,3 +31,7 @@ def refuse_unfit(model: nn.Module) -> None:
             raise ValueError(f"{name}: layout {tensor.layout}, expected a dense tensor")
         if not tensor.is_leaf:
             raise ValueError(f"{name}: not a leaf tensor (it was computed from others); make it an nn.Parameter")
+        if tensor.numel():
+            other = at.setdefault(tensor.data_ptr(), name)
+            if other != name:
+                raise ValueError(f"{name}: lies in the memory of {other}, expected one nn.Parameter under both names")

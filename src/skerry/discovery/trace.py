@@ -7,7 +7,7 @@ operation means for labels are in ``operations.py``.
 
 import contextlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,9 +37,12 @@ class Step:
         reads: the memory it read, by number.
         writes: the memory it wrote.
         fields: the labels of its (first) result.
-        numbers: the numbers among its arguments that must not depend on widths.
+        numbers: the numbers among its arguments, and the extremes of a result that comes from neither inputs nor
+            weights: in a narrow net they must be the same.
         known: whether there is a rule for it.
-        result: whether its result is a tensor.
+        shape: of its (first) result, None for dims that are broadcast; None if there is no result.
+        free: whether the result goes with any width (``Labels.uniform``).
+        loose: whether an operation before it looked at values, so that a narrow net may do something else.
     """
 
     name: str
@@ -49,7 +52,9 @@ class Step:
     fields: tuple[Field, ...] = ()
     numbers: tuple[float, ...] = ()
     known: bool = True
-    result: bool = True
+    shape: tuple[int | None, ...] | None = None
+    free: bool = False
+    loose: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +94,20 @@ class Trace:
     looked_at_values: list[str] = field(default_factory=list)
 
 
+def both(a: Trace, b: Trace) -> Trace:
+    """What two forwards of one model, with the same labels, demand together."""
+    shift = len(a.steps)
+    bonds = Bonds(
+        edges=a.bonds.edges + [replace(edge, op=edge.op + shift) for edge in b.bonds.edges],
+        outermost=a.bonds.outermost + [(ids, op + shift) for ids, op in b.bonds.outermost],
+        prefixes=a.bonds.prefixes + [(ids, dim, ends, op + shift) for ids, dim, ends, op in b.bonds.prefixes],
+        roles=a.bonds.roles + [(origin, role, op + shift) for origin, role, op in b.bonds.roles],
+        heads=a.bonds.heads + b.bonds.heads,
+        preferred=a.bonds.preferred + b.bonds.preferred,
+    )
+    return replace(a, bonds=bonds, steps=a.steps + b.steps, live=a.live + b.live, used=a.used | b.used)
+
+
 class Tracer(TorchDispatchMode):
     """Applies the rules to every operation of a forward."""
 
@@ -106,6 +125,10 @@ class Tracer(TorchDispatchMode):
         self.labels: Any = WeakTensorKeyDictionary()
         self.memory: Any = WeakTensorKeyDictionary()  # tensor -> number of the memory it lies in
         self.num_memories = 0
+        self.written: set[int] = set()  # memories written to in part: no tensor in them is uniform any more
+        self.viewed: set[int] = set()  # memories that several tensors lie in
+        self.constants = Constants()
+        self.looked = False
         self.modules: list[str] = []
         self.by_name = dict(model.named_modules())
         self.frozen: dict[int, str] = {}  # storage -> the parameter in it
@@ -133,7 +156,9 @@ class Tracer(TorchDispatchMode):
     def labels_of(self, tensor: Tensor) -> Labels:
         """The labels of a tensor; one never seen (an input, a constant) has fixed dims."""
         found: Labels | None = self.labels.get(tensor)
-        return found if found is not None else Labels(uniform=tensor.dim() == 0)
+        if found is None or (found.uniform and self.memory_of(tensor) in self.written):
+            return Labels(uniform=tensor.dim() == 0)
+        return found
 
     def memory_of(self, tensor: Tensor) -> int:
         """The number of the memory that a tensor lies in."""
@@ -150,7 +175,7 @@ class Tracer(TorchDispatchMode):
         kwargs = kwargs or {}
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         layout = (inputs[0].shape, inputs[0].stride()) if inputs else None
-        written = _written(func, args, kwargs)
+        written = written_by(func, args, kwargs)
         self._guard(written)
         result = func(*args, **kwargs)
         outs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
@@ -162,6 +187,8 @@ class Tracer(TorchDispatchMode):
             base = before.get(out.untyped_storage()._cdata)
             if base is not None:
                 self.memory[out] = self.memory_of(base)
+                if not any(out is t for t in inputs):
+                    self.viewed.add(self.memory_of(base))
         running = self.modules[-1] if self.modules else ""
         module = self.by_name.get(running)
         operation = Operation(bonds, self.labels_of, func.overloadpacket, args, kwargs, outs, module, layout)
@@ -176,9 +203,15 @@ class Tracer(TorchDispatchMode):
             assert len(labels) == len(outs), func
         except Exception:  # a use of the operation that its rule does not foresee: like an operation without one
             rule, labels = None, pin_everything(operation)
-        fields = labels[0].fields if labels else ()
-        numbers = numbers_of(func, args)
-        steps.append(Step(str(func.overloadpacket), running, ids, to, fields, numbers, rule is not None, bool(outs)))
+        first = labels[0] if labels else Labels()
+        numbers = numbers_of(func, args, kwargs)
+        numbers += self.constants.note(func, inputs, outs, written)
+        shape = tuple(n if outs[0].stride(d) else None for d, n in enumerate(outs[0].shape)) if outs else None
+        name = str(func.overloadpacket)
+        steps.append(
+            Step(name, running, ids, to, first.fields, numbers, rule is not None, shape, first.uniform, self.looked)
+        )
+        self.looked = self.looked or _looks_at_values(func, args)
         if outs:
             for out, found in zip(outs, labels, strict=True):
                 self.labels[out] = self._settle(out, found) if any(out is w for w in written) else found
@@ -187,12 +220,16 @@ class Tracer(TorchDispatchMode):
     def _settle(self, tensor: Tensor, found: Labels) -> Labels:
         """The labels of a tensor that was written in place: its elements keep theirs, so the new ones join them."""
         before = self.labels_of(tensor)
-        if before is found:
-            return before
-        if before.uniform and tensor._base is None and tensor.dim():
+        if before is found or (before.uniform and found.uniform and tensor._base is None):
             return found
+        memory = self.memory_of(tensor)
+        fresh = before.uniform and tensor.dim() and memory not in self.viewed
+        self.written.add(memory)
+        if fresh:  # filled for the first time: what is written decides
+            return replace(found, uniform=False)
         bonds = self.trace.bonds
         wide = wide_dims(tensor)
+        before = self.labels_of(tensor)  # not uniform any more
         fields = bonds.unify([(before, wide), (found, wide)])
         return Labels(fields) if fields else Labels(uniform=tensor.dim() == 0)
 
@@ -225,12 +262,12 @@ class Tracer(TorchDispatchMode):
             needed.add(self.memory_of(tensor))
         live = []
         for step in reversed(self.trace.steps):
-            live.append(bool(step.writes & needed))
+            live.append(bool(step.writes & needed) or step.name == "aten._local_scalar_dense")
             if live[-1]:
                 needed |= step.reads
         self.trace.live = [*reversed(live), True]
         self.trace.used = frozenset(name for name, t in self.labelled.items() if self.memory_of(t) in needed)
-        self.trace.steps.append(Step("model output", "", result=False))
+        self.trace.steps.append(Step("model output", ""))
         return self.trace
 
 
@@ -241,7 +278,7 @@ def pin_everything(op: Operation) -> list[Labels]:
     return [Labels() for _ in op.outs]
 
 
-def numbers_of(func: Any, args: Sequence[Any]) -> tuple[float, ...]:
+def numbers_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[float, ...]:
     """The numbers an operation was given that must be the same in a narrow net.
 
     Sizes differ in a narrow net. A number to multiply by, or the size of a group to normalise over, must not.
@@ -249,7 +286,51 @@ def numbers_of(func: Any, args: Sequence[Any]) -> tuple[float, ...]:
     if func.overloadpacket is torch.ops.aten.native_group_norm:
         return (args[4] / args[6],)
     whole = int if torch.Tag.pointwise in func.tags else float
-    return tuple(float(a) for a in args if isinstance(a, float | whole) and not isinstance(a, bool))
+    given = [*args, *kwargs.values()]
+    return tuple(abs(a) for a in given if isinstance(a, float | complex | whole) and not isinstance(a, bool))
+
+
+_NUMBERS_ONLY = (
+    "lift_fresh", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full",
+)  # fmt: skip
+
+
+class Constants:
+    """Which tensors come from numbers in the code alone, from neither inputs nor weights."""
+
+    def __init__(self) -> None:
+        self._known: Any = WeakTensorKeyDictionary()
+
+    def note(
+        self, func: Any, inputs: Sequence[Tensor], outs: Sequence[Tensor], written: Sequence[Tensor]
+    ) -> tuple[float, ...]:
+        """Note the results of an operation; return the extremes of a constant one, nothing for others."""
+        name = str(func.overloadpacket).removeprefix("aten.")
+        constant = name in _NUMBERS_ONLY or ("empty" not in name and all(t in self._known for t in inputs))
+        for tensor in [*outs, *written]:
+            if constant:
+                self._known[tensor] = True
+            else:
+                self._known.pop(tensor, None)
+                if tensor._base is not None and any(tensor is t for t in written):
+                    self._known.pop(tensor._base, None)
+        return extremes(outs) if constant else ()
+
+
+def extremes(outs: Sequence[Tensor]) -> tuple[float, ...]:
+    """The smallest and the largest element of a result."""
+    if not outs or not outs[0].numel() or outs[0].is_complex():
+        return ()
+    values = outs[0].double()
+    return (float(values.min()), float(values.max()))
+
+
+def _looks_at_values(func: Any, args: Sequence[Any]) -> bool:
+    """Whether what comes out, or what is done next, may depend on values: a narrow net has others."""
+    if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags):
+        return True
+    taken = args[1] if func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put) else ()
+    return any(isinstance(t, Tensor) and t.dtype in (torch.bool, torch.uint8) for t in taken or ())
 
 
 def wide_dims(tensor: Tensor) -> frozenset[int]:
@@ -257,7 +338,8 @@ def wide_dims(tensor: Tensor) -> frozenset[int]:
     return frozenset(d for d, n in enumerate(tensor.shape) if n > 1 and tensor.stride(d) != 0)
 
 
-def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+def written_by(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The arguments that an operation writes to."""
     found: list[Tensor] = []
     for k, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
@@ -267,19 +349,23 @@ def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[
 
 
 @contextlib.contextmanager
-def quietly(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, with attention spelled out; modes and random state are put back after."""
-    training = [(module, module.training) for module in model.modules()]
+def quietly(model: nn.Module, training: bool = False) -> Iterator[None]:
+    """One mode, without gradients, with attention spelled out; modes, what modules keep, and random state are put back
+    after."""
+    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
+    model.train(training)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, was in training:
-            module.training = was
+        for module, attributes, buffers in before:  # a forward may have counted calls, or kept a mask
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
 
 
 @contextlib.contextmanager
@@ -311,21 +397,25 @@ def trace(
     inputs: Inputs,
     rule_of: Callable[[Any], Rule | None],
     labelled: Mapping[str, Tensor],
+    *,
+    training: bool = False,
     without: Container[Origin] = (),
 ) -> Trace:
     """Run ``model`` once on ``inputs`` and return what its operations demand of the labels of ``labelled``.
 
-    Dims in ``without`` get no labels: they are known not to be dealt out.
+    In evaluation or training mode. Dims in ``without`` get no labels: they are known not to be dealt out.
     """
     tracer = Tracer(model, rule_of, labelled, without)
+    if training:  # batch norm updates its statistics without saying so to the dispatcher
+        tracer.saved = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
     try:
-        with quietly(model), module_names(model, tracer.modules):
+        with quietly(model, training), module_names(model, tracer.modules):
             with tracer:
                 try:
                     output = call(model, inputs)
-                except (RuntimeError, ValueError, IndexError, TypeError, AssertionError, KeyError) as error:
-                    if isinstance(error, ForwardRefused):
-                        raise
+                except ForwardRefused:
+                    raise
+                except Exception as error:
                     where = f"in {tracer.modules[-1]}: " if tracer.modules and tracer.modules[-1] else ""
                     said = (str(error).splitlines() or [type(error).__name__])[0]
                     raise ValueError(
