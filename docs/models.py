@@ -30,7 +30,7 @@ to 2, 3 and 5 workers at once, and write-back is exact to the bit.
 
 - **Dealt out**: neurons, channels, groups of channels (where a convolution or a norm has groups), attention heads (with
   grouped queries: a key head with its query heads). Residual blocks if you name them:
-  `discover(model, x, blocks=skerry.Blocks("layer3.*"))`.
+  `discover(model, x, blocks=skerry.Blocks("layer3.[1-9]"))`.
 - **Whole, on every worker**: inputs, outputs and vocabularies; whatever is normalised or averaged over, so the residual
   streams of transformers; dims of a tied weight that both make and read units; whatever goes through an operation that
   Skerry has no rule for. `plan.without("...")` keeps more whole, `plan.only("...")` all but some.
@@ -38,6 +38,13 @@ to 2, 3 and 5 workers at once, and write-back is exact to the bit.
   whole, and its note names the module and the patch to pass. A patch is a function `patch(narrow, full)` that sets the
   narrow module's numbers, or gives it another `forward`; `skerry.patches` has one for attention as nanoGPT writes it.
   `nn.MultiheadAttention`, and GPT-2's and GAT's layers, are known.
+
+  ```python
+  def patch(narrow, full):  # for a forward that views by self.heads
+      narrow.heads = full.heads * narrow.query.weight.shape[0] // full.query.weight.shape[0]
+
+  plan = skerry.discover(model, x, patches={"layers.*.attention": patch})
+  ```
 - **Whatever discovery cannot see**: `Plan.from_rules`, in the words of tensor parallelism. `skerry.verify` checks any
   plan, and `skerry.train` does it before it starts.
 

@@ -6,6 +6,7 @@ holds a unit is decided anew each round in ``partition.py``. A tensor that is no
 has it whole.
 """
 
+import difflib
 import fnmatch
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -119,8 +120,10 @@ class Plan:
     def _matches(self, name: str, patterns: Sequence[str]) -> bool:
         for pattern in patterns:
             if not any(fnmatch.fnmatchcase(axis.name, pattern) for axis in self.axes):
-                known = ", ".join(axis.name for axis in self.axes[:5]) or "none"
-                raise ValueError(f"'{pattern}' matches no axis; the plan's axes are {known}, ...")
+                names = [axis.name for axis in self.axes]
+                near = difflib.get_close_matches(pattern, names, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else ""
+                raise ValueError(f"'{pattern}' matches no axis{hint}; the plan's axes are {_few(names, 12) or 'none'}")
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
     def _keep(self, axes: Sequence[Axis]) -> "Plan":
@@ -173,7 +176,7 @@ class Plan:
             {**self.blocks, **{name: unit + self.num_units for name, unit in other.blocks.items()}},
             {**self.scaled, **{name: unit + self.num_units for name, unit in other.scaled.items()}},
             {**self.patches, **other.patches},
-            self.notes + tuple(note for note in other.notes if note not in self.notes),
+            _notes_of_both(self, other),
         )
 
     @classmethod
@@ -236,7 +239,7 @@ class Plan:
         total = sum(numel.values())
         rows = [("axis", "kind", "units", "elements", "of")]
         for axis in self.axes:
-            names = self._governed(axis)
+            names = self.governed(axis)
             size = sum(numel[name] for name in names)
             short = [name.removeprefix(f"{axis.name}.") for name in names]
             rows.append((axis.name, axis.kind, f"{axis.num_units}", f"{size:,}", _few(short)))
@@ -263,7 +266,7 @@ class Plan:
             lines.extend(same[0] if len(same) == 1 else starred for starred, same in alike.items())
         return "\n".join(lines)
 
-    def _governed(self, axis: Axis) -> list[str]:
+    def governed(self, axis: Axis) -> list[str]:
         """The tensors that a unit of ``axis`` has a part of."""
         ids: dict[int, bool] = {}
         names = []
@@ -365,6 +368,11 @@ def _both(name: str, d: int, a: DealtDim | None, b: DealtDim | None) -> DealtDim
     if a.role != b.role or bool(((a.units >= 0) & (b.units >= 0)).any()):
         raise ValueError(f"{name} dim {d}: dealt out by both plans; leave the axis out of one with plan.without")
     return DealtDim(torch.where(a.units >= 0, a.units, b.units), a.role)
+
+
+def _notes_of_both(a: Plan, b: Plan) -> tuple[Note, ...]:
+    dealt = {f"axis {axis.name}" for axis in (*a.axes, *b.axes)}
+    return tuple(dict.fromkeys(note for note in (*a.notes, *b.notes) if note.what not in dealt))
 
 
 def _few(names: Sequence[str], most: int = 4) -> str:

@@ -92,7 +92,12 @@ def entries(model: nn.Module, rules: Rules) -> Iterator[Entry]:
 
 
 def match(pattern: str, name: str) -> tuple[str, ...] | None:
-    regex = r"([^.]*)".join(re.escape(part) for part in pattern.split("*"))
+    """What the ``*`` of ``pattern`` stand for in ``name``, None if it does not match.
+
+    ``*`` is any run of characters, ``?`` one and ``[12]`` one of these, all within one component of a dotted name.
+    """
+    regex = re.sub(r"\\\*", "([^.]*)", re.escape(pattern)).replace(r"\?", "[^.]")
+    regex = re.sub(r"\\\[(.+?)\\\]", lambda found: f"[{found.group(1)}]".replace("\\-", "-"), regex)
     found = re.fullmatch(regex, name)
     return found.groups() if found else None
 

@@ -212,8 +212,8 @@ def _apply(patch: Patch, pattern: str, name: str, narrow: nn.Module, full: nn.Mo
         patch(narrow, full)
     except Exception as error:
         raise ValueError(
-            f"patch '{pattern}' failed on {name} ({type(full).__name__}): {type(error).__name__}: {error}; mend the patch, "
-            "which is called as patch(narrow module, full module)"
+            f"patch '{pattern}' failed on {name} ({type(full).__name__}): {type(error).__name__}: {error}; mend the "
+            "patch, which is called as patch(narrow module, full module)"
         ) from error
 
 

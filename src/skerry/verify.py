@@ -25,8 +25,8 @@ _REMEDY = (
 def verify(model: nn.Module, plan: Plan, example_inputs: Inputs, *, tolerance: float = 1e-4) -> None:
     """Raise unless some units of each axis compute what ``model`` computes when nothing reads the others.
 
-    About 2 of 11 units; outputs and gradients, all axes at once, in evaluation mode and double precision (of copies: it takes twice the
-    model's memory and two forwards and backwards). Where it is not so, axis by axis, to name the one.
+    About 2 of 11 units; outputs and gradients, all axes at once, in evaluation mode and double precision (of copies: it
+    takes twice the model's memory and two forwards and backwards). Where it is not so, axis by axis, to name the one.
 
     Args:
         model: the full model; not changed.

@@ -4,11 +4,18 @@ import re
 
 import pytest
 import torch
-from equivalence import assert_narrow_equals_masked, assert_write_back_is_exact, dealt_to, doubled
+from equivalence import (
+    assert_narrow_equals_masked,
+    assert_write_back_is_exact,
+    bits,
+    dealt_to,
+    doubled,
+    same_bits,
+)  # fmt: skip
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skerry import Blocks, Disjoint, calibrate, discover, extract
+from skerry import Blocks, Disjoint, calibrate, discover, extract, verify
 from skerry.patches import nanogpt_attention
 from skerry.plan import named_tensors
 
@@ -190,6 +197,13 @@ def _alibi(x: Tensor) -> Tensor:
     return (torch.softmax(heads @ heads.transpose(1, 2) + bias, -1) @ heads).transpose(0, 1).flatten(1)
 
 
+def _viewed_before(x: Tensor) -> Tensor:
+    z = torch.zeros_like(x)
+    view = z.view(len(x), -1, 1)
+    z.copy_(x)
+    return x * view.mean((1, 2))[:, None]
+
+
 class CustomBackward(torch.autograd.Function):
     @staticmethod
     def forward(context, x):
@@ -209,7 +223,7 @@ ODD = {  # each was once dealt out wrongly
     "set one by one": lambda x: _written(x, lambda m: [m[:, i].mul_(2.0**-i) for i in range(m.shape[1])]),
     "a diagonal filled": lambda x: x * torch.ones(x.shape[1], x.shape[1]).fill_diagonal_(0).sum(0),
     "slopes head by head": _alibi,
-    "a view taken before": lambda x: (z := torch.zeros_like(x), v := z.view(len(x), -1, 1), z.copy_(x), x * v.mean((1, 2))[:, None])[-1],
+    "a view taken before": lambda x: _viewed_before(x),
     "a number in a tensor": lambda x: x / torch.sqrt(torch.tensor(x.shape[-1], dtype=x.dtype)),
     "a number of its kind": lambda x: x * x.new_tensor(x.shape[-1]),
     "a number in a list": lambda x: x * torch.tensor([x.shape[-1]]),
@@ -279,6 +293,39 @@ def test_a_net_that_keeps_a_reference_to_itself_is_left_whole():
     plan = discover(Closure(), torch.randn(4, 5))
     assert not plan.axes
     assert "keeps a reference" in str(plan)
+
+
+def test_what_a_forward_does_in_training_counts():
+    class Trains(Around):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            h = h - h.mean(-1, keepdim=True) if self.training else h
+            return self.last(torch.relu(self.second(F.dropout(h, 0.3, self.training))))
+
+    model = Trains(torch.relu)
+    model.register_module("norm", nn.BatchNorm1d(3))
+    assert [axis.name for axis in discover(model, torch.randn(4, 5)).axes] == ["second"]
+
+
+def test_statistics_are_as_before_though_training_is_traced():
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    before = bits(model)
+    for batch in (4, 1):  # batch norm does not train on one sample
+        assert len(discover(model, torch.randn(batch, 5)).axes) == 1
+        assert same_bits(before, bits(model))
+
+
+def test_a_gradient_of_ones_own_is_found_by_verify():
+    model, x = Around(CustomBackward.apply), torch.randn(7, 5)
+    with pytest.raises(ValueError, match=r"axis 'first': a narrow subnet's gradient of first\.weight"):
+        verify(model, discover(model, x), x)
+
+
+def test_two_parameters_in_one_memory_are_refused():
+    model = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 5))
+    model[1].weight.data = model[0].weight.data.t()
+    with pytest.raises(ValueError, match=r"1\.weight: lies in the memory of 0\.weight"):
+        discover(model, torch.randn(4, 5))
 
 
 def test_a_patch_that_fails_is_blamed():
@@ -435,7 +482,7 @@ class ResidualNet(nn.Module):
 def test_blocks_and_widths_together():
     model, x = doubled(ResidualNet(), torch.randn(9, 4))
     plan = discover(model, x, blocks=Blocks("body.*"))
-    assert [(a.name, a.kind, a.num_units) for a in plan.axes][-1] == ("body.*", "blocks", 5)
+    assert [(a.name, a.kind, a.num_units) for a in plan.axes][-1] == ("blocks body.*", "blocks", 5)
     assert len(plan.axes) == 7
     for workers in (2, 3, 5):
         for units in dealt_to(plan, workers):
@@ -445,6 +492,16 @@ def test_blocks_and_widths_together():
             held = {name for name, unit in plan.blocks.items() if unit in units}
             tensors = {n.rpartition(".")[0] for n in named_tensors(extract(model, plan, units)) if n.startswith("body")}
             assert {name.rpartition(".")[0] for name in tensors} == held
+
+
+def test_patterns_of_blocks():
+    model, x = ResidualNet(), torch.randn(9, 4)
+    for blocks, expected in (
+        (Blocks("body.[1-3]"), ["body.1", "body.2", "body.3"]),
+        (Blocks("body.?"), [f"body.{k}" for k in range(5)]),
+        (Blocks("body.0", "body.4", axis="ends"), ["body.0", "body.4"]),
+    ):
+        assert list(blocks.plan(model, x).blocks) == expected
 
 
 def test_a_subnet_without_a_block_has_the_identity_in_its_place():
@@ -470,7 +527,7 @@ class Strided(nn.Module):
     [
         (Strided(), torch.randn(2, 3, 8, 8), Blocks("layer.*"), "layer.0: takes (2, 3, 8, 8), returns (2, 6, 4, 4)"),
         (Strided(), torch.randn(2, 3, 8, 8), Blocks("pair"), "pair: not run on the example inputs"),
-        (Strided(), torch.randn(2, 3, 8, 8), Blocks("layr.*"), "matches no module; did you mean 'layer"),
+        (Strided(), torch.randn(2, 3, 8, 8), Blocks("layr.*"), "did you mean 'layer"),
         (ResidualNet(), torch.randn(2, 4), Blocks("body.*", branch="conv2"), "body.0: no module 'conv2' in it"),
     ],
 )  # fmt: skip

@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,15 +13,14 @@ from skerry.plan import Axis, Plan, named_tensors
 from skerry.rules import match
 
 
-@dataclass(frozen=True)
 class Blocks:
-    """The modules that match ``pattern`` (``"layer3.*"``, a * for one component of the name) are the units of an axis.
+    """The modules that match one of ``patterns`` (``"layer3.[1-9]"``) are the units of an axis.
 
     Only blocks that give back the shape they get qualify: ``x + f(x)``, of which the identity is left without ``f``.
 
     Args:
-        pattern: of module names.
-        axis: the axis's name; the pattern itself if None.
+        patterns: of module names; ``*``, ``?`` and ``[12]`` stand for parts of one component of a dotted name.
+        axis: the axis's name; "blocks" and the patterns if None.
         branch: the module within a block whose output is added to the block's input (``"conv2"``). The full model adds
             up all branches, a subnet only its own; with this, calibration multiplies the branch's parameters by the
             chance that a subnet had the block, as ResIST does (Dun et al., 2022, arXiv 2107.00961). None: unscaled.
@@ -34,23 +32,23 @@ class Blocks:
         3
     """
 
-    pattern: str
-    axis: str | None = None
-    branch: str | None = None
+    def __init__(self, *patterns: str, axis: str | None = None, branch: str | None = None) -> None:
+        self.patterns, self.axis, self.branch = patterns, axis or f"blocks {' '.join(patterns)}", branch
 
     def plan(self, model: nn.Module, example_inputs: Inputs) -> Plan:
         """Return the plan that deals these blocks out; add it to others with ``+``.
 
         Raises:
-            ValueError: the pattern matches nothing, a block changes the shape or is not run, blocks contain one
+            ValueError: a pattern matches nothing, a block changes the shape or is not run, blocks contain one
                 another, share a tensor with something else, or have no such branch.
         """
         modules = dict(model.named_modules())
-        names = [name for name in modules if name and match(self.pattern, name) is not None]
-        if not names:
-            near = difflib.get_close_matches(self.pattern, modules, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise ValueError(f"Blocks('{self.pattern}') matches no module{hint}")
+        for pattern in self.patterns:
+            if not any(name and match(pattern, name) is not None for name in modules):
+                near = difflib.get_close_matches(pattern, modules, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else ""
+                raise ValueError(f"Blocks('{pattern}') matches no module (a * is one component of the name){hint}")
+        names = [n for n in modules if n and any(match(pattern, n) is not None for pattern in self.patterns)]
         _check_shapes(model, example_inputs, names)
         _check_tensors(model, names)
         scaled = {}
@@ -60,7 +58,7 @@ class Blocks:
                 if branch is None:
                     raise ValueError(f"{name}: no module '{self.branch}' in it, expected the branch's last module")
                 scaled.update({f"{name}.{self.branch}.{p}": unit for p, _ in branch.named_parameters()})
-        axis = Axis(self.axis or self.pattern, len(names), "blocks")
+        axis = Axis(self.axis, len(names), "blocks")
         shapes = {name: tensor.shape for name, tensor in named_tensors(model).items()}
         return Plan((axis,), {}, shapes, {name: unit for unit, name in enumerate(names)}, scaled)
 
@@ -88,7 +86,7 @@ def _watch(model: nn.Module, names: list[str], seen: set[str]) -> Iterator[None]
             if x.shape != output.shape or x.dtype != output.dtype:
                 raise ValueError(
                     f"{name}: takes {tuple(x.shape)}, returns {tuple(output.shape)}, expected the same shape; a block "
-                    "that changes the shape cannot be skipped, leave it out of the pattern"
+                    "that changes it cannot be skipped: leave it out, as in Blocks('layer3.[1-9]')"
                 )
 
         return look

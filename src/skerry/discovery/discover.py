@@ -39,8 +39,9 @@ def discover(
     narrow net is run; axes with which it does anything else than planned (a width is written into some ``forward``) are
     left out. The plan's notes say what is not dealt out and why; ``print(plan)`` shows them.
 
-    It holds for the forward in both modes (the one in evaluation mode alone, if the other does not run on the inputs) and
-    for ordinary gradients: ``verify`` checks those, too. Values that a forward leaves in attributes are not outputs.
+    It holds for the forward in both modes (in evaluation mode alone, if the other does not run on the inputs) and for
+    ordinary gradients, not those of an ``autograd.Function`` of your own: ``verify`` checks gradients, too. Values that a
+    forward leaves in attributes are not outputs.
 
     Args:
         model: any module; it is not changed. It is run in both modes.
@@ -58,6 +59,8 @@ def discover(
         >>> [(axis.name, axis.num_units) for axis in discover(model, torch.randn(4, 8)).axes]
         [('0', 6)]
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: got {type(model).__name__}, expected an nn.Module; discover(model, example_inputs)")
     refuse_unfit(model)
     _check_patterns(model, patches or {})
     tensors = named_tensors(model)

@@ -54,7 +54,8 @@ def _as_outputs(op: Operation, labels: Labels) -> list[Labels]:
 
 @_for(
     "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like",
-    "full_like", "empty_like", "bernoulli", "scalar_tensor", "empty_strided", "new_empty_strided", "fill", "zero", "empty_permuted",
+    "full_like", "empty_like", "bernoulli", "scalar_tensor", "empty_strided", "new_empty_strided", "fill", "zero",
+    "empty_permuted",
 )  # fmt: skip
 def _make_uniform(op: Operation) -> list[Labels]:
     """One value everywhere: it fits any width, since code that spells the width out fails in a narrow net.

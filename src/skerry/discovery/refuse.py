@@ -17,7 +17,7 @@ def refuse_unfit(model: nn.Module) -> None:
             if isinstance(value, Tensor) and value.requires_grad and not value.is_leaf:
                 raise ValueError(
                     f"{name + '.' if name else ''}{key}: a tensor computed from others, expected a leaf; compute it in "
-                    "forward (for a norm of weights: torch.nn.utils.parametrizations), or delete it if a forward left it"
+                    "forward (for a norm of weights: torch.nn.utils.parametrizations), or delete it if forward left it"
                 )
     at: dict[int, str] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:

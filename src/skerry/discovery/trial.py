@@ -163,8 +163,8 @@ def _deviations(
 ) -> Iterator[Failure]:
     """Compare the operations of each module, in order.
 
-    Where the forward looked at values before, it may do something else in a narrow net (what an expert does depends on the
-    tokens it gets): there only what both did is compared, and only dims with labels.
+    Where the forward looked at values before, it may do something else in a narrow net (what an expert does depends on
+    the tokens it gets): there only what both did is compared, and only dims with labels.
     """
     dealt = {axis.name for axis in plan.axes}
     for module, expected in steps.items():
@@ -216,4 +216,4 @@ def _both(expected: Sequence[Step], got: Sequence[Ran]) -> list[tuple[Step, Ran]
 
 
 def _is_in(plan: Plan, axis: Axis, module: str) -> bool:
-    return bool(module) and any(name.startswith(f"{module}.") for name in plan._governed(axis))
+    return bool(module) and any(name.startswith(f"{module}.") for name in plan.governed(axis))

@@ -8,7 +8,6 @@ from torch import Tensor
 
 Expected = Callable[[int], Mapping[str, Tensor]]
 """For a worker, empty tensors (on the meta device) like those it hands over, by name."""
-"""Worker -> name -> shape of what that worker hands over this round; everybody can derive it."""
 
 
 @dataclass(frozen=True)
