@@ -40,8 +40,8 @@ def discover(
     left out. The plan's notes say what is not dealt out and why; ``print(plan)`` shows them.
 
     It holds for the forward in both modes (in evaluation mode alone, if the other does not run on the inputs) and for
-    ordinary gradients, not those of an ``autograd.Function`` of your own: ``verify`` checks gradients, too. Values that a
-    forward leaves in attributes are not outputs.
+    ordinary gradients, not those of an ``autograd.Function`` of your own: ``verify`` checks gradients, too. Values that
+    a forward leaves in attributes are not outputs.
 
     Args:
         model: any module; it is not changed. It is run in both modes.
