@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from zoo import blobs
 
+import skerry
 from skerry import constant, cosine, evaluate
 from skerry.config import Config, parse_settings
 from skerry.local import local_steps
@@ -80,3 +82,34 @@ def test_settings_survive_json_and_keep_their_types():
         Config.from_json({**config.to_json(), "worker": 2})
     with pytest.raises(ValueError, match="expected int"):
         config.change({"workers": True})
+
+
+def test_state_of_a_parameter_without_dims_travels():
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down, self.gate = nn.Linear(9, 8), nn.Linear(8, 4), nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return self.gate * self.down(torch.relu(self.up(x)))
+
+    model = Gate()
+    plan = skerry.discover(model, torch.randn(4, 9))
+    algorithm = skerry.ist(3, local_steps=2, optimizer_state="travel")
+    for optimizer in (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), lambda p: torch.optim.AdamW(p, 0.01)):
+        skerry.train(
+            model, F.cross_entropy, blobs(3), plan=plan, algorithm=algorithm, optimizer=optimizer, num_rounds=2
+        )
+    assert model.gate.isfinite()
+
+
+def test_inputs_keep_their_kind():
+    from collections import namedtuple
+
+    from skerry.inputs import call, map_tensors
+
+    Pair = namedtuple("Pair", "x y")
+    doubled = map_tensors(lambda t: t * 2, {"a": Pair(torch.ones(2), 3), "b": [torch.ones(1)]})
+    assert isinstance(doubled["a"], Pair)
+    assert (doubled["a"].x.tolist(), doubled["a"].y, doubled["b"][0].tolist()) == ([2, 2], 3, [2])
+    assert call(nn.Bilinear(2, 3, 1), (torch.ones(1, 2), torch.ones(1, 3))).shape == (1, 1)
