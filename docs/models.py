@@ -43,6 +43,7 @@ to 2, 3 and 5 workers at once, and write-back is exact to the bit.
   def patch(narrow, full):  # for a forward that views by self.heads
       narrow.heads = full.heads * narrow.query.weight.shape[0] // full.query.weight.shape[0]
 
+
   plan = skerry.discover(model, x, patches={"layers.*.attention": patch})
   ```
 - **Whatever discovery cannot see**: `Plan.from_rules`, in the words of tensor parallelism. `skerry.verify` checks any

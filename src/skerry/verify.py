@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skerry.discovery.trace import module_names
+from skerry.discovery.running import module_names
 from skerry.discovery.trial import some_units
 from skerry.inputs import Inputs, call, map_tensors, tensors_of
 from skerry.patches import remedy

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from skerry.discovery.trace import quietly
+from skerry.discovery.running import quietly
 from skerry.inputs import Inputs, call
 from skerry.plan import Axis, Plan, named_tensors
 from skerry.rules import match

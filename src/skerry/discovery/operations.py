@@ -149,7 +149,7 @@ def _expand(op: Operation) -> list[Labels]:
     return [replace(old, fields=tuple(padded(one, op.outs[0].dim()) for one in old.fields))]
 
 
-@_for("slice", "split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "narrow", "chunk")
+@_for("slice", "split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes")
 def _slices(op: Operation) -> list[Labels]:
     """Parts of a dim. Once the units are known, each part must have the same share of every unit (``units.py``)."""
     x = op.args[0]
@@ -391,8 +391,8 @@ def _pointwise(op: Operation) -> list[Labels]:
 
 
 @_for("sum", "mean", "amax", "amin", "max", "min", "var", "var_mean", "std", "std_mean", "logsumexp", "norm",
-      "linalg_vector_norm", "prod", "argmax", "argmin", "any", "all", "nansum", "median", "aminmax", "count_nonzero",
-      "linalg_vector_norm")  # fmt: skip
+      "linalg_vector_norm", "prod", "argmax", "argmin", "any", "all", "nansum", "median", "aminmax",
+      "count_nonzero")  # fmt: skip
 def _reduce(op: Operation) -> list[Labels]:
     """A statistic over dims: all that goes into it must be held."""
     x = op.args[0]

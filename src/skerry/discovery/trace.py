@@ -5,19 +5,19 @@ can be traced. A ``TorchDispatchMode`` sees every operation with the tensors it 
 operation means for labels are in ``operations.py``.
 """
 
-import contextlib
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from skerry.discovery.labels import Bonds, Field, Labels, Origin
+from skerry.discovery.numbers import Constants, numbers_of, written_by
+from skerry.discovery.running import module_names, quietly
 from skerry.inputs import Inputs, call, tensors_of
 
 Rule = Callable[["Operation"], Sequence[Labels]]
@@ -278,53 +278,6 @@ def pin_everything(op: Operation) -> list[Labels]:
     return [Labels() for _ in op.outs]
 
 
-def numbers_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[float, ...]:
-    """The numbers an operation was given that must be the same in a narrow net.
-
-    Sizes differ in a narrow net. A number to multiply by, or the size of a group to normalise over, must not.
-    """
-    if func.overloadpacket is torch.ops.aten.native_group_norm:
-        return (args[4] / args[6],)
-    whole = int if torch.Tag.pointwise in func.tags else float
-    given = [*args, *kwargs.values()]
-    return tuple(abs(a) for a in given if isinstance(a, float | complex | whole) and not isinstance(a, bool))
-
-
-_NUMBERS_ONLY = (
-    "lift_fresh", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full",
-)  # fmt: skip
-
-
-class Constants:
-    """Which tensors come from numbers in the code alone, from neither inputs nor weights."""
-
-    def __init__(self) -> None:
-        self._known: Any = WeakTensorKeyDictionary()
-
-    def note(
-        self, func: Any, inputs: Sequence[Tensor], outs: Sequence[Tensor], written: Sequence[Tensor]
-    ) -> tuple[float, ...]:
-        """Note the results of an operation; return the extremes of a constant one, nothing for others."""
-        name = str(func.overloadpacket).removeprefix("aten.")
-        constant = name in _NUMBERS_ONLY or ("empty" not in name and all(t in self._known for t in inputs))
-        for tensor in [*outs, *written]:
-            if constant:
-                self._known[tensor] = True
-            else:
-                self._known.pop(tensor, None)
-                if tensor._base is not None and any(tensor is t for t in written):
-                    self._known.pop(tensor._base, None)
-        return extremes(outs) if constant else ()
-
-
-def extremes(outs: Sequence[Tensor]) -> tuple[float, ...]:
-    """The smallest and the largest element of a result."""
-    if not outs or not outs[0].numel() or outs[0].is_complex():
-        return ()
-    values = outs[0].double()
-    return (float(values.min()), float(values.max()))
-
-
 def _looks_at_values(func: Any, args: Sequence[Any]) -> bool:
     """Whether what comes out, or what is done next, may depend on values: a narrow net has others."""
     if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags):
@@ -336,60 +289,6 @@ def _looks_at_values(func: Any, args: Sequence[Any]) -> bool:
 def wide_dims(tensor: Tensor) -> frozenset[int]:
     """The dims with more than one index in memory; expanded ones are broadcast."""
     return frozenset(d for d, n in enumerate(tensor.shape) if n > 1 and tensor.stride(d) != 0)
-
-
-def written_by(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """The arguments that an operation writes to."""
-    found: list[Tensor] = []
-    for k, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[k] if k < len(args) else kwargs.get(argument.name)
-            found.extend(t for t in tree_leaves(value) if isinstance(t, Tensor))
-    return found
-
-
-@contextlib.contextmanager
-def quietly(model: nn.Module, training: bool = False) -> Iterator[None]:
-    """One mode, without gradients, with attention spelled out; modes, what modules keep, and random state are put back
-    after."""
-    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    model.train(training)
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module, attributes, buffers in before:  # a forward may have counted calls, or kept a mask
-            vars(module).clear()
-            vars(module).update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
-
-
-@contextlib.contextmanager
-def module_names(model: nn.Module, running: list[str]) -> Iterator[None]:
-    """Keep in ``running`` the names of the modules of ``model`` that are being run, innermost last."""
-    names = {id(module): name for name, module in model.named_modules()}
-
-    def enter(module: nn.Module, inputs: Any) -> None:
-        if id(module) in names:
-            running.append(names[id(module)])
-
-    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-        if id(module) in names:
-            running.pop()
-
-    hooks = [
-        nn.modules.module.register_module_forward_pre_hook(enter),
-        nn.modules.module.register_module_forward_hook(leave),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def trace(

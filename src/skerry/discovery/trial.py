@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from skerry.discovery.trace import Constants, Step, Trace, module_names, numbers_of, quietly, written_by
+from skerry.discovery.numbers import Constants, numbers_of, written_by
+from skerry.discovery.running import module_names, quietly
+from skerry.discovery.trace import Step, Trace
 from skerry.inputs import Inputs, call
 from skerry.patches import remedy
 from skerry.plan import Axis, Note, Plan
