@@ -1,6 +1,7 @@
 """Discovery at its edges: forwards that hide a width, notes and their reasons, blocks, and what it has to refuse."""
 
 import re
+import warnings
 
 import pytest
 import torch
@@ -437,6 +438,14 @@ def test_a_quantized_module_is_refused():
 
     with pytest.raises(ValueError, match=r"0 \(QuantizedLinear\): a quantized module has no parameters to train"):
         discover(nn.Sequential(QuantizedLinear(), nn.Linear(5, 2)), torch.randn(3, 5))
+
+
+def test_a_model_compiled_to_torchscript_is_refused():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that TorchScript is going away
+        model = torch.jit.trace(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2)), torch.randn(3, 5))
+    with pytest.raises(ValueError, match=r"the model \(\w+\): compiled to TorchScript"):
+        discover(model, torch.randn(3, 5))
 
 
 def test_buffers_that_a_forward_writes_to_are_put_back():
