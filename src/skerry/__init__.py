@@ -4,6 +4,7 @@ from skerry.aggregate import aggregate_
 from skerry.algorithm import Algorithm
 from skerry.algorithms import ist, local_sgd, narrow, single
 from skerry.calibrate import calibrate
+from skerry.checkpoint import Checkpoints
 from skerry.data import Shards, split
 from skerry.discovery import Blocks, discover
 from skerry.evaluate import Score, evaluate
@@ -15,15 +16,16 @@ from skerry.plan_file import load_plan, save_plan
 from skerry.rules import Heads, In, Out
 from skerry.runtimes import Processes, Serial, launch
 from skerry.schedule import constant, cosine
+from skerry.sources import FromFiles, FromInitializer, materialize, skeleton
 from skerry.state import Record, State
 from skerry.subnet import extract, masked, write_back
 from skerry.train import Result, train
 from skerry.verify import verify
 
 __all__ = [
-    "Algorithm", "Assignment", "Axis", "Blocks", "Data", "DealtDim", "Disjoint", "Everything", "Heads", "In", "Out",
-    "Overlapping", "Partition", "Plan", "Processes", "Record", "Result", "Score", "Serial", "Shards", "State",
-    "TrainingFailed", "aggregate_", "calibrate", "constant", "cosine", "discover", "evaluate", "extract", "ist",
-    "launch", "load_plan", "local_sgd", "masked", "narrow", "save_plan", "single", "split", "train", "verify",
-    "write_back",
+    "Algorithm", "Assignment", "Axis", "Blocks", "Checkpoints", "Data", "DealtDim", "Disjoint", "Everything",
+    "FromFiles", "FromInitializer", "Heads", "In", "Out", "Overlapping", "Partition", "Plan", "Processes", "Record",
+    "Result", "Score", "Serial", "Shards", "State", "TrainingFailed", "aggregate_", "calibrate", "constant", "cosine",
+    "discover", "evaluate", "extract", "ist", "launch", "load_plan", "local_sgd", "masked", "materialize", "narrow",
+    "save_plan", "single", "skeleton", "split", "train", "verify", "write_back",
 ]  # fmt: skip

@@ -22,12 +22,12 @@ Piece = Mapping[str, Tensor]
 def is_finite(piece: Piece) -> bool:
     """Tell whether every element of ``piece`` is finite."""
     numbers = [t for t in piece.values() if t.numel()]
-    numbers = [torch.view_as_real(t) if t.is_complex() else t for t in numbers if not _is_exact(t)]
+    numbers = [torch.view_as_real(t) if t.is_complex() else t for t in numbers if not is_exact(t)]
     # The extremes are NaN where any element is; one pass, no temporary as large as the tensor.
     return all(bool(torch.isfinite(extreme)) for t in numbers for extreme in torch.aminmax(t))
 
 
-def _is_exact(tensor: Tensor) -> bool:
+def is_exact(tensor: Tensor) -> bool:
     """Integers and truth values: nothing to average, and always finite."""
     return not (tensor.is_floating_point() or tensor.is_complex())
 
@@ -56,7 +56,7 @@ def aggregate_(full: Mapping[str, Tensor], plan: Plan, assignment: Assignment, p
         found = [(piece, cut_of(plan, by_name, name, tensor.shape)) for piece, by_name in present]
         parts = [(piece[name], cut) for piece, cut in found if cut is not None]
         one_holder = any(dim is not None and has_one_holder(dim) for dim in row)
-        if one_holder or len(parts) == 1 or _is_exact(tensor):
+        if one_holder or len(parts) == 1 or is_exact(tensor):
             for part, cut in reversed(parts):  # so that the first worker's integers stay
                 put_(tensor, part, cut)
         elif parts:

@@ -1,15 +1,20 @@
 """Write a file so that a reader, or a kill at any instant, finds the old or the new one whole."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
 def write(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content`` in one step. A kill may leave the draft, which ``remove_drafts`` takes away."""
-    draft = _draft(path)
-    with draft.open("wb") as file:
-        file.write(content)
-        file.flush()
+    write_with(path, lambda draft: draft.write_bytes(content))
+
+
+def write_with(path: Path, make: Callable[[Path], object]) -> None:
+    """Replace ``path`` by what ``make`` writes to the path that it is given, in one step."""
+    draft = draft_of(path)
+    make(draft)
+    with draft.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(draft, path)
 
@@ -26,5 +31,6 @@ def remove_drafts(folder: Path) -> None:
             path.unlink()
 
 
-def _draft(path: Path) -> Path:
+def draft_of(path: Path) -> Path:
+    """Return where ``path`` is written before it gets its name."""
     return path.with_name(f".{path.name}.draft")

@@ -44,17 +44,30 @@ def calibrate(
         ValueError: a batch norm keeps no running statistics.
     """
     check_batch_norm(model)
-    calibrated = copy.deepcopy(model).eval()
-    for name, tensor in named_tensors(calibrated).items():
-        for dim, dealt in enumerate(plan.dims.get(name, ())):
-            if dealt is not None and dealt.role == "in":
-                scale = torch.where(dealt.units >= 0, share[dealt.units.clamp(min=0)], 1.0)
-                tensor.mul_(scale.to(tensor).view([-1 if d == dim else 1 for d in range(tensor.dim())]))
-        if name in plan.scaled:
-            tensor.mul_(share[plan.scaled[name]].to(tensor))
+    calibrated = scaled(model, plan, share)
     if forward is not None and bool((share < 1).any()):
         estimate_batch_norm_(calibrated, forward, total)
     return calibrated
+
+
+@torch.no_grad()
+def scaled(model: nn.Module, plan: Plan, share: Tensor) -> nn.Module:
+    """Return a copy of ``model`` in evaluation mode in which what reads unit u is multiplied by s_u."""
+    copied = copy.deepcopy(model).eval()
+    for name, tensor in named_tensors(copied).items():
+        scale_(name, tensor, plan, share)
+    return copied
+
+
+@torch.no_grad()
+def scale_(name: str, tensor: Tensor, plan: Plan, share: Tensor) -> None:
+    """Multiply the full-size tensor ``name`` by the shares of the units that it reads."""
+    for dim, dealt in enumerate(plan.dims.get(name, ())):
+        if dealt is not None and dealt.role == "in":
+            scale = torch.where(dealt.units >= 0, share[dealt.units.clamp(min=0)], 1.0)
+            tensor.mul_(scale.to(tensor).view([-1 if d == dim else 1 for d in range(tensor.dim())]))
+    if name in plan.scaled:
+        tensor.mul_(share[plan.scaled[name]].to(tensor))
 
 
 @torch.no_grad()

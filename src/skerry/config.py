@@ -40,6 +40,7 @@ class Config:
     schedule: str = "cosine"
     model: Mapping[str, Any] = field(default_factory=dict)
     eval_every: int = 10
+    eval_batch_size: int = 4096
     checkpoint_every_s: float = 10.0
     max_bad_rounds: int = 5
     threads: int = 0
@@ -47,7 +48,7 @@ class Config:
 
     def __post_init__(self) -> None:
         least = {"workers": 1, "rounds": 1, "local_steps": 1, "batch_size": 1, "max_bad_rounds": 1}
-        least |= {"seed": 0, "eval_every": 0, "threads": 0, "checkpoint_every_s": 0}
+        least |= {"seed": 0, "eval_every": 0, "eval_batch_size": 1, "threads": 0, "checkpoint_every_s": 0}
         for name, minimum in least.items():
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= minimum):

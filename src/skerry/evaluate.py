@@ -31,6 +31,8 @@ def evaluate(
     test: tuple[Tensor, Tensor],
     *,
     batch_size: int = 1024,
+    num_batches: int | None = None,
+    example: Tensor | None = None,
     total: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Score:
     """Score ``model`` on ``test`` = (inputs, labels) in evaluation mode.
@@ -38,16 +40,20 @@ def evaluate(
     Accuracy is that of a classifier: the largest output against an integer label, (B, classes) against (B,).
 
     ``loss_fn`` must return the mean over its batch. ``total`` adds a tensor up over processes that each score a part.
+    Where these must run the model equally often (``runtimes/streamed.py``), each makes ``num_batches`` runs, with
+    ``example`` (an input) where its part has no more, which does not count.
     """
-    if not len(test[1]):
+    if not len(test[1]) and num_batches is None:
         raise ValueError("the test set is empty; pass test=None to train without one")
     classes = not test[1].is_floating_point() and test[1].dim() == 1
     was_training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64)
-    for begin in range(0, len(test[1]), batch_size):
-        x, y = (t[begin : begin + batch_size] for t in test)
-        output = model(x)
+    for batch in range(-(-len(test[1]) // batch_size) if num_batches is None else num_batches):
+        x, y = (t[batch * batch_size : (batch + 1) * batch_size] for t in test)
+        output = model(x if len(y) else example)
+        if not len(y):
+            continue
         right = (next(tensors_of(output)).argmax(-1) == y).sum().item() if classes else math.nan
         sums += torch.tensor([loss_fn(output, y).item() * len(y), right, len(y)], dtype=torch.float64)
     model.train(was_training)

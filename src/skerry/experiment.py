@@ -14,7 +14,7 @@ from skerry.algorithm import Algorithm
 from skerry.config import Config, choose
 from skerry.local import OptimizerFn
 from skerry.recipes import RECIPES
-from skerry.run import RunFolder, load_state
+from skerry.run import RunFolder, checkpoints_of
 from skerry.runtimes import Runtime
 from skerry.train import OnRound, train
 
@@ -116,12 +116,14 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
         "seed": config.seed,
         "test": job.test,
         "eval_every": config.eval_every,
+        "eval_batch_size": config.eval_batch_size,
         "runtime": runtime,
+        "start": job.start,
+        "checkpoints": checkpoints_of(folder, config, resume=resume),
         "max_bad_rounds": config.max_bad_rounds,
     }
     if runtime.rank != 0:
-        resumed = (lambda fresh: load_state(folder, fresh, config)) if resume else None
-        train(job.model, job.loss_fn, job.data, resume=resumed, **arguments)
+        train(job.model, job.loss_fn, job.data, **arguments).export(folder)
         return
     with RunFolder(folder, config, job.plan, resume=resume) as files:
 
@@ -130,13 +132,12 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
             if on_round is not None:
                 on_round(record, state)
 
-        def load(fresh: Any) -> Any:
-            state = load_state(folder, fresh, config)
-            files.cut_metrics(state.round)
-            print(f"{folder}: resuming after round {state.round} of {config.rounds}", file=sys.stderr, flush=True)
-            return state
+        def begin(state: Any) -> None:
+            if resume:
+                files.cut_metrics(state.round)
+                told = f"{folder}: resuming after round {state.round} of {config.rounds}"
+                print(told, file=sys.stderr, flush=True)
 
-        result = train(
-            job.model, job.loss_fn, job.data, resume=load if resume else None, on_round=each_round, **arguments
-        )
+        result = train(job.model, job.loss_fn, job.data, on_start=begin, on_round=each_round, **arguments)
+        result.export(folder)
         files.finish(result)

@@ -7,7 +7,7 @@ it, and its first steps are too large, (1 - beta1^k) / sqrt(1 - beta2^k) times a
 PyTorch's betas.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -71,3 +71,33 @@ def load_(optimizer: torch.optim.Optimizer, model: nn.Module, state: Mapping[str
     for name, value in state.items():
         owner, _, key = name.partition(SEPARATOR)
         optimizer.state[parameters[owner]][key] = value
+
+
+def full_sizes(
+    narrow: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], parameters: Iterable[str]
+) -> dict[str, Tensor]:
+    """Return, by name, full-size tensors on the meta device for the optimizer state in a worker's ``narrow`` tensors.
+
+    Args:
+        narrow: a worker's tensors, parameters and optimizer state.
+        shapes: of the full model's tensors.
+        parameters: others that have the same state, though this worker may not have them (those of blocks).
+    """
+    sizes = {}
+    for name, tensor in narrow.items():
+        owner, _, key = name.partition(SEPARATOR)
+        if key:
+            own_shape = tensor.shape == narrow[owner].shape
+            for other in {owner, *parameters}:
+                shape = shapes[other] if own_shape else tensor.shape
+                sizes[f"{other}{SEPARATOR}{key}"] = torch.empty(shape, dtype=tensor.dtype, device="meta")
+    return dict(sorted(sizes.items()))
+
+
+def blank(
+    name: str, shape: torch.Size, dtype: torch.dtype, start: Mapping[str, Tensor], device: torch.device
+) -> Tensor:
+    """Return the state ``name`` of elements that nobody has trained yet; ``start`` is what ``initial`` returns."""
+    tensor = torch.zeros(shape, dtype=dtype, device=device)
+    at_start = start.get(name.rpartition(SEPARATOR)[2])
+    return tensor if at_start is None else tensor + at_start.to(tensor).view(())

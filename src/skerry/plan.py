@@ -283,6 +283,18 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**{n: p.detach() for n, p in model.named_parameters()}, **dict(model.named_buffers())}
 
 
+def trained_in_blocks(model: nn.Module, plan: Plan) -> list[str]:
+    """Return the trained parameters, if some worker may have none of a block's; none if the plan has no blocks."""
+    return [n for n, p in model.named_parameters() if p.requires_grad] if plan.blocks else []
+
+
+def saved_names(model: nn.Module, name: str) -> list[str]:
+    """Return all names under which the tensor ``name`` is in ``model.state_dict()``; none if it is not saved."""
+    tensors = model.state_dict(keep_vars=True)
+    own = dict([*model.named_parameters(), *model.named_buffers()])[name]
+    return [other for other, tensor in tensors.items() if tensor is own]
+
+
 def _canonical_names(model: nn.Module) -> dict[str, str]:
     """Map each dotted name of a tensor to the first name of the same tensor."""
     first: dict[int, str] = {}

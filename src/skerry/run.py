@@ -2,13 +2,14 @@
 
     config.json            settings and versions (of each part, where it was resumed)
     metrics.jsonl          one line a round
-    checkpoint.safetensors the state to resume from (``checkpoint.py``)
+    checkpoint.json        the last complete set of checkpoint files (``checkpoint.py``)
+    checkpoint/            that set: a file a process
     units.json             how often each unit was trained
     summary.json           written when the run is done
-    model.safetensors      the calibrated full model, written when the run is done
+    model.safetensors      the calibrated full model, written when the run is done (``export.py``)
 
-Only the first process writes. Every file but ``metrics.jsonl`` is replaced in one step; that one is cut back to the
-checkpoint's round on resume.
+But for checkpoints only the first process writes. Every file but ``metrics.jsonl`` is replaced in one step; that one is
+cut back to the checkpoint's round on resume.
 """
 
 import fcntl
@@ -23,9 +24,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from safetensors.torch import save
 
-from skerry import atomic, checkpoint
+from skerry import atomic
+from skerry.checkpoint import Checkpoints
 from skerry.config import Config
 from skerry.plan import Plan
 from skerry.state import Record, State
@@ -86,10 +87,9 @@ def run_id(config: Config) -> str:
     return json.dumps({k: v for k, v in config.to_json().items() if k not in _FREE_ON_RESUME}, sort_keys=True)
 
 
-def load_state(folder: Path, fresh: State, config: Config) -> State:
-    """Return the checkpointed state of the run in ``folder``; a run killed before its first checkpoint starts anew."""
-    path = folder / "checkpoint.safetensors"
-    return checkpoint.read(path, fresh, run_id(config)) if path.exists() else fresh
+def checkpoints_of(folder: Path, config: Config, *, resume: bool) -> Checkpoints:
+    """Return where the run in ``folder`` keeps its checkpoints; one killed before its first starts anew."""
+    return Checkpoints(folder=folder, run=run_id(config), every_s=config.checkpoint_every_s, resume=resume)
 
 
 class RunFolder:
@@ -118,7 +118,7 @@ class RunFolder:
         self._write_json("config.json", {**config.to_json(), "versions": _versions()})
         self._metrics = (folder / "metrics.jsonl").open("a")
         self._new = not resume
-        self._last_checkpoint = time.monotonic()
+        self._units_written = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -143,29 +143,17 @@ class RunFolder:
         self._metrics = path.open("a")
 
     def on_round(self, record: Record, state: State) -> None:
-        """Write the round's line and, when one is due, a checkpoint."""
+        """Write the round's line and now and then the units' counts."""
         self._metrics.write(json.dumps(metrics_line(record)) + "\n")
         self._metrics.flush()
         last = state.round == self.config.rounds
-        if last or time.monotonic() - self._last_checkpoint >= self.config.checkpoint_every_s:
-            self.save(state)
-
-    def save(self, state: State) -> None:
-        """Write a checkpoint and the units' counts."""
-        started = time.perf_counter()
-        checkpoint.write(self.folder / "checkpoint.safetensors", state, run_id(self.config))
-        self._write_units(state)
-        self._last_checkpoint = time.monotonic()
-        took = time.perf_counter() - started
-        state.totals["checkpoint_s"] += took
-        state.totals["time_s"] += took
+        if last or time.monotonic() - self._units_written >= self.config.checkpoint_every_s:
+            self._write_units(state)
+            self._units_written = time.monotonic()
 
     def finish(self, result: Result) -> None:
-        """Write the calibrated model and the summary."""
+        """Write the summary."""
         self._write_units(result.state)
-        # Tied tensors under each of their names, each a copy: what load_state_dict wants, in a format without sharing.
-        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in result.model.state_dict().items()}
-        atomic.write(self.folder / "model.safetensors", save(tensors, {"format": "pt"}))
         cost = result.step_cost
         self._write_json(
             "summary.json",
@@ -173,7 +161,7 @@ class RunFolder:
                 "finished": True,
                 "accuracy": _finite(result.score.accuracy) if result.score else None,
                 "loss": _finite(result.score.loss) if result.score else None,
-                "parameters": {"full": sum(p.numel() for p in result.model.parameters()), "subnet": cost.parameters},
+                "parameters": {"full": result.num_parameters, "subnet": cost.parameters},
                 "memory_bytes": {
                     "weights": cost.weights,
                     "gradients": cost.gradients,

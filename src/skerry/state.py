@@ -12,10 +12,9 @@ TOTALS = ("time_s", "local_s", "evaluate_s", "checkpoint_s", "bytes_due", "bytes
 
 @dataclass(repr=False)
 class State:
-    """Everything that changes from round to round; what a checkpoint holds.
+    """What changes from round to round beside the tensors, which a ``Store`` keeps.
 
     Attributes:
-        tensors: full-size parameters and buffers (the model's own) and optimizer state, by name.
         round: the next round.
         trained: for each unit how many workers' rounds it was trained in, int64.
         bad_rounds: rounds in a row in which a piece was refused.
@@ -23,7 +22,6 @@ class State:
             ``flop``.
     """
 
-    tensors: dict[str, Tensor]
     round: int
     trained: Tensor
     bad_rounds: int = 0

@@ -89,6 +89,14 @@ def take(tensor: Tensor, cut: Cut = ()) -> Tensor:
     return part.clone(memory_format=torch.contiguous_format) if shares else part
 
 
+def indices_of(index: Index | None, size: int) -> Tensor:
+    """Return all indices along a dim of ``size`` that an index of a cut names, sorted, int64."""
+    if isinstance(index, Tensor):
+        return index
+    runs = (slice(0, size),) if index is None else index
+    return torch.cat([torch.arange(run.start, run.stop) for run in runs])
+
+
 def cut_of(plan: Plan, by_name: Cuts, name: str, shape: torch.Size) -> Cut | None:
     """Return the cut of a full-size tensor: its own, or that of the parameter whose optimizer state it is."""
     own = by_name.get(parameter_of(name), ())
@@ -267,3 +275,24 @@ def narrow_model(model: nn.Module, plan: Plan, fraction: float, seed: int) -> nn
             if callable(reset):
                 reset()
     return narrow
+
+
+def fill_(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Put ``tensors`` in the place of the parameters and buffers of ``module``, by name; ties stay tied."""
+    new: dict[int, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        new[id(parameter)] = parameter_like(tensors[name], parameter)
+    for name, buffer in module.named_buffers():
+        new[id(buffer)] = tensors[name]
+    for each in module.modules():
+        for own, tensor in [*each._parameters.items(), *each._buffers.items()]:
+            if tensor is not None:
+                setattr(each, own, new[id(tensor)])  # as an attribute: nn.LSTM keeps a second list of its weights
+    return module
+
+
+def parameter_like(tensor: Tensor, like: nn.Parameter) -> nn.Parameter:
+    """Return ``tensor`` as a parameter that is trained or not as ``like`` is, with the marks libraries put on that."""
+    new = nn.Parameter(tensor, requires_grad=like.requires_grad)
+    new.__dict__.update(vars(like))
+    return new

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,30 +12,61 @@ from skerry import cost, optimizer_state
 from skerry.aggregate import is_finite
 from skerry.algorithm import Algorithm
 from skerry.calibrate import check_batch_norm
+from skerry.checkpoint import Checkpoints
 from skerry.evaluate import Score
+from skerry.export import SHARD_BYTES, export
 from skerry.inputs import to
 from skerry.local import Data, LossFn, OptimizerFn
 from skerry.loop import Loop
 from skerry.partition import Everything
 from skerry.plan import Plan, named_tensors
 from skerry.randomness import seed_of
-from skerry.runtimes import Runtime, Serial
+from skerry.runtimes import FullModel, Runtime, Serial, Store
 from skerry.schedule import Schedule, constant
+from skerry.sources import FromModel, Source, skeleton
 from skerry.state import Record, State
 from skerry.subnet import narrow_model
 from skerry.verify import verify as verify_plan
 
+Start = Callable[[nn.Module], Source]
+"""Given the model to train, where its values come from."""
+
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """What training returns: the calibrated full model, the state it came from, its score, its plan, and what a local
-    step costs the worker with most to hold."""
+    """What training returns.
 
-    model: nn.Module
+    Attributes:
+        full: the calibrated full model, wherever it is kept.
+        state: counts and sums.
+        store: keeps the full model as it was trained.
+        score: its score on the test data.
+        plan: its plan.
+        step_cost: what a local step costs the worker with most to hold.
+    """
+
+    full: FullModel
     state: State
+    store: Store
     score: Score | None
     plan: Plan
     step_cost: cost.StepCost
+    runtime: Runtime
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the full model."""
+        return sum(parameter.numel() for parameter in self.full.inner.parameters())
+
+    @property
+    def model(self) -> nn.Module:
+        """The calibrated full model; ValueError where no process holds it: ``export`` writes it there."""
+        return self.full.whole()
+
+    def export(self, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+        """Write the calibrated full model to safetensors files in ``folder``; every process must call it."""
+        self.runtime.at(self.state.round - 1, "export")
+        export(self.full, folder, first=self.runtime.rank == 0, shard_bytes=shard_bytes)
 
 
 OnRound = Callable[[Record, State], None]
@@ -53,9 +85,12 @@ def train(
     seed: int = 0,
     test: tuple[Tensor, Tensor] | None = None,
     eval_every: int = 0,
+    eval_batch_size: int = 1024,
     calibration_samples: int = 2048,
     runtime: Runtime | None = None,
-    resume: Callable[[State], State] | None = None,
+    start: Start | None = None,
+    checkpoints: Checkpoints | None = None,
+    on_start: Callable[[State], None] | None = None,
     on_round: OnRound | None = None,
     max_bad_rounds: int = 5,
     verify: bool = True,
@@ -63,9 +98,10 @@ def train(
     """Train ``model`` as independent subnets and return the calibrated full model.
 
     Each round t: units are assigned by ``algorithm.partition`` from (seed, t); each worker trains its subnet for
-    ``algorithm.local_steps`` steps on its own data; each element becomes the mean over its holders. ``model`` is
-    trained in place (but for algorithms with ``width < 1``, which train a fresh narrow one). Small subnets gain little
-    from several torch threads and lose much on a busy machine: consider ``torch.set_num_threads(1)``.
+    ``algorithm.local_steps`` steps on its own data; each element becomes the mean over its holders. Serially ``model``
+    is trained in place (but for algorithms with ``width < 1``, which train a fresh narrow one); with one process a
+    worker it is only where training starts from, and may be on the meta device (see ``start``). Small subnets gain
+    little from several torch threads and lose much on a busy machine: consider ``torch.set_num_threads(1)``.
 
     Args:
         model: the full model.
@@ -79,16 +115,21 @@ def train(
         seed: of dropout and the like; data and dealing have their own.
         test: (inputs, labels) to evaluate on.
         eval_every: rounds between evaluations; 0: only after the last.
+        eval_batch_size: samples a forward of the full model. Where no process holds it, each forward gathers it once.
         calibration_samples: inputs used to estimate batch-norm statistics of the full model, over all workers.
         runtime: where workers run; serially in this process by default.
-        resume: given the fresh state, returns the one to go on from.
-        on_round: called after each round, for progress, files and checkpoints.
+        start: where values come from, if not from ``model``: ``lambda m: skerry.FromInitializer(m, seed=0)`` or
+            ``lambda m: skerry.FromFiles(path, m)``. Each process makes or reads only what it holds.
+        checkpoints: where to write checkpoints and whether to resume from the last.
+        on_start: called with the state that training starts from.
+        on_round: called after each round, for progress and files.
         max_bad_rounds: so many rounds in a row with a refused piece end the training.
-        verify: whether to check first that the plan holds for the model (``verify.py``).
+        verify: whether to check first that the plan holds for the model (``verify.py``); not for one on meta.
 
     Raises:
         ValueError: the plan does not fit the model, there are more workers than units, the data is split for another
             number of workers, or a batch norm keeps no running statistics.
+        CheckpointError: the checkpoint cannot be resumed from.
         TrainingFailed: pieces had to be refused ``max_bad_rounds`` times in a row.
     """
     plan.check(model)
@@ -104,26 +145,34 @@ def train(
             f"{algorithm.partition.num_workers}; split it for as many"
         )
     _check_arguments(optimizer, schedule, test)
-    runtime = runtime or Serial()
+    runtime = Serial() if runtime is None else runtime
     first = runtime.mine(algorithm.partition.num_workers)[0]
     check_batch_norm(model)
-    if verify and resume is None:
+    empty = any(tensor.is_meta for tensor in named_tensors(model).values())
+    if empty and start is None:
+        raise ValueError(
+            "the model is on meta and has no values; give start=lambda m: skerry.FromInitializer(m, seed=0)"
+        )
+    if verify and not empty and not (checkpoints and checkpoints.resume):
         device = next(model.parameters()).device
         verify_plan(model, plan, to(data.sample(first, 4), device))
     if algorithm.width < 1.0:
         model = narrow_model(model, plan, algorithm.width, seed_of(seed, "narrow"))
         plan = Plan.whole(model)
-    state = State(named_tensors(model), 0, torch.zeros(plan.num_units, dtype=torch.int64))
-    if resume is not None:
-        own = state.tensors
-        state = resume(state)
-        for name, tensor in own.items():
-            state.tensors[name] = tensor.copy_(state.tensors[name])
-        for name, tensor in state.tensors.items():
-            if optimizer_state.SEPARATOR in name and tensor.dim():  # step counts stay where optimizers want them
-                state.tensors[name] = tensor.to(own[optimizer_state.parameter_of(name)].device)
+    source = start(model) if start is not None else FromModel(model)
+    state = State(0, torch.zeros(plan.num_units, dtype=torch.int64))
+    of_optimizer: dict[str, Tensor] = {}
+    resumed = checkpoints.last(plan, named_tensors(model), runtime) if checkpoints else None
+    if resumed is not None:
+        source, state = resumed, resumed.state
+        of_optimizer = {n: t for n, t in resumed.sizes.items() if optimizer_state.SEPARATOR in n}
+    if on_start is not None:
+        on_start(state)
+    start_of_state = optimizer_state.initial(optimizer) if algorithm.optimizer_state == "travel" else {}
+    assignment = algorithm.partition.assign(plan.axes, min(state.round, num_rounds - 1))
+    store = runtime.keep(model, plan, source, assignment, start_of_state, of_optimizer)
     loop = Loop(
-        model=model,
+        model=skeleton(model),
         loss_fn=loss_fn,
         data=data,
         plan=plan,
@@ -135,12 +184,16 @@ def train(
         test=test,
         calibration_samples=calibration_samples,
         runtime=runtime,
-        start=optimizer_state.initial(optimizer) if algorithm.optimizer_state == "travel" else {},
+        store=store,
+        eval_batch_size=eval_batch_size,
+        start=start_of_state,
         # A buffer that is never finite (an attention mask of -inf) is no sign of trouble.
-        watched=frozenset(n for n, t in named_tensors(model).items() if is_finite({n: t})),
+        unwatched=frozenset(n for n, t in store.shards().items() if not is_finite({n: t})),
+        device=next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu")),
     )
+    del source, resumed
     loop.stop_if_failed(state, max_bad_rounds)
-    final: tuple[nn.Module, Score | None] | None = None
+    final: tuple[FullModel, Score | None] | None = None
     while state.round < num_rounds:
         started = time.perf_counter()
         refused, train_loss = loop.train_round(state)
@@ -151,10 +204,12 @@ def train(
             on_round(loop.record(state, refused, train_loss, final[1] if final else None), state)
         else:
             loop.tell_refused(state, refused)
+        if checkpoints is not None:
+            checkpoints.write_if_due(state, store, runtime, done=done)
         loop.stop_if_failed(state, max_bad_rounds, refused)
-    calibrated, score = final or loop.evaluate(state)
+    full, score = final or loop.evaluate(state)
     costs = [loop.step_cost(worker) for worker in range(algorithm.partition.num_workers)]
-    return Result(calibrated, state, score, plan, max(costs, key=lambda c: c.memory))
+    return Result(full, state, store, score, plan, max(costs, key=lambda c: c.memory), runtime)
 
 
 def _check_arguments(optimizer: object, schedule: object, test: object) -> None:

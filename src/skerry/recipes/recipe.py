@@ -9,17 +9,19 @@ from torch import Tensor, nn
 from skerry.config import Config
 from skerry.local import Data, LossFn
 from skerry.plan import Plan
+from skerry.train import Start
 
 
 @dataclass(frozen=True)
 class Job:
-    """The objects that training needs and that a recipe knows how to build."""
+    """The objects that training needs and that a recipe knows how to build; ``start`` for a model on meta."""
 
     model: nn.Module
     plan: Plan
     loss_fn: LossFn
     data: Data
     test: tuple[Tensor, Tensor]
+    start: Start | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

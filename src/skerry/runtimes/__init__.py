@@ -5,7 +5,10 @@ The serial runtime defines the meaning; the others must match it.
 
 from skerry.runtimes.launch import WorkerDied, launch
 from skerry.runtimes.processes import PeerLost, Processes
-from skerry.runtimes.runtime import Handover, Runtime
+from skerry.runtimes.runtime import RESTING, FullModel, Handover, Report, Runtime, Store
 from skerry.runtimes.serial import Serial
 
-__all__ = ["Handover", "PeerLost", "Processes", "Runtime", "Serial", "WorkerDied", "launch"]
+__all__ = [
+    "RESTING", "FullModel", "Handover", "PeerLost", "Processes", "Report", "Runtime", "Serial", "Store", "WorkerDied",
+    "launch",
+]  # fmt: skip

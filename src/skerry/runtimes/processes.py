@@ -1,8 +1,7 @@
 """One process a worker, joined by ``torch.distributed`` with gloo. For trusted networks only: nothing is encrypted.
 
-This first exchange is simple: every process gets every piece (one all-gather a round) and keeps the full model, so all
-processes hold the same bits after each round. No pickle crosses the wire: a piece is the bytes of its tensors, in an
-order and in shapes that every process derives by itself.
+No process ever holds the full model (``sharded.py``). No pickle crosses the wire: what is sent is the bytes of tensors,
+in an order and in shapes that every process derives by itself.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,12 +10,14 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from skerry.runtimes.runtime import Expected, Handover
-
-_ALIGN = 8  # bytes; every tensor starts where any dtype may
-_HEADER = 5  # float64: worker, round, loss, flop, local_s
+from skerry.partition import Assignment
+from skerry.plan import Plan
+from skerry.runtimes.runtime import Report
+from skerry.runtimes.sharded import Sharded
+from skerry.runtimes.wire import Wire, WireFormat
+from skerry.sources import Source
 
 
 class PeerLost(RuntimeError):
@@ -28,14 +29,23 @@ class Processes:
 
     Args:
         on_round: called with the round's number when it begins.
+        wire: ``"exact"``, or ``"bf16"``: float32 values are rounded, up or down at random, to half their bytes.
+        buffer_bytes: the most that buffers of an exchange take.
     """
 
-    def __init__(self, on_round: Callable[[int], None] = lambda round: None) -> None:
+    def __init__(
+        self,
+        on_round: Callable[[int], None] = lambda round: None,
+        *,
+        wire: WireFormat = "exact",
+        buffer_bytes: int = 64 * 2**20,
+    ) -> None:
         self.rank = dist.get_rank()
         self.num_processes = dist.get_world_size()
-        self.bytes_sent = 0.0
-        self._round = 0
-        self._buffers: list[Tensor] = []  # own piece, then everybody's; kept, since fresh memory is slow memory
+        self.round = 0
+        self._stage = "start"
+        self._format: WireFormat = wire
+        self._wire = Wire(self.num_processes, self.peers, buffer_bytes)
         self._on_round = on_round
 
     @classmethod
@@ -61,42 +71,46 @@ class Processes:
             raise ValueError(f"{num_workers} workers in {self.num_processes} processes: expected one process a worker")
         return [self.rank]
 
-    def begin(self, round: int) -> None:
-        """Note that ``round`` begins."""
-        self._round = round
-        self._on_round(round)
+    def at(self, round: int, stage: str) -> None:
+        """Note where this process is."""
+        if round != self.round or self._stage == "start":
+            self._on_round(round)
+        self.round, self._stage = round, stage
 
-    def exchange(self, mine: list[Handover], expected: Expected, num_workers: int) -> list[Handover]:
-        """All-gather the pieces; they are padded to the size of the largest.
+    def keep(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        source: Source,
+        assignment: Assignment,
+        start: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+    ) -> Sharded:
+        """Make what this process keeps: only the slices of its own are read from ``source``."""
+        return Sharded(self, self._wire, model, plan, source, assignment, start, state, wire_format=self._format)
 
-        What is returned lies in buffers that the next exchange writes over.
-        """
-        (own,) = mine
-        layouts = [_layout(expected(worker)) for worker in range(num_workers)]
-        size = max(end for _, end in layouts)
-        if not self._buffers or len(self._buffers[0]) != size:
-            self._buffers = [torch.zeros(size, dtype=torch.uint8) for _ in range(num_workers + 1)]
-        buffer, *received = self._buffers
-        header = torch.tensor([own.worker, own.round, own.loss, own.flop, own.local_s], dtype=torch.float64)
-        buffer[: header.nbytes] = header.view(torch.uint8)
-        for name, (begin, like) in layouts[self.rank][0].items():
-            tensor = own.tensors[name]
-            if (tensor.shape, tensor.dtype) != (like.shape, like.dtype):
-                raise ValueError(
-                    f"{name}: this worker made {tensor.dtype} of shape {tuple(tensor.shape)}, expected {like.dtype} of "
-                    f"{tuple(like.shape)}"
+    def reports(self, mine: Report) -> list[Report]:
+        """Return everybody's reports, in order of workers."""
+        row = torch.tensor(
+            [mine.worker, self.round, mine.good, mine.loss, mine.flop, mine.local_s], dtype=torch.float64
+        )
+        rows = [torch.empty_like(row) for _ in range(self.num_processes)]
+        with self.peers():
+            dist.all_gather(rows, row)
+        reports = []
+        for rank, (worker, round, good, loss, flop, local_s) in enumerate(r.tolist() for r in rows):
+            if (worker, round) != (rank, self.round):
+                raise PeerLost(
+                    f"{self.where()}: rank {rank} came with the piece of worker {worker:.0f}, round {round:.0f}; start "
+                    "all processes with the same settings and the same checkpoint"
                 )
-            flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-            buffer[begin : begin + len(flat)] = flat
-        with self._peers("exchange"):
-            dist.all_gather(received, buffer)
-        self.bytes_sent += size * (num_workers - 1)  # in a ring every process passes on all pieces but one
-        return [self._unpack(worker, received[worker], layouts[worker][0], own) for worker in range(num_workers)]
+            reports.append(Report(rank, bool(good), loss, flop, local_s))
+        return reports
 
     def total(self, tensor: Tensor) -> Tensor:
         """Sum over all processes."""
         result = tensor.detach().cpu().clone()
-        with self._peers("evaluation"):
+        with self.peers():
             dist.all_reduce(result)
         return result.to(tensor.device)
 
@@ -104,40 +118,14 @@ class Processes:
         """Leave the group."""
         dist.destroy_process_group()
 
-    def _unpack(
-        self,
-        worker: int,
-        buffer: Tensor,
-        layout: Mapping[str, tuple[int, Tensor]],
-        own: Handover,
-    ) -> Handover:
-        sender, round, loss, flop, local_s = buffer[: 8 * _HEADER].view(torch.float64).tolist()
-        if (sender, round) != (worker, own.round):
-            raise PeerLost(
-                f"rank {self.rank}, round {own.round}: rank {worker} sent the piece of worker {sender:.0f}, round "
-                f"{round:.0f}; start all processes with the same settings and the same checkpoint"
-            )
-        tensors = {}
-        device = next(iter(own.tensors.values())).device
-        for name, (begin, like) in layout.items():
-            tensors[name] = buffer[begin : begin + like.nbytes].view(like.dtype).view(like.shape).to(device)
-        return Handover(worker, own.round, tensors, loss, flop, local_s)
+    def where(self) -> str:
+        """Rank, round and stage, for messages."""
+        return f"rank {self.rank}, round {self.round}, {self._stage}"
 
     @contextmanager
-    def _peers(self, stage: str) -> Iterator[None]:
+    def peers(self) -> Iterator[None]:
+        """Turn what gloo says of a lost process into one line."""
         try:
             yield
         except RuntimeError as error:
-            raise PeerLost(
-                f"rank {self.rank}, round {self._round}: lost another process during {stage} "
-                f"({str(error).splitlines()[0][:120]})"
-            ) from error
-
-
-def _layout(expected: Mapping[str, Tensor]) -> tuple[dict[str, tuple[int, Tensor]], int]:
-    """Where each tensor begins in a piece's buffer, and where the buffer ends."""
-    begins, end = {}, 8 * _HEADER
-    for name, like in expected.items():
-        begins[name] = (end, like)
-        end += -(-like.nbytes // _ALIGN) * _ALIGN
-    return begins, end
+            raise PeerLost(f"{self.where()}: lost another process ({str(error).splitlines()[0][:120]})") from error

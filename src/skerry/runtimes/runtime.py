@@ -1,56 +1,148 @@
-"""What the round loop asks of a runtime."""
+"""What the round loop asks of a runtime: to run workers, and to keep the full model between rounds."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
-Expected = Callable[[int], Mapping[str, Tensor]]
-"""For a worker, empty tensors (on the meta device) like those it hands over, by name."""
+from skerry.partition import Assignment
+from skerry.plan import Plan
+from skerry.sources import Source
 
 
 @dataclass(frozen=True)
-class Handover:
-    """What a worker gives to the others at the end of its local steps.
+class Report:
+    """What everybody gets to know of a worker's local steps.
 
     Attributes:
         worker: its number.
-        round: the round it trained in.
-        tensors: its narrow tensors by name.
-        loss: mean training loss of the round; not finite where training broke down.
+        good: whether its loss, weights, statistics and momenta are finite; else its piece is refused.
+        loss: mean training loss of the round.
         flop: floating-point operations it spent.
         local_s: seconds it spent in local steps.
     """
 
     worker: int
-    round: int
-    tensors: Mapping[str, Tensor]
+    good: bool
     loss: float
     flop: float
     local_s: float
 
 
+@dataclass(frozen=True)
+class Handover:
+    """What a worker gives back at the end of its local steps: its narrow tensors by name, and a report."""
+
+    tensors: Mapping[str, Tensor]
+    report: Report
+
+
+RESTING = "resting::"
+"""Before the name of a tensor: the run of it that a process is home to."""
+
+
+class FullModel(Protocol):
+    """The calibrated full model, to run and to read; no process need hold it whole."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Computes what the full model computes. Every process must call it equally often."""
+        ...
+
+    @property
+    def inner(self) -> nn.Module:
+        """Its modules as they are; their tensors may be on the meta device."""
+        ...
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Return its tensors by name, one after the other, in the first process. Every process must go through them."""
+        ...
+
+    def names(self, name: str) -> list[str]:
+        """Return the names under which a tensor is in the model's ``state_dict``; none for one that is not saved."""
+        ...
+
+    def whole(self) -> nn.Module:
+        """Return it as an ordinary module; raise ValueError where no process holds it."""
+        ...
+
+
+class Store(Protocol):
+    """Keeps the full model between rounds, and what optimizers keep of it where that travels."""
+
+    @property
+    def assignment(self) -> Assignment:
+        """Who holds what now."""
+        ...
+
+    @property
+    def layout(self) -> Assignment:
+        """Who holds what of ``shards``: one worker with everything where this process keeps the whole model."""
+        ...
+
+    @property
+    def sizes(self) -> Mapping[str, Tensor]:
+        """Full-size tensors on the meta device, by name: what is kept."""
+        ...
+
+    @property
+    def bytes_sent(self) -> float:
+        """Bytes a worker has sent for exchanges so far, in the mean."""
+        ...
+
+    def subnet(self, worker: int) -> tuple[nn.Module, Mapping[str, Tensor]]:
+        """Return the worker's subnet, to train in place, and its narrow optimizer state."""
+        ...
+
+    def exchange(self, mine: list[Handover], then: Assignment) -> list[Report]:
+        """Aggregate what all workers hand over and deal it out by ``then``; return all workers' reports in order."""
+        ...
+
+    def full(self, share: Tensor) -> FullModel:
+        """Return the full model, scaled by ``share`` (``calibrate.py``)."""
+        ...
+
+    def shards(self) -> Mapping[str, Tensor]:
+        """Return what this process keeps: narrow tensors under their names, resting runs with ``RESTING`` before."""
+        ...
+
+
 class Runtime(Protocol):
-    """Runs some of the workers here and brings everybody's pieces together."""
+    """Runs some of the workers here."""
 
     rank: int
     num_processes: int
-    bytes_sent: float
-    """Bytes a worker has sent for exchanges so far, in the mean."""
 
     def mine(self, num_workers: int) -> list[int]:
         """The workers that run in this process."""
         ...
 
-    def exchange(self, mine: list[Handover], expected: Expected, num_workers: int) -> list[Handover]:
-        """Return the handovers of all workers, in order, given those of this process."""
+    def keep(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        source: Source,
+        assignment: Assignment,
+        start: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+    ) -> Store:
+        """Make the store.
+
+        Args:
+            model: the full model; only read from where ``source`` is it.
+            plan: its plan.
+            source: where the values of its tensors come from.
+            assignment: who holds what at first.
+            start: where optimizer state starts, by key (``optimizer_state.initial``).
+            state: full-size optimizer state on the meta device that ``source`` has, too.
+        """
         ...
 
     def total(self, tensor: Tensor) -> Tensor:
         """Add ``tensor`` up over all processes."""
         ...
 
-    def begin(self, round: int) -> None:
-        """Note that ``round`` begins (so that a death can be reported with its round)."""
+    def at(self, round: int, stage: str) -> None:
+        """Note where this process is (so that a death can be reported with round and stage)."""
         ...

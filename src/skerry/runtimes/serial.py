@@ -1,29 +1,134 @@
-"""All workers in this process, one after the other: slow, obvious, the meaning of all other runtimes."""
+"""All workers in this process, one after the other, and the full model, too: slow and obvious, the meaning of all."""
 
-from torch import Tensor
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
-from skerry.runtimes.runtime import Expected, Handover
+import torch
+from torch import Tensor, nn
+
+from skerry import optimizer_state
+from skerry.aggregate import aggregate_
+from skerry.calibrate import scaled
+from skerry.partition import Assignment, Everything
+from skerry.plan import Plan, named_tensors, saved_names, trained_in_blocks
+from skerry.runtimes.runtime import FullModel, Handover, Report
+from skerry.sources import FromModel, Source, materialize
+from skerry.subnet import cut_of, cuts, extract, take
 
 
 class Serial:
-    """The runtime without any exchange: all pieces are here already."""
+    """The runtime in which everything is here already."""
 
     def __init__(self) -> None:
         self.rank = 0
         self.num_processes = 1
-        self.bytes_sent = 0.0
 
     def mine(self, num_workers: int) -> list[int]:
         """All workers."""
         return list(range(num_workers))
 
-    def exchange(self, mine: list[Handover], expected: Expected, num_workers: int) -> list[Handover]:
-        """Return ``mine``."""
-        return mine
+    def keep(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        source: Source,
+        assignment: Assignment,
+        start: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+    ) -> "WholeModel":
+        """Keep ``model`` itself."""
+        return WholeModel(model, plan, source, assignment, start, state)
 
     def total(self, tensor: Tensor) -> Tensor:
         """Return ``tensor``."""
         return tensor
 
-    def begin(self, round: int) -> None:
+    def at(self, round: int, stage: str) -> None:
         """Do nothing."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A full model that is in memory."""
+
+    module: nn.Module
+
+    @property
+    def inner(self) -> nn.Module:
+        """The module."""
+        return self.module
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Return its tensors."""
+        yield from named_tensors(self.module).items()
+
+    def names(self, name: str) -> list[str]:
+        """Return the names of a tensor that are saved."""
+        return saved_names(self.module, name)
+
+    def whole(self) -> nn.Module:
+        """Return it."""
+        return self.module
+
+
+class WholeModel:
+    """The store that has the whole model: it is trained in place."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        source: Source,
+        assignment: Assignment,
+        start: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+    ) -> None:
+        self.model, self.plan, self.assignment = model, plan, assignment
+        if any(tensor.is_meta for tensor in named_tensors(model).values()):
+            materialize(model, source)
+        elif not isinstance(source, FromModel):
+            for name, tensor in named_tensors(model).items():
+                tensor.copy_(source.read(name, ()))
+        self.tensors = named_tensors(model) | {name: source.read(name, ()) for name in state}
+        self.bytes_sent = 0.0
+        self._start = start
+
+    @property
+    def layout(self) -> Assignment:
+        """One worker, which has everything."""
+        return Everything(1).assign(self.plan.axes, 0)
+
+    @property
+    def sizes(self) -> dict[str, Tensor]:
+        """Full-size tensors on the meta device."""
+        return {name: torch.empty_like(tensor, device="meta") for name, tensor in self.tensors.items()}
+
+    def subnet(self, worker: int) -> tuple[nn.Module, dict[str, Tensor]]:
+        """Cut the worker's subnet and optimizer state out."""
+        units = self.assignment.units(worker)
+        by_name = cuts(self.plan, units)
+        state = {n: t for n, t in self.tensors.items() if optimizer_state.SEPARATOR in n}
+        found = {n: cut_of(self.plan, by_name, n, t.shape) for n, t in state.items()}
+        mine = {n: take(state[n], cut) for n, cut in found.items() if cut is not None}
+        return extract(self.model, self.plan, units), mine
+
+    def exchange(self, mine: list[Handover], then: Assignment) -> list[Report]:
+        """Aggregate."""
+        some = mine[0].tensors
+        in_blocks = trained_in_blocks(self.model, self.plan)
+        for name, size in optimizer_state.full_sizes(some, self.plan.shapes, in_blocks).items():
+            if name not in self.tensors:  # optimizer state appears with the first step
+                device = next(iter(some.values())).device
+                self.tensors[name] = optimizer_state.blank(name, size.shape, size.dtype, self._start, device)
+        pieces = [h.tensors if h.report.good else None for h in mine]
+        aggregate_(self.tensors, self.plan, self.assignment, pieces)
+        self.assignment = then
+        return [h.report for h in mine]
+
+    def full(self, share: Tensor) -> FullModel:
+        """Return a scaled copy."""
+        return Whole(scaled(self.model, self.plan, share))
+
+    def shards(self) -> dict[str, Tensor]:
+        """Return all tensors."""
+        return self.tensors

@@ -1,0 +1,131 @@
+"""The full model, streamed: a module's tensors come from all processes when its forward uses them, and go again.
+
+Vectors and scalars (biases, norms and their statistics) come first, all at once, and stay: they are small, and batch
+norm's statistics are estimated in place. A larger tensor is gathered when an operation of the forward uses it; what was
+gathered last stays as long as it is no more than the largest such tensor. So memory is that of the largest tensor, or
+of those that one operation uses. Every process must run the same operations, as often: the gathering is collective.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+from skerry.calibrate import scale_
+from skerry.plan import Plan, named_tensors, saved_names
+from skerry.sources import skeleton
+from skerry.subnet import fill_
+
+
+class Gather(Protocol):
+    """Gathers full tensors, in all processes or (``only_first``) for the first one."""
+
+    def __call__(self, names: Sequence[str], *, only_first: bool) -> Mapping[str, Tensor]:
+        """Return them by name; every process must call it."""
+        ...
+
+
+class Streamed(nn.Module):
+    """A full model that no process holds.
+
+    Args:
+        model: its modules, with tensors on the meta device.
+        plan: its plan.
+        share: the scale of each unit (``calibrate.py``).
+        gather: gets tensors.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, share: Tensor, gather: Gather) -> None:
+        super().__init__()
+        self._plan, self._share, self._gather = plan, share, gather
+        empty = named_tensors(model)
+        self._large = [name for name, tensor in empty.items() if tensor.dim() > 1]
+        small = gather([name for name in empty if name not in self._large], only_first=False)
+        self._most = max((empty[name].nbytes for name in self._large), default=0)
+        self.inner: nn.Module = fill_(skeleton(model), {**empty, **{n: self._scaled(n, t) for n, t in small.items()}})
+        self.inner.eval()
+        self._names = {id(p): n for n, p in [*self.inner.named_parameters(), *self.inner.named_buffers()]}
+        self._names = {key: name for key, name in self._names.items() if name in self._large}
+        self._cached: dict[str, Tensor] = {}
+        self.device = next(iter(small.values())).device if small else torch.device("cpu")
+
+    @property
+    def module(self) -> nn.Module:
+        """What to call."""
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the full model."""
+        with torch.no_grad(), _Arrive(self):
+            return self.inner(*args, **kwargs)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Return all tensors, one after the other, in the first process; elsewhere nothing, but run it there, too."""
+        self._cached.clear()
+        for name, tensor in named_tensors(self.inner).items():
+            if name in self._large:
+                gathered = self._gather([name], only_first=True)
+                if gathered:
+                    yield name, self._scaled(name, gathered[name])
+            else:
+                yield name, tensor
+
+    def names(self, name: str) -> list[str]:
+        """Return the names of a tensor that are saved."""
+        return saved_names(self.inner, name)
+
+    def whole(self) -> nn.Module:
+        """Raise ValueError."""
+        raise ValueError(
+            "no process holds the full model; write it to files with result.export(folder) in every process"
+        )
+
+    def is_own(self, tensor: Tensor) -> bool:
+        """Whether ``tensor`` is one of the model's own empty ones."""
+        return id(tensor) in self._names
+
+    def real(self, tensor: Tensor) -> Tensor:
+        """Return the values of one of the model's own tensors; any other tensor as it is."""
+        name = self._names.get(id(tensor))
+        if name is None:
+            return tensor
+        if name not in self._cached:
+            held = sum(t.nbytes for t in self._cached.values())
+            while self._cached and held + tensor.nbytes > self._most:
+                held -= self._cached.pop(next(iter(self._cached))).nbytes
+            self._cached[name] = self._scaled(name, self._gather([name], only_first=False)[name])
+        return self._cached[name]
+
+    def _scaled(self, name: str, tensor: Tensor) -> Tensor:
+        tensor = tensor.clone() if name not in self._large else tensor
+        scale_(name, tensor, self._plan, self._share)
+        return tensor
+
+
+_DEVICE = torch.Tensor.device.__get__
+# What can be told of a tensor without its values.
+_ABOUT = {
+    *(getattr(torch.Tensor, name).__get__ for name in ("shape", "dtype", "ndim", "layout", "requires_grad", "is_leaf")),
+    *(getattr(torch.Tensor, name) for name in ("size", "dim", "numel", "is_floating_point", "is_complex")),
+}
+
+
+class _Arrive(TorchFunctionMode):
+    """Puts values in the place of the full model's empty tensors in every operation of a forward."""
+
+    def __init__(self, streamed: Streamed) -> None:
+        super().__init__()
+        self._streamed = streamed
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _ABOUT:
+            return func(*args, **(kwargs or {}))
+        if func is _DEVICE and self._streamed.is_own(args[0]):
+            return self._streamed.device
+        args, kwargs = tree_map_only(Tensor, self._streamed.real, (args, kwargs or {}))
+        return func(*args, **kwargs)
