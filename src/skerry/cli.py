@@ -205,7 +205,7 @@ def _start(config: Config, out: Path, *, resume: bool, tensorboard: bool = False
     config = config.change({"threads": threads})  # kept, so that a resumed part adds up in the same order
     torch.set_num_threads(threads)
     if under_torchrun:
-        runtime = Processes.join(config.timeout_s)
+        runtime = Processes.join(config.timeout_s, wire=config.wire)
         _work(runtime, config, out, resume, tensorboard)
         runtime.close()
         return
@@ -218,7 +218,7 @@ def _start(config: Config, out: Path, *, resume: bool, tensorboard: bool = False
     click.echo(f"{config.workers} processes with {threads} torch thread(s) each on {cores} cores", err=True)
     launch(
         _work, config.workers, config, out, resume, tensorboard,
-        threads=threads, timeout_s=config.timeout_s, expected=_TOLD,
+        threads=threads, timeout_s=config.timeout_s, wire=config.wire, expected=_TOLD,
     )  # fmt: skip
 
 
@@ -249,6 +249,22 @@ def _conclude(out: Path) -> None:
     click.echo("bytes due: what had to change hands, a worker; memory: to train a worker's subnet;")
     click.echo("outside: the part of the time not spent in local steps. All columns are explained in the report.")
     click.echo(f"report: {write_report(out)}")
+
+
+@main.command(name="export")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write; default: FOLDER/export.")
+@click.option(
+    "--shard-mb", type=float, default=256.0, show_default=True, help="Most of a file, but for larger tensors."
+)
+def export_command(folder: Path, out: Path | None, shard_mb: float) -> None:
+    """Write the full model of the last checkpoint of the run in FOLDER, calibrated, as safetensors.
+
+    It needs the memory of one file, or of the largest tensor, whatever the size of the model.
+    """
+    out = out or folder / "export"
+    round = experiment.export_run(folder, out, shard_bytes=int(shard_mb * 2**20))
+    click.echo(f"{out}: the model after round {round}")
 
 
 @main.command(name="report")

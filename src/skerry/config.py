@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Self
 
+from skerry.runtimes import WireFormat
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dealing:
@@ -44,7 +46,8 @@ class Config:
     checkpoint_every_s: float = 10.0
     max_bad_rounds: int = 5
     threads: int = 0
-    timeout_s: float = 60.0
+    timeout_s: float = 10.0
+    wire: WireFormat = "exact"
 
     def __post_init__(self) -> None:
         least = {"workers": 1, "rounds": 1, "local_steps": 1, "batch_size": 1, "max_bad_rounds": 1}
@@ -55,7 +58,11 @@ class Config:
                 raise ValueError(f"{name}={value}: expected at least {minimum}")
         if not 0 < self.timeout_s <= 86400:
             raise ValueError(f"timeout_s={self.timeout_s}: expected more than 0 and at most 86400 seconds")
-        for name, choices in (("runtime", ("serial", "processes")), ("schedule", ("constant", "cosine"))):
+        for name, choices in (
+            ("runtime", ("serial", "processes")),
+            ("schedule", ("constant", "cosine")),
+            ("wire", ("exact", "bf16")),
+        ):
             choose(getattr(self, name), choices, name)
 
     def change(self, settings: Mapping[str, Any]) -> Self:

@@ -1,84 +1,16 @@
-"""What a plan costs a worker, predicted: bytes that have to change hands, operations, memory."""
+"""What a plan costs a worker, predicted: operations and memory. (Bytes that change hands: ``exchange.py``.)"""
 
 import copy
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from skerry.inputs import Inputs, call, to
 from skerry.local import LossFn, OptimizerFn
-from skerry.partition import Assignment
-from skerry.plan import DealtDim, Plan
-
-
-def due_bytes(plan: Plan, tensors: Mapping[str, Tensor], now: Assignment, then: Assignment) -> float:
-    """Return the bytes a worker has to send, on average, at the boundary between two rounds.
-
-    With H the workers that hold an element now and H' those that hold it next round:
-
-    - H has several workers: a ring all-reduce among them, 2 (|H| - 1) sends.
-    - An element of one dealt dim (or of a dealt and a core one) always has a holder: it moves straight to each new
-      holder, |H' - H| sends, none if it stays.
-    - An element of two dealt dims may rest with nobody, so it goes through a fixed home: one send if a holder lets go
-      of it, one for each new holder.
-
-    Args:
-        plan: the plan.
-        tensors: the full-size tensors that are exchanged, by name (only shape and element size are looked at).
-        now: who holds what in the round that ends.
-        then: who holds what in the next one.
-    """
-    # Tensors with the same row (a layer's norm weight, bias, mean and variance) cost alike: one sum for each row.
-    rows: dict[tuple[int, ...], tuple[list[DealtDim], float]] = {}  # -> its dealt dims, bytes of one cell of them
-    whole = {unit: DealtDim(torch.tensor([unit]), "out") for unit in plan.blocks.values()}
-    for name, tensor in tensors.items():
-        if not (tensor.is_floating_point() or tensor.is_complex()):
-            continue  # counters: everybody counts for itself
-        dealt = [dim for dim in plan.row(name, tensor.shape) if dim is not None]
-        block = plan.block_of(name)
-        dealt += [whole[block]] if block is not None else []  # a tensor in a block: one more dim, with one index
-        cell = tensor.numel() * tensor.element_size() / math.prod(len(dim.units) for dim in dealt)
-        key = tuple(id(dim.units) for dim in dealt)
-        rows[key] = (dealt, rows[key][1] + cell if key in rows else cell)
-    kinds = {id(dim.units): dim for dealt, _ in rows.values() for dim in dealt}
-    by_units = {key: _kinds(dim, now, then) for key, dim in kinds.items()}
-    sends = sum(cell * _sends([by_units[key] for key in keys], now.num_workers) for keys, (_, cell) in rows.items())
-    return sends / now.num_workers
-
-
-def _sends(kinds: Sequence[tuple[Tensor, Tensor, Tensor]], num_workers: int) -> float:
-    """Sends for a tensor whose dealt dims have these kinds of indices and whose other dims have one index."""
-    held_now = held_then = torch.ones(num_workers, 1, dtype=torch.bool)
-    free_dims, number = torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
-    for a, b, count in kinds:
-        held_now = (held_now[:, :, None] & a[:, None, :]).flatten(1)
-        held_then = (held_then[:, :, None] & b[:, None, :]).flatten(1)
-        free = (~(a & b).all(0)).long()  # not on every worker, now and then
-        free_dims = (free_dims[:, None] + free[None, :]).flatten()
-        number = (number[:, None] * count[None, :]).flatten()
-    averaging = 2 * (held_now.sum(0) - 1).clamp(min=0)
-    entering = (held_then & ~held_now).sum(0)
-    leaving = ((held_now & ~held_then).any(0) & (free_dims > 1)).long()
-    return float(((averaging + entering + leaving) * number).sum())
-
-
-def _kinds(dim: DealtDim, now: Assignment, then: Assignment) -> tuple[Tensor, Tensor, Tensor]:
-    """The different pairs (holders now, holders then) along a dim, bool (n, k) each, and how often each occurs."""
-    everywhere = torch.ones(now.num_workers, 1, dtype=torch.bool)  # where id -1 looks
-    both = torch.cat([torch.cat([a.held, everywhere], 1)[:, dim.units] for a in (now, then)]).numpy()
-    codes = np.packbits(both, axis=0).T  # a row of bytes an index; as one number it sorts fast
-    width = -(-codes.shape[1] // 8) * 8
-    codes = np.ascontiguousarray(np.pad(codes, ((0, 0), (0, width - codes.shape[1]))))
-    keys = codes.view(np.uint64 if width == 8 else f"V{width}")
-    _, first, count = np.unique(keys, return_index=True, return_counts=True)
-    kinds = torch.from_numpy(both[:, first])
-    return kinds[: now.num_workers], kinds[now.num_workers :], torch.from_numpy(count)
 
 
 @dataclass(frozen=True)

@@ -189,6 +189,11 @@ class Stages:
     first: tuple[Transfer, ...]
     second: tuple[Transfer, ...]
 
+    def bytes_from(self, worker: int, sizes: Mapping[str, Tensor]) -> int:
+        """Return the bytes that ``worker`` sends."""
+        sent = [t for t in (*self.first, *self.second) if t.source == worker]
+        return sum(num_elements(t.indices, sizes[t.move.name].shape) * sizes[t.move.name].element_size() for t in sent)
+
 
 def transfers(some_moves: Sequence[Move], sizes: Mapping[str, Tensor], *, average: bool = True) -> Stages:
     """Return who sends what to whom.
@@ -231,3 +236,56 @@ def collected(move: Move, shape: torch.Size) -> list[tuple[int, Indices]]:
 def num_elements(indices: Indices, shape: torch.Size) -> int:
     """Return how many elements of a tensor of ``shape`` are in ``indices``."""
     return math.prod(s if index is None else len(index) for s, index in zip(shape, indices, strict=True))
+
+
+def traffic(plan: Plan, sizes: Mapping[str, Tensor], now: Assignment, then: Assignment) -> Tensor:
+    """Return the bytes ``[source, target]`` that workers send each other at the boundary between two rounds, float64.
+
+    It counts, for every combination of holders now and then, how many elements there are, so it is fast for all workers
+    at once. For elements that some but not all workers hold, collectors are counted with equal parts.
+
+    Args:
+        plan: what is dealt out.
+        sizes: the full-size tensors by name (only shape and element size are looked at).
+        now: who holds what in the round that ends.
+        then: who holds what in the next one.
+    """
+    alike: dict[tuple[object, ...], list[str]] = {}  # tensors with the same table row
+    for name, size in sizes.items():
+        units = tuple(id(dim and dim.units) for dim in plan.row(name, size.shape))
+        alike.setdefault((units, plan.block_of(name)), []).append(name)
+    total = torch.zeros(now.num_workers, now.num_workers, dtype=torch.float64)
+    for names in alike.values():
+        shape = sizes[names[0]].shape
+        row, block, home = plan.row(names[0], shape), plan.block_of(names[0]), home_dim(plan, names[0], shape)
+        cells = max(1, math.prod(len(dim.units) for dim in row if dim is not None))
+        total += sum(sizes[name].nbytes for name in names) / cells * _sends(row, block, home, now, then)
+    return total
+
+
+def _sends(
+    row: Sequence[DealtDim | None], block: int | None, home: int | None, now: Assignment, then: Assignment
+) -> Tensor:
+    """Elements sent by and to each worker, of a tensor whose other dims have one index."""
+    n = now.num_workers
+    held, held_then = torch.ones(n, 1, dtype=torch.bool), torch.ones(n, 1, dtype=torch.bool)
+    if block is not None:
+        held, held_then = now.held[:, block, None], then.held[:, block, None]
+    number, at_home = torch.ones(1, dtype=torch.float64), torch.full((1,), -1)
+    for d, dim in enumerate(row):
+        if dim is None:
+            continue
+        kinds = _kinds(dim, now, then, homes=d == home)
+        held = (held[:, :, None] & torch.from_numpy(kinds.now.copy()).T[:, None, :]).flatten(1)
+        held_then = (held_then[:, :, None] & torch.from_numpy(kinds.then.copy()).T[:, None, :]).flatten(1)
+        counts = torch.tensor([len(index) for index in kinds.indices], dtype=torch.float64)
+        number = (number[:, None] * counts).flatten()
+        at_home = torch.maximum(at_home[:, None], torch.from_numpy(kinds.home)[None, :]).flatten()
+    homes = torch.arange(n)[:, None] == at_home
+    holders = held.sum(0)
+    targets = torch.where(held_then.any(0), held_then, homes).double()
+    one = torch.where(holders == 1, held, homes & (holders == 0)).double()  # the single source, where there is one
+    several = torch.where(holders > 1, held, False).double()  # collectors, each of an equal part
+    sends = (one * number) @ (targets * ~held).T
+    sends += (several * number / holders.clamp(min=1)) @ (several + targets).T
+    return sends.fill_diagonal_(0)

@@ -11,12 +11,18 @@ import torch
 
 from skerry import algorithms, schedule
 from skerry.algorithm import Algorithm
+from skerry.calibrate import estimate_batch_norm_
 from skerry.config import Config, choose
+from skerry.export import SHARD_BYTES, export
+from skerry.inputs import call
 from skerry.local import OptimizerFn
+from skerry.loop import calibration_inputs
+from skerry.plan import named_tensors
 from skerry.recipes import RECIPES
-from skerry.run import RunFolder, checkpoints_of
-from skerry.runtimes import Runtime
-from skerry.train import OnRound, train
+from skerry.run import RunFolder, checkpoints_of, saved_config
+from skerry.runtimes import Runtime, Serial, Streamed
+from skerry.sources import skeleton
+from skerry.train import OnRound, to_train, train
 
 METHODS: dict[str, Callable[[Config], Algorithm]] = {
     "ist": lambda c: algorithms.ist(
@@ -97,6 +103,28 @@ def num_threads(config: Config) -> int:
 def num_cores() -> int:
     """Return the cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def export_run(folder: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> int:
+    """Write the full model of the last checkpoint in ``folder``, calibrated, to ``out``; return its round.
+
+    One process does it, and holds one tensor (and the vectors) of the full model at a time.
+    """
+    config = saved_config(folder)
+    job, algorithm = RECIPES[config.recipe]().build(config), METHODS[config.method](config)
+    model, plan = to_train(job.model, job.plan, algorithm, config.seed)
+    checkpoint = checkpoints_of(folder, config, resume=True).last(plan, named_tensors(model), Serial())
+    if checkpoint is None:
+        raise ValueError(f"{folder}: no checkpoint to export; run it until the first one")
+    share = algorithm.partition.assign(plan.axes, max(0, checkpoint.state.round - 1)).share()
+    full = Streamed(
+        skeleton(model), plan, share, lambda names, *, only_first: {name: checkpoint.read(name) for name in names}
+    )
+    if bool((share < 1).any()):
+        inputs = calibration_inputs(job.data, range(algorithm.partition.num_workers))
+        estimate_batch_norm_(full.module, lambda m: [call(m, x) for x in inputs])
+    export(full, out, shard_bytes=shard_bytes)
+    return checkpoint.state.round
 
 
 def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_round: OnRound | None = None) -> None:

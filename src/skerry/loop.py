@@ -24,6 +24,8 @@ from skerry.schedule import Schedule
 from skerry.state import Record, State
 from skerry.subnet import extract
 
+CALIBRATION_SAMPLES = 2048
+
 
 class TrainingFailed(RuntimeError):
     """Training cannot go on; the message says what to change."""
@@ -72,8 +74,7 @@ class Loop:
         state.totals["local_s"] += sum(r.local_s for r in reports) / runtime.num_processes
         state.totals["flop"] += sum(r.flop for r in reports) / len(reports)
         state.totals["bytes_sent"] += store.bytes_sent - sent
-        if runtime.rank == 0:  # needed for the record only
-            state.totals["bytes_due"] += cost.due_bytes(self.plan, store.sizes, now, then)
+        state.totals["bytes_due"] += sum(r.bytes_due for r in reports) / len(reports)
         return tuple(r.worker for r in reports if not r.good), sum(r.loss for r in good) / len(
             good
         ) if good else math.nan
@@ -141,7 +142,8 @@ class Loop:
         share = assignment.share()
         full = self.store.full(share)
         if bool((share < 1).any()):
-            inputs = self.calibration_inputs(runtime.mine(assignment.num_workers))
+            found = calibration_inputs(self.data, runtime.mine(assignment.num_workers), self.calibration_samples)
+            inputs = [to(x, self.device) for x in found]
             estimate_batch_norm_(full.module, lambda m: [call(m, x) for x in inputs], runtime.total)
         score = None
         if self.test is not None:
@@ -158,14 +160,6 @@ class Loop:
             )
         state.totals["evaluate_s"] += time.perf_counter() - started
         return full, score
-
-    def calibration_inputs(self, workers: Sequence[int]) -> list[Inputs]:
-        """Inputs of ``workers`` to estimate batch-norm statistics with."""
-        each = max(1, self.calibration_samples // self.algorithm.partition.num_workers)
-        inputs = [to(self.data.sample(w, each), self.device) for w in workers]
-        if all(isinstance(x, Tensor) for x in inputs):
-            inputs = [torch.cat(inputs)]  # one batch: other batching, other statistics of later layers
-        return inputs
 
     def record(self, state: State, refused: tuple[int, ...], train_loss: float, score: Score | None) -> Record:
         """The figures of the round that has just ended."""
@@ -187,3 +181,11 @@ class Loop:
             (batch,) = self.data.batches(self.runtime.mine(self.algorithm.partition.num_workers)[0], 0, 1)
             self.step_costs[key] = cost.step_cost(subnet, self.loss_fn, batch, self.optimizer)
         return self.step_costs[key]
+
+
+def calibration_inputs(data: Data, workers: Sequence[int], num: int = CALIBRATION_SAMPLES) -> list[Inputs]:
+    """Return inputs of ``workers``, of ``num`` over all workers, to estimate batch-norm statistics with."""
+    inputs = [data.sample(w, max(1, num // data.num_workers)) for w in workers]
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    # One batch where it can be: other batching, other statistics of later layers.
+    return [torch.cat(tensors)] if len(tensors) == len(inputs) else inputs

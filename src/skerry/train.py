@@ -17,7 +17,7 @@ from skerry.evaluate import Score
 from skerry.export import SHARD_BYTES, export
 from skerry.inputs import to
 from skerry.local import Data, LossFn, OptimizerFn
-from skerry.loop import Loop
+from skerry.loop import CALIBRATION_SAMPLES, Loop
 from skerry.partition import Everything
 from skerry.plan import Plan, named_tensors
 from skerry.randomness import seed_of
@@ -86,7 +86,7 @@ def train(
     test: tuple[Tensor, Tensor] | None = None,
     eval_every: int = 0,
     eval_batch_size: int = 1024,
-    calibration_samples: int = 2048,
+    calibration_samples: int = CALIBRATION_SAMPLES,
     runtime: Runtime | None = None,
     start: Start | None = None,
     checkpoints: Checkpoints | None = None,
@@ -156,9 +156,7 @@ def train(
     if verify and not empty and not (checkpoints and checkpoints.resume):
         device = next(model.parameters()).device
         verify_plan(model, plan, to(data.sample(first, 4), device))
-    if algorithm.width < 1.0:
-        model = narrow_model(model, plan, algorithm.width, seed_of(seed, "narrow"))
-        plan = Plan.whole(model)
+    model, plan = to_train(model, plan, algorithm, seed)
     source = start(model) if start is not None else FromModel(model)
     state = State(0, torch.zeros(plan.num_units, dtype=torch.int64))
     of_optimizer: dict[str, Tensor] = {}
@@ -210,6 +208,14 @@ def train(
     full, score = final or loop.evaluate(state)
     costs = [loop.step_cost(worker) for worker in range(algorithm.partition.num_workers)]
     return Result(full, state, store, score, plan, max(costs, key=lambda c: c.memory), runtime)
+
+
+def to_train(model: nn.Module, plan: Plan, algorithm: Algorithm, seed: int) -> tuple[nn.Module, Plan]:
+    """Return the model that ``algorithm`` trains in the place of ``model``, and its plan."""
+    if algorithm.width == 1.0:
+        return model, plan
+    narrow = narrow_model(model, plan, algorithm.width, seed_of(seed, "narrow"))
+    return narrow, Plan.whole(narrow)
 
 
 def _check_arguments(optimizer: object, schedule: object, test: object) -> None:

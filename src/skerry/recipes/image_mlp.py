@@ -14,6 +14,7 @@ from skerry.plan import Plan
 from skerry.randomness import seed_of
 from skerry.recipes.recipe import Job, Recipe
 from skerry.rules import In, Out, Rules
+from skerry.sources import FromInitializer
 
 
 def fashion_mlp() -> Recipe:
@@ -80,8 +81,7 @@ def _build(config: Config, dataset: str) -> Job:
         return (x.flatten(1).float() / 255 - images.mean) / images.std
 
     x, y = torch.from_numpy(images.x_train), torch.from_numpy(images.y_train).long()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(config.seed, "model"))
+    with torch.device("meta"):  # each process makes only the weights that it holds
         model = MLP([x[0].numel(), *[hidden] * layers, images.num_classes])
     # A single machine has all the data.
     parts = split(y, config.workers, config.split, config.seed)
@@ -90,5 +90,6 @@ def _build(config: Config, dataset: str) -> Job:
         plan=Plan.from_rules(model, mlp_rules(layers)),
         loss_fn=F.cross_entropy,
         data=Shards(x, y, parts, batch_size=config.batch_size, seed=config.seed, transform=normalize),
+        start=partial(FromInitializer, seed=seed_of(config.seed, "model")),
         test=(normalize(torch.from_numpy(images.x_test)), torch.from_numpy(images.y_test).long()),
     )

@@ -7,8 +7,10 @@ from skerry.runtimes.launch import WorkerDied, launch
 from skerry.runtimes.processes import PeerLost, Processes
 from skerry.runtimes.runtime import RESTING, FullModel, Handover, Report, Runtime, Store
 from skerry.runtimes.serial import Serial
+from skerry.runtimes.streamed import Streamed
+from skerry.runtimes.wire import WireFormat
 
 __all__ = [
-    "RESTING", "FullModel", "Handover", "PeerLost", "Processes", "Report", "Runtime", "Serial", "Store", "WorkerDied",
-    "launch",
+    "RESTING", "FullModel", "Handover", "PeerLost", "Processes", "Report", "Runtime", "Serial", "Store", "Streamed",
+    "WireFormat", "WorkerDied", "launch",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """Start one process a worker on this machine, watch them, and end them all together.
 
-The group meets through a file in a temporary folder, so no port is taken. A process that dies ends the run within a
-second; none outlives the one that started it.
+The group meets in a store that this process keeps, at a free port of the loopback interface. A process that dies ends
+the run within seconds, one that is stopped within a timeout; none outlives the one that started it.
 """
 
 import ctypes
@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -17,17 +16,19 @@ from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing import connection
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from skerry.runtimes.processes import PeerLost, Processes
+from skerry.runtimes.liveness import Liveness
+from skerry.runtimes.processes import PATIENCE_S, PeerLost, Processes
+from skerry.runtimes.wire import WireFormat
 
 _PEER_LOST = 76  # exit code of a worker that only saw another one go
 _FAILED = 1
 _GRACE_S = 3.0
+_JOIN_S = 300.0
 
 
 class WorkerDied(RuntimeError):
@@ -39,7 +40,8 @@ def launch(
     num_workers: int,
     *args: object,
     threads: int = 1,
-    timeout_s: float = 60.0,
+    timeout_s: float = 10.0,
+    wire: WireFormat = "exact",
     expected: tuple[type[Exception], ...] = (ValueError, OSError),
 ) -> None:
     """Run ``work(runtime, *args)`` in ``num_workers`` new processes and return when all are done.
@@ -48,7 +50,8 @@ def launch(
         work: a module-level function; the arguments must be picklable (they go to our own children only).
         num_workers: the number of processes.
         threads: torch threads a process.
-        timeout_s: how long an exchange waits for a process that has stopped answering.
+        timeout_s: after so many seconds without a sign of life a process is lost, and all end.
+        wire: how floats are sent; see ``Processes``.
         expected: exceptions that are told in one line; others come with their traceback.
 
     Raises:
@@ -57,35 +60,36 @@ def launch(
     context = multiprocessing.get_context("spawn")
     rounds = context.Array("q", [-1] * num_workers, lock=False)
     done = context.Array("b", [0] * num_workers, lock=False)
-    with tempfile.TemporaryDirectory(prefix="skerry-") as folder:
-        workers, pipes = [], []
-        for rank in range(num_workers):
-            ours, theirs = context.Pipe(duplex=False)
-            group = (str(Path(folder) / "store"), rank, num_workers, threads, timeout_s)
-            process = context.Process(
-                target=_main,
-                args=(work, args, group, rounds, done, theirs, expected),
-                name=f"skerry-{rank}",
-                daemon=True,
-            )
-            process.start()
-            theirs.close()
-            workers.append(process)
-            pipes.append(ours)
-        try:
-            # `alive` is looked up once a turn: waiting on nothing would be waiting for ever.
-            while alive := [w for w in workers if w.exitcode is None]:
-                connection.wait([w.sentinel for w in alive])
-                if any(w.exitcode is not None and not done[rank] for rank, w in enumerate(workers)):
-                    _wait(workers, _GRACE_S)  # the others notice by themselves
-                    break
-            if not all(done):
-                raise WorkerDied(_obituary([w.exitcode for w in workers], list(rounds), list(done), pipes))
-        finally:
-            for w in workers:
-                if w.exitcode is None:
-                    w.kill()
-            _wait(workers, _GRACE_S)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    workers, pipes = [], []
+    for rank in range(num_workers):
+        ours, theirs = context.Pipe(duplex=False)
+        group = (store.port, rank, num_workers, threads, timeout_s, wire)
+        process = context.Process(
+            target=_main,
+            args=(work, args, group, rounds, done, theirs, expected),
+            name=f"skerry-{rank}",
+            daemon=True,
+        )
+        process.start()
+        theirs.close()
+        workers.append(process)
+        pipes.append(ours)
+    try:
+        # `alive` is looked up once a turn: waiting on nothing would be waiting for ever.
+        while alive := [w for w in workers if w.exitcode is None]:
+            connection.wait([w.sentinel for w in alive])
+            if any(w.exitcode is not None and not done[rank] for rank, w in enumerate(workers)):
+                if all(w.exitcode in (None, 0, _PEER_LOST) for w in workers):
+                    _wait(workers, _GRACE_S)  # the one that was lost may have something to say
+                break
+        if not all(done):
+            raise WorkerDied(_obituary([w.exitcode for w in workers], list(rounds), list(done), pipes))
+    finally:
+        for w in workers:
+            if w.exitcode is None:
+                w.kill()
+        _wait(workers, _GRACE_S)
 
 
 def _wait(workers: list[Any], seconds: float) -> None:
@@ -118,7 +122,7 @@ def _obituary(codes: list[int | None], rounds: list[int], done: list[int], pipes
 def _main(
     work: Callable[..., None],
     args: tuple[object, ...],
-    group: tuple[str, int, int, int, float],
+    group: tuple[int, int, int, int, float, WireFormat],
     rounds: Any,
     done: Any,
     pipe: "Connection[Any, Any]",
@@ -127,20 +131,26 @@ def _main(
     """The life of one worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c is for the parent, which ends us
     _die_with_parent()
-    store, rank, num_workers, threads, timeout_s = group
+    port, rank, num_workers, threads, timeout_s, wire = group
     torch.set_num_threads(threads)
 
     def on_round(round: int) -> None:
         rounds[rank] = round
 
+    def on_lost(line: str) -> None:
+        pipe.send_bytes(line.encode())
+        os._exit(_PEER_LOST)
+
     code = 0
     try:
         try:
-            timeout = timedelta(seconds=timeout_s)
-            dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=num_workers, timeout=timeout)
+            store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=_JOIN_S))  # type: ignore[attr-defined]
+            patience = timedelta(seconds=PATIENCE_S)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=num_workers, timeout=patience)
+            liveness = Liveness(("127.0.0.1", port), rank, num_workers, timeout_s, on_lost)
         except RuntimeError as error:
-            raise PeerLost(f"rank {rank}: the other processes did not join within {timeout_s} s") from error
-        runtime = Processes(on_round)
+            raise PeerLost(f"rank {rank}: the other processes did not join") from error
+        runtime = Processes(on_round, liveness, wire=wire)
         work(runtime, *args)
         done[rank] = 1
         runtime.close()

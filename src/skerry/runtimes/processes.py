@@ -4,6 +4,8 @@ No process ever holds the full model (``sharded.py``). No pickle crosses the wir
 in an order and in shapes that every process derives by itself.
 """
 
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,10 +16,14 @@ from torch import Tensor, nn
 
 from skerry.partition import Assignment
 from skerry.plan import Plan
+from skerry.runtimes.liveness import Liveness
 from skerry.runtimes.runtime import Report
 from skerry.runtimes.sharded import Sharded
 from skerry.runtimes.wire import Wire, WireFormat
 from skerry.sources import Source
+
+PATIENCE_S = 24 * 3600.0
+"""How long an exchange waits for a process that is slow; a lost one is found by ``liveness.py``."""
 
 
 class PeerLost(RuntimeError):
@@ -29,6 +35,7 @@ class Processes:
 
     Args:
         on_round: called with the round's number when it begins.
+        liveness: watches the other processes; without it a stopped one is only seen at the group's timeout.
         wire: ``"exact"``, or ``"bf16"``: float32 values are rounded, up or down at random, to half their bytes.
         buffer_bytes: the most that buffers of an exchange take.
     """
@@ -36,6 +43,7 @@ class Processes:
     def __init__(
         self,
         on_round: Callable[[int], None] = lambda round: None,
+        liveness: Liveness | None = None,
         *,
         wire: WireFormat = "exact",
         buffer_bytes: int = 64 * 2**20,
@@ -47,23 +55,28 @@ class Processes:
         self._format: WireFormat = wire
         self._wire = Wire(self.num_processes, self.peers, buffer_bytes)
         self._on_round = on_round
+        self._liveness = liveness
 
     @classmethod
-    def join(cls, timeout_s: float = 60.0) -> "Processes":
+    def join(cls, timeout_s: float = 10.0, *, wire: WireFormat = "exact") -> "Processes":
         """Join the group that torchrun's environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
+
+        A process that gives no sign for ``timeout_s`` is lost: all others then end with one line and exit code 1.
 
         Raises:
             ConnectionError: the port is in use or the others cannot be reached.
         """
         try:
-            dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
+            dist.init_process_group("gloo", timeout=timedelta(seconds=PATIENCE_S))
         except (dist.DistError, RuntimeError) as error:
             said = str(error).splitlines()[0]
             what = f"cannot join the group: {said}; check MASTER_ADDR, MASTER_PORT and the network"
             if "EADDRINUSE" in str(error):
                 what = "the port is in use; start with torchrun --standalone or another --master-port"
             raise ConnectionError(what) from error
-        return cls()
+        address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        liveness = Liveness(address, dist.get_rank(), dist.get_world_size(), timeout_s, _end)
+        return cls(liveness=liveness, wire=wire)
 
     def mine(self, num_workers: int) -> list[int]:
         """The worker with this process's rank."""
@@ -76,6 +89,8 @@ class Processes:
         if round != self.round or self._stage == "start":
             self._on_round(round)
         self.round, self._stage = round, stage
+        if self._liveness is not None:
+            self._liveness.at(f"round {round}, {stage}")
 
     def keep(
         self,
@@ -91,20 +106,19 @@ class Processes:
 
     def reports(self, mine: Report) -> list[Report]:
         """Return everybody's reports, in order of workers."""
-        row = torch.tensor(
-            [mine.worker, self.round, mine.good, mine.loss, mine.flop, mine.local_s], dtype=torch.float64
-        )
+        figures = [mine.worker, self.round, mine.good, mine.loss, mine.flop, mine.local_s, mine.bytes_due]
+        row = torch.tensor(figures, dtype=torch.float64)
         rows = [torch.empty_like(row) for _ in range(self.num_processes)]
         with self.peers():
             dist.all_gather(rows, row)
         reports = []
-        for rank, (worker, round, good, loss, flop, local_s) in enumerate(r.tolist() for r in rows):
+        for rank, (worker, round, good, *others) in enumerate(r.tolist() for r in rows):
             if (worker, round) != (rank, self.round):
                 raise PeerLost(
                     f"{self.where()}: rank {rank} came with the piece of worker {worker:.0f}, round {round:.0f}; start "
                     "all processes with the same settings and the same checkpoint"
                 )
-            reports.append(Report(rank, bool(good), loss, flop, local_s))
+            reports.append(Report(rank, bool(good), *others))
         return reports
 
     def total(self, tensor: Tensor) -> Tensor:
@@ -116,6 +130,9 @@ class Processes:
 
     def close(self) -> None:
         """Leave the group."""
+        if self._liveness is not None:
+            self.total(torch.zeros(1))  # others may still have to hear that this one is there
+            self._liveness.stop()
         dist.destroy_process_group()
 
     def where(self) -> str:
@@ -128,4 +145,11 @@ class Processes:
         try:
             yield
         except RuntimeError as error:
-            raise PeerLost(f"{self.where()}: lost another process ({str(error).splitlines()[0][:120]})") from error
+            said = f"{self.where()}: lost another process ({str(error).splitlines()[0][:120]})"
+            raise PeerLost(said if self._liveness is None else self._liveness.culprit()) from error
+
+
+def _end(line: str) -> None:
+    """End this process from the thread that found another lost."""
+    print(f"skerry: error: {line}", file=sys.stderr, flush=True)
+    os._exit(1)

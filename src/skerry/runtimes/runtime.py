@@ -21,6 +21,7 @@ class Report:
         loss: mean training loss of the round.
         flop: floating-point operations it spent.
         local_s: seconds it spent in local steps.
+        bytes_due: what it has to send in this exchange, by the assignments; the store fills it in.
     """
 
     worker: int
@@ -28,6 +29,7 @@ class Report:
     loss: float
     flop: float
     local_s: float
+    bytes_due: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """All workers in this process, one after the other, and the full model, too: slow and obvious, the meaning of all."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from skerry import optimizer_state
 from skerry.aggregate import aggregate_
 from skerry.calibrate import scaled
+from skerry.exchange import traffic
 from skerry.partition import Assignment, Everything
 from skerry.plan import Plan, named_tensors, saved_names, trained_in_blocks
 from skerry.runtimes.runtime import FullModel, Handover, Report
@@ -122,8 +123,9 @@ class WholeModel:
                 self.tensors[name] = optimizer_state.blank(name, size.shape, size.dtype, self._start, device)
         pieces = [h.tensors if h.report.good else None for h in mine]
         aggregate_(self.tensors, self.plan, self.assignment, pieces)
+        due = traffic(self.plan, self.sizes, self.assignment, then).sum(1).tolist()
         self.assignment = then
-        return [h.report for h in mine]
+        return [replace(h.report, bytes_due=d) for h, d in zip(mine, due, strict=True)]
 
     def full(self, share: Tensor) -> FullModel:
         """Return a scaled copy."""

@@ -7,13 +7,14 @@ that must be refused keeps its old values.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from skerry import exchange, optimizer_state
-from skerry.exchange import home_dim, home_range
+from skerry.exchange import Move, Stages, home_dim, home_range
 from skerry.partition import Assignment, Everything
 from skerry.plan import Plan, named_tensors, trained_in_blocks
 from skerry.randomness import generator
@@ -44,6 +45,17 @@ class Group(Protocol):
     def reports(self, mine: Report) -> list[Report]:
         """Return everybody's, in order."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What this process has to do in an exchange."""
+
+    moves: Sequence[Move]
+    stages: Stages
+    then: Assignment
+    sizes: Mapping[str, Tensor]
+    average: bool
 
 
 class Sharded:
@@ -114,11 +126,13 @@ class Sharded:
             if name not in self.sizes:  # optimizer state appears with the first step
                 self._add_state(name, size)
         self._check(own.tensors)
-        reports = self._group.reports(own.report)
+        planned = self._plan(then, self.sizes, average=True)
+        due = planned.stages.bytes_from(self._group.rank, self.sizes)
+        reports = self._group.reports(replace(own.report, bytes_due=due))
         tensors = {n: t.detach() for n, t in own.tensors.items()} if own.report.good else self._before
         self._before = {}
         good = [report.good for report in reports]
-        self.tensors = self._deal(tensors, then, self.sizes, good, average=True, fmt=self._wire_format)
+        self.tensors = self._deal(tensors, planned, good, self._wire_format)
         self.assignment = then
         return reports
 
@@ -139,7 +153,7 @@ class Sharded:
         tensors = {n: t for n, t in self.tensors.items() if n in sizes}
         good = [True] * self._group.num_processes
         sent = self._wire.bytes_sent
-        full = self._deal(tensors, then, sizes, good, average=False, fmt="exact")
+        full = self._deal(tensors, self._plan(then, sizes, average=False), good, "exact")
         self._wire.bytes_sent = sent  # exchanges only
         return {} if only_first and self._group.rank else full
 
@@ -173,28 +187,23 @@ class Sharded:
                     "model differs from the others'"
                 )
 
+    def _plan(self, then: Assignment, sizes: Mapping[str, Tensor], *, average: bool) -> "_Plan":
+        moves = list(exchange.moves(self.plan, sizes, self.assignment, then, self._group.rank))
+        return _Plan(moves, exchange.transfers(moves, sizes, average=average), then, sizes, average)
+
     def _deal(
-        self,
-        tensors: dict[str, Tensor],
-        then: Assignment,
-        sizes: Mapping[str, Tensor],
-        good: Sequence[bool],
-        *,
-        average: bool,
-        fmt: WireFormat,
+        self, tensors: dict[str, Tensor], planned: "_Plan", good: Sequence[bool], wire: WireFormat
     ) -> dict[str, Tensor]:
-        """Turn the narrow tensors of the assignment now into those of ``then``, together with all other processes."""
-        rank, chunk = self._group.rank, self._wire.chunk
+        """Turn the narrow tensors of the assignment now into those of the next, together with all other processes."""
+        rank, sizes, then = self._group.rank, planned.sizes, planned.then
         here = Place(self.plan, self.assignment, rank, tensors)
         there = Place(self.plan, then, rank, self._new_tensors(tensors, then, sizes))
         rng = generator("wire", self._group.round, rank)
-        dealing = Dealing(here, there, self.resting, sizes, good, average, fmt, rng)
-        moves = list(exchange.moves(self.plan, sizes, self.assignment, then, rank))
-        stages = exchange.transfers(moves, sizes, average=average)
-        for move in moves:
-            dealing.keep_own(move, chunk)
-        dealing.send(self._wire, stages.first, dealing.read_first, dealing.write_first)
-        dealing.send(self._wire, stages.second, dealing.read_second, dealing.write_second)
+        dealing = Dealing(here, there, self.resting, sizes, good, planned.average, wire, rng)
+        for move in planned.moves:
+            dealing.keep_own(move, self._wire.chunk)
+        dealing.send(self._wire, planned.stages.first, dealing.read_first, dealing.write_first)
+        dealing.send(self._wire, planned.stages.second, dealing.read_second, dealing.write_second)
         return there.tensors
 
     def _new_tensors(
