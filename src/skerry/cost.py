@@ -1,7 +1,8 @@
 """What a plan costs a worker, predicted: operations and memory. (Bytes that change hands: ``exchange.py``.)"""
 
 import copy
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from skerry.exchange import home_dim, home_range
 from skerry.inputs import Inputs, call, to
 from skerry.local import LossFn, OptimizerFn
+from skerry.partition import Assignment
+from skerry.plan import Plan
+from skerry.subnet import cut_of, cut_shape, cuts
 
 
 @dataclass(frozen=True)
@@ -86,3 +91,76 @@ def _step_cost(
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes that a process of the distributed runtime needs, over those of an idle one.
+
+    Attributes:
+        step: its worker's training step: subnet, gradients, optimizer state, activations.
+        previous: the copy of what its worker hands over, kept in case it must be refused.
+        resting: what it is home to.
+        buffers: of the exchange.
+        entering: the next round's subnet, which is written while the last one is still read.
+        largest: the largest tensor of the full model, which evaluation and export gather.
+    """
+
+    step: StepCost
+    previous: int
+    resting: int
+    buffers: int
+    entering: int
+    largest: int
+
+    @property
+    def training(self) -> int:
+        """While local steps run."""
+        return self.step.memory + self.previous + self.resting + self.buffers
+
+    @property
+    def exchange(self) -> int:
+        """At a round's end, when gradients and activations are gone."""
+        return self.previous + self.entering + self.resting + self.buffers
+
+    @property
+    def evaluation(self) -> int:
+        """While the full model passes by; its activations on the test batch come on top."""
+        return self.entering + self.resting + self.buffers + 2 * self.largest
+
+    @property
+    def peak(self) -> int:
+        """The most of the three."""
+        return max(self.training, self.exchange, self.evaluation)
+
+
+def rank_memory(
+    plan: Plan,
+    sizes: Mapping[str, Tensor],
+    assignment: Assignment,
+    worker: int,
+    step: StepCost,
+    *,
+    buffer_bytes: int = 64 * 2**20,
+) -> RankMemory:
+    """Predict what the process of ``worker`` needs.
+
+    Args:
+        plan: what is dealt out.
+        sizes: the full-size tensors that are kept, by name; with optimizer state where that travels.
+        assignment: of a round.
+        worker: which.
+        step: what a local step costs (``step_cost``).
+        buffer_bytes: the most that buffers of the exchange take.
+    """
+    by_name = cuts(plan, assignment.units(worker))
+    narrow = resting = 0
+    for name, size in sizes.items():
+        cut = cut_of(plan, by_name, name, size.shape)
+        narrow += math.prod(cut_shape(size.shape, cut)) * size.element_size() if cut is not None else 0
+        dim = home_dim(plan, name, size.shape)
+        if dim is not None:
+            begin, end = home_range(size.shape[dim], worker, assignment.num_workers)
+            resting += size.nbytes // max(1, size.shape[dim]) * (end - begin)
+    largest = max((size.nbytes for size in sizes.values()), default=0)
+    return RankMemory(step, narrow, resting, buffer_bytes, narrow, largest)

@@ -1,0 +1,105 @@
+"""Train a wide MLP by one of skerry's methods and write a curve as ``rivals.py`` does; started by torchrun.
+
+    SKERRY_DATA=... torchrun --standalone --nproc-per-node 4 bench/subnets.py --task speech --method ist \\
+        --local-steps 20 --lr 0.1 --hidden 2048 --layers 3 --steps 400 --out runs/ist.jsonl
+
+``train_s`` is the first process's wall time without evaluations; ``bytes_model`` what it sent in exchanges. No process
+ever holds the full model: it starts on the meta device.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import torch
+from tasks import TASKS, task
+
+import skerry
+from skerry.models.mlp import MLP
+from skerry.randomness import seed_of
+from skerry.recipes.image_mlp import mlp_rules
+
+
+def main() -> None:
+    """Train."""
+    options = arguments()
+    torch.set_num_threads(1)
+    runtime = skerry.Processes.join(60.0, wire=options.wire)
+    workers = runtime.num_processes
+    job = task(options.task, workers, options.hidden, options.layers, options.batch_size, options.seed)
+    with torch.device("meta"):
+        model = MLP(job.model_sizes)
+    methods = {
+        "ist": lambda: skerry.ist(
+            workers, local_steps=options.local_steps, seed=options.seed, reshuffle=options.reshuffle
+        ),
+        "narrow": lambda: skerry.narrow(workers, local_steps=options.local_steps),
+        "local_sgd": lambda: skerry.local_sgd(workers, local_steps=options.local_steps),
+    }
+    lines = []
+
+    def on_round(record: skerry.Record, state: skerry.State) -> None:
+        if record.score is None:
+            return
+        totals = record.totals
+        lines.append(
+            {
+                "step": (record.round + 1) * options.local_steps,
+                "train_s": totals["time_s"] - totals["evaluate_s"] - totals["checkpoint_s"],
+                "bytes_model": totals["bytes_sent"],
+                "accuracy": record.score.accuracy,
+                "loss": record.score.loss if math.isfinite(record.score.loss) else None,
+                "train_loss": record.train_loss if math.isfinite(record.train_loss) else None,
+                "local_s": totals["local_s"],
+                "stopped": False,
+            }
+        )
+        if runtime.rank == 0:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    result = skerry.train(
+        model,
+        job.loss_fn,
+        job.shards,
+        plan=skerry.Plan.from_rules(model, mlp_rules(options.layers)),
+        algorithm=methods[options.method](),
+        optimizer=lambda p: torch.optim.SGD(p, options.lr, momentum=options.momentum),
+        num_rounds=options.steps // options.local_steps,
+        schedule=skerry.cosine,
+        seed=options.seed,
+        test=job.test,
+        eval_every=options.eval_every,
+        eval_batch_size=4096,
+        runtime=runtime,
+        start=lambda m: skerry.FromInitializer(m, seed_of(options.seed, "model")),
+        on_round=on_round,
+    )
+    if runtime.rank == 0:
+        print(f"{options.method}: {result.score}", flush=True)
+    runtime.close()
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=TASKS, required=True)
+    parser.add_argument("--method", choices=["ist", "narrow", "local_sgd"], default="ist")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--local-steps", type=int, default=20)
+    parser.add_argument("--reshuffle", type=float, default=1.0)
+    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--momentum", type=float, default=0.9)
+    parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--eval-every", type=int, default=1, help="rounds between evaluations")
+    parser.add_argument("--wire", choices=["exact", "bf16"], default="exact")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
