@@ -1,19 +1,21 @@
-"""Kill or stop workers at random moments: all others say who and end in time, and the resumed run loses nothing (Linux).
+"""Kill or stop workers at random moments: the others say who and end in time, and nothing is lost on resume (Linux).
 
     python bench/kills.py                       # 50 times, under torchrun and with processes of our own in turn
     python bench/kills.py --times 4 --seed 7    # less, elsewhere
 
-One run is made undisturbed. Then runs with the same settings are started; at a random moment after the first round, one
-of their workers gets SIGKILL or SIGSTOP. Checked each time, within the run's timeout:
+One run is made undisturbed. Then runs with the same settings are started, and some time later one of their workers gets
+SIGKILL or SIGSTOP; the run is resumed, hit again and so on, until it is done. Checked each time:
 
-- all other workers end, and so does who started them, with an exit code that is not zero; no process is left,
-- each survivor (with processes of our own: the parent) tells in one line the lost rank, the round and the stage,
-- beside checkpoints and drafts, which the next start removes, no file is there that should not be, none is half.
+- all other workers end within the run's timeout, and so does who started them, not with exit code 0; nobody is left;
+- each survivor (with processes of our own: the parent) tells in one line the lost rank, the round and the stage;
+- no file is half, but for drafts and checkpoints that the next start doesn't read.
 
-The run is resumed, every third time killed again, and in the end its model, metrics and list of files are those of the
-undisturbed run, to the bit. "Lost" counts rounds that metrics.jsonl had and the resumed run did again: a kill between
-that line and the round's checkpoint costs one, at most. A stopped worker under torchrun is killed by this script once
-the others have ended: torchrun asks it to end and waits 30 s for an answer. So its own end is not held to the timeout.
+In the end the run's model, metrics and list of files must be those of the undisturbed one, to the bit. "Lost": rounds
+that metrics.jsonl had and the resumed run did again: one at most, if the signal came between that line and the round's
+checkpoint.
+
+A stopped worker under torchrun is killed by this script once the others have ended: torchrun would ask it to end, and
+wait 30 s for an answer. So torchrun's own end is not held to the timeout.
 """
 
 import argparse
@@ -36,7 +38,7 @@ from pathlib import Path
 
 ROUNDS, LOCAL_STEPS = 24, 20
 HOWS = ("torchrun", "launch")
-AGAIN = 1 / 3
+SPAN = 8  # a signal comes within so many rounds of a start
 STARTER_S = 15.0  # for torchrun's own goodbye after its last worker's
 LINE = re.compile(r"skerry: error: rank (\d+), round (\d+), ([^:]+): (.+)")
 STAGES = ("local steps", "exchange", "evaluation", "checkpoint", "export")
@@ -54,12 +56,11 @@ class Kill:
     rank: int
     round: int = -1  # as told
     stage: str = "?"
-    workers_s: float = -1.0  # until all other workers had ended
-    starter_s: float = -1.0
+    workers_s: float = 0.0  # from the signal until all other workers had ended
+    starter_s: float = 0.0  # and who started them
     resumed: int = -1  # after so many rounds
     lost: int = -1
     equal: bool = False
-    again: bool = False  # whether it hit a resumed run
     problems: list[str] = field(default_factory=list)
 
     def row(self) -> str:
@@ -75,7 +76,7 @@ def _cell(name: str, value: object) -> str:
 
 
 class Start:
-    """One start of a run in ``folder`` by torchrun or by ``skerry train`` itself, and the processes that belong to it."""
+    """One start of a run by torchrun or by ``skerry train`` itself, and the processes that belong to it."""
 
     def __init__(self, how: str, folder: Path, options: argparse.Namespace, *, resume: bool = False) -> None:
         self.how, self.folder, self.num_workers = how, folder, options.workers
@@ -89,9 +90,9 @@ class Start:
         if how == "launch":
             command += ["--runtime", "processes", "--workers", str(options.workers)]
         command += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-        self._mark = f"{MARK}={uuid.uuid4().hex}"
-        self._stderr = folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:6]}.stderr")
-        environment = dict([*os.environ.items(), tuple(self._mark.split("="))], OMP_NUM_THREADS="1")
+        self._mark = uuid.uuid4().hex
+        self._stderr = folder.with_name(f"{folder.name}-{self._mark}.stderr")
+        environment = os.environ | {MARK: self._mark}
         with self._stderr.open("wb") as stderr:
             self.process = subprocess.Popen(
                 command + ["--resume"] * resume, stdout=subprocess.DEVNULL, stderr=stderr, env=environment
@@ -106,15 +107,10 @@ class Start:
         metrics = self.folder / "metrics.jsonl"
         return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
-    def resumed(self) -> int | None:
-        """After how many rounds it went on, once that is known."""
-        found = re.search(r"resuming after round (\d+) of", self.said())
-        return int(found[1]) if found else None
-
     def is_alive(self, pid: int) -> bool:
         """Whether ``pid`` is a process of this start, and no zombie."""
         try:
-            return self._mark.encode() in Path(f"/proc/{pid}/environ").read_bytes()
+            return f"{MARK}={self._mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes()
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             return False
 
@@ -151,7 +147,7 @@ def until(condition: Callable[[], object], timeout_s: float, every_s: float = 0.
 
 
 def disturb(start: Start, kill: Kill, moment: float, round_s: float, timeout_s: float) -> bool:
-    """Signal the worker ``kill.rank`` at ``moment`` (in rounds) and watch what happens; False: it came too late."""
+    """Signal the worker ``kill.rank`` at ``moment`` (in rounds) and watch what happens; False: the run was done."""
     until(lambda: start.process.poll() is not None or start.rounds() >= int(moment), 600)
     time.sleep(moment % 1 * round_s)
     workers = start.workers()
@@ -159,21 +155,16 @@ def disturb(start: Start, kill: Kill, moment: float, round_s: float, timeout_s: 
         return False
     victim = workers.pop(kill.rank)
     os.kill(victim, signal.Signals[kill.signal])
-    since, helped = time.monotonic(), False
-    while time.monotonic() - since < timeout_s + 60:
-        if kill.workers_s < 0 and not any(map(start.is_alive, workers)):
-            kill.workers_s = time.monotonic() - since
-        if kill.workers_s >= 0 and start.how == "torchrun" and not helped:
-            helped = True
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(victim, signal.SIGKILL)
-        if start.process.poll() is not None:
-            kill.starter_s = time.monotonic() - since
-            until(lambda: not any(map(start.is_alive, workers)), 0.2)
-            break
-        time.sleep(0.02)
-    if kill.workers_s < 0 and not any(map(start.is_alive, workers)):
-        kill.workers_s = time.monotonic() - since
+    since = time.monotonic()
+    until(lambda: not any(map(start.is_alive, workers)), timeout_s + 60)
+    kill.workers_s = time.monotonic() - since
+    if start.how == "torchrun":
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+    until(lambda: start.process.poll() is not None, 60)
+    kill.starter_s = time.monotonic() - since
+    if start.process.returncode == 0 and (start.folder / "summary.json").exists():
+        return False
     kill.problems += ended(start, kill, timeout_s) + told(start, kill) + half_files(start.folder)
     start.end()
     return True
@@ -182,14 +173,11 @@ def disturb(start: Start, kill: Kill, moment: float, round_s: float, timeout_s: 
 def ended(start: Start, kill: Kill, timeout_s: float) -> list[str]:
     """What is wrong with how the processes ended."""
     problems = []
-    if not 0 <= kill.workers_s <= timeout_s:
-        problems.append(f"workers ended after {kill.workers_s:.1f} s, expected {timeout_s:g}" if kill.workers_s > 0 else
-                        "workers did not end")  # fmt: skip
-    most = timeout_s if start.how == "launch" else timeout_s + STARTER_S
-    if not 0 <= kill.starter_s <= most:
-        problems.append(f"starter ended after {kill.starter_s:.1f} s, expected {most:g}" if kill.starter_s > 0 else
-                        "starter hung")  # fmt: skip
-    elif not until(lambda: not start.alive(), 2):
+    starter = timeout_s if start.how == "launch" else timeout_s + STARTER_S
+    for who, took_s, most_s in (("workers", kill.workers_s, timeout_s), ("starter", kill.starter_s, starter)):
+        if took_s > most_s:
+            problems.append(f"{who} ended after {took_s:.1f} s, expected {most_s:g}")
+    if not until(lambda: not start.alive(), 2):
         problems.append(f"{len(start.alive())} process(es) left")
     if start.process.returncode == 0:
         problems.append("exit code 0")
@@ -211,7 +199,7 @@ def told(start: Start, kill: Kill) -> list[str]:
             problems.append(f"names another rank than {kill.rank}: {line.strip()}")
         if kill.round not in (done - 1, done) or kill.stage not in STAGES:
             problems.append(f"{done} rounds were done, but: {line.strip()}")
-    if "Traceback" in "".join(said) or (start.how == "launch" and "Traceback" in start.said()):
+    if start.how == "launch" and "Traceback" in start.said():  # torchrun makes its own
         problems.append("a traceback")
     return problems
 
@@ -219,7 +207,7 @@ def told(start: Start, kill: Kill) -> list[str]:
 def half_files(folder: Path) -> list[str]:
     """What a reader of a run that has just been killed would stumble over."""
     problems = []
-    for path in folder.glob("*.json"):
+    for path in folder.glob("*.json"):  # not those of drafts, which begin with a dot
         try:
             json.loads(path.read_text())
         except ValueError:
@@ -231,8 +219,9 @@ def differences(folder: Path, reference: Path) -> list[str]:
     """How a finished run differs from the undisturbed one."""
     names = [{str(p.relative_to(f)) for p in f.rglob("*")} for f in (folder, reference)]
     problems = [f"{name}: in one run only" for name in sorted(names[0] ^ names[1])]
-    if "model.safetensors" in names[0] and not _same(folder, reference, "model.safetensors"):
-        problems.append("another model.safetensors")
+    name = "model.safetensors"
+    if name in names[0] and (folder / name).read_bytes() != (reference / name).read_bytes():
+        problems.append(f"another {name}")
     lines = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (folder, reference)]
     if [line["round"] for line in lines[0]] != list(range(ROUNDS)):
         problems.append("metrics.jsonl has not each round once")
@@ -241,39 +230,40 @@ def differences(folder: Path, reference: Path) -> list[str]:
     return problems
 
 
-def _same(a: Path, b: Path, name: str) -> bool:
-    return (a / name).read_bytes() == (b / name).read_bytes()
-
-
 def trial(number: int, how: str, signals: list[str], reference: Path, options: argparse.Namespace) -> list[Kill]:
-    """Start a run, kill it once or more and resume it until it is done."""
-    dice, folder, kills = random.Random(f"{options.seed} {number}"), reference.with_name(f"run-{number}"), []
+    """Start a run, disturb it, resume it and so on, until it is done."""
+    dice, folder = random.Random(f"{options.seed} {number}"), reference.with_name(f"run-{number}")
     stamps = [json.loads(line)["time_s"] for line in (reference / "metrics.jsonl").read_text().splitlines()]
-    start, base = Start(how, folder, options), 0
-    while signals and base + 1 < ROUNDS and (not kills or dice.random() < AGAIN):
-        kill = Kill(number, how, signals[-1], dice.randrange(options.workers), again=bool(kills))
-        moment = dice.uniform(base + 1, ROUNDS + 1)
-        if not disturb(start, kill, moment, (stamps[-1] - stamps[0]) / (ROUNDS - 1), options.timeout_s):
+    round_s = (stamps[-1] - stamps[0]) / (ROUNDS - 1)
+    start, base, kills = Start(how, folder, options), 0, list[Kill]()
+    while signals and (moment := dice.uniform(base + 1, base + 1 + SPAN)) < ROUNDS + 1:
+        kill = Kill(number, how, signals[-1], dice.randrange(options.workers))
+        if not disturb(start, kill, moment, round_s, options.timeout_s):
             break
         signals.pop()
         kills.append(kill)
         rounds, start = start.rounds(), Start(how, folder, options, resume=True)
-        until(lambda s=start: s.resumed() is not None or s.process.poll() is not None, 600)
-        base = kill.resumed = start.resumed() or 0
+        base = kill.resumed = went_on_after(start)
         kill.lost = rounds - base
         if not 0 <= kill.lost <= 1:
             kill.problems.append(f"{rounds} rounds were done, it went on after {base}")
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        start.process.wait(600)
+    until(lambda: start.process.poll() is not None, 600, 0.1)
     wrong = [] if start.process.returncode == 0 else [f"ended with {start.process.returncode}: {start.said()[-300:]}"]
     start.end()
     wrong = wrong or differences(folder, reference)
+    if wrong and not kills:
+        raise SystemExit(f"run {number}, undisturbed: {'; '.join(wrong)}")
     for kill in kills:
         kill.equal = not wrong
         kill.problems += wrong
-    if not any(kill.problems for kill in kills):
-        shutil.rmtree(folder)
     return kills
+
+
+def went_on_after(start: Start) -> int:
+    """Wait until a resumed run tells after how many rounds it goes on; -1: it doesn't."""
+    until(lambda: "resuming after round" in start.said() or start.process.poll() is not None, 600)
+    found = re.search(r"resuming after round (\d+) of", start.said())
+    return int(found[1]) if found else -1
 
 
 def main() -> int:
@@ -287,18 +277,22 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/kills.json"))
     options = parser.parse_args()
     began, hows = time.monotonic(), HOWS if options.how == "both" else (options.how,)
-    signals = ["SIGKILL", "SIGSTOP"] * ((options.times + 1) // 2)
-    random.Random(options.seed).shuffle(signals)
-    signals = signals[: options.times]
-    work, kills, number = Path(tempfile.mkdtemp(prefix="skerry-kills-")), list[Kill](), 0
+    signals: dict[str, list[str]] = {how: [] for how in hows}
+    for k in range(options.times):
+        signals[hows[k % len(hows)]].append(("SIGKILL", "SIGSTOP")[k // len(hows) % 2])
+    for left in signals.values():
+        random.Random(options.seed).shuffle(left)
+    work, number, kills = Path(tempfile.mkdtemp(prefix="skerry-kills-")), 0, list[Kill]()
     reference = Start(hows[0], work / "reference", options)
     if reference.process.wait():
         raise SystemExit(f"the undisturbed run failed: {reference.said()}")
     print(" ".join(_cell(f.name, f.name) for f in fields(Kill)))
-    while signals:
-        made = trial(number, hows[number % len(hows)], signals, reference.folder, options)
-        print("\n".join(kill.row() for kill in made) or f"    {number} was done before its signal came", flush=True)
+    while any(signals.values()):
+        how = hows[number % len(hows)]
+        made = trial(number, how, signals[how], reference.folder, options) if signals[how] else []
         kills, number = kills + made, number + 1
+        for kill in made:
+            print(kill.row(), flush=True)
     bad = [kill for kill in kills if kill.problems]
     summary = {
         "kills": len(kills), "failed": len(bad), "rounds_lost": sum(k.lost for k in kills),
@@ -312,7 +306,7 @@ def main() -> int:
     result = {"config": told, "summary": summary, "kills": [asdict(kill) for kill in kills]}
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     if bad:
-        print(f"runs that failed are kept in {work}")
+        print(f"the runs are kept in {work}")
         return 1
     shutil.rmtree(work)
     return 0

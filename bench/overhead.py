@@ -1,60 +1,138 @@
-"""Where a round of the `processes` runtime spends its time, in the headline's IST run: milliseconds a round.
+"""What a round costs beside local steps and the wire, and how well the exchange uses a link.
 
-    .venv/bin/python bench/overhead.py      # about half a minute, on an idle machine
+    python bench/overhead.py [--hidden 2048] [--hosts 2] [--rate 100mbit]      # as root, with iproute2 and iperf3
 
-`waiting` is the time until the slowest worker is done, in the mean over workers; it is part of `exchange`.
+A speech-sized MLP (4096-h-h-h-12, batch norm, batch 128, random data) is trained by IST with a full reshuffle and 20
+local steps on hosts with slow links (``hosts.py``), one thread each; two hosts by default, since the machine has two
+cores. For each round, in the mean over rounds and workers:
+
+- *local*: local steps. *slower*: waiting for the slowest worker. *wire*: waiting for bytes, in the exchange.
+- *rest*: everything else: planning, cutting, packing, copying, aggregating, checks, records.
+
+*wire* and packing overlap, so the rate of the exchange is that of all bytes over the whole exchange, and it is compared
+with what iperf3 gives between two of the same hosts.
 """
 
+import argparse
+import json
+import sys
+import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from hosts import Hosts, why_not
+from torch.nn import functional as F
 
-from skerry import Processes, experiment, launch, loop
-from skerry.recipes import RECIPES
-from skerry.train import train
+import skerry
+from skerry.models.mlp import MLP
+from skerry.recipes.image_mlp import mlp_rules
+from skerry.runtimes import Report
 
-ROUNDS = 40
+ROUNDS, STEPS, BATCH = 6, 20, 128
 
 
-def work(runtime: Processes) -> None:
-    """Train in every process with clocks around the stages; the first one prints."""
+class Clocked(skerry.Processes):
+    """A runtime that knows what it waited for."""
+
+    spent: dict[str, float]
+
+    def reports(self, mine: Report) -> list[Report]:
+        """Wait for the slowest."""
+        before, started = self.spent["wire"], time.perf_counter()
+        reports = super().reports(mine)
+        self.spent["wire"] = before
+        self.spent["slower"] += time.perf_counter() - started
+        return reports
+
+    @contextmanager
+    def peers(self) -> Iterator[None]:
+        """Wait for bytes."""
+        started = time.perf_counter()
+        with super().peers():
+            yield
+        self.spent["wire"] += time.perf_counter() - started
+
+
+def work(hidden: int, out: Path) -> None:
+    """Train as one of the processes and write what a round cost."""
     torch.set_num_threads(1)
-    spent: dict[str, float] = defaultdict(float)
+    Clocked.spent = defaultdict(float)
+    runtime = Clocked.join(60.0)
+    n = runtime.num_processes
+    with torch.device("meta"):
+        model = MLP([4096, hidden, hidden, hidden, 12])
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(512 * n, 4096, generator=rng), torch.randint(0, 12, (512 * n,), generator=rng)
+    stamps: list[dict[str, float]] = []
 
-    def clocked(stage: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **more: Any) -> Any:
-            started = time.perf_counter()
-            result = call(*args, **more)
-            spent[stage] += time.perf_counter() - started
-            return result
+    def on_round(record: skerry.Record, state: skerry.State) -> None:
+        totals = {**Clocked.spent, **record.totals, "now": time.perf_counter()}
+        stamps.append(totals)
 
-        return run
+    skerry.train(
+        model,
+        F.cross_entropy,
+        skerry.Shards(x, y, skerry.split(y, n, "iid", 0), batch_size=BATCH, seed=0),
+        plan=skerry.Plan.from_rules(model, mlp_rules(3)),
+        algorithm=skerry.ist(n, local_steps=STEPS),
+        optimizer=lambda p: torch.optim.SGD(p, 0.01, momentum=0.9),
+        num_rounds=ROUNDS,
+        runtime=runtime,
+        start=lambda m: skerry.FromInitializer(m, seed=0),
+        on_round=on_round,
+    )
+    # The first round warms up; the last exchanges shared tensors only, and evaluates.
+    first, last = stamps[0], stamps[-2]
+    rounds = len(stamps) - 2
+    part = {key: (last[key] - first[key]) / rounds for key in ("local_s", "slower", "wire", "bytes_sent", "now")}
+    (out / f"{runtime.rank}.json").write_text(json.dumps(part))
+    runtime.close()
 
-    def exchange(*args: Any) -> Any:
-        handovers = plain_exchange(*args)
-        local = [h.local_s for h in handovers]
-        spent["waiting"] += max(local) - sum(local) / len(local)
-        return handovers
 
-    plain_exchange = runtime.exchange
-    runtime.exchange = clocked("exchange", exchange)  # type: ignore[method-assign]
-    for stage in ("extract", "aggregate_", "is_finite"):
-        setattr(loop, stage, clocked(stage, getattr(loop, stage)))
-    config = experiment.configure("fashion-mlp", "ist", {"rounds": ROUNDS, "runtime": "processes"})
-    job = RECIPES["fashion-mlp"]().build(config)
-    result = train(
-        job.model, job.loss_fn, job.data, plan=job.plan, algorithm=experiment.METHODS["ist"](config),
-        optimizer=experiment.make_optimizer(config), num_rounds=ROUNDS, runtime=runtime,
-    )  # fmt: skip
-    totals = result.state.totals
-    stages = {"round": totals["time_s"], "local steps": totals["local_s"], **spent}
-    if runtime.rank == 0:
-        for stage, seconds in stages.items():
-            print(f"{stage:12} {1e3 * seconds / ROUNDS:7.1f} ms   {seconds / totals['time_s']:.1%}")
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--hosts", type=int, default=2)
+    parser.add_argument("--rate", default="100mbit")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(options.hidden, options.worker)
+        return
+    if (reason := why_not()) is not None:
+        raise SystemExit(f"hosts can't be made here: {reason}")
+    with tempfile.TemporaryDirectory() as folder, Hosts(options.hosts, rate=options.rate) as hosts:
+        with (Path(folder) / "iperf3.log").open("w") as log:
+            server = hosts.popen(0, ["iperf3", "-s", "-1"], log=log)
+        time.sleep(0.5)
+        told = json.loads(hosts.run(1, ["iperf3", "-c", hosts.addresses[0], "-t", "4", "-J"]).stdout)
+        server.wait(10)
+        link = told["end"]["sum_received"]["bits_per_second"]
+        script = [str(Path(__file__).absolute()), "--hidden", str(options.hidden), "--worker", folder]
+        outcome = hosts.torchrun(script, out=Path(folder) / "logs", timeout_s=1800)
+        if any(outcome.codes):
+            print(outcome.logs[0].read_text()[-3000:], file=sys.stderr)
+            raise SystemExit(f"exit codes {outcome.codes}")
+        parts: list[dict[str, Any]] = [json.loads(p.read_text()) for p in sorted(Path(folder).glob("*.json"))]
+    mean = {key: sum(part[key] for part in parts) / len(parts) for key in parts[0]}
+    rest = mean["now"] - mean["local_s"] - mean["slower"] - mean["wire"]
+    exchange = mean["wire"] + rest
+    rate = mean["bytes_sent"] * 8 / mean["wire"]
+    print(f"{options.hosts} hosts, {options.rate}, hidden {options.hidden}, {STEPS} local steps, {ROUNDS - 2} rounds\n")
+    print("| local s | slower s | wire s | rest s | rest / local | sent MB | Mbit/s | iperf3 Mbit/s | of iperf3 |")
+    print("|---:" * 9 + "|")
+    print(
+        f"| {mean['local_s']:.2f} | {mean['slower']:.2f} | {mean['wire']:.2f} | {rest:.3f} | "
+        f"{rest / mean['local_s']:.1%} | {mean['bytes_sent'] / 1e6:.1f} | {rate / 1e6:.1f} | {link / 1e6:.1f} | "
+        f"{rate / link:.0%} (whole exchange {mean['bytes_sent'] * 8 / exchange / link:.0%}) |"
+    )
 
 
 if __name__ == "__main__":
-    launch(work, 4)
+    main()

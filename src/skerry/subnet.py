@@ -8,6 +8,7 @@ obvious meaning of a subnet: the full model in which nothing reads what the work
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from skerry import patches, rules
 from skerry.optimizer_state import parameter_of
 from skerry.plan import DealtDim, Patch, Plan, named_tensors
+from skerry.rules import Role
 
 Index = Tensor | tuple[slice, ...]
 """The sorted int64 indices of a dim that are held; where they are a few runs of neighbours, the runs."""
@@ -275,6 +277,41 @@ def narrow_model(model: nn.Module, plan: Plan, fraction: float, seed: int) -> nn
             if callable(reset):
                 reset()
     return narrow
+
+
+def plan_of_subnet(plan: Plan, units: Tensor) -> Plan:
+    """Return the plan of the subnet of ``units``, which deals these units out again."""
+    held = torch.zeros(plan.num_units + 1, dtype=torch.bool)
+    held[units] = True
+    new_id = torch.cat([held[:-1].cumsum(0) - 1, torch.tensor([-1])]).to(torch.int32)  # the last is where id -1 looks
+    new_id[:-1][~held[:-1]] = -1
+    axes, start = [], 0
+    for axis in plan.axes:
+        count = int(held[axis.start : axis.start + axis.num_units].sum())
+        axes.append(replace(axis, num_units=count, start=start))
+        start += count
+    by_name, known = cuts(plan, units), dict[tuple[int, Role], DealtDim]()
+
+    def renumbered(dim: DealtDim) -> DealtDim:
+        key = (id(dim.units), dim.role)
+        if key not in known:
+            kept = held[dim.units] | (dim.units < 0)
+            known[key] = DealtDim(new_id[dim.units[kept]], dim.role)
+        return known[key]
+
+    cut_by_name = {name: by_name.get(name, ()) for name in plan.shapes}
+    return Plan(
+        axes=tuple(axes),
+        dims={
+            name: tuple(None if dim is None else renumbered(dim) for dim in row)
+            for name, row in plan.dims.items()
+            if cut_by_name[name] is not None
+        },
+        shapes={name: cut_shape(plan.shapes[name], cut) for name, cut in cut_by_name.items() if cut is not None},
+        blocks={name: int(new_id[unit]) for name, unit in plan.blocks.items() if held[unit]},
+        scaled={name: int(new_id[unit]) for name, unit in plan.scaled.items() if held[unit]},
+        patches=plan.patches,
+    )
 
 
 def fill_(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

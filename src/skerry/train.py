@@ -27,6 +27,7 @@ from skerry.sources import FromModel, Source, skeleton
 from skerry.state import Record, State
 from skerry.subnet import narrow_model
 from skerry.verify import verify as verify_plan
+from skerry.verify import verify_small
 
 Start = Callable[[nn.Module], Source]
 """Given the model to train, where its values come from."""
@@ -124,7 +125,8 @@ def train(
         on_start: called with the state that training starts from.
         on_round: called after each round, for progress and files.
         max_bad_rounds: so many rounds in a row with a refused piece end the training.
-        verify: whether to check first that the plan holds for the model (``verify.py``); not for one on meta.
+        verify: whether to check first that the plan holds for the model (``verify.py``); for a model on meta
+            with a small net of its modules.
 
     Raises:
         ValueError: the plan does not fit the model, there are more workers than units, the data is split for another
@@ -153,9 +155,11 @@ def train(
         raise ValueError(
             "the model is on meta and has no values; give start=lambda m: skerry.FromInitializer(m, seed=0)"
         )
-    if verify and not empty and not (checkpoints and checkpoints.resume):
-        device = next(model.parameters()).device
-        verify_plan(model, plan, to(data.sample(first, 4), device))
+    if verify and not (checkpoints and checkpoints.resume):
+        if empty:
+            verify_small(model, plan, data.sample(first, 4))
+        else:
+            verify_plan(model, plan, to(data.sample(first, 4), next(model.parameters()).device))
     model, plan = to_train(model, plan, algorithm, seed)
     source = start(model) if start is not None else FromModel(model)
     state = State(0, torch.zeros(plan.num_units, dtype=torch.int64))

@@ -12,9 +12,11 @@ from skerry.discovery.running import module_names
 from skerry.discovery.trial import some_units
 from skerry.inputs import Inputs, call, map_tensors, tensors_of
 from skerry.patches import remedy
-from skerry.plan import Plan
+from skerry.plan import Plan, named_tensors
+from skerry.randomness import generator
+from skerry.sources import skeleton
 from skerry.subnet import cuts as cuts_of
-from skerry.subnet import extract, masked, take
+from skerry.subnet import extract, fill_, masked, plan_of_subnet, take
 
 _REMEDY = (
     "a module over it is in no rule, or takes statistics across it (layer norm, group norm), or it is added to another "
@@ -51,6 +53,42 @@ def verify(model: nn.Module, plan: Plan, example_inputs: Inputs, *, tolerance: f
     raise ValueError(f"axes {', '.join(axis.name for axis in plan.axes[:4])}, ... together: {found}")
 
 
+def verify_small(model: nn.Module, plan: Plan, example_inputs: Inputs) -> None:
+    """Verify a small net of the modules of ``model``, which may be on the meta device, with random values.
+
+    It has the first few units of each axis. It takes the memory of these and of what is not dealt out.
+
+    Raises:
+        ValueError: naming module or axis, and what to do.
+    """
+    small, its_plan = _small(model, plan)
+    small.eval()
+    running: list[str] = []
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), module_names(small, running):
+            call(small, example_inputs)
+    except Exception as error:
+        raise ValueError(_does_not_run(small, running, error)) from error
+    verify(small, its_plan, example_inputs)
+
+
+def _small(model: nn.Module, plan: Plan, most_units: int = 11) -> tuple[nn.Module, Plan]:
+    units = torch.cat(
+        [torch.arange(axis.start, axis.start + min(most_units, axis.num_units)) for axis in plan.axes]
+        or [torch.empty(0, dtype=torch.int64)]
+    )
+    rng = generator("small")
+
+    def value(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return torch.zeros(tensor.shape, dtype=tensor.dtype)
+        low = 0.5 if tensor.dim() < 2 else -0.5  # a variance, for example, must be positive
+        return torch.empty(tensor.shape, dtype=tensor.dtype).uniform_(low, low + 1, generator=rng)
+
+    small = extract(skeleton(model), plan, units)
+    return fill_(small, {n: value(t) for n, t in named_tensors(small).items()}), plan_of_subnet(plan, units)
+
+
 def _mismatch(model: nn.Module, plan: Plan, units: Tensor, inputs: Inputs, tolerance: float) -> str | None:
     """Tell in words how the subnet of ``units`` differs from the masked full model, None if it does not."""
     full, inputs, exact = _in_double(masked(model, plan, units).eval(), inputs)
@@ -71,9 +109,7 @@ def _mismatch(model: nn.Module, plan: Plan, units: Tensor, inputs: Inputs, toler
             with module_names(narrow, running), _outputs(narrow, seen_narrow):
                 got = list(tensors_of(call(narrow, inputs)))
         except Exception as error:
-            where, said = (running[-1] if running else ""), (str(error).splitlines() or [type(error).__name__])[0]
-            what_to_do = remedy(where, model.get_submodule(where)) if where else _REMEDY
-            return f"a narrow subnet does not run, in {where or 'the model itself'} ({said}); {what_to_do}"
+            return _does_not_run(model, running, error)
     if [t.shape for t in got] != [t.shape for t in expected]:
         shapes = f"{[tuple(t.shape) for t in got]}, expected {[tuple(t.shape) for t in expected]}"
         return f"a narrow subnet's outputs have shapes {shapes}; {_REMEDY}"
@@ -86,6 +122,12 @@ def _mismatch(model: nn.Module, plan: Plan, units: Tensor, inputs: Inputs, toler
             f"the other units, first after {first or 'the last module'}, expected at most {tolerance:.0e}; {_REMEDY}"
         )
     return _gradient_mismatch(plan, units, narrow, full, got, expected, tolerance) if exact else None
+
+
+def _does_not_run(model: nn.Module, running: list[str], error: Exception) -> str:
+    where, said = (running[-1] if running else ""), (str(error).splitlines() or [type(error).__name__])[0]
+    what_to_do = remedy(where, model.get_submodule(where)) if where else _REMEDY
+    return f"a narrow subnet does not run, in {where or 'the model itself'} ({said}); {what_to_do}"
 
 
 def _gradient_mismatch(

@@ -220,7 +220,7 @@ def _start(own: Tensor, good: bool, rank: int, exact: bool) -> tuple[Tensor, int
         return own, rank if good else -1, 0
     # Twice the digits, so that the mean of equal float32 values is that value.
     wide = own.to(torch.complex128 if own.is_complex() else torch.float64)
-    return wide if good else torch.zeros_like(wide), -1, 0
+    return wide if good else torch.full_like(wide, -0.0), -1, 0
 
 
 def _key(part: Part) -> Key:

@@ -78,6 +78,11 @@ class Processes:
         liveness = Liveness(address, dist.get_rank(), dist.get_world_size(), timeout_s, _end)
         return cls(liveness=liveness, wire=wire)
 
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes that buffers of exchanges take by now."""
+        return self._wire.buffer_bytes
+
     def mine(self, num_workers: int) -> list[int]:
         """The worker with this process's rank."""
         if num_workers != self.num_processes:

@@ -155,7 +155,9 @@ class Sharded:
         sent = self._wire.bytes_sent
         full = self._deal(tensors, self._plan(then, sizes, average=False), good, "exact")
         self._wire.bytes_sent = sent  # exchanges only
-        return {} if only_first and self._group.rank else full
+        if only_first and self._group.rank:
+            return {}
+        return {n: t.clone() if t is tensors.get(n) else t for n, t in full.items()}  # what is here is not to be scaled
 
     def _add_state(self, name: str, size: Tensor) -> None:
         """Make room for optimizer state that has just appeared."""

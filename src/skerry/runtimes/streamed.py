@@ -125,7 +125,7 @@ class _Arrive(TorchFunctionMode):
     ) -> Any:
         if func in _ABOUT:
             return func(*args, **(kwargs or {}))
-        if func is _DEVICE and self._streamed.is_own(args[0]):
+        if func == _DEVICE and self._streamed.is_own(args[0]):
             return self._streamed.device
         args, kwargs = tree_map_only(Tensor, self._streamed.real, (args, kwargs or {}))
         return func(*args, **kwargs)

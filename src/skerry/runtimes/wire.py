@@ -20,7 +20,7 @@ from skerry.exchange import Indices, Move, Transfer, num_elements
 
 WireFormat = Literal["exact", "bf16"]
 
-_ALIGN = 8  # bytes; every part starts where any dtype may
+_ALIGN = 16  # bytes; every part starts where any dtype may
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +101,11 @@ class Wire:
         self.chunk = max(_ALIGN, budget // (4 * max(1, num_processes - 1)) // _ALIGN * _ALIGN)
         self.bytes_sent = 0
         self._buffers: dict[tuple[str, int, int], Tensor] = {}
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes that the buffers take by now."""
+        return sum(len(buffer) for buffer in self._buffers.values())
 
     def run(
         self,

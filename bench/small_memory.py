@@ -1,0 +1,599 @@
+"""Weights of 8 times a worker's memory limit: trained, evaluated, checkpointed, resumed and exported, by n small workers.
+
+    python bench/small_memory.py             # 16 workers (Linux, root; how long it takes: docs/log.md)
+    python bench/small_memory.py --quick     # 4 workers, small sizes, about a minute
+
+Each worker is a process on a host of its own (``hosts.py``), whose memory cgroup kills it at its limit: M bytes over the
+footprint, what a process needs that imports torch and takes one step of a tiny net in plain PyTorch (making the first
+optimizer imports another third of PyTorch). Importing skerry counts against M, as do gloo's connections.
+
+The model is a deep residual MLP on synthetic data, dealt out along two axes, the stream and the hidden units of blocks
+(unit k of all blocks goes together). So nearly all of its elements are of two dealt dims: a worker trains 1/n^2 of them
+and is home to 1/n. Few steps are taken: the purpose is memory.
+
+A start is interrupted after a checkpoint; the next one goes on from it, with the same bits, and exports at its end. For
+each stage the table has the most resident memory (VmHWM, reset between stages) that any worker had over the footprint's,
+what ``cost.rank_memory`` predicts, and the bound: subnet (weights, gradients, optimizer, activations) + 1/n of the model
++ 64 MiB. The proof of staying inside is the cgroup: nobody was killed. Resident memory has mapped files in it, which a
+cgroup may drop (a resumed worker maps its checkpoint).
+
+Then the same model by DDP and by FSDP (``fully_shard`` of each matrix, from meta), and ``narrow``, the net of 1/n of the
+widths, on the same limits; and FSDP without a limit, for its peak. None has momentum, which would be 1/n more for FSDP.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from hosts import Hosts, kill, why_not
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import skerry
+from skerry import cost
+from skerry.plan import named_tensors
+from skerry.randomness import generator
+from skerry.runtimes.sharded import Sharded
+
+MIB = 2**20
+TIMEOUT_S = 3600.0
+SPREAD_S = 10.0
+"""When a worker has died, the others get so long to notice."""
+
+FOOTPRINT = """
+import json, sys
+def memory():
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return {key: int(lines[key].split()[0]) * 1024 for key in ("VmHWM", "RssAnon")}
+import torch
+if sys.argv[1] == "step":
+    torch.set_num_threads(1)
+    net = torch.nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    torch.nn.functional.cross_entropy(net(torch.randn(8, 4)), torch.zeros(8, dtype=torch.long)).backward()
+    optimizer.step()
+print(json.dumps(memory()))
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What is trained, by how many, in how little.
+
+    Attributes:
+        workers: n.
+        limit: M, bytes of a worker over the footprint.
+        times: the weights are at least so many M.
+        width: of the stream and of each block.
+        own_axes: whether the hidden units of each block are an axis of their own.
+        rounds: in all; the first start is interrupted after ``stop`` of them.
+        buffers: the most that buffers of an exchange take, bytes.
+    """
+
+    workers: int = 16
+    limit: int = 160 * MIB
+    times: float = 8.0
+    width: int = 2048
+    own_axes: bool = False
+    features: int = 64
+    classes: int = 10
+    batch_size: int = 64
+    local_steps: int = 20
+    rounds: int = 4
+    stop: int = 2
+    buffers: int = 16 * MIB
+    lr: float = 0.05
+    seed: int = 0
+
+    @property
+    def blocks(self) -> int:
+        """As few as make the weights ``times`` M."""
+        return math.ceil(self.times * self.limit / (2 * 4 * self.width**2))
+
+    def model(self) -> "Net":
+        """The model, where torch makes tensors now."""
+        return Net(self.features, self.width, self.blocks, self.classes)
+
+    def plan(self, model: nn.Module) -> skerry.Plan:
+        """Both dims of every matrix inside are dealt out."""
+        hidden = "hidden.*" if self.own_axes else "hidden"
+        up = [skerry.In("stream"), skerry.Out(hidden)]
+        down = [skerry.In(hidden), skerry.Out("stream")]
+        rules = {
+            "stem": skerry.Out("stream"), "blocks.*.up": up, "blocks.*.norm": skerry.Out(hidden),
+            "blocks.*.down": down, "out": skerry.In("stream"),
+        }  # fmt: skip
+        return skerry.Plan.from_rules(model, rules)
+
+    def data(self) -> tuple[skerry.Shards, tuple[Tensor, Tensor]]:
+        """Noisy points around a centre for each class, dealt to the workers, and some to test on."""
+        rng = generator(self.seed, "blobs")
+        centres = torch.randn(self.classes, self.features, generator=rng)
+        y = torch.randint(self.classes, (4096 + 512,), generator=rng)
+        x = centres[y] + 2 * torch.randn(len(y), self.features, generator=rng)
+        parts = skerry.split(y[:4096], self.workers, "iid", self.seed)
+        shards = skerry.Shards(x[:4096], y[:4096], parts, batch_size=self.batch_size, seed=self.seed)
+        return shards, (x[4096:], y[4096:])
+
+    def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
+        """The same for everybody."""
+        return torch.optim.SGD(parameters, self.lr)
+
+
+class Block(nn.Module):
+    """x + down(relu(norm(up(x))))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, width, bias=False)
+        self.norm = nn.BatchNorm1d(width)
+        self.down = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, width) to (B, width)."""
+        down: Tensor = self.down(F.relu(self.norm(self.up(x))))
+        return x + down
+
+
+class Net(nn.Module):
+    """A residual MLP."""
+
+    def __init__(self, features: int, width: int, blocks: int, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Linear(features, width)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
+        self.out = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, features) to (B, classes)."""
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        logits: Tensor = self.out(x)
+        return logits
+
+
+# --- in a worker ------------------------------------------------------------------------------------------------------
+
+
+class Stages:
+    """Writes down what each stage of this process took: peak resident memory, seconds, bytes sent."""
+
+    def __init__(self, path: Path) -> None:
+        self.told: dict[str, Any] = {"stages": {}, "now": "", "train_loss": [], "score": []}
+        self._path = path
+        self._began = (time.perf_counter(), sent_bytes())
+
+    def enter(self, name: str) -> None:
+        """End a stage and begin the next; one that comes again adds up, and has one peak."""
+        now = (time.perf_counter(), sent_bytes())
+        if self.told["now"]:
+            row = self.told["stages"].setdefault(self.told["now"], {"times": 0, "peak": 0, "seconds": 0.0, "sent": 0})
+            row["times"] += 1
+            row["peak"] = max(row["peak"], status("VmHWM"))
+            row["seconds"] += now[0] - self._began[0]
+            row["sent"] += now[1] - self._began[1]
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
+        self.told["now"], self._began = name, now
+        self._path.write_text(json.dumps(self.told))
+
+
+def status(key: str) -> int:
+    """A figure of this process, bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def sent_bytes() -> int:
+    """Bytes this host has sent."""
+    lines = Path("/proc/self/net/dev").read_text().splitlines()
+    return next(int(line.split()[9]) for line in lines if line.strip().startswith("eth0:"))
+
+
+class Interrupted(Exception):
+    """The first start ends."""
+
+
+class Watched(skerry.Processes):
+    """The runtime, telling its stages."""
+
+    def __init__(self, stages: Stages, setup: Setup, stop: int | None) -> None:
+        super().__init__(buffer_bytes=setup.buffers)
+        self._stages, self._stop = stages, stop
+        self.store: Sharded | None = None
+
+    def keep(self, *args: Any) -> Sharded:
+        """Make the store and remember it."""
+        self.store = super().keep(*args)
+        return self.store
+
+    def at(self, round: int, stage: str) -> None:
+        """Note the stage; end the start before round ``stop``."""
+        if stage == "local steps":
+            if "began" not in self._stages.told:
+                self._stages.told["began"] = [round, self.digest()]
+            if round == self._stop:
+                self._stages.told["ended"] = [round, self.digest()]
+                raise Interrupted
+        self._stages.enter(stage)
+        super().at(round, stage)
+
+    def digest(self) -> str:
+        """A digest of all that this process keeps."""
+        assert self.store is not None
+        digest = hashlib.blake2b(digest_size=8)
+        for name, tensor in sorted(self.store.shards().items()):
+            digest.update(name.encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def train(setup: Setup, stages: Stages, out: Path, *, stop: int | None, narrow: bool = False) -> None:
+    """Train with skerry: the first start to its interruption, or to the end and export."""
+    runtime = Watched(stages, setup, stop)
+    with torch.device("meta"):
+        model = setup.model()
+    checkpoints = skerry.Checkpoints(folder=out / "run", run="small memory", every_s=math.inf, resume=True)
+    shards, test = setup.data()
+    method = (skerry.narrow if narrow else skerry.ist)(setup.workers, local_steps=setup.local_steps)
+
+    def on_round(record: skerry.Record, state: skerry.State) -> None:
+        stages.told["train_loss"].append(record.train_loss)
+        if record.score is not None:
+            stages.told["score"].append(asdict(record.score))
+        checkpoints.every_s = 0.0 if state.round == setup.stop else math.inf
+
+    try:
+        result = skerry.train(
+            model,
+            F.cross_entropy,
+            shards,
+            plan=setup.plan(model),
+            algorithm=method,
+            optimizer=setup.optimizer,
+            num_rounds=setup.rounds,
+            seed=setup.seed,
+            test=test,
+            eval_every=setup.stop,
+            runtime=runtime,
+            start=lambda m: skerry.FromInitializer(m, setup.seed),
+            checkpoints=None if narrow else checkpoints,
+            on_round=on_round,
+        )
+        if not narrow:
+            result.export(out / "export", shard_bytes=1)  # a tensor a file
+    except Interrupted:
+        pass
+    stages.enter("end")
+    runtime.close()
+
+
+def rival(setup: Setup, stages: Stages, method: str) -> None:
+    """Train with DDP or FSDP for a few steps."""
+    rank = dist.get_rank()
+    stages.enter("model")
+    module = ddp(setup, stages) if method == "ddp" else fsdp(setup, stages)
+    optimizer = setup.optimizer(module.parameters())
+    shards, _ = setup.data()
+    stages.enter("first step")
+    for step, (x, y) in enumerate(shards.batches(rank, 0, 1 + setup.stop)):
+        if step == 1:
+            stages.enter("steps")
+        optimizer.zero_grad()
+        loss = F.cross_entropy(module(x), y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        stages.told["train_loss"].append(loss.item())
+    stages.enter("end")
+    dist.destroy_process_group()
+
+
+def ddp(setup: Setup, stages: Stages) -> nn.Module:
+    """A replica for each worker."""
+    model = setup.model()
+    stages.enter("wrap")
+    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+def fsdp(setup: Setup, stages: Stages) -> nn.Module:
+    """Sharded matrix by matrix; nobody makes the full model."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    with torch.device("meta"):
+        model = setup.model()
+    for module in list(model.modules()):
+        if isinstance(module, nn.Linear):
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    model.to_empty(device="cpu")
+    rng = generator(setup.seed, "fsdp", dist.get_rank())
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        if ".norm." in name:
+            local.detach().fill_(1.0 if name.endswith(("weight", "running_var")) else 0.0)
+        else:
+            bound = setup.width**-0.5
+            local.detach().uniform_(-bound, bound, generator=rng)
+    return model
+
+
+def work(role: str, setup: Setup, out: Path) -> None:
+    """Do a worker's part."""
+    stages = Stages(out / f"{role}-{os.environ['RANK']}.json")
+    stages.enter("start")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=TIMEOUT_S))
+    if role in ("ddp", "fsdp"):
+        rival(setup, stages, role)
+    else:
+        train(setup, stages, out, stop=setup.stop if role == "first" else None, narrow=role == "narrow")
+
+
+# --- around the workers -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """What became of the workers of one start.
+
+    Attributes:
+        codes: exit codes.
+        killed: how many processes of each host were killed at its limit.
+        peaks: the most that each host's cgroup held.
+        told: what each worker wrote down.
+    """
+
+    codes: list[int]
+    killed: list[int]
+    peaks: list[int]
+    told: list[dict[str, Any]]
+    seconds: float
+
+    @property
+    def good(self) -> bool:
+        """Whether everybody came to the end."""
+        return not any(self.codes) and not any(self.killed)
+
+    def most(self, stage: str, what: str) -> float:
+        """The most of any worker."""
+        return max((t["stages"][stage][what] for t in self.told if stage in t["stages"]), default=math.nan)
+
+
+def start(role: str, setup: Setup, memory: int | None, out: Path) -> Run:
+    """Run the workers on hosts of their own, each started directly, and wait."""
+    out.mkdir(parents=True, exist_ok=True)
+    for left in out.glob(f"{role}-*.json"):
+        left.unlink()
+    began = time.monotonic()
+    with Hosts(setup.workers, memory=memory) as hosts:
+        command = [sys.executable, __file__, "--role", role, "--setup", json.dumps(asdict(setup)), "--out", str(out)]
+        env = {
+            "WORLD_SIZE": str(setup.workers), "MASTER_ADDR": hosts.addresses[0], "MASTER_PORT": "29500",
+            "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        processes = []
+        for k in range(setup.workers):
+            with (out / f"{role}-{k}.log").open("w") as log:
+                processes.append(hosts.popen(k, command, env=env | {"RANK": str(k)}, log=log))
+        wait(processes, lambda: kill(hosts.names))
+        peaks = [peak or 0 for peak in hosts.peak_memory()]
+        run = Run([p.wait() for p in processes], hosts.out_of_memory(), peaks, [], time.monotonic() - began)
+    files = [out / f"{role}-{k}.json" for k in range(setup.workers)]
+    told = [json.loads(f.read_text()) if f.exists() else {"stages": {}, "now": "import"} for f in files]
+    return replace(run, told=told)
+
+
+def wait(processes: list[subprocess.Popen[str]], end: Callable[[], None]) -> None:
+    """Wait for all; when one has failed, for the others no longer than they need to notice."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while any(p.poll() is None for p in processes):
+        if any(p.poll() not in (None, 0) for p in processes):
+            deadline = min(deadline, time.monotonic() + SPREAD_S)
+        if time.monotonic() > deadline:
+            end()
+        time.sleep(0.2)
+
+
+def footprint(hosts_of: Callable[[], Hosts]) -> dict[str, dict[str, int]]:
+    """Measure a process that only imports torch, and one that takes a step as well."""
+    found: dict[str, dict[str, int]] = {}
+    for _ in range(2):  # the first time files are read
+        with hosts_of() as hosts:
+            for k, what in enumerate(("import", "step")):
+                done = hosts.run(k, [sys.executable, "-c", FOOTPRINT, what], env={"OMP_NUM_THREADS": "1"})
+                done.check_returncode()
+                found[what] = {**json.loads(done.stdout), "cgroup": hosts.peak_memory()[k] or 0}
+    return found
+
+
+def prediction(setup: Setup) -> tuple[cost.RankMemory, int]:
+    """What a worker is predicted to need (all have equally much), and the size of the model."""
+    with torch.device("meta"):
+        model = setup.model()
+    plan, (shards, _) = setup.plan(model), setup.data()
+    assignment = skerry.ist(setup.workers).partition.assign(plan.axes, 0)
+    subnet = skerry.extract(model, plan, assignment.units(0))
+    (batch,) = shards.batches(0, 0, 1)
+    step = cost.step_cost(subnet, F.cross_entropy, batch, setup.optimizer)
+    sizes = named_tensors(model)
+    memory = cost.rank_memory(plan, sizes, assignment, 0, step, buffer_bytes=setup.buffers)
+    return memory, sum(tensor.nbytes for tensor in sizes.values())
+
+
+def exported_score(setup: Setup, folder: Path) -> skerry.Score:
+    """Load what was exported, here where there is room, and score it."""
+    with torch.device("meta"):
+        model = setup.model()
+    skerry.materialize(model, skerry.FromFiles(folder, model))
+    return skerry.evaluate(model, F.cross_entropy, setup.data()[1])
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def ours(runs: Mapping[str, Run], memory: cost.RankMemory, weights: int, setup: Setup, base: int) -> list[str]:
+    """The table of skerry's stages."""
+    share, most = weights / setup.workers, memory.step.memory
+    predicted = {
+        "local steps": memory.training,
+        "exchange": memory.exchange,
+        "evaluation": memory.evaluation,
+        "checkpoint": memory.exchange,
+        "export": memory.evaluation,
+    }
+    rows = [
+        "| start | stage | times | peak RSS over the footprint's, MiB | predicted | bound | s | sent, MB a worker |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, run in runs.items():
+        for stage in dict.fromkeys(stage for told in run.told for stage in told["stages"]):
+            peak = (run.most(stage, "peak") - base) / MIB
+            guess = f"{predicted[stage] / MIB:.0f}" if stage in predicted else "-"
+            bound = f"{(most + share + 64 * MIB) / MIB:.0f}"
+            times, seconds, sent = (run.most(stage, what) for what in ("times", "seconds", "sent"))
+            rows.append(
+                f"| {name} | {stage} | {times:.0f} | {peak:.0f} | {guess} | {bound} | {seconds:.1f} | {sent / 1e6:.1f} |"
+            )
+    return rows
+
+
+def what_happened(run: Run) -> str:
+    """In a few words."""
+    if run.good:
+        return "trains"
+    lost = [k for k, killed in enumerate(run.killed) if killed]
+    if not lost:
+        return f"fails, exit codes {sorted(set(run.codes))}"
+    stages = sorted({run.told[k]["now"] for k in lost})
+    return f"{len(lost)} of {len(run.codes)} killed at the limit ({', '.join(stages)})"
+
+
+def rivals(runs: Mapping[str, Run], setup: Setup, base: int) -> list[str]:
+    """The table of all methods."""
+    rows = [
+        "| method | outcome | peak RSS over the footprint's, MiB | a step: s | a step: sent, MB a worker |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for name, run in runs.items():
+        steps = setup.local_steps if "local steps" in run.told[0]["stages"] else 1
+        parts = ["local steps", "exchange"] if steps > 1 else ["steps"]
+        times = run.most(parts[0], "times") * (setup.stop if steps == 1 else steps)
+        seconds, sent = (sum(run.most(part, what) for part in parts) / times for what in ("seconds", "sent"))
+        peak = max((run.most(stage, "peak") for told in run.told for stage in told["stages"]), default=math.nan)
+        figures = (f"{(peak - base) / MIB:.0f}", f"{seconds:.2f}", f"{sent / 1e6:.1f}")
+        cells = ["-" if "nan" in figure else figure for figure in figures]
+        rows.append(f"| {name} | {what_happened(run)} | {' | '.join(cells)} |")
+    return rows
+
+
+def main() -> None:
+    """Run everything and print the tables."""
+    options = arguments()
+    setup = Setup(**json.loads(options.setup))
+    if options.role:
+        work(options.role, setup, options.out)
+        return
+    if (reason := why_not(memory=True)) is not None:
+        print(f"skipped: hosts with memory limits can't be made here: {reason}")
+        return
+    setup = setup_of(options)
+    began, out = time.monotonic(), options.out.absolute()
+    shutil.rmtree(out, ignore_errors=True)
+    found = footprint(lambda: Hosts(2, memory=2**31))
+    base, limit = found["step"]["VmHWM"], found["step"]["cgroup"] + setup.limit
+    memory, weights = prediction(setup)
+    print(f"footprint: {found}; weights {weights / MIB:.0f} MiB; {memory}", flush=True)
+
+    runs: dict[str, Run] = {}
+    plans: dict[str, tuple[str, int | None]] = {
+        "first": ("first", limit), "resumed": ("second", limit), "narrow": ("narrow", limit), "DDP": ("ddp", limit),
+        "FSDP": ("fsdp", limit), "FSDP, no limit": ("fsdp", None),
+    }  # fmt: skip
+    score = None
+    for name in options.only.split(",") if options.only else plans:
+        role, room = plans[name]
+        runs[name] = start(role, setup, room, out)
+        print(f"{name}: {what_happened(runs[name])}, {runs[name].seconds:.0f} s", flush=True)
+        if name == "resumed" and runs[name].good:
+            score = exported_score(setup, out / "export")
+    digests = [[t.get(key) for t in runs[name].told] for name, key in (("first", "ended"), ("resumed", "began"))]
+    same = digests[0] == digests[1] and None not in digests[0]
+    told = [*runs["first"].told[0].get("train_loss", []), *runs["resumed"].told[0].get("train_loss", [])]
+    scores = [*runs["first"].told[0].get("score", []), *runs["resumed"].told[0].get("score", [])]
+    starts = {name: runs[name] for name in ("first", "resumed")}
+    over = {name: f"{(max(run.peaks) - found['step']['cgroup']) / MIB:.0f}" for name, run in runs.items()}
+    lines = [
+        f"{setup.workers} workers; weights {weights / MIB:.0f} MiB in {2 * setup.blocks} matrices of {setup.width} x "
+        f"{setup.width} (and a few small ones); M = {setup.limit / MIB:.0f} MiB over the footprint of "
+        f"{found['step']['cgroup'] / MIB:.0f} MiB: weights / M = {weights / setup.limit:.2f}. Over that of importing torch "
+        f"alone ({found['import']['cgroup'] / MIB:.0f} MiB) the limit is {(limit - found['import']['cgroup']) / MIB:.0f} "
+        f"MiB, weights / limit = {weights / (limit - found['import']['cgroup']):.2f}. Buffers: at most "
+        f"{setup.buffers / MIB:.0f} MiB.",
+        "",
+        *ours(starts, memory, weights, setup, base),
+        "",
+        f"Killed at the limit: {sum(runs['first'].killed)} and {sum(runs['resumed'].killed)}. Most in a cgroup over the "
+        f"footprint's (files it read or wrote included), MiB: {over}.",
+        f"Training loss by round {[round(loss, 3) for loss in told]}; test after round {setup.stop} and "
+        f"{setup.rounds}: {[(round(s['loss'], 3), round(s['accuracy'], 3)) for s in scores]}; exported: {score}. Resumed "
+        f"with the bits of the interrupted start: {same}.",
+        "",
+        *rivals({"skerry": runs["first"], **{n: r for n, r in runs.items() if n not in starts}}, setup, base),
+    ]
+    print("\n".join(lines), f"\n{time.monotonic() - began:.0f} s", sep="\n")
+    report = {
+        "setup": asdict(setup), "footprint": found, "weights": weights, "prediction": asdict(memory), "resumed": same,
+        "runs": {name: asdict(run) for name, run in runs.items()}, "exported": asdict(score) if score else None,
+    }  # fmt: skip
+    (out.parent / "small-memory.json").write_text(json.dumps(report, indent=1) + "\n")
+    if not options.keep:
+        shutil.rmtree(out / "run", ignore_errors=True)
+        shutil.rmtree(out / "export", ignore_errors=True)
+
+
+def setup_of(options: argparse.Namespace) -> Setup:
+    """The sizes that the command line asks for."""
+    quick = {"workers": 4, "limit": 64 * MIB, "width": 1024, "times": 2.0, "rounds": 4, "local_steps": 5}
+    chosen: dict[str, Any] = quick if options.quick else {}
+    given = {"workers": options.workers, "width": options.width, "times": options.times}
+    sizes = {"limit": options.limit, "buffers": options.buffers}
+    chosen |= {key: value for key, value in given.items() if value is not None}
+    chosen |= {key: value * MIB for key, value in sizes.items() if value is not None}
+    return Setup(**chosen, own_axes=options.own_axes)
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes")
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--width", type=int)
+    parser.add_argument("--limit", type=int, help="M, MiB")
+    parser.add_argument("--times", type=float, help="the weights are so many M")
+    parser.add_argument("--buffers", type=int, help="of an exchange, MiB")
+    parser.add_argument("--own-axes", action="store_true", help="the hidden units of each block are an axis")
+    parser.add_argument("--out", type=Path, default=Path("runs/small-memory"))
+    parser.add_argument("--only", default="", help="starts by name, comma-separated")
+    parser.add_argument("--keep", action="store_true", help="checkpoint and export")
+    parser.add_argument("--role", help=argparse.SUPPRESS)
+    parser.add_argument("--setup", default="{}", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
