@@ -14,7 +14,7 @@ from skerry.partition import Assignment, Disjoint, Everything, Overlapping, Part
 from skerry.plan import Axis, DealtDim, Plan
 from skerry.plan_file import load_plan, save_plan
 from skerry.rules import Heads, In, Out
-from skerry.runtimes import Processes, Serial, launch
+from skerry.runtimes import Processes, Serial, WireFormat, launch
 from skerry.schedule import constant, cosine
 from skerry.sources import FromFiles, FromInitializer, materialize, skeleton
 from skerry.state import Record, State
@@ -25,7 +25,7 @@ from skerry.verify import verify
 __all__ = [
     "Algorithm", "Assignment", "Axis", "Blocks", "Checkpoints", "Data", "DealtDim", "Disjoint", "Everything",
     "FromFiles", "FromInitializer", "Heads", "In", "Out", "Overlapping", "Partition", "Plan", "Processes", "Record",
-    "Result", "Score", "Serial", "Shards", "State", "TrainingFailed", "aggregate_", "calibrate", "constant", "cosine",
-    "discover", "evaluate", "extract", "ist", "launch", "load_plan", "local_sgd", "masked", "materialize", "narrow",
-    "save_plan", "single", "skeleton", "split", "train", "verify", "write_back",
+    "Result", "Score", "Serial", "Shards", "State", "TrainingFailed", "WireFormat", "aggregate_", "calibrate",
+    "constant", "cosine", "discover", "evaluate", "extract", "ist", "launch", "load_plan", "local_sgd", "masked",
+    "materialize", "narrow", "save_plan", "single", "skeleton", "split", "train", "verify", "write_back",
 ]  # fmt: skip

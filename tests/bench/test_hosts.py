@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 PATH = Path(__file__).parents[2] / "bench" / "hosts.py"
 _spec = importlib.util.spec_from_file_location("bench_hosts", PATH)
@@ -82,6 +84,20 @@ def end_owner(sent: signal.Signals) -> tuple[int, int, int]:
         assert len(owned_by(owner.pid)) == 3
         owner.send_signal(sent)
         return owner.pid, sleeper, owner.wait(20)
+
+
+def test_three_hosts_train_for_two_rounds(tmp_path: Path) -> None:
+    """Against the serial runtime: the same model; nobody else is needed for a run's files."""
+    settings = ["-m", "skerry", "train", "digits-mlp", "--workers", "3", "--rounds", "2", "--set", "threads=1", "--out"]
+    with bench.Hosts(3, rate="1gbit") as hosts:
+        outcome = hosts.torchrun([*settings, str(tmp_path / "hosts")], out=tmp_path / "logs", timeout_s=120)
+    assert outcome.codes == [0, 0, 0], outcome.logs[0].read_text()
+    subprocess.run([sys.executable, *settings, str(tmp_path / "serial")], check=True, capture_output=True)
+    found = [load_file(tmp_path / runtime / "model.safetensors") for runtime in ("hosts", "serial")]
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    parts = sorted(p.name for p in tmp_path.glob("hosts/checkpoint/*/*"))
+    assert parts == [f"{rank}-of-3.safetensors" for rank in range(3)]
 
 
 def test_torchrun_in_three_hosts(tmp_path: Path) -> None:
