@@ -90,7 +90,7 @@ def test_three_hosts_train_for_two_rounds(tmp_path: Path) -> None:
     """Against the serial runtime: the same model; nobody else is needed for a run's files."""
     settings = ["-m", "skerry", "train", "digits-mlp", "--workers", "3", "--rounds", "2", "--set", "threads=1", "--out"]
     with bench.Hosts(3, rate="1gbit") as hosts:
-        outcome = hosts.torchrun([*settings, str(tmp_path / "hosts")], out=tmp_path / "logs", timeout_s=120)
+        outcome = hosts.torchrun([*settings, str(tmp_path / "hosts")], out=tmp_path / "logs", timeout_s=400)
     assert outcome.codes == [0, 0, 0], outcome.logs[0].read_text()
     subprocess.run([sys.executable, *settings, str(tmp_path / "serial")], check=True, capture_output=True)
     found = [load_file(tmp_path / runtime / "model.safetensors") for runtime in ("hosts", "serial")]
@@ -104,7 +104,7 @@ def test_torchrun_in_three_hosts(tmp_path: Path) -> None:
     script = tmp_path / "all_reduce.py"
     script.write_text(ALL_REDUCE)
     with bench.Hosts(3, rate="1gbit") as hosts:
-        outcome = hosts.torchrun([str(script)], out=tmp_path / "logs", timeout_s=120)
+        outcome = hosts.torchrun([str(script)], out=tmp_path / "logs", timeout_s=400)
         said = [log.read_text() for log in outcome.logs]
         assert outcome.codes == [0, 0, 0], said
         assert all(f"rank {k}" in text for k, text in enumerate(said))  # host k has rank k

@@ -29,6 +29,7 @@ _PEER_LOST = 76  # exit code of a worker that only saw another one go
 _FAILED = 1
 _GRACE_S = 3.0
 _JOIN_S = 300.0
+_STAGE_BYTES = 64
 
 
 class WorkerDied(RuntimeError):
@@ -58,7 +59,7 @@ def launch(
         WorkerDied: a worker failed; all are gone when it is raised.
     """
     context = multiprocessing.get_context("spawn")
-    rounds = context.Array("q", [-1] * num_workers, lock=False)
+    stages = context.Array("c", _STAGE_BYTES * num_workers, lock=False)
     done = context.Array("b", [0] * num_workers, lock=False)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     workers, pipes = [], []
@@ -67,7 +68,7 @@ def launch(
         group = (store.port, rank, num_workers, threads, timeout_s, wire)
         process = context.Process(
             target=_main,
-            args=(work, args, group, rounds, done, theirs, expected),
+            args=(work, args, group, stages, done, theirs, expected),
             name=f"skerry-{rank}",
             daemon=True,
         )
@@ -79,12 +80,14 @@ def launch(
         # `alive` is looked up once a turn: waiting on nothing would be waiting for ever.
         while alive := [w for w in workers if w.exitcode is None]:
             connection.wait([w.sentinel for w in alive])
-            if any(w.exitcode is not None and not done[rank] for rank, w in enumerate(workers)):
-                if all(w.exitcode in (None, 0, _PEER_LOST) for w in workers):
-                    _wait(workers, _GRACE_S)  # the one that was lost may have something to say
+            if any(w.exitcode or (w.exitcode == 0 and not done[rank]) for rank, w in enumerate(workers)):
                 break
-        if not all(done):
-            raise WorkerDied(_obituary([w.exitcode for w in workers], list(rounds), list(done), pipes))
+        codes = [w.exitcode for w in workers]
+        if any(codes) or not all(done):
+            where = [
+                stages[r * _STAGE_BYTES : (r + 1) * _STAGE_BYTES].split(b"\0")[0].decode() for r in range(num_workers)
+            ]
+            raise WorkerDied(_obituary(codes, where, list(done), pipes))
     finally:
         for w in workers:
             if w.exitcode is None:
@@ -98,9 +101,9 @@ def _wait(workers: list[Any], seconds: float) -> None:
         w.join(max(0.0, until - time.monotonic()))
 
 
-def _obituary(codes: list[int | None], rounds: list[int], done: list[int], pipes: list["Connection[Any, Any]"]) -> str:
+def _obituary(codes: list[int | None], where: list[str], done: list[int], pipes: list["Connection[Any, Any]"]) -> str:
     # Who went without being done, not who only lost a peer; one without a code has not noticed and is killed by us.
-    culprits = [r for r, code in enumerate(codes) if code not in (None, _PEER_LOST) and not done[r]]
+    culprits = [r for r, code in enumerate(codes) if code not in (None, 0, _PEER_LOST) or (code == 0 and not done[r])]
     rank = culprits[0] if culprits else codes.index(_PEER_LOST)
     code = codes[rank] or 0
     told = ""
@@ -115,15 +118,14 @@ def _obituary(codes: list[int | None], rounds: list[int], done: list[int], pipes
         f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended before its work was done (exit code {code})"
     )
     cause = told or cause
-    when = f"round {rounds[rank]}" if rounds[rank] >= 0 else "before the first round"
-    return f"rank {rank}, {when}: {cause}"
+    return f"rank {rank}, {where[rank] or 'before the first round'}: {cause}"
 
 
 def _main(
     work: Callable[..., None],
     args: tuple[object, ...],
     group: tuple[int, int, int, int, float, WireFormat],
-    rounds: Any,
+    stages: Any,
     done: Any,
     pipe: "Connection[Any, Any]",
     expected: tuple[type[Exception], ...],
@@ -134,8 +136,9 @@ def _main(
     port, rank, num_workers, threads, timeout_s, wire = group
     torch.set_num_threads(threads)
 
-    def on_round(round: int) -> None:
-        rounds[rank] = round
+    def on_stage(where: str) -> None:
+        begin = rank * _STAGE_BYTES
+        stages[begin : begin + _STAGE_BYTES] = where.encode()[: _STAGE_BYTES - 1].ljust(_STAGE_BYTES, b"\0")
 
     def on_lost(line: str) -> None:
         pipe.send_bytes(line.encode())
@@ -150,7 +153,7 @@ def _main(
             liveness = Liveness(("127.0.0.1", port), rank, num_workers, timeout_s, on_lost)
         except RuntimeError as error:
             raise PeerLost(f"rank {rank}: the other processes did not join") from error
-        runtime = Processes(on_round, liveness, wire=wire)
+        runtime = Processes(on_stage, liveness, wire=wire)
         work(runtime, *args)
         done[rank] = 1
         runtime.close()

@@ -7,6 +7,9 @@ first finds a count that stands still writes down whose, and all end with that n
 which happens at once where a process is killed, the same counts tell whose fault it was.
 """
 
+import contextlib
+import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +20,8 @@ import torch.distributed as dist
 _LOST = "skerry/lost"
 _NOBODY = "-"
 _JOIN_S = 300.0
+_BEATS = 4
+"""So many signs must be missing before somebody is lost, where a connection is known to be broken."""
 
 
 class Liveness:
@@ -45,6 +50,8 @@ class Liveness:
         self._keys = [f"skerry/alive/{r}" for r in range(num_processes)]
         self._where = "round 0, start"
         self._seen: dict[int, tuple[str, float]] = {}
+        self._suspicious: float | None = None
+        self._signals: socket.socket | None = None
         self._ended = threading.Event()
         self._store.set(self._keys[rank], "0")
         self._store.compare_set(_LOST, "", _NOBODY)
@@ -62,31 +69,45 @@ class Liveness:
         self._store.set(self._keys[self._rank], "done")
         self._thread.join()
 
-    def culprit(self) -> str:
-        """After a broken connection: wait until it is clear who is lost, and return one line."""
-        since = time.monotonic()
-        while time.monotonic() - since < self._timeout_s:
-            time.sleep(self._interval)
-            # The thread goes on seeing the others; whoever is not seen for three beats is gone.
-            silent = [r for r, (_, at) in self._seen.items() if time.monotonic() - at > 3 * self._interval]
-            if silent and time.monotonic() - since > 3 * self._interval:
-                return self._line(self._agree(min(silent)))
-        return f"rank {self._rank}, {self._where}: lost the connection to another process"
+    def suspect(self) -> None:
+        """After a broken connection: wait until it is clear who is lost, which ends this process."""
+        self._suspicious = self._suspicious or time.monotonic()
+        self._thread.join(self._timeout_s)
+
+    def mind_sigterm(self) -> None:
+        """Let SIGTERM end this process only when it is clear whether another is lost.
+
+        torchrun sends it to all as soon as one has died, before they can say who. The thread hears of it even while the
+        main thread waits in gloo.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._signals, writer = socket.socketpair()
+        self._signals.setblocking(False)
+        writer.setblocking(False)
+        self._writer = writer  # keeps it open
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
 
     def _run(self) -> None:
         count = 0
         while not self._ended.wait(self._interval):
             count += 1
+            if self._signals is not None:
+                with contextlib.suppress(BlockingIOError):
+                    if signal.SIGTERM in self._signals.recv(64):
+                        self._suspicious = self._suspicious or time.monotonic()
             try:
                 lost = self._beat(count)
             except RuntimeError:
-                if not self._ended.is_set():
-                    self._on_lost(
-                        f"rank {self._rank}, {self._where}: the group's store (first machine) does not answer"
-                    )
-                return
+                lost = "0's machine, which keeps the group's store,"
             if lost is not None and not self._ended.is_set():
                 self._on_lost(self._line(lost))
+                return
+            if self._suspicious and time.monotonic() - self._suspicious > self._timeout_s:
+                self._on_lost(
+                    f"rank {self._rank}, {self._where}: terminated, or lost the connection to another process"
+                )
                 return
 
     def _beat(self, count: int) -> str | None:
@@ -97,9 +118,12 @@ class Liveness:
         for rank, sign in enumerate(signs):
             if rank == self._rank or sign == "done" or sign != self._seen.get(rank, ("", 0.0))[0]:
                 self._seen[rank] = (sign, now)
-            elif now - self._seen[rank][1] > self._timeout_s - 2 * self._interval:
-                return self._agree(rank)
-        return None if lost == _NOBODY else lost
+        if lost != _NOBODY:
+            return lost
+        silent, rank = max((now - at, rank) for rank, (_, at) in self._seen.items())
+        suspicious = self._suspicious is not None and now - self._suspicious > _BEATS * self._interval
+        allowed = _BEATS * self._interval if suspicious else self._timeout_s - 2 * self._interval
+        return self._agree(rank) if silent > allowed else None
 
     def _agree(self, rank: int) -> str:
         """Write down who is lost, unless somebody else has: the first word counts."""

@@ -34,7 +34,7 @@ class Processes:
     """The runtime of one worker process in an initialized ``torch.distributed`` group.
 
     Args:
-        on_round: called with the round's number when it begins.
+        on_stage: called with round and stage, in words, when a stage begins.
         liveness: watches the other processes; without it a stopped one is only seen at the group's timeout.
         wire: ``"exact"``, or ``"bf16"``: float32 values are rounded, up or down at random, to half their bytes.
         buffer_bytes: the most that buffers of an exchange take.
@@ -42,7 +42,7 @@ class Processes:
 
     def __init__(
         self,
-        on_round: Callable[[int], None] = lambda round: None,
+        on_stage: Callable[[str], None] = lambda where: None,
         liveness: Liveness | None = None,
         *,
         wire: WireFormat = "exact",
@@ -54,7 +54,7 @@ class Processes:
         self._stage = "start"
         self._format: WireFormat = wire
         self._wire = Wire(self.num_processes, self.peers, buffer_bytes)
-        self._on_round = on_round
+        self._on_stage = on_stage
         self._liveness = liveness
 
     @classmethod
@@ -76,6 +76,7 @@ class Processes:
             raise ConnectionError(what) from error
         address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
         liveness = Liveness(address, dist.get_rank(), dist.get_world_size(), timeout_s, _end)
+        liveness.mind_sigterm()
         return cls(liveness=liveness, wire=wire)
 
     @property
@@ -91,9 +92,8 @@ class Processes:
 
     def at(self, round: int, stage: str) -> None:
         """Note where this process is."""
-        if round != self.round or self._stage == "start":
-            self._on_round(round)
         self.round, self._stage = round, stage
+        self._on_stage(f"round {round}, {stage}")
         if self._liveness is not None:
             self._liveness.at(f"round {round}, {stage}")
 
@@ -150,8 +150,10 @@ class Processes:
         try:
             yield
         except RuntimeError as error:
+            if self._liveness is not None:
+                self._liveness.suspect()
             said = f"{self.where()}: lost another process ({str(error).splitlines()[0][:120]})"
-            raise PeerLost(said if self._liveness is None else self._liveness.culprit()) from error
+            raise PeerLost(said) from error
 
 
 def _end(line: str) -> None:
