@@ -1,24 +1,25 @@
-"""Weights of 8 times a worker's memory limit: trained, evaluated, checkpointed, resumed and exported, by n small workers.
+"""Weights of 8 times a worker's memory limit: trained, evaluated, checkpointed, resumed, exported by small workers.
 
-    python bench/small_memory.py             # 16 workers (Linux, root; how long it takes: docs/log.md)
-    python bench/small_memory.py --quick     # 4 workers, small sizes, about a minute
+    python bench/small_memory.py             # 16 workers (Linux, root)
+    python bench/small_memory.py --quick     # 4 workers, small sizes, a minute or two
 
-Each worker is a process on a host of its own (``hosts.py``), whose memory cgroup kills it at its limit: M bytes over the
-footprint, what a process needs that imports torch and takes one step of a tiny net in plain PyTorch (making the first
-optimizer imports another third of PyTorch). Importing skerry counts against M, as do gloo's connections.
+Each worker is a process on a host of its own (``hosts.py``), whose memory cgroup kills it at its limit: M bytes over
+the footprint, what a process needs that imports torch and takes one step of a tiny net in plain PyTorch (the first
+optimizer imports another third of PyTorch). Skerry's own modules count against M, as do gloo's connections.
 
 The model is a deep residual MLP on synthetic data, dealt out along two axes, the stream and the hidden units of blocks
 (unit k of all blocks goes together). So nearly all of its elements are of two dealt dims: a worker trains 1/n^2 of them
 and is home to 1/n. Few steps are taken: the purpose is memory.
 
-A start is interrupted after a checkpoint; the next one goes on from it, with the same bits, and exports at its end. For
-each stage the table has the most resident memory (VmHWM, reset between stages) that any worker had over the footprint's,
-what ``cost.rank_memory`` predicts, and the bound: subnet (weights, gradients, optimizer, activations) + 1/n of the model
-+ 64 MiB. The proof of staying inside is the cgroup: nobody was killed. Resident memory has mapped files in it, which a
-cgroup may drop (a resumed worker maps its checkpoint).
+The first start is interrupted after a checkpoint; the next one goes on from it, with the same bits, and exports at its
+end. The table has, for each stage, the most memory (resident, over the footprint, mapped files left out) that any
+worker had, what ``cost.rank_memory`` predicts, and the bound: subnet (weights, gradients, optimizer, activations) + 1/n
+of the model + 64 MiB. The proof of staying inside is the cgroup's: nobody was killed. Mapped files are left out because
+a cgroup may drop them; a resumed worker maps its checkpoint.
 
-Then the same model by DDP and by FSDP (``fully_shard`` of each matrix, from meta), and ``narrow``, the net of 1/n of the
-widths, on the same limits; and FSDP without a limit, for its peak. None has momentum, which would be 1/n more for FSDP.
+Then the same model by DDP and by FSDP (``fully_shard`` of each matrix, from meta), and ``narrow``, a net of 1/n of the
+widths, on the same limits; and FSDP without a limit, for its peak. None has momentum: 1/n more for FSDP, nearly nothing
+for skerry. All run with the same settings of malloc, without which glibc keeps some of what was freed.
 """
 
 import argparse
@@ -50,6 +51,7 @@ from skerry.runtimes.sharded import Sharded
 
 MIB = 2**20
 TIMEOUT_S = 3600.0
+MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
 SPREAD_S = 10.0
 """When a worker has died, the others get so long to notice."""
 
@@ -57,7 +59,7 @@ FOOTPRINT = """
 import json, sys
 def memory():
     lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
-    return {key: int(lines[key].split()[0]) * 1024 for key in ("VmHWM", "RssAnon")}
+    return {key: int(lines[key].split()[0]) * 1024 for key in ("VmHWM", "RssAnon", "RssFile")}
 import torch
 if sys.argv[1] == "step":
     torch.set_num_threads(1)
@@ -84,7 +86,7 @@ class Setup:
     """
 
     workers: int = 16
-    limit: int = 160 * MIB
+    limit: int = 192 * MIB
     times: float = 8.0
     width: int = 2048
     own_axes: bool = False
@@ -170,20 +172,20 @@ class Net(nn.Module):
 
 
 class Stages:
-    """Writes down what each stage of this process took: peak resident memory, seconds, bytes sent."""
+    """Writes down what each stage of this process took: peak memory, seconds, bytes sent."""
 
     def __init__(self, path: Path) -> None:
         self.told: dict[str, Any] = {"stages": {}, "now": "", "train_loss": [], "score": []}
         self._path = path
-        self._began = (time.perf_counter(), sent_bytes())
+        self._began = (time.perf_counter(), sent_bytes(), status("RssFile"))
 
     def enter(self, name: str) -> None:
         """End a stage and begin the next; one that comes again adds up, and has one peak."""
-        now = (time.perf_counter(), sent_bytes())
+        now = (time.perf_counter(), sent_bytes(), status("RssFile"))
         if self.told["now"]:
             row = self.told["stages"].setdefault(self.told["now"], {"times": 0, "peak": 0, "seconds": 0.0, "sent": 0})
             row["times"] += 1
-            row["peak"] = max(row["peak"], status("VmHWM"))
+            row["peak"] = max(row["peak"], status("VmHWM") - min(now[2], self._began[2]))
             row["seconds"] += now[0] - self._began[0]
             row["sent"] += now[1] - self._began[1]
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
@@ -384,7 +386,7 @@ def start(role: str, setup: Setup, memory: int | None, out: Path) -> Run:
         command = [sys.executable, __file__, "--role", role, "--setup", json.dumps(asdict(setup)), "--out", str(out)]
         env = {
             "WORLD_SIZE": str(setup.workers), "MASTER_ADDR": hosts.addresses[0], "MASTER_PORT": "29500",
-            "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1", **MALLOC,
         }  # fmt: skip
         processes = []
         for k in range(setup.workers):
@@ -415,7 +417,7 @@ def footprint(hosts_of: Callable[[], Hosts]) -> dict[str, dict[str, int]]:
     for _ in range(2):  # the first time files are read
         with hosts_of() as hosts:
             for k, what in enumerate(("import", "step")):
-                done = hosts.run(k, [sys.executable, "-c", FOOTPRINT, what], env={"OMP_NUM_THREADS": "1"})
+                done = hosts.run(k, [sys.executable, "-c", FOOTPRINT, what], env={"OMP_NUM_THREADS": "1", **MALLOC})
                 done.check_returncode()
                 found[what] = {**json.loads(done.stdout), "cgroup": hosts.peak_memory()[k] or 0}
     return found
@@ -457,7 +459,7 @@ def ours(runs: Mapping[str, Run], memory: cost.RankMemory, weights: int, setup: 
         "export": memory.evaluation,
     }
     rows = [
-        "| start | stage | times | peak RSS over the footprint's, MiB | predicted | bound | s | sent, MB a worker |",
+        "| start | stage | times | peak over the footprint, MiB | predicted | bound | s | sent, MB a worker |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, run in runs.items():
@@ -466,9 +468,8 @@ def ours(runs: Mapping[str, Run], memory: cost.RankMemory, weights: int, setup: 
             guess = f"{predicted[stage] / MIB:.0f}" if stage in predicted else "-"
             bound = f"{(most + share + 64 * MIB) / MIB:.0f}"
             times, seconds, sent = (run.most(stage, what) for what in ("times", "seconds", "sent"))
-            rows.append(
-                f"| {name} | {stage} | {times:.0f} | {peak:.0f} | {guess} | {bound} | {seconds:.1f} | {sent / 1e6:.1f} |"
-            )
+            figures = (f"{times:.0f}", f"{peak:.0f}", guess, bound, f"{seconds:.1f}", f"{sent / 1e6:.1f}")
+            rows.append(f"| {name} | {stage} | {' | '.join(figures)} |")
     return rows
 
 
@@ -486,7 +487,7 @@ def what_happened(run: Run) -> str:
 def rivals(runs: Mapping[str, Run], setup: Setup, base: int) -> list[str]:
     """The table of all methods."""
     rows = [
-        "| method | outcome | peak RSS over the footprint's, MiB | a step: s | a step: sent, MB a worker |",
+        "| method | outcome | peak over the footprint, MiB | a step: s | a step: sent, MB a worker |",
         "|---|---|---:|---:|---:|",
     ]
     for name, run in runs.items():
@@ -499,6 +500,47 @@ def rivals(runs: Mapping[str, Run], setup: Setup, base: int) -> list[str]:
         cells = ["-" if "nan" in figure else figure for figure in figures]
         rows.append(f"| {name} | {what_happened(run)} | {' | '.join(cells)} |")
     return rows
+
+
+def report(
+    runs: Mapping[str, Run],
+    setup: Setup,
+    found: Mapping[str, Mapping[str, int]],
+    memory: cost.RankMemory,
+    weights: int,
+    score: skerry.Score | None,
+) -> list[str]:
+    """What is printed at the end."""
+    step, bare = found["step"], found["import"]
+    room = step["cgroup"] + setup.limit - bare["cgroup"]
+    lines = [
+        f"{setup.workers} workers; weights {weights / MIB:.0f} MiB, in {2 * setup.blocks} matrices of {setup.width} x "
+        f"{setup.width} and a few small tensors; buffers of at most {setup.buffers / MIB:.0f} MiB.",
+        f"M = {setup.limit / MIB:.0f} MiB over a footprint of {step['cgroup'] / MIB:.0f} MiB: weights / M = "
+        f"{weights / setup.limit:.2f}. (Over the {bare['cgroup'] / MIB:.0f} MiB of importing torch alone it is "
+        f"{room / MIB:.0f} MiB, and weights / that = {weights / room:.2f}.)",
+        "",
+    ]
+    starts = {name: runs[name] for name in ("first", "resumed") if name in runs}
+    lines += ours(starts, memory, weights, setup, step["RssAnon"])
+    over = {name: round((max(run.peaks) - step["cgroup"]) / MIB) for name, run in runs.items()}
+    told = [run.told[0] for run in starts.values()]
+    losses = [round(loss, 3) for t in told for loss in t.get("train_loss", [])]
+    scores = [f"{s['loss']:.3f} ({s['accuracy']:.3f})" for t in told for s in t.get("score", [])]
+    ended, began = (
+        [t.get(key) for t in run.told] for run, key in zip(starts.values(), ("ended", "began"), strict=True)
+    )
+    lines += [
+        "",
+        f"Killed at the limit: {[sum(run.killed) for run in starts.values()]}. Most in a cgroup over the footprint's, "
+        f"files it read or wrote included, MiB: {over}.",
+        f"Training loss by round: {losses}. Test loss (accuracy) after rounds {setup.stop} and {setup.rounds}: "
+        f"{scores}; of the exported model, elsewhere: {score}. The second start began with the first one's bits: "
+        f"{ended == began and None not in ended}.",
+        "",
+    ]
+    others = {name: run for name, run in runs.items() if name not in starts}
+    return lines + rivals({"skerry": starts["first"], **others}, setup, step["RssAnon"])
 
 
 def main() -> None:
@@ -515,7 +557,7 @@ def main() -> None:
     began, out = time.monotonic(), options.out.absolute()
     shutil.rmtree(out, ignore_errors=True)
     found = footprint(lambda: Hosts(2, memory=2**31))
-    base, limit = found["step"]["VmHWM"], found["step"]["cgroup"] + setup.limit
+    base, limit = found["step"]["RssAnon"], found["step"]["cgroup"] + setup.limit
     memory, weights = prediction(setup)
     print(f"footprint: {found}; weights {weights / MIB:.0f} MiB; {memory}", flush=True)
 
@@ -531,36 +573,13 @@ def main() -> None:
         print(f"{name}: {what_happened(runs[name])}, {runs[name].seconds:.0f} s", flush=True)
         if name == "resumed" and runs[name].good:
             score = exported_score(setup, out / "export")
-    digests = [[t.get(key) for t in runs[name].told] for name, key in (("first", "ended"), ("resumed", "began"))]
-    same = digests[0] == digests[1] and None not in digests[0]
-    told = [*runs["first"].told[0].get("train_loss", []), *runs["resumed"].told[0].get("train_loss", [])]
-    scores = [*runs["first"].told[0].get("score", []), *runs["resumed"].told[0].get("score", [])]
-    starts = {name: runs[name] for name in ("first", "resumed")}
-    over = {name: f"{(max(run.peaks) - found['step']['cgroup']) / MIB:.0f}" for name, run in runs.items()}
-    lines = [
-        f"{setup.workers} workers; weights {weights / MIB:.0f} MiB in {2 * setup.blocks} matrices of {setup.width} x "
-        f"{setup.width} (and a few small ones); M = {setup.limit / MIB:.0f} MiB over the footprint of "
-        f"{found['step']['cgroup'] / MIB:.0f} MiB: weights / M = {weights / setup.limit:.2f}. Over that of importing torch "
-        f"alone ({found['import']['cgroup'] / MIB:.0f} MiB) the limit is {(limit - found['import']['cgroup']) / MIB:.0f} "
-        f"MiB, weights / limit = {weights / (limit - found['import']['cgroup']):.2f}. Buffers: at most "
-        f"{setup.buffers / MIB:.0f} MiB.",
-        "",
-        *ours(starts, memory, weights, setup, base),
-        "",
-        f"Killed at the limit: {sum(runs['first'].killed)} and {sum(runs['resumed'].killed)}. Most in a cgroup over the "
-        f"footprint's (files it read or wrote included), MiB: {over}.",
-        f"Training loss by round {[round(loss, 3) for loss in told]}; test after round {setup.stop} and "
-        f"{setup.rounds}: {[(round(s['loss'], 3), round(s['accuracy'], 3)) for s in scores]}; exported: {score}. Resumed "
-        f"with the bits of the interrupted start: {same}.",
-        "",
-        *rivals({"skerry": runs["first"], **{n: r for n, r in runs.items() if n not in starts}}, setup, base),
-    ]
+    lines = report(runs, setup, found, memory, weights, score)
     print("\n".join(lines), f"\n{time.monotonic() - began:.0f} s", sep="\n")
-    report = {
-        "setup": asdict(setup), "footprint": found, "weights": weights, "prediction": asdict(memory), "resumed": same,
+    kept = {
+        "setup": asdict(setup), "footprint": found, "weights": weights, "prediction": asdict(memory),
         "runs": {name: asdict(run) for name, run in runs.items()}, "exported": asdict(score) if score else None,
     }  # fmt: skip
-    (out.parent / "small-memory.json").write_text(json.dumps(report, indent=1) + "\n")
+    (out.parent / "small-memory.json").write_text(json.dumps(kept, indent=1) + "\n")
     if not options.keep:
         shutil.rmtree(out / "run", ignore_errors=True)
         shutil.rmtree(out / "export", ignore_errors=True)

@@ -193,7 +193,8 @@ class Checkpoint:
             return None
         self._check(worker)
         with safe_open(self._path(worker), framework="pt") as file:
-            return {n: file.get_tensor(n) for n in file.keys() if not n.startswith("::")}  # noqa: SIM118
+            names = [n for n in file.keys() if not n.startswith("::")]  # noqa: SIM118 (not a dict)
+            return {n: file.get_tensor(n).clone() for n in names}  # what is read is a part of the file in memory
 
     def read(self, name: str, cut: Cut = ()) -> Tensor:
         """Return the part of the full-size tensor ``name`` that ``cut`` names, from whichever files have it."""

@@ -200,10 +200,12 @@ def train(
         started = time.perf_counter()
         refused, train_loss = loop.train_round(state)
         done = state.round == num_rounds
-        final = loop.evaluate(state) if done or (eval_every and state.round % eval_every == 0) else None
+        evaluated = loop.evaluate(state) if done or (eval_every and state.round % eval_every == 0) else None
+        score = evaluated[1] if evaluated else None
+        final, evaluated = (evaluated if done else None), None  # between rounds its memory is not needed
         state.totals["time_s"] += time.perf_counter() - started
         if on_round is not None:
-            on_round(loop.record(state, refused, train_loss, final[1] if final else None), state)
+            on_round(loop.record(state, refused, train_loss, score), state)
         else:
             loop.tell_refused(state, refused)
         if checkpoints is not None:

@@ -59,8 +59,11 @@ class Streamed(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the full model."""
-        with torch.no_grad(), _Arrive(self):
-            return self.inner(*args, **kwargs)
+        try:
+            with torch.no_grad(), _Arrive(self):
+                return self.inner(*args, **kwargs)
+        finally:
+            self._cached.clear()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Return all tensors, one after the other, in the first process; elsewhere nothing, but run it there, too."""
