@@ -12,10 +12,10 @@ The model is a deep residual MLP on synthetic data, dealt out along two axes, th
 and is home to 1/n. Few steps are taken: the purpose is memory.
 
 The first start is interrupted after a checkpoint; the next one goes on from it, with the same bits, and exports at its
-end. The table has, for each stage, the most memory (resident, over the footprint, mapped files left out) that any
-worker had, what ``cost.rank_memory`` predicts, and the bound: subnet (weights, gradients, optimizer, activations) + 1/n
-of the model + 64 MiB. The proof of staying inside is the cgroup's: nobody was killed. Mapped files are left out because
-a cgroup may drop them; a resumed worker maps its checkpoint.
+end. The table has, for each stage, the most anonymous memory over the footprint's that any worker had (sampled every
+10 ms; mapped files, which a cgroup may drop, are left out: a resumed worker maps its checkpoint), what
+``cost.rank_memory`` predicts, and the bound: subnet (weights, gradients, optimizer, activations) + 1/n of the model +
+64 MiB. The proof of staying inside is the cgroup's: nobody was killed.
 
 Then the same model by DDP and by FSDP (``fully_shard`` of each matrix, from meta), and ``narrow``, a net of 1/n of the
 widths, on the same limits; and FSDP without a limit, for its peak. None has momentum: 1/n more for FSDP, nearly nothing
@@ -27,9 +27,11 @@ import hashlib
 import json
 import math
 import os
+import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -59,7 +61,7 @@ FOOTPRINT = """
 import json, sys
 def memory():
     lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
-    return {key: int(lines[key].split()[0]) * 1024 for key in ("VmHWM", "RssAnon", "RssFile")}
+    return {key: int(lines[key].split()[0]) * 1024 for key in ("VmRSS", "RssAnon")}
 import torch
 if sys.argv[1] == "step":
     torch.set_num_threads(1)
@@ -114,7 +116,7 @@ class Setup:
         hidden = "hidden.*" if self.own_axes else "hidden"
         up = [skerry.In("stream"), skerry.Out(hidden)]
         down = [skerry.In(hidden), skerry.Out("stream")]
-        rules = {
+        rules: dict[str, Any] = {
             "stem": skerry.Out("stream"), "blocks.*.up": up, "blocks.*.norm": skerry.Out(hidden),
             "blocks.*.down": down, "out": skerry.In("stream"),
         }  # fmt: skip
@@ -177,26 +179,32 @@ class Stages:
     def __init__(self, path: Path) -> None:
         self.told: dict[str, Any] = {"stages": {}, "now": "", "train_loss": [], "score": []}
         self._path = path
-        self._began = (time.perf_counter(), sent_bytes(), status("RssFile"))
+        self._began = (time.perf_counter(), sent_bytes())
+        self._peak = 0
+        threading.Thread(target=self._sample, daemon=True).start()
+
+    def _sample(self) -> None:
+        while True:
+            self._peak = max(self._peak, anonymous_bytes())
+            time.sleep(0.01)
 
     def enter(self, name: str) -> None:
         """End a stage and begin the next; one that comes again adds up, and has one peak."""
-        now = (time.perf_counter(), sent_bytes(), status("RssFile"))
+        now = (time.perf_counter(), sent_bytes())
         if self.told["now"]:
             row = self.told["stages"].setdefault(self.told["now"], {"times": 0, "peak": 0, "seconds": 0.0, "sent": 0})
             row["times"] += 1
-            row["peak"] = max(row["peak"], status("VmHWM") - min(now[2], self._began[2]))
+            row["peak"] = max(row["peak"], self._peak, anonymous_bytes())
             row["seconds"] += now[0] - self._began[0]
             row["sent"] += now[1] - self._began[1]
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
-        self.told["now"], self._began = name, now
+        self.told["now"], self._began, self._peak = name, now, 0
         self._path.write_text(json.dumps(self.told))
 
 
-def status(key: str) -> int:
-    """A figure of this process, bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+def anonymous_bytes() -> int:
+    """Resident memory of this process that is in no file."""
+    _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
+    return (int(resident) - int(shared)) * resource.getpagesize()
 
 
 def sent_bytes() -> int:
@@ -557,7 +565,7 @@ def main() -> None:
     began, out = time.monotonic(), options.out.absolute()
     shutil.rmtree(out, ignore_errors=True)
     found = footprint(lambda: Hosts(2, memory=2**31))
-    base, limit = found["step"]["RssAnon"], found["step"]["cgroup"] + setup.limit
+    limit = found["step"]["cgroup"] + setup.limit
     memory, weights = prediction(setup)
     print(f"footprint: {found}; weights {weights / MIB:.0f} MiB; {memory}", flush=True)
 
@@ -567,8 +575,7 @@ def main() -> None:
         "FSDP": ("fsdp", limit), "FSDP, no limit": ("fsdp", None),
     }  # fmt: skip
     score = None
-    for name in options.only.split(",") if options.only else plans:
-        role, room = plans[name]
+    for name, (role, room) in list(plans.items())[: 2 if options.ours else None]:
         runs[name] = start(role, setup, room, out)
         print(f"{name}: {what_happened(runs[name])}, {runs[name].seconds:.0f} s", flush=True)
         if name == "resumed" and runs[name].good:
@@ -587,7 +594,7 @@ def main() -> None:
 
 def setup_of(options: argparse.Namespace) -> Setup:
     """The sizes that the command line asks for."""
-    quick = {"workers": 4, "limit": 64 * MIB, "width": 1024, "times": 2.0, "rounds": 4, "local_steps": 5}
+    quick = {"workers": 4, "limit": 128 * MIB, "times": 1.5, "width": 1024, "local_steps": 5}
     chosen: dict[str, Any] = quick if options.quick else {}
     given = {"workers": options.workers, "width": options.width, "times": options.times}
     sizes = {"limit": options.limit, "buffers": options.buffers}
@@ -607,7 +614,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--buffers", type=int, help="of an exchange, MiB")
     parser.add_argument("--own-axes", action="store_true", help="the hidden units of each block are an axis")
     parser.add_argument("--out", type=Path, default=Path("runs/small-memory"))
-    parser.add_argument("--only", default="", help="starts by name, comma-separated")
+    parser.add_argument("--ours", action="store_true", help="leave the other methods out")
     parser.add_argument("--keep", action="store_true", help="checkpoint and export")
     parser.add_argument("--role", help=argparse.SUPPRESS)
     parser.add_argument("--setup", default="{}", help=argparse.SUPPRESS)

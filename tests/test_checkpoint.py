@@ -1,104 +1,432 @@
-"""Checkpoints: read gives what was written, to the bit; every damaged or foreign file is refused in one line."""
+"""Checkpoints: what is read is what was written, to the bit, by any number of processes; what is damaged, is told."""
 
 import json
+import random
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from odd import all_same, any_assignment, assert_kept, copied, odd, one_round, same
 from safetensors.torch import save_file
+from together import together
 from torch.nn import functional as F
-from zoo import blobs, mlp
+from zoo import METHODS, MODELS, mlp
 
-from skerry import ist, train
-from skerry.checkpoint import CheckpointError, read, write
+from skerry import Checkpoints, Everything, Serial, checkpoint, cost, train
+from skerry.checkpoint import CheckpointError, last, write
+from skerry.optimizer_state import SEPARATOR
 from skerry.plan import named_tensors
+from skerry.sources import FromModel
 from skerry.state import State
+from skerry.subnet import take
+
+
+class Stopped(Exception):
+    """What ends a run at once in these tests."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_costs():
+    """Measuring what a step costs would take most of the time here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cost, "step_cost", lambda *args: cost.StepCost(1, 1, 1, 1, 1, 1))
+        yield
+
+
+def go(runtime, folder, *, method="ist-uneven-travel", model_name="mlp", stop=None, resume=False, rounds=5, every_s=0):
+    """Train; with ``stop`` end after that round's work, before its checkpoint."""
+    algorithm, (build, data) = METHODS[method].algorithm, MODELS[model_name]
+    torch.manual_seed(1)
+    model, plan, _ = build()
+
+    def on_round(record, state):
+        if record.round == stop:
+            raise Stopped
+
+    return train(
+        model, F.cross_entropy, data(algorithm.partition.num_workers), plan=plan, algorithm=algorithm,
+        optimizer=METHODS[method].optimizer, num_rounds=rounds, runtime=runtime, on_round=on_round,
+        checkpoints=Checkpoints(folder=folder, run="mine", every_s=every_s, resume=resume),
+    )  # fmt: skip
+
+
+def ends(folder, how, **more):
+    """What each process has at the end, its calibrated model included."""
+    several = how == "processes"
+
+    def work(runtime):
+        result = go(runtime, folder, **more)
+        tensors = copied(result.store.shards()) | {f"calibrated {n}": t.clone() for n, t in result.full.tensors()}
+        return tensors | {"trained": result.state.trained, "due": torch.tensor(result.state.totals["bytes_due"])}
+
+    return together(3, work) if several else [work(Serial())]
+
+
+def sets(folder):
+    return sorted(path.name for path in (folder / "checkpoint").iterdir())
+
+
+def read_by_one(folder, plan, model):
+    found = last(folder, plan, named_tensors(model), Serial(), "mine")
+    return {name: found.read(name) for name in found.sizes}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    methods = ("ist-uneven-travel", "ist-slow-core")
+    return {(how, m): ends(folder / how / m, how, method=m) for how in ("serial", "processes") for m in methods}
+
+
+@pytest.mark.parametrize(("method", "stop"), [*(("ist-uneven-travel", k) for k in (0, 1, 2, 4)), ("ist-slow-core", 3)])
+@pytest.mark.parametrize("how", ["serial", "processes"])
+def test_resuming_from_any_round_ends_with_the_same_bits(tmp_path, undisturbed, how, method, stop):
+    with pytest.raises(Stopped):
+        ends(tmp_path, how, method=method, stop=stop)
+    assert (sets(tmp_path) == [f"round-{stop:08d}"]) if stop else not (tmp_path / "checkpoint").exists()
+    resumed = ends(tmp_path, how, method=method, resume=True)
+    for mine, expected in zip(resumed, undisturbed[how, method], strict=True):
+        assert all_same(mine, expected)
+    assert sets(tmp_path) == ["round-00000005"]
+    files = {path.name for path in (tmp_path / "checkpoint" / "round-00000005").iterdir()}
+    assert files == {f"{rank}-of-{len(resumed)}.safetensors" for rank in range(len(resumed))}
+
+
+@pytest.mark.parametrize(("one", "other"), [("serial", "processes"), ("processes", "serial")])
+def test_a_run_that_changes_its_runtime_ends_with_the_bits_of_one_that_did_not(tmp_path, undisturbed, one, other):
+    with pytest.raises(Stopped):
+        ends(tmp_path, one, stop=3)
+    resumed = ends(tmp_path, other, resume=True)
+    ours, meant = resumed[0], undisturbed["serial", "ist-uneven-travel"][0]
+    for name in meant:
+        if name.startswith("calibrated ") and not name.endswith(("running_mean", "running_var")):
+            assert same(ours[name], meant[name]), name
+    assert torch.equal(ours["trained"], meant["trained"])
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    first = ends(tmp_path, "processes")
+    assert all(all_same(a, b) for a, b in zip(ends(tmp_path, "processes", resume=True), first, strict=True))
+    with pytest.raises(Stopped):
+        ends(tmp_path, "processes", stop=0)  # without resume it begins anew
+
+
+@settings(max_examples=8, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@given(
+    writers=st.integers(0, 4),
+    readers=st.integers(1, 4),
+    density=st.sampled_from([0.0, 0.4, 1.0]),
+    seed=st.integers(0, 2**32),
+)
+def test_any_number_of_processes_reads_what_any_number_has_written(writers, readers, density, seed):
+    """0 writers: the serial runtime, of two workers."""
+    torch.manual_seed(seed)
+    model, plan = odd(complex128=False)
+    rng = torch.Generator().manual_seed(seed)
+    now, then = (any_assignment(plan.num_units, writers or 2, density, rng) for _ in range(2))
+    others = any_assignment(plan.num_units, readers, density, rng)
+    state = State(7, torch.arange(plan.num_units), 2)
+    state.totals["flop"] = 0.1 + 0.2
+
+    def trained(runtime, workers, model):
+        store = runtime.keep(model, plan, FromModel(model), now, {}, {})
+        one_round(store, workers, then, 0)
+        return store
+
+    serial = trained(Serial(), range(now.num_workers), other_of(model))
+    expected = copied(serial.tensors)
+
+    def write_it(member):
+        store = trained(member, [member.rank], model)
+        write(folder, state, store, member, "mine")
+        return copied(store.shards())
+
+    def read_it(member, assignment):
+        found = last(folder, plan, named_tensors(model), member, "mine")
+        assert (found.state.round, found.state.bad_rounds, found.state.totals) == (7, 2, state.totals)
+        assert torch.equal(found.state.trained, state.trained)
+        assert {n: (t.shape, t.dtype) for n, t in found.sizes.items()} == {
+            n: (t.shape, t.dtype) for n, t in expected.items()
+        }
+        of_optimizer = {n: t for n, t in found.sizes.items() if SEPARATOR in n}
+        return copied(member.keep(model, plan, found, assignment, {}, of_optimizer).shards())
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        kept = together(writers, write_it) if writers else write(folder, state, serial, Serial(), "mine")
+        assert all_same(read_by_one(folder, plan, model), expected)
+        assert_kept(plan, expected, others, together(readers, lambda member: read_it(member, others)))
+        if writers:  # the same again: everybody has its own file
+            again = together(writers, lambda member: read_it(member, then))
+            assert all(all_same(a, b) for a, b in zip(again, kept, strict=True))
+        found = last(folder, plan, named_tensors(model), Serial(), "mine")
+        for name in ("w", "three", "blocks.1.two", "shared"):
+            cut = tuple((torch.rand(s, generator=rng) < 0.5).nonzero().flatten() for s in expected[name].shape)
+            assert same(found.read(name, cut), take(expected[name], cut))
+        cut = ((slice(0, 1), slice(3, 4)), None)
+        assert same(found.read("w", cut), take(expected["w"], cut))
+        assert same(found.read("w", (None, (slice(2, 2),))), expected["w"][:, :0])
+
+
+def other_of(model):
+    other = type(model)(complex128=False)
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("where", ["second file", "index", "old set", "total"])
+def test_what_breaks_off_a_write_leaves_the_last_set(tmp_path, undisturbed, monkeypatch, where):
+    """A kill between the files of a set, before and after it becomes the last one."""
+    real_save, real_write, real_remove = checkpoint.save_file, checkpoint.atomic.write, shutil.rmtree
+
+    def save(tensors, path, told):
+        real_save(tensors, path, told)
+        if where == "second file" and "round-00000003" in str(path) and "1-of-3" in str(path):
+            raise Stopped  # its draft is left
+
+    def write_index(path, content):
+        if where == "index" and json.loads(content)["round"] == 3:
+            raise Stopped
+        real_write(path, content)
+
+    def remove(path, **more):
+        if where == "old set" and path.name == "round-00000002":
+            raise Stopped
+        real_remove(path, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save_file", save)
+        patched.setattr(checkpoint.atomic, "write", write_index)
+        patched.setattr(shutil, "rmtree", remove)
+        with suppress(Stopped) if where == "total" else pytest.raises(Stopped):
+            ends(tmp_path, "processes", stop=4 if where == "total" else None)
+    last_round = {"second file": 2, "index": 2, "old set": 3, "total": 4}[where]
+    assert json.loads((tmp_path / "checkpoint.json").read_text())["round"] == last_round
+    (tmp_path / "checkpoint" / "round-00000004").mkdir(exist_ok=True)
+    (tmp_path / "checkpoint" / "round-00000004" / ".2-of-3.safetensors.draft").write_bytes(b"half")
+    if where != "total":
+        (tmp_path / "checkpoint" / "round-00000004" / "0-of-3.safetensors").write_bytes(b"another half")
+    resumed = ends(tmp_path, "processes", resume=True)
+    for mine, expected in zip(resumed, undisturbed["processes", "ist-uneven-travel"], strict=True):
+        assert all_same(mine, expected)
+    assert sets(tmp_path) == ["round-00000005"]
+
+
+def test_there_is_nothing_to_resume_from_before_the_first_set_is_complete(tmp_path, undisturbed, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.atomic, "write", lambda *args: (_ for _ in ()).throw(Stopped))
+        with pytest.raises(Stopped):
+            ends(tmp_path, "processes")
+    assert sets(tmp_path) == ["round-00000001"]
+    resumed = ends(tmp_path, "processes", resume=True)
+    for mine, expected in zip(resumed, undisturbed["processes", "ist-uneven-travel"], strict=True):
+        assert all_same(mine, expected)
+
+
+def test_machines_without_a_shared_folder_need_their_own_files_only(tmp_path, undisturbed):
+    def part(member, **more):
+        return go(member, tmp_path / f"machine {member.rank}", **more)
+
+    with pytest.raises(Stopped):
+        together(3, lambda member: part(member, stop=3))
+    for rank in range(3):
+        files = [p.name for p in (tmp_path / f"machine {rank}").rglob("*.safetensors")]
+        assert files == [f"{rank}-of-3.safetensors"]
+        assert (tmp_path / f"machine {rank}" / "checkpoint.json").exists() == (rank == 0)
+    kept = together(3, lambda member: copied(part(member, resume=True).store.shards()))
+    for mine, expected in zip(kept, undisturbed["processes", "ist-uneven-travel"], strict=True):
+        assert all(same(tensor, expected[name]) for name, tensor in mine.items())
+
+
+def test_checkpoints_are_written_now_and_then_and_at_the_end(tmp_path):
+    seen = []
+
+    def work(member):
+        model, plan, _ = mlp()
+        store = member.keep(model, plan, FromModel(model), Everything(2).assign(plan.axes, 0), {}, {})
+        keeps = Checkpoints(folder=tmp_path, every_s=1000)
+        for round, done in ((1, False), (2, False), (3, True)):
+            keeps.write_if_due(State(round, torch.zeros(plan.num_units)), store, member, done=done)
+            seen.append((round, (tmp_path / "checkpoint.json").exists()))
+
+    together(2, work)
+    assert sorted(seen) == [(1, False)] * 2 + [(2, False)] * 2 + [(3, True)] * 2
+
+
+# ---- what is damaged, foreign or missing
 
 
 @pytest.fixture
-def state():
-    model, plan, _ = mlp()
-    return State(named_tensors(model), 3, torch.arange(plan.num_units), 1)
+def written(tmp_path):
+    """A set of two files of a small model; its folder, plan and model."""
+    model, plan, _ = mlp(hidden=(3, 2))
+
+    def work(member):
+        store = member.keep(model, plan, FromModel(model), any_assignment(plan.num_units, 2, 0.0, rng()), {}, {})
+        write(tmp_path, State(3, torch.arange(plan.num_units)), store, member, "mine")
+
+    together(2, work)
+    return tmp_path, plan, model
 
 
-def fresh_like(state):
-    return State({n: torch.zeros_like(t) for n, t in state.tensors.items()}, 0, torch.zeros_like(state.trained))
+def rng():
+    return torch.Generator().manual_seed(0)
 
 
-def test_round_trip(tmp_path, state):
-    state.tensors["out.weight::momentum_buffer"] = torch.randn(4, 10).to(torch.bfloat16)
-    state.totals["flop"] = 0.1 + 0.2
-    write(tmp_path / "c", state, "mine")
-    model_only = fresh_like(state)
-    del model_only.tensors["out.weight::momentum_buffer"]
-    again = read(tmp_path / "c", model_only, "mine")
-    assert (again.round, again.bad_rounds, again.totals) == (3, 1, state.totals)
-    assert torch.equal(again.trained, state.trained)
-    assert again.tensors.keys() == state.tensors.keys()
-    assert all(torch.equal(again.tensors[n], t) for n, t in state.tensors.items())
-    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+def files_of(folder):
+    return [folder / "checkpoint" / "round-00000003" / f"{rank}-of-2.safetensors" for rank in range(2)]
 
 
-def test_every_flipped_byte_and_every_cut_is_noticed(tmp_path, state):
-    path = tmp_path / "c"
-    write(path, state, "mine")
+def read_by_two(folder, plan, model):
+    def work(member):
+        found = last(folder, plan, named_tensors(model), member, "mine")
+        return copied(member.keep(model, plan, found, any_assignment(plan.num_units, 2, 0.0, rng()), {}, {}).shards())
+
+    return together(2, work)
+
+
+def test_every_flipped_byte_of_a_file_is_noticed(written):
+    folder, plan, model = written
+    path = files_of(folder)[1]
     content = path.read_bytes()
+    before = read_by_one(folder, plan, model)
+    some = random.Random(0)
     header = 8 + int.from_bytes(content[:8], "little")
-    for at in [0, 9, header - 40, header + 1, (header + len(content)) // 2, len(content) - 1]:
-        path.write_bytes(content[:at] + bytes([content[at] ^ 0x41]) + content[at + 1 :])
-        with pytest.raises(CheckpointError, match=str(path)):
-            read(path, fresh_like(state), "mine")
-    for length in (0, 5, header, len(content) - 1):
+    positions = [*range(8), *some.sample(range(8, header), 150), *some.sample(range(header, len(content)), 150)]
+    for at in [*positions, header - 1, header, len(content) - 1]:
+        path.write_bytes(content[:at] + bytes([content[at] ^ (1 << some.randrange(8))]) + content[at + 1 :])
+        with pytest.raises(CheckpointError, match=path.name) as error:
+            read_by_one(folder, plan, model)
+        assert str(path) in str(error.value)
+    for length in (0, 5, 8, header - 1, header, len(content) - 1):
         path.write_bytes(content[:length])
-        with pytest.raises(CheckpointError, match="not a readable checkpoint"):
-            read(path, fresh_like(state), "mine")
+        with pytest.raises(CheckpointError, match=f"{path.name}: not a readable checkpoint"):
+            read_by_one(folder, plan, model)
+    path.write_bytes(content)
+    assert all_same(read_by_one(folder, plan, model), before)
 
 
-def test_foreign_files_are_refused(tmp_path, state):
-    path = tmp_path / "c"
-    save_file({"a": torch.ones(2)}, path)
-    with pytest.raises(CheckpointError, match="not Skerry's"):
-        read(path, fresh_like(state), "mine")
-    write(path, state, "mine")
-    other = fresh_like(state)
-    other.tensors["out.weight"] = torch.zeros(4, 11)
-    with pytest.raises(CheckpointError, match=r"out\.weight has shape \(4, 10\).*expected \(4, 11\).*another model"):
-        read(path, other, "mine")
-    other.tensors["extra"] = torch.zeros(1)
-    other.tensors["out.weight"] = torch.zeros(4, 10)
+def test_every_flipped_byte_of_the_index_is_noticed(written):
+    folder, plan, model = written
+    path = folder / "checkpoint.json"
+    content = path.read_bytes()
+    for at in range(len(content)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(CheckpointError) as error:
+            read_by_one(folder, plan, model)
+        assert str(folder) in str(error.value)
+        assert "\n" not in str(error.value)
+    for text in (b"", b"[]", b"null", b'"x"', content[:-3], b"\xff\xfe"):
+        path.write_bytes(text)
+        with pytest.raises(CheckpointError, match=r"checkpoint\.json: not a readable checkpoint"):
+            read_by_one(folder, plan, model)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_damaged_file_is_named_by_its_own_process_and_by_others(written, rank):
+    folder, plan, model = written
+    path = files_of(folder)[rank]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    for read in (read_by_one, read_by_two):
+        with pytest.raises(CheckpointError, match=f"{path.name}: its checksum does not fit its contents; .* damaged"):
+            read(folder, plan, model)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_missing_file_is_named(written, rank):
+    folder, plan, model = written
+    path = files_of(folder)[rank]
+    path.unlink()
+    for read in (read_by_one, read_by_two):
+        with pytest.raises(
+            CheckpointError, match=f"{path.name}: missing; copy it here, or resume with as many workers"
+        ):
+            read(folder, plan, model)
+
+
+def test_foreign_files_are_refused(written):
+    folder, plan, model = written
+    one, other = files_of(folder)
+    content = [path.read_bytes() for path in (one, other)]
+    save_file({"a": torch.ones(2)}, one)
+    with pytest.raises(CheckpointError, match=r"0-of-2\.safetensors: format 'None', expected .*not Skerry's"):
+        read_by_one(folder, plan, model)
+    one.write_bytes(content[1])  # right files, wrong places
+    other.write_bytes(content[0])
+    for read in (read_by_one, read_by_two):
+        with pytest.raises(CheckpointError, match=r"of another set than checkpoint\.json"):
+            read(folder, plan, model)
+
+
+def test_a_file_of_another_round_or_run_is_refused(written):
+    folder, plan, model = written
+    kept = {path: path.read_bytes() for path in [*files_of(folder), folder / "checkpoint.json"]}
+
+    def again(round, run):
+        for path in kept:
+            path.unlink(missing_ok=True)
+
+        def work(member):
+            store = member.keep(model, plan, FromModel(model), any_assignment(plan.num_units, 2, 0.0, rng()), {}, {})
+            write(folder, State(round, torch.arange(plan.num_units)), store, member, run)
+
+        together(2, work)
+        return (folder / "checkpoint" / f"round-{round:08d}" / "1-of-2.safetensors").read_bytes()
+
+    for round, run, words in ((4, "mine", "another set than checkpoint.json"), (3, "another", "other settings")):
+        foreign = again(round, run)
+        for path, content in kept.items():
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+        files_of(folder)[1].write_bytes(foreign)
+        with pytest.raises(CheckpointError, match=rf"1-of-2\.safetensors: it is of .*{words}"):
+            read_by_one(folder, plan, model)
+    again(3, "another")
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json: it is of a run with other settings"):
+        read_by_one(folder, plan, model)
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json: "):
+        read_by_two(folder, plan, model)
+
+
+def test_another_models_checkpoint_is_refused(written):
+    folder, plan, model = written
+    sizes = {**named_tensors(model), "out.weight": torch.zeros(4, 3)}
+    with pytest.raises(CheckpointError, match=r"out\.weight has shape \(4, 2\).*expected \(4, 3\).*of another model"):
+        last(folder, plan, sizes, Serial(), "mine")
+    sizes["out.weight"] = torch.zeros(4, 2, dtype=torch.float64)
+    with pytest.raises(CheckpointError, match=r"out\.weight .* torch\.float32, expected .* torch\.float64"):
+        last(folder, plan, sizes, Serial(), "mine")
     with pytest.raises(CheckpointError, match="extra is missing"):
-        read(path, other, "mine")
+        last(folder, plan, {**named_tensors(model), "extra": torch.zeros(1)}, Serial(), "mine")
 
 
-def test_another_runs_checkpoint_is_refused(tmp_path, state):
-    write(tmp_path / "c", state, "seed 1")
-    with pytest.raises(CheckpointError, match="other settings"):
-        read(tmp_path / "c", fresh_like(state), "mine")
+def test_all_processes_hear_of_a_damaged_index(written):
+    folder, plan, model = written
+    (folder / "checkpoint.json").write_text("{")
+    told = {}
+
+    def work(member):
+        try:
+            last(folder, plan, named_tensors(model), member, "mine")
+        except CheckpointError as error:
+            told[member.rank] = str(error)
+
+    together(2, work)
+    assert "not a readable checkpoint" in told[0]
+    assert "process 0 cannot read it" in told[1]
 
 
-def test_no_pickle_in_the_file(tmp_path, state):
-    write(tmp_path / "c", state, "mine")
-    content = (tmp_path / "c").read_bytes()
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    assert json.loads(header["__metadata__"]["state"])["round"] == 3
-
-
-@pytest.mark.parametrize("optimizer_state", ["reset", "travel"])
-def test_resuming_from_any_round_ends_with_the_same_bits(tmp_path, optimizer_state):
-    def go(resume=None, on_round=None):
-        torch.manual_seed(0)
-        model, plan, _ = mlp(dropout=0.2)
-        algorithm = ist(3, local_steps=3, reshuffle=0.4, optimizer_state=optimizer_state)
-        optimizer = lambda p: torch.optim.AdamW(p, 1e-2)  # noqa: E731
-        return train(
-            model, F.cross_entropy, blobs(3), plan=plan, algorithm=algorithm, optimizer=optimizer, num_rounds=5,
-            resume=resume, on_round=on_round,
-        ).state  # fmt: skip
-
-    whole = go(on_round=lambda record, state: write(tmp_path / f"{record.round}", state, "mine"))
-    for stop in range(5):
-        resumed = go(resume=lambda fresh, stop=stop: read(tmp_path / f"{stop}", fresh, "mine"))
-        assert resumed.tensors.keys() == whole.tensors.keys()
-        for name, tensor in whole.tensors.items():
-            assert torch.equal(resumed.tensors[name], tensor), (stop, name)
-        assert torch.equal(resumed.trained, whole.trained)
-        assert resumed.totals["bytes_due"] == whole.totals["bytes_due"]
+def test_no_pickle_in_the_files(written):
+    folder, _, _ = written
+    for path in files_of(folder):
+        content = path.read_bytes()
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        assert json.loads(header["__metadata__"]["state"])["round"] == 3
+        assert {entry["dtype"] for name, entry in header.items() if name != "__metadata__"} <= {"F32", "I64", "BOOL"}

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from click.testing import CliRunner
@@ -21,7 +22,7 @@ def finished(tmp_path, capsys):
 def test_train_writes_all_its_files_and_a_table(finished, capsys):
     names = {p.name for p in finished.iterdir()}
     assert names == {
-        "config.json", "metrics.jsonl", "checkpoint.safetensors", "units.json", "summary.json", "model.safetensors",
+        "config.json", "metrics.jsonl", "checkpoint.json", "checkpoint", "units.json", "summary.json", "model.safetensors",
         "report.html", "lock",
     }  # fmt: skip
     config = json.loads((finished / "config.json").read_text())
@@ -144,7 +145,7 @@ def test_each_mistake_gets_one_line(arguments, words, tmp_path, monkeypatch):
     assert code != 0
     assert words in message
     assert "\n" not in message
-    assert not (tmp_path / "O" / "checkpoint.safetensors").exists()
+    assert not (tmp_path / "O" / "checkpoint").exists()
 
 
 def test_a_folder_in_use_is_left_alone(finished):
@@ -174,13 +175,16 @@ def test_a_folder_that_another_process_writes_to_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("checkpoint.safetensors", b"garbage", "not a readable checkpoint"),
+        ("checkpoint.json", b"garbage", "not a readable checkpoint"),
+        ("checkpoint.json", b'{"format": "other", "round": 1, "checksums": []}', "not Skerry's"),
+        ("0-of-1.safetensors", b"garbage", "not a readable checkpoint"),
         ("config.json", b"{", "not a readable config"),
         ("config.json", b'{"recipe": "digits-mlp", "wokers": 3}', "not a readable config"),
     ],
 )
 def test_a_damaged_run_is_refused_by_the_name_of_its_file(finished, name, content, words):
-    (finished / name).write_bytes(content)
+    (path,) = [*finished.glob(name), *finished.glob(f"checkpoint/*/{name}")]
+    path.write_bytes(content)
     code, message = call(["train", "digits-mlp", "--out", str(finished), "--resume"])
     assert code == 1
     assert name in message
@@ -209,6 +213,6 @@ def test_divergence_stops_with_a_remedy_and_leaves_a_good_state(tmp_path):
 def test_another_runs_checkpoint_is_refused(finished, tmp_path):
     other = tmp_path / "other"
     assert call(["train", "digits-mlp", "--workers", "3", "--seed", "5", "--out", str(other), *QUICK]) == (0, "")
-    (other / "checkpoint.safetensors").write_bytes((finished / "checkpoint.safetensors").read_bytes())
+    shutil.copytree(finished / "checkpoint", other / "checkpoint", dirs_exist_ok=True)
     code, message = call(["train", "--resume", "--out", str(other)])
     assert (code, "of a run with other settings" in message) == (1, True)

@@ -1,72 +1,15 @@
-"""Costs: bytes against counting every element by hand, operations against formulas, no side effects."""
+"""Costs: operations and memory against formulas and against what is there, no side effects."""
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from together import together
 from torch.nn import functional as F
-from zoo import cnn, mlp
+from zoo import METHODS, MODELS, mlp
 
-from skerry import Disjoint, Everything, Overlapping
-from skerry.cost import due_bytes, step_cost
+from skerry import Disjoint, train
+from skerry.cost import rank_memory, step_cost
 from skerry.plan import named_tensors
-
-
-def _slow_due_bytes(plan, tensors, now, then):
-    """Walk over every element and send it where it has to go."""
-    sends = 0.0
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            continue
-        dims = plan.dims.get(name, (None,) * tensor.dim())
-        for index in np.ndindex(*tensor.shape):
-            units = [int(d.units[i]) for i, d in zip(index, dims, strict=True) if d is not None and d.units[i] >= 0]
-            have = {w for w in range(now.num_workers) if all(now.held[w, u] for u in units)}
-            want = {w for w in range(then.num_workers) if all(then.held[w, u] for u in units)}
-            free = sum(not (now.held[:, u].all() and then.held[:, u].all()) for u in units)
-            sends += 2 * max(0, len(have) - 1) * tensor.element_size()
-            sends += len(want - have) * tensor.element_size()
-            if free > 1 and have - want:
-                sends += tensor.element_size()
-    return sends / now.num_workers
-
-
-@settings(max_examples=20)
-@given(st.integers(0, 4), st.integers(1, 5), st.sampled_from(["disjoint", "slow", "core", "uneven", "two", "all"]))
-def test_due_bytes_against_a_walk_over_elements(round, workers, kind):
-    model, plan, _ = mlp(hidden=(5, 6))
-    partition = {
-        "disjoint": Disjoint(workers),
-        "slow": Disjoint(workers, reshuffle=0.3),
-        "core": Disjoint(workers, core=0.5),
-        "uneven": Disjoint(workers, capacities=tuple(range(1, workers + 1))),
-        "two": Overlapping(workers, min(2, workers)),
-        "all": Everything(workers),
-    }[kind]
-    now, then = (partition.assign(plan.axes, round + k) for k in (0, 1))
-    tensors = named_tensors(model)
-    assert due_bytes(plan, tensors, now, then) == pytest.approx(_slow_due_bytes(plan, tensors, now, then))
-
-
-def test_what_stays_does_not_move_and_replicas_cost_a_ring():
-    model, plan, _ = cnn()
-    tensors = {n: t for n, t in named_tensors(model).items() if t.is_floating_point()}
-    same = Disjoint(4).assign(plan.axes, 0)
-    shared = sum(t.numel() * 4 for n, t in tensors.items() if n not in plan.dims)
-    assert due_bytes(plan, tensors, same, same) == pytest.approx(2 * 3 / 4 * shared)
-    full = sum(t.numel() * 4 for t in tensors.values())
-    everything = Everything(4).assign(plan.axes, 0)
-    assert due_bytes(plan, tensors, everything, everything) == pytest.approx(2 * 3 / 4 * full)
-
-
-def test_a_slow_reshuffle_saves_most_of_the_bytes():
-    model, plan, _ = mlp(hidden=(200, 200))
-    full, slow = (
-        due_bytes(plan, named_tensors(model), p.assign(plan.axes, 1), p.assign(plan.axes, 2))
-        for p in (Disjoint(4), Disjoint(4, reshuffle=0.1))
-    )
-    assert slow < 0.2 * full
+from skerry.runtimes import RESTING
 
 
 def test_step_cost_of_an_mlp_by_formula_and_without_side_effects():
@@ -99,3 +42,37 @@ def test_a_model_that_looks_at_values_is_measured_on_a_real_copy():
     cost = step_cost(model, F.cross_entropy, batch, lambda p: torch.optim.SGD(p, 0.1))
     assert cost.flop == 2 * 2 * 16 * 9 * 4
     assert torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize("model_name", MODELS)
+@pytest.mark.parametrize("method", ["ist-slow-core", "ist-uneven-travel", "local_sgd-travel"])
+def test_what_a_process_keeps_is_what_is_predicted(method, model_name):
+    algorithm, (build, data) = METHODS[method].algorithm, MODELS[model_name]
+
+    def work(member):
+        torch.manual_seed(1)
+        model, plan, _ = build()
+        result = train(
+            model, F.cross_entropy, data(3), plan=plan, algorithm=algorithm, optimizer=METHODS[method].optimizer,
+            num_rounds=1, runtime=member,
+        )  # fmt: skip
+        shards, store = result.store.shards(), result.store
+        found = rank_memory(plan, store.sizes, store.assignment, member.rank, result.step_cost)
+        resting = sum(t.nbytes for name, t in shards.items() if name.startswith(RESTING))
+        assert found.resting == resting
+        assert found.entering == found.previous == sum(t.nbytes for t in shards.values()) - resting
+        assert found.largest == max(t.nbytes for t in store.sizes.values())
+        assert found.peak >= found.step.memory + found.previous + resting
+
+    together(3, work)
+
+
+def test_a_process_of_more_workers_needs_less():
+    model, plan, _ = mlp(hidden=(256, 256))
+    batch = (torch.randn(16, 9), torch.randint(0, 4, (16,)))
+    step = step_cost(model, F.cross_entropy, batch, lambda p: torch.optim.SGD(p, 0.1))
+    sizes = named_tensors(model)
+    few, many = (rank_memory(plan, sizes, Disjoint(n).assign(plan.axes, 0), 0, step, buffer_bytes=1000) for n in (2, 8))
+    assert many.previous < few.previous / 3
+    assert many.resting < few.resting / 3
+    assert (few.buffers, few.largest) == (many.buffers, many.largest) == (1000, 256 * 256 * 4)

@@ -293,7 +293,7 @@ def _read_index(path: Path, run: str) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a readable checkpoint ({error}); remove it to start again") from error
     if not good:
         raise CheckpointError(f"{path}: expected format '{_FORMAT}'; it is not Skerry's")
-    if index["run"] != run:
+    if index.get("run") != run:
         raise CheckpointError(f"{path}: it is of a run with other settings; put back this run's own or start anew")
     return index
 

@@ -46,7 +46,7 @@ class Streamed(nn.Module):
         small = gather([name for name in empty if name not in self._large], only_first=False)
         self._most = max((empty[name].nbytes for name in self._large), default=0)
         self.inner: nn.Module = fill_(skeleton(model), {**empty, **{n: self._scaled(n, t) for n, t in small.items()}})
-        self.inner.eval()
+        self.eval()
         self._names = {id(p): n for n, p in [*self.inner.named_parameters(), *self.inner.named_buffers()]}
         self._names = {key: name for key, name in self._names.items() if name in self._large}
         self._cached: dict[str, Tensor] = {}

@@ -1,0 +1,285 @@
+"""The streamed full model: against the model in memory, to the bit, and how much of it is there at a time."""
+
+import math
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from zoo import CASES
+
+from skerry import Disjoint, Overlapping, Plan, discover
+from skerry.calibrate import estimate_batch_norm_, scaled
+from skerry.inputs import call, tensors_of
+from skerry.plan import named_tensors
+from skerry.runtimes.streamed import Streamed
+from skerry.sources import skeleton
+
+
+class Shelf:
+    """Gathers from a model in memory, and knows what of it is out: how much at most, and what was asked for."""
+
+    def __init__(self, model):
+        self.tensors = named_tensors(model)
+        self.out, self.most, self.asked = weakref.WeakSet(), 0, []
+
+    def __call__(self, names, *, only_first):
+        self.asked += [name for name in names if self.tensors[name].dim() > 1]
+        found = {name: self.tensors[name].clone() for name in names}
+        for tensor in found.values():
+            if tensor.dim() > 1:
+                self.out.add(tensor)
+        self.most = max(self.most, sum(t.nbytes for t in self.out))
+        return found
+
+
+def streamed(model, plan, share=None):
+    shelf = Shelf(model)
+    share = torch.ones(plan.num_units) if share is None else share
+    return Streamed(skeleton(model), plan, share, shelf), shelf
+
+
+def assert_same_outputs(model, plan, inputs, share=None):
+    full, shelf = streamed(model, plan, share)
+    with torch.no_grad():
+        expected = list(tensors_of(call(scaled(model, plan, full._share), inputs)))
+    for _ in range(2):
+        got = list(tensors_of(call(full, inputs)))
+        assert len(got) == len(expected)
+        for a, b in zip(got, expected, strict=True):
+            assert torch.equal(a, b)
+            assert not a.requires_grad
+    return full, shelf
+
+
+def largest(model):
+    return max(tensor.nbytes for tensor in named_tensors(model).values() if tensor.dim() > 1)
+
+
+@pytest.mark.parametrize("assign", [Disjoint(3), Disjoint(2, core=0.5), Overlapping(3, 2)], ids=["ist", "core", "two"])
+def test_outputs_are_those_of_the_scaled_model(case, assign):
+    model, plan, inputs = case
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_var"):
+            buffer.uniform_(0.5, 2)
+    full, shelf = assert_same_outputs(model, plan, inputs, assign.assign(plan.axes, 0).share())
+    assert shelf.most <= largest(model)
+    assert full.module is full
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: CASES[number].name)
+def test_batch_norm_is_estimated_in_it_as_in_the_model(number):
+    model, plan, inputs = CASES[number].build()
+    share = Disjoint(3).assign(plan.axes, 0).share()
+    (full, _), whole = streamed(model, plan, share), scaled(model, plan, share)
+    for each in (full.module, whole):
+        estimate_batch_norm_(each, lambda m: call(m, inputs))
+    for name, tensor in full.tensors():
+        assert torch.equal(tensor, named_tensors(whole)[name]), name
+    with torch.no_grad():
+        for a, b in zip(tensors_of(call(full, inputs)), tensors_of(call(whole, inputs)), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: CASES[number].name)
+def test_all_its_tensors_come_one_after_the_other(number):
+    model, plan, inputs = CASES[number].build()
+    share = Disjoint(3).assign(plan.axes, 0).share()
+    full, shelf = streamed(model, plan, share)
+    call(full, inputs)
+    expected = named_tensors(scaled(model, plan, share))
+    seen = []
+    shelf.most = 0
+    for name, tensor in full.tensors():
+        assert torch.equal(tensor, expected[name]), name
+        assert full.names(name) == [n for n, t in model.state_dict(keep_vars=True).items() if t is own(model, name)]
+        seen.append(name)
+        del tensor
+    assert seen == list(expected)
+    by_size = sorted(tensor.nbytes for tensor in expected.values() if tensor.dim() > 1)
+    assert shelf.most <= sum(by_size[-2:])  # the next one comes while the caller has the last
+    with pytest.raises(ValueError, match=r"result\.export\(folder\)"):
+        full.whole()
+
+
+def own(model, name):
+    return dict([*model.named_parameters(), *model.named_buffers()])[name]
+
+
+def test_the_other_processes_get_nothing_but_ask_as_often():
+    model, plan, _ = CASES[0].build()
+    shelf = Shelf(model)
+    full = Streamed(
+        skeleton(model), plan, torch.ones(plan.num_units),
+        lambda names, *, only_first: {} if shelf(names, only_first=only_first) and only_first else shelf.tensors,
+    )  # fmt: skip
+    shelf.asked.clear()
+    assert all(tensor.dim() < 2 for _, tensor in full.tensors())
+    assert shelf.asked == [name for name, tensor in named_tensors(model).items() if tensor.dim() > 1]
+
+
+class Block(nn.Module):
+    """A transformer's layer with PyTorch's own attention."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return x + self.down(F.gelu(self.up(self.norm(x))))
+
+
+class Language(nn.Module):
+    """Token and position embeddings; the first are the head's weight, too."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.embed, self.position = nn.Embedding(11, width), nn.Parameter(torch.randn(6, width))
+        self.blocks = nn.ModuleList([Block(width) for _ in range(3)])
+        self.register_buffer("mask", torch.ones(6, 6).triu(1).bool(), persistent=False)
+
+    def forward(self, ids):
+        x = self.embed(ids) + self.position[: ids.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        x = x.masked_fill(self.mask[:1, : ids.shape[1]].unsqueeze(-1), 0.0)
+        return F.linear(x, self.embed.weight)
+
+
+@pytest.fixture
+def slow_attention():
+    """Without PyTorch's fused attention for evaluation, which no mode of functions can look into."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    yield
+    torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@pytest.mark.usefixtures("slow_attention")
+def test_a_transformer_with_tied_weights_and_a_mask():
+    model = Language().eval()
+    full, shelf = assert_same_outputs(model, Plan.whole(model), torch.randint(0, 11, (4, 6)))
+    of_attention = model.blocks[0].attention.in_proj_weight.nbytes + model.blocks[0].attention.out_proj.weight.nbytes
+    assert shelf.most <= max(largest(model), of_attention)
+    assert full.names("mask") == []
+    assert full.names("embed.weight") == ["embed.weight"]
+
+
+def test_pytorchs_own_transformer_which_in_memory_is_one_fused_operation():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model, x = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval(), torch.randn(3, 5, 8)
+    full, shelf = streamed(model, Plan.whole(model))
+    with torch.no_grad():
+        expected = model(x)
+    torch.testing.assert_close(full(x), expected)
+    assert shelf.most <= sum(t.nbytes for n, t in named_tensors(model).items() if n.startswith("layers.0."))
+
+
+@pytest.mark.parametrize("build", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers(build):
+    model, x = build(5, 7, num_layers=2, batch_first=True).eval(), torch.randn(3, 4, 5)
+    full, shelf = streamed(model, Plan.whole(model))
+    with torch.no_grad():
+        torch.testing.assert_close(full(x), model(x), rtol=1e-6, atol=1e-6)  # PyTorch may take another kernel
+    assert sorted(shelf.asked) == [name for name in sorted(named_tensors(model)) if "weight" in name]
+
+
+@pytest.mark.usefixtures("slow_attention")
+def test_a_plan_that_discovery_made():
+    model, ids = Language().eval(), torch.randint(0, 11, (4, 6))
+    plan = discover(model, ids)
+    assert plan.axes
+    assert_same_outputs(model, plan, ids, Disjoint(2).assign(plan.axes, 0).share())
+
+
+class Asks(nn.Linear):
+    """Looks at what its weight is before it uses it, as library code does."""
+
+    def forward(self, x):
+        about = self.weight
+        assert isinstance(about, nn.Parameter)
+        assert about.shape == about.size() == torch.Size([self.out_features, self.in_features])
+        assert (about.dim(), about.ndim, about.numel()) == (2, 2, self.out_features * self.in_features)
+        assert about.dtype == torch.float32
+        assert about.is_floating_point()
+        assert about.requires_grad
+        x = x.to(device=about.device, dtype=about.dtype)
+        assert x.device == about.device == torch.device("cpu")
+        if not self.used:
+            return x
+        return F.linear(x, about, self.bias).to(next(self.parameters()).dtype)
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_questions_about_a_tensor_do_not_gather_it(used):
+    model, x = Asks(5, 5).eval(), torch.randn(3, 5)
+    model.used = used
+    full, shelf = streamed(model, Plan.whole(model))
+    expected = F.linear(x, model.weight, model.bias) if used else x
+    assert torch.equal(full(x), expected)
+    assert shelf.asked == ["weight"] * used
+
+
+class Chain(nn.Module):
+    """Layers of other sizes; one runs twice, and one takes two weights at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(8, 8, bias=False) for _ in range(5)])
+        self.up, self.down = nn.Linear(8, 64, bias=False), nn.Linear(64, 8, bias=False)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(layer(x))
+        x = self.down(self.up(x))
+        return torch.linalg.multi_dot([x, self.layers[0].weight, self.layers[1].weight]) if self.at_once else x
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_what_was_gathered_stays_while_there_is_room(at_once):
+    model = Chain().eval()
+    model.at_once = at_once
+    full, shelf = streamed(model, Plan.whole(model))
+    full(torch.randn(2, 8))
+    assert shelf.most <= largest(model) == 64 * 8 * 4
+    again = ["layers.0.weight", "layers.1.weight"] if at_once else []
+    assert shelf.asked == [*(f"layers.{k}.weight" for k in range(5)), "up.weight", "down.weight", *again]
+
+
+def test_two_large_weights_in_one_operation_are_both_there():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Parameter(torch.randn(6, 6)) for _ in range(3))
+
+        def forward(self, x):
+            return torch.cat([self.a, self.b]).sum() + (x @ self.c).sum() + torch.stack([self.a, self.b])[0, 0, 0]
+
+    model = Both().eval()
+    _, shelf = assert_same_outputs(model, Plan.whole(model), torch.randn(2, 6))
+    assert shelf.most == 2 * 6 * 6 * 4
+
+
+def test_a_model_of_vectors_and_scalars_only():
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.shift = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.randn(3))
+
+        def forward(self, x):
+            return x * self.scale + self.shift
+
+    _, shelf = assert_same_outputs(Scale(), Plan.whole(Scale()), torch.randn(2, 3))
+    assert shelf.asked == []
+    assert math.isclose(shelf.most, 0)
+
+
+def test_nothing_is_computed_for_gradients_and_the_model_stays_as_it_was():
+    model, plan, inputs = CASES[0].build()
+    before = {name: tensor.clone() for name, tensor in named_tensors(model).items()}
+    full, _ = assert_same_outputs(model, plan, inputs, Disjoint(2).assign(plan.axes, 0).share())
+    assert not full.inner.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in named_tensors(model).items())
