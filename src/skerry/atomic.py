@@ -14,9 +14,14 @@ def write_with(path: Path, make: Callable[[Path], object]) -> None:
     """Replace ``path`` by what ``make`` writes to the path that it is given, in one step."""
     draft = draft_of(path)
     make(draft)
-    with draft.open("rb") as file:
-        os.fsync(file.fileno())
+    sync(draft)
     os.replace(draft, path)
+
+
+def sync(path: Path) -> None:
+    """Wait until ``path`` is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def is_draft(path: Path) -> bool:

@@ -14,6 +14,7 @@ files: a checkpoint is a ``Source``.
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ from torch import Tensor
 from skerry import atomic
 from skerry.exchange import home_dim, home_range
 from skerry.partition import Assignment
-from skerry.plan import Plan
+from skerry.plan import Plan, plan_digest
 from skerry.runtimes import RESTING, Runtime, Store
 from skerry.sources import read_part
 from skerry.state import TOTALS, State
@@ -95,8 +96,9 @@ def write(folder: Path, state: State, store: Store, runtime: Runtime, run: str) 
     tensors = {name: t.detach().cpu().contiguous() for name, t in store.shards().items()}
     tensors |= {_TRAINED: state.trained, _HELD: store.layout.held}
     numbers = {"round": state.round, "bad_rounds": state.bad_rounds, "totals": state.totals}
+    dealt = plan_digest(store.plan)
     sizes = {name: [str(t.dtype).removeprefix("torch."), *t.shape] for name, t in store.sizes.items()}
-    told = {"format": _FORMAT, "run": run, "state": json.dumps(numbers), "sizes": json.dumps(sizes)}
+    told = {"format": _FORMAT, "run": run, "plan": dealt, "state": json.dumps(numbers), "sizes": json.dumps(sizes)}
     checksum = _checksum(tensors, told)
     atomic.write_with(
         here / _file_name(rank, num), lambda draft: save_file(tensors, draft, told | {"checksum": checksum})
@@ -110,7 +112,7 @@ def write(folder: Path, state: State, store: Store, runtime: Runtime, run: str) 
         atomic.write(folder / "checkpoint.json", (json.dumps(index, indent=1) + "\n").encode())
     runtime.total(torch.zeros(1))  # nobody removes the old set before the new one is the last
     for old in (folder / "checkpoint").iterdir():
-        if old.name != here.name:
+        if old.name != here.name and re.fullmatch(r"round-\d{8}", old.name):
             shutil.rmtree(old, ignore_errors=True)
 
 
@@ -242,7 +244,7 @@ class Checkpoint:
                 small = {n: file.get_tensor(n) for n in file.keys() if n in (_TRAINED, _HELD)}  # noqa: SIM118
                 if worker not in self._checked:
                     tensors = _Tensors(file)
-                    own = {key: told.get(key, "") for key in ("format", "run", "state", "sizes")}
+                    own = {key: told.get(key, "") for key in ("format", "run", "plan", "state", "sizes")}
                     checksum = _checksum(tensors, own)
         except FileNotFoundError as error:
             raise CheckpointError(
@@ -260,6 +262,8 @@ class Checkpoint:
             )
         if told["run"] != self._run:
             raise CheckpointError(f"{path}: it is of a run with other settings; put back this run's own or start anew")
+        if told["plan"] != plan_digest(self._plan):
+            raise CheckpointError(f"{path}: it is of a run with another plan; put back this run's own or start anew")
         if checksum != self._checksums[worker]:
             raise CheckpointError(f"{path}: it is of another set than checkpoint.json; put this run's own back")
         self._checked.add(worker)

@@ -14,8 +14,8 @@ from skerry.exchange import home_dim, home_range
 from skerry.inputs import Inputs, call, to
 from skerry.local import LossFn, OptimizerFn
 from skerry.partition import Assignment
-from skerry.plan import Plan
-from skerry.subnet import cut_of, cut_shape, cuts
+from skerry.plan import Plan, named_tensors
+from skerry.subnet import cut_of, cut_shape, cuts, fill_
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ def step_cost(subnet: nn.Module, loss_fn: LossFn, batch: tuple[Inputs, Any], opt
     try:
         return _step_cost(subnet, loss_fn, batch, optimizer, torch.device("meta"))
     except (RuntimeError, NotImplementedError, ValueError, TypeError):
+        parameters = {n: t for n, t in named_tensors(subnet).items() if t.is_meta}
+        if parameters:  # values do not matter, sizes do
+            subnet = fill_(copy.deepcopy(subnet), {n: torch.zeros_like(t, device="cpu") for n, t in parameters.items()})
         with torch.random.fork_rng(devices=[]):
             return _step_cost(subnet, loss_fn, batch, optimizer, next(subnet.parameters()).device)
 

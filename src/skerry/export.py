@@ -9,6 +9,7 @@ tensor is written under each of its names, which is what ``load_state_dict`` wan
 """
 
 import json
+import re
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -21,6 +22,7 @@ SHARD_BYTES = 256 * 2**20
 """What a file may have, unless a single tensor has more."""
 
 _INDEX = "model.safetensors.index.json"
+_OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|\.export-\d{5}\.draft")
 
 
 def export(full: FullModel, folder: Path, *, first: bool = True, shard_bytes: int = SHARD_BYTES) -> None:
@@ -63,14 +65,16 @@ class _Writer:
         names = [f"model-{k:05d}-of-{num:05d}.safetensors" for k in range(1, num + 1)]
         if num == 1:
             names = ["model.safetensors"]
+        # Without an index the files of an earlier export, or half of ours, are no model.
+        (self._folder / _INDEX).unlink(missing_ok=True)
         for (draft, _), name in zip(self._files, names, strict=True):
             draft.rename(self._folder / name)
         if num > 1:
             held = {tensor: name for (_, inside), name in zip(self._files, names, strict=True) for tensor in inside}
             index = {"metadata": {"total_size": self._total}, "weight_map": held}
             atomic.write(self._folder / _INDEX, (json.dumps(index, indent=1) + "\n").encode())
-        for path in self._folder.glob("model*.safetensors*"):  # of an earlier export
-            if path.name not in names and not (num > 1 and path.name == _INDEX):
+        for path in self._folder.iterdir():  # of an earlier export
+            if _OURS.fullmatch(path.name) and path.name not in names:
                 path.unlink()
 
     def _flush(self) -> None:
@@ -84,5 +88,6 @@ class _Writer:
             tensors[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
             seen.add(tensor.data_ptr())
         save_file(tensors, draft, {"format": "pt"})
+        atomic.sync(draft)
         self._files.append((draft, list(self._waiting)))
         self._waiting = {}

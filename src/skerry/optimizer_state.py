@@ -7,7 +7,7 @@ it, and its first steps are too large, (1 - beta1^k) / sqrt(1 - beta2^k) times a
 PyTorch's betas.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ def load_(optimizer: torch.optim.Optimizer, model: nn.Module, state: Mapping[str
 
 
 def full_sizes(
-    narrow: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], parameters: Iterable[str]
+    narrow: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], parameters: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Return, by name, full-size tensors on the meta device for the optimizer state in a worker's ``narrow`` tensors.
 
@@ -83,14 +83,19 @@ def full_sizes(
         shapes: of the full model's tensors.
         parameters: others that have the same state, though this worker may not have them (those of blocks).
     """
-    sizes = {}
+    sizes: dict[str, Tensor] = {}
+    absent = {name: parameter.dtype for name, parameter in parameters.items() if name not in narrow}
     for name, tensor in narrow.items():
         owner, _, key = name.partition(SEPARATOR)
         if key:
             own_shape = tensor.shape == narrow[owner].shape
-            for other in {owner, *parameters}:
+            sizes[name] = torch.empty(shapes[owner] if own_shape else tensor.shape, dtype=tensor.dtype, device="meta")
+            if narrow[owner].dim() == 0:
+                continue  # it cannot be told whether a parameter with dims would have one number, or one an element
+            for other, dtype in absent.items():
                 shape = shapes[other] if own_shape else tensor.shape
-                sizes[f"{other}{SEPARATOR}{key}"] = torch.empty(shape, dtype=tensor.dtype, device="meta")
+                own = dtype if tensor.dtype == narrow[owner].dtype else tensor.dtype
+                sizes.setdefault(f"{other}{SEPARATOR}{key}", torch.empty(shape, dtype=own, device="meta"))
     return dict(sorted(sizes.items()))
 
 

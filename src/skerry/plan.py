@@ -8,6 +8,7 @@ has it whole.
 
 import difflib
 import fnmatch
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -283,9 +284,22 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**{n: p.detach() for n, p in model.named_parameters()}, **dict(model.named_buffers())}
 
 
-def trained_in_blocks(model: nn.Module, plan: Plan) -> list[str]:
+def plan_digest(plan: Plan) -> str:
+    """Return what tells plans apart: axes, the table, blocks and shapes."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr([(axis.name, axis.num_units) for axis in plan.axes]).encode())
+    digest.update(repr(sorted((name, tuple(shape)) for name, shape in plan.shapes.items())).encode())
+    digest.update(repr([sorted(plan.blocks.items()), sorted(plan.scaled.items())]).encode())
+    for name in sorted(plan.dims):
+        for d, dim in enumerate(plan.dims[name]):
+            if dim is not None:
+                digest.update(f"{name} {d} {dim.role}".encode() + dim.units.to(torch.int32).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def trained_in_blocks(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
     """Return the trained parameters, if some worker may have none of a block's; none if the plan has no blocks."""
-    return [n for n, p in model.named_parameters() if p.requires_grad] if plan.blocks else []
+    return {n: p for n, p in model.named_parameters() if p.requires_grad} if plan.blocks else {}
 
 
 def saved_names(model: nn.Module, name: str) -> list[str]:

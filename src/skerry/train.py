@@ -21,7 +21,7 @@ from skerry.loop import CALIBRATION_SAMPLES, Loop
 from skerry.partition import Everything
 from skerry.plan import Plan, named_tensors
 from skerry.randomness import seed_of
-from skerry.runtimes import FullModel, Runtime, Serial, Store
+from skerry.runtimes import RESTING, FullModel, Runtime, Serial, Store
 from skerry.schedule import Schedule, constant
 from skerry.sources import FromModel, Source, skeleton
 from skerry.state import Record, State
@@ -68,6 +68,7 @@ class Result:
         """Write the calibrated full model to safetensors files in ``folder``; every process must call it."""
         self.runtime.at(self.state.round - 1, "export")
         export(self.full, folder, first=self.runtime.rank == 0, shard_bytes=shard_bytes)
+        self.runtime.total(torch.zeros(1))  # nobody leaves before all is written
 
 
 OnRound = Callable[[Record, State], None]
@@ -189,8 +190,7 @@ def train(
         store=store,
         eval_batch_size=eval_batch_size,
         start=start_of_state,
-        # A buffer that is never finite (an attention mask of -inf) is no sign of trouble.
-        unwatched=frozenset(n for n, t in store.shards().items() if not is_finite({n: t})),
+        unwatched=_never_finite(store, runtime),
         device=next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu")),
     )
     del source, resumed
@@ -216,6 +216,14 @@ def train(
     return Result(full, state, store, score, plan, max(costs, key=lambda c: c.memory), runtime)
 
 
+def _never_finite(store: Store, runtime: Runtime) -> frozenset[str]:
+    """Names of tensors that are not finite from the start, in any process: a mask of -inf is no sign of trouble."""
+    names = sorted(store.sizes)
+    odd = {name.removeprefix(RESTING) for name, t in store.shards().items() if not is_finite({name: t})}
+    seen = runtime.total(torch.tensor([name in odd for name in names], dtype=torch.int64))
+    return frozenset(name for name, count in zip(names, seen.tolist(), strict=True) if count)
+
+
 def to_train(model: nn.Module, plan: Plan, algorithm: Algorithm, seed: int) -> tuple[nn.Module, Plan]:
     """Return the model that ``algorithm`` trains in the place of ``model``, and its plan."""
     if algorithm.width == 1.0:
@@ -230,6 +238,8 @@ def _check_arguments(optimizer: object, schedule: object, test: object) -> None:
         raise ValueError("optimizer: expected a function of parameters, such as lambda p: torch.optim.SGD(p, lr=0.1)")
     if not callable(schedule):
         raise ValueError(f"schedule: got {schedule!r}, expected a function of progress, such as skerry.cosine")
+    if isinstance(test, tuple) and len(test) == 2 and isinstance(test[1], Tensor) and not len(test[1]):
+        raise ValueError("the test set is empty; pass test=None to train without one")
     tensors = isinstance(test, tuple) and len(test) == 2 and all(isinstance(t, Tensor) for t in test)
     if test is not None and not tensors:
         raise ValueError(f"test: got {type(test).__name__}, expected a pair of tensors (inputs, labels)")

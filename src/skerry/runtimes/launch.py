@@ -22,13 +22,12 @@ import torch
 import torch.distributed as dist
 
 from skerry.runtimes.liveness import Liveness
-from skerry.runtimes.processes import PATIENCE_S, PeerLost, Processes
+from skerry.runtimes.processes import JOIN_S, PeerLost, Processes
 from skerry.runtimes.wire import WireFormat
 
 _PEER_LOST = 76  # exit code of a worker that only saw another one go
 _FAILED = 1
 _GRACE_S = 3.0
-_JOIN_S = 300.0
 _STAGE_BYTES = 64
 
 
@@ -147,9 +146,9 @@ def _main(
     code = 0
     try:
         try:
-            store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=_JOIN_S))  # type: ignore[attr-defined]
-            patience = timedelta(seconds=PATIENCE_S)
-            dist.init_process_group("gloo", store=store, rank=rank, world_size=num_workers, timeout=patience)
+            store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=JOIN_S))  # type: ignore[attr-defined]
+            timeout = timedelta(seconds=JOIN_S)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=num_workers, timeout=timeout)
             liveness = Liveness(("127.0.0.1", port), rank, num_workers, timeout_s, on_lost)
         except RuntimeError as error:
             raise PeerLost(f"rank {rank}: the other processes did not join") from error

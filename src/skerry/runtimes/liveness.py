@@ -17,7 +17,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-_LOST = "skerry/lost"
+_LOST = "lost"
 _NOBODY = "-"
 _JOIN_S = 300.0
 _BEATS = 4
@@ -33,6 +33,7 @@ class Liveness:
         num_processes: of all.
         timeout_s: after so many seconds without a sign a process is lost.
         on_lost: called with one line, in the thread; it should end the process.
+        attempt: tells one group from others that have used the store before (a restart).
     """
 
     def __init__(
@@ -42,16 +43,20 @@ class Liveness:
         num_processes: int,
         timeout_s: float,
         on_lost: Callable[[str], None],
+        attempt: str = "0",
     ) -> None:
         self._rank, self._num, self._timeout_s, self._on_lost = rank, num_processes, timeout_s, on_lost
         self._interval = min(0.5, timeout_s / 10)
         timeout = timedelta(seconds=max(1.0, timeout_s * 0.8))
-        self._store = dist.TCPStore(*address, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
-        self._keys = [f"skerry/alive/{r}" for r in range(num_processes)]
+        store = dist.TCPStore(*address, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
+        self._store = dist.PrefixStore(f"skerry/{attempt}", store)  # type: ignore[attr-defined]
+        self._keys = [f"alive/{r}" for r in range(num_processes)]
         self._where = "round 0, start"
         self._seen: dict[int, tuple[str, float]] = {}
         self._suspicious: float | None = None
         self._signals: socket.socket | None = None
+        self._before: Callable[[], None] = lambda: None  # puts back what SIGTERM did
+        self._beaten = time.monotonic()
         self._ended = threading.Event()
         self._store.set(self._keys[rank], "0")
         self._store.compare_set(_LOST, "", _NOBODY)
@@ -66,6 +71,7 @@ class Liveness:
     def stop(self) -> None:
         """End the thread: the work is done, and others that end are not lost."""
         self._ended.set()
+        self._before()
         self._store.set(self._keys[self._rank], "done")
         self._thread.join()
 
@@ -85,9 +91,15 @@ class Liveness:
         self._signals, writer = socket.socketpair()
         self._signals.setblocking(False)
         writer.setblocking(False)
-        self._writer = writer  # keeps it open
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        handler = signal.signal(signal.SIGTERM, lambda *_: None)
+        wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+        def put_back() -> None:
+            signal.set_wakeup_fd(wakeup)
+            signal.signal(signal.SIGTERM, handler)
+            writer.close()
+
+        self._before = put_back
 
     def _run(self) -> None:
         count = 0
@@ -104,10 +116,8 @@ class Liveness:
             if lost is not None and not self._ended.is_set():
                 self._on_lost(self._line(lost))
                 return
-            if self._suspicious and time.monotonic() - self._suspicious > self._timeout_s:
-                self._on_lost(
-                    f"rank {self._rank}, {self._where}: terminated, or lost the connection to another process"
-                )
+            if self._suspicious and time.monotonic() - self._suspicious > 3 * _BEATS * self._interval:
+                self._on_lost(f"rank {self._rank}, {self._where}: terminated, or cut off from another process")
                 return
 
     def _beat(self, count: int) -> str | None:
@@ -115,6 +125,9 @@ class Liveness:
         self._store.set(self._keys[self._rank], f"{count}")
         *signs, lost = (word.decode() for word in self._store.multi_get([*self._keys, _LOST]))
         now = time.monotonic()
+        if now - self._beaten > _BEATS * self._interval:  # this process was stopped itself: nobody is silent by that
+            self._seen = {rank: (sign, now) for rank, (sign, _) in self._seen.items()}
+        self._beaten = now
         for rank, sign in enumerate(signs):
             if rank == self._rank or sign == "done" or sign != self._seen.get(rank, ("", 0.0))[0]:
                 self._seen[rank] = (sign, now)

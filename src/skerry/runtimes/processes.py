@@ -4,11 +4,14 @@ No process ever holds the full model (``sharded.py``). No pickle crosses the wir
 in an order and in shapes that every process derives by itself.
 """
 
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from types import TracebackType
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -22,8 +25,13 @@ from skerry.runtimes.sharded import Sharded
 from skerry.runtimes.wire import Wire, WireFormat
 from skerry.sources import Source
 
+JOIN_S = 300.0
+"""How long processes wait for each other to begin."""
 PATIENCE_S = 24 * 3600.0
 """How long an exchange waits for a process that is slow; a lost one is found by ``liveness.py``."""
+
+
+_JOINS = itertools.count()
 
 
 class PeerLost(RuntimeError):
@@ -53,7 +61,9 @@ class Processes:
         self.round = 0
         self._stage = "start"
         self._format: WireFormat = wire
-        self._wire = Wire(self.num_processes, self.peers, buffer_bytes)
+        # Joining must not take for ever; once all are there, a slow one is waited for, and liveness finds a lost one.
+        self._group = dist.new_group(timeout=timedelta(seconds=PATIENCE_S)) if liveness is not None else None
+        self._wire = Wire(self.num_processes, self.peers, buffer_bytes, self._group)
         self._on_stage = on_stage
         self._liveness = liveness
 
@@ -67,15 +77,16 @@ class Processes:
             ConnectionError: the port is in use or the others cannot be reached.
         """
         try:
-            dist.init_process_group("gloo", timeout=timedelta(seconds=PATIENCE_S))
+            dist.init_process_group("gloo", timeout=timedelta(seconds=JOIN_S))
+            address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+            attempt = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}.{next(_JOINS)}"
+            liveness = Liveness(address, dist.get_rank(), dist.get_world_size(), timeout_s, _end, attempt)
         except (dist.DistError, RuntimeError) as error:
             said = str(error).splitlines()[0]
             what = f"cannot join the group: {said}; check MASTER_ADDR, MASTER_PORT and the network"
             if "EADDRINUSE" in str(error):
                 what = "the port is in use; start with torchrun --standalone or another --master-port"
             raise ConnectionError(what) from error
-        address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-        liveness = Liveness(address, dist.get_rank(), dist.get_world_size(), timeout_s, _end)
         liveness.mind_sigterm()
         return cls(liveness=liveness, wire=wire)
 
@@ -109,13 +120,18 @@ class Processes:
         """Make what this process keeps: only the slices of its own are read from ``source``."""
         return Sharded(self, self._wire, model, plan, source, assignment, start, state, wire_format=self._format)
 
-    def reports(self, mine: Report) -> list[Report]:
-        """Return everybody's reports, in order of workers."""
+    def reports(self, mine: Report, agreement: int) -> list[Report]:
+        """Return everybody's reports, in order of workers.
+
+        Raises:
+            ValueError: ``agreement``, a number of all that must be the same, is another in another process.
+        """
+        self.agree(agreement, "what is dealt out, to whom and how it is sent")
         figures = [mine.worker, self.round, mine.good, mine.loss, mine.flop, mine.local_s, mine.bytes_due]
         row = torch.tensor(figures, dtype=torch.float64)
         rows = [torch.empty_like(row) for _ in range(self.num_processes)]
         with self.peers():
-            dist.all_gather(rows, row)
+            dist.all_gather(rows, row, group=self._group)
         reports = []
         for rank, (worker, round, good, *others) in enumerate(r.tolist() for r in rows):
             if (worker, round) != (rank, self.round):
@@ -126,11 +142,24 @@ class Processes:
             reports.append(Report(rank, bool(good), *others))
         return reports
 
+    def agree(self, number: int, what: str) -> None:
+        """Raise ValueError unless ``number`` is the same in all processes; ``what`` says what it stands for."""
+        mine = torch.tensor([number])
+        all_of_them = [torch.empty_like(mine) for _ in range(self.num_processes)]
+        with self.peers():
+            dist.all_gather(all_of_them, mine, group=self._group)
+        others = [rank for rank, theirs in enumerate(all_of_them) if not torch.equal(theirs, mine)]
+        if others:
+            raise ValueError(
+                f"{self.where()}: {what} differs here from rank {others[0]}; start all processes with the same model, "
+                "settings, code and checkpoint"
+            )
+
     def total(self, tensor: Tensor) -> Tensor:
         """Sum over all processes."""
         result = tensor.detach().cpu().clone()
         with self.peers():
-            dist.all_reduce(result)
+            dist.all_reduce(result, group=self._group)
         return result.to(tensor.device)
 
     def close(self) -> None:
@@ -139,6 +168,15 @@ class Processes:
             self.total(torch.zeros(1))  # others may still have to hear that this one is there
             self._liveness.stop()
         dist.destroy_process_group()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:  # else this process goes, and the others hear of it
+            self.close()
 
     def where(self) -> str:
         """Rank, round and stage, for messages."""

@@ -74,6 +74,11 @@ class Store(Protocol):
     """Keeps the full model between rounds, and what optimizers keep of it where that travels."""
 
     @property
+    def plan(self) -> Plan:
+        """What is dealt out."""
+        ...
+
+    @property
     def assignment(self) -> Assignment:
         """Who holds what now."""
         ...
@@ -90,7 +95,7 @@ class Store(Protocol):
 
     @property
     def bytes_sent(self) -> float:
-        """Bytes a worker has sent for exchanges so far, in the mean."""
+        """Bytes this process has sent for exchanges so far; evaluation and export not counted."""
         ...
 
     def subnet(self, worker: int) -> tuple[nn.Module, Mapping[str, Tensor]]:

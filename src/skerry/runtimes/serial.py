@@ -90,7 +90,10 @@ class WholeModel:
         elif not isinstance(source, FromModel):
             for name, tensor in named_tensors(model).items():
                 tensor.copy_(source.read(name, ()))
-        self.tensors = named_tensors(model) | {name: source.read(name, ()) for name in state}
+        device = next(iter(model.parameters())).device
+        of_optimizer = {name: source.read(name, ()) for name in state}
+        # Counts stay where optimizers want them.
+        self.tensors = named_tensors(model) | {n: t.to(device) if t.dim() else t for n, t in of_optimizer.items()}
         self.bytes_sent = 0.0
         self._start = start
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from skerry import exchange, optimizer_state
 from skerry.exchange import Move, Stages, home_dim, home_range
 from skerry.partition import Assignment, Everything
-from skerry.plan import Plan, named_tensors, trained_in_blocks
-from skerry.randomness import generator
+from skerry.plan import Plan, named_tensors, plan_digest, trained_in_blocks
+from skerry.randomness import generator, seed_of
 from skerry.runtimes.dealing import Dealing, Place
 from skerry.runtimes.runtime import RESTING, FullModel, Handover, Report
 from skerry.runtimes.streamed import Streamed
@@ -42,8 +42,12 @@ class Group(Protocol):
     num_processes: int
     round: int
 
-    def reports(self, mine: Report) -> list[Report]:
-        """Return everybody's, in order."""
+    def reports(self, mine: Report, agreement: int) -> list[Report]:
+        """Return everybody's, in order; raise ValueError where the agreement differs."""
+        ...
+
+    def agree(self, number: int, what: str) -> None:
+        """Raise ValueError unless the number is the same everywhere."""
         ...
 
 
@@ -76,7 +80,7 @@ class Sharded:
     ) -> None:
         self.assignment = assignment
         self.model = skeleton(model)
-        self.plan = plan
+        self.plan, self._digest = plan, plan_digest(plan)
         self._group, self._wire, self._wire_format = group, wire, wire_format
         self._start = start
         device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
@@ -87,13 +91,15 @@ class Sharded:
         by_name = cuts(plan, assignment.units(group.rank))
         found = {n: cut_of(plan, by_name, n, t.shape) for n, t in self.sizes.items()}
         self.tensors = {
-            n: kept[n] if n in kept else source.read(n, cut).to(device) for n, cut in found.items() if cut is not None
+            n: _placed(kept[n] if n in kept else source.read(n, cut), device)
+            for n, cut in found.items()
+            if cut is not None
         }
         self.resting: dict[str, Tensor] = {}
         for name, size in self.sizes.items():
             dim = home_dim(plan, name, size.shape)
             if f"{RESTING}{name}" in kept:
-                self.resting[name] = kept[f"{RESTING}{name}"]
+                self.resting[name] = _placed(kept[f"{RESTING}{name}"], device)
             elif dim is not None:
                 run = slice(*home_range(size.shape[dim], group.rank, group.num_processes))
                 self.resting[name] = source.read(name, tuple((run,) if d == dim else None for d in range(size.dim())))
@@ -128,7 +134,7 @@ class Sharded:
         self._check(own.tensors)
         planned = self._plan(then, self.sizes, average=True)
         due = planned.stages.bytes_from(self._group.rank, self.sizes)
-        reports = self._group.reports(replace(own.report, bytes_due=due))
+        reports = self._group.reports(replace(own.report, bytes_due=due), self._agreement(then))
         tensors = {n: t.detach() for n, t in own.tensors.items()} if own.report.good else self._before
         self._before = {}
         good = [report.good for report in reports]
@@ -144,8 +150,17 @@ class Sharded:
         """Return the narrow tensors under their names, and the resting runs under theirs with a prefix."""
         return self.tensors | {f"{RESTING}{name}": tensor for name, tensor in self.resting.items()}
 
+    def _agreement(self, then: Assignment) -> int:
+        """A number of all that processes must agree on before they exchange."""
+        held = [bytes(a.held.numpy().tobytes()).hex() for a in (self.assignment, then)]
+        sizes = [f"{name} {size.dtype} {tuple(size.shape)}" for name, size in self.sizes.items()]
+        return seed_of(self._digest, *held, *sizes, self._wire_format, self._wire.chunk)
+
     def _everywhere(self, names: Sequence[str], *, only_first: bool) -> dict[str, Tensor]:
         """Return the full tensors ``names``; with ``only_first`` in the first process only (others get nothing)."""
+        self._group.agree(seed_of("gather", *names), "what the forward uses next (does it depend on the data?)")
+        if not names:
+            return {}
         then = Everything(self._group.num_processes).assign(self.plan.axes, 0)
         if only_first:
             then.held[1:] = False
@@ -225,6 +240,11 @@ class Sharded:
             else:
                 new[name] = torch.empty(cut_shape(size.shape, cut), dtype=size.dtype, device=device)
         return new
+
+
+def _placed(tensor: Tensor, device: torch.device) -> Tensor:
+    """Put a tensor where training is; counts stay where optimizers want them."""
+    return tensor.to(device) if tensor.dim() else tensor
 
 
 def same_cut(one: Cut | None, other: Cut | None) -> bool:

@@ -24,7 +24,7 @@ class Gather(Protocol):
     """Gathers full tensors, in all processes or (``only_first``) for the first one."""
 
     def __call__(self, names: Sequence[str], *, only_first: bool) -> Mapping[str, Tensor]:
-        """Return them by name; every process must call it."""
+        """Return them by name; every process must call it. With no names it only makes sure that all do so."""
         ...
 
 
@@ -61,7 +61,9 @@ class Streamed(nn.Module):
         """Run the full model."""
         try:
             with torch.no_grad(), _Arrive(self):
-                return self.inner(*args, **kwargs)
+                output = self.inner(*args, **kwargs)
+            self._gather([], only_first=False)  # all are at the end of it
+            return output
         finally:
             self._cached.clear()
 

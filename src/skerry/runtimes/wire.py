@@ -91,12 +91,17 @@ class Wire:
         num_processes: of all.
         guard: a context for waiting for others, which says who was lost.
         budget: bytes.
+        group: the process group, None for the default one.
     """
 
     def __init__(
-        self, num_processes: int, guard: Callable[[], AbstractContextManager[None]], budget: int = 64 * 2**20
+        self,
+        num_processes: int,
+        guard: Callable[[], AbstractContextManager[None]],
+        budget: int = 64 * 2**20,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
-        self._guard = guard
+        self._guard, self._group = guard, group
         # A peer has two buffers each way: one is on the wire while the other is packed or unpacked.
         self.chunk = max(_ALIGN, budget // (4 * max(1, num_processes - 1)) // _ALIGN * _ALIGN)
         self.bytes_sent = 0
@@ -144,7 +149,7 @@ class Wire:
     def _receive(self, peer: int, k: int, message: Sequence[Part]) -> tuple[Tensor, Any]:
         buffer = self._buffer("receive", peer, k, num_bytes(message))
         with self._guard():
-            return buffer, dist.irecv(buffer, peer)
+            return buffer, dist.irecv(buffer, peer, group=self._group)
 
     def _send(self, peer: int, k: int, message: Sequence[Part], read: Callable[[Part], Tensor]) -> Any:
         buffer = self._buffer("send", peer, k, num_bytes(message))
@@ -155,7 +160,7 @@ class Wire:
             at += part.num_bytes
         self.bytes_sent += len(buffer)
         with self._guard():
-            return dist.isend(buffer, peer)
+            return dist.isend(buffer, peer, group=self._group)
 
     def _buffer(self, way: str, peer: int, k: int, size: int) -> Tensor:
         key = (way, peer, k % 2)
