@@ -17,7 +17,7 @@ from together import together
 from torch.nn import functional as F
 from zoo import METHODS, MODELS, mlp
 
-from skerry import Checkpoints, Everything, Serial, checkpoint, cost, train
+from skerry import Checkpoints, Everything, Plan, Serial, checkpoint, cost, train
 from skerry.checkpoint import CheckpointError, last, write
 from skerry.optimizer_state import SEPARATOR
 from skerry.plan import named_tensors
@@ -405,6 +405,13 @@ def test_another_models_checkpoint_is_refused(written):
         last(folder, plan, sizes, Serial(), "mine")
     with pytest.raises(CheckpointError, match="extra is missing"):
         last(folder, plan, {**named_tensors(model), "extra": torch.zeros(1)}, Serial(), "mine")
+
+
+def test_another_plans_checkpoint_is_refused(written):
+    folder, plan, model = written
+    for other in (plan.without("h0"), Plan.whole(model)):
+        with pytest.raises(CheckpointError, match=r"0-of-2\.safetensors: it is of a run with another plan"):
+            last(folder, other, named_tensors(model), Serial(), "mine")
 
 
 def test_all_processes_hear_of_a_damaged_index(written):

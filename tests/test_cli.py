@@ -22,8 +22,8 @@ def finished(tmp_path, capsys):
 def test_train_writes_all_its_files_and_a_table(finished, capsys):
     names = {p.name for p in finished.iterdir()}
     assert names == {
-        "config.json", "metrics.jsonl", "checkpoint.json", "checkpoint", "units.json", "summary.json", "model.safetensors",
-        "report.html", "lock",
+        "config.json", "metrics.jsonl", "checkpoint.json", "checkpoint", "units.json", "summary.json",
+        "model.safetensors", "report.html", "lock",
     }  # fmt: skip
     config = json.loads((finished / "config.json").read_text())
     assert (config["recipe"], config["workers"], config["rounds"], config["seed"]) == ("digits-mlp", 3, 3, 0)

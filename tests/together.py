@@ -62,7 +62,7 @@ class Hall:
         self.wait(lambda: len(self.brought[time]) == self.num)
         return [self.brought[time][r] for r in range(self.num)]
 
-    def isend(self, buffer: Tensor, peer: int) -> Work:
+    def isend(self, buffer: Tensor, peer: int, group: None = None) -> Work:
         """Send; the buffer may be changed only when this is waited for."""
         road = (self.ranks[threading.get_ident()], peer)
         letter = [buffer, False]
@@ -70,7 +70,7 @@ class Hall:
         self.sent.setdefault(road, []).append(len(buffer))
         return Work(lambda: self.wait(lambda: letter[1]))
 
-    def irecv(self, buffer: Tensor, peer: int) -> Work:
+    def irecv(self, buffer: Tensor, peer: int, group: None = None) -> Work:
         """Receive; the buffer is right only when this has been waited for."""
         letters = self.letters.setdefault((peer, self.ranks[threading.get_ident()]), deque())
         buffer.fill_(0xA5)
@@ -108,8 +108,13 @@ class Member:
         assert self.wire.chunk == self.chunk
         return Sharded(self, self.wire, *args, wire_format=self.wire_format)
 
-    def reports(self, mine: Report) -> list[Report]:
+    def reports(self, mine: Report, agreement: int) -> list[Report]:
+        self.agree(agreement, "what is dealt out")
         return self.hall.meet(self.rank, mine)
+
+    def agree(self, number: int, what: str) -> None:
+        if len(set(self.hall.meet(self.rank, number))) > 1:
+            raise ValueError(f"{what} differs")
 
     def total(self, tensor: Tensor) -> Tensor:
         return torch.stack(self.hall.meet(self.rank, tensor.detach().clone())).sum(0).to(tensor.dtype)

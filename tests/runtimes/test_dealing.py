@@ -14,6 +14,7 @@ from zoo import MODELS, Residual, blobs, mlp, sgd
 
 from skerry import (
     Algorithm,
+    Assignment,
     Blocks,
     Disjoint,
     In,
@@ -263,6 +264,48 @@ def test_a_worker_that_makes_something_else_is_told():
         together(2, lambda member: work(member, lose))
     with pytest.raises(ValueError, match=r"out\.bias: this worker made torch\.float64 .* expected torch\.float32"):
         together(2, lambda member: work(member, widen))
+
+
+@pytest.mark.parametrize("which", ["seed", "plan", "then"])
+def test_workers_that_do_not_agree_are_told_before_a_byte_moves(which):
+    model, plan, _ = mlp()
+
+    def work(member):
+        odd_one = member.rank == 1
+        own_plan = plan.without("h1") if which == "plan" and odd_one else plan
+        now, then = (Disjoint(2, seed=s).assign(own_plan.axes, 0) for s in (0, 1))
+        now = Disjoint(2, seed=5).assign(own_plan.axes, 0) if which == "seed" and odd_one else now
+        store = member.keep(model, own_plan, FromModel(model), now, {}, {})
+        one_round(store, [member.rank], now if which == "then" and odd_one else then, 0)
+
+    with pytest.raises(ValueError, match="what is dealt out"):
+        together(2, work)
+
+
+class Forks(nn.Module):
+    """Takes one way or the other, by what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        if x.sum() == 0:
+            return self.a(x)
+        return self.a(self.b(x)) if x.sum() < 0 else self.b(self.a(x))
+
+
+@pytest.mark.parametrize("others", [0.0, -1.0])
+def test_a_forward_that_goes_by_the_data_is_told(others):
+    model = Forks()
+    plan = Plan.whole(model)
+
+    def work(member):
+        store = member.keep(model, plan, FromModel(model), Assignment(torch.ones(2, 0, dtype=torch.bool)), {}, {})
+        store.full(torch.ones(0)).module(torch.full((2, 3), 1.0 if member.rank else others))
+
+    with pytest.raises(ValueError, match=r"what the forward uses next \(does it depend on the data\?\)"):
+        together(2, work)
 
 
 def only_blocks():
