@@ -88,7 +88,7 @@ def at(indices, shape):
     return np.ix_(*(np.arange(s) if i is None else i.numpy() for i, s in zip(indices, shape, strict=True)))
 
 
-@settings(max_examples=50)
+@settings(max_examples=40)
 @given(boundaries())
 def test_every_element_is_in_one_move_or_rests(boundary):
     plan, sizes, now, then = boundary
@@ -114,7 +114,7 @@ def test_every_element_is_in_one_move_or_rests(boundary):
         assert (seen[name] == (has.any(0) | will_have.any(0))).all(), name
 
 
-@settings(max_examples=50)
+@settings(max_examples=40)
 @given(boundaries())
 def test_a_worker_that_asks_for_its_own_moves_gets_them_in_the_order_of_all(boundary):
     plan, sizes, now, then = boundary
@@ -129,7 +129,7 @@ def about(move):
     return move.name, indices, move.holders, move.next_holders, move.home
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(boundaries(), st.booleans())
 def test_each_element_arrives_once_where_it_has_to_and_nowhere_else(boundary, average):
     plan, sizes, now, then = boundary
@@ -167,7 +167,7 @@ def test_each_element_arrives_once_where_it_has_to_and_nowhere_else(boundary, av
                 assert not second
 
 
-@settings(max_examples=50)
+@settings(max_examples=40)
 @given(boundaries())
 def test_holders_share_the_work_of_collecting(boundary):
     plan, sizes, now, then = boundary
@@ -263,7 +263,7 @@ def test_what_stays_does_not_move_and_replicas_cost_a_ring():
     assert by_pair.sum(1).tolist() == pytest.approx([2 * 3 / 4 * total] * 4, rel=0.02)
 
 
-@settings(max_examples=50)
+@settings(max_examples=40)
 @given(boundaries())
 def test_traffic_is_that_of_all_transfers(boundary):
     plan, sizes, now, then = boundary

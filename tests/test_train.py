@@ -235,6 +235,9 @@ def test_a_piece_that_is_not_finite_is_refused_and_the_run_goes_on(name):
     assert [r.refused for r in records] == [(), (), (1,), (1,), (), ()]
     assert all(torch.isfinite(t).all() for t in result.store.shards().values())
     assert result.state.bad_rounds == 0
+    held = torch.stack([algorithm.partition.assign(result.plan.axes, round).held for round in range(6)])
+    held[[2, 3], 1] = False  # what was refused counts as not trained
+    assert torch.equal(result.state.trained, held.sum((0, 1)))
 
 
 def test_too_many_refusals_in_a_row_stop_the_run_with_a_remedy():
@@ -405,6 +408,8 @@ def test_all_processes_end_with_the_same_state():
     for result in results:
         assert torch.equal(result.state.trained, serial.state.trained)
         assert result.score == results[0].score
+        assert result.score.count == serial.score.count
+        assert result.score.loss == pytest.approx(serial.score.loss)
         assert result.state.totals["flop"] == serial.state.totals["flop"]
         assert result.num_parameters == serial.num_parameters
         assert result.step_cost == serial.step_cost

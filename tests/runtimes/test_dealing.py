@@ -95,7 +95,7 @@ def test_the_full_model_is_read_to_the_bit_and_reading_changes_nothing(workers, 
     assert all_same(together(workers, work, chunk=chunk)[0], {n: scaled[n] for n in named_tensors(model)})
 
 
-@settings(max_examples=15, **FEW)
+@settings(max_examples=8, **FEW)
 @given(workers=st.integers(2, 4), density=st.sampled_from([0.0, 0.5, 1.0]), seed=st.integers(0, 2**32))
 def test_halved_values_are_neighbours_and_the_same_for_all_holders(workers, density, seed):
     model, plan, assignments = any_run(workers, density, 1, seed)
