@@ -93,12 +93,15 @@ def trained(subnet, worker, round, *, state=True, draw=eighths):
     return tensors
 
 
-def one_round(store, workers, then, round, bad=(), **more):
+def one_round(store, workers, then, round, bad=(), *, overlap=None, **more):
+    """With ``overlap``, a dict, put in it what each worker begins with and what arrives late."""
     handovers = []
     for w in workers:
         subnet, _ = store.subnet(w)
+        if overlap is not None:
+            overlap[w] = (copied(named_tensors(subnet)), store.late(w))
         handovers.append(Handover(trained(subnet, w, round, **more), Report(w, w not in bad, 1.0, 0.0, 0.0)))
-    return store.exchange(handovers, then)
+    return store.exchange(handovers, then, overlap=overlap is not None)
 
 
 def assert_kept(plan, full, assignment, shards):

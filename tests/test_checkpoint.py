@@ -21,6 +21,7 @@ from skerry import Checkpoints, Everything, Plan, Serial, checkpoint, cost, trai
 from skerry.checkpoint import CheckpointError, last, write
 from skerry.optimizer_state import SEPARATOR
 from skerry.plan import named_tensors
+from skerry.runtimes import Beginning
 from skerry.sources import FromModel
 from skerry.state import State
 from skerry.subnet import take
@@ -79,11 +80,14 @@ def read_by_one(folder, plan, model):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    methods = ("ist-uneven-travel", "ist-slow-core")
+    methods = ("ist-uneven-travel", "ist-slow-core", "ist-core-overlap-travel")
     return {(how, m): ends(folder / how / m, how, method=m) for how in ("serial", "processes") for m in methods}
 
 
-@pytest.mark.parametrize(("method", "stop"), [*(("ist-uneven-travel", k) for k in (0, 1, 2, 4)), ("ist-slow-core", 3)])
+@pytest.mark.parametrize(
+    ("method", "stop"),
+    [*(("ist-uneven-travel", k) for k in (0, 1, 2, 4)), ("ist-slow-core", 3), ("ist-core-overlap-travel", 2)],
+)
 @pytest.mark.parametrize("how", ["serial", "processes"])
 def test_resuming_from_any_round_ends_with_the_same_bits(tmp_path, undisturbed, how, method, stop):
     with pytest.raises(Stopped):
@@ -134,7 +138,7 @@ def test_any_number_of_processes_reads_what_any_number_has_written(writers, read
     state.totals["flop"] = 0.1 + 0.2
 
     def trained(runtime, workers, model):
-        store = runtime.keep(model, plan, FromModel(model), now, {}, {})
+        store = runtime.keep(Beginning(model, plan, FromModel(model), now, {}, {}))
         one_round(store, workers, then, 0)
         return store
 
@@ -154,7 +158,7 @@ def test_any_number_of_processes_reads_what_any_number_has_written(writers, read
             n: (t.shape, t.dtype) for n, t in expected.items()
         }
         of_optimizer = {n: t for n, t in found.sizes.items() if SEPARATOR in n}
-        return copied(member.keep(model, plan, found, assignment, {}, of_optimizer).shards())
+        return copied(member.keep(Beginning(model, plan, found, assignment, {}, of_optimizer)).shards())
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -250,7 +254,7 @@ def test_checkpoints_are_written_now_and_then_and_at_the_end(tmp_path):
 
     def work(member):
         model, plan, _ = mlp()
-        store = member.keep(model, plan, FromModel(model), Everything(2).assign(plan.axes, 0), {}, {})
+        store = member.keep(Beginning(model, plan, FromModel(model), Everything(2).assign(plan.axes, 0), {}, {}))
         keeps = Checkpoints(folder=tmp_path, every_s=1000)
         for round, done in ((1, False), (2, False), (3, True)):
             keeps.write_if_due(State(round, torch.zeros(plan.num_units)), store, member, done=done)
@@ -269,7 +273,9 @@ def written(tmp_path):
     model, plan, _ = mlp(hidden=(3, 2))
 
     def work(member):
-        store = member.keep(model, plan, FromModel(model), any_assignment(plan.num_units, 2, 0.0, rng()), {}, {})
+        store = member.keep(
+            Beginning(model, plan, FromModel(model), any_assignment(plan.num_units, 2, 0.0, rng()), {}, {})
+        )
         write(tmp_path, State(3, torch.arange(plan.num_units)), store, member, "mine")
 
     together(2, work)
@@ -287,9 +293,46 @@ def files_of(folder):
 def read_by_two(folder, plan, model):
     def work(member):
         found = last(folder, plan, named_tensors(model), member, "mine")
-        return copied(member.keep(model, plan, found, any_assignment(plan.num_units, 2, 0.0, rng()), {}, {}).shards())
+        return copied(
+            member.keep(Beginning(model, plan, found, any_assignment(plan.num_units, 2, 0.0, rng()), {}, {})).shards()
+        )
 
     return together(2, work)
+
+
+def test_a_run_that_begins_anew_and_is_killed_leaves_the_last_set_of_the_same_round(written, monkeypatch):
+    folder, plan, model = written
+    before = read_by_one(folder, plan, model)
+
+    def write_other_values(member):
+        other = other_of_mlp(model)
+        now = any_assignment(plan.num_units, 2, 0.0, rng())
+        store = member.keep(Beginning(other, plan, FromModel(other), now, {}, {}))
+        write(folder, State(3, torch.arange(plan.num_units)), store, member, "mine")
+
+    saved = []
+
+    def save(tensors, path, told):
+        save_file(tensors, path, told)
+        saved.append(path)
+        if len(saved) == 2:  # the first has its name already
+            raise Stopped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save_file", save)
+        with pytest.raises(Stopped):
+            together(2, write_other_values)
+    assert all_same(read_by_one(folder, plan, model), before)
+    for _ in range(2):
+        together(2, write_other_values)
+        assert len(sets(folder)) == 1
+    assert not all_same(read_by_one(folder, plan, model), before)
+
+
+def other_of_mlp(model):
+    other, _, _ = mlp(hidden=(3, 2))
+    other.load_state_dict({name: tensor + 1 for name, tensor in model.state_dict().items()})
+    return other
 
 
 def test_every_flipped_byte_of_a_file_is_noticed(written):
@@ -376,7 +419,9 @@ def test_a_file_of_another_round_or_run_is_refused(written):
             path.unlink(missing_ok=True)
 
         def work(member):
-            store = member.keep(model, plan, FromModel(model), any_assignment(plan.num_units, 2, 0.0, rng()), {}, {})
+            store = member.keep(
+                Beginning(model, plan, FromModel(model), any_assignment(plan.num_units, 2, 0.0, rng()), {}, {})
+            )
             write(folder, State(round, torch.arange(plan.num_units)), store, member, run)
 
         together(2, work)

@@ -1,6 +1,7 @@
 """The round loop: against a plain PyTorch loop, against properties every algorithm must have, and on failures."""
 
 import copy
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -19,6 +20,7 @@ from skerry import (
     Everything,
     FromInitializer,
     Serial,
+    constant,
     cosine,
     ist,
     local_sgd,
@@ -50,7 +52,7 @@ def run(algorithm, *, build=mlp, rounds=3, optimizer="sgd", **more):
     data = settings.pop("data", None) or blobs(algorithm.partition.num_workers)
     return model, train(
         model,
-        F.cross_entropy,
+        settings.pop("loss_fn", F.cross_entropy),
         data,
         plan=plan,
         algorithm=algorithm,
@@ -58,6 +60,47 @@ def run(algorithm, *, build=mlp, rounds=3, optimizer="sgd", **more):
         num_rounds=rounds,
         **settings,
     )
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_with_overlap_workers_begin_with_their_own_values_and_are_corrected_later(refused):
+    rounds, steps, overlap = 4, 3, 2
+
+    ((_, bad_labels),) = blobs(2).batches(0, steps, 1)
+
+    def loss_fn(output, y):
+        return F.cross_entropy(output, y) * (math.nan if refused and y.equal(bad_labels) else 1)
+
+    model, _ = run(
+        local_sgd(2, local_steps=steps, overlap=overlap), build=lambda: mlp(norm=False), rounds=rounds,
+        optimizer=lambda p: torch.optim.SGD(p, 0.1), schedule=constant, verify=False, loss_fn=loss_fn,
+        on_round=lambda record, state: None,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    plain, _, _ = mlp(norm=False)
+    mean = [p.detach().double() for p in plain.parameters()]
+    own = [mean, mean]
+    for round in range(rounds):
+        ends = []
+        for w in range(2):
+            values = [p.clone() for p in own[w]]
+            if refused and (w, round) == (0, 1):
+                ends.append(values)
+                continue
+            for step, (x, y) in enumerate(blobs(2).batches(w, round * steps, steps)):
+                for p, value in zip(plain.parameters(), values, strict=True):
+                    p.data = value.float().requires_grad_().data
+                plain.zero_grad()
+                F.cross_entropy(plain(x), y).backward()
+                values = [v - 0.1 * p.grad for v, p in zip(values, plain.parameters(), strict=True)]
+                if step + 1 == overlap:
+                    values = [v + m - o for v, m, o in zip(values, mean, own[w], strict=True)]
+            ends.append(values)
+        good = ends[1:] if refused and round == 1 else ends
+        mean = [sum(values) / len(values) for values in zip(*good, strict=True)]
+        own = ends
+    for p, value in zip(model.parameters(), mean, strict=True):
+        torch.testing.assert_close(p.detach().double(), value, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -368,13 +411,13 @@ class OneOfThree(Serial):
 class Idle(WholeModel):
     """The store in which workers 0 and 2 do nothing."""
 
-    def exchange(self, mine, then):
+    def exchange(self, mine, then, **how):
         handovers = []
         for worker in range(3):
             by_name = cuts(self.plan, self.assignment.units(worker))
             tensors = {n: take(t, by_name.get(n, ())) for n, t in self.tensors.items()}
             handovers.append(Handover(tensors, replace(mine[0].report, worker=worker)) if worker != 1 else mine[0])
-        return super().exchange(handovers, then)
+        return super().exchange(handovers, then, **how)
 
 
 def test_a_process_touches_only_its_own_workers_data():

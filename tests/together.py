@@ -112,6 +112,10 @@ class Member:
         self.agree(agreement, "what is dealt out")
         return self.hall.meet(self.rank, mine)
 
+    def beside(self, call: Callable[[Wire], None]) -> Callable[[], None]:
+        call(self.wire)
+        return lambda: None
+
     def agree(self, number: int, what: str) -> None:
         if len(set(self.hall.meet(self.rank, number))) > 1:
             raise ValueError(f"{what} differs")

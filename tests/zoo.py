@@ -157,6 +157,8 @@ METHODS = {
         Algorithm(name="overlapping", partition=Overlapping(3, 2), local_steps=4, optimizer_state="travel"), sgd
     ),
     "local_sgd": Method(local_sgd(3, local_steps=4), sgd),
+    "ist-core-overlap-travel": Method(ist(3, local_steps=4, core=0.4, overlap=2, optimizer_state="travel"), adamw),
+    "local_sgd-overlap-travel": Method(local_sgd(3, local_steps=4, overlap=4, optimizer_state="travel"), sgd),
     "local_sgd-travel": Method(local_sgd(3, local_steps=4, optimizer_state="travel"), adamw),
     "narrow": Method(narrow(3, local_steps=4), sgd),
     "single": Method(single(local_steps=4), adamw),

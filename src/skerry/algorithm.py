@@ -21,6 +21,11 @@ class Algorithm:
         local_steps: steps between two exchanges.
         optimizer_state: ``"reset"``: every round starts with a fresh optimizer. ``"travel"``: momenta stay with their
             elements, move with the units and are averaged where weights are; it costs the bytes of the state.
+        overlap: above 0 the mean of what all workers hold whole travels while they do the first ``overlap`` steps of
+            the next round. Each begins it with its own values V_w, and is corrected when these steps are done:
+            ``W_w <- W_w + mean_v V_v - V_w``. It hides the time of these bytes; gradients of these steps are taken at
+            points that differ by what the workers disagreed on. The full model is what it is without: the mean.
+            (Zhou et al.: DaSGD, 2020, arXiv 2006.00441, delays the averaging of local SGD so.)
         width: below 1 the method trains, instead of the given model, a fresh one with that fraction of each axis.
     """
 
@@ -28,6 +33,7 @@ class Algorithm:
     partition: Partition
     local_steps: int
     optimizer_state: StatePolicy = "reset"
+    overlap: int = 0
     width: float = 1.0
 
     def __post_init__(self) -> None:
@@ -35,5 +41,7 @@ class Algorithm:
             raise ValueError(f"local_steps={self.local_steps}: expected at least 1")
         if self.optimizer_state not in get_args(StatePolicy):
             raise ValueError(f"optimizer_state='{self.optimizer_state}': expected 'reset' or 'travel'")
+        if not 0 <= self.overlap <= self.local_steps:
+            raise ValueError(f"overlap={self.overlap}: expected 0 (none) to local_steps={self.local_steps}")
         if not 0.0 < self.width <= 1.0:
             raise ValueError(f"width={self.width}: expected a fraction above 0, at most 1")

@@ -91,7 +91,10 @@ def write(folder: Path, state: State, store: Store, runtime: Runtime, run: str) 
         run: says whose it is (its settings).
     """
     rank, num = runtime.rank, runtime.num_processes
-    here = folder / "checkpoint" / _set_name(state.round)
+    # A run that begins anew may come to the round of the last complete set, which must stay until the next is complete.
+    again = rank == 0 and _last_set(folder) == _set_name(state.round, again=False)
+    again = bool(runtime.total(torch.tensor(int(again))))
+    here = folder / "checkpoint" / _set_name(state.round, again=again)
     here.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.detach().cpu().contiguous() for name, t in store.shards().items()}
     tensors |= {_TRAINED: state.trained, _HELD: store.layout.held}
@@ -108,11 +111,11 @@ def write(folder: Path, state: State, store: Store, runtime: Runtime, run: str) 
     digests = runtime.total(digests)  # and now all files are there
     if rank == 0:
         sums = [bytes(row.tolist()).hex() for row in digests]
-        index = {"format": _FORMAT, "run": run, "round": state.round, "checksums": sums}
+        index = {"format": _FORMAT, "run": run, "round": state.round, "again": again, "checksums": sums}
         atomic.write(folder / "checkpoint.json", (json.dumps(index, indent=1) + "\n").encode())
     runtime.total(torch.zeros(1))  # nobody removes the old set before the new one is the last
     for old in (folder / "checkpoint").iterdir():
-        if old.name != here.name and re.fullmatch(r"round-\d{8}", old.name):
+        if old.name != here.name and re.fullmatch(r"round-\d{8}(-again)?", old.name):
             shutil.rmtree(old, ignore_errors=True)
 
 
@@ -123,7 +126,7 @@ def last(folder: Path, plan: Plan, sizes: Mapping[str, Tensor], runtime: Runtime
         CheckpointError: a file is missing, damaged, not of Skerry, or of another run or model.
     """
     path = folder / "checkpoint.json"
-    index: dict[str, Any] = {"round": -1, "checksums": []}
+    index: dict[str, Any] = {"round": -1, "again": False, "checksums": []}
     problem: CheckpointError | None = None
     if runtime.rank == 0 and path.exists():
         try:
@@ -131,10 +134,8 @@ def last(folder: Path, plan: Plan, sizes: Mapping[str, Tensor], runtime: Runtime
         except CheckpointError as error:
             problem = error
     # The first process's word counts: others may be on machines where there is no index.
-    about = runtime.total(
-        torch.tensor([index["round"] + 1, len(index["checksums"]), problem is not None]) * (runtime.rank == 0)
-    )
-    round, num_files, failed = about.tolist()
+    about = torch.tensor([index["round"] + 1, index["again"], len(index["checksums"]), problem is not None])
+    round, again, num_files, failed = runtime.total(about * (runtime.rank == 0)).tolist()
     digests = torch.zeros(num_files, _DIGEST_BYTES, dtype=torch.int64)
     for row, checksum in zip(digests, index["checksums"], strict=False):
         row.copy_(torch.tensor(list(bytes.fromhex(checksum))))
@@ -145,7 +146,9 @@ def last(folder: Path, plan: Plan, sizes: Mapping[str, Tensor], runtime: Runtime
         raise CheckpointError(f"{path}: process 0 cannot read it")
     if round == 0:
         return None
-    return Checkpoint(folder, plan, sizes, runtime.rank, run, round - 1, [bytes(row.tolist()).hex() for row in digests])
+    checksums = [bytes(row.tolist()).hex() for row in digests]
+    set_name = _set_name(round - 1, again=bool(again))
+    return Checkpoint(folder / "checkpoint" / set_name, plan, sizes, runtime.rank, run, checksums)
 
 
 class Checkpoint:
@@ -163,10 +166,9 @@ class Checkpoint:
         sizes: Mapping[str, Tensor],
         rank: int,
         run: str,
-        round: int,
         checksums: list[str],
     ) -> None:
-        self._folder, self._plan, self._run = folder / "checkpoint" / _set_name(round), plan, run
+        self._folder, self._plan, self._run = folder, plan, run
         self._checksums = checksums
         self._checked: set[int] = set()
         # A process on a machine of its own has its own file only.
@@ -290,7 +292,7 @@ class _Tensors(Mapping[str, Tensor]):
 def _read_index(path: Path, run: str) -> dict[str, Any]:
     try:
         index: dict[str, Any] = json.loads(path.read_text())
-        good = index["format"] == _FORMAT and isinstance(index["round"], int)
+        good = index["format"] == _FORMAT and isinstance(index["round"], int) and isinstance(index["again"], bool)
         sums = [bytes.fromhex(checksum) for checksum in index["checksums"]]
         good = good and all(len(checksum) == _DIGEST_BYTES for checksum in sums)
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -302,8 +304,17 @@ def _read_index(path: Path, run: str) -> dict[str, Any]:
     return index
 
 
-def _set_name(round: int) -> str:
-    return f"round-{round:08d}"
+def _set_name(round: int, *, again: bool) -> str:
+    return f"round-{round:08d}{'-again' if again else ''}"
+
+
+def _last_set(folder: Path) -> str | None:
+    """The name of the set that the index names; None without a readable one."""
+    try:
+        index = json.loads((folder / "checkpoint.json").read_text())
+        return _set_name(index["round"], again=index["again"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _file_name(rank: int, num_files: int) -> str:

@@ -39,6 +39,7 @@ class Config:
     partition: Dealing = field(default_factory=Dealing)
     optimizer: Mapping[str, Any] = field(default_factory=lambda: {"name": "SGD", "lr": 0.1, "momentum": 0.9})
     optimizer_state: str = "reset"
+    overlap: int = 0
     schedule: str = "cosine"
     model: Mapping[str, Any] = field(default_factory=dict)
     eval_every: int = 10
@@ -51,7 +52,7 @@ class Config:
 
     def __post_init__(self) -> None:
         least = {"workers": 1, "rounds": 1, "local_steps": 1, "batch_size": 1, "max_bad_rounds": 1}
-        least |= {"seed": 0, "eval_every": 0, "eval_batch_size": 1, "threads": 0, "checkpoint_every_s": 0}
+        least |= {"seed": 0, "eval_every": 0, "eval_batch_size": 1, "threads": 0, "checkpoint_every_s": 0, "overlap": 0}
         for name, minimum in least.items():
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= minimum):

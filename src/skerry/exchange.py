@@ -31,7 +31,7 @@ Indices = tuple[Tensor | None, ...]
 """For each dim of a full-size tensor the sorted indices, int64, None for all; the set is their product."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Move:
     """Elements of one tensor that have the same holders now and in the next round, and the same home.
 
@@ -49,13 +49,8 @@ class Move:
     next_holders: tuple[int, ...]
     home: int | None
 
-    def concerns(self, worker: int) -> bool:
-        """Whether ``worker`` has the elements now or will have them."""
-        resting = not self.holders or not self.next_holders
-        return worker in self.holders or worker in self.next_holders or (resting and worker == self.home)
 
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Transfer:
     """Elements of one tensor that ``source`` sends to ``target``.
 
@@ -81,6 +76,23 @@ def home_dim(plan: Plan, name: str, shape: torch.Size) -> int | None:
     """Return the dim along which homes of a tensor are assigned; None for one whose elements always have a holder."""
     dealt = [d for d, dim in enumerate(plan.row(name, shape)) if dim is not None]
     return dealt[0] if len(dealt) + (plan.block_of(name) is not None) > 1 else None
+
+
+def held_by_all(plan: Plan, sizes: Mapping[str, Tensor], now: Assignment, then: Assignment) -> list[str]:
+    """Return the tensors that every worker holds whole in both rounds: what may arrive late (``Algorithm.overlap``).
+
+    None where there is one worker, and no truth values: they cannot be corrected.
+    """
+    always = torch.cat([(now.held & then.held).all(0), torch.ones(1, dtype=torch.bool)])  # id -1 looks at the last
+    if now.num_workers == 1:
+        return []
+    return [
+        name
+        for name, size in sizes.items()
+        if size.dtype != torch.bool
+        and (plan.block_of(name) is None or always[plan.block_of(name)])
+        and all(dim is None or bool(always[dim.units].all()) for dim in plan.row(name, size.shape))
+    ]
 
 
 def moves(
@@ -130,7 +142,10 @@ def _moves(
         for kind, c in zip(before, chosen, strict=True):
             held, held_then = held & kind.now[c], held_then & kind.then[c]
         if before:  # the home goes by the first dealt dim
-            at_home = np.broadcast_to(before[0].home[chosen[0]], len(last.now))
+            where = before[0].home[chosen[0]]
+            if worker is not None and not (held[worker] or held_then[worker] or where == worker):
+                continue
+            at_home = np.broadcast_to(where, len(last.now))
         a, b = last.now & held, last.then & held_then
         some_a, some_b = a.any(1), b.any(1)
         if bool((at_home < 0).any()) and not (some_a.all() and some_b.all()):
@@ -142,7 +157,7 @@ def _moves(
         groups: dict[tuple[bytes, bytes, int], list[int]] = {}
         for k in wanted.nonzero()[0].tolist():
             groups.setdefault((a[k].tobytes(), b[k].tobytes(), int(at_home[k])), []).append(k)
-        for (_, _, where), members in groups.items():
+        for (_, _, rests), members in groups.items():
             indices: list[Tensor | None] = [None] * num_dims
             for d, kind, c in zip(dims, before, chosen, strict=False):
                 indices[d] = kind.indices[c]
@@ -150,7 +165,7 @@ def _moves(
                 parts = [last.indices[k] for k in members]
                 indices[dims[-1]] = parts[0] if len(parts) == 1 else torch.cat(parts).sort().values
             holders, next_holders = (tuple(x[members[0]].nonzero()[0].tolist()) for x in (a, b))
-            yield Move("", tuple(indices), holders, next_holders, where if where >= 0 else None)
+            yield Move("", tuple(indices), holders, next_holders, rests if rests >= 0 else None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,16 +33,19 @@ METHODS: dict[str, Callable[[Config], Algorithm]] = {
         core=c.partition.core,
         capacities=c.partition.capacities,
         optimizer_state=c.optimizer_state,  # type: ignore[arg-type]  # Algorithm checks the word
+        overlap=c.overlap,
     ),
     "local_sgd": lambda c: algorithms.local_sgd(
         c.workers,
         local_steps=c.local_steps,
         optimizer_state=c.optimizer_state,  # type: ignore[arg-type]
+        overlap=c.overlap,
     ),
     "narrow": lambda c: algorithms.narrow(
         c.workers,
         local_steps=c.local_steps,
         optimizer_state=c.optimizer_state,  # type: ignore[arg-type]
+        overlap=c.overlap,
     ),
     "single": lambda c: algorithms.single(local_steps=c.local_steps),
 }
@@ -65,6 +68,8 @@ def configure(recipe: str, method: str, settings: Mapping[str, Any]) -> Config:
             raise ValueError(f"workers={settings['workers']}: method 'single' is one machine, expected 1")
         if "optimizer_state" in settings:
             raise ValueError("optimizer_state: method 'single' never resets its optimizer; leave it out")
+        if "overlap" in settings:
+            raise ValueError("overlap: method 'single' exchanges nothing; leave it out")
     if method != "ist":
         for name in settings:
             if name.split(".")[0] == "partition":

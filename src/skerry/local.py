@@ -37,6 +37,7 @@ def local_steps(
     batches: Iterable[tuple[Inputs, Any]],
     optimizer: torch.optim.Optimizer,
     factors: Iterable[float],
+    on_step: Callable[[int], None] | None = None,
 ) -> float:
     """Train ``subnet`` for one step a batch and return the mean loss; NaN or infinite as soon as one step's is.
 
@@ -46,6 +47,7 @@ def local_steps(
         batches: pairs (x, y); x is one argument of the subnet, a tuple of several, or a dict of named ones.
         optimizer: over the subnet's parameters.
         factors: for each step what the optimizer's learning rates are multiplied by.
+        on_step: called after each step with the number of steps done.
     """
     subnet.train()
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -61,4 +63,6 @@ def local_steps(
         steps += 1
         if not math.isfinite(total):
             break
+        if on_step is not None:
+            on_step(steps)
     return total / max(1, steps)

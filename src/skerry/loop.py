@@ -65,7 +65,8 @@ class Loop:
         mine = [self.train_worker(state, w) for w in runtime.mine(now.num_workers)]
         then, sent = self.assignment(state.round + 1), store.bytes_sent
         runtime.at(state.round, "exchange")
-        reports = store.exchange(mine, then)
+        overlap = self.algorithm.overlap > 0 and state.round + 1 < self.num_rounds
+        reports = store.exchange(mine, then, overlap=overlap)
 
         good = [r for r in reports if r.good]
         state.trained += now.held[[r.worker for r in good]].sum(0)
@@ -89,11 +90,21 @@ class Loop:
             optimizer_state.load_(optimizer, subnet, of_optimizer)
         batches = ((to(x, self.device), to(y, self.device)) for x, y in self.data.batches(worker, round * steps, steps))
         factors = (self.schedule((round + step / steps) / self.num_rounds) for step in range(steps))
+        waited = 0.0
+
+        def on_step(done: int) -> None:
+            nonlocal waited
+            if done == self.algorithm.overlap:
+                began = time.perf_counter()
+                late = self.store.late(worker)
+                waited = time.perf_counter() - began
+                self.add_(late, optimizer, subnet)
+
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(self.seed, "local", worker, round))
             started = time.perf_counter()
-            loss = local_steps(subnet, self.loss_fn, batches, optimizer, factors)
-            local_s = time.perf_counter() - started
+            loss = local_steps(subnet, self.loss_fn, batches, optimizer, factors, on_step)
+            local_s = time.perf_counter() - started - waited
         optimizer.zero_grad()  # gradients are not needed any more, and their memory is
         tensors = named_tensors(subnet)
         if travels:
@@ -101,6 +112,15 @@ class Loop:
             self.check_state(tensors)
         flop = float(self.step_cost(worker, subnet).flop * steps)
         return Handover(tensors, Report(worker, self.is_good(loss, tensors), loss, flop, local_s))
+
+    @torch.no_grad()
+    def add_(self, late: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, subnet: nn.Module) -> None:
+        """Add to a worker's tensors what has arrived late."""
+        tensors = named_tensors(subnet)
+        state = optimizer_state.read(optimizer, subnet, self.start) if late.keys() - tensors.keys() else {}
+        for name in late.keys() & tensors.keys():
+            tensors[name].add_(late[name])
+        optimizer_state.load_(optimizer, subnet, {n: state[n] + more for n, more in late.items() if n in state})
 
     def check_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Refuse optimizer state that has units in it but not the shape of its parameter: nobody could cut it."""

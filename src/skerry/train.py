@@ -21,7 +21,7 @@ from skerry.loop import CALIBRATION_SAMPLES, Loop
 from skerry.partition import Everything
 from skerry.plan import Plan, named_tensors
 from skerry.randomness import seed_of
-from skerry.runtimes import RESTING, FullModel, Runtime, Serial, Store
+from skerry.runtimes import BEGAN, RESTING, Beginning, FullModel, Runtime, Serial, Store
 from skerry.schedule import Schedule, constant
 from skerry.sources import FromModel, Source, skeleton
 from skerry.state import Record, State
@@ -173,7 +173,7 @@ def train(
         on_start(state)
     start_of_state = optimizer_state.initial(optimizer) if algorithm.optimizer_state == "travel" else {}
     assignment = algorithm.partition.assign(plan.axes, min(state.round, num_rounds - 1))
-    store = runtime.keep(model, plan, source, assignment, start_of_state, of_optimizer)
+    store = runtime.keep(Beginning(model, plan, source, assignment, start_of_state, of_optimizer))
     loop = Loop(
         model=skeleton(model),
         loss_fn=loss_fn,
@@ -219,7 +219,8 @@ def train(
 def _never_finite(store: Store, runtime: Runtime) -> frozenset[str]:
     """Names of tensors that are not finite from the start, in any process: a mask of -inf is no sign of trouble."""
     names = sorted(store.sizes)
-    odd = {name.removeprefix(RESTING) for name, t in store.shards().items() if not is_finite({name: t})}
+    shards = {name: t for name, t in store.shards().items() if not name.startswith(BEGAN)}
+    odd = {name.removeprefix(RESTING) for name, t in shards.items() if not is_finite({name: t})}
     seen = runtime.total(torch.tensor([name in odd for name in names], dtype=torch.int64))
     return frozenset(name for name, count in zip(names, seen.tolist(), strict=True) if count)
 

@@ -59,6 +59,8 @@ connection.close()
 
 OWNER = """
 import importlib.util, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests were started by nohup
+signal.signal(signal.SIGINT, signal.default_int_handler)  # or in the background
 spec = importlib.util.spec_from_file_location("bench_hosts", sys.argv[1])
 bench = sys.modules["bench_hosts"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(bench)
@@ -83,7 +85,10 @@ def end_owner(sent: signal.Signals) -> tuple[int, int, int]:
         sleeper = int(owner.stdout.readline())
         assert len(owned_by(owner.pid)) == 3
         owner.send_signal(sent)
-        return owner.pid, sleeper, owner.wait(20)
+        try:
+            return owner.pid, sleeper, owner.wait(20)
+        finally:
+            owner.kill()
 
 
 def test_three_hosts_train_for_two_rounds(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ def ist(
     capacities: Sequence[float] | None = None,
     core: float = 0.0,
     optimizer_state: StatePolicy = "reset",
+    overlap: int = 0,
 ) -> Algorithm:
     """Deal each axis's units to the workers; each trains its own dense subnet; put the pieces together; deal again.
 
@@ -38,4 +39,5 @@ def ist(
         partition=Disjoint(workers, seed, reshuffle=reshuffle, capacities=weights, core=core),
         local_steps=local_steps,
         optimizer_state=optimizer_state,
+        overlap=overlap,
     )

@@ -4,7 +4,9 @@ from skerry.algorithm import Algorithm, StatePolicy
 from skerry.partition import Everything
 
 
-def local_sgd(workers: int, *, local_steps: int = 20, optimizer_state: StatePolicy = "reset") -> Algorithm:
+def local_sgd(
+    workers: int, *, local_steps: int = 20, optimizer_state: StatePolicy = "reset", overlap: int = 0
+) -> Algorithm:
     """Every worker trains a replica of the whole model for J steps on its own data; then all are averaged:
 
         W <- (1/n) sum_w (W - eta * sum_{j=1..J} grad L_w(W_{w,j})).
@@ -19,4 +21,5 @@ def local_sgd(workers: int, *, local_steps: int = 20, optimizer_state: StatePoli
         partition=Everything(workers),
         local_steps=local_steps,
         optimizer_state=optimizer_state,
+        overlap=overlap,
     )

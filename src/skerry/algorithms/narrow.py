@@ -4,7 +4,9 @@ from skerry.algorithm import Algorithm, StatePolicy
 from skerry.partition import Everything
 
 
-def narrow(workers: int, *, local_steps: int = 20, optimizer_state: StatePolicy = "reset") -> Algorithm:
+def narrow(
+    workers: int, *, local_steps: int = 20, optimizer_state: StatePolicy = "reset", overlap: int = 0
+) -> Algorithm:
     """Local SGD on a fresh net with 1/n of each axis: the memory and compute that IST asks of a worker, without IST.
 
     What IST must beat to be worth its while: the same cost a worker, but n replicas of one narrow net V,
@@ -19,5 +21,6 @@ def narrow(workers: int, *, local_steps: int = 20, optimizer_state: StatePolicy 
         partition=Everything(workers),
         local_steps=local_steps,
         optimizer_state=optimizer_state,
+        overlap=overlap,
         width=1.0 / workers,
     )

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from skerry.aggregate import is_exact
-from skerry.exchange import Indices, Move, Transfer, home_dim, home_range
+from skerry.exchange import Indices, Move, Stages, Transfer, home_dim, home_range, moves, transfers
 from skerry.partition import Assignment
 from skerry.plan import Plan
-from skerry.runtimes.wire import Part, Wire, WireFormat, messages, parts, split, wire_dtype
+from skerry.runtimes.wire import Part, Wire, WireFormat, messages, num_bytes, parts, split, wire_dtype
 from skerry.subnet import put_, take
 
 Key = tuple[int, tuple[int, ...]]
+Messages = Mapping[int, Sequence[Sequence[Part]]]
 
 
 @dataclass(eq=False)
@@ -23,7 +24,7 @@ class Place:
     plan: Plan
     assignment: Assignment
     worker: int
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     _positions: dict[int, Tensor] = field(default_factory=dict)
 
     def local(self, name: str, shape: torch.Size, indices: Indices) -> Indices:
@@ -64,13 +65,37 @@ class Dealing:
     average: bool
     wire: WireFormat
     rng: torch.Generator
+    _moves: list[Move] = field(init=False)
+    _stages: Stages = field(init=False)
     _sums: dict[Key, tuple[Tensor, int, int]] = field(default_factory=dict)
     _means: dict[Key, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        here, there = self.here, self.there
+        self._moves = list(moves(here.plan, self.sizes, here.assignment, there.assignment, here.worker))
+        self._stages = transfers(self._moves, self.sizes, average=self.average)
 
     @property
     def rank(self) -> int:
         """The worker here."""
         return self.here.worker
+
+    @property
+    def bytes_due(self) -> int:
+        """Bytes of the elements that this process has to send, unpacked."""
+        return self._stages.bytes_from(self.rank, self.sizes)
+
+    def bytes_to_send(self, chunk: int) -> int:
+        """Bytes of the messages that this process sends."""
+        sends = [self.messages(stage, chunk)[0] for stage in (self._stages.first, self._stages.second)]
+        return sum(num_bytes(message) for by_peer in sends for stream in by_peer.values() for message in stream)
+
+    def run(self, wire: Wire) -> None:
+        """Do it, together with all other processes."""
+        for move in self._moves:
+            self.keep_own(move, wire.chunk)
+        self.send(wire, self._stages.first, self.read_first, self.write_first)
+        self.send(wire, self._stages.second, self.read_second, self.write_second)
 
     def keep_own(self, move: Move, chunk: int) -> None:
         """Copy what stays in this process, from subnet to subnet or from or to its rest."""
@@ -91,21 +116,25 @@ class Dealing:
     def send(
         self,
         wire: Wire,
-        transfers: Iterable[Transfer],
+        some: Iterable[Transfer],
         read: Callable[[Part], Tensor],
         write: Callable[[int, Part, Tensor], None],
     ) -> None:
-        """Send and receive the ``transfers`` that concern this process."""
+        """Send and receive those transfers that concern this process."""
+        sends, receives = self.messages(some, wire.chunk)
+        wire.run(sends, receives, read, write)
+
+    def messages(self, some: Iterable[Transfer], chunk: int) -> tuple[Messages, Messages]:
+        """Return what this process sends to each other one, and what it receives."""
         out: dict[int, list[Part]] = {}
         into: dict[int, list[Part]] = {}
-        for transfer in transfers:
+        for transfer in some:
             if self.rank in (transfer.source, transfer.target):
-                found = parts(transfer, self.sizes[transfer.move.name], self.wire, wire.chunk)
+                found = parts(transfer, self.sizes[transfer.move.name], self.wire, chunk)
                 ours = transfer.source == self.rank
                 (out if ours else into).setdefault(transfer.target if ours else transfer.source, []).extend(found)
-        sends = {peer: messages(stream, wire.chunk) for peer, stream in sorted(out.items())}
-        receives = {peer: messages(stream, wire.chunk) for peer, stream in sorted(into.items())}
-        wire.run(sends, receives, read, write)
+        sends, receives = ({p: messages(stream, chunk) for p, stream in sorted(way.items())} for way in (out, into))
+        return sends, receives
 
     def read_first(self, part: Part) -> Tensor:
         """Return what this process sends first."""
@@ -206,13 +235,16 @@ class Dealing:
 def round_at_random(tensor: Tensor, rng: torch.Generator) -> Tensor:
     """Round float32 to bfloat16, up or down at random so that the mean is right: E[round(x)] = x.
 
+    What has no finite neighbour away from zero is rounded towards it.
+
     References:
         Stochastic rounding as in Gupta, Agrawal, Gopalakrishnan, Narayanan: Deep Learning with Limited Numerical
         Precision, ICML 2015, arXiv 1502.02551, section 3.
     """
     noise = torch.randint(0, 2**16, tensor.shape, generator=rng, dtype=torch.int32).to(tensor.device)
-    bits = tensor.contiguous().view(torch.int32) + noise  # bfloat16 is the upper half of float32
-    return (bits & -(2**16)).view(torch.float32).to(torch.bfloat16)
+    bits = tensor.contiguous().view(torch.int32)  # bfloat16 is the upper half of float32
+    up, down = ((b & -(2**16)).view(torch.float32) for b in (bits + noise, bits))
+    return torch.where(up.isfinite(), up, down).to(torch.bfloat16)  # the largest are not rounded away to infinity
 
 
 def _start(own: Tensor, good: bool, rank: int, exact: bool) -> tuple[Tensor, int, int]:

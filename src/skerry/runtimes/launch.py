@@ -21,8 +21,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from skerry.runtimes.liveness import Liveness
-from skerry.runtimes.processes import JOIN_S, PeerLost, Processes
+from skerry.runtimes.liveness import JOIN_S, Liveness
+from skerry.runtimes.processes import PeerLost, Processes
 from skerry.runtimes.wire import WireFormat
 
 _PEER_LOST = 76  # exit code of a worker that only saw another one go

@@ -2,9 +2,8 @@
 
 A process in long local steps is slow, one that is stopped or cut off is lost; a timeout on the exchange alone cannot
 tell them apart. So a thread of each process counts up under its name in the group's store, twice a second, and reads
-the others' counts. Whoever
-first finds a count that stands still writes down whose, and all end with that name. When a connection breaks,
-which happens at once where a process is killed, the same counts tell whose fault it was.
+the others' counts. Whoever first finds a count that stands still writes down whose, and all end with that name. When a
+connection breaks, which happens at once where a process is killed, the same counts tell whose fault it was.
 """
 
 import contextlib
@@ -19,7 +18,8 @@ import torch.distributed as dist
 
 _LOST = "lost"
 _NOBODY = "-"
-_JOIN_S = 300.0
+JOIN_S = 300.0
+"""How long processes wait for each other to begin."""
 _BEATS = 4
 """So many signs must be missing before somebody is lost, where a connection is known to be broken."""
 
@@ -45,7 +45,7 @@ class Liveness:
         on_lost: Callable[[str], None],
         attempt: str = "0",
     ) -> None:
-        self._rank, self._num, self._timeout_s, self._on_lost = rank, num_processes, timeout_s, on_lost
+        self._rank, self._timeout_s, self._on_lost = rank, timeout_s, on_lost
         self._interval = min(0.5, timeout_s / 10)
         timeout = timedelta(seconds=max(1.0, timeout_s * 0.8))
         store = dist.TCPStore(*address, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
@@ -60,7 +60,7 @@ class Liveness:
         self._ended = threading.Event()
         self._store.set(self._keys[rank], "0")
         self._store.compare_set(_LOST, "", _NOBODY)
-        self._store.wait(self._keys, timedelta(seconds=_JOIN_S))
+        self._store.wait(self._keys, timedelta(seconds=JOIN_S))
         self._thread = threading.Thread(target=self._run, name="skerry-liveness", daemon=True)
         self._thread.start()
 

@@ -7,26 +7,22 @@ in an order and in shapes that every process derives by itself.
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from threading import Thread
 from types import TracebackType
 from typing import Self
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from skerry.partition import Assignment
-from skerry.plan import Plan
-from skerry.runtimes.liveness import Liveness
-from skerry.runtimes.runtime import Report
+from skerry.runtimes.liveness import JOIN_S, Liveness
+from skerry.runtimes.runtime import Beginning, Report
 from skerry.runtimes.sharded import Sharded
 from skerry.runtimes.wire import Wire, WireFormat
-from skerry.sources import Source
 
-JOIN_S = 300.0
-"""How long processes wait for each other to begin."""
 PATIENCE_S = 24 * 3600.0
 """How long an exchange waits for a process that is slow; a lost one is found by ``liveness.py``."""
 
@@ -45,7 +41,7 @@ class Processes:
         on_stage: called with round and stage, in words, when a stage begins.
         liveness: watches the other processes; without it a stopped one is only seen at the group's timeout.
         wire: ``"exact"``, or ``"bf16"``: float32 values are rounded, up or down at random, to half their bytes.
-        buffer_bytes: the most that buffers of an exchange take.
+        buffer_bytes: the most that buffers of an exchange take; those of ``Algorithm.overlap`` take as much again.
     """
 
     def __init__(
@@ -62,8 +58,10 @@ class Processes:
         self._stage = "start"
         self._format: WireFormat = wire
         # Joining must not take for ever; once all are there, a slow one is waited for, and liveness finds a lost one.
-        self._group = dist.new_group(timeout=timedelta(seconds=PATIENCE_S)) if liveness is not None else None
+        self._group = self._new_group() if liveness is not None else None
         self._wire = Wire(self.num_processes, self.peers, buffer_bytes, self._group)
+        self._buffer_bytes = buffer_bytes
+        self._other_wire: Wire | None = None
         self._on_stage = on_stage
         self._liveness = liveness
 
@@ -93,7 +91,7 @@ class Processes:
     @property
     def buffer_bytes(self) -> int:
         """Bytes that buffers of exchanges take by now."""
-        return self._wire.buffer_bytes
+        return self._wire.buffer_bytes + (self._other_wire.buffer_bytes if self._other_wire else 0)
 
     def mine(self, num_workers: int) -> list[int]:
         """The worker with this process's rank."""
@@ -108,17 +106,9 @@ class Processes:
         if self._liveness is not None:
             self._liveness.at(f"round {round}, {stage}")
 
-    def keep(
-        self,
-        model: nn.Module,
-        plan: Plan,
-        source: Source,
-        assignment: Assignment,
-        start: Mapping[str, Tensor],
-        state: Mapping[str, Tensor],
-    ) -> Sharded:
-        """Make what this process keeps: only the slices of its own are read from ``source``."""
-        return Sharded(self, self._wire, model, plan, source, assignment, start, state, wire_format=self._format)
+    def keep(self, beginning: Beginning) -> Sharded:
+        """Make what this process keeps: only the slices of its own are read from the source."""
+        return Sharded(self, self._wire, beginning, wire_format=self._format)
 
     def reports(self, mine: Report, agreement: int) -> list[Report]:
         """Return everybody's reports, in order of workers.
@@ -127,7 +117,7 @@ class Processes:
             ValueError: ``agreement``, a number of all that must be the same, is another in another process.
         """
         self.agree(agreement, "what is dealt out, to whom and how it is sent")
-        figures = [mine.worker, self.round, mine.good, mine.loss, mine.flop, mine.local_s, mine.bytes_due]
+        figures = [mine.worker, self.round, mine.good, mine.loss, mine.flop, mine.local_s]
         row = torch.tensor(figures, dtype=torch.float64)
         rows = [torch.empty_like(row) for _ in range(self.num_processes)]
         with self.peers():
@@ -161,6 +151,32 @@ class Processes:
         with self.peers():
             dist.all_reduce(result, group=self._group)
         return result.to(tensor.device)
+
+    def beside(self, call: Callable[[Wire], None]) -> Callable[[], None]:
+        """Call it in a thread with a group of processes and a wire of its own; return what waits for it."""
+        if self._other_wire is None:
+            self._other_wire = Wire(self.num_processes, self.peers, self._buffer_bytes, self._new_group())
+        wire, failed = self._other_wire, list[BaseException]()
+
+        def run() -> None:
+            try:
+                call(wire)
+            except BaseException as error:
+                failed.append(error)
+
+        thread = Thread(target=run, daemon=True)  # nobody waits for it when this process goes
+        thread.start()
+
+        def wait() -> None:
+            thread.join()
+            if failed:
+                raise failed[0]
+
+        return wait
+
+    def _new_group(self) -> dist.ProcessGroup:
+        group: dist.ProcessGroup = dist.new_group(timeout=timedelta(seconds=PATIENCE_S))
+        return group
 
     def close(self) -> None:
         """Leave the group."""

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from skerry.partition import Assignment
@@ -44,6 +45,24 @@ RESTING = "resting::"
 """Before the name of a tensor: the run of it that a process is home to."""
 
 
+BEGAN = "began::"
+"""Before the name of a tensor: what a worker began this round with, where the mean of all arrives late."""
+
+
+@runtime_checkable
+class Kept(Protocol):
+    """A source that may have just what a process kept."""
+
+    def own(self, worker: int, assignment: Assignment) -> Mapping[str, Tensor] | None:
+        """Return what ``shards`` gave the process of ``worker``, if it was for ``assignment``."""
+        ...
+
+
+def correction(mean: Tensor, began: Tensor) -> Tensor:
+    """Return what turns the one into the other by addition: ``mean - began``; 0 also where both are infinite."""
+    return torch.where(mean == began, torch.zeros_like(mean), mean - began)
+
+
 class FullModel(Protocol):
     """The calibrated full model, to run and to read; no process need hold it whole."""
 
@@ -68,6 +87,27 @@ class FullModel(Protocol):
     def whole(self) -> nn.Module:
         """Return it as an ordinary module; raise ValueError where no process holds it."""
         ...
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a store is made of.
+
+    Attributes:
+        model: the full model; only read from where ``source`` is it.
+        plan: its plan.
+        source: where the values of its tensors come from.
+        assignment: who holds what at first.
+        start: where optimizer state starts, by key (``optimizer_state.initial``).
+        state: full-size optimizer state on the meta device that ``source`` has, too.
+    """
+
+    model: nn.Module
+    plan: Plan
+    source: Source
+    assignment: Assignment
+    start: Mapping[str, Tensor]
+    state: Mapping[str, Tensor]
 
 
 class Store(Protocol):
@@ -102,8 +142,16 @@ class Store(Protocol):
         """Return the worker's subnet, to train in place, and its narrow optimizer state."""
         ...
 
-    def exchange(self, mine: list[Handover], then: Assignment) -> list[Report]:
-        """Aggregate what all workers hand over and deal it out by ``then``; return all workers' reports in order."""
+    def late(self, worker: int) -> Mapping[str, Tensor]:
+        """Wait for what the last exchange left to arrive late; return what to add to the worker's tensors, once."""
+        ...
+
+    def exchange(self, mine: list[Handover], then: Assignment, *, overlap: bool = False) -> list[Report]:
+        """Aggregate what all workers hand over and deal it out by ``then``; return all workers' reports in order.
+
+        With ``overlap`` the tensors that everybody holds whole (``exchange.held_by_all``) are aggregated while workers
+        train on: ``subnet`` gives each its own values of them, and ``late`` what makes them the mean.
+        """
         ...
 
     def full(self, share: Tensor) -> FullModel:
@@ -111,7 +159,11 @@ class Store(Protocol):
         ...
 
     def shards(self) -> Mapping[str, Tensor]:
-        """Return what this process keeps: narrow tensors under their names, resting runs with ``RESTING`` before."""
+        """Return what this process keeps.
+
+        Narrow tensors under their names, resting runs with ``RESTING`` before, and what its workers begin the next
+        round with where that is not the mean yet, with ``BEGAN`` and the worker's number before.
+        """
         ...
 
 
@@ -125,25 +177,8 @@ class Runtime(Protocol):
         """The workers that run in this process."""
         ...
 
-    def keep(
-        self,
-        model: nn.Module,
-        plan: Plan,
-        source: Source,
-        assignment: Assignment,
-        start: Mapping[str, Tensor],
-        state: Mapping[str, Tensor],
-    ) -> Store:
-        """Make the store.
-
-        Args:
-            model: the full model; only read from where ``source`` is it.
-            plan: its plan.
-            source: where the values of its tensors come from.
-            assignment: who holds what at first.
-            start: where optimizer state starts, by key (``optimizer_state.initial``).
-            state: full-size optimizer state on the meta device that ``source`` has, too.
-        """
+    def keep(self, beginning: Beginning) -> Store:
+        """Make the store."""
         ...
 
     def total(self, tensor: Tensor) -> Tensor:

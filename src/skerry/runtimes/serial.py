@@ -1,6 +1,6 @@
 """All workers in this process, one after the other, and the full model, too: slow and obvious, the meaning of all."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from skerry import optimizer_state
 from skerry.aggregate import aggregate_
 from skerry.calibrate import scaled
-from skerry.exchange import traffic
+from skerry.exchange import held_by_all, traffic
 from skerry.partition import Assignment, Everything
-from skerry.plan import Plan, named_tensors, saved_names, trained_in_blocks
-from skerry.runtimes.runtime import FullModel, Handover, Report
-from skerry.sources import FromModel, Source, materialize
+from skerry.plan import named_tensors, saved_names, trained_in_blocks
+from skerry.runtimes.runtime import BEGAN, Beginning, FullModel, Handover, Kept, Report, correction
+from skerry.sources import FromModel, materialize
 from skerry.subnet import cut_of, cuts, extract, take
 
 
@@ -28,17 +28,9 @@ class Serial:
         """All workers."""
         return list(range(num_workers))
 
-    def keep(
-        self,
-        model: nn.Module,
-        plan: Plan,
-        source: Source,
-        assignment: Assignment,
-        start: Mapping[str, Tensor],
-        state: Mapping[str, Tensor],
-    ) -> "WholeModel":
-        """Keep ``model`` itself."""
-        return WholeModel(model, plan, source, assignment, start, state)
+    def keep(self, beginning: Beginning) -> "WholeModel":
+        """Keep the model itself."""
+        return WholeModel(beginning)
 
     def total(self, tensor: Tensor) -> Tensor:
         """Return ``tensor``."""
@@ -75,15 +67,8 @@ class Whole:
 class WholeModel:
     """The store that has the whole model: it is trained in place."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        plan: Plan,
-        source: Source,
-        assignment: Assignment,
-        start: Mapping[str, Tensor],
-        state: Mapping[str, Tensor],
-    ) -> None:
+    def __init__(self, beginning: Beginning) -> None:
+        model, plan, source, assignment = beginning.model, beginning.plan, beginning.source, beginning.assignment
         self.model, self.plan, self.assignment = model, plan, assignment
         if any(tensor.is_meta for tensor in named_tensors(model).values()):
             materialize(model, source)
@@ -91,11 +76,17 @@ class WholeModel:
             for name, tensor in named_tensors(model).items():
                 tensor.copy_(source.read(name, ()))
         device = next(iter(model.parameters())).device
-        of_optimizer = {name: source.read(name, ()) for name in state}
+        of_optimizer = {name: source.read(name, ()) for name in beginning.state}
         # Counts stay where optimizers want them.
         self.tensors = named_tensors(model) | {n: t.to(device) if t.dim() else t for n, t in of_optimizer.items()}
         self.bytes_sent = 0.0
-        self._start = start
+        self._start = beginning.start
+        kept = (source.own(0, self.layout) if isinstance(source, Kept) else None) or {}
+        self._began: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in kept.items():
+            if key.startswith(BEGAN):
+                worker, _, name = key.removeprefix(BEGAN).partition("::")
+                self._began.setdefault(int(worker), {})[name] = tensor.to(device) if tensor.dim() else tensor
 
     @property
     def layout(self) -> Assignment:
@@ -114,9 +105,20 @@ class WholeModel:
         state = {n: t for n, t in self.tensors.items() if optimizer_state.SEPARATOR in n}
         found = {n: cut_of(self.plan, by_name, n, t.shape) for n, t in state.items()}
         mine = {n: take(state[n], cut) for n, cut in found.items() if cut is not None}
-        return extract(self.model, self.plan, units), mine
+        subnet = extract(self.model, self.plan, units)
+        if began := self._began.get(worker):
+            with torch.no_grad():
+                for name, tensor in (named_tensors(subnet) | mine).items():
+                    if name in began:
+                        tensor.copy_(began[name])
+        return subnet, mine
 
-    def exchange(self, mine: list[Handover], then: Assignment) -> list[Report]:
+    def late(self, worker: int) -> dict[str, Tensor]:
+        """Return what is missing to the mean."""
+        return {name: correction(self.tensors[name], began) for name, began in self._began.get(worker, {}).items()}
+
+    @torch.no_grad()
+    def exchange(self, mine: list[Handover], then: Assignment, *, overlap: bool = False) -> list[Report]:
         """Aggregate."""
         some = mine[0].tensors
         in_blocks = trained_in_blocks(self.model, self.plan)
@@ -124,6 +126,13 @@ class WholeModel:
             if name not in self.tensors:  # optimizer state appears with the first step
                 device = next(iter(some.values())).device
                 self.tensors[name] = optimizer_state.blank(name, size.shape, size.dtype, self._start, device)
+        late = held_by_all(self.plan, self.tensors, self.assignment, then) if overlap else []
+        before = [{n: self._began.get(w, self.tensors).get(n, self.tensors[n]) for n in late} for w in range(len(mine))]
+        self._began = {
+            w: {n: (h.tensors if h.report.good else old)[n].clone() for n in late}
+            for w, (h, old) in enumerate(zip(mine, before, strict=True))
+            if late
+        }
         pieces = [h.tensors if h.report.good else None for h in mine]
         aggregate_(self.tensors, self.plan, self.assignment, pieces)
         due = traffic(self.plan, self.sizes, self.assignment, then).sum(1).tolist()
@@ -135,5 +144,6 @@ class WholeModel:
         return Whole(scaled(self.model, self.plan, share))
 
     def shards(self) -> dict[str, Tensor]:
-        """Return all tensors."""
-        return self.tensors
+        """Return all tensors, and what workers begin the next round with."""
+        began = {f"{BEGAN}{w}::{name}": t for w, own in self._began.items() for name, t in own.items()}
+        return self.tensors | began

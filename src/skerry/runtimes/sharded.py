@@ -4,35 +4,28 @@ What it keeps between rounds: the narrow tensors of its subnet, optimizer state 
 whose elements may be without a holder, the run that it is home to (``exchange.py``; the places of elements that are in
 subnets now are there, too, with old values); and while its worker trains, a copy of the narrow tensors, so that a piece
 that must be refused keeps its old values.
+
+Tensors are dealt in groups, so that what is known of their moves takes little memory.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from skerry import exchange, optimizer_state
-from skerry.exchange import Move, Stages, home_dim, home_range
+from skerry import optimizer_state
+from skerry.exchange import held_by_all, home_dim, home_range
 from skerry.partition import Assignment, Everything
-from skerry.plan import Plan, named_tensors, plan_digest, trained_in_blocks
+from skerry.plan import named_tensors, plan_digest, trained_in_blocks
 from skerry.randomness import generator, seed_of
 from skerry.runtimes.dealing import Dealing, Place
-from skerry.runtimes.runtime import RESTING, FullModel, Handover, Report
+from skerry.runtimes.runtime import BEGAN, RESTING, Beginning, FullModel, Handover, Kept, Report, correction
 from skerry.runtimes.streamed import Streamed
 from skerry.runtimes.wire import Wire, WireFormat
-from skerry.sources import Source, skeleton
+from skerry.sources import skeleton
 from skerry.subnet import Cut, cut_of, cut_shape, cuts, extract, fill_
-
-
-@runtime_checkable
-class Kept(Protocol):
-    """A source that may have just what a process kept."""
-
-    def own(self, worker: int, assignment: Assignment) -> Mapping[str, Tensor] | None:
-        """Return it, if it was kept for ``assignment``."""
-        ...
 
 
 class Group(Protocol):
@@ -50,42 +43,28 @@ class Group(Protocol):
         """Raise ValueError unless the number is the same everywhere."""
         ...
 
+    def total(self, tensor: Tensor) -> Tensor:
+        """Sum over all processes."""
+        ...
 
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """What this process has to do in an exchange."""
-
-    moves: Sequence[Move]
-    stages: Stages
-    then: Assignment
-    sizes: Mapping[str, Tensor]
-    average: bool
+    def beside(self, call: Callable[[Wire], None]) -> Callable[[], None]:
+        """Call it, with a wire of its own, beside what comes next; return what waits for it."""
+        ...
 
 
 class Sharded:
     """One process's part of the store."""
 
-    def __init__(
-        self,
-        group: Group,
-        wire: Wire,
-        model: nn.Module,
-        plan: Plan,
-        source: Source,
-        assignment: Assignment,
-        start: Mapping[str, Tensor],
-        state: Mapping[str, Tensor],
-        *,
-        wire_format: WireFormat = "exact",
-    ) -> None:
+    def __init__(self, group: Group, wire: Wire, beginning: Beginning, *, wire_format: WireFormat = "exact") -> None:
+        model, plan, source, assignment = beginning.model, beginning.plan, beginning.source, beginning.assignment
         self.assignment = assignment
         self.model = skeleton(model)
         self.plan, self._digest = plan, plan_digest(plan)
         self._group, self._wire, self._wire_format = group, wire, wire_format
-        self._start = start
+        self._start = beginning.start
         device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
         self.sizes = {n: torch.empty_like(t, device="meta") for n, t in named_tensors(self.model).items()}
-        self.sizes |= state
+        self.sizes |= beginning.state
         kept = source.own(group.rank, assignment) if isinstance(source, Kept) else None
         kept = kept or {}
         by_name = cuts(plan, assignment.units(group.rank))
@@ -104,6 +83,10 @@ class Sharded:
                 run = slice(*home_range(size.shape[dim], group.rank, group.num_processes))
                 self.resting[name] = source.read(name, tuple((run,) if d == dim else None for d in range(size.dim())))
         self._before: dict[str, Tensor] = {}
+        mark = f"{BEGAN}{group.rank}::"
+        self._began = {n.removeprefix(mark): _placed(t, device) for n, t in kept.items() if n.startswith(mark)}
+        self._arrived: Callable[[], None] | None = None
+        self._bytes_late = 0
 
     @property
     def layout(self) -> Assignment:
@@ -113,18 +96,26 @@ class Sharded:
     @property
     def bytes_sent(self) -> float:
         """Bytes this process has sent for exchanges."""
-        return float(self._wire.bytes_sent)
+        return float(self._wire.bytes_sent + self._bytes_late)
 
     def subnet(self, worker: int) -> tuple[nn.Module, dict[str, Tensor]]:
         """Return the subnet that is here."""
         subnet = extract(self.model, self.plan, self.assignment.units(worker))
-        fill_(subnet, self.tensors)
-        self._before = {name: tensor.clone() for name, tensor in self.tensors.items()}
-        return subnet, {n: t for n, t in self.tensors.items() if optimizer_state.SEPARATOR in n}
+        now = {name: tensor for name, tensor in self.tensors.items() if name not in self._began}
+        self._before = {name: tensor.clone() for name, tensor in now.items()}
+        now |= {name: tensor.clone() for name, tensor in self._began.items()}
+        fill_(subnet, now)
+        return subnet, {n: t for n, t in now.items() if optimizer_state.SEPARATOR in n}
+
+    def late(self, worker: int) -> dict[str, Tensor]:
+        """Wait for the means; return what is missing to them."""
+        self._settle()
+        return {name: correction(self.tensors[name], tensor) for name, tensor in self._began.items()}
 
     @torch.no_grad()
-    def exchange(self, mine: list[Handover], then: Assignment) -> list[Report]:
+    def exchange(self, mine: list[Handover], then: Assignment, *, overlap: bool = False) -> list[Report]:
         """Send what others will hold, receive what the worker here will hold."""
+        self._settle()
         (own,) = mine
         for name, size in optimizer_state.full_sizes(
             own.tensors, self.plan.shapes, trained_in_blocks(self.model, self.plan)
@@ -132,29 +123,55 @@ class Sharded:
             if name not in self.sizes:  # optimizer state appears with the first step
                 self._add_state(name, size)
         self._check(own.tensors)
-        planned = self._plan(then, self.sizes, average=True)
-        due = planned.stages.bytes_from(self._group.rank, self.sizes)
-        reports = self._group.reports(replace(own.report, bytes_due=due), self._agreement(then))
-        tensors = {n: t.detach() for n, t in own.tensors.items()} if own.report.good else self._before
+        reports = self._group.reports(own.report, self._agreement(then, overlap))
+        handed = {name: tensor.detach() for name, tensor in own.tensors.items()}
+        # Of a refused piece nothing counts; where all are refused, everything stays as it was.
+        tensors = handed if own.report.good else self._before | {name: self.tensors[name] for name in self._began}
+        begin = handed if own.report.good else tensors | self._began
         self._before = {}
         good = [report.good for report in reports]
-        self.tensors = self._deal(tensors, planned, good, self._wire_format)
-        self.assignment = then
-        return reports
+        late = held_by_all(self.plan, self.sizes, self.assignment, then) if overlap else []
+        due = torch.zeros(len(reports), dtype=torch.float64)
+        after: dict[str, Tensor] = {}
+        for sizes in _groups({name: size for name, size in self.sizes.items() if name not in late}):
+            dealing = self._dealing(tensors, then, sizes, good, self._wire_format)
+            dealing.run(self._wire)
+            due[self._group.rank] += dealing.bytes_due
+            after |= dealing.there.tensors
+        self._began = {name: begin[name] for name in late}
+        if late:
+            sizes = {name: self.sizes[name] for name in late}
+            dealing = self._dealing(
+                {name: tensors[name] for name in late}, then, sizes, good, self._wire_format, fresh=True
+            )
+            due[self._group.rank] += dealing.bytes_due
+            self._bytes_late += dealing.bytes_to_send(self._wire.chunk)
+            after |= dealing.there.tensors
+            self._arrived = self._group.beside(dealing.run)
+        self.tensors, self.assignment = after, then
+        return [replace(r, bytes_due=d) for r, d in zip(reports, self._group.total(due).tolist(), strict=True)]
 
     def full(self, share: Tensor) -> FullModel:
         """Return the full model, of which tensors arrive when they are used."""
         return Streamed(self.model, self.plan, share, self._everywhere)
 
     def shards(self) -> dict[str, Tensor]:
-        """Return the narrow tensors under their names, and the resting runs under theirs with a prefix."""
-        return self.tensors | {f"{RESTING}{name}": tensor for name, tensor in self.resting.items()}
+        """Return the narrow tensors under their names, and the rest under theirs with a prefix."""
+        self._settle()
+        began = {f"{BEGAN}{self._group.rank}::{name}": tensor for name, tensor in self._began.items()}
+        return self.tensors | {f"{RESTING}{name}": tensor for name, tensor in self.resting.items()} | began
 
-    def _agreement(self, then: Assignment) -> int:
+    def _settle(self) -> None:
+        """Wait for what is to arrive late."""
+        if self._arrived is not None:
+            self._arrived()
+        self._arrived = None
+
+    def _agreement(self, then: Assignment, overlap: bool) -> int:
         """A number of all that processes must agree on before they exchange."""
         held = [bytes(a.held.numpy().tobytes()).hex() for a in (self.assignment, then)]
         sizes = [f"{name} {size.dtype} {tuple(size.shape)}" for name, size in self.sizes.items()]
-        return seed_of(self._digest, *held, *sizes, self._wire_format, self._wire.chunk)
+        return seed_of(self._digest, *held, *sizes, self._wire_format, self._wire.chunk, overlap)
 
     def _everywhere(self, names: Sequence[str], *, only_first: bool) -> dict[str, Tensor]:
         """Return the full tensors ``names``; with ``only_first`` in the first process only (others get nothing)."""
@@ -168,11 +185,10 @@ class Sharded:
         tensors = {n: t for n, t in self.tensors.items() if n in sizes}
         good = [True] * self._group.num_processes
         sent = self._wire.bytes_sent
-        full = self._deal(tensors, self._plan(then, sizes, average=False), good, "exact")
+        dealing = self._dealing(tensors, then, sizes, good, "exact", average=False, fresh=True)
+        dealing.run(self._wire)
         self._wire.bytes_sent = sent  # exchanges only
-        if only_first and self._group.rank:
-            return {}
-        return {n: t.clone() if t is tensors.get(n) else t for n, t in full.items()}  # what is here is not to be scaled
+        return {} if only_first and self._group.rank else dict(dealing.there.tensors)
 
     def _add_state(self, name: str, size: Tensor) -> None:
         """Make room for optimizer state that has just appeared."""
@@ -204,42 +220,57 @@ class Sharded:
                     "model differs from the others'"
                 )
 
-    def _plan(self, then: Assignment, sizes: Mapping[str, Tensor], *, average: bool) -> "_Plan":
-        moves = list(exchange.moves(self.plan, sizes, self.assignment, then, self._group.rank))
-        return _Plan(moves, exchange.transfers(moves, sizes, average=average), then, sizes, average)
+    def _dealing(
+        self,
+        tensors: Mapping[str, Tensor],
+        then: Assignment,
+        sizes: Mapping[str, Tensor],
+        good: Sequence[bool],
+        wire: WireFormat,
+        *,
+        average: bool = True,
+        fresh: bool = False,
+    ) -> Dealing:
+        """Prepare to turn narrow ``tensors`` of the assignment now into those of the next, of all that has ``sizes``.
 
-    def _deal(
-        self, tensors: dict[str, Tensor], planned: "_Plan", good: Sequence[bool], wire: WireFormat
-    ) -> dict[str, Tensor]:
-        """Turn the narrow tensors of the assignment now into those of the next, together with all other processes."""
-        rank, sizes, then = self._group.rank, planned.sizes, planned.then
-        here = Place(self.plan, self.assignment, rank, tensors)
-        there = Place(self.plan, then, rank, self._new_tensors(tensors, then, sizes))
-        rng = generator("wire", self._group.round, rank)
-        dealing = Dealing(here, there, self.resting, sizes, good, planned.average, wire, rng)
-        for move in planned.moves:
-            dealing.keep_own(move, self._wire.chunk)
-        dealing.send(self._wire, planned.stages.first, dealing.read_first, dealing.write_first)
-        dealing.send(self._wire, planned.stages.second, dealing.read_second, dealing.write_second)
-        return there.tensors
-
-    def _new_tensors(
-        self, tensors: Mapping[str, Tensor], then: Assignment, sizes: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Return tensors to write to: those that are here where a worker keeps exactly what it had."""
-        units_now, units_then = self.assignment.units(self._group.rank), then.units(self._group.rank)
-        now, after = cuts(self.plan, units_now), cuts(self.plan, units_then)
-        device = next(iter(tensors.values())).device if tensors else torch.device("cpu")
+        With ``fresh`` no tensor is written in place.
+        """
+        rank, device = self._group.rank, next((t.device for t in tensors.values()), torch.device("cpu"))
+        now, after = (cuts(self.plan, assignment.units(rank)) for assignment in (self.assignment, then))
         new = {}
         for name, size in sizes.items():
             cut = cut_of(self.plan, after, name, size.shape)
             if cut is None:
                 continue
-            if name in tensors and same_cut(cut_of(self.plan, now, name, size.shape), cut):
+            if not fresh and name in tensors and same_cut(cut_of(self.plan, now, name, size.shape), cut):
                 new[name] = tensors[name]
             else:
                 new[name] = torch.empty(cut_shape(size.shape, cut), dtype=size.dtype, device=device)
-        return new
+        return Dealing(
+            here=Place(self.plan, self.assignment, rank, tensors),
+            there=Place(self.plan, then, rank, new),
+            resting=self.resting,
+            sizes=sizes,
+            good=good,
+            average=average,
+            wire=wire,
+            rng=generator("wire", self._group.round, rank, *list(sizes)[:1]),
+        )
+
+
+_GROUP_BYTES = 2**26
+
+
+def _groups(sizes: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Cut the full-size tensors, in the order of their names, into groups of at most 64 MiB (or of one tensor)."""
+    group: dict[str, Tensor] = {}
+    for name in sorted(sizes):
+        if group and sum(t.nbytes for t in group.values()) + sizes[name].nbytes > _GROUP_BYTES:
+            yield group
+            group = {}
+        group[name] = sizes[name]
+    if group:
+        yield group
 
 
 def _placed(tensor: Tensor, device: torch.device) -> Tensor:

@@ -23,7 +23,7 @@ WireFormat = Literal["exact", "bf16"]
 _ALIGN = 16  # bytes; every part starts where any dtype may
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Part:
     """A part of a transfer that fits into a message: ``indices`` of ``move.name``, sent as ``dtype``."""
 
