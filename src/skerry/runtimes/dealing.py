@@ -1,6 +1,6 @@
 """One exchange in one process: reads what leaves, writes what enters, averages what it collects."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +10,7 @@ from skerry.aggregate import is_exact
 from skerry.exchange import Indices, Move, Stages, Transfer, home_dim, home_range, moves, transfers
 from skerry.partition import Assignment
 from skerry.plan import Plan
-from skerry.runtimes.wire import Part, Wire, WireFormat, messages, num_bytes, parts, split, wire_dtype
+from skerry.runtimes.wire import IN_CACHE, Part, Wire, WireFormat, messages, num_bytes, parts, split, wire_dtype
 from skerry.subnet import put_, take
 
 Key = tuple[int, tuple[int, ...]]
@@ -93,36 +93,23 @@ class Dealing:
     def run(self, wire: Wire) -> None:
         """Do it, together with all other processes."""
         for move in self._moves:
-            self.keep_own(move, wire.chunk)
-        self.send(wire, self._stages.first, self.read_first, self.write_first)
-        self.send(wire, self._stages.second, self.read_second, self.write_second)
+            if self._source(move) == self.rank and len(move.next_holders) > 1 and not self._is_collected(move):
+                self._round_(move)  # let all have the same bits
+        # What stays is copied while the first messages are on their way.
+        wire.run(*self.messages(self._stages.first, wire.chunk), self.read_first, self.write_first, self.keep_own)
+        wire.run(*self.messages(self._stages.second, wire.chunk), self.read_second, self.write_second)
 
-    def keep_own(self, move: Move, chunk: int) -> None:
+    def keep_own(self) -> None:
         """Copy what stays in this process, from subnet to subnet or from or to its rest."""
-        name = move.name
-        if self._is_collected(move) or (self._source(move) != self.rank and self.rank not in move.holders):
-            return
-        if self._source(move) == self.rank and len(move.next_holders) > 1:  # let all have the same bits
-            self._round_(move, chunk)
-        if move.next_holders and self.rank not in move.next_holders:
-            return
-        if not move.next_holders and move.home != self.rank:
-            return
-        if move.holders and move.next_holders and self.here.tensors[name] is self.there.tensors[name]:
-            return
-        for indices in split(move.indices, self.sizes[name].shape, chunk // self.sizes[name].element_size()):
-            self._write_new(move, indices, self._read_old(move, indices))
-
-    def send(
-        self,
-        wire: Wire,
-        some: Iterable[Transfer],
-        read: Callable[[Part], Tensor],
-        write: Callable[[int, Part, Tensor], None],
-    ) -> None:
-        """Send and receive those transfers that concern this process."""
-        sends, receives = self.messages(some, wire.chunk)
-        wire.run(sends, receives, read, write)
+        for move in self._moves:
+            if self._is_collected(move) or (self._source(move) != self.rank and self.rank not in move.holders):
+                continue
+            if self.rank not in (move.next_holders or (move.home,)):
+                continue
+            if move.holders and move.next_holders and self.here.tensors[move.name] is self.there.tensors[move.name]:
+                continue
+            for indices in self._split(move):
+                self._write_new(move, indices, self._read_old(move, indices))
 
     def messages(self, some: Iterable[Transfer], chunk: int) -> tuple[Messages, Messages]:
         """Return what this process sends to each other one, and what it receives."""
@@ -206,11 +193,15 @@ class Dealing:
             place = self.resting[move.name]
             put_(place, tensor.to(place.device), self._at_rest(move.name, indices))
 
-    def _round_(self, move: Move, chunk: int) -> None:
+    def _split(self, move: Move) -> Iterable[Indices]:
+        size = self.sizes[move.name]
+        return split(move.indices, size.shape, IN_CACHE // size.element_size())
+
+    def _round_(self, move: Move) -> None:
         size = self.sizes[move.name]
         if wire_dtype(size.dtype, self.wire) == size.dtype:
             return
-        for indices in split(move.indices, size.shape, chunk // size.element_size()):
+        for indices in self._split(move):
             rounded = self._for_wire(self._read_old(move, indices)).to(size.dtype)
             if move.holders:
                 put_(self.here.tensors[move.name], rounded, self._local(self.here, move.name, indices))

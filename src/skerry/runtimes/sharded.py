@@ -83,6 +83,7 @@ class Sharded:
                 run = slice(*home_range(size.shape[dim], group.rank, group.num_processes))
                 self.resting[name] = source.read(name, tuple((run,) if d == dim else None for d in range(size.dim())))
         self._before: dict[str, Tensor] = {}
+        self._spare: dict[str, Tensor] = {}  # old tensors, to be written over: new memory costs time
         mark = f"{BEGAN}{group.rank}::"
         self._began = {n.removeprefix(mark): _placed(t, device) for n, t in kept.items() if n.startswith(mark)}
         self._arrived: Callable[[], None] | None = None
@@ -102,7 +103,8 @@ class Sharded:
         """Return the subnet that is here."""
         subnet = extract(self.model, self.plan, self.assignment.units(worker))
         now = {name: tensor for name, tensor in self.tensors.items() if name not in self._began}
-        self._before = {name: tensor.clone() for name, tensor in now.items()}
+        self._before = {n: _room(n, t, self._spare, t.device).copy_(t) for n, t in now.items()}
+        self._spare = {}
         now |= {name: tensor.clone() for name, tensor in self._began.items()}
         fill_(subnet, now)
         return subnet, {n: t for n, t in now.items() if optimizer_state.SEPARATOR in n}
@@ -128,13 +130,14 @@ class Sharded:
         # Of a refused piece nothing counts; where all are refused, everything stays as it was.
         tensors = handed if own.report.good else self._before | {name: self.tensors[name] for name in self._began}
         begin = handed if own.report.good else tensors | self._began
-        self._before = {}
+        free = self._before if own.report.good else {n: t for n, t in self.tensors.items() if n not in self._began}
         good = [report.good for report in reports]
         late = held_by_all(self.plan, self.sizes, self.assignment, then) if overlap else []
         due = torch.zeros(len(reports), dtype=torch.float64)
         after: dict[str, Tensor] = {}
-        for sizes in _groups({name: size for name, size in self.sizes.items() if name not in late}):
-            dealing = self._dealing(tensors, then, sizes, good, self._wire_format)
+        early = {name: size for name, size in self.sizes.items() if name not in late}
+        for sizes in _groups(early, then.num_workers):
+            dealing = self._dealing(tensors, then, sizes, good, self._wire_format, free=free)
             dealing.run(self._wire)
             due[self._group.rank] += dealing.bytes_due
             after |= dealing.there.tensors
@@ -148,11 +151,16 @@ class Sharded:
             self._bytes_late += dealing.bytes_to_send(self._wire.chunk)
             after |= dealing.there.tensors
             self._arrived = self._group.beside(dealing.run)
+        used = {tensor.data_ptr() for tensor in [*after.values(), *self._began.values(), *(tensors[n] for n in late)]}
+        old = [*self.tensors.items(), *self._before.items()]
+        self._spare = {name: tensor for name, tensor in old if tensor.data_ptr() not in used}
+        self._before = {}
         self.tensors, self.assignment = after, then
         return [replace(r, bytes_due=d) for r, d in zip(reports, self._group.total(due).tolist(), strict=True)]
 
     def full(self, share: Tensor) -> FullModel:
         """Return the full model, of which tensors arrive when they are used."""
+        self._spare = {}  # evaluation needs memory
         return Streamed(self.model, self.plan, share, self._everywhere)
 
     def shards(self) -> dict[str, Tensor]:
@@ -230,10 +238,11 @@ class Sharded:
         *,
         average: bool = True,
         fresh: bool = False,
+        free: Mapping[str, Tensor] | None = None,
     ) -> Dealing:
         """Prepare to turn narrow ``tensors`` of the assignment now into those of the next, of all that has ``sizes``.
 
-        With ``fresh`` no tensor is written in place.
+        With ``fresh`` no tensor stays where it is; ``free`` has tensors that may be written over.
         """
         rank, device = self._group.rank, next((t.device for t in tensors.values()), torch.device("cpu"))
         now, after = (cuts(self.plan, assignment.units(rank)) for assignment in (self.assignment, then))
@@ -245,7 +254,8 @@ class Sharded:
             if not fresh and name in tensors and same_cut(cut_of(self.plan, now, name, size.shape), cut):
                 new[name] = tensors[name]
             else:
-                new[name] = torch.empty(cut_shape(size.shape, cut), dtype=size.dtype, device=device)
+                empty = torch.empty(cut_shape(size.shape, cut), dtype=size.dtype, device="meta")
+                new[name] = _room(name, empty, free or {}, device)
         return Dealing(
             here=Place(self.plan, self.assignment, rank, tensors),
             there=Place(self.plan, then, rank, new),
@@ -258,19 +268,30 @@ class Sharded:
         )
 
 
-_GROUP_BYTES = 2**26
+_GROUP_BYTES = 2**29
 
 
-def _groups(sizes: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Cut the full-size tensors, in the order of their names, into groups of at most 64 MiB (or of one tensor)."""
+def _groups(sizes: Mapping[str, Tensor], num_workers: int) -> Iterator[dict[str, Tensor]]:
+    """Cut the full-size tensors, in the order of their names, into groups of at most 512 MiB / n (or of one tensor).
+
+    The more workers, the more kinds of moves a tensor has.
+    """
     group: dict[str, Tensor] = {}
     for name in sorted(sizes):
-        if group and sum(t.nbytes for t in group.values()) + sizes[name].nbytes > _GROUP_BYTES:
+        if group and sum(t.nbytes for t in group.values()) + sizes[name].nbytes > _GROUP_BYTES // num_workers:
             yield group
             group = {}
         group[name] = sizes[name]
     if group:
         yield group
+
+
+def _room(name: str, like: Tensor, free: Mapping[str, Tensor], device: torch.device) -> Tensor:
+    """Return a tensor to write to: the free one of that name if it fits, else a new one."""
+    found = free.get(name)
+    if found is not None and (found.shape, found.dtype) == (like.shape, like.dtype) and found.is_contiguous():
+        return found
+    return torch.empty_like(like, device=device, memory_format=torch.contiguous_format)
 
 
 def _placed(tensor: Tensor, device: torch.device) -> Tensor:

@@ -20,6 +20,8 @@ from skerry.exchange import Indices, Move, Transfer, num_elements
 
 WireFormat = Literal["exact", "bf16"]
 
+IN_CACHE = 2**20  # bytes; what is picked out of a tensor at a time
+_MESSAGE = 2**22  # bytes at most: while one is on its way, the next is packed, and the last unpacked
 _ALIGN = 16  # bytes; every part starts where any dtype may
 
 
@@ -59,9 +61,9 @@ def split(indices: Indices, shape: torch.Size, most: int) -> Iterable[Indices]:
 
 
 def parts(transfer: Transfer, size: Tensor, wire: WireFormat, chunk: int) -> Iterable[Part]:
-    """Cut ``transfer`` of a tensor like ``size`` into parts of at most ``chunk`` bytes."""
+    """Cut ``transfer`` of a tensor like ``size`` into parts of at most ``chunk`` bytes, and that fit into a cache."""
     dtype = wire_dtype(size.dtype, wire)
-    for indices in split(transfer.indices, size.shape, max(1, chunk // dtype.itemsize)):
+    for indices in split(transfer.indices, size.shape, max(1, min(chunk, IN_CACHE) // dtype.itemsize)):
         shape = torch.Size(s if i is None else len(i) for s, i in zip(size.shape, indices, strict=True))
         yield Part(transfer.move, indices, shape, dtype)
 
@@ -103,7 +105,7 @@ class Wire:
     ) -> None:
         self._guard, self._group = guard, group
         # A peer has two buffers each way: one is on the wire while the other is packed or unpacked.
-        self.chunk = max(_ALIGN, budget // (4 * max(1, num_processes - 1)) // _ALIGN * _ALIGN)
+        self.chunk = max(_ALIGN, min(_MESSAGE, budget // (4 * max(1, num_processes - 1))) // _ALIGN * _ALIGN)
         self.bytes_sent = 0
         self._buffers: dict[tuple[str, int, int], Tensor] = {}
 
@@ -118,6 +120,7 @@ class Wire:
         receives: Mapping[int, Sequence[Sequence[Part]]],
         read: Callable[[Part], Tensor],
         write: Callable[[int, Part, Tensor], None],
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> None:
         """Send and receive all messages, by peer.
 
@@ -126,6 +129,7 @@ class Wire:
             receives: the messages that each peer sends.
             read: returns what is to be sent.
             write: takes (peer, part, what was received); the tensor is valid during the call only.
+            meanwhile: called once, when the first messages are on their way.
         """
         waves = max((len(m) for m in [*sends.values(), *receives.values()]), default=0)
         coming: list[tuple[int, Sequence[Part], Tensor, Any]] = []
@@ -133,6 +137,8 @@ class Wire:
         for k in range(waves + 1):
             next_coming = [(p, m[k], *self._receive(p, k, m[k])) for p, m in receives.items() if k < len(m)]
             next_going = [self._send(p, k, m[k], read) for p, m in sends.items() if k < len(m)]
+            if k == min(1, waves):
+                meanwhile()
             for peer, message, buffer, work in coming:
                 with self._guard():
                     work.wait()
