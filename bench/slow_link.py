@@ -78,11 +78,11 @@ BENCHES = {
             Setting("local_sgd", 20, SGD, 120),
             Setting("local_sgd", 100, SGD, 300),
             Setting("local_sgd", 250, SGD, 500),
-            Setting("local_sgd", 500, SGD, 500),
+            Setting("local_sgd", 500, (0.01,), 500),  # the best rate of 250
             Setting("diloco", 20, ADAM, 120),
             Setting("diloco", 100, ADAM, 300),
             Setting("diloco", 250, ADAM, 500),
-            Setting("diloco", 500, ADAM, 500),
+            Setting("diloco", 500, (2e-4,), 500),
         ),
     ),
     "fashion": Bench(

@@ -99,7 +99,7 @@ def one_round(store, workers, then, round, bad=(), *, overlap=None, **more):
     for w in workers:
         subnet, _ = store.subnet(w)
         if overlap is not None:
-            overlap[w] = (copied(named_tensors(subnet)), store.late(w))
+            overlap[w] = (copied(named_tensors(subnet)), dict(store.late(w)))
         handovers.append(Handover(trained(subnet, w, round, **more), Report(w, w not in bad, 1.0, 0.0, 0.0)))
     return store.exchange(handovers, then, overlap=overlap is not None)
 

@@ -68,6 +68,11 @@ def ends(folder, how, **more):
     return together(3, work) if several else [work(Serial())]
 
 
+def beginning(model, plan, source):
+    assignment = any_assignment(plan.num_units, 2, 0.0, rng())
+    return Beginning(model=model, plan=plan, source=source, assignment=assignment, start={}, state={})
+
+
 def sets(folder):
     return sorted(path.name for path in (folder / "checkpoint").iterdir())
 
@@ -138,7 +143,9 @@ def test_any_number_of_processes_reads_what_any_number_has_written(writers, read
     state.totals["flop"] = 0.1 + 0.2
 
     def trained(runtime, workers, model):
-        store = runtime.keep(Beginning(model, plan, FromModel(model), now, {}, {}))
+        store = runtime.keep(
+            Beginning(model=model, plan=plan, source=FromModel(model), assignment=now, start={}, state={})
+        )
         one_round(store, workers, then, 0)
         return store
 
@@ -158,7 +165,11 @@ def test_any_number_of_processes_reads_what_any_number_has_written(writers, read
             n: (t.shape, t.dtype) for n, t in expected.items()
         }
         of_optimizer = {n: t for n, t in found.sizes.items() if SEPARATOR in n}
-        return copied(member.keep(Beginning(model, plan, found, assignment, {}, of_optimizer)).shards())
+        return copied(
+            member.keep(
+                Beginning(model=model, plan=plan, source=found, assignment=assignment, start={}, state=of_optimizer)
+            ).shards()
+        )
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -254,7 +265,16 @@ def test_checkpoints_are_written_now_and_then_and_at_the_end(tmp_path):
 
     def work(member):
         model, plan, _ = mlp()
-        store = member.keep(Beginning(model, plan, FromModel(model), Everything(2).assign(plan.axes, 0), {}, {}))
+        store = member.keep(
+            Beginning(
+                model=model,
+                plan=plan,
+                source=FromModel(model),
+                assignment=Everything(2).assign(plan.axes, 0),
+                start={},
+                state={},
+            )
+        )
         keeps = Checkpoints(folder=tmp_path, every_s=1000)
         for round, done in ((1, False), (2, False), (3, True)):
             keeps.write_if_due(State(round, torch.zeros(plan.num_units)), store, member, done=done)
@@ -273,9 +293,7 @@ def written(tmp_path):
     model, plan, _ = mlp(hidden=(3, 2))
 
     def work(member):
-        store = member.keep(
-            Beginning(model, plan, FromModel(model), any_assignment(plan.num_units, 2, 0.0, rng()), {}, {})
-        )
+        store = member.keep(beginning(model, plan, FromModel(model)))
         write(tmp_path, State(3, torch.arange(plan.num_units)), store, member, "mine")
 
     together(2, work)
@@ -293,9 +311,7 @@ def files_of(folder):
 def read_by_two(folder, plan, model):
     def work(member):
         found = last(folder, plan, named_tensors(model), member, "mine")
-        return copied(
-            member.keep(Beginning(model, plan, found, any_assignment(plan.num_units, 2, 0.0, rng()), {}, {})).shards()
-        )
+        return copied(member.keep(beginning(model, plan, found)).shards())
 
     return together(2, work)
 
@@ -307,7 +323,9 @@ def test_a_run_that_begins_anew_and_is_killed_leaves_the_last_set_of_the_same_ro
     def write_other_values(member):
         other = other_of_mlp(model)
         now = any_assignment(plan.num_units, 2, 0.0, rng())
-        store = member.keep(Beginning(other, plan, FromModel(other), now, {}, {}))
+        store = member.keep(
+            Beginning(model=other, plan=plan, source=FromModel(other), assignment=now, start={}, state={})
+        )
         write(folder, State(3, torch.arange(plan.num_units)), store, member, "mine")
 
     saved = []
@@ -419,9 +437,7 @@ def test_a_file_of_another_round_or_run_is_refused(written):
             path.unlink(missing_ok=True)
 
         def work(member):
-            store = member.keep(
-                Beginning(model, plan, FromModel(model), any_assignment(plan.num_units, 2, 0.0, rng()), {}, {})
-            )
+            store = member.keep(beginning(model, plan, FromModel(model)))
             write(folder, State(round, torch.arange(plan.num_units)), store, member, run)
 
         together(2, work)

@@ -113,8 +113,14 @@ class Member:
         return self.hall.meet(self.rank, mine)
 
     def beside(self, call: Callable[[Wire], None]) -> Callable[[], None]:
-        call(self.wire)
-        return lambda: None
+        called: list[None] = []
+
+        def wait() -> None:
+            if not called:
+                called.append(None)
+                call(self.wire)
+
+        return wait  # as late as can be
 
     def agree(self, number: int, what: str) -> None:
         if len(set(self.hall.meet(self.rank, number))) > 1:

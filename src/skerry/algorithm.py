@@ -21,11 +21,12 @@ class Algorithm:
         local_steps: steps between two exchanges.
         optimizer_state: ``"reset"``: every round starts with a fresh optimizer. ``"travel"``: momenta stay with their
             elements, move with the units and are averaged where weights are; it costs the bytes of the state.
-        overlap: above 0 the mean of what all workers hold whole travels while they do the first ``overlap`` steps of
-            the next round. Each begins it with its own values V_w, and is corrected when these steps are done:
-            ``W_w <- W_w + mean_v V_v - V_w``. It hides the time of these bytes; gradients of these steps are taken at
-            points that differ by what the workers disagreed on. The full model is what it is without: the mean.
-            (Zhou et al.: DaSGD, 2020, arXiv 2006.00441, delays the averaging of local SGD so.)
+        overlap: above 0 the mean of parameters that all workers hold whole travels while they do the first ``overlap``
+            steps of the next round. Each begins it with its own values V_w (a refused worker with those it began the
+            last round with), and is corrected when these steps are done: ``W_w <- W_w + mean_v V_v - V_w``. It hides
+            the time of these bytes; gradients of these steps are taken at points that differ by what the workers
+            disagreed on. The full model is what it is without: the mean. Zhou et al.: DaSGD, 2020, arXiv 2006.00441,
+            delays the averaging of local SGD so.
         width: below 1 the method trains, instead of the given model, a fresh one with that fraction of each axis.
     """
 

@@ -36,7 +36,7 @@ from skerry.sources import read_part
 from skerry.state import TOTALS, State
 from skerry.subnet import Cut, cut_of, cuts, indices_of, put_
 
-_FORMAT = "skerry-checkpoint-2"
+_FORMAT = "skerry-checkpoint-3"
 _TRAINED, _HELD = "::trained", "::held"
 _DIGEST_BYTES = 16
 
@@ -191,13 +191,13 @@ class Checkpoint:
                     "model"
                 )
 
-    def own(self, worker: int, assignment: Assignment) -> dict[str, Tensor] | None:
-        """Return what the process of ``worker`` kept, if it kept it for this assignment."""
+    def own(self, worker: int, assignment: Assignment, only: str = "") -> dict[str, Tensor] | None:
+        """Return what the process of ``worker`` kept, if it kept it for this assignment; by the beginning of names."""
         if not torch.equal(assignment.held, self._held) or len(self._checksums) != assignment.num_workers:
             return None
         self._check(worker)
         with safe_open(self._path(worker), framework="pt") as file:
-            names = [n for n in file.keys() if not n.startswith("::")]  # noqa: SIM118 (not a dict)
+            names = [n for n in file.keys() if n.startswith(only) and not n.startswith("::")]  # noqa: SIM118 (no dict)
             return {n: file.get_tensor(n).clone() for n in names}  # what is read is a part of the file in memory
 
     def read(self, name: str, cut: Cut = ()) -> Tensor:
@@ -312,7 +312,7 @@ def _last_set(folder: Path) -> str | None:
     """The name of the set that the index names; None without a readable one."""
     try:
         index = json.loads((folder / "checkpoint.json").read_text())
-        return _set_name(index["round"], again=index["again"])
+        return _set_name(index["round"], again=index.get("again", False))
     except (OSError, ValueError, TypeError, KeyError):
         return None
 

@@ -79,18 +79,12 @@ def home_dim(plan: Plan, name: str, shape: torch.Size) -> int | None:
 
 
 def held_by_all(plan: Plan, sizes: Mapping[str, Tensor], now: Assignment, then: Assignment) -> list[str]:
-    """Return the tensors that every worker holds whole in both rounds: what may arrive late (``Algorithm.overlap``).
-
-    None where there is one worker, and no truth values: they cannot be corrected.
-    """
+    """Return the names of those tensors that every worker holds whole in both rounds."""
     always = torch.cat([(now.held & then.held).all(0), torch.ones(1, dtype=torch.bool)])  # id -1 looks at the last
-    if now.num_workers == 1:
-        return []
     return [
         name
         for name, size in sizes.items()
-        if size.dtype != torch.bool
-        and (plan.block_of(name) is None or always[plan.block_of(name)])
+        if (plan.block_of(name) is None or always[plan.block_of(name)])
         and all(dim is None or bool(always[dim.units].all()) for dim in plan.row(name, size.shape))
     ]
 

@@ -96,15 +96,18 @@ class Loop:
             nonlocal waited
             if done == self.algorithm.overlap:
                 began = time.perf_counter()
-                late = self.store.late(worker)
+                parameters = named_tensors(subnet)
+                with torch.no_grad():
+                    for name, missing in self.store.late(worker):
+                        parameters[name].add_(missing)
                 waited = time.perf_counter() - began
-                self.add_(late, optimizer, subnet)
 
+        on_step(0)  # resumed without overlap, after a round with
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(self.seed, "local", worker, round))
             started = time.perf_counter()
             loss = local_steps(subnet, self.loss_fn, batches, optimizer, factors, on_step)
-            local_s = time.perf_counter() - started - waited
+            local_s = time.perf_counter() - started - (waited if self.algorithm.overlap else 0.0)
         optimizer.zero_grad()  # gradients are not needed any more, and their memory is
         tensors = named_tensors(subnet)
         if travels:
@@ -112,15 +115,6 @@ class Loop:
             self.check_state(tensors)
         flop = float(self.step_cost(worker, subnet).flop * steps)
         return Handover(tensors, Report(worker, self.is_good(loss, tensors), loss, flop, local_s))
-
-    @torch.no_grad()
-    def add_(self, late: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, subnet: nn.Module) -> None:
-        """Add to a worker's tensors what has arrived late."""
-        tensors = named_tensors(subnet)
-        state = optimizer_state.read(optimizer, subnet, self.start) if late.keys() - tensors.keys() else {}
-        for name in late.keys() & tensors.keys():
-            tensors[name].add_(late[name])
-        optimizer_state.load_(optimizer, subnet, {n: state[n] + more for n, more in late.items() if n in state})
 
     def check_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Refuse optimizer state that has units in it but not the shape of its parameter: nobody could cut it."""

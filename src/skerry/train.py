@@ -173,7 +173,16 @@ def train(
         on_start(state)
     start_of_state = optimizer_state.initial(optimizer) if algorithm.optimizer_state == "travel" else {}
     assignment = algorithm.partition.assign(plan.axes, min(state.round, num_rounds - 1))
-    store = runtime.keep(Beginning(model, plan, source, assignment, start_of_state, of_optimizer))
+    store = runtime.keep(
+        Beginning(
+            model=model,
+            plan=plan,
+            source=source,
+            assignment=assignment,
+            start=start_of_state,
+            state=of_optimizer,
+        )
+    )
     loop = Loop(
         model=skeleton(model),
         loss_fn=loss_fn,

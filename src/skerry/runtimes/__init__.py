@@ -4,8 +4,9 @@ The serial runtime defines the meaning; the others must match it.
 """
 
 from skerry.runtimes.launch import WorkerDied, launch
+from skerry.runtimes.overlap import BEGAN
 from skerry.runtimes.processes import PeerLost, Processes
-from skerry.runtimes.runtime import BEGAN, RESTING, Beginning, FullModel, Handover, Report, Runtime, Store
+from skerry.runtimes.runtime import RESTING, Beginning, FullModel, Handover, Report, Runtime, Store
 from skerry.runtimes.serial import Serial
 from skerry.runtimes.streamed import Streamed
 from skerry.runtimes.wire import WireFormat

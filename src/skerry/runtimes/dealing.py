@@ -226,7 +226,7 @@ class Dealing:
 def round_at_random(tensor: Tensor, rng: torch.Generator) -> Tensor:
     """Round float32 to bfloat16, up or down at random so that the mean is right: E[round(x)] = x.
 
-    What has no finite neighbour away from zero is rounded towards it.
+    What has no finite neighbour away from zero is rounded towards it; infinities and NaN stay.
 
     References:
         Stochastic rounding as in Gupta, Agrawal, Gopalakrishnan, Narayanan: Deep Learning with Limited Numerical
@@ -235,7 +235,8 @@ def round_at_random(tensor: Tensor, rng: torch.Generator) -> Tensor:
     noise = torch.randint(0, 2**16, tensor.shape, generator=rng, dtype=torch.int32).to(tensor.device)
     bits = tensor.contiguous().view(torch.int32)  # bfloat16 is the upper half of float32
     up, down = ((b & -(2**16)).view(torch.float32) for b in (bits + noise, bits))
-    return torch.where(up.isfinite(), up, down).to(torch.bfloat16)  # the largest are not rounded away to infinity
+    finite = torch.where(up.isfinite(), up, down)  # the largest are not rounded away to infinity
+    return torch.where(tensor.isfinite(), finite, tensor).to(torch.bfloat16)
 
 
 def _start(own: Tensor, good: bool, rank: int, exact: bool) -> tuple[Tensor, int, int]:

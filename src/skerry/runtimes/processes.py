@@ -58,12 +58,13 @@ class Processes:
         self._stage = "start"
         self._format: WireFormat = wire
         # Joining must not take for ever; once all are there, a slow one is waited for, and liveness finds a lost one.
+        self._liveness = liveness
+        self._on_stage = on_stage
         self._group = self._new_group() if liveness is not None else None
         self._wire = Wire(self.num_processes, self.peers, buffer_bytes, self._group)
         self._buffer_bytes = buffer_bytes
         self._other_wire: Wire | None = None
-        self._on_stage = on_stage
-        self._liveness = liveness
+        self._beside: Callable[[], None] = lambda: None
 
     @classmethod
     def join(cls, timeout_s: float = 10.0, *, wire: WireFormat = "exact") -> "Processes":
@@ -154,6 +155,7 @@ class Processes:
 
     def beside(self, call: Callable[[Wire], None]) -> Callable[[], None]:
         """Call it in a thread with a group of processes and a wire of its own; return what waits for it."""
+        self._beside()
         if self._other_wire is None:
             self._other_wire = Wire(self.num_processes, self.peers, self._buffer_bytes, self._new_group())
         wire, failed = self._other_wire, list[BaseException]()
@@ -172,14 +174,18 @@ class Processes:
             if failed:
                 raise failed[0]
 
+        self._beside = wait
         return wait
 
     def _new_group(self) -> dist.ProcessGroup:
-        group: dist.ProcessGroup = dist.new_group(timeout=timedelta(seconds=PATIENCE_S))
+        patience = timedelta(seconds=PATIENCE_S) if self._liveness is not None else None
+        with self.peers():
+            group: dist.ProcessGroup = dist.new_group(timeout=patience)
         return group
 
     def close(self) -> None:
         """Leave the group."""
+        self._beside()
         if self._liveness is not None:
             self.total(torch.zeros(1))  # others may still have to hear that this one is there
             self._liveness.stop()

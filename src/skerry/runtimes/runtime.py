@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 from skerry.partition import Assignment
@@ -45,22 +44,16 @@ RESTING = "resting::"
 """Before the name of a tensor: the run of it that a process is home to."""
 
 
-BEGAN = "began::"
-"""Before the name of a tensor: what a worker began this round with, where the mean of all arrives late."""
-
-
 @runtime_checkable
 class Kept(Protocol):
     """A source that may have just what a process kept."""
 
-    def own(self, worker: int, assignment: Assignment) -> Mapping[str, Tensor] | None:
-        """Return what ``shards`` gave the process of ``worker``, if it was for ``assignment``."""
+    def own(self, worker: int, assignment: Assignment, only: str = "") -> Mapping[str, Tensor] | None:
+        """Return what ``shards`` gave the process of ``worker``, if it was for ``assignment``.
+
+        With ``only`` just what has a name that begins with it.
+        """
         ...
-
-
-def correction(mean: Tensor, began: Tensor) -> Tensor:
-    """Return what turns the one into the other by addition: ``mean - began``; 0 also where both are infinite."""
-    return torch.where(mean == began, torch.zeros_like(mean), mean - began)
 
 
 class FullModel(Protocol):
@@ -89,7 +82,7 @@ class FullModel(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Beginning:
     """What a store is made of.
 
@@ -142,15 +135,16 @@ class Store(Protocol):
         """Return the worker's subnet, to train in place, and its narrow optimizer state."""
         ...
 
-    def late(self, worker: int) -> Mapping[str, Tensor]:
-        """Wait for what the last exchange left to arrive late; return what to add to the worker's tensors, once."""
+    def late(self, worker: int) -> Iterator[tuple[str, Tensor]]:
+        """Wait for what the last exchange left to arrive late; return, by name, what to add to the parameters."""
         ...
 
     def exchange(self, mine: list[Handover], then: Assignment, *, overlap: bool = False) -> list[Report]:
         """Aggregate what all workers hand over and deal it out by ``then``; return all workers' reports in order.
 
-        With ``overlap`` the tensors that everybody holds whole (``exchange.held_by_all``) are aggregated while workers
-        train on: ``subnet`` gives each its own values of them, and ``late`` what makes them the mean.
+        With ``overlap`` some parameters (``overlap.late_names``) are aggregated while workers train on: ``subnet``
+        gives each its own values of them, and ``late`` what makes them the mean. A refused worker begins with what it
+        began this round with.
         """
         ...
 

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from skerry import optimizer_state
 from skerry.aggregate import aggregate_
 from skerry.calibrate import scaled
-from skerry.exchange import held_by_all, traffic
+from skerry.exchange import traffic
 from skerry.partition import Assignment, Everything
 from skerry.plan import named_tensors, saved_names, trained_in_blocks
-from skerry.runtimes.runtime import BEGAN, Beginning, FullModel, Handover, Kept, Report, correction
+from skerry.runtimes.overlap import BEGAN, correction, late_names
+from skerry.runtimes.runtime import Beginning, FullModel, Handover, Kept, Report
 from skerry.sources import FromModel, materialize
 from skerry.subnet import cut_of, cuts, extract, take
 
@@ -81,12 +82,11 @@ class WholeModel:
         self.tensors = named_tensors(model) | {n: t.to(device) if t.dim() else t for n, t in of_optimizer.items()}
         self.bytes_sent = 0.0
         self._start = beginning.start
-        kept = (source.own(0, self.layout) if isinstance(source, Kept) else None) or {}
+        kept = (source.own(0, self.layout, BEGAN) if isinstance(source, Kept) else None) or {}
         self._began: dict[int, dict[str, Tensor]] = {}
         for key, tensor in kept.items():
-            if key.startswith(BEGAN):
-                worker, _, name = key.removeprefix(BEGAN).partition("::")
-                self._began.setdefault(int(worker), {})[name] = tensor.to(device) if tensor.dim() else tensor
+            worker, _, name = key.removeprefix(BEGAN).partition("::")
+            self._began.setdefault(int(worker), {})[name] = tensor.to(device)
 
     @property
     def layout(self) -> Assignment:
@@ -108,14 +108,15 @@ class WholeModel:
         subnet = extract(self.model, self.plan, units)
         if began := self._began.get(worker):
             with torch.no_grad():
-                for name, tensor in (named_tensors(subnet) | mine).items():
+                for name, tensor in named_tensors(subnet).items():
                     if name in began:
                         tensor.copy_(began[name])
         return subnet, mine
 
-    def late(self, worker: int) -> dict[str, Tensor]:
+    def late(self, worker: int) -> Iterator[tuple[str, Tensor]]:
         """Return what is missing to the mean."""
-        return {name: correction(self.tensors[name], began) for name, began in self._began.get(worker, {}).items()}
+        for name, began in self._began.get(worker, {}).items():
+            yield name, correction(self.tensors[name], began)
 
     @torch.no_grad()
     def exchange(self, mine: list[Handover], then: Assignment, *, overlap: bool = False) -> list[Report]:
@@ -126,7 +127,7 @@ class WholeModel:
             if name not in self.tensors:  # optimizer state appears with the first step
                 device = next(iter(some.values())).device
                 self.tensors[name] = optimizer_state.blank(name, size.shape, size.dtype, self._start, device)
-        late = held_by_all(self.plan, self.tensors, self.assignment, then) if overlap else []
+        late = late_names(self.model, self.plan, self.assignment, then) if overlap else []
         before = [{n: self._began.get(w, self.tensors).get(n, self.tensors[n]) for n in late} for w in range(len(mine))]
         self._began = {
             w: {n: (h.tensors if h.report.good else old)[n].clone() for n in late}

@@ -3,7 +3,8 @@
 What it keeps between rounds: the narrow tensors of its subnet, optimizer state that travels included; of each tensor
 whose elements may be without a holder, the run that it is home to (``exchange.py``; the places of elements that are in
 subnets now are there, too, with old values); and while its worker trains, a copy of the narrow tensors, so that a piece
-that must be refused keeps its old values.
+that must be refused keeps its old values (with ``overlap``, of what is averaged meanwhile, two copies: what the worker
+began with, and the mean to come).
 
 Tensors are dealt in groups, so that what is known of their moves takes little memory.
 """
@@ -16,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from skerry import optimizer_state
-from skerry.exchange import held_by_all, home_dim, home_range
+from skerry.exchange import home_dim, home_range
 from skerry.partition import Assignment, Everything
 from skerry.plan import named_tensors, plan_digest, trained_in_blocks
 from skerry.randomness import generator, seed_of
 from skerry.runtimes.dealing import Dealing, Place
-from skerry.runtimes.runtime import BEGAN, RESTING, Beginning, FullModel, Handover, Kept, Report, correction
+from skerry.runtimes.overlap import BEGAN, correction, late_names
+from skerry.runtimes.runtime import RESTING, Beginning, FullModel, Handover, Kept, Report
 from skerry.runtimes.streamed import Streamed
 from skerry.runtimes.wire import Wire, WireFormat
 from skerry.sources import skeleton
@@ -109,10 +111,11 @@ class Sharded:
         fill_(subnet, now)
         return subnet, {n: t for n, t in now.items() if optimizer_state.SEPARATOR in n}
 
-    def late(self, worker: int) -> dict[str, Tensor]:
+    def late(self, worker: int) -> Iterator[tuple[str, Tensor]]:
         """Wait for the means; return what is missing to them."""
         self._settle()
-        return {name: correction(self.tensors[name], tensor) for name, tensor in self._began.items()}
+        for name, tensor in self._began.items():
+            yield name, correction(self.tensors[name], tensor)
 
     @torch.no_grad()
     def exchange(self, mine: list[Handover], then: Assignment, *, overlap: bool = False) -> list[Report]:
@@ -127,12 +130,18 @@ class Sharded:
         self._check(own.tensors)
         reports = self._group.reports(own.report, self._agreement(then, overlap))
         handed = {name: tensor.detach() for name, tensor in own.tensors.items()}
+        before, self._before = self._before, {}
         # Of a refused piece nothing counts; where all are refused, everything stays as it was.
-        tensors = handed if own.report.good else self._before | {name: self.tensors[name] for name in self._began}
+        tensors = handed if own.report.good else before | {name: self.tensors[name] for name in self._began}
         begin = handed if own.report.good else tensors | self._began
-        free = self._before if own.report.good else {n: t for n, t in self.tensors.items() if n not in self._began}
         good = [report.good for report in reports]
-        late = held_by_all(self.plan, self.sizes, self.assignment, then) if overlap else []
+        late = late_names(self.model, self.plan, self.assignment, then) if overlap else []
+        # What is not needed any more is written over, where it fits; the rest goes now.
+        shapes = {name: shape for name, shape in self._narrow(then).items() if name not in late}
+        old = before if own.report.good else {n: t for n, t in self.tensors.items() if n not in self._began}
+        free = {name: tensor for name, tensor in old.items() if shapes.get(name) == tensor.shape}
+        old = self.tensors if own.report.good else before
+        del before
         due = torch.zeros(len(reports), dtype=torch.float64)
         after: dict[str, Tensor] = {}
         early = {name: size for name, size in self.sizes.items() if name not in late}
@@ -151,15 +160,15 @@ class Sharded:
             self._bytes_late += dealing.bytes_to_send(self._wire.chunk)
             after |= dealing.there.tensors
             self._arrived = self._group.beside(dealing.run)
-        used = {tensor.data_ptr() for tensor in [*after.values(), *self._began.values(), *(tensors[n] for n in late)]}
-        old = [*self.tensors.items(), *self._before.items()]
-        self._spare = {name: tensor for name, tensor in old if tensor.data_ptr() not in used}
-        self._before = {}
+        used = {tensor.data_ptr() for tensor in after.values()}
+        left = [(n, t) for n, t in [*old.items(), *free.items()] if t.data_ptr() not in used]
+        self._spare = {name: tensor for name, tensor in left if shapes.get(name) == tensor.shape}
         self.tensors, self.assignment = after, then
         return [replace(r, bytes_due=d) for r, d in zip(reports, self._group.total(due).tolist(), strict=True)]
 
     def full(self, share: Tensor) -> FullModel:
         """Return the full model, of which tensors arrive when they are used."""
+        self._settle()
         self._spare = {}  # evaluation needs memory
         return Streamed(self.model, self.plan, share, self._everywhere)
 
@@ -213,14 +222,16 @@ class Sharded:
             shape = torch.Size(end - begin if d == dim else s for d, s in enumerate(size.shape))
             self.resting[name] = optimizer_state.blank(name, shape, size.dtype, self._start, device)
 
+    def _narrow(self, assignment: Assignment) -> dict[str, torch.Size]:
+        """The shapes of the worker's tensors."""
+        by_name = cuts(self.plan, assignment.units(self._group.rank))
+        found = {name: cut_of(self.plan, by_name, name, size.shape) for name, size in self.sizes.items()}
+        return {name: cut_shape(self.sizes[name].shape, cut) for name, cut in found.items() if cut is not None}
+
     def _check(self, tensors: Mapping[str, Tensor]) -> None:
         """Refuse to hand over what is not as the others expect."""
-        by_name = cuts(self.plan, self.assignment.units(self._group.rank))
-        for name, size in self.sizes.items():
-            cut = cut_of(self.plan, by_name, name, size.shape)
-            if cut is None:
-                continue
-            expected, got = cut_shape(size.shape, cut), tensors.get(name)
+        for name, expected in self._narrow(self.assignment).items():
+            size, got = self.sizes[name], tensors.get(name)
             if got is None or got.shape != expected or got.dtype != size.dtype:
                 what = "nothing" if got is None else f"{got.dtype} of shape {tuple(got.shape)}"
                 raise ValueError(
@@ -277,11 +288,13 @@ def _groups(sizes: Mapping[str, Tensor], num_workers: int) -> Iterator[dict[str,
     The more workers, the more kinds of moves a tensor has.
     """
     group: dict[str, Tensor] = {}
+    room = _GROUP_BYTES // num_workers
     for name in sorted(sizes):
-        if group and sum(t.nbytes for t in group.values()) + sizes[name].nbytes > _GROUP_BYTES // num_workers:
+        if group and sizes[name].nbytes > room:
             yield group
-            group = {}
+            group, room = {}, _GROUP_BYTES // num_workers
         group[name] = sizes[name]
+        room -= sizes[name].nbytes
     if group:
         yield group
 
