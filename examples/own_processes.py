@@ -1,10 +1,11 @@
 """The same with one process a worker: python examples/own_processes.py
 
-Each process would be on a machine of its own under torchrun (docs/machines.md); here ``launch`` starts three. None of
-them ever holds the full model: it is on torch's ``meta`` device, each process makes just what it holds, and the trained
-model is written tensor by tensor, to digits/model.safetensors.
+On machines of their own torchrun starts them (docs/machines.md); here ``launch`` starts three. None of them ever holds
+the full model: it is on torch's ``meta`` device, each process makes just what it holds, and the trained model is
+written tensor by tensor, to digits/model.safetensors.
 """
 
+import os
 from pathlib import Path
 
 import torch
@@ -46,4 +47,8 @@ def work(runtime: skerry.Processes, path: str) -> None:
 
 
 if __name__ == "__main__":
-    skerry.launch(work, 3, "digits")
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun --standalone --nproc-per-node 3 examples/own_processes.py
+        with skerry.Processes.join() as joined:
+            work(joined, "digits")
+    else:
+        skerry.launch(work, 3, "digits")

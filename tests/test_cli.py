@@ -128,7 +128,7 @@ def test_help_is_there_for_every_command():
         (["compare", "digits-mlp", "--out", "O", "--methods", "ist", "--set", "narrow.rounds=2"], "not among"),
         (["compare", "digits-mlp", "--out", "O", "--seeds", "1,2", "--set", "seed=2"], "one of the two"),
         (["train", "digits-mlp", "--out", "O", "--workers", "200"], "128 units for 200 workers"),
-        (["train", "digits-mlp", "--out", "O", "--resume"], "no run to resume"),
+        (["train", "digits-mlp", "--out", "O", "--resume"], "no run there"),
         (["train", "mnist-mlp", "--out", "O"], "skerry data fetch mnist"),
         (["data", "fetch", "mnits"], "mnist"),
         (["data", "fetch", "fashion-mnist", "--from", "nowhere"], "nowhere"),

@@ -62,6 +62,9 @@ class Checkpoints:
     resume: bool = False
     _written: float = field(default_factory=time.monotonic, init=False)
 
+    def __post_init__(self) -> None:
+        self.folder = Path(self.folder)
+
     def last(self, plan: Plan, sizes: Mapping[str, Tensor], runtime: Runtime) -> "Checkpoint | None":
         """Return the checkpoint to resume from."""
         return last(self.folder, plan, sizes, runtime, self.run) if self.resume else None

@@ -45,7 +45,7 @@ def call(arguments: list[str]) -> tuple[int, str]:
     except click.ClickException as error:
         return error.exit_code, f"error: {error.format_message()}"
     except _TOLD as error:
-        told = str(error)
+        told = " ".join([str(error), *getattr(error, "__notes__", [])])
         return 1, f"error: {told}" if isinstance(error, WorkerDied) else f"error: {' '.join(told.split())}"
     return 0, ""
 
@@ -130,11 +130,13 @@ def train(
 @click.argument("recipe")
 @click.option("--methods", default="ist,local_sgd,narrow,single", show_default=True, help="Methods, comma-separated.")
 @click.option("--seeds", default=None, help="Seeds, comma-separated, to repeat every method with.")
+@click.option("--rounds", type=int, help="Number of rounds, the same for all methods.")
 @_shared_options
 def compare(
     recipe: str,
     methods: str,
     seeds: str | None,
+    rounds: int | None,
     workers: int | None,
     runtime: str | None,
     seed: int | None,
@@ -152,7 +154,7 @@ def compare(
         repeats = [int(s) for s in seeds.split(",")] if seeds else [None]
     except ValueError:
         raise ValueError(f"--seeds {seeds}: expected whole numbers, for example 0,1,2") from None
-    given = _given({"workers": workers, "runtime": runtime, "seed": seed}, settings)
+    given = _given({"workers": workers, "runtime": runtime, "seed": seed, "rounds": rounds}, settings)
     if "RANK" in os.environ:
         raise ValueError("compare under torchrun: methods differ in workers; start it plainly with --runtime processes")
     for name in given:

@@ -129,10 +129,13 @@ def comparison(runs: Sequence[Run]) -> list[Row]:
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
-    groups: dict[str, list[Run]] = {}
+    groups: dict[tuple[str, int], list[Run]] = {}
     for run in runs:
         setting = json.dumps([run.config["method"], flat(run.config)], sort_keys=True)
-        groups.setdefault(setting, []).append(run)
+        repeats = 0  # a run with the same seed is no further seed, but a row of its own
+        while any(run.config.get("seed") == other.config.get("seed") for other in groups.get((setting, repeats), [])):
+            repeats += 1
+        groups.setdefault((setting, repeats), []).append(run)
     methods = [run.config["method"] for run in runs]
 
     def place(group: list[Run]) -> tuple[int, int]:
@@ -140,6 +143,10 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 
     ordered = sorted(groups.values(), key=place)
     labels = _labels([group[0].config for group in ordered])
+    again = [labels.count(label) > 1 for label in labels]
+    labels = [
+        f"{label}, {g[0].name}" if twice else label for label, g, twice in zip(labels, ordered, again, strict=True)
+    ]
     return [(_row(label, group), group) for label, group in zip(labels, ordered, strict=True)]
 
 

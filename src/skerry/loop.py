@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +15,7 @@ from skerry.aggregate import is_finite
 from skerry.algorithm import Algorithm
 from skerry.calibrate import estimate_batch_norm_
 from skerry.evaluate import Score, evaluate
-from skerry.inputs import Inputs, call, to
+from skerry.inputs import Inputs, call, tensors_of, to
 from skerry.local import Data, LossFn, OptimizerFn, local_steps
 from skerry.partition import Assignment
 from skerry.plan import Plan, named_tensors
@@ -106,7 +107,12 @@ class Loop:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(self.seed, "local", worker, round))
             started = time.perf_counter()
-            loss = local_steps(subnet, self.loss_fn, batches, optimizer, factors, on_step)
+            try:
+                loss = local_steps(subnet, self.loss_fn, batches, optimizer, factors, on_step)
+            except Exception as error:  # of the model, the loss or the data, which the user knows
+                with suppress(Exception):
+                    error.add_note(f"(worker {worker}, round {round}, {self._batch_in_words(worker, round * steps)})")
+                raise
             local_s = time.perf_counter() - started - (waited if self.algorithm.overlap else 0.0)
         optimizer.zero_grad()  # gradients are not needed any more, and their memory is
         tensors = named_tensors(subnet)
@@ -115,6 +121,11 @@ class Loop:
             self.check_state(tensors)
         flop = float(self.step_cost(worker, subnet).flop * steps)
         return Handover(tensors, Report(worker, self.is_good(loss, tensors), loss, flop, local_s))
+
+    def _batch_in_words(self, worker: int, step: int) -> str:
+        (batch,) = self.data.batches(worker, step, 1)
+        x, y = ([f"{t.dtype} {tuple(t.shape)}" for t in tensors_of(part)] for part in batch)
+        return f"its first batch: inputs {', '.join(x)}, labels {', '.join(y)}"
 
     def check_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Refuse optimizer state that has units in it but not the shape of its parameter: nobody could cut it."""

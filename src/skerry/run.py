@@ -51,7 +51,7 @@ def saved_config(folder: Path) -> Config:
         return Config.from_json(json.loads(path.read_text()))
     except FileNotFoundError:
         raise ValueError(
-            f"{folder}: no run to resume there (config.json is missing); start it without --resume"
+            f"{folder}: no run there (config.json is missing); name its folder, or start one without --resume"
         ) from None
     except (json.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a readable config ({error}); start anew in another folder") from error
@@ -71,8 +71,9 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
             [p.name for p in folder.glob("*") if p.name != "lock" and not atomic.is_draft(p)] if folder.is_dir() else []
         )
         if held:
-            what = "holds a run" if "config.json" in held else f"is not empty ({sorted(held)[0]}, ...)"
-            raise FolderInUse(f"{folder}: {what}; go on with --resume, or choose another --out")
+            if "config.json" in held:
+                raise FolderInUse(f"{folder}: holds a run; go on with --resume, or choose another --out")
+            raise FolderInUse(f"{folder}: is not empty ({sorted(held)[0]}, ...) and no run; choose another --out")
         return
     new, old = config.to_json(), saved_config(folder).to_json()
     for name, value in new.items():

@@ -127,6 +127,10 @@ def _mismatch(model: nn.Module, plan: Plan, units: Tensor, inputs: Inputs, toler
 def _does_not_run(model: nn.Module, running: list[str], error: Exception) -> str:
     where, said = (running[-1] if running else ""), (str(error).splitlines() or [type(error).__name__])[0]
     what_to_do = remedy(where, model.get_submodule(where)) if where else _REMEDY
+    if where and isinstance(model.get_submodule(where), nn.modules.batchnorm._BatchNorm):
+        what_to_do = (
+            f"if the plan has no rule for it, add one: '{where}': Out(the axis before it); else leave the axis whole"
+        )
     return f"a narrow subnet does not run, in {where or 'the model itself'} ({said}); {what_to_do}"
 
 

@@ -24,7 +24,10 @@ def refuse_unfit(model: nn.Module) -> None:
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise ValueError(f"{name}: not initialized yet (a lazy module); run the model once on example inputs first")
         if tensor.is_meta:
-            raise ValueError(f"{name}: on the meta device, without data; load the weights first (model.to_empty, then)")
+            raise ValueError(
+                f"{name}: on the meta device, without the values that discovery needs; write rules "
+                "(Plan.from_rules), or discover where the model can be held, and save_plan"
+            )
         if tensor.is_quantized:
             raise ValueError(f"{name}: quantized, expected floating point; use the float model")
         if tensor.layout != torch.strided:

@@ -56,7 +56,13 @@ def launch(
 
     Raises:
         WorkerDied: a worker failed; all are gone when it is raised.
+        ValueError: torchrun has started this process already.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ValueError(
+            "torchrun has started this process, so launch() has nothing to start; use "
+            "'with skerry.Processes.join() as runtime: work(runtime, ...)'"
+        )
     context = multiprocessing.get_context("spawn")
     stages = context.Array("c", _STAGE_BYTES * num_workers, lock=False)
     done = context.Array("b", [0] * num_workers, lock=False)

@@ -74,7 +74,13 @@ class Processes:
 
         Raises:
             ConnectionError: the port is in use or the others cannot be reached.
+            ValueError: torchrun has not started this process.
         """
+        if missing := [v for v in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if v not in os.environ]:
+            raise ValueError(
+                f"{missing[0]} is not set: torchrun must start this process (torchrun --standalone --nproc-per-node 2 "
+                "script.py), or skerry.launch"
+            )
         try:
             dist.init_process_group("gloo", timeout=timedelta(seconds=JOIN_S))
             address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
