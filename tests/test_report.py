@@ -86,6 +86,14 @@ def test_seeds_are_one_row(tmp_path: Path) -> None:
     assert row.bytes_due == pytest.approx(8e6)
 
 
+def test_a_repeated_seed_is_no_further_seed(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1), ("c", 0)):
+        make_run(tmp_path / name, seed=seed)
+    rows = comparison(load_runs(tmp_path))
+    assert [row.num_runs for row in rows] == [2, 1]
+    assert [row.label for row in rows] == ["ist, a", "ist, c"]
+
+
 def test_serial_runs_do_not_water_down_bytes_sent(tmp_path: Path) -> None:
     make_run(tmp_path / "a", seed=0)
     make_run(tmp_path / "b", seed=1, runtime="serial", changes={3: {"bytes_sent": 0}})

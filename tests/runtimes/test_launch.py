@@ -213,6 +213,15 @@ def one_too_few(runtime):
     runtime.mine(3)
 
 
+def test_who_starts_processes_twice_or_never_is_told(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ValueError, match="RANK is not set: torchrun must start this process"):
+        Processes.join()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(ValueError, match=r"torchrun has started.*Processes\.join"):
+        launch(print, 2)
+
+
 def test_workers_must_be_as_many_as_processes():
     with pytest.raises(WorkerDied, match="3 workers in 2 processes"):
         launch(one_too_few, 2)
