@@ -89,8 +89,17 @@ def held_by_all(plan: Plan, sizes: Mapping[str, Tensor], now: Assignment, then: 
     ]
 
 
+Known = dict[tuple[object, ...], list[Move]]
+"""Moves that have been found, by table row."""
+
+
 def moves(
-    plan: Plan, sizes: Mapping[str, Tensor], now: Assignment, then: Assignment, worker: int | None = None
+    plan: Plan,
+    sizes: Mapping[str, Tensor],
+    now: Assignment,
+    then: Assignment,
+    worker: int | None = None,
+    known: Known | None = None,
 ) -> Iterator[Move]:
     """Return what becomes of every element, in an order that is the same for everybody.
 
@@ -100,11 +109,12 @@ def moves(
         now: who holds what in the round that ends.
         then: who holds what in the next one.
         worker: only moves that concern it.
+        known: from calls with the same assignments and worker; what is found is added.
 
     Raises:
         ValueError: elements would rest, but the tensor has no homes: the partition leaves a unit to nobody.
     """
-    known: dict[tuple[object, ...], list[Move]] = {}  # tensors with the same table row move alike
+    known = {} if known is None else known  # tensors with the same table row move alike
     for name in sorted(sizes):
         shape = sizes[name].shape
         row, block, home = plan.row(name, shape), plan.block_of(name), home_dim(plan, name, shape)
@@ -131,6 +141,7 @@ def _moves(
     dims = [d for d, dim in enumerate(row) if dim is not None]
     kinds = [_kinds(dim, now, then, homes=d == home) for d, dim in enumerate(row) if dim is not None]
     *before, last = kinds or [_Kinds(everybody[None], everybody[None], np.array([-1]), [])]
+    joined: dict[tuple[int, ...], Tensor] = {}  # the same few sets of kinds come again and again
     for chosen in product(*(range(len(k.now)) for k in before)):
         held, held_then, at_home = start_now, start_then, last.home
         for kind, c in zip(before, chosen, strict=True):
@@ -156,8 +167,10 @@ def _moves(
             for d, kind, c in zip(dims, before, chosen, strict=False):
                 indices[d] = kind.indices[c]
             if dims:
-                parts = [last.indices[k] for k in members]
-                indices[dims[-1]] = parts[0] if len(parts) == 1 else torch.cat(parts).sort().values
+                same = tuple(members)
+                if same not in joined:
+                    joined[same] = torch.cat([last.indices[k] for k in members]).sort().values
+                indices[dims[-1]] = joined[same]
             holders, next_holders = (tuple(x[members[0]].nonzero()[0].tolist()) for x in (a, b))
             yield Move("", tuple(indices), holders, next_holders, rests if rests >= 0 else None)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from skerry.aggregate import is_exact
-from skerry.exchange import Indices, Move, Stages, Transfer, home_dim, home_range, moves, transfers
+from skerry.exchange import Indices, Known, Move, Stages, Transfer, home_dim, home_range, moves, transfers
 from skerry.partition import Assignment
 from skerry.plan import Plan
 from skerry.runtimes.wire import IN_CACHE, Part, Wire, WireFormat, messages, num_bytes, parts, split, wire_dtype
@@ -55,6 +55,7 @@ class Dealing:
         average: whether several holders have different values, of which the mean is meant.
         wire: how floats are sent.
         rng: of stochastic rounding.
+        known: moves that earlier dealings between the same assignments have found.
     """
 
     here: Place
@@ -65,6 +66,7 @@ class Dealing:
     average: bool
     wire: WireFormat
     rng: torch.Generator
+    known: Known = field(default_factory=dict)
     _moves: list[Move] = field(init=False)
     _stages: Stages = field(init=False)
     _sums: dict[Key, tuple[Tensor, int, int]] = field(default_factory=dict)
@@ -72,7 +74,7 @@ class Dealing:
 
     def __post_init__(self) -> None:
         here, there = self.here, self.there
-        self._moves = list(moves(here.plan, self.sizes, here.assignment, there.assignment, here.worker))
+        self._moves = list(moves(here.plan, self.sizes, here.assignment, there.assignment, here.worker, self.known))
         self._stages = transfers(self._moves, self.sizes, average=self.average)
 
     @property

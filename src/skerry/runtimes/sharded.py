@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from skerry import optimizer_state
-from skerry.exchange import home_dim, home_range
+from skerry.exchange import Known, home_dim, home_range
 from skerry.partition import Assignment, Everything
 from skerry.plan import named_tensors, plan_digest, trained_in_blocks
 from skerry.randomness import generator, seed_of
@@ -88,6 +88,7 @@ class Sharded:
         self._spare: dict[str, Tensor] = {}  # old tensors, to be written over: new memory costs time
         mark = f"{BEGAN}{group.rank}::"
         self._began = {n.removeprefix(mark): _placed(t, device) for n, t in kept.items() if n.startswith(mark)}
+        self._gathered: Known = {}
         self._arrived: Callable[[], None] | None = None
         self._bytes_late = 0
 
@@ -145,11 +146,15 @@ class Sharded:
         due = torch.zeros(len(reports), dtype=torch.float64)
         after: dict[str, Tensor] = {}
         early = {name: size for name, size in self.sizes.items() if name not in late}
+        known: Known = {}
         for sizes in _groups(early, then.num_workers):
-            dealing = self._dealing(tensors, then, sizes, good, self._wire_format, free=free)
+            seen = set(known)
+            dealing = self._dealing(tensors, then, sizes, good, self._wire_format, free=free, known=known)
             dealing.run(self._wire)
             due[self._group.rank] += dealing.bytes_due
             after |= dealing.there.tensors
+            if len(known) > _ROWS_KNOWN:  # keep what this group has found
+                known = {row: found for row, found in known.items() if row not in seen}
         self._began = {name: begin[name] for name in late}
         if late:
             sizes = {name: self.sizes[name] for name in late}
@@ -164,6 +169,7 @@ class Sharded:
         left = [(n, t) for n, t in [*old.items(), *free.items()] if t.data_ptr() not in used]
         self._spare = {name: tensor for name, tensor in left if shapes.get(name) == tensor.shape}
         self.tensors, self.assignment = after, then
+        self._gathered = {}
         return [replace(r, bytes_due=d) for r, d in zip(reports, self._group.total(due).tolist(), strict=True)]
 
     def full(self, share: Tensor) -> FullModel:
@@ -202,7 +208,10 @@ class Sharded:
         tensors = {n: t for n, t in self.tensors.items() if n in sizes}
         good = [True] * self._group.num_processes
         sent = self._wire.bytes_sent
-        dealing = self._dealing(tensors, then, sizes, good, "exact", average=False, fresh=True)
+        if len(self._gathered) > _ROWS_KNOWN:
+            self._gathered.clear()
+        known = self._gathered if not only_first else {}
+        dealing = self._dealing(tensors, then, sizes, good, "exact", average=False, fresh=True, known=known)
         dealing.run(self._wire)
         self._wire.bytes_sent = sent  # exchanges only
         return {} if only_first and self._group.rank else dict(dealing.there.tensors)
@@ -250,6 +259,7 @@ class Sharded:
         average: bool = True,
         fresh: bool = False,
         free: Mapping[str, Tensor] | None = None,
+        known: Known | None = None,
     ) -> Dealing:
         """Prepare to turn narrow ``tensors`` of the assignment now into those of the next, of all that has ``sizes``.
 
@@ -276,10 +286,13 @@ class Sharded:
             average=average,
             wire=wire,
             rng=generator("wire", self._group.round, rank, *list(sizes)[:1]),
+            known={} if known is None else known,
         )
 
 
 _GROUP_BYTES = 2**29
+_ROWS_KNOWN = 4
+"""Of so many table rows moves are remembered; blocks of a net often have the same."""
 
 
 def _groups(sizes: Mapping[str, Tensor], num_workers: int) -> Iterator[dict[str, Tensor]]:
