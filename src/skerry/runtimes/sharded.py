@@ -147,7 +147,7 @@ class Sharded:
         after: dict[str, Tensor] = {}
         early = {name: size for name, size in self.sizes.items() if name not in late}
         known: Known = {}
-        for sizes in _groups(early, then.num_workers):
+        for sizes in _groups(early):
             seen = set(known)
             dealing = self._dealing(tensors, then, sizes, good, self._wire_format, free=free, known=known)
             dealing.run(self._wire)
@@ -290,22 +290,19 @@ class Sharded:
         )
 
 
-_GROUP_BYTES = 2**29
+_GROUP_BYTES = 2**27
 _ROWS_KNOWN = 4
 """Of so many table rows moves are remembered; blocks of a net often have the same."""
 
 
-def _groups(sizes: Mapping[str, Tensor], num_workers: int) -> Iterator[dict[str, Tensor]]:
-    """Cut the full-size tensors, in the order of their names, into groups of at most 512 MiB / n (or of one tensor).
-
-    The more workers, the more kinds of moves a tensor has.
-    """
+def _groups(sizes: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Cut the full-size tensors, in the order of their names, into groups of at most 128 MiB (or of one tensor)."""
     group: dict[str, Tensor] = {}
-    room = _GROUP_BYTES // num_workers
+    room = _GROUP_BYTES
     for name in sorted(sizes):
         if group and sizes[name].nbytes > room:
             yield group
-            group, room = {}, _GROUP_BYTES // num_workers
+            group, room = {}, _GROUP_BYTES
         group[name] = sizes[name]
         room -= sizes[name].nbytes
     if group:
