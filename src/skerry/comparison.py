@@ -60,6 +60,7 @@ class Row:
     accuracy: float | None
     accuracy_spread: float | None  # sample standard deviation over the runs
     loss: float | None
+    metrics: dict[str, float]
     bytes_due: float
     bytes_sent: float
     flop: float
@@ -197,6 +198,7 @@ def _row(label: str, runs: list[Run]) -> Row:
         accuracy=_mean(accuracies),
         accuracy_spread=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         loss=_mean(final("loss")),
+        metrics=_final_metrics(runs),
         bytes_due=total("bytes_due", runs),
         bytes_sent=total("bytes_sent", [run for run in runs if run.config.get("runtime") != "serial"]),
         flop=total("flop", runs),
@@ -204,6 +206,15 @@ def _row(label: str, runs: list[Run]) -> Row:
         time_s=time_s,
         outside_share=1 - total("local_s", runs) / time_s if time_s > 0 else None,
     )
+
+
+def _final_metrics(runs: list[Run]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        last: dict[str, Any] = next((m["metrics"] for m in reversed(run.metrics) if m.get("metrics")), {})
+        for name, value in last.items():
+            found.setdefault(name, []).extend([value] if value is not None else [])
+    return {name: statistics.fmean(values) for name, values in found.items() if values}
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -250,7 +261,13 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {  # what each means is said in repo
 
 def table_lines(rows: Sequence[Row], skip: Sequence[str] = ()) -> list[list[str]]:
     """Titles, then cells; columns in which no row has a value are left out."""
-    columns = {title: [text(row) for row in rows] for title, text in _COLUMNS.items() if title not in skip}
+    columns: dict[str, list[str]] = {}
+    for title, text in _COLUMNS.items():
+        if title not in skip:
+            columns[title] = [text(row) for row in rows]
+        if title == "test accuracy":
+            names = dict.fromkeys(name for row in rows for name in row.metrics)
+            columns |= {name: [accuracy_text(row.metrics.get(name)) for row in rows] for name in names}
     shown = {title: cells for title, cells in columns.items() if any(cell != "-" for cell in cells)}
     return [list(shown), *(list(line) for line in zip(*shown.values(), strict=True))]
 

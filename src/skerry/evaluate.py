@@ -1,8 +1,9 @@
 """Evaluation of a full model on held-out data."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -10,18 +11,46 @@ from torch import Tensor, nn
 from skerry.inputs import tensors_of
 from skerry.local import LossFn
 
+SampleMetric = Callable[[Any, Any], Tensor]
+"""``metric(what the model returns, y)``: a number for each sample, (B,); the mean over all samples is reported."""
+
+
+@runtime_checkable
+class MetricObject(Protocol):
+    """A metric that keeps sums, as those of torchmetrics do; ``compute`` returns a scalar."""
+
+    def reset(self) -> None:
+        """Forget."""
+        ...
+
+    def update(self, output: Any, y: Any) -> None:
+        """Take a batch."""
+        ...
+
+    def compute(self) -> Any:
+        """Return the value over all batches since the last reset."""
+        ...
+
+
+Metric = SampleMetric | MetricObject
+
 
 @dataclass(frozen=True)
 class Score:
-    """Mean loss and fraction of right answers over ``count`` samples; NaN where labels are no classes."""
+    """Mean loss and fraction of right answers over ``count`` samples; NaN where labels are no classes.
+
+    ``metrics`` has the values of the metrics that were asked for, by name.
+    """
 
     loss: float
     accuracy: float
     count: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        accuracy = "" if math.isnan(self.accuracy) else f", accuracy {self.accuracy:.4f}"
-        return f"loss {self.loss:.4f}{accuracy} ({self.count} samples)"
+        accuracy = {} if math.isnan(self.accuracy) else {"accuracy": self.accuracy}
+        rest = "".join(f", {name} {value:.4f}" for name, value in (accuracy | dict(self.metrics)).items())
+        return f"loss {self.loss:.4f}{rest} ({self.count} samples)"
 
 
 @torch.no_grad()
@@ -30,6 +59,7 @@ def evaluate(
     loss_fn: LossFn,
     test: tuple[Tensor, Tensor],
     *,
+    metrics: Mapping[str, Metric] | None = None,
     batch_size: int = 1024,
     num_batches: int | None = None,
     example: Tensor | None = None,
@@ -42,20 +72,83 @@ def evaluate(
     ``loss_fn`` must return the mean over its batch. ``total`` adds a tensor up over processes that each score a part.
     Where these must run the model equally often (``runtimes/streamed.py``), each makes ``num_batches`` runs, with
     ``example`` (an input) where its part has no more, which does not count.
+
+    Raises:
+        ValueError: the test set is empty; a metric returns something else than a number for each sample; or it keeps
+            what cannot be added up over processes.
     """
     if not len(test[1]) and num_batches is None:
         raise ValueError("the test set is empty; pass test=None to train without one")
+    metrics = metrics or {}
+    keeping: dict[str, MetricObject] = {}
+    plain: dict[str, SampleMetric] = {}
+    for name, either in metrics.items():
+        if isinstance(either, MetricObject):
+            keeping[name] = either
+        else:
+            plain[name] = either
+    for metric in keeping.values():
+        metric.reset()
     classes = not test[1].is_floating_point() and test[1].dim() == 1
     was_training = model.training
     model.eval()
-    sums = torch.zeros(3, dtype=torch.float64)
+    sums = torch.zeros(3 + len(plain), dtype=torch.float64)
     for batch in range(-(-len(test[1]) // batch_size) if num_batches is None else num_batches):
         x, y = (t[batch * batch_size : (batch + 1) * batch_size] for t in test)
         output = model(x if len(y) else example)
         if not len(y):
             continue
         right = (next(tensors_of(output)).argmax(-1) == y).sum().item() if classes else math.nan
-        sums += torch.tensor([loss_fn(output, y).item() * len(y), right, len(y)], dtype=torch.float64)
+        found = [_sum_of(name, metric(output, y), len(y)) for name, metric in plain.items()]
+        sums += torch.tensor([loss_fn(output, y).item() * len(y), right, len(y), *found], dtype=torch.float64)
+        for metric in keeping.values():
+            metric.update(output, y)
     model.train(was_training)
-    loss, right, count = total(sums).tolist()
-    return Score(loss / count, right / count, int(count))
+    loss, right, count, *found = total(sums).tolist()
+    values = {name: value / count for name, value in zip(plain, found, strict=True)}
+    for name, metric in keeping.items():
+        _add_up_(name, metric, total)
+        values[name] = float(metric.compute())
+    return Score(loss / count, right / count, int(count), {name: values[name] for name in metrics})
+
+
+def precision_at(k: int) -> SampleMetric:
+    """Return P@k for several labels a sample: how many of the k largest outputs are labels, over k.
+
+    ``y`` has the labels of a sample in a row, int64, -1 where there are no more.
+    """
+
+    def metric(output: Tensor, y: Tensor) -> Tensor:
+        best = output.topk(k, dim=-1).indices
+        return (best[:, :, None] == y[:, None, :]).any(-1).double().mean(-1)
+
+    return metric
+
+
+def _sum_of(name: str, values: Any, count: int) -> float:
+    if not isinstance(values, Tensor) or values.shape != (count,):
+        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"metric '{name}' returned {got}, expected a number for each of {count} samples")
+    return float(values.double().sum())
+
+
+def _add_up_(name: str, metric: MetricObject, total: Callable[[Tensor], Tensor]) -> None:
+    """Add what a metric keeps up over all processes."""
+    if total(torch.ones(1)).item() == 1:
+        return
+    reductions = getattr(metric, "_reductions", {})
+    for key, value in vars(metric).items():
+        if key in reductions and (
+            getattr(reductions[key], "__name__", "") != "dim_zero_sum" or not isinstance(value, Tensor)
+        ):
+            raise ValueError(
+                f"metric '{name}' ({type(metric).__name__}) keeps '{key}', which cannot be added up over processes; "
+                "give a function that returns a number for each sample"
+            )
+    if not reductions:
+        raise ValueError(
+            f"metric '{name}' ({type(metric).__name__}): what it keeps is not known; with several processes give a "
+            "metric of torchmetrics, or a function that returns a number for each sample"
+        )
+    for key in reductions:
+        setattr(metric, key, total(getattr(metric, key)))

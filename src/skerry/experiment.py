@@ -148,6 +148,7 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
         "schedule": SCHEDULES[config.schedule],
         "seed": config.seed,
         "test": job.test,
+        "metrics": job.metrics,
         "eval_every": config.eval_every,
         "eval_batch_size": config.eval_batch_size,
         "runtime": runtime,

@@ -14,7 +14,7 @@ from skerry import cost, optimizer_state
 from skerry.aggregate import is_finite
 from skerry.algorithm import Algorithm
 from skerry.calibrate import estimate_batch_norm_
-from skerry.evaluate import Score, evaluate
+from skerry.evaluate import Metric, Score, evaluate
 from skerry.inputs import Inputs, call, tensors_of, to
 from skerry.local import Data, LossFn, OptimizerFn, local_steps
 from skerry.partition import Assignment
@@ -46,6 +46,7 @@ class Loop:
     schedule: Schedule
     seed: int
     test: tuple[Tensor, Tensor] | None
+    metrics: Mapping[str, Metric]
     calibration_samples: int
     runtime: Runtime
     store: Store
@@ -178,6 +179,7 @@ class Loop:
                 full.module,
                 self.loss_fn,
                 (to(self.test[0][mine], self.device), to(self.test[1][mine], self.device)),
+                metrics=self.metrics,
                 batch_size=self.eval_batch_size,
                 num_batches=math.ceil(largest_part / self.eval_batch_size),
                 example=to(self.test[0][:1], self.device),

@@ -1,5 +1,6 @@
 """Progress of a run on the terminal: a bar where somebody watches, a line an evaluation where not."""
 
+import math
 import sys
 from types import TracebackType
 from typing import Self
@@ -17,7 +18,7 @@ class RunProgress:
         self._title, self._num_rounds = title, num_rounds
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
-        self._accuracy = "  -  "
+        self._score = "test accuracy   -  "
         if self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -43,9 +44,11 @@ class RunProgress:
     def on_round(self, record: Record, state: State) -> None:
         """Show the round that has just ended."""
         if record.score is not None:
-            self._accuracy = f"{record.score.accuracy:.4f}"
+            shown = {"accuracy": record.score.accuracy} if math.isfinite(record.score.accuracy) else {}
+            shown |= dict(record.score.metrics)
+            self._score = "  ".join(f"test {n} {v:.4f}" for n, v in (shown or {"loss": record.score.loss}).items())
         figures = (
-            f"training loss {record.train_loss:.3f}  test accuracy {self._accuracy}  "
+            f"training loss {record.train_loss:.3f}  {self._score}  "
             f"{record.totals['bytes_due'] / 1e6:.3g} MB due a worker"
         )
         if record.refused:

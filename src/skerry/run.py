@@ -162,6 +162,7 @@ class RunFolder:
                 "finished": True,
                 "accuracy": _finite(result.score.accuracy) if result.score else None,
                 "loss": _finite(result.score.loss) if result.score else None,
+                "metrics": {n: _finite(v) for n, v in result.score.metrics.items()} if result.score else {},
                 "parameters": {"full": result.num_parameters, "subnet": cost.parameters},
                 "memory_bytes": {
                     "weights": cost.weights,
@@ -198,6 +199,7 @@ def metrics_line(record: Record) -> dict[str, Any]:
         "train_loss": _finite(record.train_loss),
         "loss": _finite(score.loss) if score else None,
         "accuracy": _finite(score.accuracy) if score else None,
+        "metrics": {n: _finite(v) for n, v in score.metrics.items()} if score else {},
         **{name: totals[name] for name in ("bytes_due", "bytes_sent", "flop")},
         "units_covered": record.units_covered,
         "refused": list(record.refused),

@@ -30,6 +30,7 @@ class Events:
         scalars |= {f"cost/{name}": record.totals[name] for name in ("bytes_due", "bytes_sent", "flop", "time_s")}
         if record.score is not None:
             scalars |= {"loss/test": record.score.loss, "accuracy/test": record.score.accuracy}
+            scalars |= {f"{name}/test": value for name, value in record.score.metrics.items()}
         self._writer = self._writer or self._open(record.round)
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, record.round)

@@ -1,7 +1,7 @@
 """Training: prepare the state, loop over rounds, return the calibrated full model."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from skerry.aggregate import is_finite
 from skerry.algorithm import Algorithm
 from skerry.calibrate import check_batch_norm
 from skerry.checkpoint import Checkpoints
-from skerry.evaluate import Score
+from skerry.evaluate import Metric, Score
 from skerry.export import SHARD_BYTES, export
 from skerry.inputs import to
 from skerry.local import Data, LossFn, OptimizerFn
@@ -86,6 +86,7 @@ def train(
     schedule: Schedule = constant,
     seed: int = 0,
     test: tuple[Tensor, Tensor] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
     eval_every: int = 0,
     eval_batch_size: int = 1024,
     calibration_samples: int = CALIBRATION_SAMPLES,
@@ -116,6 +117,8 @@ def train(
         schedule: learning-rate factor by progress (0 to 1).
         seed: of dropout and the like; data and dealing have their own.
         test: (inputs, labels) to evaluate on.
+        metrics: what else to report of it, by name: functions of (what the model returns, y) that return a number for
+            each sample, such as ``skerry.precision_at(5)``, or metrics of torchmetrics.
         eval_every: rounds between evaluations; 0: only after the last.
         eval_batch_size: samples a forward of the full model. Where no process holds it, each forward gathers it once.
         calibration_samples: inputs used to estimate batch-norm statistics of the full model, over all workers.
@@ -194,6 +197,7 @@ def train(
         schedule=schedule,
         seed=seed,
         test=test,
+        metrics=metrics or {},
         calibration_samples=calibration_samples,
         runtime=runtime,
         store=store,

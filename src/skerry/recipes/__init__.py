@@ -2,13 +2,18 @@
 
 from collections.abc import Callable
 
+from skerry.recipes.depends_xc import depends_xc
 from skerry.recipes.image_mlp import digits_mlp, fashion_mlp, mnist_mlp
 from skerry.recipes.recipe import Job, Recipe
+from skerry.recipes.speech_mlp import speech_mlp2, speech_mlp3
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "fashion-mlp": fashion_mlp,
     "mnist-mlp": mnist_mlp,
     "digits-mlp": digits_mlp,
+    "depends-xc": depends_xc,
+    "speech-mlp2": speech_mlp2,
+    "speech-mlp3": speech_mlp3,
 }
 
 __all__ = ["RECIPES", "Job", "Recipe"]

@@ -70,11 +70,17 @@ def mlp_rules(num_hidden: int) -> Rules:
     return rules
 
 
-def _build(config: Config, dataset: str) -> Job:
+def check_widths(config: Config) -> tuple[int, int]:
+    """Return the number of hidden units of a layer, and of hidden layers; raise ValueError unless both are numbers."""
     hidden, layers = config.model["hidden"], config.model["layers"]
     for name, value in (("model.hidden", hidden), ("model.layers", layers)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r}: expected a whole number from 1")
+    return hidden, layers
+
+
+def _build(config: Config, dataset: str) -> Job:
+    hidden, layers = check_widths(config)
     images = load(dataset)
 
     def normalize(x: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """What a recipe is: default settings, what differs from method to method, and how to build the job."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from skerry.config import Config
+from skerry.evaluate import Metric
 from skerry.local import Data, LossFn
 from skerry.plan import Plan
 from skerry.train import Start
@@ -21,6 +22,7 @@ class Job:
     loss_fn: LossFn
     data: Data
     test: tuple[Tensor, Tensor]
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
     start: Start | None = None
 
 

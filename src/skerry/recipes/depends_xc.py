@@ -1,0 +1,76 @@
+"""Extreme classification: a wide hidden layer between words and very many labels, in the role of Amazon-670k."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skerry.config import Config
+from skerry.data import Shards, debian_depends, split
+from skerry.evaluate import precision_at
+from skerry.models.bag import BagMLP
+from skerry.plan import Plan
+from skerry.randomness import seed_of
+from skerry.recipes.image_mlp import check_widths
+from skerry.recipes.recipe import Job, Recipe
+from skerry.rules import In, Out, Rules
+from skerry.sources import FromInitializer
+
+
+def depends_xc() -> Recipe:
+    """8,128 words -> h -> 17,860 labels. A worker's share of both weights is 1/n: nothing lies between two axes.
+
+    References: Yuan et al., VLDB 2022, arXiv 1910.02120, section 5 (Amazon-670k: 135,909 -> 512 .. 2560 -> 670,091).
+    """
+    settings: dict[str, Any] = {"rounds": 25, "local_steps": 50, "eval_every": 5}
+    adam = {"optimizer.name": "Adam", "optimizer.lr": 0.002}
+    return Recipe(
+        summary="8128 words -> 512 -> 17860 labels on Debian's packages (extreme classification)",
+        config=Config(recipe="depends-xc", model={"hidden": 512, "layers": 1}, eval_batch_size=512),
+        methods={
+            "ist": settings | adam,
+            "local_sgd": settings | adam | {"rounds": 6, "eval_every": 2},
+            "narrow": settings | adam,
+            "single": settings | adam | {"rounds": 6, "eval_every": 2},
+        },
+        build=_build,
+    )
+
+
+def bag_rules(num_hidden: int) -> Rules:
+    """The rules of ``BagMLP``: hidden layer k makes axis ``hk``; words and labels are never dealt out."""
+    rules: dict[str, Any] = {"words": Out("h0"), "out": In(f"h{num_hidden - 1}")}
+    for k in range(num_hidden):
+        rules[f"norms.{k}"] = Out(f"h{k}")
+        if k:
+            rules[f"layers.{k - 1}"] = (In(f"h{k - 1}"), Out(f"h{k}"))
+    return rules
+
+
+def several_labels(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the mean over samples of the cross entropy between softmax and the labels, each with the same weight.
+
+    ``-(1/B) sum_b (1/|Y_b|) sum_{l in Y_b} log softmax(logits_b)_l``; ``y`` has the labels in rows, -1 as a filler.
+    """
+    there = (y >= 0).to(logits.dtype)
+    picked = logits.gather(1, y.clamp(min=0))
+    losses = (picked * there).sum(1) / there.sum(1) - logits.logsumexp(1)
+    return -losses.mean()
+
+
+def _build(config: Config) -> Job:
+    hidden, layers = check_widths(config)
+    task = debian_depends()
+    with torch.device("meta"):  # each process makes only the weights that it holds
+        model = BagMLP(task.num_words, [hidden] * layers, task.num_labels)
+    parts = split(task.y_train[:, 0], config.workers, config.split, config.seed)
+    return Job(
+        model=model,
+        plan=Plan.from_rules(model, bag_rules(layers)),
+        loss_fn=several_labels,
+        data=Shards(task.x_train, task.y_train, parts, batch_size=config.batch_size, seed=config.seed),
+        start=partial(FromInitializer, seed=seed_of(config.seed, "model")),
+        test=(task.x_test, task.y_test),
+        metrics={f"P@{k}": precision_at(k) for k in (1, 3, 5)},
+    )
