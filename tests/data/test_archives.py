@@ -11,7 +11,7 @@ from skerry.data.archives import read_archive
 
 def test_a_missing_or_altered_archive_is_told_in_one_line(tmp_path, monkeypatch):
     monkeypatch.delenv("SKERRY_DATA", raising=False)
-    with pytest.raises(DataError, match="speech_commands_12.npz: set SKERRY_DATA to the folder that holds it"):
+    with pytest.raises(DataError, match=r"speech_commands_12.npz: set SKERRY_DATA to the folder that holds it"):
         read_archive("speech_commands_12.npz")
     archives.make(tmp_path, monkeypatch)
     path = tmp_path / "debian_depends.npz"
