@@ -7,7 +7,7 @@ from skerry.calibrate import calibrate
 from skerry.checkpoint import Checkpoints
 from skerry.data import Shards, split
 from skerry.discovery import Blocks, discover
-from skerry.evaluate import Score, evaluate
+from skerry.evaluate import Score, evaluate, precision_at
 from skerry.local import Data
 from skerry.loop import TrainingFailed
 from skerry.partition import Assignment, Disjoint, Everything, Overlapping, Partition
@@ -27,5 +27,5 @@ __all__ = [
     "FromFiles", "FromInitializer", "Heads", "In", "Out", "Overlapping", "Partition", "Plan", "Processes", "Record",
     "Result", "Score", "Serial", "Shards", "State", "TrainingFailed", "WireFormat", "aggregate_", "calibrate",
     "constant", "cosine", "discover", "evaluate", "extract", "ist", "launch", "load_plan", "local_sgd", "masked",
-    "materialize", "narrow", "save_plan", "single", "skeleton", "split", "train", "verify", "write_back",
+    "materialize", "narrow", "precision_at", "save_plan", "single", "skeleton", "split", "train", "verify", "write_back",
 ]  # fmt: skip

@@ -20,6 +20,7 @@ from skerry.sources import FromInitializer
 
 def depends_xc() -> Recipe:
     """8,128 words -> h -> 17,860 labels. A worker's share of both weights is 1/n: nothing lies between two axes.
+    Learning rates are not tuned yet.
 
     References: Yuan et al., VLDB 2022, arXiv 1910.02120, section 5 (Amazon-670k: 135,909 -> 512 .. 2560 -> 670,091).
     """
