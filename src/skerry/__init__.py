@@ -27,5 +27,6 @@ __all__ = [
     "FromFiles", "FromInitializer", "Heads", "In", "Out", "Overlapping", "Partition", "Plan", "Processes", "Record",
     "Result", "Score", "Serial", "Shards", "State", "TrainingFailed", "WireFormat", "aggregate_", "calibrate",
     "constant", "cosine", "discover", "evaluate", "extract", "ist", "launch", "load_plan", "local_sgd", "masked",
-    "materialize", "narrow", "precision_at", "save_plan", "single", "skeleton", "split", "train", "verify", "write_back",
+    "materialize", "narrow", "precision_at", "save_plan", "single", "skeleton", "split", "train", "verify",
+    "write_back",
 ]  # fmt: skip

@@ -98,8 +98,9 @@ def train(
 ) -> None:
     """Train RECIPE and write metrics, checkpoints and a report to --out.
 
-    Recipes: fashion-mlp, mnist-mlp, digits-mlp, speech-mlp2, speech-mlp3, depends-xc. The settings that --set takes are those of config.json in --out, such
-    as local_steps=100, partition.reshuffle=1, partition.capacities=[1,1,2,4], optimizer.name=AdamW, split=by_label.
+    Recipes: fashion-mlp, mnist-mlp, digits-mlp, speech-mlp2, speech-mlp3, depends-xc. The settings that --set takes
+    are those of config.json in --out, such as local_steps=100, partition.reshuffle=1, partition.capacities=[1,1,2,4],
+    optimizer.name=AdamW, split=by_label.
 
     Started by torchrun (torchrun --standalone --nproc-per-node 4 -m skerry train ...) it is one of the workers.
     """
