@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from skerry.aggregate import is_exact
-from skerry.exchange import Indices, Known, Move, Stages, Transfer, home_dim, home_range, moves, transfers
+from skerry.exchange import Indices, Move, Stages, Transfer, home_dim, home_range, transfers
 from skerry.partition import Assignment
 from skerry.plan import Plan
 from skerry.runtimes.wire import IN_CACHE, Part, Wire, WireFormat, messages, num_bytes, parts, split, wire_dtype
@@ -47,6 +47,7 @@ class Dealing:
     """Who has what before and after an exchange.
 
     Attributes:
+        moves: all that concern this process.
         here: the narrow tensors of the round that ends.
         there: those of the next round, to be written; the same tensors where a worker keeps just what it had.
         resting: the runs of tensors that this process is home to.
@@ -55,9 +56,9 @@ class Dealing:
         average: whether several holders have different values, of which the mean is meant.
         wire: how floats are sent.
         rng: of stochastic rounding.
-        known: moves that earlier dealings between the same assignments have found.
     """
 
+    moves: Sequence[Move]
     here: Place
     there: Place
     resting: Mapping[str, Tensor]
@@ -66,16 +67,12 @@ class Dealing:
     average: bool
     wire: WireFormat
     rng: torch.Generator
-    known: Known = field(default_factory=dict)
-    _moves: list[Move] = field(init=False)
     _stages: Stages = field(init=False)
     _sums: dict[Key, tuple[Tensor, int, int]] = field(default_factory=dict)
     _means: dict[Key, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        here, there = self.here, self.there
-        self._moves = list(moves(here.plan, self.sizes, here.assignment, there.assignment, here.worker, self.known))
-        self._stages = transfers(self._moves, self.sizes, average=self.average)
+        self._stages = transfers(self.moves, self.sizes, average=self.average)
 
     @property
     def rank(self) -> int:
@@ -94,7 +91,7 @@ class Dealing:
 
     def run(self, wire: Wire) -> None:
         """Do it, together with all other processes."""
-        for move in self._moves:
+        for move in self.moves:
             if self._source(move) == self.rank and len(move.next_holders) > 1 and not self._is_collected(move):
                 self._round_(move)  # let all have the same bits
         # What stays is copied while the first messages are on their way.
@@ -103,7 +100,7 @@ class Dealing:
 
     def keep_own(self) -> None:
         """Copy what stays in this process, from subnet to subnet or from or to its rest."""
-        for move in self._moves:
+        for move in self.moves:
             if self._is_collected(move) or (self._source(move) != self.rank and self.rank not in move.holders):
                 continue
             if self.rank not in (move.next_holders or (move.home,)):

@@ -16,8 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from skerry import optimizer_state
-from skerry.exchange import Known, home_dim, home_range
+from skerry import exchange, optimizer_state
+from skerry.exchange import Known, Move, gathering, home_dim, home_range
 from skerry.partition import Assignment, Everything
 from skerry.plan import named_tensors, plan_digest, trained_in_blocks
 from skerry.randomness import generator, seed_of
@@ -88,7 +88,6 @@ class Sharded:
         self._spare: dict[str, Tensor] = {}  # old tensors, to be written over: new memory costs time
         mark = f"{BEGAN}{group.rank}::"
         self._began = {n.removeprefix(mark): _placed(t, device) for n, t in kept.items() if n.startswith(mark)}
-        self._gathered: Known = {}
         self._arrived: Callable[[], None] | None = None
         self._bytes_late = 0
 
@@ -149,7 +148,8 @@ class Sharded:
         known: Known = {}
         for sizes in _groups(early):
             seen = set(known)
-            dealing = self._dealing(tensors, then, sizes, good, self._wire_format, free=free, known=known)
+            moves = self._moves(then, sizes, known)
+            dealing = self._dealing(moves, tensors, then, sizes, good, self._wire_format, free=free)
             dealing.run(self._wire)
             due[self._group.rank] += dealing.bytes_due
             after |= dealing.there.tensors
@@ -159,7 +159,13 @@ class Sharded:
         if late:
             sizes = {name: self.sizes[name] for name in late}
             dealing = self._dealing(
-                {name: tensors[name] for name in late}, then, sizes, good, self._wire_format, fresh=True
+                self._moves(then, sizes, {}),
+                {n: tensors[n] for n in late},
+                then,
+                sizes,
+                good,
+                self._wire_format,
+                fresh=True,
             )
             due[self._group.rank] += dealing.bytes_due
             self._bytes_late += dealing.bytes_to_send(self._wire.chunk)
@@ -169,7 +175,6 @@ class Sharded:
         left = [(n, t) for n, t in [*old.items(), *free.items()] if t.data_ptr() not in used]
         self._spare = {name: tensor for name, tensor in left if shapes.get(name) == tensor.shape}
         self.tensors, self.assignment = after, then
-        self._gathered = {}
         return [replace(r, bytes_due=d) for r, d in zip(reports, self._group.total(due).tolist(), strict=True)]
 
     def full(self, share: Tensor) -> FullModel:
@@ -208,13 +213,13 @@ class Sharded:
         tensors = {n: t for n, t in self.tensors.items() if n in sizes}
         good = [True] * self._group.num_processes
         sent = self._wire.bytes_sent
-        if len(self._gathered) > _ROWS_KNOWN:
-            self._gathered.clear()
-        known = self._gathered if not only_first else {}
-        dealing = self._dealing(tensors, then, sizes, good, "exact", average=False, fresh=True, known=known)
-        dealing.run(self._wire)
+        targets = (0,) if only_first else tuple(range(self._group.num_processes))
+        at_rest, in_subnets = gathering(self.plan, sizes, self.assignment, targets)
+        first = self._dealing(at_rest, tensors, then, sizes, good, "exact", average=False, fresh=True)
+        first.run(self._wire)
+        replace(first, moves=in_subnets).run(self._wire)
         self._wire.bytes_sent = sent  # exchanges only
-        return {} if only_first and self._group.rank else dict(dealing.there.tensors)
+        return {} if only_first and self._group.rank else dict(first.there.tensors)
 
     def _add_state(self, name: str, size: Tensor) -> None:
         """Make room for optimizer state that has just appeared."""
@@ -248,8 +253,12 @@ class Sharded:
                     "model differs from the others'"
                 )
 
+    def _moves(self, then: Assignment, sizes: Mapping[str, Tensor], known: Known) -> list[Move]:
+        return list(exchange.moves(self.plan, sizes, self.assignment, then, self._group.rank, known))
+
     def _dealing(
         self,
+        moves: Sequence[Move],
         tensors: Mapping[str, Tensor],
         then: Assignment,
         sizes: Mapping[str, Tensor],
@@ -259,7 +268,6 @@ class Sharded:
         average: bool = True,
         fresh: bool = False,
         free: Mapping[str, Tensor] | None = None,
-        known: Known | None = None,
     ) -> Dealing:
         """Prepare to turn narrow ``tensors`` of the assignment now into those of the next, of all that has ``sizes``.
 
@@ -278,6 +286,7 @@ class Sharded:
                 empty = torch.empty(cut_shape(size.shape, cut), dtype=size.dtype, device="meta")
                 new[name] = _room(name, empty, free or {}, device)
         return Dealing(
+            moves=moves,
             here=Place(self.plan, self.assignment, rank, tensors),
             there=Place(self.plan, then, rank, new),
             resting=self.resting,
@@ -286,7 +295,6 @@ class Sharded:
             average=average,
             wire=wire,
             rng=generator("wire", self._group.round, rank, *list(sizes)[:1]),
-            known={} if known is None else known,
         )
 
 
