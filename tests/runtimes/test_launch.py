@@ -148,7 +148,10 @@ def die(runtime, folder, how):
         ("bug", "rank 1, round 2, local steps: Traceback"),
         ("long", "rank 1, round 2, local steps: xxx"),
         ("leave", "rank 1, round 2, local steps: ended before its work was done (exit code 0)"),
-        ("stop", "rank 1 is gone or does not answer; go on from the last checkpoint with --resume"),
+        (
+            "stop",
+            "rank 1 is gone or does not answer; see what it has printed, then go on from the last checkpoint",
+        ),
     ],
 )
 def test_a_death_ends_all_and_names_rank_round_and_cause(tmp_path, how, words):
