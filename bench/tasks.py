@@ -3,24 +3,19 @@
 Every script that compares methods gets its task here, so all start from the same weights and see the same batches.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from skerry.config import choose
-from skerry.data import DataError, Shards, load, split
+from skerry.data import Shards, load, speech_commands, split
 from skerry.local import LossFn
 from skerry.models.mlp import MLP
 from skerry.randomness import seed_of
-
-SPEECH_FILE = "speech_commands_12.npz"
 
 
 @dataclass(frozen=True)
@@ -74,22 +69,8 @@ def task(name: str, workers: int, hidden: int, layers: int, batch_size: int, see
 
 def _speech() -> _Raw:
     """Google Speech Commands, official test set, split by speaker; each feature standardized by the training part."""
-    path = Path(os.environ.get("SKERRY_DATA", "")) / SPEECH_FILE
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; set SKERRY_DATA to the folder that holds {SPEECH_FILE}")
-    with np.load(path, allow_pickle=False) as file:
-        x, y, test = file["x"], file["label"].astype(np.int64), file["test"]
-        num_classes = len(file["classes"])
-    mean = torch.from_numpy(x[~test].mean(0, dtype=np.float64)).float()
-    std = torch.from_numpy(x[~test].std(0, dtype=np.float64)).float()
-    return _Raw(
-        torch.from_numpy(x[~test]),
-        torch.from_numpy(y[~test]),
-        torch.from_numpy(x[test]),
-        torch.from_numpy(y[test]),
-        num_classes,
-        lambda batch: (batch.float() - mean) / std,
-    )
+    speech = speech_commands()
+    return _Raw(speech.x_train, speech.y_train, speech.x_test, speech.y_test, speech.num_classes, speech.standardize)
 
 
 def _images(name: str) -> _Raw:
