@@ -34,21 +34,29 @@ class Setting:
     steps: int
     reshuffle: float | None = None
     eval_every: int = 1  # rounds; ddp: steps
+    overlap: int | None = None  # a number, 0 too: skerry's own local SGD instead of torch's
 
     @property
     def name(self) -> str:
         """For files and tables."""
-        return f"{self.method}-{self.local_steps}" + (f"-r{self.reshuffle:g}" if self.reshuffle is not None else "")
+        return (
+            f"{self.method}-{self.local_steps}"
+            + (f"-r{self.reshuffle:g}" if self.reshuffle is not None else "")
+            + (f"-o{self.overlap}" if self.overlap is not None else "")
+        )
 
     def command(self, task: "Bench", rate: float, out: Path, seed: int) -> list[str]:
         """The script that trains it, with its arguments."""
-        script = "subnets.py" if self.method in ("ist", "narrow") else "rivals.py"
+        ours = self.method in ("ist", "narrow") or self.overlap is not None
+        script = "subnets.py" if ours else "rivals.py"
         options: dict[str, Any] = {
             "task": task.name, "method": self.method, "local-steps": self.local_steps, "lr": rate, "steps": self.steps,
             "hidden": task.hidden, "layers": task.layers, "out": out, "seed": seed,
         }  # fmt: skip
         if self.reshuffle is not None:
             options["reshuffle"] = self.reshuffle
+        if self.overlap is not None:
+            options["overlap"] = self.overlap
         options["eval-every"] = self.eval_every
         return [str(BENCH / script), *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
 
@@ -75,7 +83,11 @@ BENCHES = {
             Setting("ist", 50, (0.05, 0.1, 0.2), 800, 1.0),
             Setting("ist", 100, (0.05, 0.1, 0.2), 800, 1.0),
             Setting("narrow", 50, (0.01, 0.02, 0.05), 400),
+            Setting("narrow", 50, (0.05,), 400, overlap=25),
             Setting("local_sgd", 20, SGD, 120),
+            Setting("local_sgd", 20, (0.02,), 120, overlap=0),
+            Setting("local_sgd", 20, (0.02,), 120, overlap=10),
+            Setting("local_sgd", 20, (0.02,), 120, overlap=20),
             Setting("local_sgd", 100, SGD, 300),
             Setting("local_sgd", 250, SGD, 500),
             Setting("local_sgd", 500, (0.01,), 500),  # the best rate of 250
@@ -184,6 +196,7 @@ def table(bench: Bench, folder: Path, rate: str) -> str:
         if not lines:
             continue
         name = setting.method + (f", reshuffle {setting.reshuffle:g}" if setting.reshuffle is not None else "")
+        name += f" (skerry's), overlap {setting.overlap}" if setting.overlap is not None else ""
         lr = f"{best_rate(bench, setting, folder):g}"
         row = f"| {name} | {setting.local_steps} | {lr} | {max(line['accuracy'] for line in lines):.4f} |"
         for t in bench.targets:

@@ -32,11 +32,12 @@ def main() -> None:
         model = MLP(job.model_sizes)
     methods = {
         "ist": lambda: skerry.ist(
-            workers, local_steps=options.local_steps, seed=options.seed, reshuffle=options.reshuffle
+            workers, local_steps=options.local_steps, seed=options.seed, reshuffle=options.reshuffle,
+            overlap=options.overlap,
         ),
-        "narrow": lambda: skerry.narrow(workers, local_steps=options.local_steps),
-        "local_sgd": lambda: skerry.local_sgd(workers, local_steps=options.local_steps),
-    }
+        "narrow": lambda: skerry.narrow(workers, local_steps=options.local_steps, overlap=options.overlap),
+        "local_sgd": lambda: skerry.local_sgd(workers, local_steps=options.local_steps, overlap=options.overlap),
+    }  # fmt: skip
     lines = []
 
     def on_round(record: skerry.Record, state: skerry.State) -> None:
@@ -89,6 +90,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--local-steps", type=int, default=20)
     parser.add_argument("--reshuffle", type=float, default=1.0)
+    parser.add_argument("--overlap", type=int, default=0, help="steps under which shared weights are averaged")
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--momentum", type=float, default=0.9)
     parser.add_argument("--hidden", type=int, default=2048)
