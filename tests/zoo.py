@@ -14,7 +14,12 @@ from skerry import (
     Overlapping,
     Plan,
     Shards,
+    diloco,
     discover,
+    ensemble,
+    federated_dropout,
+    fedrolex,
+    heterofl,
     ist,
     local_sgd,
     narrow,
@@ -162,7 +167,18 @@ METHODS = {
     "local_sgd-travel": Method(local_sgd(3, local_steps=4, optimizer_state="travel"), adamw),
     "narrow": Method(narrow(3, local_steps=4), sgd),
     "single": Method(single(local_steps=4), adamw),
+    "diloco": Method(diloco(3, local_steps=4), adamw),
+    "local_sgd-stay": Method(local_sgd(3, local_steps=4, optimizer_state="stay"), sgd),
+    "ensemble": Method(ensemble(3, local_steps=4), adamw),
+    "federated_dropout": Method(federated_dropout(3, local_steps=4), sgd),
+    "fedrolex": Method(fedrolex(3, local_steps=4, step=2, fractions=(0.3, 0.3, 0.7), optimizer_state="travel"), adamw),
+    "heterofl": Method(heterofl(3, local_steps=4, fractions=(0.8, 0.4, 0.2)), sgd),
 }
+
+
+def fits(method: str, model_name: str) -> bool:
+    """Blocks have no homes, which units without a holder need."""
+    return METHODS[method].algorithm.partition.covers or model_name != "blocks"
 
 
 class Residual(nn.Module):

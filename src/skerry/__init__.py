@@ -2,7 +2,18 @@
 
 from skerry.aggregate import aggregate_
 from skerry.algorithm import Algorithm
-from skerry.algorithms import ist, local_sgd, narrow, single
+from skerry.algorithms import (
+    ddp,
+    diloco,
+    ensemble,
+    federated_dropout,
+    fedrolex,
+    heterofl,
+    ist,
+    local_sgd,
+    narrow,
+    single,
+)
 from skerry.calibrate import calibrate
 from skerry.checkpoint import Checkpoints
 from skerry.data import Shards, split
@@ -10,7 +21,8 @@ from skerry.discovery import Blocks, discover
 from skerry.evaluate import Score, evaluate, precision_at
 from skerry.local import Data
 from skerry.loop import TrainingFailed
-from skerry.partition import Assignment, Disjoint, Everything, Overlapping, Partition
+from skerry.outer import Outer
+from skerry.partition import Assignment, Disjoint, Everything, Nested, Overlapping, Partition, Rolling, Sampled
 from skerry.plan import Axis, DealtDim, Plan
 from skerry.plan_file import load_plan, save_plan
 from skerry.rules import Heads, In, Out
@@ -24,9 +36,10 @@ from skerry.verify import verify
 
 __all__ = [
     "Algorithm", "Assignment", "Axis", "Blocks", "Checkpoints", "Data", "DealtDim", "Disjoint", "Everything",
-    "FromFiles", "FromInitializer", "Heads", "In", "Out", "Overlapping", "Partition", "Plan", "Processes", "Record",
-    "Result", "Score", "Serial", "Shards", "State", "TrainingFailed", "WireFormat", "aggregate_", "calibrate",
-    "constant", "cosine", "discover", "evaluate", "extract", "ist", "launch", "load_plan", "local_sgd", "masked",
-    "materialize", "narrow", "precision_at", "save_plan", "single", "skeleton", "split", "train", "verify",
-    "write_back",
+    "FromFiles", "FromInitializer", "Heads", "In", "Nested", "Out", "Outer", "Overlapping", "Partition", "Plan",
+    "Processes", "Record", "Result", "Rolling", "Sampled", "Score", "Serial", "Shards", "State", "TrainingFailed",
+    "WireFormat", "aggregate_", "calibrate", "constant", "cosine", "ddp", "diloco", "discover", "ensemble",
+    "evaluate", "extract", "federated_dropout", "fedrolex", "heterofl", "ist", "launch", "load_plan", "local_sgd",
+    "masked", "materialize", "narrow", "precision_at", "save_plan", "single", "skeleton", "split", "train",
+    "verify", "write_back",
 ]  # fmt: skip

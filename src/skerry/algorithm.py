@@ -6,9 +6,10 @@ The published ones are in ``skerry.algorithms``, a few lines each.
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from skerry.outer import Outer
 from skerry.partition import Partition
 
-StatePolicy = Literal["reset", "travel"]
+StatePolicy = Literal["reset", "travel", "stay"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +22,17 @@ class Algorithm:
         local_steps: steps between two exchanges.
         optimizer_state: ``"reset"``: every round starts with a fresh optimizer. ``"travel"``: momenta stay with their
             elements, move with the units and are averaged where weights are; it costs the bytes of the state.
+            ``"stay"``: each worker keeps its own and never shows it; only for workers that keep their units.
         overlap: above 0 the mean of parameters that all workers hold whole travels while they do the first ``overlap``
             steps of the next round. Each begins it with its own values V_w (a refused worker with those it began the
             last round with), and is corrected when these steps are done: ``W_w <- W_w + mean_v V_v - V_w``. It hides
             the time of these bytes; gradients of these steps are taken at points that differ by what the workers
             disagreed on. The full model is what it is without: the mean. Zhou et al.: DaSGD, 2020, arXiv 2006.00441,
             delays the averaging of local SGD so.
+        outer: what the workers' moves do to the weights; None: these become their mean. Only for workers that keep
+            their units.
+        synchronous: whether gradients are averaged over all workers in every step. Needs one process a worker.
+        zero_between: whether weights between units that no worker holds together start at zero.
         width: below 1 the method trains, instead of the given model, a fresh one with that fraction of each axis.
     """
 
@@ -35,14 +41,19 @@ class Algorithm:
     local_steps: int
     optimizer_state: StatePolicy = "reset"
     overlap: int = 0
+    outer: Outer | None = None
+    synchronous: bool = False
+    zero_between: bool = False
     width: float = 1.0
 
     def __post_init__(self) -> None:
         if self.local_steps < 1:
             raise ValueError(f"local_steps={self.local_steps}: expected at least 1")
         if self.optimizer_state not in get_args(StatePolicy):
-            raise ValueError(f"optimizer_state='{self.optimizer_state}': expected 'reset' or 'travel'")
+            raise ValueError(f"optimizer_state='{self.optimizer_state}': expected 'reset', 'travel' or 'stay'")
         if not 0 <= self.overlap <= self.local_steps:
             raise ValueError(f"overlap={self.overlap}: expected 0 (none) to local_steps={self.local_steps}")
+        if self.overlap and (self.outer or self.synchronous):
+            raise ValueError(f"overlap={self.overlap}: '{self.name}' needs the mean before the next step; leave it out")
         if not 0.0 < self.width <= 1.0:
             raise ValueError(f"width={self.width}: expected a fraction above 0, at most 1")

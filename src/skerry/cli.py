@@ -13,8 +13,8 @@ from skerry import data as data_room
 from skerry import experiment
 from skerry.comparison import comparison, load_runs, to_markdown, to_rich
 from skerry.config import Config, choose, parse_settings
-from skerry.experiment import METHODS
 from skerry.loop import TrainingFailed
+from skerry.methods import METHODS, has_use_for
 from skerry.progress import RunProgress
 from skerry.recipes import RECIPES
 from skerry.report import write_report
@@ -80,7 +80,7 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @main.command()
 @click.argument("recipe", required=False)
-@click.option("--method", default=None, help="ist (default), local_sgd, narrow or single.")
+@click.option("--method", default=None, help=f"{', '.join(METHODS)}; ist by default.")
 @click.option("--rounds", type=int, help="Number of rounds.")
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events to OUT/tensorboard.")
 @_shared_options
@@ -194,8 +194,8 @@ def _is_for(setting: str, method: str) -> bool:
     first = setting.split(".")[0]
     if first in METHODS:
         return first == method
-    if first == "partition":
-        return method == "ist"
+    if not has_use_for(method, setting):
+        return False
     return not (method == "single" and first == "workers")
 
 

@@ -7,16 +7,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Self
 
+from skerry.algorithm import StatePolicy
+from skerry.outer import Outer
 from skerry.runtimes import WireFormat
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dealing:
-    """How units are dealt; see ``Disjoint``. ``capacities``: a weight a worker, None: equal."""
+    """Who holds what.
+
+    ``reshuffle``, ``core``, ``capacities`` (a weight a worker, None: equal): of ``Disjoint``. ``fractions`` (of each
+    axis, for each worker; None: the method's own), ``step``: of ``Sampled``, ``Rolling`` and ``Nested``.
+    """
 
     reshuffle: float = 0.1
     core: float = 0.0
     capacities: tuple[float, ...] | None = None
+    fractions: tuple[float, ...] | None = None
+    step: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +46,8 @@ class Config:
     split: str = "iid"
     partition: Dealing = field(default_factory=Dealing)
     optimizer: Mapping[str, Any] = field(default_factory=lambda: {"name": "SGD", "lr": 0.1, "momentum": 0.9})
-    optimizer_state: str = "reset"
+    optimizer_state: StatePolicy = "reset"
+    outer: Outer = field(default_factory=Outer)
     overlap: int = 0
     schedule: str = "cosine"
     model: Mapping[str, Any] = field(default_factory=dict)

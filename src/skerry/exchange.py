@@ -2,8 +2,9 @@
 
 Between rounds every element of the full model is in one of two places: in the subnets of the workers that hold all its
 units, or, where nobody does, with its *home*, a fixed worker. Only an element of two dealt dims (or of a block and a
-dealt dim) can be without a holder. Its home follows from its index along the tensor's first dealt dim: worker w is home
-to the w-th of n equal runs of it. With H the holders of an element now and H' those in the next round:
+dealt dim) can be without a holder, unless the partition leaves units to nobody (``plan.rests``). Its home follows from
+its index along the tensor's first dealt dim: worker w is home to the w-th of n equal runs of it. With H the holders of
+an element now and H' those in the next round:
 
     one holder          it moves straight to each new holder, H' - H; to its home, if H' is empty
     no holder           its home sends it to each new holder
@@ -75,7 +76,8 @@ def home_range(size: int, worker: int, num_workers: int) -> tuple[int, int]:
 def home_dim(plan: Plan, name: str, shape: torch.Size) -> int | None:
     """Return the dim along which homes of a tensor are assigned; None for one whose elements always have a holder."""
     dealt = [d for d, dim in enumerate(plan.row(name, shape)) if dim is not None]
-    return dealt[0] if len(dealt) + (plan.block_of(name) is not None) > 1 else None
+    between = len(dealt) + (plan.block_of(name) is not None) > 1
+    return dealt[0] if dealt and (between or plan.rests) else None
 
 
 def held_by_all(plan: Plan, sizes: Mapping[str, Tensor], now: Assignment, then: Assignment) -> list[str]:

@@ -3,52 +3,26 @@
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from skerry import algorithms, schedule
-from skerry.algorithm import Algorithm
+from skerry import schedule
 from skerry.calibrate import estimate_batch_norm_
 from skerry.config import Config, choose
 from skerry.export import SHARD_BYTES, export
 from skerry.inputs import call
 from skerry.local import OptimizerFn
 from skerry.loop import calibration_inputs
+from skerry.methods import METHODS, has_use_for
 from skerry.plan import named_tensors
 from skerry.recipes import RECIPES
 from skerry.run import RunFolder, checkpoints_of, saved_config
 from skerry.runtimes import Runtime, Serial, Streamed
 from skerry.sources import skeleton
 from skerry.train import OnRound, to_train, train
-
-METHODS: dict[str, Callable[[Config], Algorithm]] = {
-    "ist": lambda c: algorithms.ist(
-        c.workers,
-        local_steps=c.local_steps,
-        seed=c.seed,
-        reshuffle=c.partition.reshuffle,
-        core=c.partition.core,
-        capacities=c.partition.capacities,
-        optimizer_state=c.optimizer_state,  # type: ignore[arg-type]  # Algorithm checks the word
-        overlap=c.overlap,
-    ),
-    "local_sgd": lambda c: algorithms.local_sgd(
-        c.workers,
-        local_steps=c.local_steps,
-        optimizer_state=c.optimizer_state,  # type: ignore[arg-type]
-        overlap=c.overlap,
-    ),
-    "narrow": lambda c: algorithms.narrow(
-        c.workers,
-        local_steps=c.local_steps,
-        optimizer_state=c.optimizer_state,  # type: ignore[arg-type]
-        overlap=c.overlap,
-    ),
-    "single": lambda c: algorithms.single(local_steps=c.local_steps),
-}
 
 SCHEDULES = {"constant": schedule.constant, "cosine": schedule.cosine}
 
@@ -66,19 +40,19 @@ def configure(recipe: str, method: str, settings: Mapping[str, Any]) -> Config:
         own["workers"] = 1
         if settings.get("workers", 1) != 1:
             raise ValueError(f"workers={settings['workers']}: method 'single' is one machine, expected 1")
-        if "optimizer_state" in settings:
-            raise ValueError("optimizer_state: method 'single' never resets its optimizer; leave it out")
-        if "overlap" in settings:
-            raise ValueError("overlap: method 'single' exchanges nothing; leave it out")
-    if method != "ist":
-        for name in settings:
-            if name.split(".")[0] == "partition":
-                raise ValueError(f"{name}: method '{method}' deals nothing out; only 'ist' takes it")
+    if method == "ddp":
+        own["runtime"] = "processes"
+        if settings.get("runtime", "processes") != "processes":
+            raise ValueError("runtime=serial: method 'ddp' averages gradients in every step, expected processes")
+    for name in settings:
+        if not has_use_for(method, name):
+            users = ", ".join(other for other in METHODS if has_use_for(other, name)) or "no method"
+            raise ValueError(f"{name}: method '{method}' has no use for it, leave it out; {users} would")
     config = built.config.change(own).change(settings)
     if unknown := set(config.model) - set(built.config.model):
         choose(unknown.pop(), built.config.model, "setting of the model: model.")
     make_optimizer(config)
-    METHODS[method](config)
+    METHODS[method].build(config)
     return config
 
 
@@ -116,12 +90,12 @@ def export_run(folder: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> in
     One process does it, and holds one tensor (and the vectors) of the full model at a time.
     """
     config = saved_config(folder)
-    job, algorithm = RECIPES[config.recipe]().build(config), METHODS[config.method](config)
+    job, algorithm = RECIPES[config.recipe]().build(config), METHODS[config.method].build(config)
     model, plan = to_train(job.model, job.plan, algorithm, config.seed)
     checkpoint = checkpoints_of(folder, config, resume=True).last(plan, named_tensors(model), Serial())
     if checkpoint is None:
         raise ValueError(f"{folder}: no checkpoint to export; run it until the first one")
-    share = algorithm.partition.assign(plan.axes, max(0, checkpoint.state.round - 1)).share()
+    share = algorithm.partition.share(plan.axes, max(0, checkpoint.state.round - 1))
     full = Streamed(
         skeleton(model), plan, share, lambda names, *, only_first: {name: checkpoint.read(name) for name in names}
     )
@@ -142,7 +116,7 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
     job = RECIPES[config.recipe]().build(config)
     arguments: dict[str, Any] = {
         "plan": job.plan,
-        "algorithm": METHODS[config.method](config),
+        "algorithm": METHODS[config.method].build(config),
         "optimizer": make_optimizer(config),
         "num_rounds": config.rounds,
         "schedule": SCHEDULES[config.schedule],

@@ -17,6 +17,7 @@ from skerry.calibrate import estimate_batch_norm_
 from skerry.evaluate import Metric, Score, evaluate
 from skerry.inputs import Inputs, call, tensors_of, to
 from skerry.local import Data, LossFn, OptimizerFn, local_steps
+from skerry.outer import OUTER
 from skerry.partition import Assignment
 from skerry.plan import Plan, named_tensors
 from skerry.randomness import seed_of
@@ -60,12 +61,22 @@ class Loop:
         """Who holds what; after the last round nothing changes hands any more."""
         return self.algorithm.partition.assign(self.plan.axes, min(round, self.num_rounds - 1))
 
+    def share(self, round: int) -> Tensor:
+        """For each unit the chance that a subnet had it in the rounds up to ``round``."""
+        return self.algorithm.partition.share(self.plan.axes, max(0, round - 1))
+
     def train_round(self, state: State) -> tuple[tuple[int, ...], float]:
         """Do one round; return the workers whose pieces were refused and the mean training loss."""
         runtime, store, now = self.runtime, self.store, self.store.assignment
         runtime.at(state.round, "local steps")
         mine = [self.train_worker(state, w) for w in runtime.mine(now.num_workers)]
         then, sent = self.assignment(state.round + 1), store.bytes_sent
+        keeps = self.algorithm.optimizer_state == "stay" or self.algorithm.outer is not None
+        if keeps and not torch.equal(now.held, then.held):
+            raise ValueError(
+                f"'{self.algorithm.name}': optimizer_state='stay' and an outer optimizer are for workers that keep "
+                "their units; deal nothing again (reshuffle=0), or use 'reset' or 'travel'"
+            )
         runtime.at(state.round, "exchange")
         overlap = self.algorithm.overlap > 0 and state.round + 1 < self.num_rounds
         reports = store.exchange(mine, then, overlap=overlap)
@@ -78,6 +89,10 @@ class Loop:
         state.totals["flop"] += sum(r.flop for r in reports) / len(reports)
         state.totals["bytes_sent"] += store.bytes_sent - sent
         state.totals["bytes_due"] += sum(r.bytes_due for r in reports) / len(reports)
+        if self.algorithm.synchronous:
+            of_gradients = self.algorithm.local_steps * self.gradient_bytes(now.num_workers)
+            state.totals["bytes_sent"] += of_gradients
+            state.totals["bytes_due"] += of_gradients
         return tuple(r.worker for r in reports if not r.good), sum(r.loss for r in good) / len(
             good
         ) if good else math.nan
@@ -88,8 +103,13 @@ class Loop:
         subnet, of_optimizer = self.store.subnet(worker)
         optimizer = self.optimizer(subnet.parameters())
         travels = self.algorithm.optimizer_state == "travel"
-        if travels:
-            optimizer_state.load_(optimizer, subnet, of_optimizer)
+        outer = self.algorithm.outer
+        kept = self.store.kept.get(worker, {})
+        keeps = outer.begin(subnet, kept) if outer else {}
+        if travels or self.algorithm.optimizer_state == "stay":
+            own = {name: t for name, t in kept.items() if not name.startswith(OUTER)}
+            optimizer_state.load_(optimizer, subnet, {**of_optimizer, **own})
+        module = self.runtime.synchronized(subnet) if self.algorithm.synchronous else subnet
         batches = ((to(x, self.device), to(y, self.device)) for x, y in self.data.batches(worker, round * steps, steps))
         factors = (self.schedule((round + step / steps) / self.num_rounds) for step in range(steps))
         waited = 0.0
@@ -109,7 +129,7 @@ class Loop:
             torch.manual_seed(seed_of(self.seed, "local", worker, round))
             started = time.perf_counter()
             try:
-                loss = local_steps(subnet, self.loss_fn, batches, optimizer, factors, on_step)
+                loss = local_steps(module, self.loss_fn, batches, optimizer, factors, on_step)
             except Exception as error:  # of the model, the loss or the data, which the user knows
                 with suppress(Exception):
                     error.add_note(f"(worker {worker}, round {round}, {self._batch_in_words(worker, round * steps)})")
@@ -120,8 +140,19 @@ class Loop:
         if travels:
             tensors |= optimizer_state.read(optimizer, subnet, self.start)
             self.check_state(tensors)
+        good = self.is_good(loss, tensors)
+        if self.algorithm.optimizer_state == "stay" and good:  # a refused worker's begins afresh
+            keeps |= optimizer_state.read(optimizer, subnet, self.start)
+        if outer and good:
+            outer.end_(subnet, keeps)
+        self.store.kept[worker] = keeps
         flop = float(self.step_cost(worker, subnet).flop * steps)
-        return Handover(tensors, Report(worker, self.is_good(loss, tensors), loss, flop, local_s))
+        return Handover(tensors, Report(worker, good, loss, flop, local_s))
+
+    def gradient_bytes(self, num_workers: int) -> float:
+        """What a worker sends to average gradients once: 2 (n - 1) / n of their size, as in a ring."""
+        trained = sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
+        return 2 * (num_workers - 1) / num_workers * trained
 
     def _batch_in_words(self, worker: int, step: int) -> str:
         (batch,) = self.data.batches(worker, step, 1)
@@ -165,7 +196,7 @@ class Loop:
         runtime = self.runtime
         runtime.at(max(0, state.round - 1), "evaluation")
         assignment = self.assignment(max(0, state.round - 1))
-        share = assignment.share()
+        share = self.share(state.round)
         full = self.store.full(share)
         if bool((share < 1).any()):
             found = calibration_inputs(self.data, runtime.mine(assignment.num_workers), self.calibration_samples)

@@ -6,7 +6,7 @@ it is ever sent. An assignment speaks of units only; ``subnet.py`` turns a worke
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -46,8 +46,20 @@ class Partition(Protocol):
         """The number of workers it deals to."""
         ...
 
+    @property
+    def covers(self) -> bool:
+        """Whether every unit has a holder in every round."""
+        ...
+
     def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
         """Return who holds which units in ``round``, counted from 0."""
+        ...
+
+    def share(self, axes: Sequence[Axis], round: int) -> Tensor:
+        """Return for each unit the chance that a subnet has it, over workers and over rounds like ``round``, float64.
+
+        What reads the unit is scaled by it in the full model (``calibrate.py``).
+        """
         ...
 
 
@@ -56,6 +68,7 @@ class Everything:
     """Every worker holds every unit: full replicas, as in local SGD."""
 
     num_workers: int
+    covers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_workers(self.num_workers)
@@ -63,6 +76,10 @@ class Everything:
     def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
         """Return the assignment in which everybody holds everything."""
         return Assignment(torch.ones(self.num_workers, _num_units(axes), dtype=torch.bool))
+
+    def share(self, axes: Sequence[Axis], round: int) -> Tensor:
+        """Return ones."""
+        return self.assign(axes, round).share()
 
 
 @dataclass(frozen=True)
@@ -94,6 +111,7 @@ class Disjoint:
     reshuffle: float = 1.0
     capacities: tuple[float, ...] | None = None
     core: float = 0.0
+    covers: ClassVar[bool] = True
     # axis -> round -> owners, of the last few rounds asked for: dealing again starts there instead of at round 0.
     _known: dict[Axis, dict[int, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -119,6 +137,10 @@ class Disjoint:
             owners = self._owners(axis, axis.num_units - num_core, round)
             held[owners, torch.arange(axis.start + num_core, axis.start + axis.num_units)] = True
         return Assignment(held)
+
+    def share(self, axes: Sequence[Axis], round: int) -> Tensor:
+        """Return 1/n for a dealt unit, 1 for one of the core."""
+        return self.assign(axes, round).share()
 
     def _owners(self, axis: Axis, num_dealt: int, round: int) -> Tensor:
         """The holder of each dealt unit of ``axis`` in ``round``, int64."""
@@ -164,6 +186,7 @@ class Overlapping:
     num_workers: int
     copies: int
     seed: int = 0
+    covers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_workers(self.num_workers)
@@ -183,6 +206,144 @@ class Overlapping:
             for shift in torch.randperm(self.num_workers, generator=rng)[: self.copies].tolist():
                 held[(first + shift) % self.num_workers, units] = True
         return Assignment(held)
+
+    def share(self, axes: Sequence[Axis], round: int) -> Tensor:
+        """Return copies/n."""
+        return self.assign(axes, round).share()
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Every worker draws its own units anew each round: a unit may have several holders, which are averaged, or none.
+
+    Args:
+        fractions: for each worker the fraction of each axis that it holds, above 0 to 1.
+        seed: of the drawing.
+
+    References:
+        Caldas, Konečný, McMahan, Talwalkar: Expanding the Reach of Federated Learning by Reducing Client Resource
+        Requirements, 2018, arXiv 1812.07210, section 3.2: federated dropout, each client with its own random subset.
+    """
+
+    fractions: tuple[float, ...]
+    seed: int = 0
+    covers: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check_fractions(self.fractions)
+
+    @property
+    def num_workers(self) -> int:
+        """One a fraction."""
+        return len(self.fractions)
+
+    def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
+        """Draw the units of each worker for ``round``."""
+        held = torch.zeros(self.num_workers, _num_units(axes), dtype=torch.bool)
+        for axis in axes:
+            for worker, num in enumerate(_part_sizes(axis, self.fractions)):
+                rng = generator(self.seed, "sample", axis.name, worker, round)
+                held[worker, axis.start + torch.randperm(axis.num_units, generator=rng)[:num]] = True
+        return Assignment(held)
+
+    def share(self, axes: Sequence[Axis], round: int) -> Tensor:
+        """Return the mean fraction, of whole units: the chance, not what was drawn in this round."""
+        return _mean_part(axes, self.fractions)
+
+
+@dataclass(frozen=True)
+class Rolling:
+    """In a round every worker holds the units of a window, as wide as its fraction, that rolls on round by round.
+
+    The window of round t begins at unit t * step of the axis and goes on at its start where it comes to its end.
+    Workers of the same fraction hold the same units.
+
+    Args:
+        fractions: for each worker the fraction of each axis that it holds, above 0 to 1.
+        step: units that the window moves on each round.
+
+    References:
+        Alam, Liu, Yan, Zhang: FedRolex, NeurIPS 2022, arXiv 2212.01548, section 3.2 (there the step is 1).
+    """
+
+    fractions: tuple[float, ...]
+    step: int = 1
+    covers: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check_fractions(self.fractions)
+        if self.step < 1:
+            raise ValueError(f"step={self.step}: expected at least 1 unit a round")
+
+    @property
+    def num_workers(self) -> int:
+        """One a fraction."""
+        return len(self.fractions)
+
+    def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
+        """Return the windows of ``round``."""
+        held = torch.zeros(self.num_workers, _num_units(axes), dtype=torch.bool)
+        for axis in axes:
+            for worker, num in enumerate(_part_sizes(axis, self.fractions)):
+                held[worker, axis.start + (round * self.step + torch.arange(num)) % axis.num_units] = True
+        return Assignment(held)
+
+    def share(self, axes: Sequence[Axis], round: int) -> Tensor:
+        """Return the mean fraction, which each unit has over a turn of the window."""
+        return _mean_part(axes, self.fractions)
+
+
+@dataclass(frozen=True)
+class Nested:
+    """Worker w always holds the first units of each axis, as many as its fraction says.
+
+    Units beyond the largest fraction are never trained.
+
+    Args:
+        fractions: for each worker the fraction of each axis that it holds, above 0 to 1.
+
+    References:
+        Diao, Ding, Tarokh: HeteroFL, ICLR 2021, arXiv 2010.01264, section 3.
+    """
+
+    fractions: tuple[float, ...]
+    covers: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check_fractions(self.fractions)
+
+    @property
+    def num_workers(self) -> int:
+        """One a fraction."""
+        return len(self.fractions)
+
+    def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
+        """Return the same in every round."""
+        held = torch.zeros(self.num_workers, _num_units(axes), dtype=torch.bool)
+        for axis in axes:
+            for worker, num in enumerate(_part_sizes(axis, self.fractions)):
+                held[worker, axis.start : axis.start + num] = True
+        return Assignment(held)
+
+    def share(self, axes: Sequence[Axis], round: int) -> Tensor:
+        """Return the fraction of workers that hold each unit."""
+        return self.assign(axes, round).share()
+
+
+def _check_fractions(fractions: Sequence[float]) -> None:
+    _check_workers(len(fractions))
+    if not all(0.0 < fraction <= 1.0 for fraction in fractions):
+        raise ValueError(f"fractions={tuple(fractions)}: expected numbers above 0, at most 1, one a worker")
+
+
+def _part_sizes(axis: Axis, fractions: Sequence[float]) -> list[int]:
+    return [max(1, int(fraction * axis.num_units + 0.5)) for fraction in fractions]
+
+
+def _mean_part(axes: Sequence[Axis], fractions: Sequence[float]) -> Tensor:
+    parts = [sum(_part_sizes(axis, fractions)) / len(fractions) / axis.num_units for axis in axes]
+    numbers = torch.tensor([axis.num_units for axis in axes], dtype=torch.int64)
+    return torch.tensor(parts, dtype=torch.float64).repeat_interleave(numbers)
 
 
 def _num_units(axes: Sequence[Axis]) -> int:

@@ -70,6 +70,8 @@ class Plan:
         scaled: parameter of a block -> the unit by whose share of subnets calibration multiplies it.
         patches: pattern of module names -> function that makes a narrow module fit its tensors.
         notes: what is not dealt out, and why.
+        rests: whether units may be without a holder for a round, so that all that is theirs needs a home
+            (``exchange.home_dim``); training sets it by the partition.
 
     Example:
         >>> from skerry import In, Out
@@ -86,11 +88,24 @@ class Plan:
     scaled: Mapping[str, int] = field(default_factory=dict, repr=False)
     patches: Mapping[str, Patch] = field(default_factory=dict, repr=False)
     notes: tuple[Note, ...] = field(default=(), repr=False)
+    rests: bool = False
 
     @property
     def num_units(self) -> int:
         """The number of units of all axes."""
         return sum(axis.num_units for axis in self.axes)
+
+    def without_scale_between(self) -> "Plan":
+        """Return the plan for a model in which weights between units of different workers are zero.
+
+        There a unit reads the same units in the full model as in its subnet, so calibration has nothing to make up for
+        but where subnets come together: in what reads units and makes none.
+        """
+        dims = {
+            name: row if sum(dim is not None for dim in row) < 2 else tuple(d and replace(d, role="out") for d in row)
+            for name, row in self.dims.items()
+        }
+        return replace(self, dims=dims)
 
     def row(self, name: str, shape: torch.Size) -> tuple[DealtDim | None, ...]:
         """Return the table row of a full-size tensor, empty where no dim of it is dealt out.
@@ -290,6 +305,7 @@ def plan_digest(plan: Plan) -> str:
     digest.update(repr([(axis.name, axis.num_units) for axis in plan.axes]).encode())
     digest.update(repr(sorted((name, tuple(shape)) for name, shape in plan.shapes.items())).encode())
     digest.update(repr([sorted(plan.blocks.items()), sorted(plan.scaled.items())]).encode())
+    digest.update(b"rests" if plan.rests else b"")
     for name in sorted(plan.dims):
         for d, dim in enumerate(plan.dims[name]):
             if dim is not None:

@@ -24,7 +24,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from skerry.plan import named_tensors
+from skerry.partition import Assignment
+from skerry.plan import Plan, named_tensors
 from skerry.randomness import seed_of
 from skerry.subnet import Cut, Index, cut_shape, fill_, parameter_like, take
 
@@ -51,6 +52,32 @@ class FromModel:
     def read(self, name: str, cut: Cut = ()) -> Tensor:
         """Return a copy of the part of ``name``."""
         return take(self._tensors[name], cut).cpu()
+
+
+class ZeroBetween:
+    """Another source, with zeros for what no worker holds: of disjoint subnets, what lies between two of them.
+
+    The full model is then nothing but its subnets side by side: it sums up what each of them computes by itself.
+    """
+
+    def __init__(self, source: Source, plan: Plan, assignment: Assignment) -> None:
+        self._source, self._plan, self._assignment = source, plan, assignment
+
+    def read(self, name: str, cut: Cut = ()) -> Tensor:
+        """Return the part of ``name``."""
+        part = self._source.read(name, cut)
+        shape = self._plan.shapes[name]
+        row, block = self._plan.row(name, shape), self._plan.block_of(name)
+        held = torch.zeros((), dtype=torch.bool)
+        always = torch.ones(self._assignment.num_workers, 1, dtype=torch.bool)
+        for having in torch.cat([self._assignment.held, always], 1):  # unit id -1 looks at the last
+            own = torch.ones((), dtype=torch.bool) if block is None else having[block]
+            for dim, dealt in enumerate(row):
+                if dealt is not None:
+                    units = dealt.units[_indices(cut[dim] if cut else None, shape[dim])]
+                    own = own & having[units].view([-1 if d == dim else 1 for d in range(len(shape))])
+            held = held | own
+        return part * held.to(part)
 
 
 _SLAB_BYTES = 2**23

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,9 +21,9 @@ from skerry.loop import CALIBRATION_SAMPLES, Loop
 from skerry.partition import Everything
 from skerry.plan import Plan, named_tensors
 from skerry.randomness import seed_of
-from skerry.runtimes import BEGAN, RESTING, Beginning, FullModel, Runtime, Serial, Store
+from skerry.runtimes import BEGAN, KEPT, RESTING, Beginning, FullModel, Runtime, Serial, Store
 from skerry.schedule import Schedule, constant
-from skerry.sources import FromModel, Source, skeleton
+from skerry.sources import FromModel, Source, ZeroBetween, skeleton
 from skerry.state import Record, State
 from skerry.subnet import narrow_model
 from skerry.verify import verify as verify_plan
@@ -141,6 +141,11 @@ def train(
     plan.check(model)
     if not plan.axes and not isinstance(algorithm.partition, Everything):
         raise ValueError(f"the plan deals nothing out, so '{algorithm.name}' has nothing to deal; give it rules")
+    if plan.blocks and not algorithm.partition.covers:
+        raise ValueError(
+            f"'{algorithm.name}' leaves units to nobody for a round, and the blocks of this plan have no home to rest "
+            "with; deal out units within blocks, or use ist"
+        )
     if num_rounds < 1:
         raise ValueError(f"num_rounds={num_rounds}: expected at least 1")
     if not (hasattr(data, "batches") and hasattr(data, "sample")):
@@ -166,6 +171,8 @@ def train(
             verify_plan(model, plan, to(data.sample(first, 4), next(model.parameters()).device))
     model, plan = to_train(model, plan, algorithm, seed)
     source = start(model) if start is not None else FromModel(model)
+    if algorithm.zero_between:
+        source = ZeroBetween(source, plan, algorithm.partition.assign(plan.axes, 0))
     state = State(0, torch.zeros(plan.num_units, dtype=torch.int64))
     of_optimizer: dict[str, Tensor] = {}
     resumed = checkpoints.last(plan, named_tensors(model), runtime) if checkpoints else None
@@ -232,7 +239,7 @@ def train(
 def _never_finite(store: Store, runtime: Runtime) -> frozenset[str]:
     """Names of tensors that are not finite from the start, in any process: a mask of -inf is no sign of trouble."""
     names = sorted(store.sizes)
-    shards = {name: t for name, t in store.shards().items() if not name.startswith(BEGAN)}
+    shards = {name: t for name, t in store.shards().items() if not name.startswith((BEGAN, KEPT))}
     odd = {name.removeprefix(RESTING) for name, t in shards.items() if not is_finite({name: t})}
     seen = runtime.total(torch.tensor([name in odd for name in names], dtype=torch.int64))
     return frozenset(name for name, count in zip(names, seen.tolist(), strict=True) if count)
@@ -240,6 +247,10 @@ def _never_finite(store: Store, runtime: Runtime) -> frozenset[str]:
 
 def to_train(model: nn.Module, plan: Plan, algorithm: Algorithm, seed: int) -> tuple[nn.Module, Plan]:
     """Return the model that ``algorithm`` trains in the place of ``model``, and its plan."""
+    if not algorithm.partition.covers:
+        plan = replace(plan, rests=True)
+    if algorithm.zero_between:
+        plan = plan.without_scale_between()
     if algorithm.width == 1.0:
         return model, plan
     narrow = narrow_model(model, plan, algorithm.width, seed_of(seed, "narrow"))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from zoo import METHODS, MODELS
+from zoo import METHODS, MODELS, fits
 
 from skerry import Checkpoints, Processes, Serial, cosine, launch, train
 from skerry.checkpoint import last
@@ -46,7 +46,8 @@ def work(runtime, folder, method, model_name):
 def whole_suite(runtime, folder):
     for method in METHODS:
         for model in MODELS:
-            if METHODS[method].algorithm.partition.num_workers == runtime.num_processes:
+            enough = METHODS[method].algorithm.partition.num_workers == runtime.num_processes
+            if enough and fits(method, model):
                 work(runtime, folder, method, model)
 
 
@@ -61,7 +62,8 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for method in METHODS:
         for model in MODELS:
-            work(Serial(), folder / "serial", method, model)
+            if fits(method, model):
+                work(Serial(), folder / "serial", method, model)
     launch(whole_suite, 3, folder / "processes")
     launch(only_single, 1, folder / "processes")
     return folder
@@ -88,12 +90,14 @@ ONE_HOLDER = ("ist", "ist-uneven-travel", "narrow", "single")
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("method", METHODS)
 def test_processes_give_the_serial_result(results, method, model):
+    if not fits(method, model):
+        pytest.skip("units of blocks have no home")
     num_workers = METHODS[method].algorithm.partition.num_workers
     ours, meant = (results / where for where in ("processes", "serial"))
     tensors, checkpoint = kept(ours, method, model)
     expected, of_serial = kept(meant, method, model)
     assert tensors.keys() == expected.keys()
-    assert (method.endswith("travel") or method in ("overlapping", "single")) == any("::" in n for n in tensors)
+    assert (method.endswith("travel") or method in ("overlapping", "single", "fedrolex")) == any("::" in n for n in tensors)
     for name, tensor in expected.items():
         torch.testing.assert_close(tensors[name], tensor)
         if method in ONE_HOLDER:

@@ -1,8 +1,16 @@
 """Published methods and honest rivals, each a choice of the parts."""
 
+from skerry.algorithms.ddp import ddp
+from skerry.algorithms.diloco import diloco
+from skerry.algorithms.ensemble import ensemble
+from skerry.algorithms.federated_dropout import federated_dropout
+from skerry.algorithms.fedrolex import fedrolex
+from skerry.algorithms.heterofl import heterofl
 from skerry.algorithms.ist import ist
 from skerry.algorithms.local_sgd import local_sgd
 from skerry.algorithms.narrow import narrow
 from skerry.algorithms.single import single
 
-__all__ = ["ist", "local_sgd", "narrow", "single"]
+__all__ = [
+    "ddp", "diloco", "ensemble", "federated_dropout", "fedrolex", "heterofl", "ist", "local_sgd", "narrow", "single",
+]  # fmt: skip

@@ -16,7 +16,8 @@ from typing import Self
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from skerry.runtimes.liveness import JOIN_S, Liveness
 from skerry.runtimes.runtime import Beginning, Report
@@ -116,6 +117,14 @@ class Processes:
     def keep(self, beginning: Beginning) -> Sharded:
         """Make what this process keeps: only the slices of its own are read from the source."""
         return Sharded(self, self._wire, beginning, wire_format=self._format)
+
+    def synchronized(self, module: nn.Module) -> nn.Module:
+        """Hand the module to torch's DistributedDataParallel; buffers are left alone, averaged at the round's end."""
+        with self.peers():
+            return DistributedDataParallel(
+                module, process_group=self._group, forward_sync_buffers=False, init_sync=False,
+                gradient_as_bucket_view=True,
+            )  # fmt: skip
 
     def reports(self, mine: Report, agreement: int) -> list[Report]:
         """Return everybody's reports, in order of workers.

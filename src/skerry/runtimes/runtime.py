@@ -43,6 +43,24 @@ class Handover:
 RESTING = "resting::"
 """Before the name of a tensor: the run of it that a process is home to."""
 
+KEPT = "kept::"
+"""Before worker and name of a tensor: what a worker keeps for itself, and nobody else ever sees."""
+
+
+def named_kept(kept: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return what workers keep, by names for a checkpoint."""
+    return {f"{KEPT}{worker}::{name}": t for worker, own in kept.items() for name, t in own.items()}
+
+
+def kept_of(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """Return what ``named_kept`` was given."""
+    kept: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith(KEPT):
+            worker, _, name = key.removeprefix(KEPT).partition("::")
+            kept.setdefault(int(worker), {})[name] = tensor
+    return kept
+
 
 @runtime_checkable
 class Kept(Protocol):
@@ -104,7 +122,13 @@ class Beginning:
 
 
 class Store(Protocol):
-    """Keeps the full model between rounds, and what optimizers keep of it where that travels."""
+    """Keeps the full model between rounds, and what optimizers keep of it where that travels.
+
+    Attributes:
+        kept: by worker of this process, what it keeps for itself from round to round; the loop writes it.
+    """
+
+    kept: dict[int, dict[str, Tensor]]
 
     @property
     def plan(self) -> Plan:
@@ -156,7 +180,8 @@ class Store(Protocol):
         """Return what this process keeps.
 
         Narrow tensors under their names, resting runs with ``RESTING`` before, and what its workers begin the next
-        round with where that is not the mean yet, with ``BEGAN`` and the worker's number before.
+        round with where that is not the mean yet, with ``BEGAN`` and the worker's number before; what they keep for
+        themselves likewise with ``KEPT``.
         """
         ...
 
@@ -173,6 +198,10 @@ class Runtime(Protocol):
 
     def keep(self, beginning: Beginning) -> Store:
         """Make the store."""
+        ...
+
+    def synchronized(self, module: nn.Module) -> nn.Module:
+        """Return a module that computes what ``module`` does and whose backward averages gradients over workers."""
         ...
 
     def total(self, tensor: Tensor) -> Tensor:

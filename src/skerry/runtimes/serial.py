@@ -13,7 +13,7 @@ from skerry.exchange import traffic
 from skerry.partition import Assignment, Everything
 from skerry.plan import named_tensors, saved_names, trained_in_blocks
 from skerry.runtimes.overlap import BEGAN, correction, late_names
-from skerry.runtimes.runtime import Beginning, FullModel, Handover, Kept, Report
+from skerry.runtimes.runtime import KEPT, Beginning, FullModel, Handover, Kept, Report, kept_of, named_kept
 from skerry.sources import FromModel, materialize
 from skerry.subnet import cut_of, cuts, extract, take
 
@@ -32,6 +32,13 @@ class Serial:
     def keep(self, beginning: Beginning) -> "WholeModel":
         """Keep the model itself."""
         return WholeModel(beginning)
+
+    def synchronized(self, module: nn.Module) -> nn.Module:
+        """Refuse: workers run one after the other."""
+        raise ValueError(
+            "gradients cannot be averaged in every step where workers run one after the other; start one process a "
+            "worker (--set runtime=processes, skerry.launch or torchrun)"
+        )
 
     def total(self, tensor: Tensor) -> Tensor:
         """Return ``tensor``."""
@@ -82,6 +89,8 @@ class WholeModel:
         self.tensors = named_tensors(model) | {n: t.to(device) if t.dim() else t for n, t in of_optimizer.items()}
         self.bytes_sent = 0.0
         self._start = beginning.start
+        own = (source.own(0, self.layout, KEPT) if isinstance(source, Kept) else None) or {}
+        self.kept = kept_of({name: tensor.to(device) if tensor.dim() else tensor for name, tensor in own.items()})
         kept = (source.own(0, self.layout, BEGAN) if isinstance(source, Kept) else None) or {}
         self._began: dict[int, dict[str, Tensor]] = {}
         for key, tensor in kept.items():
@@ -147,4 +156,4 @@ class WholeModel:
     def shards(self) -> dict[str, Tensor]:
         """Return all tensors, and what workers begin the next round with."""
         began = {f"{BEGAN}{w}::{name}": t for w, own in self._began.items() for name, t in own.items()}
-        return self.tensors | began
+        return self.tensors | began | named_kept(self.kept)
