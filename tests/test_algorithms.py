@@ -109,7 +109,7 @@ def test_outer_momentum_goes_on_as_the_others_have_it_after_a_piece_was_refused(
 
 
 def test_state_that_stays_needs_workers_that_keep_their_units():
-    with pytest.raises(ValueError, match="fedrolex.*keep their units"):
+    with pytest.raises(ValueError, match=r"fedrolex.*keep their units"):
         go(fedrolex(3, local_steps=2, optimizer_state="stay"))
 
 
@@ -182,7 +182,7 @@ def test_ddp_and_local_sgd_give_the_numbers_of_torch(tmp_path):
 
 
 def test_training_that_fails_in_an_outer_optimizer_says_so():
-    with pytest.warns(UserWarning), pytest.raises(TrainingFailed):
+    with pytest.warns(UserWarning, match="refused"), pytest.raises(TrainingFailed):
         go(diloco(2, local_steps=2), lambda p: torch.optim.SGD(p, 1e300), rounds=8)
 
 

@@ -85,13 +85,19 @@ def read_by_one(folder, plan, model):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    methods = ("ist-uneven-travel", "ist-slow-core", "ist-core-overlap-travel")
+    methods = ("ist-uneven-travel", "ist-slow-core", "ist-core-overlap-travel", "diloco", "fedrolex")
     return {(how, m): ends(folder / how / m, how, method=m) for how in ("serial", "processes") for m in methods}
 
 
 @pytest.mark.parametrize(
     ("method", "stop"),
-    [*(("ist-uneven-travel", k) for k in (0, 1, 2, 4)), ("ist-slow-core", 3), ("ist-core-overlap-travel", 2)],
+    [
+        *(("ist-uneven-travel", k) for k in (0, 1, 2, 4)),
+        ("ist-slow-core", 3),
+        ("ist-core-overlap-travel", 2),
+        ("diloco", 1),
+        ("fedrolex", 2),
+    ],
 )
 @pytest.mark.parametrize("how", ["serial", "processes"])
 def test_resuming_from_any_round_ends_with_the_same_bits(tmp_path, undisturbed, how, method, stop):

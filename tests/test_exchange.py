@@ -1,6 +1,7 @@
 """What moves between two rounds: against what each element of each tensor has to do, asked one by one."""
 
 import math
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zoo import CASES, mlp
 
-from skerry import Assignment, Disjoint, Everything, Overlapping
+from skerry import Assignment, Disjoint, Everything, Overlapping, Sampled
 from skerry.exchange import collected, home_dim, home_range, moves, num_elements, traffic, transfers
 from skerry.plan import named_tensors
 
@@ -224,6 +225,23 @@ def test_a_unit_that_nobody_holds_is_refused_where_there_is_no_home():
     nobody.held[:, 3] = False
     with pytest.raises(ValueError, match=r"units without a holder; the partition must give every unit to some worker"):
         list(moves(plan, sizes, now, nobody))
+
+
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_where_units_may_be_without_a_holder_all_that_is_theirs_has_a_home(number):
+    plan, sizes = built(number)
+    if plan.blocks:
+        return
+    plan = replace(plan, rests=True)
+    for name, size in sizes.items():
+        dealt = [d for d, dim in enumerate(plan.row(name, size.shape)) if dim is not None]
+        assert home_dim(plan, name, size.shape) == (dealt[0] if dealt else None)
+    now, then = (Sampled((0.4, 0.3, 0.2)).assign(plan.axes, round) for round in range(2))
+    counted = sent(plan, sizes, now, then)[1]
+    rests = [move for move in moves(plan, sizes, now, then) if not move.next_holders]
+    assert rests
+    assert all(move.home is not None for move in rests)
+    assert counted.sum() == pytest.approx(float(traffic(plan, sizes, now, then).sum()), rel=0.2)
 
 
 def wide():

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skerry import Axis, Disjoint, Everything, Overlapping
+from skerry import Axis, Disjoint, Everything, Nested, Overlapping, Rolling, Sampled
 
 
 @st.composite
@@ -99,6 +99,57 @@ def test_overlapping_gives_each_unit_its_copies(drawn, round, data):
     assignment = Overlapping(workers, copies).assign(axes, round)
     assert (assignment.held.sum(0) == copies).all()
     assert torch.allclose(assignment.share(), torch.tensor(copies / workers, dtype=torch.float64))
+
+
+parts = st.lists(st.floats(0.05, 1.0), min_size=1, max_size=5).map(tuple)
+
+
+@given(axes_and_workers(), rounds, parts, st.sampled_from([Sampled, Rolling, Nested]))
+def test_parts_are_as_large_as_the_fractions_say(drawn, round, fractions, kind):
+    axes, _ = drawn
+    held = kind(fractions).assign(axes, round).held
+    for axis in axes:
+        sizes = held[:, axis.start : axis.start + axis.num_units].sum(1).tolist()
+        assert sizes == [max(1, int(fraction * axis.num_units + 0.5)) for fraction in fractions]
+
+
+@pytest.mark.parametrize(
+    "partition",
+    [Sampled((0.25, 0.6)), Rolling((0.25, 0.6)), Rolling((0.3, 0.3), 7), Nested((0.25, 0.6)), Disjoint(3, core=0.2),
+     Disjoint(2, reshuffle=0.5), Overlapping(3, 2), Everything(2)],
+)  # fmt: skip
+def test_the_share_of_a_unit_is_how_often_a_worker_holds_it(partition):
+    axes = (Axis("a", 10), Axis("b", 20, start=10))
+    rounds = range(400)  # turns of every window
+    seen = sum(partition.assign(axes, round).held.double().mean(0) for round in rounds) / len(rounds)
+    assert torch.allclose(seen, partition.share(axes, 0), atol=0.1 if isinstance(partition, Sampled) else 1e-9)
+    assert partition.share(axes, 0).dtype == torch.float64
+
+
+def test_workers_draw_parts_of_their_own_and_new_ones_each_round():
+    axes = (Axis("a", 40),)
+    held = [Sampled((0.5, 0.5), seed=1).assign(axes, round).held for round in range(2)]
+    assert not torch.equal(held[0][0], held[0][1])
+    assert not torch.equal(held[0], held[1])
+    assert torch.equal(held[0], Sampled((0.5, 0.5), seed=1).assign(axes, 0).held)
+
+
+def test_a_window_rolls_on_and_around():
+    axes = (Axis("a", 5, start=0),)
+    held = [Rolling((0.6,), step=2).assign(axes, round).held[0].long().tolist() for round in range(3)]
+    assert held == [[1, 1, 1, 0, 0], [0, 0, 1, 1, 1], [1, 1, 0, 0, 1]]
+
+
+def test_nested_parts_are_the_first_units():
+    held = Nested((1.0, 0.4)).assign((Axis("a", 5),), 7).held
+    assert held.long().tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("make", [Sampled, Rolling, Nested])
+@pytest.mark.parametrize("fractions", [(), (0.0, 0.5), (1.5,)])
+def test_fractions_out_of_range_are_refused(make, fractions):
+    with pytest.raises(ValueError, match="expected"):
+        make(fractions)
 
 
 @given(axes_and_workers(), rounds)

@@ -161,6 +161,8 @@ def compare(
     for name in given:
         if name.split(".")[0] in METHODS and name.split(".")[0] not in chosen:
             raise ValueError(f"{name}: '{name.split('.')[0]}' is not among the --methods")
+        if not any(_is_for(name, method) for method in chosen):
+            raise ValueError(f"{name}: none of the --methods has a use for it; leave it out")
         if seeds and name.split(".")[-1] == "seed":
             raise ValueError(f"{name}: given beside --seeds, expected one of the two")
     runs = []
@@ -194,8 +196,8 @@ def _is_for(setting: str, method: str) -> bool:
     first = setting.split(".")[0]
     if first in METHODS:
         return first == method
-    if not has_use_for(method, setting):
-        return False
+    if not has_use_for(method, setting) and any(has_use_for(other, setting) for other in METHODS):
+        return False  # a setting that is nobody's is a mistake, which configuring tells
     return not (method == "single" and first == "workers")
 
 

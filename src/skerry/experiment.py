@@ -44,11 +44,11 @@ def configure(recipe: str, method: str, settings: Mapping[str, Any]) -> Config:
         own["runtime"] = "processes"
         if settings.get("runtime", "processes") != "processes":
             raise ValueError("runtime=serial: method 'ddp' averages gradients in every step, expected processes")
+    config = built.config.change(own).change(settings)
     for name in settings:
         if not has_use_for(method, name):
             users = ", ".join(other for other in METHODS if has_use_for(other, name)) or "no method"
             raise ValueError(f"{name}: method '{method}' has no use for it, leave it out; {users} would")
-    config = built.config.change(own).change(settings)
     if unknown := set(config.model) - set(built.config.model):
         choose(unknown.pop(), built.config.model, "setting of the model: model.")
     make_optimizer(config)
