@@ -28,7 +28,7 @@ LAYERS = [
     ["config"],
     ["run", "comparison", "progress", "tensorboard"],
     ["pictures"],
-    ["report"],
+    ["report", "results"],
     ["recipes", "methods"],
     ["experiment"],
     ["cli"],

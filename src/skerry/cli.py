@@ -18,6 +18,7 @@ from skerry.methods import METHODS, has_use_for
 from skerry.progress import RunProgress
 from skerry.recipes import RECIPES
 from skerry.report import write_report
+from skerry.results import write_results
 from skerry.run import check_folder, saved_config
 from skerry.runtimes import PeerLost, Processes, Runtime, Serial, WorkerDied, launch
 
@@ -180,6 +181,16 @@ def compare(
         if not (folder / "summary.json").exists():
             _start(config, folder, resume=(folder / "config.json").exists())
     _conclude(out)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The page, for example docs/results.md.")
+def results(folder: Path, out: Path) -> None:
+    """Write a page of results, with pictures, from the runs in FOLDER/RECIPE/."""
+    about = {name: (recipe().summary, recipe().paper) for name, recipe in RECIPES.items()}
+    written = write_results(folder, out, about)
+    click.echo(f"{out}: {', '.join(written)}")
 
 
 def _given(options: dict[str, Any], settings: tuple[str, ...]) -> dict[str, Any]:

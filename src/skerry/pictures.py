@@ -3,12 +3,14 @@
 import math
 import re
 from collections.abc import Callable, Iterator
-from io import StringIO
+from io import BytesIO, StringIO
 from itertools import cycle
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from skerry import atomic
 from skerry.comparison import Group, Metric, Run, run_label
 
 if TYPE_CHECKING:
@@ -190,3 +192,35 @@ def _draw_units(unit_axes: list[dict[str, Any]], low: int, high: int) -> "Figure
     bar = figure.colorbar(picture, ax=list(grid[:, 0]), location="bottom", label="times trained", aspect=40)
     bar.locator = MaxNLocator(5, integer=True)
     return figure
+
+
+def frontier_picture(points: dict[str, list[tuple[float, float, float]]], ylabel: str, out: Path) -> None:
+    """Draw, for each method, its (bytes, value, spread) and the best it reaches with at most so many bytes, as PNG.
+
+    What sends nothing has no place on the log axis and is a dashed level.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    more = cycle(_MORE_COLOURS)
+    with rc_context():
+        set_style()
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        for method, own in points.items():
+            colour = _COLOURS.get(method) or next(more)
+            sent = [(x / 1e6, y, spread) for x, y, spread in own if x > 0]
+            for _, y, _ in (point for point in own if point[0] == 0):
+                axes.axhline(y, color=colour, linestyle="dashed", linewidth=1, label=f"{method} (sends nothing)")
+            if not sent:
+                continue
+            xs, ys, spreads = zip(*sent, strict=True)
+            axes.errorbar(xs, ys, yerr=spreads, fmt="o", markersize=4, color=colour, elinewidth=1, label=method)
+            axes.step(xs, np.maximum.accumulate(ys), where="post", color=colour, linewidth=1.2, alpha=0.7)
+        axes.set_xscale("log")
+        axes.set_xlabel("MB sent by a worker")
+        axes.set_ylabel(f"test {ylabel}")
+        axes.legend(fontsize=8, loc="lower right", framealpha=0.9)
+        drawn = BytesIO()
+        figure.savefig(drawn, format="png", dpi=130)
+    atomic.write(out, drawn.getvalue())

@@ -12,6 +12,7 @@ from skerry.data import Shards, load, split
 from skerry.models.mlp import MLP
 from skerry.plan import Plan
 from skerry.randomness import seed_of
+from skerry.recipes.compared import compared
 from skerry.recipes.recipe import Job, Recipe
 from skerry.rules import In, Out, Rules
 from skerry.sources import FromInitializer
@@ -23,13 +24,21 @@ def fashion_mlp() -> Recipe:
     return Recipe(
         summary="MLP 784-1024-1024-10 with batch norm on Fashion-MNIST",
         config=config,
-        methods={
-            # Learning rates: the best of several for each method at seed 0, docs/log.md.
-            "ist": {"rounds": 145, "local_steps": 50, "eval_every": 15, "optimizer.lr": 0.2},
-            "local_sgd": {"rounds": 8, "local_steps": 115, "eval_every": 1, "optimizer.lr": 0.02},
-            "narrow": {"rounds": 145, "local_steps": 50, "eval_every": 15, "optimizer.lr": 0.05},
-            "single": {"rounds": 8, "local_steps": 115, "eval_every": 1, "optimizer.lr": 0.02},
-        },
+        methods=compared(
+            subnets={"rounds": 145, "local_steps": 50, "eval_every": 15},
+            replicas={"rounds": 8, "local_steps": 115, "eval_every": 1},
+            nested={"rounds": 47, "local_steps": 50, "eval_every": 5},
+            own={
+                # Learning rates: the best of several for each method at seed 0, docs/log.md.
+                "ist": {"optimizer.lr": 0.2},
+                "narrow": {"optimizer.lr": 0.05},
+                "local_sgd": {"optimizer.lr": 0.02},
+                "single": {"optimizer.lr": 0.02},
+                "ddp": {"optimizer.lr": 0.05},
+                "diloco": {"optimizer.name": "AdamW", "optimizer.lr": 0.001},
+                "fedrolex": {"partition.step": 64},
+            },
+        ),
         build=partial(_build, dataset="fashion-mnist"),
     )
 
@@ -51,12 +60,15 @@ def digits_mlp() -> Recipe:
     return Recipe(
         summary="MLP 64-128-128-10 on scikit-learn's digits, for trials that take seconds",
         config=Config(recipe="digits-mlp", model={"hidden": 128, "layers": 2}, batch_size=32),
-        methods={
-            "ist": settings,
-            "local_sgd": settings | {"rounds": 4, "local_steps": 12, "eval_every": 1},
-            "narrow": settings,
-            "single": settings | {"rounds": 4, "local_steps": 12, "eval_every": 1},
-        },
+        methods=compared(
+            subnets=settings,
+            replicas={"rounds": 4, "local_steps": 12, "eval_every": 1},
+            nested=settings | {"rounds": 7},
+            own={
+                "diloco": {"optimizer.name": "AdamW", "optimizer.lr": 0.005},
+                "fedrolex": {"partition.step": 32},
+            },
+        ),
         build=partial(_build, dataset="digits"),
     )
 

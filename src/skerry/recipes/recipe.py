@@ -35,9 +35,11 @@ class Recipe:
         config: the settings it starts from.
         methods: for each method the settings that differ, chosen so that all cost a worker the same operations.
         build: makes the job of a config; all randomness from ``config.seed``.
+        paper: what is published, in a sentence or two with its source, for ``docs/results.md``.
     """
 
     summary: str
     config: Config
     methods: Mapping[str, Mapping[str, Any]]
     build: Callable[[Config], Job]
+    paper: str = ""

@@ -11,6 +11,7 @@ from skerry.data import Shards, speech_commands, split
 from skerry.models.mlp import MLP
 from skerry.plan import Plan
 from skerry.randomness import seed_of
+from skerry.recipes.compared import compared
 from skerry.recipes.image_mlp import check_widths, mlp_rules
 from skerry.recipes.recipe import Job, Recipe
 from skerry.sources import FromInitializer
@@ -39,13 +40,25 @@ def _recipe(layers: int) -> Recipe:
     return Recipe(
         summary=f"MLP 4096{'-1024' * layers}-12 with batch norm on Speech Commands",
         config=Config(recipe=name, model={"hidden": 1024, "layers": layers}),
-        methods={
-            "ist": settings | {"partition.reshuffle": 1.0, "optimizer.lr": 0.1},
-            "local_sgd": settings | {"rounds": 5, "eval_every": 1, "optimizer.lr": 0.02},
-            "narrow": settings | {"optimizer.lr": 0.02},
-            "single": settings | {"rounds": 5, "eval_every": 1, "optimizer.lr": 0.02},
-        },
+        methods=compared(
+            subnets=settings,
+            replicas=settings | {"rounds": 5, "eval_every": 1},
+            nested=settings | {"rounds": 12},
+            own={
+                "ist": {"partition.reshuffle": 1.0, "optimizer.lr": 0.1},
+                "narrow": {"optimizer.lr": 0.02},
+                "local_sgd": {"optimizer.lr": 0.02},
+                "single": {"optimizer.lr": 0.02},
+                "ddp": {"optimizer.lr": 0.05},
+                "diloco": {"optimizer.name": "AdamW", "optimizer.lr": 0.0002},
+                "fedrolex": {"partition.step": 64},
+            },
+        ),
         build=_build,
+        paper="Yuan et al. (arXiv 1910.02120), Speech Commands of 35 classes, final accuracy of data parallel / local "
+        "SGD / IST: .7938 / .7998 / **.8153** with two layers of weights (4096 hidden), .7950 / .7992 / **.8327** with "
+        "three (8192 hidden); time to 77%: 4.2 and 6.1 times less than local SGD, 10.6 and 16.6 times less than data "
+        "parallel.",
     )
 
 

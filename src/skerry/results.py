@@ -1,0 +1,139 @@
+"""The page of results: for each recipe the paper's figures, ours, a picture and the command, from run folders alone.
+
+A row is a method with its settings, at the best of the learning rates that were run with them. Rates are chosen on
+the test set: by the mean over seeds, among those with most seeds. The *frontier* of a method is the best that it
+reaches with at most so many bytes, over all of its rows.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from skerry import atomic
+from skerry.comparison import Group, ReportError, Row, Run, accuracy_text, flat, grouped, load_runs, number
+from skerry.pictures import frontier_picture
+
+RATE = "optimizer.lr"
+
+
+def write_results(folder: Path, out: Path, about: Mapping[str, tuple[str, str]]) -> list[str]:
+    """Write ``out`` (Markdown) and its pictures from the run folders in the subfolders of ``folder``.
+
+    A subfolder may have a ``command.txt``, what made its runs. What a person has to say of a recipe is in
+    ``remarks/RECIPE.md`` beside ``out``.
+
+    Args:
+        folder: has a folder for each recipe, each with run folders.
+        out: the page.
+        about: for each recipe, in order, one line about it and what is published.
+
+    Returns:
+        The recipes on the page.
+
+    Raises:
+        ReportError: no runs, or a broken file.
+    """
+    found = {path.name: path for path in sorted(folder.glob("*")) if any(path.glob("*/config.json"))}
+    if not found:
+        raise ReportError(f"{folder}: expected a folder for each recipe with run folders in it, got none")
+    page = [_HEAD]
+    order = [name for name in about if name in found] + [name for name in found if name not in about]
+    for name in order:
+        runs = [run for run in load_runs(found[name]) if run.summary]
+        metric = main_metric(runs)
+        chosen = at_best_rate(grouped(runs), metric)
+        summary, paper = about.get(name, ("", ""))
+        picture = out.parent / f"results-{name}.png"
+        frontier_picture(points(chosen, metric), metric, picture)
+        page += [f"## {name}\n", f"{summary}.\n" if summary else ""]
+        page += [f"*Published:* {paper}\n" if paper else ""]
+        page += [table(chosen, metric), f"![{metric} against bytes]({picture.name})\n"]
+        remarks = out.parent / "remarks" / f"{name}.md"
+        page += [remarks.read_text(encoding="utf-8")] if remarks.exists() else []
+        command = found[name] / "command.txt"
+        page += [f"```\n{command.read_text(encoding='utf-8').strip()}\n```\n"] if command.exists() else []
+    atomic.write(out, "\n".join(part for part in page if part).encode())
+    return order
+
+
+_HEAD = """# Results
+
+Written by `skerry results` from run folders. *Bytes*: what a worker had to send, by the assignments (`bytes due`).
+*Memory*: the largest worker's subnet, gradients, optimizer state and activations. All methods of a table cost a worker
+about the same operations. Learning rates: the best of those in `docs/log.md`, chosen on the test set; ±: sample
+standard deviation over seeds. Two processor cores: nets, data or epochs are smaller than the papers', for all methods
+alike, so figures are comparable within a table and not with the papers'.
+"""
+
+
+def main_metric(runs: Sequence[Run]) -> str:
+    """Return what runs are compared by: the first metric of their own, else accuracy."""
+    named = [m["metrics"] for run in runs for m in run.metrics if m.get("metrics")]
+    return next(iter(named[0])) if named else "accuracy"
+
+
+def value_of(row: Row, metric: str) -> float | None:
+    """Return the final value of the metric, a mean over seeds."""
+    return row.accuracy if metric == "accuracy" else row.metrics.get(metric)
+
+
+def at_best_rate(groups: Sequence[Group], metric: str) -> list[Group]:
+    """Return, of rows that differ in nothing but the learning rate, the one that counts."""
+    alike: dict[str, list[Group]] = {}
+    for group in groups:
+        alike.setdefault(_setting(group[1][0].config), []).append(group)
+    best = [max(rows, key=lambda g: (g[0].num_runs, value_of(g[0], metric) or 0.0)) for rows in alike.values()]
+    return sorted(best, key=lambda g: (_method_order(groups, g), g[0].bytes_due))
+
+
+def points(groups: Sequence[Group], metric: str) -> dict[str, list[tuple[float, float, float]]]:
+    """Return for each method (bytes, value, spread) of its rows, by bytes."""
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for row, _ in groups:
+        value = value_of(row, metric)
+        if value is not None:
+            spread = row.accuracy_spread or 0.0 if metric == "accuracy" else 0.0
+            found.setdefault(row.method, []).append((row.bytes_due, value, spread))
+    return {method: sorted(own) for method, own in found.items()}
+
+
+def table(groups: Sequence[Group], metric: str) -> str:
+    """Return the Markdown table."""
+    names = list(dict.fromkeys(name for row, _ in groups for name in row.metrics))
+    values = names or ["accuracy"]
+    title = ["method", "local steps", "settings", "lr", "seeds", *values, "MB", "TFLOP", "memory, MB"]
+    lines = [title, ["---", "---:", "---", *["---:"] * (len(title) - 3)]]
+    best = max((value_of(row, metric) or 0.0 for row, _ in groups), default=0.0)
+    for row, runs in groups:
+        cells = [
+            accuracy_text(value_of(row, name), row.accuracy_spread if name == "accuracy" else None) for name in values
+        ]
+        if value_of(row, metric) == best:
+            cells[0] = f"**{cells[0]}**"
+        settings = flat(runs[0].config)
+        lines.append([
+            row.method, str(row.local_steps), _differs(runs[0].config, groups), settings.get(RATE, "-"),
+            str(row.num_runs), *cells,
+            number(row.bytes_due, 1e6), number(row.flop, 1e12), number(row.memory_bytes, 1e6),
+        ])  # fmt: skip
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _setting(config: Mapping[str, Any]) -> str:
+    own = {key: value for key, value in flat(dict(config)).items() if key != RATE}
+    return json.dumps([config["method"], own], sort_keys=True)
+
+
+def _method_order(groups: Sequence[Group], group: Group) -> int:
+    methods = list(dict.fromkeys(row.method for row, _ in groups))
+    return methods.index(group[0].method)
+
+
+def _differs(config: Mapping[str, Any], groups: Sequence[Group]) -> str:
+    """Settings in which rows of the method differ, but for those with a column of their own."""
+    mine = flat(dict(config))
+    peers = [flat(runs[0].config) for _, runs in groups if runs[0].config["method"] == config["method"]]
+    keys = dict.fromkeys(key for peer in peers for key in peer)
+    differ = [k for k in keys if k not in (RATE, "local_steps", "rounds") and len({p.get(k) for p in peers}) > 1]
+    return ", ".join(f"{key.split('.')[-1].replace('_', ' ')} {mine[key]}" for key in differ if key in mine)
