@@ -5,8 +5,11 @@ import pytest
 import torch
 
 from skerry import FromInitializer, materialize
+from skerry.cli import call
+from skerry.comparison import load_run
 from skerry.config import Config
-from skerry.experiment import METHODS, configure, run
+from skerry.experiment import configure, run
+from skerry.methods import METHODS
 from skerry.models.bag import BagMLP
 from skerry.recipes import RECIPES
 from skerry.recipes.depends_xc import several_labels
@@ -15,7 +18,7 @@ from skerry.runtimes import Serial
 QUICK = {"rounds": 2, "local_steps": 2, "batch_size": 8, "model.hidden": 12, "workers": 2, "threads": 1}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "ddp"])
 @pytest.mark.parametrize("recipe", ["digits-mlp", "speech-mlp2", "speech-mlp3", "depends-xc"])
 def test_recipes_run_with_every_method(tmp_path, monkeypatch, recipe, method):
     archives.make(tmp_path, monkeypatch)
@@ -29,6 +32,16 @@ def test_recipes_run_with_every_method(tmp_path, monkeypatch, recipe, method):
     names = {"P@1", "P@3", "P@5"} if recipe == "depends-xc" else set()
     assert score.metrics.keys() == names
     assert all(0 <= value <= 1 for value in score.metrics.values())
+
+
+def test_ddp_runs_in_processes_and_counts_the_bytes_of_gradients(tmp_path):
+    words = [w for key, value in QUICK.items() for w in ("--set", f"{key}={value}")]
+    code, told = call(["train", "digits-mlp", "--method", "ddp", "--out", str(tmp_path / "run"), *words])
+    assert (code, told) == (0, "")
+    run = load_run(tmp_path / "run")
+    assert run.config["runtime"] == "processes"
+    weights = 64 * 12 + 12 * 12 + 4 * 12 + 12 * 10 + 10
+    assert run.metrics[-1]["bytes_due"] > 4 * 4 * weights  # four steps, 2 (n - 1) / n = 1 of their size each
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
