@@ -108,6 +108,16 @@ def test_outer_momentum_goes_on_as_the_others_have_it_after_a_piece_was_refused(
     same_weights(ours, meant, rtol=1e-9, atol=1e-11)
 
 
+def test_what_an_outer_optimizer_keeps_counts_as_memory():
+    model, plan = plain()
+    weights = sum(p.nbytes for p in model.parameters())
+    results = [
+        train(model, F.cross_entropy, Doubles(2), plan=plan, algorithm=algorithm, optimizer=adamw, num_rounds=1)
+        for algorithm in (local_sgd(2, local_steps=1), diloco(2, local_steps=1))
+    ]
+    assert results[1].step_cost.memory - results[0].step_cost.memory == 2 * weights
+
+
 def test_state_that_stays_needs_workers_that_keep_their_units():
     with pytest.raises(ValueError, match=r"fedrolex.*keep their units"):
         go(fedrolex(3, local_steps=2, optimizer_state="stay"))

@@ -147,6 +147,8 @@ def test_every_held_element_advances_and_others_keep_their_bits(name, optimizer)
                         [-1 if k == d else 1 for k in range(tensor.dim())]
                     )
             held |= mine
+        if algorithm.zero_between:
+            before[tensor_name][~held] = 0
         changed = tensor != before[tensor_name]
         assert not changed[~held].any(), tensor_name
         # A dead ReLU or a feature that is zero may keep a single weight where it was; nearly all must move.
@@ -166,9 +168,10 @@ def test_every_algorithm_learns_and_its_records_add_up(name):
     for a, b in pairwise(records):
         assert all(b.totals[k] >= a.totals[k] for k in a.totals)
         assert b.units_covered >= a.units_covered
-    assert records[-1].units_covered == 1.0
+    if ALGORITHMS[name].partition.covers:
+        assert records[-1].units_covered == 1.0
     assert records[-1].totals["bytes_due"] > 0
-    if not name.endswith("uneven-travel"):
+    if name not in ("ist-uneven-travel", "fedrolex", "heterofl"):  # the largest worker's and the mean are the same
         assert records[-1].totals["flop"] == pytest.approx(25 * 4 * result.step_cost.flop, rel=0.2)
 
 
@@ -305,7 +308,7 @@ def test_wrong_calls_are_refused():
         run(ist(11), rounds=1)
     with pytest.raises(ValueError, match="split for 4 workers, algorithm 'ist' has 3"):
         run(ist(3), data=blobs(4))
-    with pytest.raises(ValueError, match="expected 'reset' or 'travel'"):
+    with pytest.raises(ValueError, match="expected 'reset', 'travel' or 'stay'"):
         ist(3, optimizer_state="keep")
     with pytest.raises(ValueError, match="local_steps=0"):
         Algorithm(name="x", partition=Everything(1), local_steps=0)

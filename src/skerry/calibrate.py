@@ -35,7 +35,7 @@ def calibrate(
     Args:
         model: the full model, as aggregated.
         plan: its plan.
-        share: the scale s_u of each unit, by global id: ``assignment.share()``.
+        share: the scale s_u of each unit, by global id: ``partition.share(axes, round)``.
         forward: runs the module it is given once over the calibration inputs, all in one batch. Needed for models with
             batch norm; not called where nothing is dealt out, since running statistics are the model's own then.
         total: adds a tensor up over the processes that each run a part of the calibration inputs.

@@ -27,7 +27,7 @@ class StepCost:
         flop: floating-point operations of forward and backward (matrix products and convolutions; a multiply-add is 2).
         weights: bytes of parameters and buffers.
         gradients: bytes of gradients.
-        optimizer: bytes of optimizer state.
+        optimizer: bytes of optimizer state, that of an outer optimizer included.
         activations: bytes kept for the backward pass, parameters not counted.
     """
 

@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -237,7 +237,9 @@ class Loop:
         key = tuple(t.shape for t in subnet.parameters())
         if key not in self.step_costs:
             (batch,) = self.data.batches(self.runtime.mine(self.algorithm.partition.num_workers)[0], 0, 1)
-            self.step_costs[key] = cost.step_cost(subnet, self.loss_fn, batch, self.optimizer)
+            found = cost.step_cost(subnet, self.loss_fn, batch, self.optimizer)
+            of_outer = 2 * found.gradients if self.algorithm.outer else 0  # where the round began, and the momentum
+            self.step_costs[key] = replace(found, optimizer=found.optimizer + of_outer)
         return self.step_costs[key]
 
 

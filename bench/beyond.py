@@ -1,0 +1,169 @@
+"""What makes subnets learn better at the same operations and memory: variants of IST, and the narrow net beside them.
+
+    SKERRY_DATA=... python bench/beyond.py fashion-mlp [--budget 0.33] [--seeds 2] [--only grow,ist] [--hidden 64]
+
+Prints a line for each variant: metric (mean, spread over seeds) and MB a worker. All variants get the operations of the
+recipe's ``ist`` times ``--budget``. Two runs at a time, one thread each.
+
+*rotating*: groups of units are dealt once and move on between workers so that every pair of groups of neighbouring
+axes meets once in n moves, instead of by chance. *grow P*: a net of a worker's share is trained by all for the first P
+of the rounds; then every worker goes on with its copy as a subnet of a net n times as wide, dealt from then on.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+import skerry
+from skerry.config import Config
+from skerry.experiment import configure, make_optimizer
+from skerry.partition import Assignment
+from skerry.plan import Axis, Plan, named_tensors
+from skerry.recipes import RECIPES
+from skerry.subnet import narrow_model, put_
+from skerry.train import Result
+
+
+@dataclass(frozen=True)
+class Rotating:
+    """Groups of axis k are dealt once; after t moves, one in ``every`` rounds, worker w has group (w - k t) mod n."""
+
+    num_workers: int
+    every: int = 1
+    seed: int = 0
+    covers: ClassVar[bool] = True
+
+    def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
+        """Move the groups on."""
+        held = skerry.Disjoint(self.num_workers, self.seed, reshuffle=0.0).assign(axes, 0).held.clone()
+        for k, axis in enumerate(axes):
+            own = slice(axis.start, axis.start + axis.num_units)
+            held[:, own] = held[:, own].roll(k * (round // self.every), 0)
+        return Assignment(held)
+
+    def share(self, axes: Sequence[Axis], round: int) -> Tensor:
+        """Return 1/n."""
+        return self.assign(axes, round).share()
+
+
+Make = Callable[[Config, skerry.Algorithm], skerry.Algorithm]
+
+
+def _ist(**changes: Any) -> Make:
+    return lambda c, _: skerry.ist(
+        c.workers, **{"local_steps": c.local_steps, "seed": c.seed, "reshuffle": 0.1, **changes}
+    )
+
+
+def _rotating(every: int) -> Make:
+    return lambda c, _: skerry.Algorithm(
+        name="rotating", partition=Rotating(c.workers, every, c.seed), local_steps=c.local_steps
+    )
+
+
+VARIANTS: dict[str, tuple[Make, float]] = {
+    **{f"ist {r:g}": (_ist(reshuffle=r), 0.0) for r in (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)},
+    "ist .1 travel": (_ist(optimizer_state="travel"), 0.0),
+    "ist 1 travel": (_ist(reshuffle=1.0, optimizer_state="travel"), 0.0),
+    **{f"rotating {every}": (_rotating(every), 0.0) for every in (1, 5)},
+    **{f"grow {p:g}, {r:g}": (_ist(reshuffle=r), p) for p in (0.25, 0.5, 0.75) for r in (0.0, 0.1)},
+    "grow 0.5, 0.01": (_ist(reshuffle=0.01), 0.5),
+    "grow 0.5, 1": (_ist(reshuffle=1.0), 0.5),
+    "narrow": (lambda c, _: skerry.narrow(c.workers, local_steps=c.local_steps), 0.0),
+}  # fmt: skip
+
+
+def train_part(config: Config, job: Any, model: nn.Module, plan: Plan, algorithm: skerry.Algorithm, begin: float,
+               end: float, rate: float, start: Any) -> Result:  # fmt: skip
+    """Train from progress ``begin`` to ``end`` of the whole schedule."""
+    rounds = max(1, round(config.rounds * (end - begin)))
+    settings = config.change({"optimizer.lr": rate})
+    return skerry.train(
+        model, job.loss_fn, job.data, plan=plan, algorithm=algorithm, optimizer=make_optimizer(settings),
+        num_rounds=rounds, schedule=lambda at: skerry.cosine(begin + (end - begin) * at), seed=config.seed,
+        test=job.test, metrics=job.metrics, eval_batch_size=config.eval_batch_size, start=start, verify=False,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def side_by_side(narrow: nn.Module, model: nn.Module, plan: Plan, assignment: Assignment) -> nn.Module:
+    """Return the full model in which every subnet, and what lies between two of them, is a copy of ``narrow``."""
+    full = skerry.materialize(model, skerry.FromInitializer(model, 0))
+    small = named_tensors(narrow)
+    for name, tensor in named_tensors(full).items():
+        rows = plan.row(name, tensor.shape)
+        part = small[name]
+        for dim, dealt in enumerate(rows):
+            if dealt is not None:  # unit u of the full axis is the copy of the narrow unit of its rank with its holder
+                owner = assignment.held[:, dealt.units].long().argmax(0)
+                rank = torch.zeros_like(owner)
+                for worker in range(assignment.num_workers):
+                    mine = (owner == worker).nonzero().flatten()
+                    rank[mine] = torch.arange(len(mine)) % part.shape[dim]
+                part = part.index_select(dim, rank)
+        put_(tensor, part)
+    return full
+
+
+def one(recipe: str, variant: str, rate: float, seed: int, budget: float, hidden: int | None) -> tuple[float, float]:
+    """Train a variant; return metric and MB."""
+    torch.set_num_threads(1)
+    make, grown = VARIANTS[variant]
+    settings: dict[str, Any] = {"seed": seed} | ({"model.hidden": hidden} if hidden else {})
+    config = configure(recipe, "ist", settings)
+    config = config.change({"rounds": max(2, round(config.rounds * budget))})
+    job = RECIPES[recipe]().build(config)
+    algorithm = make(config, skerry.ist(config.workers))
+    model, plan, start = job.model, job.plan, job.start
+    sent = 0.0
+    if grown:
+        small = narrow_model(model, plan, 1 / config.workers, seed)
+        first = train_part(config, job, small, Plan.whole(small), skerry.local_sgd(config.workers,
+                           local_steps=config.local_steps), 0.0, grown, rate, job.start)  # fmt: skip
+        sent = first.state.totals["bytes_due"]
+        assignment = algorithm.partition.assign(plan.axes, 0)
+        model, start = side_by_side(first.model, model, plan, assignment), None
+    result = train_part(config, job, model, plan, algorithm, grown, 1.0, rate, start)
+    assert result.score is not None
+    metric = next(iter(result.score.metrics.values())) if result.score.metrics else result.score.accuracy
+    return metric, (sent + result.state.totals["bytes_due"]) / 1e6
+
+
+def main() -> None:
+    """Run the variants."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", choices=RECIPES)
+    parser.add_argument("--budget", type=float, default=1.0)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--hidden", type=int)
+    parser.add_argument("--rates", default="", help="comma-separated; the recipe's of ist and of narrow by default")
+    parser.add_argument("--only", default="", help="variants that begin with one of these, separated by ;")
+    options = parser.parse_args()
+    known = {configure(options.recipe, m, {}).optimizer["lr"] for m in ("ist", "narrow")}
+    rates = [float(rate) for rate in options.rates.split(",") if rate] or sorted(known)
+    only = tuple(options.only.split(";"))
+    jobs = [(v, r, s) for v in VARIANTS if v.startswith(only) for r in rates for s in range(options.seeds)]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        futures = {
+            job: pool.submit(one, options.recipe, job[0], job[1], job[2], options.budget, options.hidden)
+            for job in jobs
+        }
+        for variant, rate in dict.fromkeys((v, r) for v, r, _ in jobs):
+            found = [futures[variant, rate, seed].result() for seed in range(options.seeds)]
+            values = [value for value, _ in found]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            print(
+                f"| {variant} | {rate:g} | {statistics.fmean(values):.4f} | {spread:.4f} | {found[0][1]:.1f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
