@@ -12,10 +12,12 @@ from skerry.algorithms import (
     ist,
     local_sgd,
     narrow,
+    resist,
     single,
 )
 from skerry.calibrate import calibrate
 from skerry.checkpoint import Checkpoints
+from skerry.covering import Covering
 from skerry.data import Shards, split
 from skerry.discovery import Blocks, discover
 from skerry.evaluate import Score, evaluate, precision_at
@@ -33,13 +35,15 @@ from skerry.state import Record, State
 from skerry.subnet import extract, masked, write_back
 from skerry.train import Result, train
 from skerry.verify import verify
+from skerry.warmup import Warmup
 
 __all__ = [
-    "Algorithm", "Assignment", "Axis", "Blocks", "Checkpoints", "Data", "DealtDim", "Disjoint", "Everything",
-    "FromFiles", "FromInitializer", "Heads", "In", "Nested", "Out", "Outer", "Overlapping", "Partition", "Plan",
-    "Processes", "Record", "Result", "Rolling", "Sampled", "Score", "Serial", "Shards", "State", "TrainingFailed",
-    "WireFormat", "aggregate_", "calibrate", "constant", "cosine", "ddp", "diloco", "discover", "ensemble",
-    "evaluate", "extract", "federated_dropout", "fedrolex", "heterofl", "ist", "launch", "load_plan", "local_sgd",
-    "masked", "materialize", "narrow", "precision_at", "save_plan", "single", "skeleton", "split", "train",
+    "Algorithm", "Assignment", "Axis", "Blocks", "Checkpoints", "Covering", "Data", "DealtDim", "Disjoint",
+    "Everything", "FromFiles", "FromInitializer", "Heads", "In", "Nested", "Out", "Outer", "Overlapping", "Partition",
+    "Plan", "Processes", "Record", "Result", "Rolling", "Sampled", "Score", "Serial", "Shards", "State",
+    "TrainingFailed", "Warmup", "WireFormat", "aggregate_", "calibrate", "constant", "cosine", "ddp", "diloco",
+    "discover", "ensemble", "evaluate", "extract", "federated_dropout", "fedrolex", "heterofl", "ist", "launch",
+    "load_plan", "local_sgd", "masked", "materialize", "narrow", "precision_at", "resist", "save_plan", "single",
+    "skeleton", "split", "train",
     "verify", "write_back",
 ]  # fmt: skip

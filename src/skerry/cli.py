@@ -81,7 +81,7 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @main.command()
 @click.argument("recipe", required=False)
-@click.option("--method", default=None, help=f"{', '.join(METHODS)}; ist by default.")
+@click.option("--method", default=None, help=f"{', '.join(METHODS)}; default: the recipe's.")
 @click.option("--rounds", type=int, help="Number of rounds.")
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events to OUT/tensorboard.")
 @_shared_options
@@ -99,9 +99,9 @@ def train(
 ) -> None:
     """Train RECIPE and write metrics, checkpoints and a report to --out.
 
-    Recipes: fashion-mlp, mnist-mlp, digits-mlp, speech-mlp2, speech-mlp3, depends-xc. The settings that --set takes
-    are those of config.json in --out, such as local_steps=100, partition.reshuffle=1, partition.capacities=[1,1,2,4],
-    optimizer.name=AdamW, split=by_label.
+    Recipes: fashion-mlp, mnist-mlp, digits-mlp, speech-mlp2, speech-mlp3, depends-xc, vgg-cifar, resnet18-cifar,
+    resist-cifar, skewed-mlp, skewed-resnet. The settings that --set takes are those of config.json in --out, such
+    as local_steps=100, partition.reshuffle=1, partition.capacities=[1,1,2,4], optimizer.name=AdamW, split=by_label.
 
     Started by torchrun (torchrun --standalone --nproc-per-node 4 -m skerry train ...) it is one of the workers.
     """
@@ -122,7 +122,7 @@ def train(
     else:
         if "WORLD_SIZE" in os.environ and method != "single":
             given = {"workers": int(os.environ["WORLD_SIZE"]), **given}  # one worker a process
-        config = experiment.configure(recipe, method or "ist", given)
+        config = experiment.configure(recipe, method or RECIPES[recipe]().config.method, given)
     _start(config, out, resume=resume, tensorboard=tensorboard)
     if int(os.environ.get("RANK", 0)) == 0:
         _conclude(out)
@@ -130,13 +130,13 @@ def train(
 
 @main.command()
 @click.argument("recipe")
-@click.option("--methods", default="ist,local_sgd,narrow,single", show_default=True, help="Methods, comma-separated.")
+@click.option("--methods", help="Methods, comma-separated; default: the recipe's,local_sgd,narrow,single.")
 @click.option("--seeds", default=None, help="Seeds, comma-separated, to repeat every method with.")
 @click.option("--rounds", type=int, help="Number of rounds, the same for all methods.")
 @_shared_options
 def compare(
     recipe: str,
-    methods: str,
+    methods: str | None,
     seeds: str | None,
     rounds: int | None,
     workers: int | None,
@@ -151,6 +151,8 @@ def compare(
     A setting for one method only is named with the method: --set local_sgd.local_steps=230. With --resume, methods that
     are done are kept.
     """
+    if methods is None:
+        methods = f"{RECIPES[choose(recipe, RECIPES, 'recipe')]().config.method},local_sgd,narrow,single"
     chosen = [choose(m.strip(), METHODS, "method") for m in methods.split(",") if m.strip()]
     try:
         repeats = [int(s) for s in seeds.split(",")] if seeds else [None]

@@ -17,7 +17,8 @@ class Dealing:
     """Who holds what.
 
     ``reshuffle``, ``core``, ``capacities`` (a weight a worker, None: equal): of ``Disjoint``. ``fractions`` (of each
-    axis, for each worker; None: the method's own), ``step``: of ``Sampled``, ``Rolling`` and ``Nested``.
+    axis, for each worker; None: the method's own), ``step``: of ``Sampled``, ``Rolling`` and ``Nested``. ``min_units``:
+    of ``Covering``. ``warmup_rounds``: of ``Warmup``.
     """
 
     reshuffle: float = 0.1
@@ -25,6 +26,8 @@ class Dealing:
     capacities: tuple[float, ...] | None = None
     fractions: tuple[float, ...] | None = None
     step: int = 1
+    min_units: int = 1
+    warmup_rounds: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,8 @@ class Config:
     """One run.
 
     ``optimizer`` holds the ``name`` of a class of ``torch.optim`` and its keyword arguments; ``model`` what the recipe
-    lets one change of its model. ``threads=0`` means: serial all cores, processes an equal part of them, at least one.
+    lets one change of its model, ``data`` of its data. ``width`` is the fraction of each axis that method ``narrow``
+    has, 0: 1/workers. ``threads=0`` means: serial all cores, processes an equal part of them, at least one.
     """
 
     recipe: str
@@ -51,6 +55,8 @@ class Config:
     overlap: int = 0
     schedule: str = "cosine"
     model: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    width: float = 0.0
     eval_every: int = 10
     eval_batch_size: int = 4096
     checkpoint_every_s: float = 10.0

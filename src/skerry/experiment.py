@@ -51,6 +51,8 @@ def configure(recipe: str, method: str, settings: Mapping[str, Any]) -> Config:
             raise ValueError(f"{name}: method '{method}' has no use for it, leave it out; {users} would")
     if unknown := set(config.model) - set(built.config.model):
         choose(unknown.pop(), built.config.model, "setting of the model: model.")
+    if unknown := set(config.data) - set(built.config.data):
+        choose(unknown.pop(), built.config.data, "setting of the data: data.")
     make_optimizer(config)
     METHODS[method].build(config)
     return config

@@ -7,7 +7,7 @@ from skerry import algorithms
 from skerry.algorithm import Algorithm
 from skerry.config import Config
 
-SOME_METHODS_ONLY = ("optimizer_state", "overlap", "outer", "partition")
+SOME_METHODS_ONLY = ("optimizer_state", "outer", "overlap", "partition", "width")
 """Settings, and groups of settings, that only those methods take which name them."""
 
 
@@ -42,11 +42,27 @@ METHODS: dict[str, Method] = {
         ),
         "optimizer_state", "overlap", "partition.reshuffle", "partition.core", "partition.capacities",
     ),
+    "resist": _method(
+        lambda c: algorithms.resist(
+            c.workers,
+            local_steps=c.local_steps,
+            seed=c.seed,
+            min_units=c.partition.min_units,
+            warmup_rounds=c.partition.warmup_rounds,
+            optimizer_state=c.optimizer_state,
+            overlap=c.overlap,
+        ),
+        "optimizer_state", "overlap", "partition.min_units", "partition.warmup_rounds",
+    ),
     "narrow": _method(
         lambda c: algorithms.narrow(
-            c.workers, local_steps=c.local_steps, optimizer_state=c.optimizer_state, overlap=c.overlap
+            c.workers,
+            local_steps=c.local_steps,
+            width=c.width or None,
+            optimizer_state=c.optimizer_state,
+            overlap=c.overlap,
         ),
-        "optimizer_state", "overlap",
+        "optimizer_state", "overlap", "width",
     ),
     "local_sgd": _method(
         lambda c: algorithms.local_sgd(

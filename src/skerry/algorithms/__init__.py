@@ -9,8 +9,10 @@ from skerry.algorithms.heterofl import heterofl
 from skerry.algorithms.ist import ist
 from skerry.algorithms.local_sgd import local_sgd
 from skerry.algorithms.narrow import narrow
+from skerry.algorithms.resist import resist
 from skerry.algorithms.single import single
 
 __all__ = [
-    "ddp", "diloco", "ensemble", "federated_dropout", "fedrolex", "heterofl", "ist", "local_sgd", "narrow", "single",
+    "ddp", "diloco", "ensemble", "federated_dropout", "fedrolex", "heterofl", "ist", "local_sgd", "narrow", "resist",
+    "single",
 ]  # fmt: skip

@@ -5,9 +5,17 @@ from skerry.partition import Everything
 
 
 def narrow(
-    workers: int, *, local_steps: int = 20, optimizer_state: StatePolicy = "reset", overlap: int = 0
+    workers: int,
+    *,
+    local_steps: int = 20,
+    width: float | None = None,
+    optimizer_state: StatePolicy = "reset",
+    overlap: int = 0,
 ) -> Algorithm:
     """Local SGD on a fresh net with 1/n of each axis: the memory and compute that IST asks of a worker, without IST.
+
+    Where a worker's subnet has another share of each axis (blocks that several workers hold), ``width`` is that share.
+    Of an axis of blocks it is the first ones: a shallower net.
 
     What IST must beat to be worth its while: the same cost a worker, but n replicas of one narrow net V,
 
@@ -22,5 +30,5 @@ def narrow(
         local_steps=local_steps,
         optimizer_state=optimizer_state,
         overlap=overlap,
-        width=1.0 / workers,
+        width=1.0 / workers if width is None else width,
     )

@@ -1,5 +1,6 @@
 """Data: where data sets come from, how samples are dealt to workers, and in which order they are seen."""
 
+from skerry.data.cifar import cifar10
 from skerry.data.depends import debian_depends
 from skerry.data.errors import DataError
 from skerry.data.fetch import fetch
@@ -9,5 +10,6 @@ from skerry.data.speech import speech_commands
 from skerry.data.splits import split
 
 __all__ = [
-    "DataError", "Dataset", "Shards", "cache_folder", "debian_depends", "fetch", "load", "speech_commands", "split",
+    "DataError", "Dataset", "Shards", "cache_folder", "cifar10", "debian_depends", "fetch", "load",
+    "speech_commands", "split",
 ]  # fmt: skip

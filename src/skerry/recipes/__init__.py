@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
+from skerry.recipes.cifar import resist_cifar, resnet18_cifar, skewed_resnet, vgg_cifar
 from skerry.recipes.depends_xc import depends_xc
-from skerry.recipes.image_mlp import digits_mlp, fashion_mlp, mnist_mlp
+from skerry.recipes.image_mlp import digits_mlp, fashion_mlp, mnist_mlp, skewed_mlp
 from skerry.recipes.recipe import Job, Recipe
 from skerry.recipes.speech_mlp import speech_mlp2, speech_mlp3
 
@@ -14,6 +15,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "depends-xc": depends_xc,
     "speech-mlp2": speech_mlp2,
     "speech-mlp3": speech_mlp3,
+    "vgg-cifar": vgg_cifar,
+    "resnet18-cifar": resnet18_cifar,
+    "resist-cifar": resist_cifar,
+    "skewed-mlp": skewed_mlp,
+    "skewed-resnet": skewed_resnet,
 }
 
 __all__ = ["RECIPES", "Job", "Recipe"]

@@ -54,6 +54,17 @@ def mnist_mlp() -> Recipe:
     )
 
 
+def skewed_mlp() -> Recipe:
+    """``fashion_mlp`` where each class is spread unevenly over the workers, in the role of private data."""
+    recipe = fashion_mlp()
+    return Recipe(
+        summary="the MLP of fashion-mlp, each worker with its own mix of classes (Dirichlet .3)",
+        config=recipe.config.change({"recipe": "skewed-mlp", "split": "dirichlet:0.3"}),
+        methods=recipe.methods,
+        build=recipe.build,
+    )
+
+
 def digits_mlp() -> Recipe:
     """64-128-128-10 on the handwritten digits that scikit-learn ships: a run takes seconds and no download."""
     settings: dict[str, Any] = {"rounds": 20, "local_steps": 20, "eval_every": 5}

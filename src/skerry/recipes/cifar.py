@@ -1,0 +1,183 @@
+"""Convolutional nets on CIFAR-10 (JPEG): a VGG and a ResNet-18 with channels dealt out, a deep ResNet with blocks."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from skerry.config import Config
+from skerry.data import Shards, cifar10, split
+from skerry.discovery import Blocks
+from skerry.models.resnet import ResNet
+from skerry.models.vgg import VGG
+from skerry.plan import Plan
+from skerry.randomness import seed_of
+from skerry.recipes.recipe import Job, Recipe
+from skerry.rules import In, Out, Rules
+from skerry.sources import FromInitializer
+
+CLASSES, SIZE = 10, 32
+
+
+def vgg_cifar() -> Recipe:
+    """A small VGG; every layer's channels are dealt out, as the paper does with neurons.
+
+    So most weights lie between two dealt axes, and a worker's step costs a sixteenth of the full net's.
+
+    References: Yuan et al., VLDB 2022, arXiv 1910.02120, section 5 (a VGG12 on ImageNet-21k).
+    """
+    config = _config("vgg-cifar", {"convs": [1, 1, 2, 2], "width": 32, "hidden": 512})
+    return Recipe(
+        summary="VGG with 6 convolutions, 32 to 256 channels, on CIFAR-10 (JPEG)",
+        config=config,
+        methods={
+            "ist": {"rounds": 60, "local_steps": 50, "optimizer.lr": 0.1},
+            "local_sgd": {"rounds": 10, "local_steps": 20, "optimizer.lr": 0.05},
+            "narrow": {"rounds": 60, "local_steps": 50, "optimizer.lr": 0.1},
+            "single": {"rounds": 10, "local_steps": 20, "optimizer.lr": 0.05},
+        },
+        build=partial(_build, make=_vgg),
+    )
+
+
+def resnet18_cifar() -> Recipe:
+    """ResNet-18's layout; in each block conv1's filters with norm2 and conv2's inputs are dealt out.
+
+    References: Yuan et al., VLDB 2022, arXiv 1910.02120, section 5 (ResNet18 on CIFAR-10).
+    """
+    config = _config("resnet18-cifar", {"blocks": [2, 2, 2, 2], "width": 16, "stem_stride": 2})
+    return Recipe(
+        summary="pre-activation ResNet-18 layout, 16 to 128 channels, on CIFAR-10 (JPEG)",
+        config=config,
+        methods={
+            "ist": {"rounds": 20, "local_steps": 50, "optimizer.lr": 0.1},
+            "local_sgd": {"rounds": 13, "local_steps": 20, "optimizer.lr": 0.05},
+            "narrow": {"rounds": 20, "local_steps": 50, "optimizer.lr": 0.1},
+            "single": {"rounds": 13, "local_steps": 20, "optimizer.lr": 0.05},
+        },
+        build=partial(_build, make=_resnet_channels),
+    )
+
+
+def skewed_resnet() -> Recipe:
+    """The same net and methods where each class is spread unevenly over the workers, in the role of private data."""
+    recipe = resnet18_cifar()
+    return Recipe(
+        summary="the same ResNet, each worker with its own mix of classes (Dirichlet .3)",
+        config=recipe.config.change({"recipe": "skewed-resnet", "split": "dirichlet:0.3"}),
+        methods=recipe.methods,
+        build=recipe.build,
+    )
+
+
+def resist_cifar() -> Recipe:
+    """A deep, thin ResNet; the blocks of section 3 after its strided first one are dealt out, all else is shared.
+
+    ``narrow`` is its rival of the same memory and operations: a net with only as many of these blocks as a worker has,
+    trained by all.
+
+    References: Dun, Wolfe, Jermaine, Kyrillidis: ResIST, UAI 2022, arXiv 2107.00961 (sections of 3, 4, 23 and 3 blocks;
+    50 local steps of SGD with momentum .9 and weight decay 5e-4, batch 128).
+    """
+    config = _config("resist-cifar", {"blocks": [1, 1, 9, 1], "width": 16, "stem_stride": 2})
+    least: dict[str, Any] = {"partition.min_units": 4}
+    return Recipe(
+        summary="pre-activation ResNet with 8 blocks to deal out, 16 to 128 channels, on CIFAR-10 (JPEG)",
+        config=config.change({"method": "resist"}),
+        methods={
+            "resist": {"rounds": 20, "local_steps": 20, "optimizer.lr": 0.05} | least,
+            "ist": {"rounds": 20, "local_steps": 20, "optimizer.lr": 0.05},
+            "local_sgd": {"rounds": 20, "local_steps": 20, "optimizer.lr": 0.05},
+            "narrow": {"rounds": 20, "local_steps": 20, "optimizer.lr": 0.05, "width": 0.5},
+            "single": {"rounds": 20, "local_steps": 20, "optimizer.lr": 0.05},
+        },
+        build=partial(_build, make=_resnet_blocks),
+    )
+
+
+def vgg_rules(num_convs: int) -> Rules:
+    """The rules of ``VGG``: convolution k makes axis ``ck``, the hidden layer ``h``; images and classes stay whole."""
+    rules: dict[str, Any] = {f"norms.{k}": Out(f"c{k}") for k in range(num_convs)}
+    for k in range(num_convs):
+        rules[f"convs.{k}"] = (In(f"c{k - 1}"), Out(f"c{k}")) if k else Out("c0")
+    last = f"c{num_convs - 1}"
+    return rules | {"hidden": (In(last), Out("h")), "hidden_norm": Out("h"), "out": In("h")}
+
+
+def channel_rules() -> Rules:
+    """The rules of ``ResNet`` for what lies inside of blocks: an axis a block. The residual stream stays whole."""
+    block = "stages.*.*"
+    return {f"{block}.conv1": Out(block), f"{block}.norm2": Out(block), f"{block}.conv2": In(block)}
+
+
+def _config(recipe: str, model: Mapping[str, Any]) -> Config:
+    """What the recipes of this file have in common; ``data.images`` is how many training images, of 50,000."""
+    sgd = {"name": "SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+    return Config(
+        recipe=recipe, model=model, data={"images": 50_000}, batch_size=64, optimizer=sgd, eval_batch_size=1000
+    )
+
+
+def _vgg(settings: Mapping[str, Any]) -> tuple[nn.Module, Plan]:
+    convs, (width, hidden) = _counts(settings, "convs"), _numbers(settings, "width", "hidden")
+    with torch.device("meta"):  # each process makes only the weights that it holds
+        model = VGG(convs, width=width, hidden=hidden, image_size=SIZE, classes=CLASSES)
+    return model, Plan.from_rules(model, vgg_rules(sum(convs)))
+
+
+def _resnet(settings: Mapping[str, Any]) -> ResNet:
+    width, stride = _numbers(settings, "width", "stem_stride")
+    with torch.device("meta"):
+        return ResNet(_counts(settings, "blocks"), width=width, classes=CLASSES, stem_stride=stride)
+
+
+def _resnet_channels(settings: Mapping[str, Any]) -> tuple[nn.Module, Plan]:
+    model = _resnet(settings)
+    return model, Plan.from_rules(model, channel_rules())
+
+
+def _resnet_blocks(settings: Mapping[str, Any]) -> tuple[nn.Module, Plan]:
+    model, blocks = _resnet(settings), _counts(settings, "blocks")
+    if len(blocks) < 3 or blocks[2] < 2:
+        raise ValueError(
+            f"model.blocks={blocks}: expected at least 2 blocks in section 3, of which all but one are dealt"
+        )
+    pattern = Blocks(*(f"stages.2.{k}" for k in range(1, blocks[2])), axis="section 3", branch="conv2")
+    return model, pattern.plan(model, torch.empty(2, 3, SIZE, SIZE, device="meta"))
+
+
+def _build(config: Config, make: Callable[[Mapping[str, Any]], tuple[nn.Module, Plan]]) -> Job:
+    (num_images,) = _numbers(config.data, "images", group="data")
+    model, plan = make(config.model)
+    cifar = cifar10()
+    x, y = cifar.x_train[:num_images], cifar.y_train[:num_images]
+    if len(x) < num_images:
+        raise ValueError(f"data.images={num_images}: expected at most {len(x)}, the training images there are")
+    parts = split(y, config.workers, config.split, config.seed)
+    return Job(
+        model=model,
+        plan=plan,
+        loss_fn=F.cross_entropy,
+        data=Shards(x, y, parts, batch_size=config.batch_size, seed=config.seed, transform=cifar.standardize),
+        start=partial(FromInitializer, seed=seed_of(config.seed, "model")),
+        test=(cifar.standardize(cifar.x_test), cifar.y_test),
+    )
+
+
+def _numbers(settings: Mapping[str, Any], *names: str, group: str = "model") -> list[int]:
+    """Return the settings of these names; raise ValueError unless all are whole numbers from 1."""
+    for name in names:
+        if not isinstance(settings[name], int) or settings[name] < 1:
+            raise ValueError(f"{group}.{name}={settings[name]!r}: expected a whole number from 1")
+    return [settings[name] for name in names]
+
+
+def _counts(settings: Mapping[str, Any], name: str) -> Sequence[int]:
+    """Return the setting of this name; raise ValueError unless it is a list of whole numbers from 1."""
+    counts = settings[name]
+    if not (isinstance(counts, list) and counts and all(isinstance(c, int) and c >= 1 for c in counts)):
+        raise ValueError(f"model.{name}={counts!r}: expected a list of whole numbers from 1, for example [2,2,2,2]")
+    return counts
