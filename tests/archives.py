@@ -1,14 +1,36 @@
 """Small archives with the names and arrays of the real ones."""
 
 import hashlib
+import io
 
 import numpy as np
+from PIL import Image
 
 from skerry.data.archives import ARCHIVES
 
 
+def cifar(num, seed):
+    """Return an archive of ``num`` JPEG files, and their pixels, smooth, so that JPEG nearly keeps them."""
+    rng = np.random.default_rng(seed)
+    corners = rng.uniform(0, 255, (num, 3, 2, 2))
+    slope = np.linspace(0, 1, 32)
+    across = corners[..., :1] * (1 - slope) + corners[..., 1:] * slope
+    pixels = across[:, :, 0, None] * (1 - slope[:, None]) + across[:, :, 1, None] * slope[:, None]
+    files = []
+    for image in pixels.round().astype(np.uint8):
+        file = io.BytesIO()
+        Image.fromarray(image.transpose(1, 2, 0)).save(file, "JPEG", quality=95, subsampling=0)
+        files.append(file.getvalue())
+    archive = {
+        "jpeg": np.frombuffer(b"".join(files), dtype=np.uint8),
+        "offset": np.cumsum([0, *map(len, files)]),
+        "label": (np.arange(num) % 10).astype(np.uint8),
+    }
+    return archive, pixels
+
+
 def make(folder, monkeypatch):
-    """Write them into ``folder`` and make recipes expect them there."""
+    """Write them into ``folder`` and make recipes expect them there, and an empty cache."""
     rng = np.random.default_rng(0)
 
     def rows(num, high, most):
@@ -28,9 +50,12 @@ def make(folder, monkeypatch):
             **dict(zip(("y_indptr", "y_indices", "y_shape"), y, strict=True)),
             "test": np.arange(90) % 3 == 0,
         },
+        "cifar10_jpeg_train.npz": cifar(60, 1)[0],
+        "cifar10_jpeg_test.npz": cifar(30, 2)[0],
     }  # fmt: skip
     for name, content in arrays.items():
         np.savez(folder / name, **content)
         monkeypatch.setitem(ARCHIVES, name, hashlib.sha256((folder / name).read_bytes()).hexdigest())
     monkeypatch.setenv("SKERRY_DATA", str(folder))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     return arrays

@@ -23,6 +23,7 @@ from skerry import (
     ist,
     local_sgd,
     narrow,
+    resist,
     single,
     split,
 )  # fmt: skip
@@ -173,6 +174,7 @@ METHODS = {
     "federated_dropout": Method(federated_dropout(3, local_steps=4), sgd),
     "fedrolex": Method(fedrolex(3, local_steps=4, step=2, fractions=(0.3, 0.3, 0.7), optimizer_state="travel"), adamw),
     "heterofl": Method(heterofl(3, local_steps=4, fractions=(0.8, 0.4, 0.2)), sgd),
+    "resist": Method(resist(3, local_steps=4, min_units=5, optimizer_state="travel"), sgd),
 }
 
 

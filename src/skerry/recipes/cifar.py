@@ -29,9 +29,9 @@ def vgg_cifar() -> Recipe:
 
     References: Yuan et al., VLDB 2022, arXiv 1910.02120, section 5 (a VGG12 on ImageNet-21k).
     """
-    config = _config("vgg-cifar", {"convs": [1, 1, 2, 2], "width": 32, "hidden": 512})
+    config = _config("vgg-cifar", {"convs": [1, 1, 2, 2], "width": 16, "hidden": 256})
     return Recipe(
-        summary="VGG with 6 convolutions, 32 to 256 channels, on CIFAR-10 (JPEG)",
+        summary="VGG with 6 convolutions, 16 to 128 channels, on CIFAR-10 (JPEG)",
         config=config,
         methods={
             "ist": {"rounds": 60, "local_steps": 50, "optimizer.lr": 0.1},
