@@ -77,7 +77,10 @@ def test_warm_up_is_everything_then_what_follows(seed):
     [
         (lambda: Covering(0), "num_workers=0: expected at least 1"),
         (lambda: Covering(2, 0), "min_units=0: expected at least 1"),
-        (lambda: Covering(2, 4).assign((Axis("blocks", 3),), 0), "axis 'blocks': 3 units, expected at least min_units=4"),
+        (
+            lambda: Covering(2, 4).assign((Axis("blocks", 3),), 0),
+            "axis 'blocks': 3 units, expected at least min_units=4",
+        ),
         (lambda: Covering(4).assign((Axis("blocks", 3),), 0), "axis 'blocks': 3 units for 4 workers"),
         (lambda: Warmup(-1, Everything(2)), "warm-up rounds=-1"),
     ],

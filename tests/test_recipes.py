@@ -4,25 +4,37 @@ import archives
 import pytest
 import torch
 
-from skerry import FromInitializer, materialize
+from skerry import FromInitializer, materialize, train
 from skerry.cli import call
 from skerry.comparison import load_run
 from skerry.config import Config
-from skerry.experiment import configure, run
+from skerry.experiment import configure, make_optimizer, run
 from skerry.methods import METHODS
 from skerry.models.bag import BagMLP
 from skerry.recipes import RECIPES
 from skerry.recipes.depends_xc import several_labels
 from skerry.runtimes import Serial
 
-QUICK = {"rounds": 2, "local_steps": 2, "batch_size": 8, "model.hidden": 12, "workers": 2, "threads": 1}
+QUICK = {"rounds": 2, "local_steps": 2, "batch_size": 8, "workers": 2, "threads": 1}
+MLP = {"model.hidden": 12}
+RESNET = {"model.width": 4, "data.images": 50}
+SMALL = {
+    "digits-mlp": MLP,
+    "speech-mlp2": MLP,
+    "speech-mlp3": MLP,
+    "depends-xc": MLP,
+    "vgg-cifar": {"model.width": 4, "model.hidden": 12, "data.images": 50},
+    "resnet18-cifar": RESNET,
+    "resist-cifar": RESNET | {"model.blocks": [1, 1, 5, 1]},
+    "skewed-resnet": RESNET,
+}
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "ddp"])
-@pytest.mark.parametrize("recipe", ["digits-mlp", "speech-mlp2", "speech-mlp3", "depends-xc"])
+@pytest.mark.parametrize("recipe", SMALL)
 def test_recipes_run_with_every_method(tmp_path, monkeypatch, recipe, method):
     archives.make(tmp_path, monkeypatch)
-    quick = {k: v for k, v in QUICK.items() if method != "single" or k != "workers"}
+    quick = {k: v for k, v in (QUICK | SMALL[recipe]).items() if method != "single" or k != "workers"}
     config = configure(recipe, method, quick)
     records = []
     run(config, tmp_path / "run", Serial(), resume=False, on_round=lambda record, state: records.append(record))
@@ -73,3 +85,48 @@ def test_words_that_fill_rows_up_count_for_nothing():
     h = torch.relu(model.norms[0](model.words.weight[[3, 9]].sum(0)[None]))
     h = torch.relu(model.norms[1](model.layers[0](h)))
     torch.testing.assert_close(model(words)[:1], model.out(h))
+
+
+def test_a_recipe_of_images_takes_the_first_ones(tmp_path, monkeypatch):
+    labels = archives.make(tmp_path, monkeypatch)["cifar10_jpeg_train.npz"]["label"]
+    config = configure("resnet18-cifar", "ist", {"data.images": 20, "workers": 1, "batch_size": 20})
+    ((x, y),) = RECIPES["resnet18-cifar"]().build(config).data.batches(0, 0, 1)
+    assert x.shape == (20, 3, 32, 32)
+    assert sorted(y.tolist()) == sorted(labels[:20].tolist())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "setting", "words"),
+    [
+        ("vgg-cifar", {"data.images": 61}, "data.images=61: expected at most 60"),
+        ("vgg-cifar", {"data.images": 0}, "data.images=0: expected a whole number from 1"),
+        ("vgg-cifar", {"data.images": 60, "model.convs": 3}, "model.convs=3: expected a list of whole numbers"),
+        ("resnet18-cifar", {"data.images": 60, "model.width": 1.5}, "model.width=1.5: expected a whole number from 1"),
+        ("resist-cifar", {"data.images": 60, "model.blocks": [2, 2, 1]}, "expected at least 2 blocks in section 3"),
+    ],
+)
+def test_wrong_settings_of_images_are_told(tmp_path, monkeypatch, recipe, setting, words):
+    archives.make(tmp_path, monkeypatch)
+    with pytest.raises(ValueError, match=r".") as error:
+        RECIPES[recipe]().build(configure(recipe, "local_sgd", setting))
+    assert words in str(error.value)
+
+
+def test_an_unknown_setting_of_the_data_names_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown setting of the data: data\. 'image'; did you mean 'images'"):
+        configure("vgg-cifar", "ist", {"data.image": 5})
+
+
+def test_a_worker_of_resist_costs_what_its_narrow_rival_costs(tmp_path, monkeypatch):
+    archives.make(tmp_path, monkeypatch)
+    costs = {}
+    for method in ("resist", "narrow"):
+        small = {"rounds": 1, "local_steps": 1, "batch_size": 8, "data.images": 60, "model.width": 4}
+        config = configure("resist-cifar", method, small)
+        built = RECIPES["resist-cifar"]().build(config)
+        result = train(
+            built.model, built.loss_fn, built.data, plan=built.plan, algorithm=METHODS[method].build(config),
+            optimizer=make_optimizer(config), num_rounds=1, start=built.start,
+        )  # fmt: skip
+        costs[method] = result.step_cost
+    assert costs["resist"] == costs["narrow"]

@@ -59,7 +59,9 @@ def test_blocks_are_skipped_and_averaged_over_those_who_had_them():
     ours, _ = go(resist(WORKERS, local_steps=STEPS, seed=2, min_units=least))
     for name, tensor in named_tensors(ours).items():
         if tensor.is_floating_point():
-            torch.testing.assert_close(tensor, named_tensors(meant)[name], msg=lambda told, name=name: f"{name}: {told}")
+            torch.testing.assert_close(
+                tensor, named_tensors(meant)[name], msg=lambda told, name=name: f"{name}: {told}"
+            )
 
 
 @pytest.mark.parametrize(("least", "share"), [(1, 1 / 3), (4, 2 / 3), (5, 5 / 6)])

@@ -63,5 +63,7 @@ def test_a_cache_that_is_not_right_is_made_again(damage, tmp_path, monkeypatch):
 def test_a_cache_that_cannot_be_written_is_told_in_one_line(tmp_path, monkeypatch):
     archives.make(tmp_path, monkeypatch)
     (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.raises(DataError, match=r"cifar10-jpeg: CIFAR-10 \(JPEG\) decoded cannot be kept there.*XDG_CACHE_HOME"):
+    with pytest.raises(
+        DataError, match=r"cifar10-jpeg: CIFAR-10 \(JPEG\) decoded cannot be kept there.*XDG_CACHE_HOME"
+    ):
         cifar10()
