@@ -23,18 +23,20 @@ SMALL = {
     "speech-mlp2": MLP,
     "speech-mlp3": MLP,
     "depends-xc": MLP,
-    "vgg-cifar": {"model.width": 4, "model.hidden": 12, "data.images": 50},
     "resnet18-cifar": RESNET,
     "resist-cifar": RESNET | {"model.blocks": [1, 1, 5, 1]},
-    "skewed-resnet": RESNET,
 }
+MORE = {"vgg-cifar": {"model.width": 4, "model.hidden": 12, "data.images": 50}, "skewed-resnet": RESNET}
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "ddp"])
-@pytest.mark.parametrize("recipe", SMALL)
+@pytest.mark.parametrize(
+    ("recipe", "method"),
+    [(recipe, method) for recipe in SMALL for method in RECIPES[recipe]().methods if method != "ddp"]
+    + [("vgg-cifar", "ist"), ("vgg-cifar", "narrow"), ("skewed-resnet", "ist")],  # else as resnet18-cifar
+)
 def test_recipes_run_with_every_method(tmp_path, monkeypatch, recipe, method):
     archives.make(tmp_path, monkeypatch)
-    quick = {k: v for k, v in (QUICK | SMALL[recipe]).items() if method != "single" or k != "workers"}
+    quick = {k: v for k, v in (QUICK | (SMALL | MORE)[recipe]).items() if method != "single" or k != "workers"}
     config = configure(recipe, method, quick)
     records = []
     run(config, tmp_path / "run", Serial(), resume=False, on_round=lambda record, state: records.append(record))
@@ -47,7 +49,7 @@ def test_recipes_run_with_every_method(tmp_path, monkeypatch, recipe, method):
 
 
 def test_ddp_runs_in_processes_and_counts_the_bytes_of_gradients(tmp_path):
-    words = [w for key, value in QUICK.items() for w in ("--set", f"{key}={value}")]
+    words = [w for key, value in (QUICK | MLP).items() for w in ("--set", f"{key}={value}")]
     code, told = call(["train", "digits-mlp", "--method", "ddp", "--out", str(tmp_path / "run"), *words])
     assert (code, told) == (0, "")
     run = load_run(tmp_path / "run")
@@ -57,13 +59,31 @@ def test_ddp_runs_in_processes_and_counts_the_bytes_of_gradients(tmp_path):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_recipes_have_settings_for_every_method(recipe):
+def test_recipes_have_settings_for_every_method_that_fits(recipe):
     built = RECIPES[recipe]()
     assert isinstance(built.config, Config)
     assert built.config.recipe == recipe
-    assert built.methods.keys() == METHODS.keys()
+    of_blocks = {"resist", "narrow", "local_sgd", "diloco", "ddp", "single"}
+    assert built.methods.keys() == (of_blocks if recipe == "resist-cifar" else METHODS.keys() - {"resist"})
+    assert built.config.method in built.methods
     for method in METHODS:
-        configure(recipe, method, {})
+        if method in built.methods:
+            configure(recipe, method, {})
+        else:
+            with pytest.raises(ValueError, match=f"method '{method}': recipe '{recipe}' has no settings for it"):
+                configure(recipe, method, {})
+
+
+def test_a_recipe_is_trained_by_its_own_method_unless_told(tmp_path, monkeypatch):
+    archives.make(tmp_path, monkeypatch)
+    settings = QUICK | SMALL["resist-cifar"]
+    words = [w for key, value in settings.items() for w in ("--set", f"{key}={value}")]
+    assert call(["train", "resist-cifar", "--out", str(tmp_path / "run"), *words]) == (0, "")
+    assert load_run(tmp_path / "run").config["method"] == "resist"
+    compare = ["compare", "resist-cifar", "--out", str(tmp_path / "all"), "--set"]
+    for method in ("resist", "local_sgd", "narrow", "single"):
+        assert "expected at least 1" in call([*compare, f"{method}.rounds=0"])[1]
+    assert "'ist' is not among the --methods" in call([*compare, "ist.rounds=0"])[1]
 
 
 def test_the_loss_for_several_labels_is_their_mean_cross_entropy():

@@ -35,7 +35,10 @@ def configure(recipe: str, method: str, settings: Mapping[str, Any]) -> Config:
     """
     built = RECIPES[choose(recipe, RECIPES, "recipe")]()
     choose(method, METHODS, "method")
-    own = {"method": method, **built.methods.get(method, {})}
+    if method not in built.methods:
+        known = ", ".join(built.methods)
+        raise ValueError(f"method '{method}': recipe '{recipe}' has no settings for it, expected one of {known}")
+    own = {"method": method, **built.methods[method]}
     if method == "single":
         own["workers"] = 1
         if settings.get("workers", 1) != 1:
