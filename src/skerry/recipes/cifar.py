@@ -48,7 +48,8 @@ def vgg_cifar() -> Recipe:
 
 
 def resnet18_cifar() -> Recipe:
-    """ResNet-18's layout; in each block conv1's filters with norm2 and conv2's inputs are dealt out.
+    """ResNet-18's layout; in each block conv1's filters with norm2 and conv2's inputs are dealt out. Learning rates are
+    not tuned yet.
 
     Stem, shortcuts, the residual stream and the classifier are on every worker. Differs from LoFT, arXiv
     2210.16169, which shares the first stage and strided blocks as well: that costs a worker 2.6 times as much a step,
@@ -85,7 +86,7 @@ def resist_cifar() -> Recipe:
     """A deep, thin ResNet; the blocks of section 3 after its strided first one are dealt out, all else is shared.
 
     ``narrow`` is its rival of the same memory and operations: a net with only as many of these blocks as a worker has,
-    trained by all. Methods in which a unit may have no holder cannot deal blocks.
+    trained by all. Methods in which a unit may have no holder cannot deal blocks. Learning rates are not tuned yet.
 
     References: Dun, Wolfe, Jermaine, Kyrillidis: ResIST, UAI 2022, arXiv 2107.00961 (sections of 3, 4, 23 and 3 blocks;
     50 local steps of SGD with momentum .9 and weight decay 5e-4, batch 128).
