@@ -24,6 +24,7 @@ LAYERS = [
     ["runtimes"],
     ["checkpoint", "export"],
     ["loop"],
+    ["session"],
     ["train"],
     ["config"],
     ["run", "comparison", "progress", "tensorboard"],

@@ -28,6 +28,7 @@ from skerry.plan_file import load_plan, save_plan
 from skerry.rules import Heads, In, Out
 from skerry.runtimes import Processes, Serial, WireFormat, launch
 from skerry.schedule import constant, cosine
+from skerry.session import Session
 from skerry.sources import FromFiles, FromInitializer, materialize, skeleton
 from skerry.state import Record, State
 from skerry.subnet import extract, masked, write_back
@@ -37,9 +38,9 @@ from skerry.verify import verify
 __all__ = [
     "Algorithm", "Assignment", "Axis", "Blocks", "Checkpoints", "Data", "DealtDim", "Disjoint", "Everything",
     "FromFiles", "FromInitializer", "Heads", "In", "Nested", "Out", "Outer", "Overlapping", "Partition", "Plan",
-    "Processes", "Record", "Result", "Rolling", "Sampled", "Score", "Serial", "Shards", "State", "TrainingFailed",
-    "WireFormat", "aggregate_", "calibrate", "constant", "cosine", "ddp", "diloco", "discover", "ensemble",
-    "evaluate", "extract", "federated_dropout", "fedrolex", "heterofl", "ist", "launch", "load_plan", "local_sgd",
-    "masked", "materialize", "narrow", "precision_at", "save_plan", "single", "skeleton", "split", "train",
+    "Processes", "Record", "Result", "Rolling", "Sampled", "Score", "Serial", "Session", "Shards", "State",
+    "TrainingFailed", "WireFormat", "aggregate_", "calibrate", "constant", "cosine", "ddp", "diloco", "discover",
+    "ensemble", "evaluate", "extract", "federated_dropout", "fedrolex", "heterofl", "ist", "launch", "load_plan",
+    "local_sgd", "masked", "materialize", "narrow", "precision_at", "save_plan", "single", "skeleton", "split", "train",
     "verify", "write_back",
 ]  # fmt: skip
