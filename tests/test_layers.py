@@ -27,7 +27,7 @@ LAYERS = [
     ["session"],
     ["train"],
     ["config"],
-    ["run", "comparison", "progress", "tensorboard"],
+    ["run", "comparison", "progress", "tensorboard", "estimator"],
     ["pictures"],
     ["report", "results"],
     ["recipes", "methods"],

@@ -16,8 +16,9 @@ from skerry.algorithms import (
 )
 from skerry.calibrate import calibrate
 from skerry.checkpoint import Checkpoints
-from skerry.data import Shards, split
+from skerry.data import Shards, from_dataset, from_loaders, split
 from skerry.discovery import Blocks, discover
+from skerry.estimator import Classifier, Regressor
 from skerry.evaluate import Score, evaluate, precision_at
 from skerry.local import Data
 from skerry.loop import TrainingFailed
@@ -36,11 +37,11 @@ from skerry.train import Result, train
 from skerry.verify import verify
 
 __all__ = [
-    "Algorithm", "Assignment", "Axis", "Blocks", "Checkpoints", "Data", "DealtDim", "Disjoint", "Everything",
-    "FromFiles", "FromInitializer", "Heads", "In", "Nested", "Out", "Outer", "Overlapping", "Partition", "Plan",
-    "Processes", "Record", "Result", "Rolling", "Sampled", "Score", "Serial", "Session", "Shards", "State",
-    "TrainingFailed", "WireFormat", "aggregate_", "calibrate", "constant", "cosine", "ddp", "diloco", "discover",
-    "ensemble", "evaluate", "extract", "federated_dropout", "fedrolex", "heterofl", "ist", "launch", "load_plan",
-    "local_sgd", "masked", "materialize", "narrow", "precision_at", "save_plan", "single", "skeleton", "split", "train",
-    "verify", "write_back",
+    "Algorithm", "Assignment", "Axis", "Blocks", "Checkpoints", "Classifier", "Data", "DealtDim", "Disjoint",
+    "Everything", "FromFiles", "FromInitializer", "Heads", "In", "Nested", "Out", "Outer", "Overlapping", "Partition",
+    "Plan", "Processes", "Record", "Regressor", "Result", "Rolling", "Sampled", "Score", "Serial", "Session", "Shards",
+    "State", "TrainingFailed", "WireFormat", "aggregate_", "calibrate", "constant", "cosine", "ddp", "diloco",
+    "discover", "ensemble", "evaluate", "extract", "federated_dropout", "fedrolex", "from_dataset", "from_loaders",
+    "heterofl", "ist", "launch", "load_plan", "local_sgd", "masked", "materialize", "narrow", "precision_at",
+    "save_plan", "single", "skeleton", "split", "train", "verify", "write_back",
 ]  # fmt: skip
