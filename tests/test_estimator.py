@@ -34,7 +34,7 @@ DIGITS = train_test_split(X / 16, NAMES[Y], random_state=0)  # x to train, x to 
 def fitted():
     x, _, y, _ = DIGITS
     torch.manual_seed(0)
-    return Classifier(net(64, 10), epochs=15).fit(x, y)
+    return Classifier(net(64, 10), epochs=30).fit(x, y)
 
 
 def test_a_classifier_predicts_labels_and_probabilities(fitted):
@@ -77,7 +77,7 @@ def test_scikit_learn_takes_a_classifier_as_its_own(fitted):
     assert copied.get_params().keys() == fitted.get_params().keys()
     assert torch.equal(copied.model[0].weight, fitted.model[0].weight)
     x, y = DIGITS[0][:400], DIGITS[2][:400]
-    pipeline = make_pipeline(StandardScaler(), Classifier(net(64, 10), epochs=8))
+    pipeline = make_pipeline(StandardScaler(), Classifier(net(64, 10), epochs=25))
     scores = cross_val_score(pipeline, x, y, cv=3)
     assert scores.shape == (3,)
     assert scores.min() > 0.75

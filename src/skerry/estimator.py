@@ -179,7 +179,8 @@ class Classifier(_Estimator):
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Return the most likely label of each sample."""
-        found: NDArray[Any] = self.classes_[self._outputs(X).argmax(1).numpy()]
+        numbers = self._outputs(X).argmax(1).numpy()
+        found: NDArray[Any] = self.classes_[numbers]
         return found
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float32]:
