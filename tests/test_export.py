@@ -1,6 +1,7 @@
 """Exported models: read back by other readers than ours, tensor by tensor; and what happens to an older export."""
 
 import json
+import os
 import weakref
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from zoo import CASES, METHODS, MODELS, mlp
 
 import skerry.export as export_module
-from skerry import Disjoint, FromFiles, Plan, Serial, materialize, skeleton, train
+from skerry import Checkpoints, Disjoint, FromFiles, Plan, Serial, materialize, skeleton, train
 from skerry.calibrate import scaled
 from skerry.export import export
 from skerry.plan import named_tensors
@@ -247,3 +248,20 @@ def test_a_plan_that_deals_nothing_out_changes_nothing(tmp_path):
     export(full, tmp_path, shard_bytes=64)
     tensors, _ = read(tmp_path)
     assert all(torch.equal(tensors[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_have_the_permissions_that_the_umask_leaves(tmp_path, umask):
+    model, plan, _ = mlp()
+    before = os.umask(umask)
+    try:
+        train(
+            model, F.cross_entropy, MODELS["mlp"][1](3), plan=plan, algorithm=METHODS["ist"].algorithm,
+            optimizer=METHODS["ist"].optimizer, num_rounds=1, checkpoints=Checkpoints(folder=tmp_path),
+        ).export(tmp_path, shard_bytes=800)  # fmt: skip
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".safetensors", ".json"}
+    assert len(files) > 4
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}

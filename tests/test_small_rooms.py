@@ -11,7 +11,7 @@ from zoo import blobs
 import skerry
 from skerry import constant, cosine, evaluate
 from skerry.config import Config, parse_settings
-from skerry.local import local_steps
+from skerry.local import Worker, local_steps
 from skerry.randomness import generator, seed_of
 
 
@@ -33,14 +33,15 @@ def test_local_steps_are_a_plain_loop_with_factors():
     model, other = nn.Linear(3, 2), nn.Linear(3, 2)
     other.load_state_dict(model.state_dict())
     batches = [(torch.randn(5, 3), torch.randint(0, 2, (5,))) for _ in range(3)]
-    mean = local_steps(model, F.cross_entropy, batches, torch.optim.SGD(model.parameters(), 0.5), [1.0, 0.5, 0.1])
+    worker = Worker(model, torch.optim.SGD(model.parameters(), 0.5), [1.0, 0.5, 0.1])
+    local_steps(worker, F.cross_entropy, batches)
     losses = []
     for (x, y), factor in zip(batches, [1.0, 0.5, 0.1], strict=True):
         loss = F.cross_entropy(other(x), y)
         losses.append(loss.item())
         for p, g in zip(other.parameters(), torch.autograd.grad(loss, list(other.parameters())), strict=True):
             p.data -= 0.5 * factor * g
-    assert mean == pytest.approx(sum(losses) / 3)
+    assert worker.loss == pytest.approx(sum(losses) / 3)
     torch.testing.assert_close(model.weight, other.weight)
 
 
@@ -52,8 +53,9 @@ def test_local_steps_stop_at_the_first_loss_that_is_not_finite():
             seen.append(k)
             yield torch.full((4, 3), math.nan if k == 1 else 1.0), torch.zeros(4, dtype=torch.int64)
 
-    loss = local_steps(model, F.cross_entropy, batches(), torch.optim.SGD(model.parameters(), 0.1), [1.0] * 5)
-    assert not math.isfinite(loss)
+    worker = Worker(model, torch.optim.SGD(model.parameters(), 0.1), [1.0] * 5)
+    local_steps(worker, F.cross_entropy, batches())
+    assert not math.isfinite(worker.loss)
     assert seen == [0, 1]
 
 

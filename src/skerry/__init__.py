@@ -18,8 +18,9 @@ from skerry.algorithms import (
 from skerry.calibrate import calibrate
 from skerry.checkpoint import Checkpoints
 from skerry.covering import Covering
-from skerry.data import Shards, split
+from skerry.data import Shards, from_dataset, from_loaders, split
 from skerry.discovery import Blocks, discover
+from skerry.estimator import Classifier, Regressor
 from skerry.evaluate import Score, evaluate, precision_at
 from skerry.local import Data
 from skerry.loop import TrainingFailed
@@ -30,6 +31,7 @@ from skerry.plan_file import load_plan, save_plan
 from skerry.rules import Heads, In, Out
 from skerry.runtimes import Processes, Serial, WireFormat, launch
 from skerry.schedule import constant, cosine
+from skerry.session import Session
 from skerry.sources import FromFiles, FromInitializer, materialize, skeleton
 from skerry.state import Record, State
 from skerry.subnet import extract, masked, write_back
@@ -38,12 +40,12 @@ from skerry.verify import verify
 from skerry.warmup import Warmup
 
 __all__ = [
-    "Algorithm", "Assignment", "Axis", "Blocks", "Checkpoints", "Covering", "Data", "DealtDim", "Disjoint",
-    "Everything", "FromFiles", "FromInitializer", "Heads", "In", "Nested", "Out", "Outer", "Overlapping", "Partition",
-    "Plan", "Processes", "Record", "Result", "Rolling", "Sampled", "Score", "Serial", "Shards", "State",
-    "TrainingFailed", "Warmup", "WireFormat", "aggregate_", "calibrate", "constant", "cosine", "ddp", "diloco",
-    "discover", "ensemble", "evaluate", "extract", "federated_dropout", "fedrolex", "heterofl", "ist", "launch",
-    "load_plan", "local_sgd", "masked", "materialize", "narrow", "precision_at", "resist", "save_plan", "single",
-    "skeleton", "split", "train",
+    "Algorithm", "Assignment", "Axis", "Blocks", "Checkpoints", "Classifier", "Covering", "Data", "DealtDim",
+    "Disjoint", "Everything", "FromFiles", "FromInitializer", "Heads", "In", "Nested", "Out", "Outer",
+    "Overlapping", "Partition", "Plan", "Processes", "Record", "Regressor", "Result", "Rolling", "Sampled", "Score",
+    "Serial", "Session", "Shards", "State", "TrainingFailed", "Warmup", "WireFormat", "aggregate_", "calibrate",
+    "constant", "cosine", "ddp", "diloco", "discover", "ensemble", "evaluate", "extract", "federated_dropout",
+    "fedrolex", "from_dataset", "from_loaders", "heterofl", "ist", "launch", "load_plan", "local_sgd", "masked",
+    "materialize", "narrow", "precision_at", "resist", "save_plan", "single", "skeleton", "split", "train",
     "verify", "write_back",
 ]  # fmt: skip

@@ -12,10 +12,20 @@ def write(path: Path, content: bytes) -> None:
 
 def write_with(path: Path, make: Callable[[Path], object]) -> None:
     """Replace ``path`` by what ``make`` writes to the path that it is given, in one step."""
+    os.replace(make_draft(path, make), path)
+
+
+def make_draft(path: Path, make: Callable[[Path], object]) -> Path:
+    """Return the draft of ``path``, on the disk, with the permissions of any new file, whatever ``make`` gives it."""
     draft = draft_of(path)
+    draft.unlink(missing_ok=True)  # of a killed write
+    draft.touch()
+    mode = draft.stat().st_mode  # what the umask leaves; safetensors lets only the owner read
+    draft.unlink()
     make(draft)
+    draft.chmod(mode)
     sync(draft)
-    os.replace(draft, path)
+    return draft
 
 
 def sync(path: Path) -> None:

@@ -233,7 +233,8 @@ def _start(config: Config, out: Path, *, resume: bool, tensorboard: bool = False
         _work(Serial(), config, out, resume, tensorboard)
         return
     cores = experiment.num_cores()
-    click.echo(f"{config.workers} processes with {threads} torch thread(s) each on {cores} cores", err=True)
+    told = f"{config.workers} processes with {threads} torch thread(s) each on {cores} cores"
+    click.echo(f"starting {told}; this takes some seconds", err=True)
     launch(
         _work, config.workers, config, out, resume, tensorboard,
         threads=threads, timeout_s=config.timeout_s, wire=config.wire, expected=_TOLD,
@@ -245,6 +246,8 @@ def _work(runtime: Runtime, config: Config, out: Path, resume: bool, tensorboard
     if runtime.rank != 0:
         experiment.run(config, out, runtime, resume=resume)
         return
+    if runtime.num_processes > 1:
+        click.echo(f"all {runtime.num_processes} processes have joined", err=True)
     with RunProgress(f"{config.recipe} {config.method}", config.rounds) as progress:
         hooks = [progress.on_round]
         if tensorboard:

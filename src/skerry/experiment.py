@@ -15,14 +15,14 @@ from skerry.config import Config, choose
 from skerry.export import SHARD_BYTES, export
 from skerry.inputs import call
 from skerry.local import OptimizerFn
-from skerry.loop import calibration_inputs
 from skerry.methods import METHODS, has_use_for
 from skerry.plan import named_tensors
 from skerry.recipes import RECIPES
 from skerry.run import RunFolder, checkpoints_of, saved_config
 from skerry.runtimes import Runtime, Serial, Streamed
+from skerry.session import to_train
 from skerry.sources import skeleton
-from skerry.train import OnRound, to_train, train
+from skerry.train import OnRound, calibration_inputs, train
 
 SCHEDULES = {"constant": schedule.constant, "cosine": schedule.cosine}
 

@@ -80,14 +80,12 @@ class _Writer:
     def _flush(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"export-{len(self._files):05d}"
-        draft = atomic.draft_of(path)
         # Names of one tensor share its memory, which the format does not know.
         seen: set[int] = set()
         tensors = {}
         for name, tensor in self._waiting.items():
             tensors[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
             seen.add(tensor.data_ptr())
-        save_file(tensors, draft, {"format": "pt"})
-        atomic.sync(draft)
+        draft = atomic.make_draft(path, lambda place: save_file(tensors, place, {"format": "pt"}))
         self._files.append((draft, list(self._waiting)))
         self._waiting = {}

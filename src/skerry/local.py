@@ -1,7 +1,8 @@
 """Local steps: ordinary PyTorch training of one subnet, between two exchanges."""
 
 import math
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -31,38 +32,107 @@ class Data(Protocol):
         ...
 
 
-def local_steps(
-    subnet: nn.Module,
-    loss_fn: LossFn,
-    batches: Iterable[tuple[Inputs, Any]],
-    optimizer: torch.optim.Optimizer,
-    factors: Iterable[float],
-    on_step: Callable[[int], None] | None = None,
-) -> float:
-    """Train ``subnet`` for one step a batch and return the mean loss; NaN or infinite as soon as one step's is.
+class Worker:
+    """One worker's local steps in one round: its subnet, and an optimizer that takes them.
+
+    Attributes:
+        number: which worker.
+        round: of the training.
+        num_steps: the steps it takes in this round, no more and no fewer.
+        subnet: the narrow module to train, in training mode and in place; for a synchronous algorithm one around it,
+            whose backward averages gradients over all workers.
+        narrow: the narrow module itself.
+        optimizer: over its parameters.
+        local_s: seconds from the beginning to the end of the last step.
+        flop: floating-point operations; not known where nobody counts them.
 
     Args:
-        subnet: the module to train; in place.
+        factors: for each step what the optimizer's learning rates are multiplied by.
+        around: what to call in the place of the subnet.
+        on_step: called after each step with the worker and the number of steps done.
+    """
+
+    def __init__(
+        self,
+        subnet: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        factors: Sequence[float],
+        *,
+        number: int = 0,
+        round: int = 0,
+        around: nn.Module | None = None,
+        on_step: Callable[["Worker", int], None] | None = None,
+    ) -> None:
+        self.number, self.round, self.num_steps = number, round, len(factors)
+        self.narrow, self.optimizer = subnet, optimizer
+        self.subnet = (around or subnet).train()
+        self.local_s, self.flop = 0.0, math.nan
+        self._factors, self._on_step = factors, on_step
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        self._total, self._done = 0.0, 0
+        optimizer.zero_grad()
+        self._began = time.perf_counter()
+
+    @property
+    def first_step(self) -> int:
+        """How many steps it took before this round, for ``Data.batches``."""
+        return self.round * self.num_steps
+
+    @property
+    def loss(self) -> float:
+        """The mean loss of its steps; NaN or infinite as soon as one step's is."""
+        return self._total / max(1, self._done)
+
+    def step(self, loss: Tensor) -> None:
+        """Take one step down the gradient of ``loss``, at this step's learning rate.
+
+        Gradients of an earlier ``backward`` of your own are added, and an optimizer's ``register_step_pre_hook`` may
+        clip them. After a loss that is not finite the piece will be refused, and steps do nothing.
+
+        Args:
+            loss: the mean over a batch, a scalar, made with ``self.subnet``.
+
+        Raises:
+            ValueError: it has taken all steps of the round.
+        """
+        if not math.isfinite(self._total):
+            return
+        if self._done == self.num_steps:
+            raise ValueError(
+                f"worker {self.number}, round {self.round}: a step more than the algorithm's local_steps="
+                f"{self.num_steps}; give it as many batches a round, or other local_steps"
+            )
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * self._factors[self._done]
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.optimizer.zero_grad()  # before the next forward, which needs memory
+        self._total += loss.item()
+        self._done += 1
+        ended = time.perf_counter()
+        self.local_s = ended - self._began
+        if self._on_step is not None and math.isfinite(self._total):
+            self._on_step(self, self._done)
+            self._began += time.perf_counter() - ended  # waiting for others is no local step
+
+    def check_done(self) -> None:
+        """Raise ValueError unless it has taken all its steps."""
+        if self._done < self.num_steps and math.isfinite(self._total):
+            raise ValueError(
+                f"worker {self.number}, round {self.round}: {self._done} steps, expected the algorithm's local_steps="
+                f"{self.num_steps}; give it as many batches a round, or other local_steps"
+            )
+
+
+def local_steps(worker: Worker, loss_fn: LossFn, batches: Iterable[tuple[Inputs, Any]]) -> None:
+    """Take one step a batch, as long as the loss is finite.
+
+    Args:
+        worker: whose subnet is trained.
         loss_fn: ``loss_fn(call(subnet, x), y)`` is the scalar to minimize.
         batches: pairs (x, y); x is one argument of the subnet, a tuple of several, or a dict of named ones.
-        optimizer: over the subnet's parameters.
-        factors: for each step what the optimizer's learning rates are multiplied by.
-        on_step: called after each step with the number of steps done.
     """
-    subnet.train()
-    rates = [group["lr"] for group in optimizer.param_groups]
-    total, steps = 0.0, 0
-    for (x, y), factor in zip(batches, factors, strict=True):
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * factor
-        optimizer.zero_grad()
-        loss = loss_fn(call(subnet, x), y)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        total += loss.item()
-        steps += 1
-        if not math.isfinite(total):
+    for x, y in batches:
+        worker.step(loss_fn(call(worker.subnet, x), y))
+        if not math.isfinite(worker.loss):
             break
-        if on_step is not None:
-            on_step(steps)
-    return total / max(1, steps)

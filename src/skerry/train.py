@@ -1,36 +1,29 @@
-"""Training: prepare the state, loop over rounds, return the calibrated full model."""
+"""Training: a session, batches, evaluation; returns the calibrated full model."""
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from skerry import cost, optimizer_state
-from skerry.aggregate import is_finite
+from skerry import cost
 from skerry.algorithm import Algorithm
-from skerry.calibrate import check_batch_norm
 from skerry.checkpoint import Checkpoints
 from skerry.evaluate import Metric, Score
-from skerry.export import SHARD_BYTES, export
-from skerry.inputs import to
-from skerry.local import Data, LossFn, OptimizerFn
-from skerry.loop import CALIBRATION_SAMPLES, Loop
-from skerry.partition import Everything
-from skerry.plan import Plan, named_tensors
-from skerry.randomness import seed_of
-from skerry.runtimes import BEGAN, KEPT, RESTING, Beginning, FullModel, Runtime, Serial, Store
+from skerry.export import SHARD_BYTES
+from skerry.inputs import Inputs, tensors_of, to
+from skerry.local import Data, LossFn, OptimizerFn, Worker, local_steps
+from skerry.plan import Plan
+from skerry.runtimes import FullModel, Runtime, Serial, Store
 from skerry.schedule import Schedule, constant
-from skerry.sources import FromModel, Source, ZeroBetween, skeleton
+from skerry.session import Session, Start
 from skerry.state import Record, State
-from skerry.subnet import narrow_model
-from skerry.verify import verify as verify_plan
-from skerry.verify import verify_small
+from skerry.subnet import extract
 
-Start = Callable[[nn.Module], Source]
-"""Given the model to train, where its values come from."""
+CALIBRATION_SAMPLES = 2048
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,6 +37,7 @@ class Result:
         score: its score on the test data.
         plan: its plan.
         step_cost: what a local step costs the worker with most to hold.
+        session: that it was trained in.
     """
 
     full: FullModel
@@ -52,7 +46,7 @@ class Result:
     score: Score | None
     plan: Plan
     step_cost: cost.StepCost
-    runtime: Runtime
+    session: Session
 
     @property
     def num_parameters(self) -> int:
@@ -66,9 +60,7 @@ class Result:
 
     def export(self, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
         """Write the calibrated full model to safetensors files in ``folder``; every process must call it."""
-        self.runtime.at(self.state.round - 1, "export")
-        export(self.full, folder, first=self.runtime.rank == 0, shard_bytes=shard_bytes)
-        self.runtime.total(torch.zeros(1))  # nobody leaves before all is written
+        self.session.export(self.full, folder, shard_bytes=shard_bytes)
 
 
 OnRound = Callable[[Record, State], None]
@@ -128,7 +120,7 @@ def train(
         checkpoints: where to write checkpoints and whether to resume from the last.
         on_start: called with the state that training starts from.
         on_round: called after each round, for progress and files.
-        max_bad_rounds: so many rounds in a row with a refused piece end the training.
+        max_bad_rounds: so many rounds in a row with a refused piece, or all there are, end the training.
         verify: whether to check first that the plan holds for the model (``verify.py``); for a model on meta
             with a small net of its modules.
 
@@ -138,16 +130,6 @@ def train(
         CheckpointError: the checkpoint cannot be resumed from.
         TrainingFailed: pieces had to be refused ``max_bad_rounds`` times in a row.
     """
-    plan.check(model)
-    if not plan.axes and not isinstance(algorithm.partition, Everything):
-        raise ValueError(f"the plan deals nothing out, so '{algorithm.name}' has nothing to deal; give it rules")
-    if plan.blocks and not algorithm.partition.covers:
-        raise ValueError(
-            f"'{algorithm.name}' leaves units to nobody for a round, and the blocks of this plan have no home to rest "
-            "with; deal out units within blocks, or use ist"
-        )
-    if num_rounds < 1:
-        raise ValueError(f"num_rounds={num_rounds}: expected at least 1")
     if not (hasattr(data, "batches") and hasattr(data, "sample")):
         raise ValueError(f"data: got {type(data).__name__}, expected skerry.Shards or another skerry.Data")
     if data.num_workers != algorithm.partition.num_workers:
@@ -155,114 +137,100 @@ def train(
             f"the data is split for {data.num_workers} workers, algorithm '{algorithm.name}' has "
             f"{algorithm.partition.num_workers}; split it for as many"
         )
-    _check_arguments(optimizer, schedule, test)
+    _check_test(test)
     runtime = Serial() if runtime is None else runtime
-    first = runtime.mine(algorithm.partition.num_workers)[0]
-    check_batch_norm(model)
-    empty = any(tensor.is_meta for tensor in named_tensors(model).values())
-    if empty and start is None:
-        raise ValueError(
-            "the model is on meta and has no values; give start=lambda m: skerry.FromInitializer(m, seed=0)"
-        )
-    if verify and not (checkpoints and checkpoints.resume):
-        if empty:
-            verify_small(model, plan, data.sample(first, 4))
-        else:
-            verify_plan(model, plan, to(data.sample(first, 4), next(model.parameters()).device))
-    model, plan = to_train(model, plan, algorithm, seed)
-    source = start(model) if start is not None else FromModel(model)
-    if algorithm.zero_between:
-        source = ZeroBetween(source, plan, algorithm.partition.assign(plan.axes, 0))
-    state = State(0, torch.zeros(plan.num_units, dtype=torch.int64))
-    of_optimizer: dict[str, Tensor] = {}
-    resumed = checkpoints.last(plan, named_tensors(model), runtime) if checkpoints else None
-    if resumed is not None:
-        source, state = resumed, resumed.state
-        of_optimizer = {n: t for n, t in resumed.sizes.items() if optimizer_state.SEPARATOR in n}
-    if on_start is not None:
-        on_start(state)
-    start_of_state = optimizer_state.initial(optimizer) if algorithm.optimizer_state == "travel" else {}
-    assignment = algorithm.partition.assign(plan.axes, min(state.round, num_rounds - 1))
-    store = runtime.keep(
-        Beginning(
-            model=model,
-            plan=plan,
-            source=source,
-            assignment=assignment,
-            start=start_of_state,
-            state=of_optimizer,
-        )
-    )
-    loop = Loop(
-        model=skeleton(model),
-        loss_fn=loss_fn,
-        data=data,
+    mine = runtime.mine(algorithm.partition.num_workers)
+    session = Session(
+        model,
         plan=plan,
         algorithm=algorithm,
         optimizer=optimizer,
         num_rounds=num_rounds,
+        example_inputs=data.sample(mine[0], 4) if verify else None,
         schedule=schedule,
         seed=seed,
-        test=test,
-        metrics=metrics or {},
-        calibration_samples=calibration_samples,
         runtime=runtime,
-        store=store,
-        eval_batch_size=eval_batch_size,
-        start=start_of_state,
-        unwatched=_never_finite(store, runtime),
-        device=next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu")),
+        start=start,
+        checkpoints=checkpoints,
+        max_bad_rounds=max_bad_rounds,
     )
-    del source, resumed
-    loop.stop_if_failed(state, max_bad_rounds)
+    loop, state = session.loop, session.state
+    if on_start is not None:
+        on_start(state)
+
+    def evaluated() -> tuple[FullModel, Score | None]:
+        full = session.full(*calibration_inputs(data, mine, calibration_samples))
+        if test is None:
+            return full, None
+        return full, session.score(full, loss_fn, test, metrics=metrics, batch_size=eval_batch_size)
+
+    outer = algorithm.outer is not None
+    costs = _StepCosts(loss_fn, optimizer, lambda: next(iter(data.batches(mine[0], 0, 1))), outer)
     final: tuple[FullModel, Score | None] | None = None
-    while state.round < num_rounds:
-        started = time.perf_counter()
-        refused, train_loss = loop.train_round(state)
-        done = state.round == num_rounds
-        evaluated = loop.evaluate(state) if done or (eval_every and state.round % eval_every == 0) else None
-        score = evaluated[1] if evaluated else None
-        final, evaluated = (evaluated if done else None), None  # between rounds its memory is not needed
-        state.totals["time_s"] += time.perf_counter() - started
-        if on_round is not None:
-            on_round(loop.record(state, refused, train_loss, score), state)
-        else:
-            loop.tell_refused(state, refused)
-        if checkpoints is not None:
-            checkpoints.write_if_due(state, store, runtime, done=done)
-        loop.stop_if_failed(state, max_bad_rounds, refused)
-    full, score = final or loop.evaluate(state)
-    costs = [loop.step_cost(worker) for worker in range(algorithm.partition.num_workers)]
-    return Result(full, state, store, score, plan, max(costs, key=lambda c: c.memory), runtime)
+    with session:
+        for round in session.rounds():
+            for worker in round.workers:
+                _train(worker, loss_fn, data, loop.device)
+                worker.flop = float(costs.of(worker.narrow).flop * worker.num_steps)
+            score = None
+            if state.round == num_rounds:
+                final = evaluated()
+                score = final[1]
+            elif eval_every and state.round % eval_every == 0:
+                score = evaluated()[1]  # between rounds the memory of the full model is not needed
+            if on_round is not None:
+                on_round(round.record(score), state)
+    full, score = final or evaluated()
+    first = loop.assignment(0)
+    subnets = (extract(loop.model, loop.plan, first.units(w)) for w in range(first.num_workers))
+    largest = max((costs.of(subnet) for subnet in subnets), key=lambda c: c.memory)
+    return Result(full, state, loop.store, score, loop.plan, largest, session)
 
 
-def _never_finite(store: Store, runtime: Runtime) -> frozenset[str]:
-    """Names of tensors that are not finite from the start, in any process: a mask of -inf is no sign of trouble."""
-    names = sorted(store.sizes)
-    shards = {name: t for name, t in store.shards().items() if not name.startswith((BEGAN, KEPT))}
-    odd = {name.removeprefix(RESTING) for name, t in shards.items() if not is_finite({name: t})}
-    seen = runtime.total(torch.tensor([name in odd for name in names], dtype=torch.int64))
-    return frozenset(name for name, count in zip(names, seen.tolist(), strict=True) if count)
+def _train(worker: Worker, loss_fn: LossFn, data: Data, device: torch.device) -> None:
+    """Take the worker's local steps on its own data."""
+    batches = data.batches(worker.number, worker.first_step, worker.num_steps)
+    try:
+        local_steps(worker, loss_fn, ((to(x, device), to(y, device)) for x, y in batches))
+    except Exception as error:  # of the model, the loss or the data, which the user knows
+        with suppress(Exception):
+            (batch,) = data.batches(worker.number, worker.first_step, 1)
+            x, y = ([f"{t.dtype} {tuple(t.shape)}" for t in tensors_of(part)] for part in batch)
+            words = f"its first batch: inputs {', '.join(x)}, labels {', '.join(y)}"
+            error.add_note(f"(worker {worker.number}, round {worker.round}, {words})")
+        raise
 
 
-def to_train(model: nn.Module, plan: Plan, algorithm: Algorithm, seed: int) -> tuple[nn.Module, Plan]:
-    """Return the model that ``algorithm`` trains in the place of ``model``, and its plan."""
-    if not algorithm.partition.covers:
-        plan = replace(plan, rests=True)
-    if algorithm.zero_between:
-        plan = plan.without_scale_between()
-    if algorithm.width == 1.0:
-        return model, plan
-    narrow = narrow_model(model, plan, algorithm.width, seed_of(seed, "narrow"))
-    return narrow, Plan.whole(narrow)
+@dataclass
+class _StepCosts:
+    """What a local step costs, counted once for each size of subnet."""
+
+    loss_fn: LossFn
+    optimizer: OptimizerFn
+    batch: Callable[[], tuple[Inputs, Any]]
+    outer: bool
+    known: dict[tuple[torch.Size, ...], cost.StepCost] = field(default_factory=dict)
+
+    def of(self, subnet: nn.Module) -> cost.StepCost:
+        """Return the cost for ``subnet``, on a batch of a worker of ours."""
+        key = tuple(t.shape for t in subnet.parameters())
+        if key not in self.known:
+            found = cost.step_cost(subnet, self.loss_fn, self.batch(), self.optimizer)
+            of_outer = 2 * found.gradients if self.outer else 0  # where the round began, and the momentum
+            self.known[key] = replace(found, optimizer=found.optimizer + of_outer)
+        return self.known[key]
 
 
-def _check_arguments(optimizer: object, schedule: object, test: object) -> None:
+def calibration_inputs(data: Data, workers: Sequence[int], num: int = CALIBRATION_SAMPLES) -> list[Inputs]:
+    """Return inputs of ``workers``, of ``num`` over all workers, to estimate batch-norm statistics with."""
+    inputs = [data.sample(w, max(1, num // data.num_workers)) for w in workers]
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    # One batch where it can be: other batching, other statistics of later layers.
+    return [torch.cat(tensors)] if len(tensors) == len(inputs) else inputs
+
+
+def _check_test(test: object) -> None:
     """Tell what a newcomer gives easily wrong, before it fails somewhere deep."""
-    if not callable(optimizer) or isinstance(optimizer, torch.optim.Optimizer):
-        raise ValueError("optimizer: expected a function of parameters, such as lambda p: torch.optim.SGD(p, lr=0.1)")
-    if not callable(schedule):
-        raise ValueError(f"schedule: got {schedule!r}, expected a function of progress, such as skerry.cosine")
     if isinstance(test, tuple) and len(test) == 2 and isinstance(test[1], Tensor) and not len(test[1]):
         raise ValueError("the test set is empty; pass test=None to train without one")
     tensors = isinstance(test, tuple) and len(test) == 2 and all(isinstance(t, Tensor) for t in test)

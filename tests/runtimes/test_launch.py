@@ -18,7 +18,7 @@ from skerry import Checkpoints, Processes, Serial, cosine, launch, train
 from skerry.checkpoint import last
 from skerry.plan import named_tensors
 from skerry.runtimes import WorkerDied
-from skerry.train import to_train
+from skerry.session import to_train
 
 
 def work(runtime, folder, method, model_name):

@@ -1,20 +1,18 @@
-"""The order in which each worker sees its own samples: a pure function of (seed, worker, step)."""
+"""Data in memory, of which each worker sees its own samples, in an order that is a pure function of its step."""
 
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from skerry.randomness import generator
+from skerry.data.order import Order
 
 
 class Shards:
     """The data of all workers in memory, of which each worker touches only its own part.
 
-    A worker's stream is the concatenation over epochs of perm(seed, worker, epoch) of its part. Step s
-    takes positions [s * batch_size, (s + 1) * batch_size) of that stream. So a batch may span epochs,
-    nothing is ever dropped, a part may be smaller than a batch, and step 500 is had directly, which makes
-    resume exact.
+    The order of a worker's batches is that of ``data/order.py``: epochs are shuffled one by one, a batch may span two,
+    nothing is dropped, and step 500 is had directly, which makes resume exact.
 
     A worker's samples are copied out of ``x`` and ``y`` on first use of that worker: a process that runs
     one worker copies one part, the serial runtime one more copy of the whole in all.
@@ -51,17 +49,15 @@ class Shards:
     ) -> None:
         if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
             raise ValueError(f"x and y: shapes {tuple(x.shape)} and {tuple(y.shape)}, expected as many samples in both")
-        if batch_size < 1:
-            raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
         if len(parts) == 0:
             raise ValueError("parts: none given, expected one for each worker")
         for worker, part in enumerate(parts):
-            _check_part(worker, part, len(x))
+            check_part(worker, part, len(x))
         self.num_workers = len(parts)
         self._x, self._y, self._parts = x, y, list(parts)
-        self._batch_size, self._seed, self._transform = batch_size, seed, transform
+        self._transform = transform
+        self._orders = [Order(len(p), batch_size=batch_size, seed=seed, worker=w) for w, p in enumerate(parts)]
         self._own: dict[int, tuple[Tensor, Tensor]] = {}  # by worker, gathered on first use
-        self._epoch: dict[int, tuple[int, Tensor]] = {}  # by worker: the latest epoch and its permutation
 
     def batches(self, worker: int, first_step: int, num_steps: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches (x, y) of steps first_step .. first_step + num_steps - 1 of ``worker``.
@@ -82,30 +78,13 @@ class Shards:
         one.
         """
         self._check_worker(worker)
-        if num < 1:
-            raise ValueError(f"num: got {num}, expected at least 1")
         x, _ = self._gather(worker)
-        order = torch.randperm(len(x), generator=generator(self._seed, "sample", worker))
-        return self._present(x.index_select(0, order[:num].to(x.device)))
+        return self._present(x.index_select(0, self._orders[worker].sample(num).to(x.device)))
 
     def _batch(self, worker: int, step: int) -> tuple[Tensor, Tensor]:
         x, y = self._gather(worker)
-        position, end = step * self._batch_size, (step + 1) * self._batch_size
-        pieces = []
-        while position < end:
-            epoch, offset = divmod(position, len(x))
-            piece = self._permutation(worker, epoch)[offset : offset + end - position]
-            pieces.append(piece)
-            position += len(piece)
-        order = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        return self._present(x.index_select(0, order)), y.index_select(0, order)
-
-    def _permutation(self, worker: int, epoch: int) -> Tensor:
-        if worker not in self._epoch or self._epoch[worker][0] != epoch:
-            x, _ = self._gather(worker)
-            order = torch.randperm(len(x), generator=generator(self._seed, "data", worker, epoch))
-            self._epoch[worker] = (epoch, order.to(x.device))
-        return self._epoch[worker][1]
+        order = self._orders[worker].batch(step)
+        return self._present(x.index_select(0, order.to(x.device))), y.index_select(0, order.to(y.device))
 
     def _gather(self, worker: int) -> tuple[Tensor, Tensor]:
         if worker not in self._own:
@@ -124,7 +103,8 @@ class Shards:
             raise ValueError(f"worker: got {worker}, expected 0 .. {self.num_workers - 1}")
 
 
-def _check_part(worker: int, part: Tensor, num_samples: int) -> None:
+def check_part(worker: int, part: Tensor, num_samples: int) -> None:
+    """Raise ValueError unless ``part`` has numbers of samples."""
     if part.ndim != 1 or part.dtype != torch.int64:
         raise ValueError(f"parts[{worker}]: {part.dtype} of shape {tuple(part.shape)}, expected one dim of torch.int64")
     if len(part) == 0:

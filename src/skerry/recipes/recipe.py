@@ -10,7 +10,7 @@ from skerry.config import Config
 from skerry.evaluate import Metric
 from skerry.local import Data, LossFn
 from skerry.plan import Plan
-from skerry.train import Start
+from skerry.session import Start
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,133 @@
+"""Data out of any ``torch.utils.data.Dataset`` that has a length, those of Hugging Face ``datasets`` too.
+
+Samples are read one by one when they are needed, each only by the process of its worker.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from skerry.data.columns import Columns, inputs_and_label
+from skerry.data.order import Order
+from skerry.data.shards import check_part
+from skerry.data.splits import split as split_labels
+from skerry.inputs import Inputs
+from skerry.randomness import seed_of
+
+
+class MapStyle(Protocol):
+    """A dataset with a length, of which each sample is had by its number."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+    def __getitem__(self, index: int) -> Any:
+        """Return a sample: a pair (input, label), or a dict of columns."""
+        ...
+
+
+class FromDataset:
+    """The data of all workers, read from a dataset; made by ``from_dataset``."""
+
+    def __init__(
+        self,
+        dataset: MapStyle,
+        parts: Sequence[Tensor],
+        *,
+        batch_size: int,
+        seed: int,
+        inputs: Columns,
+        label: str,
+        collate: Callable[[list[Any]], Any],
+    ) -> None:
+        for worker, part in enumerate(parts):
+            check_part(worker, part, len(dataset))
+        self.num_workers = len(parts)
+        self._dataset, self._parts, self._seed, self._collate = dataset, parts, seed, collate
+        self._inputs, self._label = inputs, label
+        self._orders = [Order(len(p), batch_size=batch_size, seed=seed, worker=w) for w, p in enumerate(parts)]
+
+    def batches(self, worker: int, first_step: int, num_steps: int) -> Iterator[tuple[Inputs, Any]]:
+        """Yield the batches (x, y) of steps ``first_step ...`` of ``worker``."""
+        for step in range(first_step, first_step + num_steps):
+            yield self._read(worker, self._orders[worker].batch(step), step)
+
+    def sample(self, worker: int, num: int) -> Inputs:
+        """Return ``num`` (or all) inputs of ``worker``, always the same."""
+        return self._read(worker, self._orders[worker].sample(num), -1)[0]
+
+    def _read(self, worker: int, order: Tensor, step: int) -> tuple[Inputs, Any]:
+        numbers = self._parts[worker][order].tolist()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(self._seed, "read", worker, step))
+            together = getattr(self._dataset, "__getitems__", None)  # as torch's DataLoader does it
+            samples = together(numbers) if together else [self._dataset[number] for number in numbers]
+            return inputs_and_label(self._collate(samples), self._inputs, self._label)
+
+
+def from_dataset(
+    dataset: MapStyle,
+    *,
+    num_workers: int,
+    batch_size: int,
+    seed: int,
+    split: str | Sequence[Tensor] = "iid",
+    inputs: Columns = None,
+    label: str = "label",
+    collate: Callable[[list[Any]], Any] = default_collate,
+) -> FromDataset:
+    """Return the data of ``num_workers`` workers, read from a dataset that has a length.
+
+    Batches are a pure function of (seed, worker, step), in the order of ``Shards``, so resume is exact. Chance in the
+    dataset (augmentation) is, too, where it is drawn from torch's global generator; where it is drawn from Python's or
+    numpy's, a resumed run sees other augmentations.
+
+    Args:
+        dataset: its samples are pairs (input, label), or dicts of columns, as those of Hugging Face ``datasets``.
+        num_workers: as many as the algorithm has.
+        batch_size: samples in each batch of each worker.
+        seed: of the split and the order.
+        split: ``"iid"``, ``"by_label"`` or ``"dirichlet:ALPHA"`` (``skerry.split``), or each worker's indices. For the
+            last two names every process looks at all labels: one column of a Hugging Face dataset, else all samples
+            once. Where that takes long, give indices: ``skerry.split(labels, ...)``.
+        inputs: columns that the model is called with, where samples are dicts: one by its name, several as keyword
+            arguments; None: all but the label.
+        label: the column with the label, where samples are dicts.
+        collate: makes a batch of a list of samples; torch's own stacks tensors, arrays and numbers.
+
+    Raises:
+        ValueError: the dataset has no length, the split does not fit, or (with the first batch) columns do not.
+
+    Example:
+        >>> dataset = torch.utils.data.TensorDataset(torch.arange(6.0), torch.tensor([0, 0, 0, 1, 1, 1]))
+        >>> data = from_dataset(dataset, num_workers=2, split="by_label", batch_size=3, seed=0)
+        >>> [sorted(x.tolist()) for x, y in data.batches(worker=1, first_step=70, num_steps=1)]
+        [[3.0, 4.0, 5.0]]
+    """
+    if not hasattr(dataset, "__len__"):
+        raise ValueError(
+            f"dataset: {type(dataset).__name__} has no length, expected a map-style one; of a streamed one write what "
+            "skerry.Data asks for, or load it (Hugging Face: streaming=False)"
+        )
+    if not isinstance(split, str):
+        parts = list(split)
+        if len(parts) != num_workers:
+            raise ValueError(f"split: indices for {len(parts)} workers, expected num_workers={num_workers}")
+    else:
+        labels = range(len(dataset)) if split == "iid" else _labels(dataset, label)
+        parts = split_labels(np.asarray(labels), num_workers, split, seed)
+    return FromDataset(
+        dataset, parts, batch_size=batch_size, seed=seed, inputs=inputs, label=label, collate=collate
+    )  # fmt: skip
+
+
+def _labels(dataset: Any, label: str) -> Any:
+    if label in (getattr(dataset, "column_names", None) or ()):
+        return [int(value) for value in dataset[label]]
+    samples = (dataset[number] for number in range(len(dataset)))
+    return [int(sample[label] if isinstance(sample, Mapping) else sample[1]) for sample in samples]

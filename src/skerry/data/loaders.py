@@ -1,0 +1,132 @@
+"""Data out of ordinary ``torch.utils.data.DataLoader`` objects, one a worker."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from skerry.data.columns import Columns, inputs_and_label
+from skerry.inputs import Inputs, map_tensors
+from skerry.randomness import seed_of
+
+
+class _Epoch:
+    """One pass over a loader, with a random state of its own."""
+
+    def __init__(self, loader: DataLoader[Any], number: int, seed: int) -> None:
+        self.number, self.position = number, 0
+        for own in (loader.generator, getattr(loader.sampler, "generator", None)):
+            if own is not None:
+                own.manual_seed(seed)
+        set_epoch = getattr(loader.sampler, "set_epoch", None)  # of a DistributedSampler
+        if set_epoch is not None:
+            set_epoch(number)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._batches: Iterator[Any] = iter(loader)
+            self._state = torch.get_rng_state()
+
+    def next(self) -> Any:
+        """Return the next batch."""
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self._state)
+            batch = next(self._batches)
+            self._state = torch.get_rng_state()
+        self.position += 1
+        return batch
+
+
+class FromLoaders:
+    """The data of all workers, read from their loaders; made by ``from_loaders``."""
+
+    def __init__(self, loaders: Sequence[DataLoader[Any]], *, seed: int, inputs: Columns, label: str) -> None:
+        for worker, loader in enumerate(loaders):
+            _check(worker, loader)
+        self.num_workers = len(loaders)
+        self._loaders, self._seed, self._inputs, self._label = loaders, seed, inputs, label
+        self._running: dict[int, _Epoch] = {}
+        self._samples: dict[int, tuple[int, Inputs]] = {}
+
+    def batches(self, worker: int, first_step: int, num_steps: int) -> Iterator[tuple[Inputs, Any]]:
+        """Yield the batches (x, y) of steps ``first_step ...`` of ``worker``."""
+        for step in range(first_step, first_step + num_steps):
+            number, position = divmod(step, len(self._loaders[worker]))
+            epoch = self._running.get(worker)
+            if epoch is None or epoch.number != number or epoch.position > position:
+                epoch = self._running[worker] = self._start(worker, number)
+            while epoch.position < position:
+                epoch.next()
+            yield inputs_and_label(epoch.next(), self._inputs, self._label)
+
+    def sample(self, worker: int, num: int) -> Inputs:
+        """Return ``num`` inputs of ``worker``, or all it has where that is fewer; several arguments: of one batch."""
+        known, inputs = self._samples.get(worker, (0, ()))
+        if known < num:
+            self._running.pop(worker, None)  # it may share a generator with this epoch
+            epoch, found, count = self._start(worker, -1), [], 0
+            while count < num and epoch.position < len(self._loaders[worker]):
+                x, y = inputs_and_label(epoch.next(), self._inputs, self._label)
+                found.append(x)
+                count += len(y)
+                if not isinstance(x, Tensor):
+                    break
+            tensors = [x for x in found if isinstance(x, Tensor)]
+            inputs = torch.cat(tensors) if tensors else found[0]
+            self._samples[worker] = (num, inputs)
+        return map_tensors(lambda tensor: tensor[:num], inputs)  # type: ignore[no-any-return]
+
+    def _start(self, worker: int, number: int) -> _Epoch:
+        return _Epoch(self._loaders[worker], max(0, number), seed_of(self._seed, "loader", worker, number))
+
+
+def from_loaders(
+    loaders: Sequence[DataLoader[Any]], *, seed: int = 0, inputs: Columns = None, label: str = "label"
+) -> FromLoaders:
+    """Return the data of as many workers as there are loaders; the batches are the loaders'.
+
+    Each epoch of each loader begins with torch's random state (and that of a generator of the loader's or its
+    sampler's own) set by (seed, worker, epoch). So a loader gives the same batches whenever it is asked, and resume is
+    exact, if all its chance comes from torch: not if a dataset, a sampler or a collate function draws from Python's or
+    numpy's generators, or remembers what it did. A step in the middle of an epoch is had by reading from the epoch's
+    beginning: resuming takes the time of that, where ``from_dataset`` goes there directly. Epochs are kept apart, so
+    the last batch of one may be smaller (``drop_last=True`` leaves it out).
+
+    Args:
+        loaders: one a worker, each over the worker's own samples; with one process a worker only its own is read.
+        seed: of the epochs.
+        inputs: columns that the model is called with, where batches are dicts; see ``from_dataset``.
+        label: the column with the label, where batches are dicts.
+
+    Raises:
+        ValueError: there is none; one is no DataLoader, has no length (of an ``IterableDataset``), or has
+            ``persistent_workers=True``, whose processes keep random state from epoch to epoch.
+
+    Example:
+        >>> sets = [torch.utils.data.TensorDataset(torch.arange(3.0) + 3 * w, torch.arange(3)) for w in range(2)]
+        >>> data = from_loaders([DataLoader(s, batch_size=3, shuffle=True) for s in sets])
+        >>> [sorted(x.tolist()) for x, y in data.batches(worker=1, first_step=70, num_steps=1)]
+        [[3.0, 4.0, 5.0]]
+    """
+    if len(loaders) == 0:
+        raise ValueError("loaders: none given, expected one for each worker")
+    return FromLoaders(loaders, seed=seed, inputs=inputs, label=label)
+
+
+def _check(worker: int, loader: Any) -> None:
+    if not isinstance(loader, DataLoader):
+        raise ValueError(f"loaders[{worker}]: got {type(loader).__name__}, expected a torch.utils.data.DataLoader")
+    try:
+        num = len(loader)
+    except TypeError:
+        num = -1
+    if num < 1:
+        raise ValueError(
+            f"loaders[{worker}]: {'no length' if num < 0 else 'no batches'}, expected batches of a map-style dataset; "
+            "for a stream write what skerry.Data asks for"
+        )
+    if loader.persistent_workers:
+        raise ValueError(
+            f"loaders[{worker}]: persistent_workers=True keeps random state from epoch to epoch, expected False"
+        )
