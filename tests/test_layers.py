@@ -12,7 +12,7 @@ LAYERS = [
     ["randomness", "optimizer_state", "rules", "schedule", "atomic", "patches", "inputs"],
     ["plan"],
     ["partition", "plan_file"],
-    ["subnet", "covering", "warmup"],
+    ["subnet", "covering", "parts", "warmup"],
     ["aggregate", "discovery", "sources", "exchange"],
     ["verify"],
     ["calibrate"],

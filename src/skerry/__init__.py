@@ -25,7 +25,8 @@ from skerry.evaluate import Score, evaluate, precision_at
 from skerry.local import Data
 from skerry.loop import TrainingFailed
 from skerry.outer import Outer
-from skerry.partition import Assignment, Disjoint, Everything, Nested, Overlapping, Partition, Rolling, Sampled
+from skerry.partition import Assignment, Disjoint, Everything, Overlapping, Partition
+from skerry.parts import Nested, Rolling, Sampled
 from skerry.plan import Axis, DealtDim, Plan
 from skerry.plan_file import load_plan, save_plan
 from skerry.rules import Heads, In, Out

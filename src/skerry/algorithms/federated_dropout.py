@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from skerry.algorithm import Algorithm, StatePolicy
-from skerry.partition import Sampled
+from skerry.parts import Sampled
 
 
 def federated_dropout(

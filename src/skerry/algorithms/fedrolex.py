@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from skerry.algorithm import Algorithm, StatePolicy
-from skerry.partition import Rolling
+from skerry.parts import Rolling
 
 
 def fedrolex(

@@ -1,0 +1,149 @@
+"""Parts: each worker holds a part of every axis, drawn at random, rolling on, or nested; some units rest with nobody.
+
+What several hold is averaged, and what nobody holds waits at its home (``exchange.py``). Methods of federated learning
+deal so; workers may have parts of different sizes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from skerry.partition import Assignment
+from skerry.plan import Axis
+from skerry.randomness import generator
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Every worker draws its own units anew each round: a unit may have several holders, which are averaged, or none.
+
+    Args:
+        fractions: for each worker the fraction of each axis that it holds, above 0 to 1.
+        seed: of the drawing.
+
+    References:
+        Caldas, Konečný, McMahan, Talwalkar: Expanding the Reach of Federated Learning by Reducing Client Resource
+        Requirements, 2018, arXiv 1812.07210, section 3.2: federated dropout, each client with its own random subset.
+    """
+
+    fractions: tuple[float, ...]
+    seed: int = 0
+    covers: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check_fractions(self.fractions)
+
+    @property
+    def num_workers(self) -> int:
+        """One a fraction."""
+        return len(self.fractions)
+
+    def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
+        """Draw the units of each worker for ``round``."""
+        held = torch.zeros(self.num_workers, sum(axis.num_units for axis in axes), dtype=torch.bool)
+        for axis in axes:
+            for worker, num in enumerate(_part_sizes(axis, self.fractions)):
+                rng = generator(self.seed, "sample", axis.name, worker, round)
+                held[worker, axis.start + torch.randperm(axis.num_units, generator=rng)[:num]] = True
+        return Assignment(held)
+
+    def share(self, axes: Sequence[Axis], round: int) -> Tensor:
+        """Return the mean fraction, of whole units: the chance, not what was drawn in this round."""
+        return _mean_part(axes, self.fractions)
+
+
+@dataclass(frozen=True)
+class Rolling:
+    """In a round every worker holds the units of a window, as wide as its fraction, that rolls on round by round.
+
+    The window of round t begins at unit t * step of the axis and goes on at its start where it comes to its end.
+    Workers of the same fraction hold the same units.
+
+    Args:
+        fractions: for each worker the fraction of each axis that it holds, above 0 to 1.
+        step: units that the window moves on each round.
+
+    References:
+        Alam, Liu, Yan, Zhang: FedRolex, NeurIPS 2022, arXiv 2212.01548, section 3.2 (there the step is 1).
+    """
+
+    fractions: tuple[float, ...]
+    step: int = 1
+    covers: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check_fractions(self.fractions)
+        if self.step < 1:
+            raise ValueError(f"step={self.step}: expected at least 1 unit a round")
+
+    @property
+    def num_workers(self) -> int:
+        """One a fraction."""
+        return len(self.fractions)
+
+    def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
+        """Return the windows of ``round``."""
+        held = torch.zeros(self.num_workers, sum(axis.num_units for axis in axes), dtype=torch.bool)
+        for axis in axes:
+            for worker, num in enumerate(_part_sizes(axis, self.fractions)):
+                held[worker, axis.start + (round * self.step + torch.arange(num)) % axis.num_units] = True
+        return Assignment(held)
+
+    def share(self, axes: Sequence[Axis], round: int) -> Tensor:
+        """Return the mean fraction, which each unit has over a turn of the window."""
+        return _mean_part(axes, self.fractions)
+
+
+@dataclass(frozen=True)
+class Nested:
+    """Worker w always holds the first units of each axis, as many as its fraction says.
+
+    Units beyond the largest fraction are never trained.
+
+    Args:
+        fractions: for each worker the fraction of each axis that it holds, above 0 to 1.
+
+    References:
+        Diao, Ding, Tarokh: HeteroFL, ICLR 2021, arXiv 2010.01264, section 3.
+    """
+
+    fractions: tuple[float, ...]
+    covers: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check_fractions(self.fractions)
+
+    @property
+    def num_workers(self) -> int:
+        """One a fraction."""
+        return len(self.fractions)
+
+    def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
+        """Return the same in every round."""
+        held = torch.zeros(self.num_workers, sum(axis.num_units for axis in axes), dtype=torch.bool)
+        for axis in axes:
+            for worker, num in enumerate(_part_sizes(axis, self.fractions)):
+                held[worker, axis.start : axis.start + num] = True
+        return Assignment(held)
+
+    def share(self, axes: Sequence[Axis], round: int) -> Tensor:
+        """Return the fraction of workers that hold each unit."""
+        return self.assign(axes, round).share()
+
+
+def _check_fractions(fractions: Sequence[float]) -> None:
+    if not fractions or not all(0.0 < fraction <= 1.0 for fraction in fractions):
+        raise ValueError(f"fractions={tuple(fractions)}: expected a number for each worker, above 0 and at most 1")
+
+
+def _part_sizes(axis: Axis, fractions: Sequence[float]) -> list[int]:
+    return [max(1, int(fraction * axis.num_units + 0.5)) for fraction in fractions]
+
+
+def _mean_part(axes: Sequence[Axis], fractions: Sequence[float]) -> Tensor:
+    parts = [sum(_part_sizes(axis, fractions)) / len(fractions) / axis.num_units for axis in axes]
+    numbers = torch.tensor([axis.num_units for axis in axes], dtype=torch.int64)
+    return torch.tensor(parts, dtype=torch.float64).repeat_interleave(numbers)
