@@ -6,19 +6,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from skerry.config import Config
-from skerry.data import Shards, cifar10, split
+from skerry.data import cifar10
 from skerry.discovery import Blocks
 from skerry.models.resnet import ResNet
 from skerry.models.vgg import VGG
 from skerry.plan import Plan
-from skerry.randomness import seed_of
 from skerry.recipes.compared import compared
-from skerry.recipes.recipe import Job, Recipe
+from skerry.recipes.recipe import Job, Recipe, job
 from skerry.rules import In, Out, Rules
-from skerry.sources import FromInitializer
 
 CLASSES, SIZE = 10, 32
 ADAMW: Mapping[str, Any] = {"optimizer.name": "AdamW", "optimizer.lr": 0.001}
@@ -136,7 +133,7 @@ def _config(recipe: str, model: Mapping[str, Any]) -> Config:
 
 def _vgg(settings: Mapping[str, Any]) -> tuple[nn.Module, Plan]:
     convs, (width, hidden) = _counts(settings, "convs"), _numbers(settings, "width", "hidden")
-    with torch.device("meta"):  # each process makes only the weights that it holds
+    with torch.device("meta"):
         model = VGG(convs, width=width, hidden=hidden, image_size=SIZE, classes=CLASSES)
     return model, Plan.from_rules(model, vgg_rules(sum(convs)))
 
@@ -169,15 +166,7 @@ def _build(config: Config, make: Callable[[Mapping[str, Any]], tuple[nn.Module, 
     x, y = cifar.x_train[:num_images], cifar.y_train[:num_images]
     if len(x) < num_images:
         raise ValueError(f"data.images={num_images}: expected at most {len(x)}, the training images there are")
-    parts = split(y, config.workers, config.split, config.seed)
-    return Job(
-        model=model,
-        plan=plan,
-        loss_fn=F.cross_entropy,
-        data=Shards(x, y, parts, batch_size=config.batch_size, seed=config.seed, transform=cifar.standardize),
-        start=partial(FromInitializer, seed=seed_of(config.seed, "model")),
-        test=(cifar.standardize(cifar.x_test), cifar.y_test),
-    )
+    return job(config, model, plan, (x, y), (cifar.x_test, cifar.y_test), transform=cifar.standardize)
 
 
 def _numbers(settings: Mapping[str, Any], *names: str, group: str = "model") -> list[int]:

@@ -1,22 +1,19 @@
 """Extreme classification: a wide hidden layer between words and very many labels, in the role of Amazon-670k."""
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from skerry.config import Config
-from skerry.data import Shards, debian_depends, split
+from skerry.data import debian_depends
 from skerry.evaluate import precision_at
 from skerry.models.bag import BagMLP
 from skerry.plan import Plan
-from skerry.randomness import seed_of
 from skerry.recipes.compared import compared
 from skerry.recipes.image_mlp import check_widths
-from skerry.recipes.recipe import Job, Recipe
+from skerry.recipes.recipe import Job, Recipe, job
 from skerry.rules import In, Out, Rules
-from skerry.sources import FromInitializer
 
 
 def depends_xc() -> Recipe:
@@ -67,15 +64,15 @@ def several_labels(logits: Tensor, y: Tensor) -> Tensor:
 def _build(config: Config) -> Job:
     hidden, layers = check_widths(config)
     task = debian_depends()
-    with torch.device("meta"):  # each process makes only the weights that it holds
+    with torch.device("meta"):
         model = BagMLP(task.num_words, [hidden] * layers, task.num_labels)
-    parts = split(task.y_train[:, 0], config.workers, config.split, config.seed)
-    return Job(
-        model=model,
-        plan=Plan.from_rules(model, bag_rules(layers)),
+    return job(
+        config,
+        model,
+        Plan.from_rules(model, bag_rules(layers)),
+        (task.x_train, task.y_train),
+        (task.x_test, task.y_test),
         loss_fn=several_labels,
-        data=Shards(task.x_train, task.y_train, parts, batch_size=config.batch_size, seed=config.seed),
-        start=partial(FromInitializer, seed=seed_of(config.seed, "model")),
-        test=(task.x_test, task.y_test),
+        labels=task.y_train[:, 0],
         metrics={f"P@{k}": precision_at(k) for k in (1, 3, 5)},
     )

@@ -5,17 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from skerry.config import Config
-from skerry.data import Shards, load, split
+from skerry.data import load
 from skerry.models.mlp import MLP
 from skerry.plan import Plan
-from skerry.randomness import seed_of
 from skerry.recipes.compared import compared
-from skerry.recipes.recipe import Job, Recipe
+from skerry.recipes.recipe import Job, Recipe, job
 from skerry.rules import In, Out, Rules
-from skerry.sources import FromInitializer
 
 
 def fashion_mlp() -> Recipe:
@@ -109,16 +106,8 @@ def _build(config: Config, dataset: str) -> Job:
     def normalize(x: Tensor) -> Tensor:
         return (x.flatten(1).float() / 255 - images.mean) / images.std
 
-    x, y = torch.from_numpy(images.x_train), torch.from_numpy(images.y_train).long()
-    with torch.device("meta"):  # each process makes only the weights that it holds
-        model = MLP([x[0].numel(), *[hidden] * layers, images.num_classes])
-    # A single machine has all the data.
-    parts = split(y, config.workers, config.split, config.seed)
-    return Job(
-        model=model,
-        plan=Plan.from_rules(model, mlp_rules(layers)),
-        loss_fn=F.cross_entropy,
-        data=Shards(x, y, parts, batch_size=config.batch_size, seed=config.seed, transform=normalize),
-        start=partial(FromInitializer, seed=seed_of(config.seed, "model")),
-        test=(normalize(torch.from_numpy(images.x_test)), torch.from_numpy(images.y_test).long()),
-    )
+    train = torch.from_numpy(images.x_train), torch.from_numpy(images.y_train).long()
+    test = torch.from_numpy(images.x_test), torch.from_numpy(images.y_test).long()
+    with torch.device("meta"):
+        model = MLP([train[0][0].numel(), *[hidden] * layers, images.num_classes])
+    return job(config, model, Plan.from_rules(model, mlp_rules(layers)), train, test, transform=normalize)

@@ -2,15 +2,20 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from skerry.config import Config
+from skerry.data import Shards, split
 from skerry.evaluate import Metric
 from skerry.local import Data, LossFn
 from skerry.plan import Plan
+from skerry.randomness import seed_of
 from skerry.session import Start
+from skerry.sources import FromInitializer
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,44 @@ class Job:
     test: tuple[Tensor, Tensor]
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     start: Start | None = None
+
+
+def job(
+    config: Config,
+    model: nn.Module,
+    plan: Plan,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    *,
+    loss_fn: LossFn = F.cross_entropy,
+    transform: Callable[[Tensor], Tensor] = lambda x: x,
+    labels: Tensor | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+) -> Job:
+    """Return the job of learning ``train``, dealt to the workers of the config, with ``model`` on meta.
+
+    Args:
+        config: workers, split, batch size and seed.
+        model: on the meta device: each process makes only the weights that it holds.
+        plan: its plan.
+        train: inputs as stored, and targets.
+        test: likewise.
+        loss_fn: of what the model returns and the targets.
+        transform: from inputs as stored to the model's.
+        labels: what splits by label go by, if not the targets.
+        metrics: to report beside the loss.
+    """
+    x, y = train
+    parts = split(y if labels is None else labels, config.workers, config.split, config.seed)
+    return Job(
+        model=model,
+        plan=plan,
+        loss_fn=loss_fn,
+        data=Shards(x, y, parts, batch_size=config.batch_size, seed=config.seed, transform=transform),
+        test=(transform(test[0]), test[1]),
+        metrics=metrics or {},
+        start=partial(FromInitializer, seed=seed_of(config.seed, "model")),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,20 +1,16 @@
 """The IST paper's speech nets: wide MLPs on 4096 features of a spectrogram."""
 
-from functools import partial
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from skerry.config import Config
-from skerry.data import Shards, speech_commands, split
+from skerry.data import speech_commands
 from skerry.models.mlp import MLP
 from skerry.plan import Plan
-from skerry.randomness import seed_of
 from skerry.recipes.compared import compared
 from skerry.recipes.image_mlp import check_widths, mlp_rules
-from skerry.recipes.recipe import Job, Recipe
-from skerry.sources import FromInitializer
+from skerry.recipes.recipe import Job, Recipe, job
 
 
 def speech_mlp2() -> Recipe:
@@ -65,17 +61,7 @@ def _recipe(layers: int) -> Recipe:
 def _build(config: Config) -> Job:
     hidden, layers = check_widths(config)
     speech = speech_commands()
-    with torch.device("meta"):  # each process makes only the weights that it holds
+    train, test = (speech.x_train, speech.y_train), (speech.x_test, speech.y_test)
+    with torch.device("meta"):
         model = MLP([speech.x_train.shape[1], *[hidden] * layers, speech.num_classes])
-    parts = split(speech.y_train, config.workers, config.split, config.seed)
-    return Job(
-        model=model,
-        plan=Plan.from_rules(model, mlp_rules(layers)),
-        loss_fn=F.cross_entropy,
-        data=Shards(
-            speech.x_train, speech.y_train, parts,
-            batch_size=config.batch_size, seed=config.seed, transform=speech.standardize,
-        ),
-        start=partial(FromInitializer, seed=seed_of(config.seed, "model")),
-        test=(speech.standardize(speech.x_test), speech.y_test),
-    )  # fmt: skip
+    return job(config, model, Plan.from_rules(model, mlp_rules(layers)), train, test, transform=speech.standardize)
