@@ -203,7 +203,7 @@ def other_of(model):
 @pytest.mark.parametrize("where", ["second file", "index", "old set", "total"])
 def test_what_breaks_off_a_write_leaves_the_last_set(tmp_path, undisturbed, monkeypatch, where):
     """A kill between the files of a set, before and after it becomes the last one."""
-    real_save, real_write, real_remove = checkpoint.save_file, checkpoint.atomic.write, shutil.rmtree
+    real_save, real_write, real_remove = checkpoint.save_tensors, checkpoint.atomic.write, shutil.rmtree
 
     def save(tensors, path, told):
         real_save(tensors, path, told)
@@ -221,7 +221,7 @@ def test_what_breaks_off_a_write_leaves_the_last_set(tmp_path, undisturbed, monk
         real_remove(path, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "save_file", save)
+        patched.setattr(checkpoint, "save_tensors", save)
         patched.setattr(checkpoint.atomic, "write", write_index)
         patched.setattr(shutil, "rmtree", remove)
         with suppress(Stopped) if where == "total" else pytest.raises(Stopped):
@@ -343,7 +343,7 @@ def test_a_run_that_begins_anew_and_is_killed_leaves_the_last_set_of_the_same_ro
             raise Stopped
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "save_file", save)
+        patched.setattr(checkpoint, "save_tensors", save)
         with pytest.raises(Stopped):
             together(2, write_other_values)
     assert all_same(read_by_one(folder, plan, model), before)

@@ -153,7 +153,7 @@ def test_an_export_that_breaks_off_leaves_the_older_one(tmp_path, monkeypatch, b
     old, new = mlp()[0], mlp()[0]
     export(Whole(old), tmp_path, shard_bytes=before)
     written = []
-    real = export_module.save_file
+    real = export_module.save_tensors
 
     def save(tensors, path, told):
         if len(written) == 2:
@@ -162,7 +162,7 @@ def test_an_export_that_breaks_off_leaves_the_older_one(tmp_path, monkeypatch, b
         real(tensors, path, told)
 
     with monkeypatch.context() as patched:
-        patched.setattr(export_module, "save_file", save)
+        patched.setattr(export_module, "save_tensors", save)
         with pytest.raises(OSError, match="no space left"):
             export(Whole(new), tmp_path, shard_bytes=400)
     assert written == sorted(tmp_path.glob(".*"))

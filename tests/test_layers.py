@@ -9,7 +9,7 @@ SRC = Path(skerry.__file__).parent
 
 # From the bottom up. A file may import from its own line or from lines before it.
 LAYERS = [
-    ["randomness", "optimizer_state", "rules", "schedule", "atomic", "patches", "inputs"],
+    ["randomness", "optimizer_state", "rules", "schedule", "atomic", "patches", "inputs", "tensor_file"],
     ["plan"],
     ["partition", "plan_file"],
     ["subnet", "covering", "parts", "warmup"],

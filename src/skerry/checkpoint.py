@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from skerry import atomic
@@ -35,6 +34,7 @@ from skerry.runtimes import RESTING, Runtime, Store
 from skerry.sources import read_part
 from skerry.state import TOTALS, State
 from skerry.subnet import Cut, cut_of, cuts, indices_of, put_
+from skerry.tensor_file import save_tensors
 
 _FORMAT = "skerry-checkpoint-3"
 _TRAINED, _HELD = "::trained", "::held"
@@ -106,9 +106,8 @@ def write(folder: Path, state: State, store: Store, runtime: Runtime, run: str) 
     sizes = {name: [str(t.dtype).removeprefix("torch."), *t.shape] for name, t in store.sizes.items()}
     told = {"format": _FORMAT, "run": run, "plan": dealt, "state": json.dumps(numbers), "sizes": json.dumps(sizes)}
     checksum = _checksum(tensors, told)
-    atomic.write_with(
-        here / _file_name(rank, num), lambda draft: save_file(tensors, draft, told | {"checksum": checksum})
-    )
+    told["checksum"] = checksum
+    atomic.write_with(here / _file_name(rank, num), lambda draft: save_tensors(tensors, draft, told))
     digests = torch.zeros(num, _DIGEST_BYTES, dtype=torch.int64)
     digests[rank] = torch.tensor(list(bytes.fromhex(checksum)))
     digests = runtime.total(digests)  # and now all files are there

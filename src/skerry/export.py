@@ -12,11 +12,11 @@ import json
 import re
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from skerry import atomic
 from skerry.runtimes import FullModel
+from skerry.tensor_file import save_tensors
 
 SHARD_BYTES = 256 * 2**20
 """What a file may have, unless a single tensor has more."""
@@ -80,12 +80,6 @@ class _Writer:
     def _flush(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"export-{len(self._files):05d}"
-        # Names of one tensor share its memory, which the format does not know.
-        seen: set[int] = set()
-        tensors = {}
-        for name, tensor in self._waiting.items():
-            tensors[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
-            seen.add(tensor.data_ptr())
-        draft = atomic.make_draft(path, lambda place: save_file(tensors, place, {"format": "pt"}))
-        self._files.append((draft, list(self._waiting)))
-        self._waiting = {}
+        tensors, self._waiting = self._waiting, {}
+        draft = atomic.make_draft(path, lambda place: save_tensors(tensors, place, {"format": "pt"}))
+        self._files.append((draft, list(tensors)))

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from skerry import atomic
 from skerry.data.archives import read_archive
 from skerry.data.errors import DataError
 from skerry.data.sources import cache_folder
+from skerry.tensor_file import save_tensors
 
 NAME = "CIFAR-10 (JPEG)"
 _CACHE = "cifar10-jpeg"
@@ -88,7 +88,7 @@ def _part(part: str) -> tuple[Tensor, Tensor]:
             if images is None:
                 images = _decode(archive["jpeg"], archive["offset"])
                 kept, told = {"images": images}, {"of": of, "sha256": _sha256(images)}
-                atomic.write_with(path, lambda draft: save_file(kept, draft, metadata=told))
+                atomic.write_with(path, lambda draft: save_tensors(kept, draft, told))
     except OSError as error:
         raise DataError(
             f"{folder}: {NAME} decoded cannot be kept there ({error.strerror}); make room, or set XDG_CACHE_HOME to a "

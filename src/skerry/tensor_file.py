@@ -1,0 +1,65 @@
+"""Write safetensors files a few megabytes at a time, so that what waits for the disk takes little memory.
+
+safetensors' own writer hands the whole file over at once, and until the disk has it, it is memory of this process:
+where that is limited (a cgroup), a slow disk can get the process killed. Readers are safetensors' own. The format: 8
+bytes, the length of a header in JSON; the header, with dtype, shape and place of each tensor; the tensors.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_CODES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.complex64: "C64",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+_WAITING = 2**24
+"""The most bytes that wait for the disk."""
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, told: Mapping[str, str]) -> None:
+    """Write CPU tensors and what is ``told`` of them (texts by name) to ``path``, a safetensors file.
+
+    Raises:
+        ValueError: the format has no such dtype.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _CODES:
+            raise ValueError(f"{name}: safetensors files cannot hold {tensor.dtype}; convert it")
+    # Large elements first, so that every tensor begins at a multiple of its element's size.
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": dict(told)} if told else {}
+    end = 0
+    for name in order:
+        begin, end = end, end + tensors[name].nbytes
+        shape = list(tensors[name].shape)
+        header[name] = {"dtype": _CODES[tensors[name].dtype], "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb", buffering=0) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        waiting = 0
+        for name in order:
+            whole = tensors[name].detach().contiguous().view(-1).view(torch.uint8).numpy().data
+            for begin in range(0, len(whole), _WAITING):
+                part = whole[begin : begin + _WAITING]
+                while part:
+                    written = file.write(part)
+                    part, waiting = part[written:], waiting + written
+                if waiting >= _WAITING:
+                    _to_disk(file.fileno())
+                    waiting = 0
+        _to_disk(file.fileno())
+
+
+def _to_disk(file: int) -> None:
+    """Wait until all is on the disk, and let go of the copy in memory."""
+    os.fsync(file)
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
