@@ -30,7 +30,7 @@ LAYERS = [
     ["run", "comparison", "progress", "tensorboard", "estimator"],
     ["pictures"],
     ["report", "results"],
-    ["recipes", "methods"],
+    ["recipes", "methods", "theory"],
     ["experiment"],
     ["cli"],
     ["__main__"],

@@ -21,6 +21,7 @@ from skerry.report import write_report
 from skerry.results import write_results
 from skerry.run import check_folder, saved_config
 from skerry.runtimes import PeerLost, Processes, Runtime, Serial, WorkerDied, launch
+from skerry.theory import THEOREMS
 
 _TOLD = (ValueError, OSError, TrainingFailed, PeerLost, WorkerDied)
 
@@ -297,6 +298,45 @@ def report_command(folder: Path, markdown: bool) -> None:
         click.echo(to_markdown(comparison(load_runs(folder))))
     else:
         _conclude(folder)
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/theory"),
+    show_default=True,
+    help="Folder for the pictures, NAME.png each.",
+)
+def theory(name: str | None, markdown: bool, out: Path) -> None:
+    """Check the theorem NAME, or all: bound, what a simulation measures, and whether it holds.
+
+    Each takes seconds to a minute. docs/theory.md says what they are about; a claim that does not hold is an error.
+    """
+    from rich.console import Console
+
+    from skerry import theory as theory_room
+
+    chosen = list(THEOREMS) if name is None else [choose(name, THEOREMS, "theorem")]
+    torch.set_num_threads(1)  # small matrices: more threads only wait for each other
+    findings = {}
+    for each in chosen:
+        click.echo(f"{each} ...", err=True)
+        findings[each] = THEOREMS[each]()
+        theory_room.draw(findings[each], out / f"{each}.png")
+    if markdown:
+        click.echo(theory_room.to_markdown(findings))
+    else:
+        Console().print(theory_room.to_rich(findings))
+    for each, finding in findings.items():
+        for note in finding.notes:
+            click.echo(f"{each}: {note}")
+    click.echo(f"pictures: {out}", err=True)
+    failed = [each for each, finding in findings.items() if not finding.holds]
+    if failed:
+        raise ValueError(f"claims that do not hold: {', '.join(failed)}; see the rows that say no")
 
 
 @main.group(name="data")

@@ -1,0 +1,29 @@
+"""The picture of a finding, as a PNG file."""
+
+from itertools import cycle
+from pathlib import Path
+
+from skerry.pictures import set_style
+from skerry.theory.verdict import Finding
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+_LINES = ("solid", "dashed", "dotted", "dashdot")
+
+
+def draw(finding: Finding, path: Path) -> None:
+    """Write the picture of ``finding`` to ``path``, its panels side by side."""
+    from matplotlib.figure import Figure
+
+    set_style()
+    figure = Figure(figsize=(4.8 * len(finding.panels), 3.4), layout="constrained")
+    for place, panel in enumerate(finding.panels, start=1):
+        axes = figure.add_subplot(1, len(finding.panels), place, xlabel=panel.xlabel, ylabel=panel.ylabel)
+        axes.set_title(panel.title)
+        axes.set_xscale("log" if "x" in panel.log else "linear")
+        axes.set_yscale("log" if "y" in panel.log else "linear")
+        for curve, colour, line in zip(panel.curves, cycle(_COLOURS), cycle(_LINES), strict=False):
+            dots = "o" if len(curve.x) < 12 else ""
+            axes.plot(curve.x, curve.y, color=colour, linestyle=line, marker=dots, markersize=3, label=curve.label)
+        axes.legend(frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,90 @@
+"""What a check finds: for each claim the bound, what was measured, and whether it holds.
+
+``holds`` follows from the numbers and cannot be set, so a check that finds something else says so.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Sense = Literal["<=", "<", ">"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One claim of a theorem against one figure of a simulation.
+
+    Attributes:
+        claim: what is claimed, in a few words.
+        bound: the number that the theorem gives.
+        measured: the number that the simulation gives.
+        margin: half of the 95% interval of ``measured``; 0 where nothing is estimated.
+        sense: ``"<="``: the measured interval reaches down to the bound (a bound is not contradicted). ``"<"`` and
+            ``">"``: the whole interval lies on that side of the bound (a direction is established).
+        exponent: whether the numbers are exponents of power laws.
+    """
+
+    claim: str
+    bound: float
+    measured: float
+    margin: float = 0.0
+    sense: Sense = "<="
+    exponent: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether the claim holds; never where a number is NaN."""
+        if self.sense == ">":
+            return self.measured - self.margin > self.bound
+        if self.sense == "<":
+            return self.measured + self.margin < self.bound
+        return self.measured - self.margin <= self.bound
+
+    @property
+    def slack(self) -> float | None:
+        """How many times better than the bound it is; None where a ratio says nothing (exponents, zeros)."""
+        if self.bound <= 0 or self.measured <= 0 or self.exponent:
+            return None
+        return self.measured / self.bound if self.sense == ">" else self.bound / self.measured
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a picture."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One plot of a picture; ``log`` names the axes on which it is logarithmic."""
+
+    title: str
+    xlabel: str
+    ylabel: str
+    curves: Sequence[Curve]
+    log: Literal["", "y", "xy"] = "y"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """All that is found of one theorem.
+
+    Attributes:
+        source: paper and theorem.
+        verdicts: one a claim.
+        panels: the picture.
+        notes: what a reader should know of the numbers: slack, what was not checked.
+    """
+
+    source: str
+    verdicts: Sequence[Verdict]
+    panels: Sequence[Panel]
+    notes: Sequence[str] = field(default=())
+
+    @property
+    def holds(self) -> bool:
+        """Whether every claim holds."""
+        return all(verdict.holds for verdict in self.verdicts)
