@@ -5,24 +5,24 @@ p workers, categorical masks (each unit has one holder), tau local steps; u_k th
     E ||y - u_k||^2 <= (1/2 + 1/2 (1 - eta lambda_0 / 2)^tau)^k C^2 n + O(tau (p-1)^2 n^3 d / (lambda_0^2 m)),
 
 with ||y - u_0||^2 at most C^2 n. The floor is 0 at p = 1, grows at most as (p-1)^2, and falls at least as 1/m. Its
-constant is not given, so what is checked of it are exponents: an O() is a bound at every p and m only if the floor grows
-no faster in p - 1 and falls no slower in m.
+constant is not given, so what is checked of it are exponents: an O() is a bound at every p and m only if the floor
+grows no faster in p - 1 and falls no slower in m.
 
 Source: Liao, Kyrillidis, 2022, arXiv 2112.02668, theorem 7 (after the team's summary).
 
-Differs from the paper: dealt by ``Disjoint``, which gives workers equal numbers of units (p that do not divide m: within
-one), and by ``Categorical`` for comparison; eta is 1/2 over lambda_max(H_infinity / p), above the paper's
-O(lambda_0 / n^2). In place of C^2 n stands ||y - u_0||^2, which is smaller.
+Differs from the paper: dealt by ``Disjoint``, which gives workers equal numbers of units, and by ``Categorical`` for
+comparison; eta is 1/2 over lambda_max(H_infinity / p), above the paper's O(lambda_0 / n^2). In place of C^2 n stands
+||y - u_0||^2, which is smaller.
 """
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from skerry.partition import Disjoint, Partition
 from skerry.theory.fit import exponent, mean
 from skerry.theory.masks import Categorical
+from skerry.theory.rates import floors, mean_errors, over_rate
 from skerry.theory.shallow import limit_kernel, shallow
 from skerry.theory.simulate import Trace, extremes, run
 from skerry.theory.verdict import Curve, Finding, Panel, Verdict
@@ -64,9 +64,9 @@ def check(
     by_width = {m: by_workers[middle][0] if m == width else traces(m, middle)[0] for m in widths}
     drawn, _ = traces(width, middle, Categorical(middle, seed))
 
-    floors_p = torch.tensor([[trace.floor() for trace in by_workers[p][0]] for p in workers], dtype=torch.float64).T
-    floors_m = torch.tensor([[trace.floor() for trace in by_width[m]] for m in widths], dtype=torch.float64).T
-    floors_drawn = torch.tensor([trace.floor() for trace in drawn], dtype=torch.float64)
+    floors_p = floors([by_workers[p][0] for p in workers])
+    floors_m = floors([by_width[m] for m in widths])
+    floors_drawn = floors([drawn])[:, 0]
     in_p = exponent(torch.tensor([p - 1.0 for p in workers], dtype=torch.float64), floors_p)
     in_m = exponent(torch.tensor(widths, dtype=torch.float64), floors_m)
     of_drawn = mean((floors_drawn / floors_p[:, workers.index(middle)]).log())
@@ -75,13 +75,15 @@ def check(
         source="arXiv 2112.02668, theorem 7",
         verdicts=[
             Verdict(
-                claim="p = 1: worst error over rate^k, no floor", bound=1.0, measured=over_rate(alone, rates, False)
+                claim="p = 1: worst error over rate^k, no floor",
+                bound=1.0,
+                measured=over_rate(alone, rates, floor=False),
             ),
             *(
                 Verdict(
                     claim=f"p = {p}: worst error over rate^k plus the measured floor",
                     bound=1.0,
-                    measured=over_rate(*by_workers[p], True),
+                    measured=over_rate(*by_workers[p]),
                 )
                 for p in workers
             ),
@@ -128,25 +130,3 @@ def check(
             "the floor's constant is not given in what we have of the paper: its size cannot be checked",
         ],
     )
-
-
-def over_rate(traces: Sequence[Trace], rates: Sequence[float], with_floor: bool) -> float:
-    """The largest ||y - u_k||^2 / (rate^k ||y - u_0||^2 + floor) over rounds k, as a mean over traces.
-
-    The floor is the largest error of the last third of the rounds. Rounds whose error is that of rounding are left out.
-    """
-    worst = []
-    for trace, rate in zip(traces, rates, strict=True):
-        errors = trace.errors
-        floor = errors[-(len(errors) // 3) :].max() if with_floor else errors.new_zeros(())
-        bound = errors[0] * rate ** torch.arange(len(errors), dtype=torch.float64) + floor
-        real = ~(errors <= 1e-20 * errors[0])  # so that NaN counts
-        real[0] = False  # equal by definition
-        worst.append(float((errors / bound)[real].max()))
-    return sum(worst) / len(worst)
-
-
-def mean_errors(traces: Sequence[Trace]) -> list[float]:
-    """The mean of ||y - u_k||^2 over traces, for each round."""
-    errors: Tensor = torch.stack([trace.errors for trace in traces]).mean(0)
-    return [float(value) for value in errors]

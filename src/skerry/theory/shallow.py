@@ -57,5 +57,6 @@ def shallow(
 
 def limit_kernel(x: Tensor) -> Tensor:
     """The kernel of infinite width: E_w [<x_i, x_j> 1{<w, x_i> >= 0, <w, x_j> >= 0}], by the angle between inputs."""
-    cosine = (x @ x.T).clamp(-1, 1)
-    return cosine * (math.pi - torch.arccos(cosine)) / (2 * math.pi)
+    directions = F.normalize(x)
+    angle = torch.arccos((directions @ directions.T).clamp(-1, 1))
+    return (x @ x.T) * (math.pi - angle) / (2 * math.pi)

@@ -22,7 +22,7 @@ from skerry.subnet import extract
 Aggregate = Callable[[Mapping[str, Tensor], Plan, Assignment, Sequence[Piece | None]], None]
 """How pieces become the full tensors, in place."""
 
-_ROUNDING = 1e-20
+ROUNDING = 1e-20
 """Of the first error: below it a factor between two errors is one of rounding."""
 
 
@@ -36,15 +36,17 @@ class Problem:
     y: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trace:
     """What happened.
 
     Attributes:
-        errors: ||y - u_k||^2 of the scaled full network, before the first round and after each one.
+        outputs: u_k [rounds + 1, n] of the scaled full network, before the first round and after each one.
+        errors: ||y - u_k||^2 [rounds + 1].
         worst_local: the largest factor by which ||y - f_l||^2 of a subnet changed in a local step.
     """
 
+    outputs: Tensor
     errors: Tensor
     worst_local: float
 
@@ -68,17 +70,19 @@ def run(
     Args:
         share: what the full network's inputs from dealt units are multiplied by: the chance that a subnet has a unit.
     """
-    errors, worst = [error(problem, share)], 0.0
+    found, worst = [outputs(problem, share)], 0.0
+    first = float((problem.y - found[0]).square().sum())
     for round in range(num_rounds):
         assignment = partition.assign(problem.plan.axes, round)
         pieces: list[Piece] = []
         for worker in range(assignment.num_workers):
             subnet, losses = trained(problem, assignment.units(worker), step=step, local=local)
             pieces.append(named_tensors(subnet))
-            worst = max(worst, *(b / a for a, b in pairwise(losses) if a > _ROUNDING * errors[0]), 0.0)
+            worst = max(worst, *(b / a for a, b in pairwise(losses) if a > ROUNDING * first), 0.0)
         aggregate(named_tensors(problem.model), problem.plan, assignment, pieces)
-        errors.append(error(problem, share))
-    return Trace(torch.tensor(errors, dtype=torch.float64), worst)
+        found.append(outputs(problem, share))
+    u = torch.stack(found)
+    return Trace(u, (problem.y - u).square().sum(1), worst)
 
 
 def trained(problem: Problem, units: Tensor, *, step: float, local: int) -> tuple[nn.Module, list[float]]:

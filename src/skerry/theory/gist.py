@@ -1,0 +1,158 @@
+"""GIST: a two-layer graph network, its hidden dim dealt out, converges up to a floor that one worker does not have.
+
+    yhat = m_h^(-1/2) A relu(A X W) a,   A the normalised adjacency with self loops, W trained, a = +-1 fixed.
+
+With m subnets, zeta local steps, gamma = (1 - 1/m)^(1/3), lambda_0 = lambda_min(A H_infinity(AX) A / m):
+
+    E ||y - yhat(t)||^2 <= (gamma + (1 - gamma)(1 - eta lambda_0 / 2)^zeta)^t ||y - yhat(0)||^2 + O(...),
+
+where the floor O(...) is 0 at m = 1 and grows with kappa^2, the scale of the first weights.
+
+Source: Wolfe, Yang, Chowdhury, Dun, Bayer, Segarra, Kyrillidis: GIST: Distributed Training for Large-Scale Graph
+Convolutional Networks, 2021, arXiv 2102.10424, its convergence theorem (after the team's summary).
+
+Can be checked: the rate, the absence of a floor at m = 1, the direction and exponent in kappa. Cannot be checked with what
+we have of the paper: the size of the floor. The graph is small and well conditioned (rings of four nodes), because
+lambda_0 holds the smallest squared eigenvalue of A; eta is half of 1 / lambda_max.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from skerry.partition import Disjoint
+from skerry.plan import Plan
+from skerry.randomness import generator
+from skerry.rules import In, Out
+from skerry.theory.fit import exponent
+from skerry.theory.rates import floors, mean_errors, over_rate
+from skerry.theory.shallow import limit_kernel, signs
+from skerry.theory.simulate import Problem, Trace, extremes, run
+from skerry.theory.verdict import Curve, Finding, Panel, Verdict
+
+
+class GCN(nn.Module):
+    """Two graph convolutions with one output; inputs are the features (nodes, d) of a fixed graph."""
+
+    adjacency: Tensor
+
+    def __init__(self, adjacency: Tensor, d: int, width: int, *, kappa: float, rng: torch.Generator) -> None:
+        super().__init__()
+        self.register_buffer("adjacency", adjacency)
+        self.hidden = nn.Linear(d, width, bias=False, dtype=torch.float64)
+        self.out = nn.Linear(width, 1, bias=False, dtype=torch.float64)
+        with torch.no_grad():
+            self.hidden.weight.copy_(kappa * torch.randn(width, d, generator=rng, dtype=torch.float64))
+            self.out.weight.copy_(signs(width, rng) / math.sqrt(width))
+        self.out.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (nodes, d) to (nodes,)."""
+        result: Tensor = self.adjacency @ self.out(F.relu(self.hidden(self.adjacency @ x)))
+        return result.squeeze(-1)
+
+
+def rings(num: int) -> Tensor:
+    """The normalised adjacency of ``num`` rings of four nodes with self loops: each row has three entries 1/3."""
+    ring = (torch.eye(4) + torch.eye(4).roll(1, 0) + torch.eye(4).roll(-1, 0)).double() / 3
+    return torch.block_diag(*[ring] * num)  # type: ignore[no-untyped-call]
+
+
+def graph(*, seed: int, width: int, kappa: float = 1.0, num_rings: int = 2, d: int = 20) -> Problem:
+    """Random unit features and targets on rings."""
+    rng, adjacency = generator(seed, "graph"), rings(num_rings)
+    nodes = len(adjacency)
+    x = F.normalize(torch.randn(nodes, d, generator=rng, dtype=torch.float64))
+    y = 2 * torch.rand(nodes, generator=rng, dtype=torch.float64) - 1
+    model = GCN(adjacency, d, width, kappa=kappa, rng=generator(seed, "weights", width))
+    return Problem(model, Plan.from_rules(model, {"hidden": Out("hidden"), "out": In("hidden")}), x, y)
+
+
+def check(
+    *,
+    seed: int = 0,
+    repeats: int = 4,
+    width: int = 400,
+    subnets: Sequence[int] = (2, 4),
+    kappas: Sequence[float] = (0.5, 1.0, 2.0),
+    local: int = 10,
+    num_rounds: int = 40,
+    step: float = 0.5,
+) -> Finding:
+    """Measure rates and floors over ``repeats`` graphs.
+
+    Args:
+        width: of the hidden dim; too small it breaks the assumption.
+        step: eta in units of 1 / lambda_max; above 2 it breaks the assumption.
+    """
+
+    def traces(m: int, kappa: float = 1.0) -> tuple[list[Trace], list[float]]:
+        found, rates = [], []
+        gamma = (1 - 1 / m) ** (1 / 3)
+        for s in range(seed, seed + repeats):
+            problem = graph(seed=s, width=width, kappa=kappa)
+            assert isinstance(problem.model, GCN)
+            a = problem.model.adjacency
+            low, high = (value / m for value in extremes(a @ limit_kernel(a @ problem.x) @ a))
+            eta = step / high
+            found.append(run(problem, Disjoint(m, s), step=eta, local=local, num_rounds=num_rounds, share=1 / m))
+            rates.append(gamma + (1 - gamma) * (1 - eta * low / 2) ** local)
+        return found, rates
+
+    alone, by_subnets = traces(1), {m: traces(m) for m in subnets}
+    most = subnets[-1]
+    of_kappa = floors([by_subnets[most][0] if kappa == 1.0 else traces(most, kappa)[0] for kappa in kappas])
+    in_kappa = exponent(torch.tensor(kappas, dtype=torch.float64), of_kappa)
+    shown = range(num_rounds + 1)
+    return Finding(
+        source="arXiv 2102.10424, convergence theorem",
+        verdicts=[
+            Verdict(
+                claim="m = 1: worst error over rate^t, no floor", bound=1.0, measured=over_rate(*alone, floor=False)
+            ),
+            *(
+                Verdict(
+                    claim=f"m = {m}: worst error over rate^t plus the measured floor",
+                    bound=1.0,
+                    measured=over_rate(*by_subnets[m]),
+                )
+                for m in subnets
+            ),
+            Verdict(
+                claim="floor grows with kappa, exponent",
+                bound=0.0,
+                measured=in_kappa.value,
+                margin=in_kappa.margin,
+                sense=">",
+            ),
+            Verdict(
+                claim="floor grows at most as kappa^2, exponent",
+                bound=2.0,
+                measured=in_kappa.value,
+                margin=in_kappa.margin,
+                exponent=True,
+            ),
+        ],
+        panels=[
+            Panel(
+                title=f"{len(alone[0][0].errors) - 1} rounds of {local} steps, width {width}",
+                xlabel="rounds",
+                ylabel="squared error",
+                curves=[
+                    Curve(f"m = {m}", shown, mean_errors(found))
+                    for m, found in [(1, alone[0]), *((m, by_subnets[m][0]) for m in subnets)]
+                ],
+            ),
+            Panel(
+                title=f"floor, m = {most}",
+                xlabel="kappa",
+                ylabel="squared error",
+                curves=[Curve(f"exponent {in_kappa.value:.2f}", kappas, of_kappa.mean(0).tolist())],
+                log="xy",
+            ),
+        ],
+        notes=["the floor's O(...) is not known to us: its size and its other dependences are not checked"],
+    )

@@ -1,0 +1,176 @@
+"""LoFT: a one-hidden-layer CNN, filters drawn by Bernoulli masks, stays near gradient descent and converges to a floor.
+
+    f(x) = (m P)^(-1/2) sum_r sum_j a_rj relu(<w_r, patch_j(x)>),   m filters, P positions, a = +-1 fixed.
+
+The paper's theorem bounds how far the trajectory is from that of gradient descent on the whole network; its statement is
+not in what we have of the paper. The network is that of theorem 3 of arXiv 2112.02668 with patches for inputs, the masks
+are the same, so its form is what is checked:
+
+    E ||y - u_k||^2 <= (1 - eta theta tau lambda_0 / 4)^k ||y - u_0||^2 + floor,   lambda_0 = lambda_min(xi K_infinity),
+
+K_infinity the mean over positions of the patches' kernels; the floor falls with the workers p. The distance from gradient
+descent, sum_k ||u_k - u_k^GD||^2, is 0 at xi = 1 and grows with 1 - xi.
+
+Source: Wang, Dun, Liao, Jermaine, Kyrillidis: LoFT: Finding Lottery Tickets through Filter-wise Training, 2022,
+arXiv 2210.16169; the rate after arXiv 2112.02668, theorem 3.
+
+Cannot be checked: the theorem's own constants and its exponents in time and width.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from skerry.plan import Plan
+from skerry.randomness import generator
+from skerry.rules import In, Out
+from skerry.theory.fit import exponent
+from skerry.theory.masks import Bernoulli
+from skerry.theory.rates import floors, mean_errors, over_rate
+from skerry.theory.shallow import limit_kernel, signs
+from skerry.theory.simulate import Problem, Trace, extremes, run
+from skerry.theory.verdict import Curve, Finding, Panel, Verdict
+
+FILTER, POSITIONS = 6, 4
+
+
+class CNN(nn.Module):
+    """One convolution (stride its size, so that patches do not overlap) and fixed output weights."""
+
+    def __init__(self, filters: int, rng: torch.Generator) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, filters, FILTER, stride=FILTER, bias=False, dtype=torch.float64)
+        self.out = nn.Linear(filters * POSITIONS, 1, bias=False, dtype=torch.float64)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.randn(filters, 1, FILTER, generator=rng, dtype=torch.float64))
+            self.out.weight.copy_(signs(filters * POSITIONS, rng) / math.sqrt(filters * POSITIONS))
+        self.out.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, 1, FILTER * POSITIONS) to (n,)."""
+        result: Tensor = self.out(F.relu(self.conv(x)).flatten(1))
+        return result.squeeze(-1)
+
+
+def images(*, seed: int, filters: int, samples: int = 8) -> Problem:
+    """Random inputs whose patches are unit vectors, and random targets."""
+    rng = generator(seed, "images")
+    patches = F.normalize(torch.randn(samples, POSITIONS, FILTER, generator=rng, dtype=torch.float64), dim=2)
+    y = 2 * torch.rand(samples, generator=rng, dtype=torch.float64) - 1
+    model = CNN(filters, generator(seed, "weights", filters))
+    plan = Plan.from_rules(model, {"conv": Out("filters"), "out": In("filters")})
+    return Problem(model, plan, patches.flatten(1)[:, None], y)
+
+
+def patch_kernel(x: Tensor) -> Tensor:
+    """K_infinity: the mean over positions of the limit kernels of patches."""
+    patches = x.unflatten(2, (POSITIONS, FILTER))[:, 0]
+    return torch.stack([limit_kernel(patches[:, j]) for j in range(POSITIONS)]).mean(0)
+
+
+def check(
+    *,
+    seed: int = 0,
+    repeats: int = 5,
+    filters: int = 300,
+    keep: float = 0.5,
+    workers: Sequence[int] = (1, 2, 4, 8),
+    drops: Sequence[float] = (0.02, 0.1, 0.5),
+    local: int = 3,
+    num_rounds: int = 30,
+    step: float = 0.5,
+) -> Finding:
+    """Measure rates, floors and distances over ``repeats`` problems.
+
+    Args:
+        keep: xi; at 1 there is no floor that could fall.
+        step: eta in units of 1 / lambda_max; above 2 it breaks the assumption.
+    """
+
+    def traces(p: int, xi: float) -> tuple[list[Trace], list[float]]:
+        found, rates = [], []
+        theta = 1 - (1 - xi) ** p
+        for s in range(seed, seed + repeats):
+            problem = images(seed=s, filters=filters)
+            low, high = extremes(patch_kernel(problem.x))
+            eta = step / high  # the same for all xi, so that gradient descent is the same one
+            found.append(run(problem, Bernoulli(p, xi, s), step=eta, local=local, num_rounds=num_rounds, share=xi))
+            rates.append(1 - eta * theta * local * xi * low / 4)
+        return found, rates
+
+    by_workers = {p: traces(p, keep) for p in workers}
+    of_p = floors([by_workers[p][0] for p in workers])
+    in_p = exponent(torch.tensor(workers, dtype=torch.float64), of_p)
+    full, full_rates = traces(1, 1.0)
+    middle = workers[len(workers) // 2]
+    away = torch.tensor(
+        [
+            [_away(s, filters, middle, 1 - drop, local, num_rounds, step) for drop in drops]
+            for s in _seeds(seed, repeats)
+        ],
+        dtype=torch.float64,
+    )
+    none = max(_away(s, filters, middle, 1.0, local, num_rounds, step) for s in _seeds(seed, repeats))
+    in_drop = exponent(torch.tensor(drops, dtype=torch.float64), away)
+    shown = range(num_rounds + 1)
+    return Finding(
+        source="arXiv 2210.16169; rate of arXiv 2112.02668, theorem 3",
+        verdicts=[
+            Verdict(
+                claim="xi = 1: worst error over rate^k, no floor",
+                bound=1.0,
+                measured=over_rate(full, full_rates, floor=False),
+            ),
+            *(
+                Verdict(
+                    claim=f"p = {p}: worst error over rate^k plus the measured floor",
+                    bound=1.0,
+                    measured=over_rate(*by_workers[p]),
+                )
+                for p in workers
+            ),
+            Verdict(
+                claim="floor falls with p, exponent", bound=0.0, measured=in_p.value, margin=in_p.margin, sense="<"
+            ),
+            Verdict(claim="xi = 1: squared distance from gradient descent", bound=1e-20, measured=none),
+            Verdict(
+                claim="squared distance from gradient descent grows with 1 - xi, exponent",
+                bound=0.0,
+                measured=in_drop.value,
+                margin=in_drop.margin,
+                sense=">",
+            ),
+        ],
+        panels=[
+            Panel(
+                title=f"{filters} filters, keep {keep:g}, {local} local steps",
+                xlabel="rounds",
+                ylabel="squared error",
+                curves=[Curve(f"p = {p}", shown, mean_errors(by_workers[p][0])) for p in workers],
+            ),
+            Panel(
+                title=f"distance from gradient descent, p = {middle}",
+                xlabel="1 - xi",
+                ylabel="mean over rounds of ||u - u_GD||^2",
+                curves=[Curve(f"exponent {in_drop.value:.2f}", drops, away.mean(0).tolist())],
+                log="xy",
+            ),
+        ],
+        notes=["the paper's own constants are not known to us: what is checked is the form of theorem 3 of 2112.02668"],
+    )
+
+
+def _seeds(seed: int, repeats: int) -> range:
+    return range(seed, seed + repeats)
+
+
+def _away(seed: int, filters: int, p: int, xi: float, local: int, num_rounds: int, step: float) -> float:
+    """The mean over rounds of ||u_k - u_k^GD||^2, both nets from the same weights, each scaled by its xi."""
+    masked, whole = images(seed=seed, filters=filters), images(seed=seed, filters=filters)
+    eta = step / extremes(patch_kernel(masked.x))[1]
+    masked_trace = run(masked, Bernoulli(p, xi, seed), step=eta, local=local, num_rounds=num_rounds, share=xi)
+    whole_trace = run(whole, Bernoulli(1, 1.0, seed), step=eta, local=local, num_rounds=num_rounds, share=1.0)
+    return float((masked_trace.outputs - whole_trace.outputs).square().sum(1).mean())

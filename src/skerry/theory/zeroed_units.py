@@ -1,0 +1,99 @@
+"""The flaw of the released code: units that no subnet picked are set to zero, instead of being kept.
+
+Theorem 3 (``bernoulli_masks.py``) is about the rule that keeps them, as ``aggregate_`` does. A zeroed unit has no
+gradient either, so it stays dead: after k rounds a share theta^k of the units is left, theta = 1 - (1 - xi)^p, and in
+the end the network predicts 0 and its error is ||y||^2.
+
+Source: the release that goes with Liao, Kyrillidis, 2022, arXiv 2112.02668, read by the team.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from skerry.aggregate import Piece, aggregate_
+from skerry.partition import Assignment
+from skerry.plan import Plan
+from skerry.subnet import cuts, put_, take
+from skerry.theory.fit import mean
+from skerry.theory.masks import Bernoulli
+from skerry.theory.rates import mean_errors
+from skerry.theory.shallow import Shallow, limit_kernel, shallow
+from skerry.theory.simulate import Aggregate, Trace, extremes, run
+from skerry.theory.verdict import Curve, Finding, Panel, Verdict
+
+
+@torch.no_grad()
+def zero_unheld_(
+    full: Mapping[str, Tensor], plan: Plan, assignment: Assignment, pieces: Sequence[Piece | None]
+) -> None:
+    """Aggregate as the release does: what makes a unit that nobody held becomes zero."""
+    aggregate_(full, plan, assignment, pieces)
+    by_name = cuts(plan, (~assignment.held.any(0)).nonzero().flatten())
+    for name, row in plan.dims.items():
+        cut = by_name[name]
+        if cut is not None and any(dim is not None and dim.role == "out" for dim in row):
+            put_(full[name], torch.zeros_like(take(full[name], cut)), cut)
+
+
+def check(
+    *,
+    seed: int = 0,
+    repeats: int = 5,
+    width: int = 300,
+    keep: float = 0.5,
+    workers: int = 2,
+    num_rounds: int = 30,
+    rule: Aggregate = zero_unheld_,
+) -> Finding:
+    """Train the same problems by both rules.
+
+    Args:
+        rule: the one that is compared with keeping; ``aggregate_`` shows that the check can fail.
+    """
+    kept: list[Trace] = []
+    zeroed: list[Trace] = []
+    dead: list[float] = []
+    for s in range(seed, seed + repeats):
+        for traces, aggregate in ((kept, aggregate_), (zeroed, rule)):
+            problem = shallow(seed=s, width=width)
+            eta = 0.5 / (keep * extremes(limit_kernel(problem.x))[1])
+            partition = Bernoulli(workers, keep, s)
+            traces.append(
+                run(problem, partition, step=eta, local=1, num_rounds=num_rounds, share=keep, aggregate=aggregate)
+            )
+        assert isinstance(problem.model, Shallow)
+        dead.append(float((problem.model.hidden.weight == 0).all(1).double().mean()))
+    harm = mean(torch.tensor([z.floor() / k.floor() for z, k in zip(zeroed, kept, strict=True)]).log())
+    lost, theta = mean(torch.tensor(dead)), 1 - (1 - keep) ** workers
+    return Finding(
+        source="release of arXiv 2112.02668",
+        verdicts=[
+            Verdict(
+                claim="zeroed over kept, log of the errors' last third",
+                bound=0.0,
+                measured=harm.value,
+                margin=harm.margin,
+                sense=">",
+            ),
+            Verdict(
+                claim="share of units dead at the end, distance from 1 - theta^k",
+                bound=0.0,
+                measured=abs(lost.value - (1 - theta**num_rounds)),
+                margin=lost.margin + 1 / width,
+            ),
+        ],
+        panels=[
+            Panel(
+                title=f"{width} units, keep {keep:g}, {workers} workers",
+                xlabel="rounds",
+                ylabel="squared error",
+                curves=[_curve("unpicked units kept", kept), _curve("zeroed", zeroed)],
+            )
+        ],
+    )
+
+
+def _curve(label: str, traces: Sequence[Trace]) -> Curve:
+    return Curve(label, range(len(traces[0].errors)), mean_errors(traces))
