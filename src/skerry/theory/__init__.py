@@ -8,9 +8,22 @@ from collections.abc import Callable
 
 from skerry.theory import (
     aggregation_identity,
+    asyncdrop,
+    bernoulli_masks,
+    categorical_masks,
+    counterexample,
+    gist,
+    irreducible_bias,
     local_decrease,
+    loft,
+    mask_corollaries,
     masked_kernel,
     one_worker,
+    quadratic_rate,
+    resist,
+    scaled_sketch,
+    stationarity,
+    zeroed_units,
 )
 from skerry.theory.picture import draw
 from skerry.theory.table import to_markdown, to_rich
@@ -21,6 +34,19 @@ THEOREMS: dict[str, Callable[[], Finding]] = {
     "masked-kernel": masked_kernel.check,
     "one-worker": one_worker.check,
     "local-decrease": local_decrease.check,
+    "bernoulli-masks": bernoulli_masks.check,
+    "mask-corollaries": mask_corollaries.check,
+    "zeroed-units": zeroed_units.check,
+    "categorical-masks": categorical_masks.check,
+    "quadratic-rate": quadratic_rate.check,
+    "counterexample": counterexample.check,
+    "scaled-sketch": scaled_sketch.check,
+    "irreducible-bias": irreducible_bias.check,
+    "stationarity": stationarity.check,
+    "gist": gist.check,
+    "loft": loft.check,
+    "resist": resist.check,
+    "asyncdrop": asyncdrop.check,
 }
 """Each check by its name, at the sizes that ``skerry theory`` uses."""
 

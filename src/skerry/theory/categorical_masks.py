@@ -31,8 +31,8 @@ from skerry.theory.verdict import Curve, Finding, Panel, Verdict
 def check(
     *,
     seed: int = 0,
-    repeats: int = 4,
-    width: int = 1000,
+    repeats: int = 5,
+    width: int = 500,
     widths: Sequence[int] = (250, 500, 1000, 2000),
     workers: Sequence[int] = (2, 3, 5, 9),
     local: int = 5,

@@ -8,8 +8,8 @@ Scaled permutation sketches of one coordinate, D_i = diag(L_i): x^{k+1} = (1 - g
 Around x_inf iterates scatter with E ||x^k - x_inf||^2 -> gamma / (2 - gamma) E ||s - E s||^2, which small steps do
 remove.
 
-Source: Shulgin, Richtarik, 2023, arXiv 2306.16484, the section on heterogeneity (general b); the scatter follows from the
-recursion.
+Source: Shulgin, Richtarik, 2023, arXiv 2306.16484, the section on heterogeneity (general b); the scatter follows from
+the recursion.
 """
 
 import math

@@ -7,8 +7,8 @@ gamma <= 1 / (4 theta):
         <= 2 (f(x^0) - E f(x^K)) / (gamma K)  +  2 ||Lbar E h||^2_{Wbar^-1}  +  2 gamma E ||h||^2_Lbar.
 
 It follows from E f(x^{k+1}) = f - gamma e'Wbar e - gamma e'Lbar E h + (gamma^2/2) E ||Bbar e + h||^2_Lbar,
-||a + b||^2 <= 2 ||a||^2 + 2 ||b||^2, and |e'Lbar E h| <= ||e||^2_Wbar / 4 + ||Lbar E h||^2_{Wbar^-1}. That the bias stays:
-E e^k converges to e_inf = -(E Bbar)^-1 E h, so by Jensen's inequality the summands end at no less than ||e_inf||^2_Wbar.
+||a + b||^2 <= 2 ||a||^2 + 2 ||b||^2, and |e'Lbar E h| <= ||e||^2_Wbar / 4 + ||Lbar E h||^2_{Wbar^-1}. The bias stays:
+E e^k converges to e_inf = -(E Bbar)^-1 E h, so by Jensen's inequality the summands end at ||e_inf||^2_Wbar or above.
 
 Source: Shulgin, Richtarik, 2023, arXiv 2306.16484, theorem 2: its terms and their roles (after the team's summary); the
 constants are those of the derivation above, not the paper's.
