@@ -33,7 +33,6 @@ from skerry.theory.shallow import limit_kernel, signs
 from skerry.theory.simulate import Problem, Trace, extremes, run
 from skerry.theory.verdict import Curve, Finding, Panel, Verdict
 
-
 EDGE = 0.1
 """The weight of an edge of the graph, a self loop's being 1."""
 
@@ -79,10 +78,10 @@ def graph(*, seed: int, width: int, kappa: float = 1.0, num_rings: int = 2, d: i
 def check(
     *,
     seed: int = 0,
-    repeats: int = 4,
+    repeats: int = 5,
     width: int = 400,
     subnets: Sequence[int] = (2, 4),
-    kappas: Sequence[float] = (1.0, 2.0, 4.0),
+    kappas: Sequence[float] = (1.0, 4.0, 16.0),
     local: int = 6,
     num_rounds: int = 20,
     step: float = 0.5,

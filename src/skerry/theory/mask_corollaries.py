@@ -22,7 +22,7 @@ from torch import Tensor
 from skerry.theory.bernoulli_masks import floor_bound
 from skerry.theory.fit import Estimate, exponent
 from skerry.theory.masks import Bernoulli
-from skerry.theory.rates import floors
+from skerry.theory.rates import floors, over_rate
 from skerry.theory.shallow import limit_kernel, shallow
 from skerry.theory.simulate import Trace, extremes, run
 from skerry.theory.verdict import Curve, Finding, Panel, Verdict
@@ -66,6 +66,8 @@ def check(
         "local steps": (locals_, floors([traces(tau=tau) for tau in locals_])),
         "m": (widths, floors([traces(m=m) for m in widths])),
     }
+    spectra = [extremes(limit_kernel(shallow(seed=s, width=1).x)) for s in range(seed, seed + repeats)]
+    whole = over_rate(traces(xi=1.0), [1 - STEP * low / high / 4 for low, high in spectra], floor=False)
     x = shallow(seed=seed, width=width).x
     low, high = extremes(limit_kernel(x))
 
@@ -87,6 +89,7 @@ def check(
         source="arXiv 2112.02668, corollaries of theorem 3",
         verdicts=[
             _direction("floor falls with the samples p, exponent", found["p"], "<"),
+            Verdict(claim="xi = 1: worst error over rate^k, no floor", bound=1.0, measured=whole),
             _direction("floor grows with 1 - xi, exponent", found["1 - xi"], ">"),
             _direction("floor grows with kappa, exponent", found["kappa"], ">"),
             Verdict(
