@@ -8,7 +8,9 @@ import pytest
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from skerry import theory
 from skerry.cli import call, main
+from skerry.theory import counterexample
 
 QUICK = ["--set", "rounds=3", "--set", "local_steps=4", "--set", "eval_every=1"]
 
@@ -87,10 +89,25 @@ def test_another_optimizer_starts_from_its_own_defaults(tmp_path):
 
 
 def test_help_is_there_for_every_command():
-    for command in ([], ["train"], ["compare"], ["report"], ["data"], ["data", "fetch"]):
+    for command in ([], ["train"], ["compare"], ["report"], ["theory"], ["data"], ["data", "fetch"]):
         shown = CliRunner().invoke(main, [*command, "--help"])
         assert shown.exit_code == 0
         assert len(shown.output) > 100
+
+
+def test_theory_prints_a_table_and_draws_a_picture(tmp_path):
+    shown = CliRunner().invoke(main, ["theory", "counterexample", "--markdown", "--out", str(tmp_path)])
+    assert shown.exit_code == 0
+    assert "| `counterexample` | L: smallest eigenvalue | > 0 | 0.0417 |" in shown.output
+    assert (tmp_path / "counterexample.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_claim_that_does_not_hold_is_an_error(tmp_path, monkeypatch):
+    broken = {"counterexample": lambda: counterexample.check(over=0.5)}
+    monkeypatch.setattr(theory, "THEOREMS", broken)
+    code, message = call(["theory", "--out", str(tmp_path)])
+    assert code == 1
+    assert "claims that do not hold: counterexample" in message
 
 
 @pytest.mark.parametrize(
@@ -143,6 +160,7 @@ def test_help_is_there_for_every_command():
         (["compare", "digits-mlp", "--out", "O", "--methods", "ist,narow"], "did you mean 'narrow'?"),
         (["compare", "digits-mlp", "--out", "O", "--seeds", "a,b"], "expected whole numbers"),
         (["report", "nowhere"], "nowhere"),
+        (["theory", "gits"], "did you mean 'gist'?"),
     ],
 )
 def test_each_mistake_gets_one_line(arguments, words, tmp_path, monkeypatch):

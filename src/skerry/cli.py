@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from skerry import data as data_room
 from skerry import experiment
+from skerry import theory as theory_room
 from skerry.comparison import comparison, load_runs, to_markdown, to_rich
 from skerry.config import Config, choose, parse_settings
 from skerry.loop import TrainingFailed
@@ -21,7 +23,6 @@ from skerry.report import write_report
 from skerry.results import write_results
 from skerry.run import check_folder, saved_config
 from skerry.runtimes import PeerLost, Processes, Runtime, Serial, WorkerDied, launch
-from skerry.theory import THEOREMS
 
 _TOLD = (ValueError, OSError, TrainingFailed, PeerLost, WorkerDied)
 
@@ -317,15 +318,14 @@ def theory(name: str | None, markdown: bool, out: Path) -> None:
     """
     from rich.console import Console
 
-    from skerry import theory as theory_room
-
-    chosen = list(THEOREMS) if name is None else [choose(name, THEOREMS, "theorem")]
+    chosen = list(theory_room.THEOREMS) if name is None else [choose(name, theory_room.THEOREMS, "theorem")]
     torch.set_num_threads(1)  # small matrices: more threads only wait for each other
     findings = {}
     for each in chosen:
-        click.echo(f"{each} ...", err=True)
-        findings[each] = THEOREMS[each]()
+        started = time.perf_counter()
+        findings[each] = theory_room.THEOREMS[each]()
         theory_room.draw(findings[each], out / f"{each}.png")
+        click.echo(f"{each}: {time.perf_counter() - started:.0f} s", err=True)
     if markdown:
         click.echo(theory_room.to_markdown(findings))
     else:
