@@ -19,9 +19,12 @@ from skerry.subnet import cuts, put_, take
 from skerry.theory.fit import mean
 from skerry.theory.masks import Bernoulli
 from skerry.theory.rates import mean_errors
-from skerry.theory.shallow import Shallow, limit_kernel, shallow
+from skerry.theory.shallow import limit_kernel, shallow
 from skerry.theory.simulate import Aggregate, Trace, extremes, run
 from skerry.theory.verdict import Curve, Finding, Panel, Verdict
+
+COUNTED = 6
+"""After so many rounds dead units are counted: some are left."""
 
 
 @torch.no_grad()
@@ -54,19 +57,22 @@ def check(
     """
     kept: list[Trace] = []
     zeroed: list[Trace] = []
-    dead: list[float] = []
+    dead: list[Tensor] = []
     for s in range(seed, seed + repeats):
-        for traces, aggregate in ((kept, aggregate_), (zeroed, rule)):
+        for traces, aggregate, rounds in (
+            (kept, aggregate_, num_rounds),
+            (zeroed, rule, num_rounds),
+            ([], rule, COUNTED),
+        ):
             problem = shallow(seed=s, width=width)
             eta = 0.5 / (keep * extremes(limit_kernel(problem.x))[1])
             partition = Bernoulli(workers, keep, s)
             traces.append(
-                run(problem, partition, step=eta, local=1, num_rounds=num_rounds, share=keep, aggregate=aggregate)
+                run(problem, partition, step=eta, local=1, num_rounds=rounds, share=keep, aggregate=aggregate)
             )
-        assert isinstance(problem.model, Shallow)
-        dead.append(float((problem.model.hidden.weight == 0).all(1).double().mean()))
+        dead.append((problem.model.get_parameter("hidden.weight") == 0).all(1).double().mean())
     harm = mean(torch.tensor([z.floor() / k.floor() for z, k in zip(zeroed, kept, strict=True)]).log())
-    lost, theta = mean(torch.tensor(dead)), 1 - (1 - keep) ** workers
+    lost, theta = mean(torch.stack(dead)), 1 - (1 - keep) ** workers
     return Finding(
         source="release of arXiv 2112.02668",
         verdicts=[
@@ -78,10 +84,10 @@ def check(
                 sense=">",
             ),
             Verdict(
-                claim="share of units dead at the end, distance from 1 - theta^k",
+                claim=f"share of units dead after k = {COUNTED} rounds, difference from 1 - theta^k",
                 bound=0.0,
-                measured=abs(lost.value - (1 - theta**num_rounds)),
-                margin=lost.margin + 1 / width,
+                measured=abs(lost.value - (1 - theta**COUNTED)),
+                margin=lost.margin,
             ),
         ],
         panels=[
