@@ -81,6 +81,8 @@ def test_masks_are_drawn_as_said():
     assert (held[0] & held[1]).double().mean() == pytest.approx(0.09, abs=0.02)
     assert torch.equal(held, Bernoulli(3, 0.3, seed=1).assign(axes, 2).held)
     assert not torch.equal(held, Bernoulli(3, 0.3, seed=1).assign(axes, 3).held)
+    assert Bernoulli(3, 0.3).share(axes, 0).unique().tolist() == [0.3]
+    assert Categorical(4).share(axes, 0).unique().tolist() == [0.25]
     dealt = Categorical(4, seed=1).assign(axes, 0).held
     assert bool((dealt.sum(0) == 1).all())
     assert dealt.sum(1).tolist() == pytest.approx([1000] * 4, abs=100)

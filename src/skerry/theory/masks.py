@@ -5,8 +5,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from skerry.partition import Assignment
 from skerry.plan import Axis
@@ -20,6 +22,7 @@ class Bernoulli:
     num_workers: int
     keep: float
     seed: int = 0
+    covers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0.0 < self.keep <= 1.0:
@@ -32,6 +35,10 @@ class Bernoulli:
         drawn = torch.rand(self.num_workers, num_units, generator=rng, dtype=torch.float64)
         return Assignment(drawn < self.keep)
 
+    def share(self, axes: Sequence[Axis], round: int) -> Tensor:
+        """Return ``keep`` for every unit: the chance, not what was drawn."""
+        return torch.full((sum(axis.num_units for axis in axes),), self.keep, dtype=torch.float64)
+
 
 @dataclass(frozen=True)
 class Categorical:
@@ -39,9 +46,14 @@ class Categorical:
 
     num_workers: int
     seed: int = 0
+    covers: ClassVar[bool] = True
 
     def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
         """Draw the holders of ``round``."""
         num_units = sum(axis.num_units for axis in axes)
         owners = torch.randint(self.num_workers, (num_units,), generator=generator(self.seed, "categorical", round))
         return Assignment(owners == torch.arange(self.num_workers)[:, None])
+
+    def share(self, axes: Sequence[Axis], round: int) -> Tensor:
+        """Return 1/n for every unit."""
+        return self.assign(axes, round).share()
