@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from skerry.aggregate import Piece, aggregate_
 from skerry.calibrate import scaled
-from skerry.local import local_steps
+from skerry.local import Worker, local_steps
 from skerry.partition import Assignment, Partition
 from skerry.plan import Plan, named_tensors
 from skerry.subnet import extract
@@ -96,7 +96,7 @@ def trained(problem: Problem, units: Tensor, *, step: float, local: int) -> tupl
         return loss
 
     optimizer = torch.optim.SGD([p for p in subnet.parameters() if p.requires_grad], lr=step)
-    local_steps(subnet, loss_fn, [(problem.x, problem.y)] * local, optimizer, [1.0] * local)
+    local_steps(Worker(subnet, optimizer, [1.0] * local), loss_fn, [(problem.x, problem.y)] * local)
     with torch.no_grad():
         loss_fn(subnet(problem.x), problem.y)
     return subnet, losses
