@@ -104,7 +104,7 @@ def test_a_trace_is_of_the_scaled_network_and_of_every_local_step():
     units = Disjoint(2, 0).assign(problem.plan.axes, 0).units(0)
     subnet, losses = trained(problem, units, step=0.1, local=3)
     assert len(losses) == 4
-    assert losses[-1] == pytest.approx(float((problem.y - subnet(problem.x)).square().sum()))
+    assert losses[-1] == pytest.approx(float((problem.y - subnet(problem.x).detach()).square().sum()))
     trace = run(again, Disjoint(2, 0), step=0.1, local=3, num_rounds=2, share=0.5)
     torch.testing.assert_close(trace.outputs[0], outputs(problem, 0.5))
     torch.testing.assert_close(trace.outputs[2], 0.5 * again.model(again.x).detach())
