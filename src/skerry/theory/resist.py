@@ -190,9 +190,10 @@ def last_block(problem: Problem) -> tuple[float, float]:
 
 def _fails(s: int, traces: Sequence[Trace], rates: Sequence[float]) -> str:
     """The floor, and the round from which rate^t L(0) is below it."""
-    rounds = [math.log(t.floor() / float(t.errors[0])) / math.log(rate) for t, rate in zip(traces, rates, strict=True)]
+    shares = torch.tensor([t.floor() / float(t.errors[0]) for t in traces], dtype=torch.float64)
+    rounds = shares.log() / torch.tensor(rates, dtype=torch.float64).log()  # NaN where steps were too large
     floor = sum(t.floor() for t in traces) / len(traces)
-    return f"S = {s} {floor:.2g} (rate^t L(0) is below it from round {min(rounds):.0f})"
+    return f"S = {s} {floor:.2g} (rate^t L(0) is below it from round {float(rounds.min()):.0f})"
 
 
 def _over_targets(traces: Sequence[Trace], seed: int, depth: int, width: int) -> float:
