@@ -132,9 +132,11 @@ def train(
 
 @main.command()
 @click.argument("recipe")
-@click.option("--methods", help="Methods, comma-separated; default: the recipe's,local_sgd,narrow,single.")
+@click.option(
+    "--methods", help=f"Of {', '.join(METHODS)}; comma-separated. Default: the recipe's,local_sgd,narrow,single."
+)
 @click.option("--seeds", default=None, help="Seeds, comma-separated, to repeat every method with.")
-@click.option("--rounds", type=int, help="Number of rounds, the same for all methods.")
+@click.option("--rounds", type=int, help="Number of rounds, the same for all: operations are then not equal.")
 @_shared_options
 def compare(
     recipe: str,
@@ -148,10 +150,11 @@ def compare(
     out: Path,
     resume: bool,
 ) -> None:
-    """Train RECIPE by several methods, at equal operations a worker; one table, one report.
+    """Train RECIPE by several methods; one table, one report.
 
-    A setting for one method only is named with the method: --set local_sgd.local_steps=230. With --resume, methods that
-    are done are kept.
+    With the recipe's own settings all cost a worker the same operations; where they do not, a line says so. A setting
+    for one method only is named with the method: --set local_sgd.local_steps=230. With --resume, methods that are done
+    are kept.
     """
     if methods is None:
         methods = f"{RECIPES[choose(recipe, RECIPES, 'recipe')]().config.method},local_sgd,narrow,single"
@@ -185,6 +188,14 @@ def compare(
         if not (folder / "summary.json").exists():
             _start(config, folder, resume=(folder / "config.json").exists())
     _conclude(out)
+
+
+@main.command()
+def recipes() -> None:
+    """List the recipes: what each trains, and with which methods."""
+    for name, make in RECIPES.items():
+        recipe = make()
+        click.echo(f"{name}: {recipe.summary}\n    {', '.join(recipe.methods)}")
 
 
 @main.command()
@@ -268,7 +279,11 @@ def _conclude(out: Path) -> None:
     """Print the table and the path of the report."""
     from rich.console import Console
 
-    Console().print(to_rich(comparison(load_runs(out))))
+    rows = comparison(load_runs(out))
+    Console().print(to_rich(rows))
+    spent = [row.flop for row in rows if row.flop > 0]
+    if spent and max(spent) > 1.2 * min(spent):
+        click.echo(f"Not at equal operations: {min(spent) / 1e12:.3g} to {max(spent) / 1e12:.3g} TFLOP a worker.")
     click.echo("bytes due: what had to change hands, a worker; memory: to train a worker's subnet;")
     click.echo("outside: the part of the time not spent in local steps. All columns are explained in the report.")
     click.echo(f"report: {write_report(out)}")
@@ -314,7 +329,8 @@ def report_command(folder: Path, markdown: bool) -> None:
 def theory(name: str | None, markdown: bool, out: Path) -> None:
     """Check the theorem NAME, or all: bound, what a simulation measures, and whether it holds.
 
-    Each takes seconds to a minute. docs/theory.md says what they are about; a claim that does not hold is an error.
+    Names are those of the pictures, and in docs/theory.md, which says what they are about. Each takes seconds to a
+    minute; a claim that does not hold is an error.
     """
     from rich.console import Console
 

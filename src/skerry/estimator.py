@@ -145,7 +145,7 @@ class Classifier(_Estimator):
         learning_rate: of AdamW, falling to 0 by a cosine.
         optimizer: makes another ``torch.optim`` optimizer of parameters; then ``learning_rate`` has no meaning.
         local_steps: steps between two exchanges.
-        reshuffle: the fraction of units that change hands in an exchange.
+        reshuffle: the fraction of units that is dealt again in an exchange. Momenta travel with them.
         plan: what is dealt out; discovered if None.
         random_state: everything random comes from it.
 

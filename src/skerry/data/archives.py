@@ -39,6 +39,8 @@ def read_archive(file: str, archives: Mapping[str, str] = ARCHIVES) -> dict[str,
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; set SKERRY_DATA to the folder that holds {file}") from error
     if got != archives[file]:
-        raise DataError(f"{path}: altered, sha256 {got[:12]}..., expected {archives[file][:12]}...; fetch it again")
+        raise DataError(
+            f"{path}: altered, sha256 {got[:12]}..., expected {archives[file][:12]}...; put the original back"
+        )
     with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}

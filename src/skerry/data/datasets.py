@@ -96,7 +96,7 @@ def from_dataset(
             last two names every process looks at all labels: one column of a Hugging Face dataset, else all samples
             once. Where that takes long, give indices: ``skerry.split(labels, ...)``.
         inputs: columns that the model is called with, where samples are dicts: one by its name, several as keyword
-            arguments; None: all but the label.
+            arguments; None: all but the label, as keyword arguments, even if it is one.
         label: the column with the label, where samples are dicts.
         collate: makes a batch of a list of samples; torch's own stacks tensors, arrays and numbers.
 

@@ -26,7 +26,7 @@ def fashion_mlp() -> Recipe:
             replicas={"rounds": 8, "local_steps": 115, "eval_every": 1},
             nested={"rounds": 47, "local_steps": 50, "eval_every": 5},
             own={
-                # Learning rates: the best of several for each method at seed 0, docs/log.md.
+                # Rates of the first four: the best of several at seed 0, docs/log.md. Of the others not tuned.
                 "ist": {"optimizer.lr": 0.2},
                 "narrow": {"optimizer.lr": 0.05},
                 "local_sgd": {"optimizer.lr": 0.02},
