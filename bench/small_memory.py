@@ -575,11 +575,15 @@ def main() -> None:
         "FSDP": ("fsdp", limit), "FSDP, no limit": ("fsdp", None),
     }  # fmt: skip
     score = None
-    for name, (role, room) in list(plans.items())[: 2 if options.ours else None]:
+    chosen = list(plans.items())[2 if options.rivals else 0 : 2 if options.ours else None]
+    for name, (role, room) in chosen:
         runs[name] = start(role, setup, room, out)
         print(f"{name}: {what_happened(runs[name])}, {runs[name].seconds:.0f} s", flush=True)
         if name == "resumed" and runs[name].good:
             score = exported_score(setup, out / "export")
+    if options.rivals:
+        print("\n".join(rivals(runs, setup, found["step"]["RssAnon"])), f"\n{time.monotonic() - began:.0f} s", sep="\n")
+        return
     lines = report(runs, setup, found, memory, weights, score)
     print("\n".join(lines), f"\n{time.monotonic() - began:.0f} s", sep="\n")
     kept = {
@@ -614,7 +618,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--buffers", type=int, help="of an exchange, MiB")
     parser.add_argument("--own-axes", action="store_true", help="the hidden units of each block are an axis")
     parser.add_argument("--out", type=Path, default=Path("runs/small-memory"))
-    parser.add_argument("--ours", action="store_true", help="leave the other methods out")
+    some = parser.add_mutually_exclusive_group()
+    some.add_argument("--ours", action="store_true", help="leave the other methods out")
+    some.add_argument("--rivals", action="store_true", help="the other methods only")
     parser.add_argument("--keep", action="store_true", help="checkpoint and export")
     parser.add_argument("--role", help=argparse.SUPPRESS)
     parser.add_argument("--setup", default="{}", help=argparse.SUPPRESS)
