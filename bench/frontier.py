@@ -42,6 +42,7 @@ GRIDS: dict[str, tuple[Line, ...]] = {
         Line("ist", (50,), (0.1, 0.2, 0.4), {"partition.reshuffle": 1.0}),
         Line("narrow", (50, 400), (0.05, 0.1, 0.2)),
         Line("local_sgd", (20, 77, 154), (0.02, 0.05, 0.1)),
+        Line("local_sgd", (20,), (0.02, 0.05, 0.1), {"optimizer_state": "stay"}),
         Line("diloco", (20, 77, 154), DILOCO),
         Line("ensemble", (100,), (0.05, 0.1, 0.2)),
         Line("federated_dropout", (50,), (0.1, 0.2, 0.4)),
@@ -53,19 +54,21 @@ GRIDS: dict[str, tuple[Line, ...]] = {
         Line("ist", (20, 50, 100), (0.05, 0.1, 0.2)),
         Line("ist", (50,), (0.05, 0.1, 0.2), {"partition.reshuffle": 0.1}),
         Line("narrow", (20, 100), (0.02, 0.05, 0.1)),
-        Line("local_sgd", (20, 50, 100), WIDE),
-        Line("diloco", (20, 50, 100), (1e-4, 2e-4, 5e-4)),
+        Line("local_sgd", (20, 40, 80), WIDE),
+        Line("local_sgd", (20,), WIDE, {"optimizer_state": "stay"}),
+        Line("diloco", (10, 20, 40), (1e-4, 2e-4, 5e-4)),
         Line("ensemble", (100,), (0.02, 0.05, 0.1)),
         Line("federated_dropout", (50,), (0.05, 0.1, 0.2)),
         Line("fedrolex", (50,), (0.05, 0.1, 0.2)),
         Line("heterofl", (20,), (0.02, 0.05, 0.1)),
-        Line("single", (100,), WIDE),
+        Line("single", (80,), WIDE),
     ),
     "depends-xc": (
         Line("ist", (25, 100), (0.002, 0.005, 0.01)),
         Line("ist", (25,), (0.002, 0.005, 0.01), {"partition.reshuffle": 1.0}),
         Line("narrow", (25, 100), (0.002, 0.005, 0.01)),
         Line("local_sgd", (25, 100), (0.001, 0.002, 0.005)),
+        Line("local_sgd", (25,), (0.001, 0.002, 0.005), {"optimizer_state": "stay"}),
         Line("diloco", (25, 100), (0.001, 0.002, 0.005)),
         Line("ensemble", (100,), (0.002, 0.005, 0.01)),
         Line("single", (100,), (0.001, 0.002, 0.005)),
@@ -80,8 +83,8 @@ class Run:
     folder: Path
     settings: Settings
 
-    def go(self, recipe: str) -> float:
-        """Train unless it is done; return the final value of the recipe's metric."""
+    def go(self, recipe: str) -> float | None:
+        """Train unless it is done; return the final value of the recipe's metric, None if it failed."""
         if not (self.folder / "summary.json").exists():
             begun = (self.folder / "config.json").exists()
             words = [w for key, value in self.settings.items() for w in ("--set", f"{key}={json.dumps(value)}")]
@@ -90,7 +93,7 @@ class Run:
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 print(f"{self.folder.name}: {done.stderr.strip().splitlines()[-1:]}", flush=True)
-                return 0.0
+                return None
         run = load_run(self.folder)
         metric = main_metric([run])
         last = run.metrics[-1]
@@ -106,15 +109,18 @@ def plan(recipe: str, line: Line, local_steps: int, budget: float, hidden: int |
     rounds = max(1, round(budget * usual["rounds"] * usual["local_steps"] / local_steps))
     settings = {"method": line.method, "local_steps": local_steps, "rounds": rounds, "eval_every": 0, "threads": 1}
     settings |= {"model.hidden": hidden} if hidden else {}
-    name = "-".join([line.method, str(local_steps), *(f"{k.split('.')[-1]}{v:g}" for k, v in line.settings.items())])
+    name = "-".join([line.method, str(local_steps), *(f"{k.split('.')[-1]}{v}" for k, v in line.settings.items())])
     return name, settings | dict(line.settings)
 
 
 def frontier(recipe: str, options: argparse.Namespace) -> None:
     """Run what is not done yet."""
-    out = options.out / (f"{recipe}-{options.hidden}" if options.hidden else recipe)
+    changed = [str(options.hidden)] if options.hidden else []
+    changed += [f"budget{options.budget:g}"] if options.budget != 1 else []
+    out = options.out / "-".join([recipe, *changed])
     out.mkdir(parents=True, exist_ok=True)
-    (out / "command.txt").write_text(f"SKERRY_DATA=... python bench/frontier.py {' '.join(sys.argv[1:])}\n")
+    with (out / "command.txt").open("a") as commands:
+        commands.write(f"SKERRY_DATA=... python bench/frontier.py {' '.join(sys.argv[1:])}\n")
     only = [m for m in options.methods.split(",") if m]
     rows = [
         (plan(recipe, line, steps, options.budget, options.hidden), line.rates)
@@ -129,14 +135,21 @@ def frontier(recipe: str, options: argparse.Namespace) -> None:
         for seed in range(options.seeds)
     }
 
-    def all_of(keys: Iterable[tuple[str, float, int]]) -> dict[tuple[str, float, int], float]:
+    def all_of(keys: Iterable[tuple[str, float, int]]) -> dict[tuple[str, float, int], float | None]:
         keys = list(keys)
         with ThreadPoolExecutor(options.at_once) as pool:
             return dict(zip(keys, pool.map(lambda key: runs[key].go(recipe), keys), strict=True))
 
     first = all_of(key for key in runs if key[2] == 0)
-    best = {name: max(rates, key=lambda rate: first[name, rate, 0]) for (name, _), rates in rows}
-    all_of((name, rate, seed) for name, rate in best.items() for seed in range(1, options.seeds))
+    good = {(name, rate): value for (name, rate, _), value in first.items() if value is not None}
+    best = {
+        name: max((rate for rate in rates if (name, rate) in good), key=lambda rate: good[name, rate])
+        for (name, _), rates in rows
+        if any((name, rate) in good for rate in rates)
+    }
+    more = all_of((name, rate, seed) for name, rate in best.items() for seed in range(1, options.seeds))
+    if failed := [key for key, value in {**first, **more}.items() if value is None]:
+        raise SystemExit(f"{len(failed)} runs failed: {failed}")
 
 
 def main() -> None:

@@ -123,6 +123,36 @@ def test_state_that_stays_needs_workers_that_keep_their_units():
         go(fedrolex(3, local_steps=2, optimizer_state="stay"))
 
 
+def test_a_plan_that_leaves_weights_whole_is_no_ensemble():
+    model, plan = plain()
+    with pytest.raises(ValueError, match=r"layers\.1\.weight is on every worker|out\.weight is on every worker"):
+        train(
+            model, F.cross_entropy, Doubles(2), plan=plan.only("h0"), algorithm=ensemble(2), optimizer=sgd, num_rounds=2
+        )
+
+
+def diverge(runtime, folder):
+    """One worker's loss is NaN at one step of DDP: all end alike, none waits for another."""
+    torch.set_num_threads(1)
+    model, plan = plain()
+    seen = []
+
+    def loss_fn(output, y):
+        seen.append(1)
+        return F.cross_entropy(output, y) * (float("nan") if runtime.rank == 1 and len(seen) == 3 else 1)
+
+    try:
+        train(model, loss_fn, Doubles(2), plan=plan, algorithm=ddp(2, local_steps=STEPS), optimizer=sgd, num_rounds=3,
+              max_bad_rounds=2, runtime=runtime, verify=False)  # fmt: skip
+    except TrainingFailed as error:
+        (folder / f"told-{runtime.rank}").write_text(str(error))
+
+
+def test_a_loss_that_is_not_finite_does_not_leave_ddps_workers_out_of_step(tmp_path):
+    launch(diverge, 2, tmp_path)
+    assert all("not finite" in (tmp_path / f"told-{rank}").read_text() for rank in range(2))
+
+
 @pytest.mark.parametrize("settings", [{"lr": 0.0}, {"lr": float("inf")}, {"momentum": 1.0}, {"momentum": -0.1}])
 def test_outer_refuses_what_cannot_converge(settings):
     with pytest.raises(ValueError, match=f"outer {next(iter(settings))}"):
@@ -166,7 +196,9 @@ def beside_torch(runtime, folder):
                        num_rounds=ROUNDS, runtime=runtime)  # fmt: skip
         ours[name] = dict(result.full.tensors())
         if name == "ddp":
-            assert result.state.totals["bytes_due"] >= ROUNDS * STEPS * sum(p.nbytes for p in model.parameters())
+            # 2 (n - 1) / n = 1 times the weights in each step, and once a round with what is averaged there.
+            weights = sum(p.nbytes for p in model.parameters())
+            assert result.state.totals["bytes_due"] == pytest.approx(ROUNDS * (STEPS + 1) * weights, rel=0.01)
     by_torch = {}
     model, _ = plain()
     steps(DistributedDataParallel(model), sgd(model.parameters()), Doubles(2).batches(rank, 0, ROUNDS * STEPS))

@@ -113,6 +113,16 @@ def test_resuming_from_any_round_ends_with_the_same_bits(tmp_path, undisturbed, 
 
 
 @pytest.mark.parametrize(("one", "other"), [("serial", "processes"), ("processes", "serial")])
+def test_what_workers_keep_for_themselves_goes_on_in_another_runtime(tmp_path, undisturbed, one, other):
+    with pytest.raises(Stopped):
+        ends(tmp_path, one, method="diloco", stop=3)
+    ours, meant = ends(tmp_path, other, method="diloco", resume=True)[0], undisturbed["serial", "diloco"][0]
+    for name in meant:
+        if name.startswith("calibrated "):
+            torch.testing.assert_close(ours[name], meant[name])
+
+
+@pytest.mark.parametrize(("one", "other"), [("serial", "processes"), ("processes", "serial")])
 def test_a_run_that_changes_its_runtime_ends_with_the_bits_of_one_that_did_not(tmp_path, undisturbed, one, other):
     with pytest.raises(Stopped):
         ends(tmp_path, one, stop=3)

@@ -115,7 +115,7 @@ def test_parts_are_as_large_as_the_fractions_say(drawn, round, fractions, kind):
 
 @pytest.mark.parametrize(
     "partition",
-    [Sampled((0.25, 0.6)), Rolling((0.25, 0.6)), Rolling((0.3, 0.3), 7), Nested((0.25, 0.6)), Disjoint(3, core=0.2),
+    [Sampled((0.25, 0.6)), Rolling((0.25, 0.6)), Rolling((0.3, 0.3), 7), Disjoint(3, core=0.2),
      Disjoint(2, reshuffle=0.5), Overlapping(3, 2), Everything(2)],
 )  # fmt: skip
 def test_the_share_of_a_unit_is_how_often_a_worker_holds_it(partition):
@@ -142,6 +142,7 @@ def test_a_window_rolls_on_and_around():
 
 def test_nested_parts_are_the_first_units():
     held = Nested((1.0, 0.4)).assign((Axis("a", 5),), 7).held
+    assert Nested((0.2, 0.6)).share((Axis("a", 5),), 0).tolist() == [1, 1, 1, 0, 0]  # the largest worker's net
     assert held.long().tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
 
 

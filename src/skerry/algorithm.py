@@ -46,6 +46,11 @@ class Algorithm:
     zero_between: bool = False
     width: float = 1.0
 
+    @property
+    def keeps(self) -> bool:
+        """Whether workers keep something of their units for themselves, and so must keep their units."""
+        return self.optimizer_state == "stay" or self.outer is not None
+
     def __post_init__(self) -> None:
         if self.local_steps < 1:
             raise ValueError(f"local_steps={self.local_steps}: expected at least 1")

@@ -30,7 +30,7 @@ from skerry import atomic
 from skerry.exchange import home_dim, home_range
 from skerry.partition import Assignment
 from skerry.plan import Plan, plan_digest
-from skerry.runtimes import RESTING, Runtime, Store
+from skerry.runtimes import KEPT, RESTING, Runtime, Store
 from skerry.sources import read_part
 from skerry.state import TOTALS, State
 from skerry.subnet import Cut, cut_of, cuts, indices_of, put_
@@ -201,6 +201,18 @@ class Checkpoint:
         with safe_open(self._path(worker), framework="pt") as file:
             names = [n for n in file.keys() if n.startswith(only) and not n.startswith("::")]  # noqa: SIM118 (no dict)
             return {n: file.get_tensor(n).clone() for n in names}  # what is read is a part of the file in memory
+
+    def kept_by(self, worker: int) -> dict[str, Tensor]:
+        """Return what ``worker`` kept for itself, from whichever file has it."""
+        mark = f"{KEPT}{worker}::"
+        own = [worker] if worker < len(self._checksums) else []
+        for process in [*own, *(p for p in range(len(self._checksums)) if p != worker)]:
+            self._check(process)
+            with safe_open(self._path(process), framework="pt") as file:
+                names = [n for n in file.keys() if n.startswith(mark)]  # noqa: SIM118 (no dict)
+                if names or (process == worker and len(self._checksums) > 1):
+                    return {n.removeprefix(mark): file.get_tensor(n).clone() for n in names}
+        return {}
 
     def read(self, name: str, cut: Cut = ()) -> Tensor:
         """Return the part of the full-size tensor ``name`` that ``cut`` names, from whichever files have it."""

@@ -61,6 +61,7 @@ class Row:
     accuracy_spread: float | None  # sample standard deviation over the runs
     loss: float | None
     metrics: dict[str, float]
+    metric_spreads: dict[str, float]  # likewise
     bytes_due: float
     bytes_sent: float
     flop: float
@@ -188,7 +189,7 @@ def _row(label: str, runs: list[Run]) -> Row:
         return [each[-1] for each in values if each]
 
     memories = [sum(run.summary["memory_bytes"].values()) for run in runs if run.summary.get("memory_bytes")]
-    accuracies, time_s = final("accuracy"), total("time_s", runs)
+    accuracies, metrics, time_s = final("accuracy"), _final_metrics(runs), total("time_s", runs)
     return Row(
         label=label,
         method=runs[0].config["method"],
@@ -198,7 +199,8 @@ def _row(label: str, runs: list[Run]) -> Row:
         accuracy=_mean(accuracies),
         accuracy_spread=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         loss=_mean(final("loss")),
-        metrics=_final_metrics(runs),
+        metrics={name: statistics.fmean(values) for name, values in metrics.items()},
+        metric_spreads={n: statistics.stdev(values) for n, values in metrics.items() if len(values) > 1},
         bytes_due=total("bytes_due", runs),
         bytes_sent=total("bytes_sent", [run for run in runs if run.config.get("runtime") != "serial"]),
         flop=total("flop", runs),
@@ -208,13 +210,13 @@ def _row(label: str, runs: list[Run]) -> Row:
     )
 
 
-def _final_metrics(runs: list[Run]) -> dict[str, float]:
+def _final_metrics(runs: list[Run]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for run in runs:
         last: dict[str, Any] = next((m["metrics"] for m in reversed(run.metrics) if m.get("metrics")), {})
         for name, value in last.items():
             found.setdefault(name, []).extend([value] if value is not None else [])
-    return {name: statistics.fmean(values) for name, values in found.items() if values}
+    return {name: values for name, values in found.items() if values}
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -267,7 +269,7 @@ def table_lines(rows: Sequence[Row], skip: Sequence[str] = ()) -> list[list[str]
             columns[title] = [text(row) for row in rows]
         if title == "test accuracy":
             names = dict.fromkeys(name for row in rows for name in row.metrics)
-            columns |= {name: [accuracy_text(row.metrics.get(name)) for row in rows] for name in names}
+            columns |= {n: [accuracy_text(r.metrics.get(n), r.metric_spreads.get(n)) for r in rows] for n in names}
     shown = {title: cells for title, cells in columns.items() if any(cell != "-" for cell in cells)}
     return [list(shown), *(list(line) for line in zip(*shown.values(), strict=True))]
 

@@ -236,7 +236,7 @@ class Regressor(_Estimator):
         weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight)
         off = np.average((y - self.predict(X).reshape(y.shape)) ** 2, axis=0, weights=weights)
         spread = np.average((y - np.average(y, axis=0, weights=weights)) ** 2, axis=0, weights=weights)
-        return float(np.mean(1 - off / spread))
+        return float(np.mean(1 - off / np.maximum(spread, np.finfo(np.float64).tiny)))
 
     def _check_output(self, output: Tensor, y: Tensor) -> None:
         if output.shape[1:] != y.shape[1:]:

@@ -43,12 +43,14 @@ class Worker:
             whose backward averages gradients over all workers.
         narrow: the narrow module itself.
         optimizer: over its parameters.
+        in_step: whether every step waits for all workers.
         local_s: seconds from the beginning to the end of the last step.
         flop: floating-point operations; not known where nobody counts them.
 
     Args:
         factors: for each step what the optimizer's learning rates are multiplied by.
-        around: what to call in the place of the subnet.
+        around: what to call in the place of the subnet, and what goes down the gradient of its loss; all workers are in
+            step then, so none leaves steps out after a loss that is not finite.
         on_step: called after each step with the worker and the number of steps done.
     """
 
@@ -60,12 +62,14 @@ class Worker:
         *,
         number: int = 0,
         round: int = 0,
-        around: nn.Module | None = None,
+        around: tuple[nn.Module, Callable[[Tensor], None]] | None = None,
         on_step: Callable[["Worker", int], None] | None = None,
     ) -> None:
         self.number, self.round, self.num_steps = number, round, len(factors)
         self.narrow, self.optimizer = subnet, optimizer
-        self.subnet = (around or subnet).train()
+        self.subnet, self._backward = around or (subnet, _backward)
+        self.subnet.train()
+        self.in_step = around is not None
         self.local_s, self.flop = 0.0, math.nan
         self._factors, self._on_step = factors, on_step
         self._rates = [group["lr"] for group in optimizer.param_groups]
@@ -95,7 +99,7 @@ class Worker:
         Raises:
             ValueError: it has taken all steps of the round.
         """
-        if not math.isfinite(self._total):
+        if not math.isfinite(self._total) and not self.in_step:
             return
         if self._done == self.num_steps:
             raise ValueError(
@@ -104,7 +108,7 @@ class Worker:
             )
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * self._factors[self._done]
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()  # before the next forward, which needs memory
         self._total += loss.item()
@@ -134,5 +138,9 @@ def local_steps(worker: Worker, loss_fn: LossFn, batches: Iterable[tuple[Inputs,
     """
     for x, y in batches:
         worker.step(loss_fn(call(worker.subnet, x), y))
-        if not math.isfinite(worker.loss):
+        if not math.isfinite(worker.loss) and not worker.in_step:
             break
+
+
+def _backward(loss: Tensor) -> None:
+    loss.backward()  # type: ignore[no-untyped-call]

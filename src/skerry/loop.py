@@ -90,9 +90,11 @@ class Loop:
         if travels:
             tensors |= optimizer_state.read(optimizer, subnet, self.start)
             self.check_state(tensors)
-        good = self.is_good(lent.loss, tensors)
-        if self.algorithm.optimizer_state == "stay" and good:  # a refused worker's begins afresh
-            keeps |= optimizer_state.read(optimizer, subnet, self.start)
+        stays = self.algorithm.optimizer_state == "stay"
+        of_own = optimizer_state.read(optimizer, subnet, self.start) if stays else {}
+        good = self.is_good(lent.loss, {**tensors, **of_own})
+        if good:  # a refused worker's optimizer begins afresh
+            keeps |= of_own
         if outer and good:
             outer.end_(subnet, keeps)
         self.store.kept[worker] = keeps
@@ -114,8 +116,7 @@ class Loop:
         """End the round; return the workers whose pieces were refused and the mean training loss."""
         runtime, store, now = self.runtime, self.store, self.store.assignment
         then, sent = self.assignment(state.round + 1), store.bytes_sent
-        keeps = self.algorithm.optimizer_state == "stay" or self.algorithm.outer is not None
-        if keeps and not torch.equal(now.held, then.held):
+        if self.algorithm.keeps and not torch.equal(now.held, then.held):
             raise ValueError(
                 f"'{self.algorithm.name}': optimizer_state='stay' and an outer optimizer are for workers that keep "
                 "their units; deal nothing again (reshuffle=0), or use 'reset' or 'travel'"

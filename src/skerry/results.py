@@ -60,10 +60,11 @@ def write_results(folder: Path, out: Path, about: Mapping[str, tuple[str, str]])
 _HEAD = """# Results
 
 Written by `skerry results` from run folders. *Bytes*: what a worker had to send, by the assignments (`bytes due`).
-*Memory*: the largest worker's subnet, gradients, optimizer state and activations. All methods of a table cost a worker
-about the same operations. Learning rates: the best of those in `docs/log.md`, chosen on the test set; ±: sample
-standard deviation over seeds. Two processor cores: nets, data or epochs are smaller than the papers', for all methods
-alike, so figures are comparable within a table and not with the papers'.
+*Memory*: the largest worker's subnet, gradients, optimizer state and activations, and what rests with it. All methods
+of a table cost a worker about the same operations (TFLOP: the mean over workers). Learning rates: the best of those
+tried by the command beside each table, chosen on the test set; ±: sample standard deviation over seeds. Two processor
+cores: nets, data or epochs are smaller than the papers', for all methods alike, so figures are comparable within a table
+and not with the papers'.
 """
 
 
@@ -76,6 +77,11 @@ def main_metric(runs: Sequence[Run]) -> str:
 def value_of(row: Row, metric: str) -> float | None:
     """Return the final value of the metric, a mean over seeds."""
     return row.accuracy if metric == "accuracy" else row.metrics.get(metric)
+
+
+def spread_of(row: Row, metric: str) -> float | None:
+    """Return its sample standard deviation over seeds; None for one seed."""
+    return row.accuracy_spread if metric == "accuracy" else row.metric_spreads.get(metric)
 
 
 def at_best_rate(groups: Sequence[Group], metric: str) -> list[Group]:
@@ -93,8 +99,7 @@ def points(groups: Sequence[Group], metric: str) -> dict[str, list[tuple[float, 
     for row, _ in groups:
         value = value_of(row, metric)
         if value is not None:
-            spread = row.accuracy_spread or 0.0 if metric == "accuracy" else 0.0
-            found.setdefault(row.method, []).append((row.bytes_due, value, spread))
+            found.setdefault(row.method, []).append((row.bytes_due, value, spread_of(row, metric) or 0.0))
     return {method: sorted(own) for method, own in found.items()}
 
 
@@ -106,9 +111,7 @@ def table(groups: Sequence[Group], metric: str) -> str:
     lines = [title, ["---", "---:", "---", *["---:"] * (len(title) - 3)]]
     best = max((value_of(row, metric) or 0.0 for row, _ in groups), default=0.0)
     for row, runs in groups:
-        cells = [
-            accuracy_text(value_of(row, name), row.accuracy_spread if name == "accuracy" else None) for name in values
-        ]
+        cells = [accuracy_text(value_of(row, name), spread_of(row, name)) for name in values]
         if value_of(row, metric) == best:
             cells[0] = f"**{cells[0]}**"
         settings = flat(runs[0].config)

@@ -28,6 +28,7 @@ import torch
 from skerry import atomic
 from skerry.checkpoint import Checkpoints
 from skerry.config import Config
+from skerry.cost import rank_memory
 from skerry.plan import Plan
 from skerry.state import Record, State
 from skerry.train import Result
@@ -169,6 +170,7 @@ class RunFolder:
                     "gradients": cost.gradients,
                     "optimizer": cost.optimizer,
                     "activations": cost.activations,
+                    "resting": rank_memory(result.plan, result.store.sizes, result.store.assignment, 0, cost).resting,
                 },
                 "totals": result.state.totals,
             },

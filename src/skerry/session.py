@@ -111,7 +111,8 @@ class Session:
         seed: of dropout and the like; dealing has its own.
         runtime: where workers run; serially in this process by default.
         start: where values come from, if not from ``model``; see ``train``.
-        checkpoints: where to write checkpoints and whether to resume from the last. Where a resumed loop gets its
+        checkpoints: where to write checkpoints and whether to resume from the last. A round that a ``break`` leaves has
+            none. Where a resumed loop gets its
             batches from is yours to see to: ``worker.first_step`` says where it is.
         max_bad_rounds: so many rounds in a row with a refused piece, or all there are, end the training.
 
@@ -165,6 +166,7 @@ class Session:
             )
         if num_rounds < 1:
             raise ValueError(f"num_rounds={num_rounds}: expected at least 1")
+        _check_algorithm(algorithm, plan, num_rounds)
         _check_arguments(optimizer, schedule)
         check_batch_norm(model)
         empty = any(tensor.is_meta for tensor in named_tensors(model).values())
@@ -296,6 +298,24 @@ def _never_finite(store: Store, runtime: Runtime) -> frozenset[str]:
     odd = {name.removeprefix(RESTING) for name, t in shards.items() if not is_finite({name: t})}
     seen = runtime.total(torch.tensor([name in odd for name in names], dtype=torch.int64))
     return frozenset(name for name, count in zip(names, seen.tolist(), strict=True) if count)
+
+
+def _check_algorithm(algorithm: Algorithm, plan: Plan, num_rounds: int) -> None:
+    """Tell before the first round what would only come out in a later one."""
+    rounds = {0, 1, num_rounds // 2, num_rounds - 1}
+    held = [algorithm.partition.assign(plan.axes, round).held for round in sorted(rounds)]
+    if algorithm.keeps and not all(torch.equal(held[0], other) for other in held):
+        raise ValueError(
+            f"'{algorithm.name}': optimizer_state='stay' and an outer optimizer are for workers that keep their units; "
+            "deal nothing again (reshuffle=0, no warm-up), or use 'reset' or 'travel'"
+        )
+    if algorithm.zero_between:
+        shared = [n for n, shape in plan.shapes.items() if len(shape) > 1 and n not in plan.dims]
+        if shared:
+            raise ValueError(
+                f"'{algorithm.name}': {shared[0]} is on every worker, so nets would not be independent; use a plan "
+                "that deals every hidden axis out"
+            )
 
 
 def _check_arguments(optimizer: object, schedule: object) -> None:

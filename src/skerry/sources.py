@@ -77,7 +77,7 @@ class ZeroBetween:
                     units = dealt.units[_indices(cut[dim] if cut else None, shape[dim])]
                     own = own & having[units].view([-1 if d == dim else 1 for d in range(len(shape))])
             held = held | own
-        return part * held.to(part)
+        return torch.where(held, part, torch.zeros_like(part))
 
 
 _SLAB_BYTES = 2**23

@@ -10,8 +10,8 @@ def ensemble(workers: int, *, local_steps: int = 20, seed: int = 0, optimizer_st
         f(x) = (1/n) sum_w f_w(x),
 
     the mean of outputs before softmax. It is subnet training that never deals again and in which weights between
-    subnets are zero. Independent but for what all workers hold whole (where every hidden axis is dealt out, the bias of
-    the output), which is averaged at the end of a round; for running statistics of the whole see ``calibrate.py``.
+    subnets are zero. Independent but for the bias of the output, which is averaged at the end of a round; a plan that
+    leaves more whole is refused. For running statistics of the whole see ``calibrate.py``.
 
     References:
         Lakshminarayanan, Pritzel, Blundell: Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles,

@@ -20,8 +20,8 @@ def heterofl(
         W[e] <- mean of W_w[e] over the workers w that hold element e.
 
     By default fractions are the paper's levels 1, 1/2, 1/4, 1/8, 1/16 in turn: **the first worker holds the whole
-    model**. With equal fractions nothing beyond them is ever trained. Differs from the paper: the scale for units that
-    a subnet has not is applied in the full model (``calibrate.py``), not in training; batch norm keeps running
+    model**. With equal fractions nothing beyond them is ever trained. Differs from the paper: activations are not
+    scaled by 1/fraction in training; the full model is that of the worker with most units; batch norm keeps running
     statistics.
 
     References:

@@ -1,7 +1,6 @@
 """CIFAR-10 (JPEG): the images of CIFAR-10, stored as JPEG, so accuracies are not those of published tables."""
 
 import contextlib
-import fcntl
 import hashlib
 import io
 from collections.abc import Iterator
@@ -100,6 +99,8 @@ def _part(part: str) -> tuple[Tensor, Tensor]:
 @contextlib.contextmanager
 def _alone(lock: Path) -> Iterator[None]:
     """Let one process after the other in."""
+    import fcntl  # not on Windows
+
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file closes, also by a kill
         yield

@@ -127,7 +127,10 @@ def from_dataset(
 
 
 def _labels(dataset: Any, label: str) -> Any:
-    if label in (getattr(dataset, "column_names", None) or ()):
+    columns = getattr(dataset, "column_names", None) or ()
+    if label in columns:
         return [int(value) for value in dataset[label]]
+    if columns:
+        raise ValueError(f"label: no column '{label}', expected one of {', '.join(columns)}; give label=")
     samples = (dataset[number] for number in range(len(dataset)))
     return [int(sample[label] if isinstance(sample, Mapping) else sample[1]) for sample in samples]

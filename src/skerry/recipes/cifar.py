@@ -49,8 +49,8 @@ def resnet18_cifar() -> Recipe:
     not tuned yet.
 
     Stem, shortcuts, the residual stream and the classifier are on every worker. Differs from LoFT, arXiv
-    2210.16169, which shares the first stage and strided blocks as well: that costs a worker 2.6 times as much a step,
-    and got less in as many operations (docs/log.md).
+    2210.16169, which shares the first stage and strided blocks as well: that costs a worker 2.6 times as much a step
+    (a first trial, docs/log.md, got less in as many operations).
 
     References: Yuan et al., VLDB 2022, arXiv 1910.02120, section 5 (ResNet18 on CIFAR-10).
     """
@@ -62,6 +62,7 @@ def resnet18_cifar() -> Recipe:
             replicas={"rounds": 40, "local_steps": 20, "optimizer.lr": 0.05},
             nested={"rounds": 33, "local_steps": 50, "optimizer.lr": 0.1},
             own={"diloco": ADAMW},
+            without=("ensemble",),  # the stream is on every worker: its nets would not be independent
         ),
         build=partial(_build, make=_resnet_channels),
         paper="Yuan et al. (arXiv 1910.02120), ResNet18 on CIFAR-10: data parallel .9128, local SGD .9087, IST .9102.",

@@ -1,6 +1,6 @@
 """The settings of all methods of a recipe, so that each costs a worker the same operations."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 Settings = Mapping[str, Any]
@@ -10,7 +10,11 @@ OF_REPLICAS = ("local_sgd", "diloco", "ddp", "single")
 
 
 def compared(
-    subnets: Settings, replicas: Settings, nested: Settings, own: Mapping[str, Settings]
+    subnets: Settings,
+    replicas: Settings,
+    nested: Settings,
+    own: Mapping[str, Settings],
+    without: Collection[str] = (),
 ) -> dict[str, Settings]:
     """Return the settings of every method.
 
@@ -19,6 +23,7 @@ def compared(
         replicas: of those whose workers train the whole model: fewer steps.
         nested: of HeteroFL, whose workers train parts of different sizes: the mean counts.
         own: what a method has to itself: its learning rate, its optimizer.
+        without: methods that the recipe cannot have.
     """
     shared = dict.fromkeys(OF_SUBNETS, subnets) | dict.fromkeys(OF_REPLICAS, replicas) | {"heterofl": nested}
-    return {method: {**settings, **own.get(method, {})} for method, settings in shared.items()}
+    return {method: {**settings, **own.get(method, {})} for method, settings in shared.items() if method not in without}

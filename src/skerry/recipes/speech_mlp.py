@@ -38,8 +38,8 @@ def _recipe(layers: int) -> Recipe:
         config=Config(recipe=name, model={"hidden": 1024, "layers": layers}),
         methods=compared(
             subnets=settings,
-            replicas=settings | {"rounds": 5, "eval_every": 1},
-            nested=settings | {"rounds": 12},
+            replicas=settings | {"rounds": 6 - layers, "eval_every": 1},
+            nested=settings | {"rounds": 12 - layers},
             own={
                 "ist": {"partition.reshuffle": 1.0, "optimizer.lr": 0.1},
                 "narrow": {"optimizer.lr": 0.02},

@@ -4,6 +4,7 @@ No process ever holds the full model (``sharded.py``). No pickle crosses the wir
 in an order and in shapes that every process derives by itself.
 """
 
+import inspect
 import itertools
 import os
 import sys
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from threading import Thread
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -118,13 +119,19 @@ class Processes:
         """Make what this process keeps: only the slices of its own are read from the source."""
         return Sharded(self, self._wire, beginning, wire_format=self._format)
 
-    def synchronized(self, module: nn.Module) -> nn.Module:
+    def synchronized(self, module: nn.Module) -> tuple[nn.Module, Callable[[Tensor], None]]:
         """Hand the module to torch's DistributedDataParallel; buffers are left alone, averaged at the round's end."""
+        known = inspect.signature(DistributedDataParallel).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
         with self.peers():
-            return DistributedDataParallel(
-                module, process_group=self._group, forward_sync_buffers=False, init_sync=False,
-                gradient_as_bucket_view=True,
-            )  # fmt: skip
+            settings: dict[str, Any] = {"init_sync": False, "gradient_as_bucket_view": True, buffers: False}
+            wrapped = DistributedDataParallel(module, process_group=self._group, **settings)
+
+        def backward(loss: Tensor) -> None:
+            with self.peers():
+                loss.backward()  # type: ignore[no-untyped-call]
+
+        return wrapped, backward
 
     def reports(self, mine: Report, agreement: int) -> list[Report]:
         """Return everybody's reports, in order of workers.

@@ -1,6 +1,6 @@
 """What the round loop asks of a runtime: to run workers, and to keep the full model between rounds."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -52,16 +52,6 @@ def named_kept(kept: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {f"{KEPT}{worker}::{name}": t for worker, own in kept.items() for name, t in own.items()}
 
 
-def kept_of(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """Return what ``named_kept`` was given."""
-    kept: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith(KEPT):
-            worker, _, name = key.removeprefix(KEPT).partition("::")
-            kept.setdefault(int(worker), {})[name] = tensor
-    return kept
-
-
 @runtime_checkable
 class Kept(Protocol):
     """A source that may have just what a process kept."""
@@ -71,6 +61,10 @@ class Kept(Protocol):
 
         With ``only`` just what has a name that begins with it.
         """
+        ...
+
+    def kept_by(self, worker: int) -> dict[str, Tensor]:
+        """Return what ``worker`` kept for itself, whichever process it was in; nothing if it was not there."""
         ...
 
 
@@ -200,8 +194,8 @@ class Runtime(Protocol):
         """Make the store."""
         ...
 
-    def synchronized(self, module: nn.Module) -> nn.Module:
-        """Return a module that computes what ``module`` does and whose backward averages gradients over workers."""
+    def synchronized(self, module: nn.Module) -> tuple[nn.Module, Callable[[Tensor], None]]:
+        """Return a module that computes what ``module`` does, and the backward that averages its gradients over all."""
         ...
 
     def total(self, tensor: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """All workers in this process, one after the other, and the full model, too: slow and obvious, the meaning of all."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +13,7 @@ from skerry.exchange import traffic
 from skerry.partition import Assignment, Everything
 from skerry.plan import named_tensors, saved_names, trained_in_blocks
 from skerry.runtimes.overlap import BEGAN, correction, late_names
-from skerry.runtimes.runtime import KEPT, Beginning, FullModel, Handover, Kept, Report, kept_of, named_kept
+from skerry.runtimes.runtime import Beginning, FullModel, Handover, Kept, Report, named_kept
 from skerry.sources import FromModel, materialize
 from skerry.subnet import cut_of, cuts, extract, take
 
@@ -33,7 +33,7 @@ class Serial:
         """Keep the model itself."""
         return WholeModel(beginning)
 
-    def synchronized(self, module: nn.Module) -> nn.Module:
+    def synchronized(self, module: nn.Module) -> tuple[nn.Module, Callable[[Tensor], None]]:
         """Refuse: workers run one after the other."""
         raise ValueError(
             "gradients cannot be averaged in every step where workers run one after the other; start one process a "
@@ -89,8 +89,9 @@ class WholeModel:
         self.tensors = named_tensors(model) | {n: t.to(device) if t.dim() else t for n, t in of_optimizer.items()}
         self.bytes_sent = 0.0
         self._start = beginning.start
-        own = (source.own(0, self.layout, KEPT) if isinstance(source, Kept) else None) or {}
-        self.kept = kept_of({name: tensor.to(device) if tensor.dim() else tensor for name, tensor in own.items()})
+        workers = range(assignment.num_workers) if isinstance(source, Kept) else ()
+        own = {w: source.kept_by(w) for w in workers if isinstance(source, Kept)}
+        self.kept = {w: {n: t.to(device) if t.dim() else t for n, t in kept.items()} for w, kept in own.items()}
         kept = (source.own(0, self.layout, BEGAN) if isinstance(source, Kept) else None) or {}
         self._began: dict[int, dict[str, Tensor]] = {}
         for key, tensor in kept.items():

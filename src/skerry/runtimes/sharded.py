@@ -23,7 +23,7 @@ from skerry.plan import named_tensors, plan_digest, trained_in_blocks
 from skerry.randomness import generator, seed_of
 from skerry.runtimes.dealing import Dealing, Place
 from skerry.runtimes.overlap import BEGAN, correction, late_names
-from skerry.runtimes.runtime import RESTING, Beginning, FullModel, Handover, Kept, Report, kept_of, named_kept
+from skerry.runtimes.runtime import RESTING, Beginning, FullModel, Handover, Kept, Report, named_kept
 from skerry.runtimes.streamed import Streamed
 from skerry.runtimes.wire import Wire, WireFormat
 from skerry.sources import skeleton
@@ -88,7 +88,8 @@ class Sharded:
         self._spare: dict[str, Tensor] = {}  # old tensors, to be written over: new memory costs time
         mark = f"{BEGAN}{group.rank}::"
         self._began = {n.removeprefix(mark): _placed(t, device) for n, t in kept.items() if n.startswith(mark)}
-        self.kept = kept_of({n: _placed(t, device) for n, t in kept.items()})
+        by_itself = source.kept_by(group.rank) if isinstance(source, Kept) else {}
+        self.kept = {group.rank: {n: _placed(t, device) for n, t in by_itself.items()}}
         self._arrived: Callable[[], None] | None = None
         self._bytes_late = 0
 
