@@ -125,10 +125,9 @@ def test_state_that_stays_needs_workers_that_keep_their_units():
 
 def test_a_plan_that_leaves_weights_whole_is_no_ensemble():
     model, plan = plain()
-    with pytest.raises(ValueError, match=r"layers\.1\.weight is on every worker|out\.weight is on every worker"):
-        train(
-            model, F.cross_entropy, Doubles(2), plan=plan.only("h0"), algorithm=ensemble(2), optimizer=sgd, num_rounds=2
-        )
+    some = plan.only("h0")
+    with pytest.raises(ValueError, match=r"out\.weight is on every worker"):
+        train(model, F.cross_entropy, Doubles(2), plan=some, algorithm=ensemble(2), optimizer=sgd, num_rounds=2)
 
 
 def diverge(runtime, folder):

@@ -63,8 +63,8 @@ Written by `skerry results` from run folders. *Bytes*: what a worker had to send
 *Memory*: the largest worker's subnet, gradients, optimizer state and activations, and what rests with it. All methods
 of a table cost a worker about the same operations (TFLOP: the mean over workers). Learning rates: the best of those
 tried by the command beside each table, chosen on the test set; ±: sample standard deviation over seeds. Two processor
-cores: nets, data or epochs are smaller than the papers', for all methods alike, so figures are comparable within a table
-and not with the papers'.
+cores: nets, data or epochs are smaller than the papers', for all methods alike, so figures are comparable within a
+table and not with the papers'.
 """
 
 
