@@ -302,9 +302,9 @@ def _never_finite(store: Store, runtime: Runtime) -> frozenset[str]:
 
 def _check_algorithm(algorithm: Algorithm, plan: Plan, num_rounds: int) -> None:
     """Tell before the first round what would only come out in a later one."""
-    rounds = {0, 1, num_rounds // 2, num_rounds - 1}
-    held = [algorithm.partition.assign(plan.axes, round).held for round in sorted(rounds)]
-    if algorithm.keeps and not all(torch.equal(held[0], other) for other in held):
+    rounds = sorted({0, min(1, num_rounds - 1), num_rounds // 2, num_rounds - 1}) if algorithm.keeps else []
+    held = [algorithm.partition.assign(plan.axes, round).held for round in rounds]
+    if not all(torch.equal(held[0], other) for other in held):
         raise ValueError(
             f"'{algorithm.name}': optimizer_state='stay' and an outer optimizer are for workers that keep their units; "
             "deal nothing again (reshuffle=0, no warm-up), or use 'reset' or 'travel'"
