@@ -29,7 +29,7 @@ SHARED_OF_SUBNET = 0.1
 SKEW_OF_MOST = 0.5
 """The part of the label skew that workers without a common label would have."""
 LOSS_OVER_SUBNETS = 2.0
-"""How many times the subnets' mean loss the full model's loss is."""
+"""The full model's loss is this many times that of its subnets."""
 NEVER_TRAINED = 0.01
 """The fraction of units that is left to the end without any training."""
 
@@ -171,16 +171,23 @@ def warn_of_coverage(never: float, rounds_left: int) -> str | None:
     )
 
 
-def warn_of_scale(subnet_loss: float | None, full_loss: float | None) -> str | None:
+def warn_of_scale(losses: Sequence[tuple[float, float]]) -> str | None:
     """Warn of a full model that is far worse than its parts.
 
-    Where the full model is the mean of the subnets and the loss is convex in the output, it cannot be worse at all
-    (Jensen; for squared errors the gap is the dispersion, by the identity).
+    Where it is the mean of the subnets and the loss is convex in the output, it cannot be worse at all (Jensen; for
+    squared errors the gap is the dispersion, by the identity). Rounds are added up, so that a loss near zero, of which
+    any other is a multiple, counts for little.
+
+    Args:
+        losses: (of the subnets in the mean, of the full model) on the probe, of the rounds so far that have both.
     """
-    if subnet_loss is None or full_loss is None or not 0 < LOSS_OVER_SUBNETS * subnet_loss < full_loss:
+    if not losses:
+        return None
+    subnets, full = (sum(each) for each in zip(*losses, strict=True))
+    if not 0 < LOSS_OVER_SUBNETS * subnets < full:
         return None
     return (
-        f"scale: the full model's loss on the probe is {full_loss:.3g}, the subnets' {subnet_loss:.3g}; its dealt "
-        "units are not scaled as the subnets need it: see what partition.share returns, keep some of the axes whole "
-        "(plan.without), or evaluate later"
+        f"scale: the full model's loss on the probe was {full / len(losses):.3g}, the subnets' "
+        f"{subnets / len(losses):.3g}; its dealt units are not scaled as the subnets need it: see what partition.share "
+        "returns, or keep some of the axes whole (plan.without)"
     )

@@ -53,6 +53,7 @@ class Watch:
         self._trained = {n: p for n, p in loop.model.named_parameters() if p.requires_grad and p.is_floating_point()}
         self._counts: dict[int, Tensor] | None = {}  # until the first round is over
         self._judged: list[tuple[float, float]] = []  # moves, of rounds in which enough is shared
+        self._losses: list[tuple[float, float]] = []  # of subnets and full model, where something is dealt out
         self._said: set[str] = set()
         self._clear()
 
@@ -63,6 +64,7 @@ class Watch:
     def begin(self, worker: Worker) -> None:
         """Note where a worker begins its local steps."""
         now = self._loop.store.assignment
+        self._deals = not bool(now.held.all())
         shared = held_by_all(self._loop.plan, self._trained, now, now)
         self._places = _places(shared, self._trained)
         self._shared += sum(self._trained[name].numel() for name in shared)
@@ -123,11 +125,13 @@ class Watch:
             rounds_left=left,
             label_skew=skew,
         )
+        if self._deals and found.subnet_loss is not None and found.full_loss is not None:
+            self._losses.append((found.subnet_loss, found.full_loss))
         warned = {
             "drift": diagnosis.warn_of_drift(self._judged, num_workers),
             "label skew": diagnosis.warn_of_skew(skew, num_workers),
             "coverage": diagnosis.warn_of_coverage(never, left),
-            "scale": diagnosis.warn_of_scale(found.subnet_loss, found.full_loss),
+            "scale": diagnosis.warn_of_scale(self._losses),
         }
         new = {kind: text for kind, text in warned.items() if text is not None and kind not in self._said}
         self._said |= set(new)
