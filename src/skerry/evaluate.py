@@ -47,7 +47,7 @@ class Score:
     accuracy: float
     count: int
     metrics: Mapping[str, float] = field(default_factory=dict)
-    probe_loss: float | None = None
+    probe_loss: float | None = field(default=None, compare=False)  # a probe changes nothing else
 
     def __str__(self) -> str:
         accuracy = {} if math.isnan(self.accuracy) else {"accuracy": self.accuracy}

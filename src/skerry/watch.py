@@ -9,10 +9,11 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from skerry import diagnosis
 from skerry.diagnosis import Diagnosis, TheoryWarning
@@ -21,6 +22,7 @@ from skerry.exchange import held_by_all
 from skerry.inputs import Inputs, call, tensors_of, to
 from skerry.local import LossFn, Worker
 from skerry.loop import Loop
+from skerry.partition import Assignment
 from skerry.randomness import generator
 from skerry.state import State
 
@@ -51,6 +53,7 @@ class Watch:
             self.probe = torch.arange(num) * (len(test[1]) // num)
             self._inputs, self._labels = (to(part[self.probe.to(part.device)], loop.device) for part in test)
         self._trained = {n: p for n, p in loop.model.named_parameters() if p.requires_grad and p.is_floating_point()}
+        self._now: Assignment | None = None
         self._counts: dict[int, Tensor] | None = {}  # until the first round is over
         self._judged: list[tuple[float, float]] = []  # moves, of rounds in which enough is shared
         self._losses: list[tuple[float, float]] = []  # of subnets and full model, where something is dealt out
@@ -64,12 +67,16 @@ class Watch:
     def begin(self, worker: Worker) -> None:
         """Note where a worker begins its local steps."""
         now = self._loop.store.assignment
-        self._deals = not bool(now.held.all())
-        shared = held_by_all(self._loop.plan, self._trained, now, now)
-        self._places = _places(shared, self._trained)
-        self._shared += sum(self._trained[name].numel() for name in shared)
-        self._weights += sum(p.numel() for p in worker.narrow.parameters() if p.requires_grad)
-        self._began = _read(worker.narrow, self._places)
+        if now is not self._now:  # the same for all workers of a round
+            self._now, self._deals = now, not bool(now.held.all())
+            shared = held_by_all(self._loop.plan, self._trained, now, now)
+            self._places = _places(shared, self._trained)
+            self._num_shared = sum(self._trained[name].numel() for name in shared)
+        self._shared += self._num_shared
+        tensors = dict(worker.narrow.named_parameters())
+        self._weights += sum(p.numel() for p in tensors.values() if p.requires_grad)
+        self._tensors = [tensors[name].detach() for name, _ in self._places]
+        self._began = self._read()
 
     def batches(self, worker: Worker, batches: Iterable[tuple[Inputs, Any]]) -> Iterator[tuple[Inputs, Any]]:
         """Hand the worker's batches on, and in the first round count their labels, where these are classes."""
@@ -83,7 +90,8 @@ class Watch:
     @torch.no_grad()
     def end(self, worker: Worker) -> None:
         """Look at a worker after its local steps; at nothing of one whose piece will be refused."""
-        moved = _read(worker.narrow, self._places) - self._began
+        moved = self._read() - self._began
+        self._tensors = []  # their memory is the worker's
         if not math.isfinite(worker.loss) or not bool(moved.isfinite().all()):
             return
         self._moved.add(moved)
@@ -113,8 +121,9 @@ class Watch:
         skew = self._label_skew(self._counts, num_workers) if self._counts is not None else None
         self._counts = None
         self._clear()
-        trained, share = state.trained, loop.share(state.round)
-        never = diagnosis.never_trained(trained, share, num_workers, left) if len(trained) else 0.0
+        trained, never = state.trained, 0.0
+        if bool((trained == 0).any()):
+            never = diagnosis.never_trained(trained, loop.share(state.round), num_workers, left)
         found = Diagnosis(
             dispersion=diagnosis.dispersion(*outputs) if outputs else None,
             subnet_loss=loss / looked if looked else None,
@@ -138,6 +147,11 @@ class Watch:
         for text in new.values() if loop.runtime.rank == 0 else ():
             warnings.warn(text, TheoryWarning, stacklevel=3)
         return replace(found, warnings=new)
+
+    def _read(self) -> Tensor:
+        """Return what the worker has of the elements that are looked at, float64."""
+        parts = [t.reshape(-1)[at.to(t.device)] for t, (_, at) in zip(self._tensors, self._places, strict=True)]
+        return torch.cat(parts).cpu().double() if parts else torch.empty(0, dtype=torch.float64)
 
     def _label_skew(self, counts: Mapping[int, Tensor], num_workers: int) -> float | None:
         """Return the mean over workers; None unless all of them have labels that are classes."""
@@ -172,6 +186,7 @@ def _squares(row: Tensor) -> tuple[float, float] | None:
     return (float((vector / count).square().sum()), squares / count) if count > 1 else None
 
 
+@cache
 def _some(name: str, num: int) -> Tensor:
     """Return at most ``MOST_NUMBERS`` of the numbers below ``num``, the same ones whoever asks for ``name``."""
     return (
@@ -189,11 +204,4 @@ def _places(names: list[str], sizes: Mapping[str, Tensor]) -> list[tuple[str, Te
         end = begin + sizes[name].numel()
         places.append((name, picked[(picked >= begin) & (picked < end)] - begin))
         begin = end
-    return places
-
-
-def _read(module: nn.Module, places: list[tuple[str, Tensor]]) -> Tensor:
-    """Return the elements at ``places``, float64."""
-    tensors = dict(module.named_parameters())
-    parts = [tensors[name].detach().reshape(-1)[at.to(tensors[name].device)] for name, at in places]
-    return torch.cat([torch.empty(0, dtype=torch.float64), *(part.cpu().double() for part in parts)])
+    return [(name, at) for name, at in places if len(at)]
