@@ -9,7 +9,7 @@ SRC = Path(skerry.__file__).parent
 
 # From the bottom up. A file may import from its own line or from lines before it.
 LAYERS = [
-    ["randomness", "optimizer_state", "rules", "schedule", "atomic", "patches", "inputs", "tensor_file"],
+    ["randomness", "optimizer_state", "rules", "schedule", "atomic", "patches", "inputs", "tensor_file", "diagnosis"],
     ["plan"],
     ["partition", "plan_file"],
     ["subnet", "covering", "parts", "warmup"],
@@ -24,7 +24,7 @@ LAYERS = [
     ["runtimes"],
     ["checkpoint", "export"],
     ["loop"],
-    ["session"],
+    ["session", "watch"],
     ["train"],
     ["config"],
     ["run", "comparison", "progress", "tensorboard", "estimator"],

@@ -19,6 +19,7 @@ from skerry.calibrate import calibrate
 from skerry.checkpoint import Checkpoints
 from skerry.covering import Covering
 from skerry.data import Shards, from_dataset, from_loaders, split
+from skerry.diagnosis import Diagnosis, TheoryWarning
 from skerry.discovery import Blocks, discover
 from skerry.estimator import Classifier, Regressor
 from skerry.evaluate import Score, evaluate, precision_at
@@ -42,11 +43,11 @@ from skerry.warmup import Warmup
 
 __all__ = [
     "Algorithm", "Assignment", "Axis", "Blocks", "Checkpoints", "Classifier", "Covering", "Data", "DealtDim",
-    "Disjoint", "Everything", "FromFiles", "FromInitializer", "Heads", "In", "Nested", "Out", "Outer",
+    "Diagnosis", "Disjoint", "Everything", "FromFiles", "FromInitializer", "Heads", "In", "Nested", "Out", "Outer",
     "Overlapping", "Partition", "Plan", "Processes", "Record", "Regressor", "Result", "Rolling", "Sampled", "Score",
-    "Serial", "Session", "Shards", "State", "TrainingFailed", "Warmup", "WireFormat", "aggregate_", "calibrate",
-    "constant", "cosine", "ddp", "diloco", "discover", "ensemble", "evaluate", "extract", "federated_dropout",
-    "fedrolex", "from_dataset", "from_loaders", "heterofl", "ist", "launch", "load_plan", "local_sgd", "masked",
-    "materialize", "narrow", "precision_at", "resist", "save_plan", "single", "skeleton", "split", "train",
-    "verify", "write_back",
+    "Serial", "Session", "Shards", "State", "TheoryWarning", "TrainingFailed", "Warmup", "WireFormat", "aggregate_",
+    "calibrate", "constant", "cosine", "ddp", "diloco", "discover", "ensemble", "evaluate", "extract",
+    "federated_dropout", "fedrolex", "from_dataset", "from_loaders", "heterofl", "ist", "launch", "load_plan",
+    "local_sgd", "masked", "materialize", "narrow", "precision_at", "resist", "save_plan", "single", "skeleton",
+    "split", "train", "verify", "write_back",
 ]  # fmt: skip

@@ -39,13 +39,15 @@ Metric = SampleMetric | MetricObject
 class Score:
     """Mean loss and fraction of right answers over ``count`` samples; NaN where labels are no classes.
 
-    ``metrics`` has the values of the metrics that were asked for, by name.
+    ``metrics`` has the values of the metrics that were asked for, by name. ``probe_loss`` is the mean loss over the
+    samples of a probe; None without one, or where the model returns something else than one tensor.
     """
 
     loss: float
     accuracy: float
     count: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    probe_loss: float | None = field(default=None, compare=False)  # a probe changes nothing else
 
     def __str__(self) -> str:
         accuracy = {} if math.isnan(self.accuracy) else {"accuracy": self.accuracy}
@@ -63,6 +65,7 @@ def evaluate(
     batch_size: int = 1024,
     num_batches: int | None = None,
     example: Tensor | None = None,
+    probe: Tensor | None = None,
     total: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Score:
     """Score ``model`` on ``test`` = (inputs, labels) in evaluation mode.
@@ -71,7 +74,8 @@ def evaluate(
 
     ``loss_fn`` must return the mean over its batch. ``total`` adds a tensor up over processes that each score a part.
     Where these must run the model equally often (``runtimes/streamed.py``), each makes ``num_batches`` runs, with
-    ``example`` (an input) where its part has no more, which does not count.
+    ``example`` (an input) where its part has no more, which does not count. ``probe`` says, for each sample, whether
+    its loss is wanted apart, too (bool).
 
     Raises:
         ValueError: the test set is empty; a metric returns something else than a number for each sample; or it keeps
@@ -92,7 +96,7 @@ def evaluate(
     classes = not test[1].is_floating_point() and test[1].dim() == 1
     was_training = model.training
     model.eval()
-    sums = torch.zeros(3 + len(plain), dtype=torch.float64)
+    sums = torch.zeros(5 + len(plain), dtype=torch.float64)
     for batch in range(-(-len(test[1]) // batch_size) if num_batches is None else num_batches):
         x, y = (t[batch * batch_size : (batch + 1) * batch_size] for t in test)
         output = model(x if len(y) else example)
@@ -100,16 +104,23 @@ def evaluate(
             continue
         right = (next(tensors_of(output)).argmax(-1) == y).sum().item() if classes else math.nan
         found = [_sum_of(name, metric(output, y), len(y)) for name, metric in plain.items()]
-        sums += torch.tensor([loss_fn(output, y).item() * len(y), right, len(y), *found], dtype=torch.float64)
+        of_probe = [0.0, 0.0]
+        if probe is not None and isinstance(output, Tensor):
+            mask = probe[batch * batch_size : (batch + 1) * batch_size].to(y.device)
+            if num := int(mask.sum()):
+                of_probe = [loss_fn(output[mask], y[mask]).item() * num, num]
+        figures = [loss_fn(output, y).item() * len(y), right, len(y), *of_probe, *found]
+        sums += torch.tensor(figures, dtype=torch.float64)
         for metric in keeping.values():
             metric.update(output, y)
     model.train(was_training)
-    loss, right, count, *found = total(sums).tolist()
+    loss, right, count, probe_loss, in_probe, *found = total(sums).tolist()
     values = {name: value / count for name, value in zip(plain, found, strict=True)}
     for name, metric in keeping.items():
         _add_up_(name, metric, total)
         values[name] = float(metric.compute())
-    return Score(loss / count, right / count, int(count), {name: values[name] for name in metrics})
+    probed = probe_loss / in_probe if in_probe else None
+    return Score(loss / count, right / count, int(count), {name: values[name] for name in metrics}, probed)
 
 
 def precision_at(k: int) -> SampleMetric:

@@ -190,13 +190,17 @@ class Loop:
         test: tuple[Tensor, Tensor],
         metrics: Mapping[str, Metric],
         batch_size: int,
+        probe: Tensor | None = None,
     ) -> Score:
-        """Score the full model; every process does its part."""
+        """Score the full model, and of it the samples with the numbers ``probe``; every process does its part."""
         started = time.perf_counter()
         runtime = self.runtime
         runtime.at(max(0, state.round - 1), "evaluation")
         mine = slice(runtime.rank, None, runtime.num_processes)
         largest_part = len(test[1][:: runtime.num_processes])
+        in_probe = torch.zeros(len(test[1]), dtype=torch.bool)
+        if probe is not None:
+            in_probe[probe] = True
         score = evaluate(
             full.module,
             loss_fn,
@@ -205,6 +209,7 @@ class Loop:
             batch_size=batch_size,
             num_batches=math.ceil(largest_part / batch_size),
             example=to(test[0][:1], self.device),
+            probe=in_probe[mine],
             total=runtime.total,
         )
         state.totals["evaluate_s"] += time.perf_counter() - started

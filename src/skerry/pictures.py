@@ -23,6 +23,12 @@ _COLOURS = {"ist": "#0072B2", "local_sgd": "#D55E00", "narrow": "#009E73", "sing
 _MORE_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D1F")
 _LINES = ("solid", "dashed", "dotted", "dashdot")  # tell rows of one method apart
 _MOST_POINTS, _MOST_AXES = 60, 12
+_NOISY = {
+    "train_loss": "training loss",
+    "dispersion": "disagreement, part of the outputs",
+    "drift": "drift (1: as far apart as forward)",
+}
+"""What is averaged over stretches of rounds, and what its axis says."""
 
 
 def set_style() -> None:
@@ -70,24 +76,38 @@ def curve_pictures(groups: list[Group]) -> dict[str, str]:
         "bytes": (score, "bytes due, MB a worker (log scale)", lambda m: m["bytes_due"] / 1e6),
         "train_loss": ("train_loss", "rounds", lambda m: m["round"] + 1),
     }
+    seen = [m for _, runs in groups for run in runs for m in run.metrics]
+    for name in ("dispersion", "drift"):
+        if any(_value(m, name) is not None for m in seen):
+            curves[name] = (name, "rounds", lambda m: m["round"] + 1)
     if not any(row.bytes_due for row, _ in groups):
         del curves["bytes"]
     figures = {name: _draw_curves(groups, *curve, log=name == "bytes") for name, curve in curves.items()}
     return {name: _svg(figure, name) for name, figure in figures.items()}
 
 
+def _value(metric: Metric, name: str) -> float | None:
+    """A figure of the round, or one of its diagnosis; None in runs that were not watched."""
+    value: float | None = metric[name] if name in metric else metric.get("diagnosis", {}).get(name)
+    return value
+
+
 def _curve(runs: list[Run], x: Callable[[Metric], float], y: str) -> "NDArray[np.float64]":
     """[points, 2]: the mean over ``runs`` at the rounds where each of them has a value.
 
-    Of more than ``_MOST_POINTS`` the last of each stretch; but a training loss, which is noisy, is averaged.
+    Of more than ``_MOST_POINTS`` the last of each stretch; but what is noisy, as a training loss, is averaged.
     """
-    rows = [{m["round"]: (x(m), m[y]) for m in run.metrics if m[y] is not None} for run in runs if run.metrics]
+    rows = [
+        {m["round"]: (x(m), _value(m, y)) for m in run.metrics if _value(m, y) is not None}
+        for run in runs
+        if run.metrics
+    ]
     rounds = sorted(set.intersection(*(set(row) for row in rows))) if rows else []
     values = np.array([[row[r] for row in rows] for r in rounds], dtype=np.float64)
     values[~np.isfinite(values)] = np.nan
     mean = values.reshape(-1, max(1, len(rows)), 2).mean(axis=1)
     parts = np.array_split(mean, min(len(mean), _MOST_POINTS)) if len(mean) else []
-    thin = [(part[-1, 0], part[:, 1].mean() if y == "train_loss" else part[-1, 1]) for part in parts]
+    thin = [(part[-1, 0], part[:, 1].mean() if y in _NOISY else part[-1, 1]) for part in parts]
     return np.array(thin, dtype=np.float64).reshape(-1, 2)
 
 
@@ -95,7 +115,7 @@ def _draw_curves(groups: list[Group], y: str, xlabel: str, x: Callable[[Metric],
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    ylabel = "training loss" if y == "train_loss" else f"test {y}"
+    ylabel = _NOISY.get(y, f"test {y}")
     figure = Figure(figsize=(4.6, 3.1), layout="constrained")
     axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel, xscale="log" if log else "linear")
     heights, ends = [], []

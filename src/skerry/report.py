@@ -5,6 +5,7 @@ from pathlib import Path
 from skerry import atomic
 from skerry.comparison import (
     Group,
+    Run,
     accuracy_text,
     duration,
     flat,
@@ -14,6 +15,7 @@ from skerry.comparison import (
     run_label,
     table_lines,
 )
+from skerry.diagnosis import MEASURES
 from skerry.pictures import curve_pictures, looks, set_style, unit_pictures
 
 
@@ -46,6 +48,8 @@ def write_report(folder: Path) -> Path:
         pictures=pictures,
         units=units,
         times=[(run_label(row, run), run.metrics[-1]) for row, run in started],
+        measures=[(run_label(row, run), _measures(run)) for row, run in started],
+        warnings=_warnings([run for _, run in started]),
         refused=[(run.name, m["round"], m["refused"]) for run in runs for m in run.metrics if m["refused"]],
         settings=_settings(groups),
         versions=list(dict.fromkeys(versions)),
@@ -53,6 +57,23 @@ def write_report(folder: Path) -> Path:
     path = folder / "report.html"
     atomic.write(path, html.encode())
     return path
+
+
+def _measures(run: Run) -> dict[str, str]:
+    """What the last round that has it says of each measure."""
+    rounds = [m.get("diagnosis", {}) for m in run.metrics]
+    found = {name: [each[name] for each in rounds if each.get(name) is not None] for name in MEASURES}
+    return {name: number(values[-1] if values else None) for name, values in found.items()}
+
+
+def _warnings(runs: list[Run]) -> list[tuple[str, int, str]]:
+    """Run, round and words of each kind of warning, where it came first."""
+    found: dict[tuple[str, str], tuple[str, int, str]] = {}
+    for run in runs:
+        for m in run.metrics:
+            for kind, text in m.get("warnings", {}).items():
+                found.setdefault((run.name, kind), (run.name, m["round"], text))
+    return list(found.values())
 
 
 def _settings(groups: list[Group]) -> list[tuple[str, list[str]]]:

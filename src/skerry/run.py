@@ -29,6 +29,7 @@ from skerry import atomic
 from skerry.checkpoint import Checkpoints
 from skerry.config import Config
 from skerry.cost import rank_memory
+from skerry.diagnosis import MEASURES, Diagnosis
 from skerry.plan import Plan
 from skerry.state import Record, State
 from skerry.train import Result
@@ -173,8 +174,14 @@ class RunFolder:
                     "resting": rank_memory(result.plan, result.store.sizes, result.store.assignment, 0, cost).resting,
                 },
                 "totals": result.state.totals,
+                "warnings": self._warnings(),
             },
         )
+
+    def _warnings(self) -> dict[str, str]:
+        """What theory warned of in all rounds, those before a resume included."""
+        lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        return {kind: text for line in reversed(lines) for kind, text in line.get("warnings", {}).items()}
 
     def _write_units(self, state: State) -> None:
         # A narrow net has no axes of its own.
@@ -205,7 +212,14 @@ def metrics_line(record: Record) -> dict[str, Any]:
         **{name: totals[name] for name in ("bytes_due", "bytes_sent", "flop")},
         "units_covered": record.units_covered,
         "refused": list(record.refused),
+        "diagnosis": _diagnosis(record.diagnosis) if record.diagnosis else {},
+        "warnings": dict(record.diagnosis.warnings) if record.diagnosis else {},
     }
+
+
+def _diagnosis(found: Diagnosis) -> dict[str, float | None]:
+    figures = {name: getattr(found, name) for name in MEASURES}
+    return {name: None if value is None else _finite(value) for name, value in figures.items()}
 
 
 def _finite(x: float) -> float | None:

@@ -267,9 +267,13 @@ class Session:
         *,
         metrics: Mapping[str, Metric] | None = None,
         batch_size: int = 1024,
+        probe: Tensor | None = None,
     ) -> Score:
-        """Score what ``full`` returned on ``test`` = (inputs, labels); every process must call it and does its part."""
-        return self.loop.score(self.state, full, loss_fn, test, metrics or {}, batch_size)
+        """Score what ``full`` returned on ``test`` = (inputs, labels); every process must call it and does its part.
+
+        ``probe`` has the numbers of samples whose loss is wanted apart, too (``Score.probe_loss``).
+        """
+        return self.loop.score(self.state, full, loss_fn, test, metrics or {}, batch_size, probe)
 
     def export(self, full: FullModel, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
         """Write what ``full`` returned to safetensors files in ``folder``; every process must call it."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from skerry.diagnosis import Diagnosis
 from skerry.evaluate import Score
 
 TOTALS = ("time_s", "local_s", "evaluate_s", "checkpoint_s", "bytes_due", "bytes_sent", "flop")
@@ -34,6 +35,7 @@ class Record:
 
     ``exchange_s`` is all that is not local steps, evaluation or checkpoint: cutting, packing, waiting, traffic,
     aggregation. ``bytes_due`` is what a worker had to send by the assignments, ``bytes_sent`` what this runtime sent.
+    ``diagnosis`` is of a training that is watched (``skerry.train``).
     """
 
     round: int
@@ -43,6 +45,7 @@ class Record:
     refused: tuple[int, ...]
     units_covered: float
     totals: Mapping[str, float]
+    diagnosis: Diagnosis | None = None
 
     @property
     def exchange_s(self) -> float:

@@ -22,6 +22,7 @@ from skerry.schedule import Schedule, constant
 from skerry.session import Session, Start
 from skerry.state import Record, State
 from skerry.subnet import extract
+from skerry.watch import Watch
 
 CALIBRATION_SAMPLES = 2048
 
@@ -162,15 +163,20 @@ def train(
         full = session.full(*calibration_inputs(data, mine, calibration_samples))
         if test is None:
             return full, None
-        return full, session.score(full, loss_fn, test, metrics=metrics, batch_size=eval_batch_size)
+        return full, session.score(
+            full, loss_fn, test, metrics=metrics, batch_size=eval_batch_size, probe=watch.probe
+        )  # fmt: skip
 
+    watch = Watch(loop, loss_fn, test, eval_batch_size)
     outer = algorithm.outer is not None
     costs = _StepCosts(loss_fn, optimizer, lambda: next(iter(data.batches(mine[0], 0, 1))), outer)
     final: tuple[FullModel, Score | None] | None = None
     with session:
         for round in session.rounds():
             for worker in round.workers:
-                _train(worker, loss_fn, data, loop.device)
+                watch.begin(worker)
+                _train(worker, loss_fn, data, loop.device, watch)
+                watch.end(worker)
                 worker.flop = float(costs.of(worker.narrow).flop * worker.num_steps)
             score = None
             if state.round == num_rounds:
@@ -178,8 +184,9 @@ def train(
                 score = final[1]
             elif eval_every and state.round % eval_every == 0:
                 score = evaluated()[1]  # between rounds the memory of the full model is not needed
+            seen = watch.measured(state, score)
             if on_round is not None:
-                on_round(round.record(score), state)
+                on_round(replace(round.record(score), diagnosis=seen), state)
     full, score = final or evaluated()
     first = loop.assignment(0)
     subnets = (extract(loop.model, loop.plan, first.units(w)) for w in range(first.num_workers))
@@ -187,9 +194,9 @@ def train(
     return Result(full, state, loop.store, score, loop.plan, largest, session)
 
 
-def _train(worker: Worker, loss_fn: LossFn, data: Data, device: torch.device) -> None:
+def _train(worker: Worker, loss_fn: LossFn, data: Data, device: torch.device, watch: Watch) -> None:
     """Take the worker's local steps on its own data."""
-    batches = data.batches(worker.number, worker.first_step, worker.num_steps)
+    batches = watch.batches(worker, data.batches(worker.number, worker.first_step, worker.num_steps))
     try:
         local_steps(worker, loss_fn, ((to(x, device), to(y, device)) for x, y in batches))
     except Exception as error:  # of the model, the loss or the data, which the user knows

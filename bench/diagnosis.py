@@ -1,0 +1,116 @@
+"""What a watched training shows, and what watching costs.
+
+    python bench/diagnosis.py measures     # the table of docs/your-run.md: digits, a minute
+    python bench/diagnosis.py cost         # seconds of watching, of those of the rounds
+
+*measures*: ``digits-mlp`` (1,437 images of scikit-learn, 4 workers, 20 rounds of 20 local steps, seed 0), with labels
+spread more and more unevenly and with other settings. *cost*: the MLP of ``fashion-mlp`` (784-1024-1024-10, batch 128,
+4 workers one after the other) on random data, everything that ``Watch`` does beside everything in a round.
+"""
+
+import argparse
+import time
+import warnings
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+import skerry
+from skerry.experiment import SCHEDULES, configure, make_optimizer
+from skerry.methods import METHODS
+from skerry.models.mlp import MLP
+from skerry.recipes import RECIPES
+from skerry.recipes.image_mlp import mlp_rules
+from skerry.watch import Watch
+
+HEALTHY = ("ist", "local_sgd", "narrow", "fedrolex", "heterofl", "federated_dropout", "diloco", "ensemble")
+SPLITS = ("iid", "dirichlet:10", "dirichlet:1", "dirichlet:0.3", "dirichlet:0.1", "by_label")
+WRONG: list[tuple[str, dict[str, Any]]] = [
+    ("local_sgd", {"schedule": "constant", "split": "by_label", "local_steps": 200}),
+    ("local_sgd", {"schedule": "constant", "split": "iid", "local_steps": 200}),
+    ("federated_dropout", {"partition.fractions": [0.05] * 4, "rounds": 5}),
+]
+
+
+def measure(method: str, settings: dict[str, Any]) -> None:
+    """Train, and print what was seen."""
+    config = configure("digits-mlp", method, {"rounds": 20, "local_steps": 20, **settings})
+    job = RECIPES["digits-mlp"]().build(config)
+    seen: list[skerry.Diagnosis] = []
+
+    def on_round(record: skerry.Record, state: skerry.State) -> None:
+        assert record.diagnosis is not None
+        seen.append(record.diagnosis)
+
+    result = skerry.train(
+        job.model, job.loss_fn, job.data, plan=job.plan, algorithm=METHODS[method].build(config),
+        optimizer=make_optimizer(config), num_rounds=config.rounds, schedule=SCHEDULES[config.schedule],
+        seed=config.seed, test=job.test, eval_every=5, eval_batch_size=config.eval_batch_size, start=job.start,
+        on_round=on_round,
+    )  # fmt: skip
+    assert result.score is not None
+    drifts = sorted(each.drift for each in seen if each.drift is not None)
+    worst = max((e.full_loss / e.subnet_loss for e in seen if e.full_loss and e.subnet_loss), default=float("nan"))
+    kinds = ", ".join(kind for each in seen for kind in each.warnings) or "-"
+    least = "-" if seen[-1].least_trained is None else seen[-1].least_trained
+    told = ", ".join(f"{key} {value}" for key, value in settings.items()) or "-"
+    print(
+        f"| {method} | {told} | {result.score.accuracy:.4f} | {seen[0].label_skew:.2f} | {seen[0].dispersion:.2f} | "
+        f"{drifts[0]:.1f} to {drifts[-1]:.1f} | {worst:.2f} | {least} | {kinds} |",
+        flush=True,
+    )
+
+
+def cost(rounds: int = 12, workers: int = 4) -> None:
+    """Print how much of the rounds goes into watching them."""
+    spent = dict.fromkeys(("begin", "end", "measured"), 0.0)
+    for name in spent:
+        inner = getattr(Watch, name)
+
+        def timed(self: Watch, *args: Any, name: str = name, inner: Any = inner) -> Any:
+            started = time.perf_counter()
+            result = inner(self, *args)
+            spent[name] += time.perf_counter() - started
+            return result
+
+        setattr(Watch, name, timed)
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(8192, 784, generator=rng), torch.randint(0, 10, (8192,), generator=rng)
+    data = skerry.Shards(x, y, skerry.split(y, workers, "iid", 0), batch_size=128, seed=0)
+    for steps in (20, 50):
+        model = MLP([784, 1024, 1024, 10])
+        plan = skerry.Plan.from_rules(model, mlp_rules(2))
+        ends: list[tuple[float, float]] = []
+
+        def on_round(record: skerry.Record, state: skerry.State, ends: list[tuple[float, float]] = ends) -> None:
+            ends.append((record.totals["time_s"], sum(spent.values())))
+
+        skerry.train(
+            model, F.cross_entropy, data, plan=plan, algorithm=skerry.ist(workers, local_steps=steps),
+            optimizer=lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), num_rounds=rounds, test=(x[:1000], y[:1000]),
+            verify=False, on_round=on_round,
+        )  # fmt: skip
+        (first, began), (last, ended) = ends[0], ends[-2]  # the last round is evaluated, too
+        ours, all_of_it = ((b - a) * 1000 / (len(ends) - 2) for a, b in ((began, ended), (first, last)))
+        print(f"{steps} local steps: {ours:.1f} of {all_of_it:.0f} ms a round, {ours / all_of_it:.1%}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["measures", "cost"])
+    what = parser.parse_args().what
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore", skerry.TheoryWarning)
+    if what == "cost":
+        cost()
+    else:
+        print("| method | settings | accuracy | skew | disagreement | drift | full/subnets | least | warned of |")
+        print("|---|---|---:|---:|---:|---:|---:|---:|---|")
+        for method in HEALTHY:
+            measure(method, {})
+        for how in SPLITS[1:]:
+            for method in ("ist", "local_sgd"):
+                measure(method, {"split": how})
+        for method, settings in WRONG:
+            measure(method, settings)
