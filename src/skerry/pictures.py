@@ -238,6 +238,7 @@ def frontier_picture(points: dict[str, list[tuple[float, float, float]]], ylabel
             axes.errorbar(xs, ys, yerr=spreads, fmt="o", markersize=4, color=colour, elinewidth=1, label=method)
             axes.step(xs, np.maximum.accumulate(ys), where="post", color=colour, linewidth=1.2, alpha=0.7)
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")  # math is not parsed here
         axes.set_xlabel("MB sent by a worker")
         axes.set_ylabel(f"test {ylabel}")
         axes.legend(fontsize=8, loc="lower right", framealpha=0.9)
