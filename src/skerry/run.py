@@ -157,7 +157,9 @@ class RunFolder:
     def finish(self, result: Result) -> None:
         """Write the summary."""
         self._write_units(result.state)
-        cost = result.step_cost
+        cost, now = result.step_cost, result.store.assignment
+        at_rest = not bool(now.held.all())  # what everybody holds rests nowhere
+        resting = rank_memory(result.plan, result.store.sizes, now, 0, cost).resting if at_rest else 0
         self._write_json(
             "summary.json",
             {
@@ -171,7 +173,7 @@ class RunFolder:
                     "gradients": cost.gradients,
                     "optimizer": cost.optimizer,
                     "activations": cost.activations,
-                    "resting": rank_memory(result.plan, result.store.sizes, result.store.assignment, 0, cost).resting,
+                    "resting": resting,
                 },
                 "totals": result.state.totals,
                 "warnings": self._warnings(),
