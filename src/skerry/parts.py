@@ -17,7 +17,45 @@ from skerry.randomness import generator
 
 
 @dataclass(frozen=True)
-class Sampled:
+class _Parts:
+    """What the partitions of this file have in common: a fraction of each axis for each worker."""
+
+    fractions: tuple[float, ...]
+    covers: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not self.fractions or not all(0.0 < fraction <= 1.0 for fraction in self.fractions):
+            raise ValueError(f"fractions={self.fractions}: expected a number for each worker, above 0 and at most 1")
+
+    @property
+    def num_workers(self) -> int:
+        """One a fraction."""
+        return len(self.fractions)
+
+    def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
+        """Return who holds which units in ``round``."""
+        held = torch.zeros(self.num_workers, sum(axis.num_units for axis in axes), dtype=torch.bool)
+        for axis in axes:
+            for worker, num in enumerate(self._sizes(axis)):
+                held[worker, axis.start + self._units(axis, num, worker, round)] = True
+        return Assignment(held)
+
+    def share(self, axes: Sequence[Axis], round: int) -> Tensor:
+        """Return the mean fraction, of whole units: the chance over rounds, not what is held in this one."""
+        parts = [sum(self._sizes(axis)) / self.num_workers / axis.num_units for axis in axes]
+        numbers = torch.tensor([axis.num_units for axis in axes], dtype=torch.int64)
+        return torch.tensor(parts, dtype=torch.float64).repeat_interleave(numbers)
+
+    def _sizes(self, axis: Axis) -> list[int]:
+        return [max(1, int(fraction * axis.num_units + 0.5)) for fraction in self.fractions]
+
+    def _units(self, axis: Axis, num: int, worker: int, round: int) -> Tensor:
+        """The ``num`` units of the axis, counted from its first, that ``worker`` holds."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Sampled(_Parts):
     """Every worker draws its own units anew each round: a unit may have several holders, which are averaged, or none.
 
     Args:
@@ -29,34 +67,15 @@ class Sampled:
         Requirements, 2018, arXiv 1812.07210, section 3.2: federated dropout, each client with its own random subset.
     """
 
-    fractions: tuple[float, ...]
     seed: int = 0
-    covers: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        _check_fractions(self.fractions)
-
-    @property
-    def num_workers(self) -> int:
-        """One a fraction."""
-        return len(self.fractions)
-
-    def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
-        """Draw the units of each worker for ``round``."""
-        held = torch.zeros(self.num_workers, sum(axis.num_units for axis in axes), dtype=torch.bool)
-        for axis in axes:
-            for worker, num in enumerate(_part_sizes(axis, self.fractions)):
-                rng = generator(self.seed, "sample", axis.name, worker, round)
-                held[worker, axis.start + torch.randperm(axis.num_units, generator=rng)[:num]] = True
-        return Assignment(held)
-
-    def share(self, axes: Sequence[Axis], round: int) -> Tensor:
-        """Return the mean fraction, of whole units: the chance, not what was drawn in this round."""
-        return _mean_part(axes, self.fractions)
+    def _units(self, axis: Axis, num: int, worker: int, round: int) -> Tensor:
+        rng = generator(self.seed, "sample", axis.name, worker, round)
+        return torch.randperm(axis.num_units, generator=rng)[:num]
 
 
 @dataclass(frozen=True)
-class Rolling:
+class Rolling(_Parts):
     """In a round every worker holds the units of a window, as wide as its fraction, that rolls on round by round.
 
     The window of round t begins at unit t * step of the axis and goes on at its start where it comes to its end.
@@ -70,35 +89,19 @@ class Rolling:
         Alam, Liu, Yan, Zhang: FedRolex, NeurIPS 2022, arXiv 2212.01548, section 3.2 (there the step is 1).
     """
 
-    fractions: tuple[float, ...]
     step: int = 1
-    covers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check_fractions(self.fractions)
+        super().__post_init__()
         if self.step < 1:
             raise ValueError(f"step={self.step}: expected at least 1 unit a round")
 
-    @property
-    def num_workers(self) -> int:
-        """One a fraction."""
-        return len(self.fractions)
-
-    def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
-        """Return the windows of ``round``."""
-        held = torch.zeros(self.num_workers, sum(axis.num_units for axis in axes), dtype=torch.bool)
-        for axis in axes:
-            for worker, num in enumerate(_part_sizes(axis, self.fractions)):
-                held[worker, axis.start + (round * self.step + torch.arange(num)) % axis.num_units] = True
-        return Assignment(held)
-
-    def share(self, axes: Sequence[Axis], round: int) -> Tensor:
-        """Return the mean fraction, which each unit has over a turn of the window."""
-        return _mean_part(axes, self.fractions)
+    def _units(self, axis: Axis, num: int, worker: int, round: int) -> Tensor:
+        return (round * self.step + torch.arange(num)) % axis.num_units
 
 
 @dataclass(frozen=True)
-class Nested:
+class Nested(_Parts):
     """Worker w always holds the first units of each axis, as many as its fraction says.
 
     Units beyond the largest fraction are never trained.
@@ -110,24 +113,8 @@ class Nested:
         Diao, Ding, Tarokh: HeteroFL, ICLR 2021, arXiv 2010.01264, section 3.
     """
 
-    fractions: tuple[float, ...]
-    covers: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        _check_fractions(self.fractions)
-
-    @property
-    def num_workers(self) -> int:
-        """One a fraction."""
-        return len(self.fractions)
-
-    def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
-        """Return the same in every round."""
-        held = torch.zeros(self.num_workers, sum(axis.num_units for axis in axes), dtype=torch.bool)
-        for axis in axes:
-            for worker, num in enumerate(_part_sizes(axis, self.fractions)):
-                held[worker, axis.start : axis.start + num] = True
-        return Assignment(held)
+    def _units(self, axis: Axis, num: int, worker: int, round: int) -> Tensor:
+        return torch.arange(num)
 
     def share(self, axes: Sequence[Axis], round: int) -> Tensor:
         """Return 1 for what some worker holds, 0 for the rest.
@@ -135,18 +122,3 @@ class Nested:
         The worker with the most units has trained exactly the net that this leaves, so nothing is scaled.
         """
         return self.assign(axes, round).held.any(0).double()
-
-
-def _check_fractions(fractions: Sequence[float]) -> None:
-    if not fractions or not all(0.0 < fraction <= 1.0 for fraction in fractions):
-        raise ValueError(f"fractions={tuple(fractions)}: expected a number for each worker, above 0 and at most 1")
-
-
-def _part_sizes(axis: Axis, fractions: Sequence[float]) -> list[int]:
-    return [max(1, int(fraction * axis.num_units + 0.5)) for fraction in fractions]
-
-
-def _mean_part(axes: Sequence[Axis], fractions: Sequence[float]) -> Tensor:
-    parts = [sum(_part_sizes(axis, fractions)) / len(fractions) / axis.num_units for axis in axes]
-    numbers = torch.tensor([axis.num_units for axis in axes], dtype=torch.int64)
-    return torch.tensor(parts, dtype=torch.float64).repeat_interleave(numbers)
