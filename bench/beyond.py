@@ -5,16 +5,20 @@
 Prints a line for each variant: metric (mean, spread over seeds) and MB a worker. All variants get the operations of the
 recipe's ``ist`` times ``--budget``. Two runs at a time, one thread each.
 
-*rotating*: groups of units are dealt once and move on between workers so that every pair of groups of neighbouring
-axes meets once in n moves, instead of by chance. *grow P*: a net of a worker's share is trained by all for the first P
-of the rounds; then every worker goes on with its copy as a subnet of a net n times as wide, dealt from then on.
+- *still P, R*: dealt with reshuffle R for the first P of the rounds, then no more.
+- *wide T, R*: a net T times as wide, dealt to T times as many hands as there are workers: a worker's cost is the same,
+  and most units rest.
+- *rotating*: groups of units are dealt once and move on between workers so that every pair of groups of neighbouring
+  axes meets once in n moves, instead of by chance.
+- *grow P, R*: a net of a worker's share is trained by all for the first P of the rounds; then every worker goes on with
+  its copy as a subnet of a net n times as wide, dealt with reshuffle R from then on.
 """
 
 import argparse
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import Any, ClassVar
 
@@ -24,7 +28,7 @@ from torch import Tensor, nn
 import skerry
 from skerry.config import Config
 from skerry.experiment import configure, make_optimizer
-from skerry.partition import Assignment
+from skerry.partition import Assignment, Partition
 from skerry.plan import Axis, Plan, named_tensors
 from skerry.recipes import RECIPES
 from skerry.subnet import narrow_model, put_
@@ -53,6 +57,51 @@ class Rotating:
         return self.assign(axes, round).share()
 
 
+@dataclass(frozen=True)
+class Still:
+    """``then``, dealt no more from round ``after`` on."""
+
+    then: Partition
+    after: int
+    covers: ClassVar[bool] = True
+
+    @property
+    def num_workers(self) -> int:
+        """The number of workers of ``then``."""
+        return self.then.num_workers
+
+    def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
+        """Deal as ``then`` does until ``after``."""
+        return self.then.assign(axes, min(round, self.after))
+
+    def share(self, axes: Sequence[Axis], round: int) -> Tensor:
+        """Return the shares of ``then``."""
+        return self.then.share(axes, min(round, self.after))
+
+
+@dataclass(frozen=True)
+class Resting:
+    """Units are dealt to ``times`` as many hands as there are workers; the other hands' units rest for the round."""
+
+    num_workers: int
+    times: int
+    seed: int
+    reshuffle: float
+    covers: ClassVar[bool] = False
+
+    def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
+        """Deal to all hands, keep the workers'."""
+        return Assignment(self._hands.assign(axes, round).held[: self.num_workers])
+
+    def share(self, axes: Sequence[Axis], round: int) -> Tensor:
+        """Return one over the number of hands."""
+        return self._hands.share(axes, round)
+
+    @property
+    def _hands(self) -> skerry.Disjoint:
+        return skerry.Disjoint(self.num_workers * self.times, self.seed, reshuffle=self.reshuffle)
+
+
 Make = Callable[[Config, skerry.Algorithm], skerry.Algorithm]
 
 
@@ -68,16 +117,36 @@ def _rotating(every: int) -> Make:
     )
 
 
-VARIANTS: dict[str, tuple[Make, float]] = {
-    **{f"ist {r:g}": (_ist(reshuffle=r), 0.0) for r in (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)},
-    "ist .1 travel": (_ist(optimizer_state="travel"), 0.0),
-    "ist 1 travel": (_ist(reshuffle=1.0, optimizer_state="travel"), 0.0),
-    **{f"rotating {every}": (_rotating(every), 0.0) for every in (1, 5)},
-    **{f"grow {p:g}, {r:g}": (_ist(reshuffle=r), p) for p in (0.25, 0.5, 0.75) for r in (0.0, 0.1)},
-    "grow 0.5, 0.01": (_ist(reshuffle=0.01), 0.5),
-    "grow 0.5, 1": (_ist(reshuffle=1.0), 0.5),
-    "narrow": (lambda c, _: skerry.narrow(c.workers, local_steps=c.local_steps), 0.0),
-}  # fmt: skip
+def _still(reshuffle: float, part: float) -> Make:
+    dealing = _ist(reshuffle=reshuffle)
+    return lambda c, a: replace(d := dealing(c, a), partition=Still(d.partition, int(part * c.rounds)))
+
+
+def _resting(reshuffle: float, times: int) -> Make:
+    return lambda c, _: skerry.Algorithm(
+        name="resting", partition=Resting(c.workers, times, c.seed, reshuffle), local_steps=c.local_steps
+    )
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How to train; the part of the rounds in which the narrow net is trained first; how many times as wide."""
+
+    make: Make
+    grown: float = 0.0
+    times: int = 1
+
+
+VARIANTS = {
+    **{f"ist {r:g}": Variant(_ist(reshuffle=r)) for r in (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)},
+    "ist .1 travel": Variant(_ist(optimizer_state="travel")),
+    "ist 1 travel": Variant(_ist(reshuffle=1.0, optimizer_state="travel")),
+    **{f"rotating {every}": Variant(_rotating(every)) for every in (1, 5)},
+    **{f"still {p:g}, {r:g}": Variant(_still(r, p)) for p in (0.5, 0.8) for r in (0.1, 1.0)},
+    **{f"wide {t}, {r:g}": Variant(_resting(r, t), times=t) for t in (2, 4) for r in (0.1, 1.0)},
+    **{f"grow {p:g}, {r:g}": Variant(_ist(reshuffle=r), p) for p in (0.25, 0.5, 0.75) for r in (0.0, 0.01, 0.1, 1.0)},
+    "narrow": Variant(lambda c, _: skerry.narrow(c.workers, local_steps=c.local_steps)),
+}
 
 
 def train_part(config: Config, job: Any, model: nn.Module, plan: Plan, algorithm: skerry.Algorithm, begin: float,
@@ -115,9 +184,12 @@ def side_by_side(narrow: nn.Module, model: nn.Module, plan: Plan, assignment: As
 def one(recipe: str, variant: str, rate: float, seed: int, budget: float, hidden: int | None) -> tuple[float, float]:
     """Train a variant; return metric and MB."""
     torch.set_num_threads(1)
-    make, grown = VARIANTS[variant]
-    settings: dict[str, Any] = {"seed": seed} | ({"model.hidden": hidden} if hidden else {})
-    config = configure(recipe, "ist", settings)
+    chosen = VARIANTS[variant]
+    grown, make = chosen.grown, chosen.make
+    config = configure(recipe, "ist", {"seed": seed} | ({"model.hidden": hidden} if hidden else {}))
+    if chosen.times > 1:
+        wider = "hidden" if "hidden" in config.model else "width"
+        config = config.change({f"model.{wider}": config.model[wider] * chosen.times})
     config = config.change({"rounds": max(2, round(config.rounds * budget))})
     job = RECIPES[recipe]().build(config)
     algorithm = make(config, skerry.ist(config.workers))

@@ -4,23 +4,31 @@
     skerry results runs/results --out docs/results.md
 
 For each method and number of local steps the rates are tried with seed 0; the best (by the recipe's first metric, on
-the test set) is run with the other seeds. Two runs at a time, one thread each: two processor cores. ``--budget`` is the
-part of the recipe's operations that every run gets: fewer rounds for all methods alike.
+the test set) is run with the other seeds. Recipes without a grid of their own get one around their settings. Two runs
+at a time, one thread each: two processor cores. ``--budget`` is the part of the recipe's operations that every run
+gets: fewer rounds for all methods alike.
 """
 
 import argparse
+import contextlib
+import functools
+import io
 import json
-import subprocess
 import sys
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from skerry.cli import call
 from skerry.comparison import load_run
+from skerry.experiment import configure, run
 from skerry.recipes import RECIPES
 from skerry.results import RATE, main_metric
+from skerry.runtimes import Serial
 
 Settings = Mapping[str, Any]
 
@@ -76,6 +84,24 @@ GRIDS: dict[str, tuple[Line, ...]] = {
 }
 
 
+def grid(recipe: str) -> tuple[Line, ...]:
+    """Return the lines of a recipe; one without a grid of its own: around what the recipe has.
+
+    The methods that people would choose between get their own number of local steps and four times as many.
+    """
+    if recipe in GRIDS:
+        return GRIDS[recipe]
+    built = RECIPES[recipe]()
+    lines = []
+    for method, own in built.methods.items():
+        steps = own.get("local_steps", built.config.local_steps)
+        optimizer = built.config.change(dict(own)).optimizer
+        often = method in ("ist", "resist", "narrow", "local_sgd", "diloco")
+        rates = tuple(optimizer["lr"] * factor for factor in (0.5, 1.0, 2.0))
+        lines.append(Line(method, (steps, 4 * steps) if often else (steps,), rates))
+    return tuple(lines)
+
+
 @dataclass(frozen=True)
 class Run:
     """One run: its folder, and what to add to ``skerry train RECIPE --out FOLDER``."""
@@ -89,26 +115,45 @@ class Run:
             begun = (self.folder / "config.json").exists()
             words = [w for key, value in self.settings.items() for w in ("--set", f"{key}={json.dumps(value)}")]
             more = ["--resume"] if begun else ["--method", self.settings["method"], *words[2:]]
-            command = [sys.executable, "-m", "skerry", "train", recipe, "--out", str(self.folder), *more]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                print(f"{self.folder.name}: {done.stderr.strip().splitlines()[-1:]}", flush=True)
+            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+                code, told = call(["train", recipe, "--out", str(self.folder), *more])
+            if code:
+                print(f"{self.folder.name}: {told}", flush=True)
                 return None
-        run = load_run(self.folder)
-        metric = main_metric([run])
-        last = run.metrics[-1]
+        done = load_run(self.folder)
+        metric = main_metric([done])
+        last = done.metrics[-1]
         value = last["accuracy"] if metric == "accuracy" else last["metrics"][metric]
         print(f"{self.folder.name}: {metric} {value:.4f}, {last['bytes_due'] / 1e6:.1f} MB", flush=True)
         return float(value)
 
 
-def plan(recipe: str, line: Line, local_steps: int, budget: float, hidden: int | None) -> tuple[str, Settings]:
-    """Return the name of a row and its settings but for rate and seed: the steps of the recipe, times budget."""
+@functools.cache
+def flop_a_step(recipe: str, method: str, workers: int) -> float:
+    """What a step costs, of a worker that is neither the largest nor the smallest: the mean."""
+    method = "local_sgd" if method == "ddp" else method  # the same step, without processes
+    settings = {"rounds": 1, "local_steps": 1, "eval_every": 0} | ({"workers": workers} if method != "single" else {})
+    with tempfile.TemporaryDirectory() as folder:
+        run(configure(recipe, method, settings), Path(folder) / "run", Serial(), resume=False)
+        return float(load_run(Path(folder) / "run").metrics[-1]["flop"])
+
+
+def plan(recipe: str, line: Line, local_steps: int, options: argparse.Namespace) -> tuple[str, Settings]:
+    """Return the name of a row and its settings but for rate and seed.
+
+    Operations: the recipe's, times budget; with another number of workers, those of ``ist`` with as many.
+    """
     built = RECIPES[recipe]()
     usual = {"rounds": built.config.rounds, "local_steps": built.config.local_steps, **built.methods[line.method]}
-    rounds = max(1, round(budget * usual["rounds"] * usual["local_steps"] / local_steps))
-    settings = {"method": line.method, "local_steps": local_steps, "rounds": rounds, "eval_every": 0, "threads": 1}
-    settings |= {"model.hidden": hidden} if hidden else {}
+    steps = usual["rounds"] * usual["local_steps"]
+    settings: dict[str, Any] = {"method": line.method, "local_steps": local_steps, "eval_every": 0, "threads": 1}
+    if options.workers:
+        of_ist = {**usual, **built.methods["ist"]}
+        ratio = flop_a_step(recipe, "ist", options.workers) / flop_a_step(recipe, line.method, options.workers)
+        steps = of_ist["rounds"] * of_ist["local_steps"] * ratio
+        settings |= {"workers": options.workers} if line.method != "single" else {}
+    settings |= {"rounds": max(1, round(options.budget * steps / local_steps))}
+    settings |= {"model.hidden": options.hidden} if options.hidden else {}
     name = "-".join([line.method, str(local_steps), *(f"{k.split('.')[-1]}{v}" for k, v in line.settings.items())])
     return name, settings | dict(line.settings)
 
@@ -116,6 +161,7 @@ def plan(recipe: str, line: Line, local_steps: int, budget: float, hidden: int |
 def frontier(recipe: str, options: argparse.Namespace) -> None:
     """Run what is not done yet."""
     changed = [str(options.hidden)] if options.hidden else []
+    changed += [f"{options.workers}workers"] if options.workers else []
     changed += [f"budget{options.budget:g}"] if options.budget != 1 else []
     out = options.out / "-".join([recipe, *changed])
     out.mkdir(parents=True, exist_ok=True)
@@ -123,8 +169,8 @@ def frontier(recipe: str, options: argparse.Namespace) -> None:
         commands.write(f"SKERRY_DATA=... python bench/frontier.py {' '.join(sys.argv[1:])}\n")
     only = [m for m in options.methods.split(",") if m]
     rows = [
-        (plan(recipe, line, steps, options.budget, options.hidden), line.rates)
-        for line in GRIDS[recipe]
+        (plan(recipe, line, steps, options), line.rates)
+        for line in grid(recipe)
         if not only or line.method in only
         for steps in line.local_steps
     ]
@@ -135,29 +181,44 @@ def frontier(recipe: str, options: argparse.Namespace) -> None:
         for seed in range(options.seeds)
     }
 
-    def all_of(keys: Iterable[tuple[str, float, int]]) -> dict[tuple[str, float, int], float | None]:
-        keys = list(keys)
-        with ThreadPoolExecutor(options.at_once) as pool:
-            return dict(zip(keys, pool.map(lambda key: runs[key].go(recipe), keys), strict=True))
+    with ProcessPoolExecutor(options.at_once, mp_context=get_context("spawn")) as pool:
 
-    first = all_of(key for key in runs if key[2] == 0)
+        def all_of(keys: Iterable[tuple[str, float, int]]) -> dict[tuple[str, float, int], float | None]:
+            waiting = {key: pool.submit(runs[key].go, recipe) for key in keys}
+            return {key: future.result() for key, future in waiting.items()}
+
+        failed = run_all(rows, all_of, options.seeds)
+    if failed:
+        raise SystemExit(f"{len(failed)} runs failed: {failed}")
+
+
+Key = tuple[str, float, int]
+
+
+def run_all(
+    rows: Sequence[tuple[tuple[str, Settings], tuple[float, ...]]],
+    all_of: Callable[[Iterable[Key]], Mapping[Key, float | None]],
+    seeds: int,
+) -> list[Key]:
+    """Run every row at every rate with seed 0, its best rate with the other seeds; return what failed."""
+    first = all_of((name, rate, 0) for (name, _), rates in rows for rate in rates)
     good = {(name, rate): value for (name, rate, _), value in first.items() if value is not None}
     best = {
         name: max((rate for rate in rates if (name, rate) in good), key=lambda rate: good[name, rate])
         for (name, _), rates in rows
         if any((name, rate) in good for rate in rates)
     }
-    more = all_of((name, rate, seed) for name, rate in best.items() for seed in range(1, options.seeds))
-    if failed := [key for key, value in {**first, **more}.items() if value is None]:
-        raise SystemExit(f"{len(failed)} runs failed: {failed}")
+    more = all_of((name, rate, seed) for name, rate in best.items() for seed in range(1, seeds))
+    return [key for key, value in {**first, **more}.items() if value is None]
 
 
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", choices=GRIDS)
+    parser.add_argument("recipe", choices=RECIPES)
     parser.add_argument("--budget", type=float, default=1.0)
     parser.add_argument("--hidden", type=int, help="hidden units of a layer, if not the recipe's")
+    parser.add_argument("--workers", type=int, help="if not the recipe's")
     parser.add_argument("--methods", default="", help="comma-separated; all by default")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--at-once", type=int, default=2)

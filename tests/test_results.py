@@ -9,12 +9,15 @@ from skerry.results import at_best_rate, main_metric, points, write_results
 ABOUT = {"fashion-mlp": ("an MLP", "the paper has .9"), "digits-mlp": ("a smaller one", "")}
 
 
-def some_runs(folder):
+def some_runs(folder, recipe="digits-mlp"):
+    common = {"recipe": recipe, "batch_size": 64, "split": "iid", "model": {"hidden": 8}}
     for rate, seeds in ((0.1, (0,)), (0.2, (0, 1)), (0.3, (0,))):
         for seed in seeds:
-            make_run(folder / f"ist-{rate}-{seed}", seed=seed, optimizer={"name": "SGD", "lr": rate},
-                     accuracy=rate + 0.3 + seed / 100)  # fmt: skip
-    make_run(folder / "local_sgd", method="local_sgd", accuracy=0.45, local_steps=20)
+            sgd = {"name": "SGD", "lr": rate}
+            make_run(
+                folder / f"ist-{rate}-{seed}", seed=seed, optimizer=sgd, accuracy=rate + 0.3 + seed / 100, **common
+            )
+    make_run(folder / "local_sgd", method="local_sgd", accuracy=0.45, local_steps=20, **common)
     return load_runs(folder)
 
 
@@ -34,21 +37,24 @@ def test_a_recipe_is_compared_by_its_own_metric_where_it_has_one(tmp_path):
 
 def test_the_page_has_what_is_published_the_table_the_picture_and_remarks(tmp_path):
     some_runs(tmp_path / "runs" / "digits-mlp")
-    some_runs(tmp_path / "runs" / "fashion-mlp")
+    some_runs(tmp_path / "runs" / "fashion-mlp", "fashion-mlp")
+    some_runs(tmp_path / "runs" / "fashion-mlp-64", "fashion-mlp")  # the same recipe with settings of its own
     (tmp_path / "runs" / "fashion-mlp" / "command.txt").write_text("python bench/frontier.py fashion-mlp\n")
     (tmp_path / "docs" / "remarks").mkdir(parents=True)
     (tmp_path / "docs" / "remarks" / "digits-mlp.md").write_text("Said by a person.\n")
     out = tmp_path / "docs" / "results.md"
-    assert write_results(tmp_path / "runs", out, ABOUT) == ["fashion-mlp", "digits-mlp"]
+    assert write_results(tmp_path / "runs", out, ABOUT) == ["fashion-mlp", "fashion-mlp-64", "digits-mlp"]
     page = out.read_text()
     assert page.index("## fashion-mlp") < page.index("the paper has .9") < page.index("## digits-mlp")
     assert "**.5050 ± .0071**" in page
     assert "Said by a person." in page
+    assert "Here: hidden 8; 4 workers, batches of 64, data iid." in page
     assert "python bench/frontier.py fashion-mlp" in page
-    for recipe in ABOUT:
-        assert (tmp_path / "docs" / f"results-{recipe}.png").read_bytes().startswith(b"\x89PNG")
+    assert page.count("the paper has .9") == 2
+    for name in (*ABOUT, "fashion-mlp-64"):
+        assert (tmp_path / "docs" / f"results-{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_folder_without_runs_is_told(tmp_path):
-    with pytest.raises(ReportError, match="expected a folder for each recipe"):
+    with pytest.raises(ReportError, match="expected a folder for each recipe with runs that are done"):
         write_results(tmp_path, tmp_path / "results.md", ABOUT)

@@ -20,38 +20,41 @@ RATE = "optimizer.lr"
 def write_results(folder: Path, out: Path, about: Mapping[str, tuple[str, str]]) -> list[str]:
     """Write ``out`` (Markdown) and its pictures from the run folders in the subfolders of ``folder``.
 
-    A subfolder may have a ``command.txt``, what made its runs. What a person has to say of a recipe is in
-    ``remarks/RECIPE.md`` beside ``out``.
+    A subfolder is for one recipe, perhaps with settings of its own; a section has its name. It may have a
+    ``command.txt``, what made its runs. What a person has to say of it is in ``remarks/NAME.md`` beside ``out``.
 
     Args:
-        folder: has a folder for each recipe, each with run folders.
+        folder: has subfolders with run folders.
         out: the page.
-        about: for each recipe, in order, one line about it and what is published.
+        about: for each recipe, in the order of the page, one line about it and what is published.
 
     Returns:
-        The recipes on the page.
+        The sections of the page.
 
     Raises:
         ReportError: no runs, or a broken file.
     """
-    found = {path.name: path for path in sorted(folder.glob("*")) if any(path.glob("*/config.json"))}
+    folders = [path for path in sorted(folder.glob("*")) if any(path.glob("*/config.json"))]
+    found = {path.name: [run for run in load_runs(path) if run.summary] for path in folders}
+    found = {name: runs for name, runs in found.items() if runs}
     if not found:
-        raise ReportError(f"{folder}: expected a folder for each recipe with run folders in it, got none")
+        raise ReportError(f"{folder}: expected a folder for each recipe with runs that are done, got none")
+    recipe = {name: str(runs[0].config["recipe"]) for name, runs in found.items()}
+    order = sorted(found, key=lambda name: ([*about, recipe[name]].index(recipe[name]), len(name)))
     page = [_HEAD]
-    order = [name for name in about if name in found] + [name for name in found if name not in about]
     for name in order:
-        runs = [run for run in load_runs(found[name]) if run.summary]
+        runs = found[name]
         metric = main_metric(runs)
         chosen = at_best_rate(grouped(runs), metric)
-        summary, paper = about.get(name, ("", ""))
+        summary, paper = about.get(recipe[name], ("", ""))
         picture = out.parent / f"results-{name}.png"
         frontier_picture(points(chosen, metric), metric, picture)
-        page += [f"## {name}\n", f"{summary}.\n" if summary else ""]
+        page += [f"## {name}\n", f"{summary}.\n" if summary else "", f"{_setting_of_all(runs)}\n"]
         page += [f"*Published:* {paper}\n" if paper else ""]
         page += [table(chosen, metric), f"![{metric} against bytes]({picture.name})\n"]
         remarks = out.parent / "remarks" / f"{name}.md"
         page += [remarks.read_text(encoding="utf-8")] if remarks.exists() else []
-        command = found[name] / "command.txt"
+        command = folder / name / "command.txt"
         page += [f"```\n{command.read_text(encoding='utf-8').strip()}\n```\n"] if command.exists() else []
     atomic.write(out, "\n".join(part for part in page if part).encode())
     return order
@@ -121,6 +124,14 @@ def table(groups: Sequence[Group], metric: str) -> str:
             number(row.bytes_due, 1e6), number(row.flop, 1e12), number(row.memory_bytes, 1e6),
         ])  # fmt: skip
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _setting_of_all(runs: Sequence[Run]) -> str:
+    """What all runs have in common, of what one would ask first; ``single`` has one worker everywhere."""
+    configs = [flat(run.config) for run in runs]
+    workers = max(int(config["workers"]) for config in configs)
+    model = ", ".join(f"{key.removeprefix('model.')} {value}" for key, value in configs[0].items() if "model." in key)
+    return f"Here: {model}; {workers} workers, batches of {configs[0]['batch_size']}, data {configs[0]['split']}."
 
 
 def _setting(config: Mapping[str, Any]) -> str:
