@@ -1,7 +1,7 @@
 """What a model is called with and what it returns: tensors, alone or in tuples, lists and dicts."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,20 @@ def map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
             value, **{f.name: map_tensors(fn, getattr(value, f.name)) for f in dataclasses.fields(value)}
         )
     return value
+
+
+def join(values: Sequence[Any]) -> Any:
+    """Concatenate the tensors of ``values``, which are all built alike, along their first dim.
+
+    What is no tensor is taken from the first value.
+    """
+    rest = [tensors_of(value) for value in values]
+    return map_tensors(lambda _: torch.cat([next(tensors) for tensors in rest]), values[0])
+
+
+def fit(values: Sequence[Any]) -> bool:
+    """Tell whether ``join`` can: the same tensors, whose samples have the same shapes."""
+    return len({tuple(tensor.shape[1:] for tensor in tensors_of(value)) for value in values}) == 1
 
 
 def to(value: Any, device: torch.device) -> Any:

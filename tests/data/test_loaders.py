@@ -101,3 +101,23 @@ def test_what_does_not_fit_is_named():
         from_loaders([DataLoader(good.dataset, num_workers=1, persistent_workers=True)])
     with pytest.raises(ValueError, match="none given"):
         from_loaders([])
+
+
+class Padded(Dataset):
+    """Two arguments; every sample has a length of its own."""
+
+    lengths = (3, 3, 3, 3, 5, 5)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int):
+        return (torch.full((self.lengths[index],), index), torch.tensor([float(index)])), index
+
+
+@pytest.mark.parametrize(("num", "numbers"), [(2, [0, 1]), (3, [0, 1, 2]), (6, [0, 1, 2, 3])])
+def test_samples_of_several_arguments_are_joined_as_far_as_they_fit(num, numbers):
+    data = from_loaders([DataLoader(Padded(), batch_size=2)])
+    tokens, other = data.sample(0, num)
+    assert tokens.tolist() == [[n] * 3 for n in numbers]
+    assert other.flatten().tolist() == numbers

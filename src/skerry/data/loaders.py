@@ -4,11 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from skerry.data.columns import Columns, inputs_and_label
-from skerry.inputs import Inputs, map_tensors
+from skerry.inputs import Inputs, fit, join, map_tensors
 from skerry.randomness import seed_of
 
 
@@ -61,19 +60,21 @@ class FromLoaders:
             yield inputs_and_label(epoch.next(), self._inputs, self._label)
 
     def sample(self, worker: int, num: int) -> Inputs:
-        """Return ``num`` inputs of ``worker``, or all it has where that is fewer; several arguments: of one batch."""
+        """Return ``num`` inputs of ``worker``, or all it has where that is fewer.
+
+        Where batches are padded each to its own length: of the first that are alike.
+        """
         known, inputs = self._samples.get(worker, (0, ()))
         if known < num:
             self._running.pop(worker, None)  # it may share a generator with this epoch
             epoch, found, count = self._start(worker, -1), [], 0
             while count < num and epoch.position < len(self._loaders[worker]):
                 x, y = inputs_and_label(epoch.next(), self._inputs, self._label)
+                if found and not fit([found[0], x]):
+                    break
                 found.append(x)
                 count += len(y)
-                if not isinstance(x, Tensor):
-                    break
-            tensors = [x for x in found if isinstance(x, Tensor)]
-            inputs = torch.cat(tensors) if tensors else found[0]
+            inputs = join(found)
             self._samples[worker] = (num, inputs)
         return map_tensors(lambda tensor: tensor[:num], inputs)  # type: ignore[no-any-return]
 
