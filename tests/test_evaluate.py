@@ -6,6 +6,7 @@ from together import together
 from torch import nn
 from torch.nn import functional as F
 
+import skerry
 from skerry import evaluate
 from skerry.evaluate import precision_at
 
@@ -84,6 +85,36 @@ def test_each_process_scores_its_part():
     for score in in_parts(output, y, 3, metrics):
         assert score.metrics == pytest.approx(alone.metrics)
         assert score.loss == pytest.approx(alone.loss)
+
+
+class Sum(nn.Module):
+    """A model of two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out = nn.Linear(4, 12), nn.Linear(12, 3)
+
+    def forward(self, a, b):
+        return self.out(torch.relu(self.hidden(a + b)))
+
+
+@pytest.mark.parametrize("of", [tuple, lambda pair: dict(zip("ab", pair, strict=True))], ids=["tuple", "dict"])
+def test_a_model_of_several_inputs_is_trained_and_scored(of):
+    a, b, y = torch.randn(30, 4), torch.randn(30, 4), torch.randint(0, 3, (30,))
+    model = Sum()
+    plan = skerry.discover(model, of((a[:4], b[:4])))
+    sets = [[(of((a[i], b[i])), int(y[i])) for i in range(w, 30, 2)] for w in range(2)]
+    data = skerry.from_loaders([torch.utils.data.DataLoader(s, batch_size=5) for s in sets])
+    result = skerry.train(
+        model, F.cross_entropy, data, plan=plan, algorithm=skerry.ist(2, local_steps=2), num_rounds=2,
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.1), test=(of((a, b)), y), eval_batch_size=7,
+    )  # fmt: skip
+    trained = result.model
+    assert result.score.loss == pytest.approx(F.cross_entropy(trained(a, b), y).item())
+    assert result.score.accuracy == pytest.approx((trained(a, b).argmax(1) == y).double().mean().item())
+    with pytest.raises(ValueError, match="expected a pair"):
+        skerry.train(model, F.cross_entropy, data, plan=plan, algorithm=skerry.ist(2), num_rounds=1,
+                     optimizer=lambda p: torch.optim.SGD(p, lr=0.1), test=((a, b[:5]), y))  # fmt: skip
 
 
 def test_a_metric_that_does_not_fit_is_named():

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from skerry.inputs import tensors_of
+from skerry.inputs import Inputs, call, map_tensors, tensors_of
 from skerry.local import LossFn
 
 SampleMetric = Callable[[Any, Any], Tensor]
@@ -59,16 +60,18 @@ class Score:
 def evaluate(
     model: nn.Module,
     loss_fn: LossFn,
-    test: tuple[Tensor, Tensor],
+    test: tuple[Inputs, Tensor],
     *,
     metrics: Mapping[str, Metric] | None = None,
     batch_size: int = 1024,
     num_batches: int | None = None,
-    example: Tensor | None = None,
+    example: Inputs | None = None,
     probe: Tensor | None = None,
     total: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Score:
     """Score ``model`` on ``test`` = (inputs, labels) in evaluation mode.
+
+    A model of several inputs has them in a tuple or a dict, as in training.
 
     Accuracy is that of a classifier: the largest output against an integer label, (B, classes) against (B,).
 
@@ -98,15 +101,16 @@ def evaluate(
     model.eval()
     sums = torch.zeros(5 + len(plain), dtype=torch.float64)
     for batch in range(-(-len(test[1]) // batch_size) if num_batches is None else num_batches):
-        x, y = (t[batch * batch_size : (batch + 1) * batch_size] for t in test)
-        output = model(x if len(y) else example)
+        part = slice(batch * batch_size, (batch + 1) * batch_size)
+        x, y = map_tensors(itemgetter(part), test[0]), test[1][part]
+        output = call(model, x if len(y) or example is None else example)
         if not len(y):
             continue
         right = (next(tensors_of(output)).argmax(-1) == y).sum().item() if classes else math.nan
         found = [_sum_of(name, metric(output, y), len(y)) for name, metric in plain.items()]
         of_probe = [0.0, 0.0]
         if probe is not None and isinstance(output, Tensor):
-            mask = probe[batch * batch_size : (batch + 1) * batch_size].to(y.device)
+            mask = probe[part].to(y.device)
             if num := int(mask.sum()):
                 of_probe = [loss_fn(output[mask], y[mask]).item() * num, num]
         figures = [loss_fn(output, y).item() * len(y), right, len(y), *of_probe, *found]

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from skerry.aggregate import is_finite
 from skerry.algorithm import Algorithm
 from skerry.calibrate import estimate_batch_norm_
 from skerry.evaluate import Metric, Score, evaluate
-from skerry.inputs import Inputs, call, to
+from skerry.inputs import Inputs, call, map_tensors, to
 from skerry.local import LossFn, OptimizerFn, Worker
 from skerry.outer import OUTER
 from skerry.partition import Assignment
@@ -187,7 +188,7 @@ class Loop:
         state: State,
         full: FullModel,
         loss_fn: LossFn,
-        test: tuple[Tensor, Tensor],
+        test: tuple[Inputs, Tensor],
         metrics: Mapping[str, Metric],
         batch_size: int,
         probe: Tensor | None = None,
@@ -204,16 +205,20 @@ class Loop:
         score = evaluate(
             full.module,
             loss_fn,
-            (to(test[0][mine], self.device), to(test[1][mine], self.device)),
+            (self._some(test[0], mine), self._some(test[1], mine)),
             metrics=metrics,
             batch_size=batch_size,
             num_batches=math.ceil(largest_part / batch_size),
-            example=to(test[0][:1], self.device),
+            example=self._some(test[0], slice(1)),
             probe=in_probe[mine],
             total=runtime.total,
         )
         state.totals["evaluate_s"] += time.perf_counter() - started
         return score
+
+    def _some(self, value: Inputs, part: slice) -> Any:
+        """Return these samples, where training is."""
+        return to(map_tensors(lambda tensor: tensor[part], value), self.device)
 
     def record(self, state: State, refused: tuple[int, ...], train_loss: float, score: Score | None) -> Record:
         """The figures of the round that has just ended."""

@@ -263,7 +263,7 @@ class Session:
         self,
         full: FullModel,
         loss_fn: LossFn,
-        test: tuple[Tensor, Tensor],
+        test: tuple[Inputs, Tensor],
         *,
         metrics: Mapping[str, Metric] | None = None,
         batch_size: int = 1024,

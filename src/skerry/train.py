@@ -78,7 +78,7 @@ def train(
     num_rounds: int,
     schedule: Schedule = constant,
     seed: int = 0,
-    test: tuple[Tensor, Tensor] | None = None,
+    test: tuple[Inputs, Tensor] | None = None,
     metrics: Mapping[str, Metric] | None = None,
     eval_every: int = 0,
     eval_batch_size: int = 1024,
@@ -109,7 +109,7 @@ def train(
         num_rounds: rounds in all, those before a resume included.
         schedule: learning-rate factor by progress (0 to 1).
         seed: of dropout and the like; data and dealing have their own.
-        test: (inputs, labels) to evaluate on.
+        test: (inputs, labels) to evaluate on; a model of several inputs has a tuple or a dict of them.
         metrics: what else to report of it, by name: functions of (what the model returns, y) that return a number for
             each sample, such as ``skerry.precision_at(5)``, or metrics of torchmetrics.
         eval_every: rounds between evaluations; 0: only after the last.
@@ -236,10 +236,13 @@ def calibration_inputs(data: Data, workers: Sequence[int], num: int = CALIBRATIO
     return [torch.cat(tensors)] if len(tensors) == len(inputs) else inputs
 
 
-def _check_test(test: object) -> None:
+def _check_test(test: Any) -> None:
     """Tell what a newcomer gives easily wrong, before it fails somewhere deep."""
     if isinstance(test, tuple) and len(test) == 2 and isinstance(test[1], Tensor) and not len(test[1]):
         raise ValueError("the test set is empty; pass test=None to train without one")
-    tensors = isinstance(test, tuple) and len(test) == 2 and all(isinstance(t, Tensor) for t in test)
-    if test is not None and not tensors:
-        raise ValueError(f"test: got {type(test).__name__}, expected a pair of tensors (inputs, labels)")
+    pair = isinstance(test, tuple) and len(test) == 2 and isinstance(test[1], Tensor)
+    if test is not None and not (pair and {len(t) for t in tensors_of(test[0])} == {len(test[1])}):
+        raise ValueError(
+            f"test: got {type(test).__name__}, expected a pair of tensors (inputs, labels) with as many rows; "
+            "a model of several inputs has a tuple or a dict of them"
+        )

@@ -19,7 +19,7 @@ from skerry import diagnosis
 from skerry.diagnosis import Diagnosis, TheoryWarning
 from skerry.evaluate import Score
 from skerry.exchange import held_by_all
-from skerry.inputs import Inputs, call, tensors_of, to
+from skerry.inputs import Inputs, call, map_tensors, tensors_of, to
 from skerry.local import LossFn, Worker
 from skerry.loop import Loop
 from skerry.partition import Assignment
@@ -45,13 +45,14 @@ class Watch:
         probe: the numbers of the probe's samples in the test set, int64; None without one.
     """
 
-    def __init__(self, loop: Loop, loss_fn: LossFn, test: tuple[Tensor, Tensor] | None, batch_size: int) -> None:
+    def __init__(self, loop: Loop, loss_fn: LossFn, test: tuple[Inputs, Tensor] | None, batch_size: int) -> None:
         self._loop, self._loss_fn = loop, loss_fn
         self.probe: Tensor | None = None
         if test is not None:
             num = min(len(test[1]), loop.algorithm.local_steps, batch_size, MOST_SAMPLES)
-            self.probe = torch.arange(num) * (len(test[1]) // num)
-            self._inputs, self._labels = (to(part[self.probe.to(part.device)], loop.device) for part in test)
+            self.probe = probe = torch.arange(num) * (len(test[1]) // num)
+            picked = (map_tensors(lambda t: t[probe.to(t.device)], half) for half in test)
+            self._inputs, self._labels = (to(half, loop.device) for half in picked)
         self._trained = {n: p for n, p in loop.model.named_parameters() if p.requires_grad and p.is_floating_point()}
         self._now: Assignment | None = None
         self._counts: dict[int, Tensor] | None = {}  # until the first round is over

@@ -67,7 +67,8 @@ class FromLoaders:
         known, inputs = self._samples.get(worker, (0, ()))
         if known < num:
             self._running.pop(worker, None)  # it may share a generator with this epoch
-            epoch, found, count = self._start(worker, -1), [], 0
+            found: list[Inputs] = []
+            epoch, count = self._start(worker, -1), 0
             while count < num and epoch.position < len(self._loaders[worker]):
                 x, y = inputs_and_label(epoch.next(), self._inputs, self._label)
                 if found and not fit([found[0], x]):
