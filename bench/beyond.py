@@ -1,6 +1,6 @@
 """What makes subnets learn better at the same operations and memory: variants of IST, and the narrow net beside them.
 
-    SKERRY_DATA=... python bench/beyond.py fashion-mlp [--budget 0.33] [--seeds 2] [--only grow,ist] [--hidden 64]
+    SKERRY_DATA=... python bench/beyond.py fashion-mlp [--budget 0.33] [--seeds 2] [--only "ist 1;narrow"] [--hidden 64]
 
 Prints a line for each variant: metric (mean, spread over seeds) and MB a worker. All variants get the operations of the
 recipe's ``ist`` times ``--budget``. Two runs at a time, one thread each.
@@ -216,12 +216,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--hidden", type=int)
     parser.add_argument("--rates", default="", help="comma-separated; the recipe's of ist and of narrow by default")
-    parser.add_argument("--only", default="", help="variants that begin with one of these, separated by ;")
+    parser.add_argument("--only", default="", help="variants, separated by ;")
     options = parser.parse_args()
     known = {configure(options.recipe, m, {}).optimizer["lr"] for m in ("ist", "narrow")}
     rates = [float(rate) for rate in options.rates.split(",") if rate] or sorted(known)
-    only = tuple(options.only.split(";"))
-    jobs = [(v, r, s) for v in VARIANTS if v.startswith(only) for r in rates for s in range(options.seeds)]
+    only = options.only.split(";") if options.only else list(VARIANTS)
+    if unknown := set(only) - set(VARIANTS):
+        parser.error(f"--only: {', '.join(sorted(unknown))}: expected of {'; '.join(VARIANTS)}")
+    jobs = [(v, r, s) for v in only for r in rates for s in range(options.seeds)]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         futures = {
             job: pool.submit(one, options.recipe, job[0], job[1], job[2], options.budget, options.hidden)
