@@ -26,6 +26,7 @@ def main() -> skerry.Score:
         model, plan=skerry.discover(model, x[:8]), algorithm=skerry.ist(workers=4, local_steps=20, reshuffle=0.1),
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
         num_rounds=30, schedule=skerry.cosine, example_inputs=x[:8],
+        loss_fn=F.cross_entropy, test=(x[1400:], y[1400:]),  # to score, and to watch what the subnets say
     ) as session:  # fmt: skip
         for round in session.rounds():
             for worker in round.workers:  # those that run in this process: here all four
@@ -33,12 +34,13 @@ def main() -> skerry.Score:
                 for _ in range(worker.num_steps):
                     batch = mine[torch.randint(len(mine), (32,))]  # the random state is the worker's own
                     logits = worker.subnet(x[batch])  # a real narrow net, with a quarter of the hidden units
-                    worker.step(F.cross_entropy(logits, y[batch]))  # backward, learning rate, optimizer
-            # Here the pieces have been exchanged.
+                    worker.step(F.cross_entropy(logits, y[batch]), y[batch])  # backward, learning rate, optimizer
+            # Here the pieces have been exchanged. What round.diagnosis means: docs/your-run.md.
             if round.number % 10 == 9:
-                print(f"round {round.number}: training loss {round.train_loss:.3f}")
+                disagree = round.diagnosis.dispersion
+                print(f"round {round.number}: training loss {round.train_loss:.3f}, subnets disagree by {disagree:.2f}")
         full = session.full(x[:1400])  # calibrated: scaled, and with batch-norm statistics of these inputs
-        score = session.score(full, F.cross_entropy, (x[1400:], y[1400:]))
+        score = session.score(full)
     print(f"accuracy {score.accuracy:.3f}")  # of full.whole(), an ordinary module
     return score
 

@@ -47,6 +47,13 @@ def test_resuming_a_finished_run_changes_nothing(finished):
         assert (finished / name).read_bytes() == content
 
 
+def test_train_says_what_theory_warns_of_in_one_line(tmp_path, capsys):
+    assert call(["train", "digits-mlp", "--out", str(tmp_path / "x"), *QUICK, "--set", "split=by_label"]) == (0, "")
+    told = [line for line in capsys.readouterr().err.splitlines() if "label skew" in line]
+    assert len(told) == 1
+    assert re.match(r"digits-mlp ist: round 0: label skew: .* \(docs/your-run\.md\)$", told[0])
+
+
 def test_compare_makes_one_table_of_all_methods(tmp_path, capsys):
     out = tmp_path / "cmp"
     arguments = [

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from skerry import experiment
 from skerry import theory as theory_room
 from skerry.comparison import comparison, load_runs, to_markdown, to_rich
 from skerry.config import Config, choose, parse_settings
+from skerry.diagnosis import TheoryWarning
 from skerry.loop import TrainingFailed
 from skerry.methods import METHODS, has_use_for
 from skerry.progress import RunProgress
@@ -272,7 +274,9 @@ def _work(runtime: Runtime, config: Config, out: Path, resume: bool, tensorboard
             for hook in hooks:
                 hook(record, state)
 
-        experiment.run(config, out, runtime, resume=resume, on_round=on_round)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TheoryWarning)  # the progress says it
+            experiment.run(config, out, runtime, resume=resume, on_round=on_round)
 
 
 def _conclude(out: Path) -> None:

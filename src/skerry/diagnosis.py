@@ -8,7 +8,7 @@ so a process needs the sum of the vectors and of their squared lengths, never an
 
 References:
     Liao, Kyrillidis: On the Convergence of Shallow Neural Network Training with Randomly Masked Neurons, 2021,
-    arXiv 2112.02668 (the identity; units trained in a round).
+    arXiv 2112.02668 (the identity; theorem 3: its rate has the chance theta that a unit is trained in a round).
     Shulgin, Richtarik: Towards a Better Theoretical Understanding of Independent Subnetwork Training, 2023,
     arXiv 2306.16484 (the bias that unlike data leaves).
 """
@@ -23,13 +23,17 @@ from torch import Tensor
 DRIFT_OVER_CHANCE = 2.0
 """Workers' moves are this many times as far apart as moves that have nothing to do with each other would be."""
 DRIFT_ROUNDS = 5
-"""Rounds before the drift is judged."""
+"""Rounds in which workers were looked at before the drift is judged."""
+MOST_DRIFT_ROUNDS = 50
+"""And those it is judged by: where the rate does not fall, short moves of a run that has arrived add up without end."""
 SHARED_OF_SUBNET = 0.1
 """The part of a worker's weights that must be shared before their drift is judged: a few biases follow their subnet."""
 SKEW_OF_MOST = 0.5
 """The part of the label skew that workers without a common label would have."""
 LOSS_OVER_SUBNETS = 2.0
 """The full model's loss is this many times that of its subnets."""
+GAP_OF_FIRST = 0.1
+"""And above by this part of the subnets' loss in their first round: of a loss near zero any other is a multiple."""
 NEVER_TRAINED = 0.01
 """The fraction of units that is left to the end without any training."""
 
@@ -43,8 +47,8 @@ class Diagnosis:
     """The measures of one round; None for what was not measured.
 
     Attributes:
-        dispersion: of the subnets' outputs on the probe: ``apart`` over their mean square, 0 (all say the same) to
-            1 - 1/p (nothing in common).
+        dispersion: of the subnets' outputs on the probe: ``apart`` over their mean square, from 0 (all say the same)
+            to 1 (they cancel out); p independent outputs of mean 0 have 1 - 1/p.
         subnet_loss: mean over subnets of the loss on the probe, after local steps and before the exchange.
         full_loss: of the calibrated full model on the probe, after the exchange, where it was evaluated.
         drift: how far apart workers moved what they all hold, over how far their mean moved (root mean squares).
@@ -107,8 +111,8 @@ def label_skew(counts: Tensor, mean: Tensor) -> float:
     for N labels drawn from m, each count being nearly normal.
 
     Args:
-        counts: how often a worker had each label.
-        mean: the mean of all workers' frequencies.
+        counts: how often a worker had each label, (classes,).
+        mean: the mean of all workers' frequencies, (classes,).
     """
     num = counts.sum().clamp(min=1)
     distance = (counts / num - mean).abs().sum() / 2
@@ -116,36 +120,27 @@ def label_skew(counts: Tensor, mean: Tensor) -> float:
     return float(distance - by_chance)
 
 
-def never_trained(trained: Tensor, share: Tensor, num_workers: int, rounds_left: int) -> float:
-    """Return the fraction of units expected to be without any training at the end.
-
-    A unit is trained in a round with chance theta = 1 - (1 - xi)^p, xi the chance that one of p subnets has it (arXiv
-    2112.02668, theorem 3); one not trained so far stays so with chance (1 - theta)^rounds_left.
-    """
-    stays = (1 - share).clamp(min=0) ** (num_workers * rounds_left)
-    return float(((trained == 0) * stays).mean())
-
-
-def warn_of_drift(moves: Sequence[tuple[float, float]], num_workers: int) -> str | None:
+def warn_of_drift(square_of_mean: float, mean_of_squares: float, num_rounds: int, num_workers: int) -> str | None:
     """Warn of workers that go apart instead of forward.
 
     Rounds are added up before they are compared, so that the short moves at the end of a schedule, which are apart in
     every run that has arrived, count for little.
 
     Args:
-        moves: (square of the mean move, mean of the squared moves) of the rounds so far.
+        square_of_mean: of the workers' mean move, the sum over rounds.
+        mean_of_squares: the mean over workers of the squared length of their moves, the sum over the same rounds.
+        num_rounds: the number of these rounds.
         num_workers: the number of workers.
     """
-    if num_workers < 2 or len(moves) < DRIFT_ROUNDS:
+    if num_workers < 2 or num_rounds < DRIFT_ROUNDS:
         return None
-    square_of_mean, mean_of_squares = (sum(each) for each in zip(*moves, strict=True))
     found, chance = drift(square_of_mean, mean_of_squares), math.sqrt(num_workers - 1)
     if found is None or found <= DRIFT_OVER_CHANCE * chance:
         return None
     return (
         f"drift: what all workers hold went {found:.1f} times as far apart as its mean moved (independent moves of "
-        f"{num_workers} workers: {chance:.1f}), so exchanges undo most of the local steps; use fewer local_steps or a "
-        "lower learning rate, or give workers more alike data"
+        f"{num_workers} workers: {chance:.1f}), so exchanges undo most of the local steps; use a lower learning "
+        "rate (schedule=cosine) or fewer local_steps, or give workers more alike data"
     )
 
 
@@ -162,32 +157,31 @@ def warn_of_skew(skew: float | None, num_workers: int) -> str | None:
 
 
 def warn_of_coverage(never: float, rounds_left: int) -> str | None:
-    """Warn of units that the rounds left will not reach."""
+    """Warn of ``never``, the fraction of units that the rounds left do not reach."""
     if never <= NEVER_TRAINED:
         return None
     return (
         f"coverage: {never:.0%} of the units will have had no training at the end ({rounds_left} rounds left); use "
-        "more rounds, larger fractions or more workers, or a partition that covers every unit (ist)"
+        "more rounds, larger fractions, more workers, a larger step (fedrolex), or a partition that covers all (ist)"
     )
 
 
-def warn_of_scale(losses: Sequence[tuple[float, float]]) -> str | None:
+def warn_of_scale(losses: Sequence[tuple[float, float]], first: float) -> str | None:
     """Warn of a full model that is far worse than its parts.
 
     Where it is the mean of the subnets and the loss is convex in the output, it cannot be worse at all (Jensen; for
-    squared errors the gap is the dispersion, by the identity). Rounds are added up, so that a loss near zero, of which
-    any other is a multiple, counts for little.
+    squared errors the gap is the dispersion, by the identity).
 
     Args:
         losses: (of the subnets in the mean, of the full model) on the probe, of the rounds so far that have both.
+        first: of the subnets after the first round that was looked at.
     """
     if not losses:
         return None
-    subnets, full = (sum(each) for each in zip(*losses, strict=True))
-    if not 0 < LOSS_OVER_SUBNETS * subnets < full:
+    subnets, full = (sum(each) / len(losses) for each in zip(*losses, strict=True))
+    if not (0 < LOSS_OVER_SUBNETS * subnets < full and full - subnets > GAP_OF_FIRST * first):
         return None
     return (
-        f"scale: the full model's loss on the probe was {full / len(losses):.3g}, the subnets' "
-        f"{subnets / len(losses):.3g}; its dealt units are not scaled as the subnets need it: see what partition.share "
-        "returns, or keep some of the axes whole (plan.without)"
+        f"scale: the full model's loss on the probe was {full:.3g}, the subnets' {subnets:.3g}; its dealt units are "
+        "not scaled as the subnets need it: see what partition.share returns, or keep some axes whole (plan.without)"
     )

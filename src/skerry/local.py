@@ -46,6 +46,7 @@ class Worker:
         in_step: whether every step waits for all workers.
         local_s: seconds from the beginning to the end of the last step.
         flop: floating-point operations; not known where nobody counts them.
+        on_labels: called with the worker and the labels of a step; ``watch.py`` sets it while it counts them.
 
     Args:
         factors: for each step what the optimizer's learning rates are multiplied by.
@@ -71,6 +72,7 @@ class Worker:
         self.subnet.train()
         self.in_step = around is not None
         self.local_s, self.flop = 0.0, math.nan
+        self.on_labels: Callable[[Worker, Any], None] | None = None
         self._factors, self._on_step = factors, on_step
         self._rates = [group["lr"] for group in optimizer.param_groups]
         self._total, self._done = 0.0, 0
@@ -87,7 +89,7 @@ class Worker:
         """The mean loss of its steps; NaN or infinite as soon as one step's is."""
         return self._total / max(1, self._done)
 
-    def step(self, loss: Tensor) -> None:
+    def step(self, loss: Tensor, labels: Any = None) -> None:
         """Take one step down the gradient of ``loss``, at this step's learning rate.
 
         Gradients of an earlier ``backward`` of your own are added, and an optimizer's ``register_step_pre_hook`` may
@@ -95,6 +97,8 @@ class Worker:
 
         Args:
             loss: the mean over a batch, a scalar, made with ``self.subnet``.
+            labels: of the batch, (B,) int64 where they are classes. Nothing is learned of them: they are counted in the
+                first round, to tell how unlike workers' labels are (``Diagnosis.label_skew``).
 
         Raises:
             ValueError: it has taken all steps of the round.
@@ -108,6 +112,8 @@ class Worker:
             )
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * self._factors[self._done]
+        if self.on_labels is not None and labels is not None:
+            self.on_labels(self, labels)
         self._backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()  # before the next forward, which needs memory
@@ -137,7 +143,7 @@ def local_steps(worker: Worker, loss_fn: LossFn, batches: Iterable[tuple[Inputs,
         batches: pairs (x, y); x is one argument of the subnet, a tuple of several, or a dict of named ones.
     """
     for x, y in batches:
-        worker.step(loss_fn(call(worker.subnet, x), y))
+        worker.step(loss_fn(call(worker.subnet, x), y), y)
         if not math.isfinite(worker.loss) and not worker.in_step:
             break
 

@@ -14,6 +14,7 @@ from skerry import optimizer_state
 from skerry.aggregate import is_finite
 from skerry.algorithm import Algorithm
 from skerry.calibrate import estimate_batch_norm_
+from skerry.diagnosis import Diagnosis
 from skerry.evaluate import Metric, Score, evaluate
 from skerry.inputs import Inputs, call, map_tensors, to
 from skerry.local import LossFn, OptimizerFn, Worker
@@ -220,7 +221,9 @@ class Loop:
         """Return these samples, where training is."""
         return to(map_tensors(lambda tensor: tensor[part], value), self.device)
 
-    def record(self, state: State, refused: tuple[int, ...], train_loss: float, score: Score | None) -> Record:
+    def record(
+        self, state: State, refused: tuple[int, ...], train_loss: float, score: Score | None, diagnosis: Diagnosis
+    ) -> Record:
         """The figures of the round that has just ended."""
         return Record(
             round=state.round - 1,
@@ -230,4 +233,5 @@ class Loop:
             refused=refused,
             units_covered=float((state.trained > 0).double().mean()) if len(state.trained) else 1.0,
             totals=dict(state.totals),
+            diagnosis=diagnosis,
         )

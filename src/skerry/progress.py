@@ -54,6 +54,8 @@ class RunProgress:
         if record.refused:
             who = ", ".join(map(str, record.refused))
             self._say(f"round {record.round}: refused the piece of worker {who} (loss or weights not finite)")
+        for text in record.diagnosis.warnings.values():
+            self._say(f"round {record.round}: {text} (docs/your-run.md)")
         if self._bar:
             self._bar.update(self._task, completed=record.round + 1, figures=figures)
         elif record.score is not None:

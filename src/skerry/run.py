@@ -214,8 +214,8 @@ def metrics_line(record: Record) -> dict[str, Any]:
         **{name: totals[name] for name in ("bytes_due", "bytes_sent", "flop")},
         "units_covered": record.units_covered,
         "refused": list(record.refused),
-        "diagnosis": _diagnosis(record.diagnosis) if record.diagnosis else {},
-        "warnings": dict(record.diagnosis.warnings) if record.diagnosis else {},
+        "diagnosis": _diagnosis(record.diagnosis),
+        "warnings": dict(record.diagnosis.warnings),
     }
 
 

@@ -1,8 +1,8 @@
 """Your own training loop: a session hands out rounds, and a round its workers, to be trained as you like.
 
 ``skerry.train`` is a loop over a session, too. What a session does beside handing out: it cuts subnets out before local
-steps and exchanges the pieces after those of the last worker, keeps the counts, writes checkpoints, and ends a training
-that breaks down.
+steps and exchanges the pieces after those of the last worker, keeps the counts, watches (``watch.py``), writes
+checkpoints, and ends a training that breaks down.
 """
 
 import math
@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,10 @@ from skerry.aggregate import is_finite
 from skerry.algorithm import Algorithm
 from skerry.calibrate import check_batch_norm
 from skerry.checkpoint import Checkpoints
+from skerry.diagnosis import Diagnosis
 from skerry.evaluate import Metric, Score
 from skerry.export import SHARD_BYTES, export
-from skerry.inputs import Inputs, to
+from skerry.inputs import Inputs, tensors_of, to
 from skerry.local import LossFn, OptimizerFn, Worker
 from skerry.loop import Loop
 from skerry.partition import Everything
@@ -37,6 +38,7 @@ from skerry.sources import FromModel, Source, ZeroBetween, skeleton
 from skerry.state import Record, State
 from skerry.subnet import narrow_model
 from skerry.verify import verify, verify_small
+from skerry.watch import Watch
 
 Start = Callable[[nn.Module], Source]
 """Given the model to train, where its values come from."""
@@ -52,14 +54,17 @@ class Round:
             gone when the next one comes. After the last one the pieces are exchanged.
         train_loss: mean over the workers' steps, known after the exchange.
         refused: workers whose pieces were not finite, known after the exchange.
+        diagnosis: what was seen of the round (docs/your-run.md), known after the exchange; ``Session.score`` adds the
+            full model's loss.
     """
 
-    def __init__(self, loop: Loop, state: State) -> None:
+    def __init__(self, loop: Loop, state: State, watch: Watch) -> None:
         self.number = state.round
         self.workers = self._workers()
         self.train_loss = math.nan
         self.refused: tuple[int, ...] = ()
-        self._loop, self._state = loop, state
+        self.diagnosis = Diagnosis()
+        self._loop, self._state, self._watch = loop, state, watch
         self._began: float | None = time.perf_counter()
         self._told = False
 
@@ -67,14 +72,17 @@ class Round:
         handed: list[Handover] = []
         for number in self._loop.runtime.mine(self._loop.algorithm.partition.num_workers):
             with self._loop.local(self._state, number, handed) as worker:
+                self._watch.begin(worker)
                 yield worker
+                self._watch.end(worker)
         self.refused, self.train_loss = self._loop.exchange(self._state, handed)
+        self.diagnosis = self._watch.measured(self._state)
 
     def record(self, score: Score | None = None) -> Record:
         """Return the round in figures, ``score`` among them. Its time ends here."""
         self._told = True
         self._stop_clock()
-        return self._loop.record(self._state, self.refused, self.train_loss, score)
+        return self._loop.record(self._state, self.refused, self.train_loss, score, self.diagnosis)
 
     def end(self) -> None:
         """See that it was done, and warn of a refused piece that nobody else has told of; the session does it."""
@@ -100,6 +108,9 @@ class Session:
     algorithms with ``width < 1``, which train a fresh narrow one); with one process a worker it is only where training
     starts from. ``with`` gives torch's random state back where a loop ends early.
 
+    Every session is watched: ``TheoryWarning`` says where theory expects trouble, ``Round.diagnosis`` has the figures
+    (docs/your-run.md). Without ``test`` nothing is known of outputs, without ``worker.step(loss, labels)`` of labels.
+
     Args:
         model: the full model.
         plan: what is dealt out.
@@ -112,32 +123,40 @@ class Session:
         runtime: where workers run; serially in this process by default.
         start: where values come from, if not from ``model``; see ``train``.
         checkpoints: where to write checkpoints and whether to resume from the last. A round that a ``break`` leaves has
-            none. Where a resumed loop gets its
-            batches from is yours to see to: ``worker.first_step`` says where it is.
+            none. Where a resumed loop gets its batches from is yours to see to: ``worker.first_step`` says where it is.
         max_bad_rounds: so many rounds in a row with a refused piece, or all there are, end the training.
+        loss_fn: ``loss_fn(what the model returns, y)``, the mean over the batch, for ``score`` and the watch; a local
+            step has the loss that you give it.
+        test: (inputs, labels) for ``score``; a model of several inputs has a tuple or a dict of them. The watch looks
+            at what the subnets say to a few of them each round.
+        eval_batch_size: samples a forward of the full model. Where no process holds it, each forward gathers it once.
 
     Attributes:
         loop: the steps of a round, with the runtime and the store, which keeps the full model.
         state: counts and sums.
 
     Raises:
-        ValueError: the plan does not fit the model, there are more workers than units, or a batch norm keeps no running
-            statistics.
+        ValueError: the plan does not fit the model, there are more workers than units, a batch norm keeps no running
+            statistics, or there is a test set without a loss.
         CheckpointError: the checkpoint cannot be resumed from.
 
     Example:
         >>> from skerry import discover, ist
-        >>> model, x, y = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(4, 8), torch.ones(4)
+        >>> model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> x, y = torch.randn(4, 8), torch.ones(4, dtype=torch.int64)
         >>> with Session(
         ...     model, plan=discover(model, x), algorithm=ist(workers=2, local_steps=3),
         ...     optimizer=lambda p: torch.optim.SGD(p, lr=0.1), num_rounds=5,
+        ...     loss_fn=nn.functional.cross_entropy, test=(x, y),
         ... ) as session:
         ...     for round in session.rounds():
         ...         for worker in round.workers:
         ...             for _ in range(worker.num_steps):
-        ...                 worker.step(nn.functional.cross_entropy(worker.subnet(x), y.long()))
-        >>> session.full().whole()(x).shape
-        torch.Size([4, 2])
+        ...                 worker.step(nn.functional.cross_entropy(worker.subnet(x), y), y)
+        >>> round.diagnosis.label_skew  # all have the same data
+        0.0
+        >>> session.score(session.full()).accuracy
+        1.0
     """
 
     def __init__(
@@ -155,6 +174,9 @@ class Session:
         start: Start | None = None,
         checkpoints: Checkpoints | None = None,
         max_bad_rounds: int = 5,
+        loss_fn: LossFn | None = None,
+        test: tuple[Inputs, Tensor] | None = None,
+        eval_batch_size: int = 1024,
     ) -> None:
         plan.check(model)
         if not plan.axes and not isinstance(algorithm.partition, Everything):
@@ -167,7 +189,7 @@ class Session:
         if num_rounds < 1:
             raise ValueError(f"num_rounds={num_rounds}: expected at least 1")
         _check_algorithm(algorithm, plan, num_rounds)
-        _check_arguments(optimizer, schedule)
+        _check_arguments(optimizer, schedule, loss_fn, test)
         check_batch_norm(model)
         empty = any(tensor.is_meta for tensor in named_tensors(model).values())
         if empty and start is None:
@@ -217,6 +239,8 @@ class Session:
             device=next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu")),
         )
         self._checkpoints, self._max_bad_rounds = checkpoints, max_bad_rounds
+        self._loss_fn, self._test, self._eval_batch_size = loss_fn, test, eval_batch_size
+        self._watch = Watch(self.loop, loss_fn, test, eval_batch_size, resumed=resumed is not None)
         self._round: Round | None = None
 
     def __enter__(self) -> Self:
@@ -237,7 +261,7 @@ class Session:
         loop, state = self.loop, self.state
         loop.stop_if_failed(state, self._max_bad_rounds)
         while state.round < loop.num_rounds:
-            self._round = round = Round(loop, state)
+            self._round = round = Round(loop, state, self._watch)
             yield round
             round.end()
             if self._checkpoints is not None:
@@ -262,18 +286,31 @@ class Session:
     def score(
         self,
         full: FullModel,
-        loss_fn: LossFn,
-        test: tuple[Inputs, Tensor],
+        loss_fn: LossFn | None = None,
+        test: tuple[Inputs, Tensor] | None = None,
         *,
         metrics: Mapping[str, Metric] | None = None,
-        batch_size: int = 1024,
-        probe: Tensor | None = None,
     ) -> Score:
-        """Score what ``full`` returned on ``test`` = (inputs, labels); every process must call it and does its part.
+        """Score what ``full`` returned; every process must call it and does its part.
 
-        ``probe`` has the numbers of samples whose loss is wanted apart, too (``Score.probe_loss``).
+        Args:
+            full: the calibrated full model.
+            loss_fn: the mean loss over a batch; None: the session's.
+            test: (inputs, labels); None: the session's. Only on this, by the session's loss, the full model is compared
+                with its subnets (``Diagnosis.gap``).
+            metrics: what else to report, by name; see ``train``.
+
+        Raises:
+            ValueError: neither here nor to the session a loss and a test set were given.
         """
-        return self.loop.score(self.state, full, loss_fn, test, metrics or {}, batch_size, probe)
+        loss_fn, test = loss_fn or self._loss_fn, test or self._test
+        if loss_fn is None or test is None:
+            raise ValueError("score(): no loss_fn or no test set; give both here, or to the session")
+        probe = self._watch.probe if test is self._test and loss_fn == self._loss_fn else None
+        score = self.loop.score(self.state, full, loss_fn, test, metrics or {}, self._eval_batch_size, probe)
+        if self._round is not None and score.probe_loss is not None:
+            self._round.diagnosis = self._watch.scored(self._round.diagnosis, score.probe_loss)
+        return score
 
     def export(self, full: FullModel, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
         """Write what ``full`` returned to safetensors files in ``folder``; every process must call it."""
@@ -322,9 +359,21 @@ def _check_algorithm(algorithm: Algorithm, plan: Plan, num_rounds: int) -> None:
             )
 
 
-def _check_arguments(optimizer: object, schedule: object) -> None:
+def _check_arguments(optimizer: object, schedule: object, loss_fn: object, test: Any) -> None:
     """Tell what a newcomer gives easily wrong, before it fails somewhere deep."""
     if not callable(optimizer) or isinstance(optimizer, torch.optim.Optimizer):
         raise ValueError("optimizer: expected a function of parameters, such as lambda p: torch.optim.SGD(p, lr=0.1)")
     if not callable(schedule):
         raise ValueError(f"schedule: got {schedule!r}, expected a function of progress, such as skerry.cosine")
+    if test is None:
+        return
+    if isinstance(test, tuple) and len(test) == 2 and isinstance(test[1], Tensor) and not len(test[1]):
+        raise ValueError("the test set is empty; pass test=None to train without one")
+    pair = isinstance(test, tuple) and len(test) == 2 and isinstance(test[1], Tensor)
+    if not (pair and {len(t) for t in tensors_of(test[0])} == {len(test[1])}):
+        raise ValueError(
+            f"test: got {type(test).__name__}, expected a pair of tensors (inputs, labels) with as many rows; "
+            "a model of several inputs has a tuple or a dict of them"
+        )
+    if loss_fn is None:
+        raise ValueError("test: a test set, but no loss_fn; give the function that returns the mean loss over a batch")

@@ -35,7 +35,6 @@ class Record:
 
     ``exchange_s`` is all that is not local steps, evaluation or checkpoint: cutting, packing, waiting, traffic,
     aggregation. ``bytes_due`` is what a worker had to send by the assignments, ``bytes_sent`` what this runtime sent.
-    ``diagnosis`` is of a training that is watched (``skerry.train``).
     """
 
     round: int
@@ -45,7 +44,7 @@ class Record:
     refused: tuple[int, ...]
     units_covered: float
     totals: Mapping[str, float]
-    diagnosis: Diagnosis | None = None
+    diagnosis: Diagnosis
 
     @property
     def exchange_s(self) -> float:

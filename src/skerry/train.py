@@ -14,7 +14,7 @@ from skerry.algorithm import Algorithm
 from skerry.checkpoint import Checkpoints
 from skerry.evaluate import Metric, Score
 from skerry.export import SHARD_BYTES
-from skerry.inputs import Inputs, tensors_of, to
+from skerry.inputs import Inputs, fit, join, tensors_of, to
 from skerry.local import Data, LossFn, OptimizerFn, Worker, local_steps
 from skerry.plan import Plan
 from skerry.runtimes import FullModel, Runtime, Serial, Store
@@ -22,7 +22,6 @@ from skerry.schedule import Schedule, constant
 from skerry.session import Session, Start
 from skerry.state import Record, State
 from skerry.subnet import extract
-from skerry.watch import Watch
 
 CALIBRATION_SAMPLES = 2048
 
@@ -138,7 +137,6 @@ def train(
             f"the data is split for {data.num_workers} workers, algorithm '{algorithm.name}' has "
             f"{algorithm.partition.num_workers}; split it for as many"
         )
-    _check_test(test)
     runtime = Serial() if runtime is None else runtime
     mine = runtime.mine(algorithm.partition.num_workers)
     session = Session(
@@ -154,6 +152,9 @@ def train(
         start=start,
         checkpoints=checkpoints,
         max_bad_rounds=max_bad_rounds,
+        loss_fn=loss_fn,
+        test=test,
+        eval_batch_size=eval_batch_size,
     )
     loop, state = session.loop, session.state
     if on_start is not None:
@@ -161,22 +162,15 @@ def train(
 
     def evaluated() -> tuple[FullModel, Score | None]:
         full = session.full(*calibration_inputs(data, mine, calibration_samples))
-        if test is None:
-            return full, None
-        return full, session.score(
-            full, loss_fn, test, metrics=metrics, batch_size=eval_batch_size, probe=watch.probe
-        )  # fmt: skip
+        return full, session.score(full, metrics=metrics) if test is not None else None
 
-    watch = Watch(loop, loss_fn, test, eval_batch_size)
     outer = algorithm.outer is not None
     costs = _StepCosts(loss_fn, optimizer, lambda: next(iter(data.batches(mine[0], 0, 1))), outer)
     final: tuple[FullModel, Score | None] | None = None
     with session:
         for round in session.rounds():
             for worker in round.workers:
-                watch.begin(worker)
-                _train(worker, loss_fn, data, loop.device, watch)
-                watch.end(worker)
+                _train(worker, loss_fn, data, loop.device)
                 worker.flop = float(costs.of(worker.narrow).flop * worker.num_steps)
             score = None
             if state.round == num_rounds:
@@ -184,9 +178,8 @@ def train(
                 score = final[1]
             elif eval_every and state.round % eval_every == 0:
                 score = evaluated()[1]  # between rounds the memory of the full model is not needed
-            seen = watch.measured(state, score)
             if on_round is not None:
-                on_round(replace(round.record(score), diagnosis=seen), state)
+                on_round(round.record(score), state)
     full, score = final or evaluated()
     first = loop.assignment(0)
     subnets = (extract(loop.model, loop.plan, first.units(w)) for w in range(first.num_workers))
@@ -194,9 +187,9 @@ def train(
     return Result(full, state, loop.store, score, loop.plan, largest, session)
 
 
-def _train(worker: Worker, loss_fn: LossFn, data: Data, device: torch.device, watch: Watch) -> None:
+def _train(worker: Worker, loss_fn: LossFn, data: Data, device: torch.device) -> None:
     """Take the worker's local steps on its own data."""
-    batches = watch.batches(worker, data.batches(worker.number, worker.first_step, worker.num_steps))
+    batches = data.batches(worker.number, worker.first_step, worker.num_steps)
     try:
         local_steps(worker, loss_fn, ((to(x, device), to(y, device)) for x, y in batches))
     except Exception as error:  # of the model, the loss or the data, which the user knows
@@ -231,18 +224,5 @@ class _StepCosts:
 def calibration_inputs(data: Data, workers: Sequence[int], num: int = CALIBRATION_SAMPLES) -> list[Inputs]:
     """Return inputs of ``workers``, of ``num`` over all workers, to estimate batch-norm statistics with."""
     inputs = [data.sample(w, max(1, num // data.num_workers)) for w in workers]
-    tensors = [x for x in inputs if isinstance(x, Tensor)]
     # One batch where it can be: other batching, other statistics of later layers.
-    return [torch.cat(tensors)] if len(tensors) == len(inputs) else inputs
-
-
-def _check_test(test: Any) -> None:
-    """Tell what a newcomer gives easily wrong, before it fails somewhere deep."""
-    if isinstance(test, tuple) and len(test) == 2 and isinstance(test[1], Tensor) and not len(test[1]):
-        raise ValueError("the test set is empty; pass test=None to train without one")
-    pair = isinstance(test, tuple) and len(test) == 2 and isinstance(test[1], Tensor)
-    if test is not None and not (pair and {len(t) for t in tensors_of(test[0])} == {len(test[1])}):
-        raise ValueError(
-            f"test: got {type(test).__name__}, expected a pair of tensors (inputs, labels) with as many rows; "
-            "a model of several inputs has a tuple or a dict of them"
-        )
+    return [join(inputs)] if fit(inputs) else inputs
