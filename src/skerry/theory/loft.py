@@ -74,7 +74,7 @@ def patch_kernel(x: Tensor) -> Tensor:
 def check(
     *,
     seed: int = 0,
-    repeats: int = 4,
+    repeats: int = 6,
     filters: int = 200,
     keep: float = 0.5,
     workers: Sequence[int] = (1, 2, 4),
