@@ -12,8 +12,9 @@ from skerry.theory import Verdict, to_markdown
 from skerry.theory.fit import exponent, mean, student_quantile
 from skerry.theory.masks import Bernoulli, Categorical
 from skerry.theory.quadratic import dealings
+from skerry.theory.rates import at_rate, over_rate, settled
 from skerry.theory.shallow import shallow
-from skerry.theory.simulate import outputs, run, trained
+from skerry.theory.simulate import Trace, outputs, run, trained
 from skerry.theory.verdict import Finding
 
 
@@ -27,6 +28,8 @@ from skerry.theory.verdict import Finding
         ("<", 0.7, 0.2, True),
         (">", 1.1, 0.2, False),
         (">", 1.3, 0.2, True),
+        ("<", 1.0 - 1e-15, 0.0, False),  # by rounding
+        (">", 1.0 + 1e-15, 0.0, False),
         ("<=", math.nan, 0.0, False),
         ("<", math.nan, 0.0, False),
         (">", math.nan, 0.0, False),
@@ -99,14 +102,44 @@ def test_dealings_are_what_disjoint_draws_from():
         list(dealings(2, 5))
 
 
+def trace_of(*errors: float) -> Trace:
+    return Trace(torch.zeros(len(errors), 1), torch.tensor(errors, dtype=torch.float64), 0.0)
+
+
+def test_a_rate_is_compared_with_what_falls_to_a_floor():
+    rounds = torch.arange(13.0, dtype=torch.float64)
+    falls = (0.5**rounds).tolist()
+    assert over_rate([trace_of(*falls)], [0.5], floor=False) == pytest.approx(1)
+    assert over_rate([trace_of(*falls)], [0.4], floor=False) == pytest.approx((0.5 / 0.4) ** 12)
+    to_a_floor = (0.5**rounds + 0.01).tolist()
+    assert over_rate([trace_of(*to_a_floor)], [0.5], floor=False) > 10
+    assert over_rate([trace_of(*to_a_floor)], [0.5]) == pytest.approx(1, abs=0.02)
+    assert over_rate([trace_of(*to_a_floor)], [0.3]) > 2
+    assert over_rate([trace_of(1.0, 0.5, 1e-25, 1e-22)], [0.5], floor=False) == 1  # the rest is rounding
+
+
+def test_what_does_not_fall_is_no_floor():
+    assert over_rate([trace_of(*range(1, 14))], [0.5]) == math.inf  # each error is below the last ones
+    assert over_rate([trace_of(*[1.0] * 13)], [0.5]) == math.inf
+    assert not at_rate("p = 1", [trace_of(1.0, *[math.nan] * 12)], [0.5]).holds
+    assert not at_rate("p = 1", [trace_of(1.0, *[math.nan] * 12)], [0.5], floor=False).holds
+
+
+def test_floors_have_settled_or_not():
+    flat, falling = trace_of(9, 5, 3, 1, 1, 1, 1, 1, 1), trace_of(*(0.6**k for k in range(9)))
+    assert settled([[flat, flat]]).holds
+    assert not settled([[flat, flat], [falling, falling]]).holds
+    assert not settled([[flat], [trace_of(*[math.nan] * 9)]]).holds
+
+
 def test_a_trace_is_of_the_scaled_network_and_of_every_local_step():
     problem, again = shallow(seed=3, width=40), shallow(seed=3, width=40)
     units = Disjoint(2, 0).assign(problem.plan.axes, 0).units(0)
     subnet, losses = trained(problem, units, step=0.1, local=3)
     assert len(losses) == 4
     assert losses[-1] == pytest.approx(float((problem.y - subnet(problem.x).detach()).square().sum()))
-    trace = run(again, Disjoint(2, 0), step=0.1, local=3, num_rounds=2, share=0.5)
-    torch.testing.assert_close(trace.outputs[0], outputs(problem, 0.5))
+    trace = run(again, Disjoint(2, 0), step=0.1, local=3, num_rounds=2)
+    torch.testing.assert_close(trace.outputs[0], outputs(problem, torch.full((40,), 0.5)))
     torch.testing.assert_close(trace.outputs[2], 0.5 * again.model(again.x).detach())
     torch.testing.assert_close(trace.errors[2], (again.y - trace.outputs[2]).square().sum())
     assert trace.worst_local >= max(b / a for a, b in pairwise(losses))

@@ -33,8 +33,8 @@ def check(
     """
     partition = partition or Disjoint(4, seed)
     p, problem = partition.num_workers, shallow(seed=seed, width=width)
-    share = float(partition.assign(problem.plan.axes, 0).share().mean())
-    step = 0.5 / (share * extremes(limit_kernel(problem.x))[1])
+    share = partition.share(problem.plan.axes, 0)
+    step = 0.5 / (float(share.mean()) * extremes(limit_kernel(problem.x))[1])
     off = 0.0
     means: list[float] = []
     fulls: list[float] = []

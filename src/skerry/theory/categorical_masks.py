@@ -15,17 +15,15 @@ comparison; eta is 1/2 over lambda_max(H_infinity / p), above the paper's O(lamb
 ||y - u_0||^2, which is smaller.
 """
 
-from collections.abc import Sequence
-
-import torch
+from collections.abc import Callable, Sequence
 
 from skerry.partition import Disjoint, Partition
-from skerry.theory.fit import exponent, mean
+from skerry.theory.fit import exponent, mean, numbers
 from skerry.theory.masks import Categorical
-from skerry.theory.rates import floors, mean_errors, over_rate
+from skerry.theory.rates import at_rate, error_panel, floors, settled
 from skerry.theory.shallow import limit_kernel, shallow
 from skerry.theory.simulate import Trace, extremes, run
-from skerry.theory.verdict import Curve, Finding, Panel, Verdict
+from skerry.theory.verdict import Curve, Finding, Panel, estimated
 
 
 def check(
@@ -47,71 +45,41 @@ def check(
         step: eta in units of 1 / lambda_max; above 2 it breaks the assumption.
     """
 
-    def traces(m: int, p: int, partition: Partition | None = None) -> tuple[list[Trace], list[float]]:
+    def traces(m: int, p: int, deal: Callable[[int, int], Partition] = Disjoint) -> tuple[list[Trace], list[float]]:
         found, rates = [], []
         for s in range(seed, seed + repeats):
             problem = shallow(seed=s, width=m)
-            smallest, largest = (value / p for value in extremes(limit_kernel(problem.x)))
-            eta = step / largest
-            deal = partition or Disjoint(p, s)
-            found.append(run(problem, deal, step=eta, local=local, num_rounds=num_rounds, share=1 / p))
-            rates.append(0.5 + 0.5 * (1 - eta * smallest / 2) ** local)
+            low, high = (value / p for value in extremes(limit_kernel(problem.x)))
+            eta = step / high
+            found.append(run(problem, deal(p, s), step=eta, local=local, num_rounds=num_rounds))
+            rates.append(0.5 + 0.5 * (1 - eta * low / 2) ** local)
         return found, rates
 
     middle = workers[len(workers) // 2]
-    alone, rates = traces(width, 1)
+    alone = traces(width, 1)
     by_workers = {p: traces(width, p) for p in workers}
     by_width = {m: by_workers[middle][0] if m == width else traces(m, middle)[0] for m in widths}
-    drawn, _ = traces(width, middle, Categorical(middle, seed))
+    drawn, _ = traces(width, middle, Categorical)
 
     floors_p = floors([by_workers[p][0] for p in workers])
     floors_m = floors([by_width[m] for m in widths])
-    floors_drawn = floors([drawn])[:, 0]
-    in_p = exponent(torch.tensor([p - 1.0 for p in workers], dtype=torch.float64), floors_p)
-    in_m = exponent(torch.tensor(widths, dtype=torch.float64), floors_m)
-    of_drawn = mean((floors_drawn / floors_p[:, workers.index(middle)]).log())
-    shown = range(num_rounds + 1)
+    in_p = exponent(numbers([p - 1 for p in workers]), floors_p)
+    in_m = exponent(numbers(widths), floors_m)
+    of_drawn = mean((floors([drawn])[:, 0] / floors_p[:, workers.index(middle)]).log())
     return Finding(
         source="arXiv 2112.02668, theorem 7",
         verdicts=[
-            Verdict(
-                claim="p = 1: worst error over rate^k, no floor",
-                bound=1.0,
-                measured=over_rate(alone, rates, floor=False),
-            ),
-            *(
-                Verdict(
-                    claim=f"p = {p}: worst error over rate^k plus the measured floor",
-                    bound=1.0,
-                    measured=over_rate(*by_workers[p]),
-                )
-                for p in workers
-            ),
-            Verdict(
-                claim="floor against (p-1): exponent",
-                bound=2.0,
-                measured=in_p.value,
-                margin=in_p.margin,
-                exponent=True,
-            ),
-            Verdict(claim="floor against p: grows", bound=0.0, measured=in_p.value, margin=in_p.margin, sense=">"),
-            Verdict(
-                claim=f"p = {middle}: floor against m, exponent",
-                bound=-1.0,
-                measured=in_m.value,
-                margin=in_m.margin,
-                exponent=True,
-            ),
+            at_rate("p = 1", *alone, floor=False),
+            *(at_rate(f"p = {p}", *by_workers[p]) for p in workers),
+            estimated("floor against (p-1): exponent", "<", 2.0, in_p, exponent=True),
+            estimated("floor against (p-1): grows", ">", 0.0, in_p),
+            estimated(f"p = {middle}: floor against m, exponent", "<", -1.0, in_m, exponent=True),
+            settled([*(found for found, _ in by_workers.values()), *by_width.values()]),
         ],
         panels=[
-            Panel(
-                title=f"{width} units, {local} local steps, {repeats} problems",
-                xlabel="rounds",
-                ylabel="squared error",
-                curves=[
-                    Curve(f"p = {p}", shown, mean_errors(found))
-                    for p, found in [(1, alone), *((p, by_workers[p][0]) for p in workers)]
-                ],
+            error_panel(
+                f"{width} units, {local} local steps, {repeats} problems",
+                {f"p = {p}": found for p, (found, _) in {1: alone, **by_workers}.items()},
             ),
             Panel(
                 title="floor",

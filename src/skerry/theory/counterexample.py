@@ -98,4 +98,4 @@ def _change(problem: Quadratics, sketch: Sketch, start: torch.Tensor, gamma: flo
     """f(x^1) / f(x^0) - 1."""
     x = start.clone()
     round_(x, problem, Disjoint(2).assign(plan_of(2).axes, 0), sketch, gamma)
-    return problem.gap(x) / problem.gap(start) - 1
+    return float(problem.gaps(x) / problem.gaps(start)) - 1

@@ -1,9 +1,11 @@
 """Estimates with confidence intervals: means, and exponents of power laws."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+import torch
 from torch import Tensor
 
 
@@ -45,11 +47,22 @@ def mean(values: Tensor) -> Estimate:
 
 
 def exponent(x: Tensor, y: Tensor) -> Estimate:
-    """The a of y ~ x^a: for each repeat the least-squares slope of log y on log x, then the mean over repeats.
+    """The a of y ~ x^a: the slope for each repeat, then the mean over repeats.
 
     Args:
         x: [points], positive.
         y: [repeats, points], positive.
     """
+    return mean(slope(x, y))
+
+
+def slope(x: Tensor, y: Tensor) -> Tensor:
+    """The least-squares slope of log y on log x, for each row of ``y`` [..., points]."""
     log_x = x.log() - x.log().mean()
-    return mean((y.log() @ log_x) / log_x.square().sum())
+    slopes: Tensor = (y.log() @ log_x) / log_x.square().sum()
+    return slopes
+
+
+def numbers(values: Sequence[float]) -> Tensor:
+    """``values`` as a float64 tensor."""
+    return torch.tensor(values, dtype=torch.float64)

@@ -27,11 +27,11 @@ from skerry.partition import Disjoint
 from skerry.plan import Plan
 from skerry.randomness import generator
 from skerry.rules import In, Out
-from skerry.theory.fit import exponent
-from skerry.theory.rates import floors, mean_errors, over_rate
+from skerry.theory.fit import exponent, numbers
+from skerry.theory.rates import at_rate, error_panel, floors, settled
 from skerry.theory.shallow import limit_kernel, signs
 from skerry.theory.simulate import Problem, Trace, extremes, run
-from skerry.theory.verdict import Curve, Finding, Panel, Verdict
+from skerry.theory.verdict import Curve, Finding, Panel, estimated
 
 EDGE = 0.1
 """The weight of an edge of the graph, a self loop's being 1."""
@@ -98,63 +98,36 @@ def check(
         gamma = (1 - 1 / m) ** (1 / 3)
         for s in range(seed, seed + repeats):
             problem = graph(seed=s, width=width, kappa=kappa)
-            assert isinstance(problem.model, GCN)
-            a = problem.model.adjacency
+            a = problem.model.get_buffer("adjacency")
             low, high = (value / m for value in extremes(a @ limit_kernel(a @ problem.x) @ a))
             eta = step / high
-            found.append(run(problem, Disjoint(m, s), step=eta, local=local, num_rounds=num_rounds, share=1 / m))
+            found.append(run(problem, Disjoint(m, s), step=eta, local=local, num_rounds=num_rounds))
             rates.append(gamma + (1 - gamma) * (1 - eta * low / 2) ** local)
         return found, rates
 
     alone, by_subnets = traces(1), {m: traces(m) for m in subnets}
     most = subnets[-1]
-    of_kappa = floors([by_subnets[most][0] if kappa == 1.0 else traces(most, kappa)[0] for kappa in kappas])
-    in_kappa = exponent(torch.tensor(kappas, dtype=torch.float64), of_kappa)
-    shown = range(num_rounds + 1)
+    by_kappa = [by_subnets[most][0] if kappa == 1.0 else traces(most, kappa)[0] for kappa in kappas]
+    in_kappa = exponent(numbers(kappas), floors(by_kappa))
     return Finding(
         source="arXiv 2102.10424, convergence theorem",
         verdicts=[
-            Verdict(
-                claim="m = 1: worst error over rate^t, no floor", bound=1.0, measured=over_rate(*alone, floor=False)
-            ),
-            *(
-                Verdict(
-                    claim=f"m = {m}: worst error over rate^t plus the measured floor",
-                    bound=1.0,
-                    measured=over_rate(*by_subnets[m]),
-                )
-                for m in subnets
-            ),
-            Verdict(
-                claim="floor grows with kappa, exponent",
-                bound=0.0,
-                measured=in_kappa.value,
-                margin=in_kappa.margin,
-                sense=">",
-            ),
-            Verdict(
-                claim="floor grows at most as kappa^2, exponent",
-                bound=2.0,
-                measured=in_kappa.value,
-                margin=in_kappa.margin,
-                exponent=True,
-            ),
+            at_rate("m = 1", *alone, floor=False),
+            *(at_rate(f"m = {m}", *by_subnets[m]) for m in subnets),
+            estimated("floor grows with kappa, exponent", ">", 0.0, in_kappa),
+            estimated("floor grows at most as kappa^2, exponent", "<=", 2.0, in_kappa, exponent=True),
+            settled(by_kappa),
         ],
         panels=[
-            Panel(
-                title=f"{len(alone[0][0].errors) - 1} rounds of {local} steps, width {width}",
-                xlabel="rounds",
-                ylabel="squared error",
-                curves=[
-                    Curve(f"m = {m}", shown, mean_errors(found))
-                    for m, found in [(1, alone[0]), *((m, by_subnets[m][0]) for m in subnets)]
-                ],
+            error_panel(
+                f"{num_rounds} rounds of {local} steps, width {width}",
+                {f"m = {m}": found for m, (found, _) in {1: alone, **by_subnets}.items()},
             ),
             Panel(
                 title=f"floor, m = {most}",
                 xlabel="kappa",
                 ylabel="squared error",
-                curves=[Curve(f"exponent {in_kappa.value:.2f}", kappas, of_kappa.mean(0).tolist())],
+                curves=[Curve(f"exponent {in_kappa.value:.2f}", kappas, floors(by_kappa).mean(0).tolist())],
                 log="xy",
             ),
         ],

@@ -12,9 +12,10 @@ both.
 from skerry.aggregate import aggregate_
 from skerry.partition import Disjoint, Partition
 from skerry.theory.masks import Bernoulli
+from skerry.theory.rates import error_panel
 from skerry.theory.shallow import limit_kernel, shallow
 from skerry.theory.simulate import Aggregate, extremes, run
-from skerry.theory.verdict import Curve, Finding, Panel, Verdict
+from skerry.theory.verdict import Finding, Verdict
 
 
 def check(
@@ -35,25 +36,24 @@ def check(
         aggregate: how pieces are put together; one that zeroes units breaks the assumption.
     """
     keep = 1 / workers
-    smallest, largest = (keep * value for value in extremes(limit_kernel(shallow(seed=seed, width=width).x)))
-    steps = {"": step / largest, ", eta = lambda_0/n^2": smallest / len(shallow(seed=seed, width=width).y) ** 2}
+    x = shallow(seed=seed, width=width).x
+    low, high = (keep * value for value in extremes(limit_kernel(x)))
+    steps = {"": step / high, ", eta = lambda_0/n^2": low / len(x) ** 2}
     partitions: dict[str, Partition] = {
         "disjoint": Disjoint(workers, seed),
         "Bernoulli": Bernoulli(workers, keep, seed),
     }
-    verdicts, curves = [], []
+    verdicts, traces = [], {}
     for size, eta in steps.items():
         for name, partition in partitions.items():
             problem = shallow(seed=seed, width=width)
-            trace = run(
-                problem, partition, step=eta, local=local, num_rounds=num_rounds, share=keep, aggregate=aggregate
-            )
+            trace = run(problem, partition, step=eta, local=local, num_rounds=num_rounds, aggregate=aggregate)
             claim = f"{name} masks{size}: least decrease of a local step over eta lambda_0 / 2"
-            decrease = (1 - trace.worst_local) / (eta * smallest / 2)
+            decrease = (1 - trace.worst_local) / (eta * low / 2)
             verdicts.append(Verdict(claim=claim, bound=1.0, measured=decrease, sense=">"))
-            curves.append(Curve(f"{name}{size}", range(num_rounds + 1), trace.errors.tolist()))
+            traces[name + size] = [trace]
     return Finding(
         source="arXiv 2112.02668, theorem 2",
         verdicts=verdicts,
-        panels=[Panel(title=f"{workers} subnets", xlabel="rounds", ylabel="squared error, full net", curves=curves)],
+        panels=[error_panel(f"full network, {workers} subnets", traces)],
     )

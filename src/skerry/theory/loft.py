@@ -27,12 +27,12 @@ from torch.nn import functional as F
 from skerry.plan import Plan
 from skerry.randomness import generator
 from skerry.rules import In, Out
-from skerry.theory.fit import exponent
+from skerry.theory.fit import exponent, numbers
 from skerry.theory.masks import Bernoulli
-from skerry.theory.rates import floors, mean_errors, over_rate
+from skerry.theory.rates import at_rate, error_panel, floors, settled
 from skerry.theory.shallow import limit_kernel, signs
 from skerry.theory.simulate import Problem, Trace, extremes, run
-from skerry.theory.verdict import Curve, Finding, Panel, Verdict
+from skerry.theory.verdict import Curve, Finding, Panel, Verdict, estimated
 
 FILTER, POSITIONS = 6, 4
 
@@ -74,7 +74,7 @@ def patch_kernel(x: Tensor) -> Tensor:
 def check(
     *,
     seed: int = 0,
-    repeats: int = 4,
+    repeats: int = 6,
     filters: int = 200,
     keep: float = 0.5,
     workers: Sequence[int] = (1, 2, 4),
@@ -97,56 +97,39 @@ def check(
             problem = images(seed=s, filters=filters)
             low, high = extremes(patch_kernel(problem.x))
             eta = step / high  # the same for all xi, so that gradient descent is the same one
-            found.append(run(problem, Bernoulli(p, xi, s), step=eta, local=local, num_rounds=num_rounds, share=xi))
+            found.append(run(problem, Bernoulli(p, xi, s), step=eta, local=local, num_rounds=num_rounds))
             rates.append(1 - eta * theta * local * xi * low / 4)
         return found, rates
 
+    full = traces(1, 1.0)
     by_workers = {p: traces(p, keep) for p in workers}
-    of_p = floors([by_workers[p][0] for p in workers])
-    in_p = exponent(torch.tensor(workers, dtype=torch.float64), of_p)
-    full, full_rates = traces(1, 1.0)
-    middle = workers[len(workers) // 2]
-    away = torch.tensor([_away(traces(middle, 1 - drop)[0], full) for drop in drops], dtype=torch.float64).T
-    none = max(_away(traces(middle, 1.0)[0], full))
-    in_drop = exponent(torch.tensor(drops, dtype=torch.float64), away)
-    shown = range(num_rounds + 1)
+    in_p = exponent(numbers(workers), floors([by_workers[p][0] for p in workers]))
+    some = workers[len(workers) // 2]
+    by_drop = [by_workers[some][0] if 1 - drop == keep else traces(some, 1 - drop)[0] for drop in drops]
+    away = torch.stack([_away(found, full[0]) for found in by_drop], 1)
+    none = _away(traces(some, 1.0)[0], full[0])
+    in_drop = exponent(numbers(drops), away)
     return Finding(
         source="arXiv 2210.16169; rate of arXiv 2112.02668, theorem 3",
         verdicts=[
+            at_rate("xi = 1", *full, floor=False),
+            *(at_rate(f"p = {p}", *by_workers[p]) for p in workers),
+            estimated("floor falls with p, exponent", "<", 0.0, in_p),
+            settled([found for found, _ in by_workers.values()]),
             Verdict(
-                claim="xi = 1: worst error over rate^k, no floor",
-                bound=1.0,
-                measured=over_rate(full, full_rates, floor=False),
+                claim=f"xi = 1, p = {some}: squared distance from gradient descent",
+                bound=1e-20,
+                measured=float(none.max()),
             ),
-            *(
-                Verdict(
-                    claim=f"p = {p}: worst error over rate^k plus the measured floor",
-                    bound=1.0,
-                    measured=over_rate(*by_workers[p]),
-                )
-                for p in workers
-            ),
-            Verdict(
-                claim="floor falls with p, exponent", bound=0.0, measured=in_p.value, margin=in_p.margin, sense="<"
-            ),
-            Verdict(claim="xi = 1: squared distance from gradient descent", bound=1e-20, measured=none),
-            Verdict(
-                claim="squared distance from gradient descent grows with 1 - xi, exponent",
-                bound=0.0,
-                measured=in_drop.value,
-                margin=in_drop.margin,
-                sense=">",
-            ),
+            estimated("squared distance from gradient descent grows with 1 - xi, exponent", ">", 0.0, in_drop),
         ],
         panels=[
-            Panel(
-                title=f"{filters} filters, keep {keep:g}, {local} local steps",
-                xlabel="rounds",
-                ylabel="squared error",
-                curves=[Curve(f"p = {p}", shown, mean_errors(by_workers[p][0])) for p in workers],
+            error_panel(
+                f"{filters} filters, keep {keep:g}, {local} local steps",
+                {f"p = {p}": found for p, (found, _) in by_workers.items()},
             ),
             Panel(
-                title=f"distance from gradient descent, p = {middle}",
+                title=f"distance from gradient descent, p = {some}",
                 xlabel="1 - xi",
                 ylabel="mean over rounds of ||u - u_GD||^2",
                 curves=[Curve(f"exponent {in_drop.value:.2f}", drops, away.mean(0).tolist())],
@@ -157,6 +140,6 @@ def check(
     )
 
 
-def _away(traces: list[Trace], whole: list[Trace]) -> list[float]:
+def _away(traces: Sequence[Trace], whole: Sequence[Trace]) -> Tensor:
     """For each problem the mean over rounds of ||u_k - u_k^GD||^2."""
-    return [float((a.outputs - b.outputs).square().sum(1).mean()) for a, b in zip(traces, whole, strict=True)]
+    return torch.stack([(a.outputs - b.outputs).square().sum(1).mean() for a, b in zip(traces, whole, strict=True)])

@@ -42,7 +42,7 @@ def check(
     parts = torch.stack(kernels(problem, partition, 0))
     off = float((parts.mean(0) - full / workers).norm() / full.norm())
     drawn = torch.stack([h for k in range(draws) for h in kernels(problem, Bernoulli(1, keep, seed), k)])
-    predicted = math.sqrt(keep * (1 - keep) * _squares(problem))
+    predicted = math.sqrt(keep * (1 - keep) * squares(problem))
     smallest = min(extremes(part)[0] for part in parts)
     lowest = keep * extremes(limit_kernel(problem.x))[0]
     shown = torch.arange(1, draws + 1)
@@ -87,8 +87,7 @@ def kernels(problem: Problem, partition: Partition, round: int) -> list[Tensor]:
     ]
 
 
-def _squares(problem: Problem) -> float:
-    """sum_r ||C_r||_F^2 / m^2, unit by unit."""
-    width = problem.plan.num_units
-    each = [kernel(extract(problem.model, problem.plan, torch.tensor([r])), problem.x) for r in range(width)]
-    return float(torch.stack(each).square().sum())
+def squares(problem: Problem) -> float:
+    """sum_r ||C_r||_F^2 / m^2, as written: the sum over pairs i, j that are both active at r of <x_i, x_j>^2."""
+    on = (problem.x @ problem.model.get_parameter("hidden.weight").detach().T >= 0).double()  # [n, m]
+    return float(((problem.x @ problem.x.T).square() * (on @ on.T)).sum()) / on.shape[1] ** 2

@@ -44,9 +44,10 @@ class Quadratics:
         solution: Tensor = torch.linalg.solve(self.mean_curvature, self.linear.mean(0))
         return solution
 
-    def gap(self, x: Tensor) -> float:
-        """f(x) - f(x*) = ||x - x*||^2_Lbar / 2."""
-        return 0.5 * float((x - self.solution) @ self.mean_curvature @ (x - self.solution))
+    def gaps(self, x: Tensor) -> Tensor:
+        """f(x) - f(x*) = ||x - x*||^2_Lbar / 2 for each x of [..., d]."""
+        e = x - self.solution
+        return 0.5 * ((e @ self.mean_curvature) * e).sum(-1)
 
 
 Sketch = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]

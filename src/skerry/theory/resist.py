@@ -1,10 +1,10 @@
 """ResIST: a deep residual network whose blocks are dealt out converges linearly.
 
-    x_0 = v(x) fixed,   x_h = x_{h-1} + (c / (H sqrt(w))) softplus(W_h x_{h-1}),   f(x) = <a, x_H>,   h = 1 .. H,
+    x_0 = x,   x_h = x_{h-1} + (1 / (H sqrt(w))) softplus(W_h x_{h-1}),   f(x) = <a, x_H>,   h = 1 .. H,
 
-W_h trained, a = +-1 / sqrt(w) fixed; each worker has H/S of the blocks, the others are the identity; l local steps:
+W_h trained, a = +-1 fixed, w the width; each worker has H/S of the blocks, the others are the identity; l local steps:
 
-    L(t) <= (1 - eta l lambda / 2)^t L(0),   eta = O(lambda H^2 / (n^2 l^2 S)),   width Omega(poly(n, 1/lambda)).
+    L(k) <= (1 - eta l lambda / 2)^k L(0),   eta = O(lambda H^2 / (n^2 l^2 S)),   width Omega(poly(n, 1/lambda)).
 
 lambda is evaluated as the smallest eigenvalue of the last block's kernel at the start, divided by S for a block is on
 one of S workers: our reading, and the weakest one, since a worker's kernel is the sum over its blocks. L is that of the
@@ -14,7 +14,7 @@ Source: Dun, Wolfe, Jermaine, Kyrillidis: ResIST: Layer-Wise Decomposition of Re
 arXiv 2107.00961, its convergence theorem (after the team's summary).
 
 Can be checked: the rate, that one worker has no floor, that the scale of inference matters. The theorem as summarised
-has no floor for S > 1 either. A network of finite width, with our steps, has one: rate^t L(0) holds until it reaches
+has no floor for S > 1 either. A network of finite width, with our steps, has one: rate^k L(0) holds until it reaches
 that floor and not after (230 rounds show it); the round, the floor and how it falls with depth are printed. Cannot be
 checked: the width's polynomial, and whether there is a floor with the paper's own step, far below our half of
 1 / lambda_max.
@@ -30,8 +30,8 @@ from torch.nn import functional as F
 from skerry.partition import Disjoint
 from skerry.plan import Axis, Plan, named_tensors
 from skerry.randomness import generator
-from skerry.theory.fit import exponent
-from skerry.theory.rates import floors, mean_errors, over_rate
+from skerry.theory.fit import exponent, numbers
+from skerry.theory.rates import at_rate, error_panel, floors
 from skerry.theory.shallow import signs
 from skerry.theory.simulate import Problem, Trace, extremes, kernel, run
 from skerry.theory.verdict import Curve, Finding, Panel, Verdict
@@ -110,7 +110,7 @@ def check(
         for s in range(seed, seed + repeats):
             problem = residual(seed=s, depth=depth, width=width)
             low, high = last_block(problem)[0] / s_workers, extremes(kernel(problem.model, problem.x))[1] / s_workers
-            eta, share = step / high, 1 / s_workers if scaled else 1.0
+            eta, share = step / high, None if scaled else torch.ones(depth, dtype=torch.float64)
             partition = Disjoint(s_workers, s)
             found.append(run(problem, partition, step=eta, local=local, num_rounds=num_rounds, share=share))
             rates.append(1 - eta * local * low / 2)
@@ -118,31 +118,14 @@ def check(
 
     middle, most = depths[len(depths) // 2], workers[-1]
     alone, by_workers = traces(middle, 1), {s: traces(middle, s) for s in workers}
-    of_depth = floors([by_workers[most][0] if depth == middle else traces(depth, most)[0] for depth in depths])
-    in_depth = exponent(torch.tensor(depths, dtype=torch.float64), of_depth)
-    shown = range(num_rounds + 1)
+    by_depth = [by_workers[most][0] if depth == middle else traces(depth, most)[0] for depth in depths]
+    in_depth = exponent(numbers(depths), floors(by_depth)) if len(depths) > 1 else None
+    fell = "" if in_depth is None else f"exponent {in_depth.value:.2f} ± {in_depth.margin:.2f}"
     return Finding(
         source="arXiv 2107.00961, convergence theorem",
         verdicts=[
-            Verdict(
-                claim="S = 1: worst loss over rate^t, no floor", bound=1.0, measured=over_rate(*alone, floor=False)
-            ),
-            *(
-                Verdict(
-                    claim=f"S = {s}: worst loss over rate^t in {num_rounds} rounds, no floor",
-                    bound=1.0,
-                    measured=over_rate(*by_workers[s], floor=False),
-                )
-                for s in workers
-            ),
-            *(
-                Verdict(
-                    claim=f"S = {s}: worst loss over rate^t plus the measured floor",
-                    bound=1.0,
-                    measured=over_rate(*by_workers[s]),
-                )
-                for s in workers
-            ),
+            at_rate("S = 1", *alone, floor=False),
+            *(at_rate(f"S = {s}, {num_rounds} rounds", *by_workers[s], floor=False) for s in workers),
             *(
                 Verdict(
                     claim=f"S = {s}: floor over ||y||^2, far below predicting 0",
@@ -154,27 +137,22 @@ def check(
             ),
         ],
         panels=[
-            Panel(
-                title=f"{middle} blocks of width {width}, {local} local steps",
-                xlabel="rounds",
-                ylabel="squared error",
-                curves=[
-                    Curve(f"S = {s}", shown, mean_errors(found))
-                    for s, found in [(1, alone[0]), *((s, by_workers[s][0]) for s in workers)]
-                ],
+            error_panel(
+                f"{middle} blocks of width {width}, {local} local steps",
+                {f"S = {s}": found for s, (found, _) in {1: alone, **by_workers}.items()},
             ),
             Panel(
                 title=f"floor, S = {most}",
                 xlabel="blocks",
                 ylabel="squared error",
-                curves=[Curve(f"exponent {in_depth.value:.2f}", depths, of_depth.mean(0).tolist())],
+                curves=[Curve(fell, depths, floors(by_depth).mean(0).tolist())],
                 log="xy",
             ),
         ],
         notes=[
             "the summarised theorem has no floor for S > 1, so it fails after enough rounds; measured floors: "
             + ", ".join(_fails(s, *by_workers[s]) for s in workers)
-            + f"; against the number of blocks, S = {most}: exponent {in_depth.value:.2f} ± {in_depth.margin:.2f}"
+            + f"; against the number of blocks, S = {most}: {fell}"
         ],
     )
 
@@ -182,18 +160,16 @@ def check(
 def last_block(problem: Problem) -> tuple[float, float]:
     """The extreme eigenvalues of the last block's kernel."""
     assert isinstance(problem.model, Residual)
-    weight = list(problem.model.blocks)[-1].get_parameter("dense.weight")
-    rows = [torch.autograd.grad(out, weight, retain_graph=True)[0].flatten() for out in problem.model(problem.x)]
-    jacobian = torch.stack(rows)
-    return extremes(jacobian @ jacobian.T)
+    last = problem.model.get_parameter(f"blocks.{len(problem.model.blocks) - 1}.dense.weight")
+    return extremes(kernel(problem.model, problem.x, [last]))
 
 
 def _fails(s: int, traces: Sequence[Trace], rates: Sequence[float]) -> str:
-    """The floor, and the round from which rate^t L(0) is below it."""
-    shares = torch.tensor([t.floor() / float(t.errors[0]) for t in traces], dtype=torch.float64)
-    rounds = shares.log() / torch.tensor(rates, dtype=torch.float64).log()  # NaN where steps were too large
+    """The floor, and the round from which rate^k L(0) is below it."""
+    shares = numbers([t.floor() / float(t.errors[0]) for t in traces])
+    rounds = shares.log() / numbers(rates).log()  # NaN where steps were too large
     floor = sum(t.floor() for t in traces) / len(traces)
-    return f"S = {s} {floor:.2g} (rate^t L(0) is below it from round {float(rounds.min()):.0f})"
+    return f"S = {s} {floor:.2g} (rate^k L(0) is below it from round {float(rounds.min()):.0f})"
 
 
 def _over_targets(traces: Sequence[Trace], seed: int, depth: int, width: int) -> float:

@@ -35,7 +35,7 @@ def check(
     exact = moments(problem, sketch)
     start = torch.ones(d, dtype=torch.float64)
     x = simulate(problem, sketch, start, step=step, num_rounds=num_rounds, runs=runs, seed=seed)
-    gaps = torch.tensor([[problem.gap(at) for at in run] for run in x], dtype=torch.float64)
+    gaps = problem.gaps(x)
     bound = gaps[0, 0] * (1 - step) ** torch.arange(num_rounds + 1, dtype=torch.float64)
     rounds = range(num_rounds + 1)
     return Finding(

@@ -62,14 +62,16 @@ def run(
     step: float,
     local: int,
     num_rounds: int,
-    share: float,
+    share: Tensor | None = None,
     aggregate: Aggregate = aggregate_,
 ) -> Trace:
     """Train ``problem.model``, in place, for ``num_rounds`` rounds of ``local`` gradient steps of size ``step``.
 
     Args:
-        share: what the full network's inputs from dealt units are multiplied by: the chance that a subnet has a unit.
+        share: [units], what the full network's inputs from each unit are multiplied by; default: the chance that a
+            subnet has the unit, which the partition says, as in real training.
     """
+    share = partition.share(problem.plan.axes, 0) if share is None else share
     found, worst = [outputs(problem, share)], 0.0
     first = float((problem.y - found[0]).square().sum())
     for round in range(num_rounds):
@@ -102,25 +104,24 @@ def trained(problem: Problem, units: Tensor, *, step: float, local: int) -> tupl
     return subnet, losses
 
 
-def outputs(problem: Problem, share: float) -> Tensor:
-    """Return u [n], the outputs of the full network whose inputs from dealt units are multiplied by ``share``."""
-    shares = torch.full((problem.plan.num_units,), share, dtype=torch.float64)
+def outputs(problem: Problem, share: Tensor) -> Tensor:
+    """Return u [n], the outputs of the full network whose inputs from unit r are multiplied by ``share[r]``."""
     with torch.no_grad():
-        result: Tensor = scaled(problem.model, problem.plan, shares)(problem.x)
+        result: Tensor = scaled(problem.model, problem.plan, share)(problem.x)
     return result
 
 
-def error(problem: Problem, share: float) -> float:
+def error(problem: Problem, share: Tensor) -> float:
     """Return ||y - u||^2."""
     return float((problem.y - outputs(problem, share)).square().sum())
 
 
-def kernel(model: nn.Module, x: Tensor) -> Tensor:
-    """Return H [n, n], the inner products of the outputs' gradients in the trained parameters."""
-    trained_only = [p for p in model.parameters() if p.requires_grad]
+def kernel(model: nn.Module, x: Tensor, parameters: Sequence[nn.Parameter] = ()) -> Tensor:
+    """Return H [n, n], the inner products of the outputs' gradients in ``parameters``; default: all trained ones."""
+    wanted = list(parameters) or [p for p in model.parameters() if p.requires_grad]
     rows = []
     for out in model(x):
-        gradients = torch.autograd.grad(out, trained_only, retain_graph=True)
+        gradients = torch.autograd.grad(out, wanted, retain_graph=True)
         rows.append(torch.cat([g.flatten() for g in gradients]))
     jacobian = torch.stack(rows)
     return jacobian @ jacobian.T

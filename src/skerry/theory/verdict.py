@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from skerry.theory.fit import Estimate
+
 Sense = Literal["<=", "<", ">"]
+
+
+ROUNDING = 1e-12
+"""Differences of float64 results below it say nothing: a slope of -1e-16 falls in no sense."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +39,11 @@ class Verdict:
 
     @property
     def holds(self) -> bool:
-        """Whether the claim holds; never where a number is NaN."""
+        """Whether the claim holds; never where a number is NaN, and no direction by less than ``ROUNDING``."""
         if self.sense == ">":
-            return self.measured - self.margin > self.bound
+            return self.measured - self.margin > self.bound + ROUNDING
         if self.sense == "<":
-            return self.measured + self.margin < self.bound
+            return self.measured + self.margin < self.bound - ROUNDING
         return self.measured - self.margin <= self.bound
 
     @property
@@ -46,6 +52,11 @@ class Verdict:
         if self.bound <= 0 or self.measured <= 0 or self.exponent:
             return None
         return self.measured / self.bound if self.sense == ">" else self.bound / self.measured
+
+
+def estimated(claim: str, sense: Sense, bound: float, found: Estimate, *, exponent: bool = False) -> Verdict:
+    """The verdict on an estimate, with its interval."""
+    return Verdict(claim=claim, bound=bound, measured=found.value, margin=found.margin, sense=sense, exponent=exponent)
 
 
 @dataclass(frozen=True)
