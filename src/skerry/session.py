@@ -153,8 +153,8 @@ class Session:
         ...         for worker in round.workers:
         ...             for _ in range(worker.num_steps):
         ...                 worker.step(nn.functional.cross_entropy(worker.subnet(x), y), y)
-        >>> round.diagnosis.label_skew  # all have the same data
-        0.0
+        >>> round.diagnosis.least_trained  # of five rounds
+        5
         >>> session.score(session.full()).accuracy
         1.0
     """

@@ -64,7 +64,7 @@ class Watch:
             self._inputs, self._labels = (to(half, loop.device) for half in picked)
         self._trained = {n: p for n, p in loop.model.named_parameters() if p.requires_grad and p.is_floating_point()}
         self._whole: Tensor | None = None  # which units every worker holds
-        self._unreached: Tensor | None = None
+        self._never: float | None = None
         self._counts: dict[int, Tensor] | None = {}  # until the first round is over
         self._moves, self._judged = (0.0, 0.0), 0  # sums over the rounds in which enough is shared, and how many
         self._first_loss = math.inf  # of the subnets
@@ -201,18 +201,15 @@ class Watch:
         return skew if int(sums[0]) == num_workers else None
 
     def _never_trained(self, state: State) -> float:
-        """Return the fraction of units that will have had no training at the end."""
-        missing = state.trained == 0
-        if not bool(missing.any()):
-            return 0.0
-        if self._unreached is None:  # who holds what in rounds to come is known
-            self._unreached, possible = torch.ones_like(missing), self._loop.share(state.round) > 0
-            for round in range(state.round, self._loop.num_rounds):
-                self._unreached &= ~self._loop.assignment(round).held.any(0)
-                if not bool((self._unreached & possible).any()):
+        """Return the fraction of units that nobody holds in any round; refused pieces are another matter."""
+        if self._never is None and bool((state.trained == 0).any()):
+            unheld, possible = torch.ones_like(state.trained, dtype=torch.bool), self._loop.share(state.round) > 0
+            for round in range(self._loop.num_rounds):  # also those to come are known
+                unheld &= ~self._loop.assignment(round).held.any(0)
+                if not bool((unheld & possible).any()):
                     break
-        at_end = state.round == self._loop.num_rounds
-        return float((missing if at_end else missing & self._unreached).double().mean())
+            self._never = float(unheld.double().mean())
+        return self._never or 0.0
 
 
 def _finite(vector: Tensor) -> bool:
