@@ -1,7 +1,10 @@
 """Fixtures that many tests share."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from costs import remembered
 from hypothesis import settings
 from torch import Tensor, nn
 from zoo import CASES
@@ -16,6 +19,12 @@ settings.load_profile("skerry")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _costs() -> Iterator[None]:
+    with remembered():
+        yield
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
