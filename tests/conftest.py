@@ -17,8 +17,10 @@ settings.load_profile("skerry")
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _seed() -> Iterator[None]:
     torch.manual_seed(0)
+    yield
+    torch.set_num_threads(1)  # the command line sets it; with more, all tests after it would take several times as long
 
 
 @pytest.fixture(autouse=True, scope="session")
