@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -195,9 +196,20 @@ class Residual(nn.Module):
 
 
 def blocks() -> tuple[nn.Module, Plan, Tensor]:
+    model, x = _of_blocks()
+    return model, _plan_of_blocks(), x
+
+
+def _of_blocks() -> tuple[nn.Module, Tensor]:
     body = nn.Sequential(*(Residual(8, 6 + k) for k in range(6)))
-    model, x = nn.Sequential(nn.Linear(9, 8), body, nn.Linear(8, 4)), torch.randn(16, 9)
-    return model, discover(model, x, blocks=Blocks("1.*", branch="down")), x
+    return nn.Sequential(nn.Linear(9, 8), body, nn.Linear(8, 4)), torch.randn(16, 9)
+
+
+@cache
+def _plan_of_blocks() -> Plan:
+    """Found once: values are no part of it."""
+    with torch.random.fork_rng(devices=[]):
+        return discover(*_of_blocks(), blocks=Blocks("1.*", branch="down"))
 
 
 MODELS: dict[str, tuple[Callable[[], tuple[nn.Module, Plan, Tensor]], Callable[[int], Shards]]] = {
