@@ -192,7 +192,7 @@ def one(recipe: str, variant: str, rate: float, seed: int, budget: float, hidden
         config = config.change({f"model.{wider}": config.model[wider] * chosen.times})
     config = config.change({"rounds": max(2, round(config.rounds * budget))})
     job = RECIPES[recipe]().build(config)
-    algorithm = make(config, skerry.ist(config.workers))
+    algorithm = make(config, skerry.ist(config.workers, reshuffle=1.0))
     model, plan, start = job.model, job.plan, job.start
     sent = 0.0
     if grown:

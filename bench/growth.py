@@ -78,7 +78,7 @@ def work(runtime: skerry.Processes, hidden: int, out: Path) -> None:
         F.cross_entropy,
         data,
         plan=plan,
-        algorithm=skerry.ist(n, local_steps=STEPS),
+        algorithm=skerry.ist(n, local_steps=STEPS, reshuffle=1.0),
         optimizer=lambda p: torch.optim.SGD(p, 0.01, momentum=0.9),
         num_rounds=ROUNDS,
         runtime=runtime,

@@ -53,7 +53,7 @@ def main() -> None:
         model = nn.Sequential(nn.Linear(64, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 10))
         result = skerry.train(
             model, F.cross_entropy, data,
-            plan=skerry.discover(model, x[:8]), algorithm=skerry.ist(workers=4, local_steps=20, reshuffle=0.1),
+            plan=skerry.discover(model, x[:8]), algorithm=skerry.ist(workers=4, local_steps=20),
             optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
             num_rounds=20, schedule=skerry.cosine, test=(x[1400:], y[1400:]),
         )  # fmt: skip

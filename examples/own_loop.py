@@ -23,7 +23,7 @@ def main() -> skerry.Score:
     parts = skerry.split(y[:1400], 4, "iid", seed=0)
 
     with skerry.Session(
-        model, plan=skerry.discover(model, x[:8]), algorithm=skerry.ist(workers=4, local_steps=20, reshuffle=0.1),
+        model, plan=skerry.discover(model, x[:8]), algorithm=skerry.ist(workers=4, local_steps=20),
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
         num_rounds=30, schedule=skerry.cosine, example_inputs=x[:8],
         loss_fn=F.cross_entropy, test=(x[1400:], y[1400:]),  # to score, and to watch what the subnets say

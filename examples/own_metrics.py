@@ -55,7 +55,7 @@ def main() -> skerry.Result:
     result = skerry.train(
         model, F.cross_entropy, skerry.Shards(x[:1400], y[:1400], skerry.split(y[:1400], 4, "iid", seed=0),
                                               batch_size=32, seed=0),
-        plan=skerry.discover(model, x[:8]), algorithm=skerry.ist(workers=4, local_steps=20, reshuffle=0.1),
+        plan=skerry.discover(model, x[:8]), algorithm=skerry.ist(workers=4, local_steps=20),
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
         num_rounds=20, schedule=skerry.cosine, test=(x[1400:], y[1400:]), eval_every=10,
         metrics={

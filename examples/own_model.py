@@ -25,7 +25,7 @@ def main() -> skerry.Result:
     data = skerry.Shards(x[:1400], y[:1400], skerry.split(y[:1400], 4, "iid", seed=0), batch_size=32, seed=0)
     result = skerry.train(
         model, F.cross_entropy, data,
-        plan=plan, algorithm=skerry.ist(workers=4, local_steps=20, reshuffle=0.1),
+        plan=plan, algorithm=skerry.ist(workers=4, local_steps=20),
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
         num_rounds=30, schedule=skerry.cosine, test=(x[1400:], y[1400:]), eval_every=10,
         on_round=lambda record, state: print(record.round, record.score) if record.score else None,

@@ -35,7 +35,7 @@ def work(runtime: skerry.Processes, path: str) -> None:
     data = skerry.Shards(x, y, skerry.split(y, runtime.num_processes, "iid", seed=0), batch_size=32, seed=0)
     result = skerry.train(
         model, F.cross_entropy, data,
-        plan=plan, algorithm=skerry.ist(runtime.num_processes, local_steps=20, reshuffle=0.1),
+        plan=plan, algorithm=skerry.ist(runtime.num_processes, local_steps=20),
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
         num_rounds=10, schedule=skerry.cosine, test=(x, y), runtime=runtime,
         start=lambda model: skerry.FromInitializer(model, seed=0),

@@ -77,7 +77,7 @@ def main() -> skerry.Result:
 
     result = skerry.train(
         model, F.cross_entropy, skerry.Shards(x, y, skerry.split(y, 2, "iid", seed=0), batch_size=32, seed=0),
-        plan=plan, algorithm=skerry.ist(workers=2, local_steps=20, reshuffle=0.1, optimizer_state="travel"),
+        plan=plan, algorithm=skerry.ist(workers=2, local_steps=20, optimizer_state="travel"),
         optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=5e-4),
         num_rounds=40, schedule=skerry.cosine, test=test, calibration_samples=512,
         on_round=lambda record, state: print(f"round {record.round}: training loss {record.train_loss:.3f}"),

@@ -1,7 +1,10 @@
 """Fixtures that many tests share."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from costs import remembered
 from hypothesis import settings
 from torch import Tensor, nn
 from zoo import CASES
@@ -14,8 +17,16 @@ settings.load_profile("skerry")
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _seed() -> Iterator[None]:
     torch.manual_seed(0)
+    yield
+    torch.set_num_threads(1)  # the command line sets it; with more, all tests after it would take several times as long
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _costs() -> Iterator[None]:
+    with remembered():
+        yield
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)

@@ -130,28 +130,6 @@ def test_a_plan_that_leaves_weights_whole_is_no_ensemble():
         train(model, F.cross_entropy, Doubles(2), plan=some, algorithm=ensemble(2), optimizer=sgd, num_rounds=2)
 
 
-def diverge(runtime, folder):
-    """One worker's loss is NaN from a step of DDP on: all end alike, none waits for another."""
-    torch.set_num_threads(1)
-    model, plan = plain()
-    seen = []
-
-    def loss_fn(output, y):
-        seen.append(1)
-        return F.cross_entropy(output, y) * (float("nan") if runtime.rank == 1 and len(seen) >= 3 else 1)
-
-    try:
-        train(model, loss_fn, Doubles(2), plan=plan, algorithm=ddp(2, local_steps=STEPS), optimizer=sgd, num_rounds=3,
-              max_bad_rounds=2, runtime=runtime, verify=False)  # fmt: skip
-    except TrainingFailed as error:
-        (folder / f"told-{runtime.rank}").write_text(str(error))
-
-
-def test_a_loss_that_is_not_finite_does_not_leave_ddps_workers_out_of_step(tmp_path):
-    launch(diverge, 2, tmp_path)
-    assert all("not finite" in (tmp_path / f"told-{rank}").read_text() for rank in range(2))
-
-
 @pytest.mark.parametrize("settings", [{"lr": 0.0}, {"lr": float("inf")}, {"momentum": 1.0}, {"momentum": -0.1}])
 def test_outer_refuses_what_cannot_converge(settings):
     with pytest.raises(ValueError, match=f"outer {next(iter(settings))}"):
@@ -215,9 +193,42 @@ def beside_torch(runtime, folder):
         (folder / "worst").write_text(repr(worst))
 
 
-def test_ddp_and_local_sgd_give_the_numbers_of_torch(tmp_path):
-    launch(beside_torch, 2, tmp_path)
-    worst = eval((tmp_path / "worst").read_text())  # our own file
+def diverge(runtime, folder):
+    """One worker's loss is NaN from a step of DDP on: all end alike, none waits for another."""
+    torch.set_num_threads(1)
+    model, plan = plain()
+    seen = []
+
+    def loss_fn(output, y):
+        seen.append(1)
+        return F.cross_entropy(output, y) * (float("nan") if runtime.rank == 1 and len(seen) >= 3 else 1)
+
+    try:
+        train(model, loss_fn, Doubles(2), plan=plan, algorithm=ddp(2, local_steps=STEPS), optimizer=sgd, num_rounds=3,
+              max_bad_rounds=2, runtime=runtime, verify=False)  # fmt: skip
+    except TrainingFailed as error:
+        (folder / f"told-{runtime.rank}").write_text(str(error))
+
+
+def in_processes(runtime, folder):
+    beside_torch(runtime, folder)
+    diverge(runtime, folder)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """What two processes that did both have written: most of their time is importing torch."""
+    folder = tmp_path_factory.mktemp("told")
+    launch(in_processes, 2, folder)
+    return folder
+
+
+def test_a_loss_that_is_not_finite_does_not_leave_ddps_workers_out_of_step(told):
+    assert all("not finite" in (told / f"told-{rank}").read_text() for rank in range(2))
+
+
+def test_ddp_and_local_sgd_give_the_numbers_of_torch(told):
+    worst = eval((told / "worst").read_text())  # our own file
     assert worst.keys() == {"ddp", "post_local"}
     assert all(difference < 1e-12 for difference in worst.values()), worst
 

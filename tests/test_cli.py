@@ -8,20 +8,33 @@ import pytest
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from skerry import theory
+from skerry import pictures, theory
 from skerry.cli import call, main
 from skerry.theory import counterexample
 
-QUICK = ["--set", "rounds=3", "--set", "local_steps=4", "--set", "eval_every=1"]
+QUICK = ["--set", "rounds=3", "--set", "local_steps=4", "--set", "eval_every=1", "--set", "threads=1"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained") / "x"
+    assert call(["train", "digits-mlp", "--workers", "3", "--out", str(out), *QUICK]) == (0, "")
+    return out
 
 
 @pytest.fixture
-def finished(tmp_path, capsys):
-    assert call(["train", "digits-mlp", "--workers", "3", "--out", str(tmp_path / "x"), *QUICK]) == (0, "")
-    return tmp_path / "x"
+def finished(trained, tmp_path):
+    """A copy, to be changed."""
+    return shutil.copytree(trained, tmp_path / "x")
 
 
-def test_train_writes_all_its_files_and_a_table(finished, capsys):
+@pytest.fixture
+def _bare_pictures(monkeypatch):
+    """Drawing takes most of the time of a short run; ``test_report.py`` is about pictures."""
+    monkeypatch.setattr(pictures, "_svg", lambda figure, salt: "<svg></svg>")
+
+
+def test_train_writes_all_its_files_and_a_table(finished):
     names = {p.name for p in finished.iterdir()}
     assert names == {
         "config.json", "metrics.jsonl", "checkpoint.json", "checkpoint", "units.json", "summary.json",
@@ -40,6 +53,7 @@ def test_train_writes_all_its_files_and_a_table(finished, capsys):
     assert load_file(finished / "model.safetensors")["out.weight"].shape == (10, 128)
 
 
+@pytest.mark.usefixtures("_bare_pictures")
 def test_resuming_a_finished_run_changes_nothing(finished):
     before = {name: (finished / name).read_bytes() for name in ("model.safetensors", "metrics.jsonl")}
     assert call(["train", "digits-mlp", "--out", str(finished), "--resume"]) == (0, "")
@@ -54,7 +68,7 @@ def test_train_says_what_theory_warns_of_in_one_line(tmp_path, capsys):
     assert re.match(r"digits-mlp ist: round 0: label skew: .* \(docs/your-run\.md\)$", told[0])
 
 
-def test_compare_makes_one_table_of_all_methods(tmp_path, capsys):
+def test_compare_makes_one_table_of_all_methods(tmp_path, request):
     out = tmp_path / "cmp"
     arguments = [
         "compare",
@@ -67,7 +81,7 @@ def test_compare_makes_one_table_of_all_methods(tmp_path, capsys):
         str(out),
     ]
     arguments += ["--set", "rounds=2", "--set", "local_steps=3", "--set", "local_sgd.local_steps=5"]
-    arguments += ["--set", "partition.reshuffle=0.5"]
+    arguments += ["--set", "partition.reshuffle=0.5", "--set", "threads=1"]
     assert call(arguments) == (0, "")
     assert len([p for p in out.iterdir() if p.is_dir()]) == 8
     configs = {p.name: json.loads((p / "config.json").read_text()) for p in out.iterdir() if p.is_dir()}
@@ -79,16 +93,19 @@ def test_compare_makes_one_table_of_all_methods(tmp_path, capsys):
     for method in ("ist", "local_sgd", "narrow", "single"):
         assert method in shown
     stamp = (out / "ist-seed0" / "model.safetensors").stat().st_mtime_ns
+    request.getfixturevalue("_bare_pictures")  # they have been drawn
     assert call([*arguments, "--resume"]) == (0, "")
     assert (out / "ist-seed0" / "model.safetensors").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.usefixtures("_bare_pictures")
 def test_tensorboard_events(tmp_path):
     pytest.importorskip("tensorboard")
     assert call(["train", "digits-mlp", "--out", str(tmp_path / "x"), "--tensorboard", *QUICK]) == (0, "")
     assert list((tmp_path / "x" / "tensorboard").glob("events*"))
 
 
+@pytest.mark.usefixtures("_bare_pictures")
 def test_another_optimizer_starts_from_its_own_defaults(tmp_path):
     arguments = ["train", "digits-mlp", "--out", str(tmp_path / "x"), "--set", "optimizer.name=AdamW", *QUICK]
     assert call(arguments) == (0, "")
@@ -194,14 +211,12 @@ def test_a_folder_in_use_is_left_alone(finished):
     assert (finished / "config.json").read_bytes() == before
 
 
-def test_a_folder_that_another_process_writes_to_is_refused(tmp_path):
+def test_a_folder_that_another_process_writes_to_is_refused(finished):
     import fcntl
 
-    out = tmp_path / "x"
-    assert call(["train", "digits-mlp", "--out", str(out), *QUICK])[0] == 0
-    with (out / "lock").open("w") as lock:
+    with (finished / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        code, message = call(["train", "digits-mlp", "--out", str(out), "--resume"])
+        code, message = call(["train", "digits-mlp", "--out", str(finished), "--resume"])
     assert (code, "another process" in message) == (1, True)
 
 
@@ -225,6 +240,7 @@ def test_a_damaged_run_is_refused_by_the_name_of_its_file(finished, name, conten
     assert "\n" not in message
 
 
+@pytest.mark.usefixtures("_bare_pictures")
 def test_divergence_stops_with_a_remedy_and_leaves_a_good_state(tmp_path):
     arguments = [
         "train",
@@ -243,6 +259,7 @@ def test_divergence_stops_with_a_remedy_and_leaves_a_good_state(tmp_path):
     assert lines[-1]["refused"]
 
 
+@pytest.mark.usefixtures("_bare_pictures")
 def test_another_runs_checkpoint_is_refused(finished, tmp_path):
     other = tmp_path / "other"
     assert call(["train", "digits-mlp", "--workers", "3", "--seed", "5", "--out", str(other), *QUICK]) == (0, "")

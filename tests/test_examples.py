@@ -19,7 +19,10 @@ NEED_DATA = [p for p in sorted((Path(__file__).parents[1] / "examples").glob("*.
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example(path, tmp_path):
-    done = subprocess.run([sys.executable, path], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    done = subprocess.run(
+        [sys.executable, path], capture_output=True, text=True, cwd=tmp_path, timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     accuracy = re.findall(r"accuracy.* (0\.\d+)", done.stdout)
     assert float(accuracy[-1]) > 0.95

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -156,14 +157,18 @@ def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 METHODS = {
-    "ist": Method(ist(3, local_steps=4), sgd),
+    "ist": Method(ist(3, local_steps=4, reshuffle=1.0), sgd),
     "ist-slow-core": Method(ist(3, local_steps=4, reshuffle=0.3, core=0.3), adamw),
-    "ist-uneven-travel": Method(ist(3, local_steps=4, capacities=(1, 2, 3), optimizer_state="travel"), adamw),
+    "ist-uneven-travel": Method(
+        ist(3, local_steps=4, capacities=(1, 2, 3), optimizer_state="travel", reshuffle=1.0), adamw
+    ),
     "overlapping": Method(
         Algorithm(name="overlapping", partition=Overlapping(3, 2), local_steps=4, optimizer_state="travel"), sgd
     ),
     "local_sgd": Method(local_sgd(3, local_steps=4), sgd),
-    "ist-core-overlap-travel": Method(ist(3, local_steps=4, core=0.4, overlap=2, optimizer_state="travel"), adamw),
+    "ist-core-overlap-travel": Method(
+        ist(3, local_steps=4, core=0.4, overlap=2, optimizer_state="travel", reshuffle=1.0), adamw
+    ),
     "local_sgd-overlap-travel": Method(local_sgd(3, local_steps=4, overlap=4, optimizer_state="travel"), sgd),
     "local_sgd-travel": Method(local_sgd(3, local_steps=4, optimizer_state="travel"), adamw),
     "narrow": Method(narrow(3, local_steps=4), sgd),
@@ -195,9 +200,20 @@ class Residual(nn.Module):
 
 
 def blocks() -> tuple[nn.Module, Plan, Tensor]:
+    model, x = _of_blocks()
+    return model, _plan_of_blocks(), x
+
+
+def _of_blocks() -> tuple[nn.Module, Tensor]:
     body = nn.Sequential(*(Residual(8, 6 + k) for k in range(6)))
-    model, x = nn.Sequential(nn.Linear(9, 8), body, nn.Linear(8, 4)), torch.randn(16, 9)
-    return model, discover(model, x, blocks=Blocks("1.*", branch="down")), x
+    return nn.Sequential(nn.Linear(9, 8), body, nn.Linear(8, 4)), torch.randn(16, 9)
+
+
+@cache
+def _plan_of_blocks() -> Plan:
+    """Found once: values are no part of it."""
+    with torch.random.fork_rng(devices=[]):
+        return discover(*_of_blocks(), blocks=Blocks("1.*", branch="down"))
 
 
 MODELS: dict[str, tuple[Callable[[], tuple[nn.Module, Plan, Tensor]], Callable[[int], Shards]]] = {

@@ -14,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from skerry.cli import call
+
 PATH = Path(__file__).parents[2] / "bench" / "hosts.py"
 _spec = importlib.util.spec_from_file_location("bench_hosts", PATH)
 assert _spec is not None
@@ -93,11 +95,12 @@ def end_owner(sent: signal.Signals) -> tuple[int, int, int]:
 
 def test_three_hosts_train_for_two_rounds(tmp_path: Path) -> None:
     """Against the serial runtime: the same model; nobody else is needed for a run's files."""
-    settings = ["-m", "skerry", "train", "digits-mlp", "--workers", "3", "--rounds", "2", "--set", "threads=1", "--out"]
+    settings = ["train", "digits-mlp", "--workers", "3", "--rounds", "2", "--set", "threads=1", "--out"]
     with bench.Hosts(3, rate="1gbit") as hosts:
-        outcome = hosts.torchrun([*settings, str(tmp_path / "hosts")], out=tmp_path / "logs", timeout_s=400)
+        command = ["-m", "skerry", *settings, str(tmp_path / "hosts")]
+        outcome = hosts.torchrun(command, out=tmp_path / "logs", timeout_s=400)
     assert outcome.codes == [0, 0, 0], outcome.logs[0].read_text()
-    subprocess.run([sys.executable, *settings, str(tmp_path / "serial")], check=True, capture_output=True)
+    assert call([*settings, str(tmp_path / "serial")]) == (0, "")
     found = [load_file(tmp_path / runtime / "model.safetensors") for runtime in ("hosts", "serial")]
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])

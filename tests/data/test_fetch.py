@@ -240,7 +240,7 @@ def test_digits_need_no_fetching(monkeypatch):
     said: list[str] = []
     assert fetch("digits", say=said.append).is_dir()
     assert said == ["digits: comes with scikit-learn, which is installed; nothing to fetch"]
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     assert "pip install scikit-learn" in failure("digits")
 
 

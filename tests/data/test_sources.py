@@ -139,7 +139,7 @@ def test_digits_are_scikit_learns_split_without_loss():
 
 
 def test_digits_without_scikit_learn(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     assert message_of("digits", None, CATALOGUE).endswith("run: pip install scikit-learn")
 
 

@@ -406,8 +406,8 @@ def nearly_all_core():
 @pytest.mark.parametrize(
     ("build", "algorithm"),
     [
-        (only_blocks, ist(3, local_steps=2)),  # a worker has some tensors whole that calibration scales
-        (nearly_all_core, ist(3, local_steps=2, core=0.75)),
+        (only_blocks, ist(3, local_steps=2, reshuffle=1.0)),  # a worker has some tensors whole that calibration scales
+        (nearly_all_core, ist(3, local_steps=2, core=0.75, reshuffle=1.0)),
         (lambda: mlp(hidden=(9, 7))[:2], Algorithm(name="o", partition=Overlapping(3, 3), local_steps=2)),
         (lambda: mlp(hidden=(9, 7))[:2], local_sgd(3, local_steps=2, overlap=1)),
     ],

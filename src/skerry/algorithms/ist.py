@@ -11,7 +11,7 @@ def ist(
     *,
     local_steps: int = 20,
     seed: int = 0,
-    reshuffle: float = 1.0,
+    reshuffle: float = 0.1,
     capacities: Sequence[float] | None = None,
     core: float = 0.0,
     optimizer_state: StatePolicy = "reset",
@@ -26,7 +26,8 @@ def ist(
 
     A weight between units of two workers rests. A weight that touches no unit is on all workers and averaged.
 
-    Differs from the paper: ``reshuffle`` below 1 deals only a part of the units again; the full model's consumers are
+    Differs from the paper: each round a tenth of the units is dealt again by default; ``reshuffle=1`` deals all, as the
+    paper does, for five to ten times the bytes (docs/log.md has what each brings); the full model's consumers are
     scaled by 1/n (``calibrate.py``) and batch norm keeps running statistics, where the release uses the test batch's.
 
     References:

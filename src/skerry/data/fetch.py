@@ -12,7 +12,6 @@ import tempfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ from skerry.data.sources import (
     read_digits,
     read_file,
     read_folder,
+    scikit_learn_folder,
     spec_of,
 )
 
@@ -76,7 +76,9 @@ def fetch(
     if name == "digits":
         read_digits(catalogue)
         say("digits: comes with scikit-learn, which is installed; nothing to fetch")
-        return _scikit_learn_folder()
+        folder = scikit_learn_folder()
+        assert folder is not None
+        return folder
     target = cache_folder(name) if target is None else target
     if source is not None and not source.is_dir():
         raise DataError(f"{source}: no such folder, expected one with the four IDX files of {name}; check --from")
@@ -259,10 +261,3 @@ def _run(command: list[str], folder: Path, timeout_s: float) -> None:
 def _one_line(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return " / ".join(lines)[:250] or "it said nothing"
-
-
-def _scikit_learn_folder() -> Path:
-    found = find_spec("sklearn")
-    assert found is not None
-    assert found.origin is not None
-    return Path(found.origin).parent
