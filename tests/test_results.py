@@ -55,6 +55,12 @@ def test_the_page_has_what_is_published_the_table_the_picture_and_remarks(tmp_pa
         assert (tmp_path / "docs" / f"results-{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_folder_of_the_page_is_made(tmp_path):
+    some_runs(tmp_path / "runs" / "digits-mlp")
+    write_results(tmp_path / "runs", tmp_path / "new" / "docs" / "results.md", {})
+    assert (tmp_path / "new" / "docs" / "results-digits-mlp.png").exists()
+
+
 def test_a_folder_without_runs_is_told(tmp_path):
     with pytest.raises(ReportError, match="expected a folder for each recipe with runs that are done"):
         write_results(tmp_path, tmp_path / "results.md", ABOUT)

@@ -41,6 +41,7 @@ def write_results(folder: Path, out: Path, about: Mapping[str, tuple[str, str]])
         raise ReportError(f"{folder}: expected a folder for each recipe with runs that are done, got none")
     recipe = {name: str(runs[0].config["recipe"]) for name, runs in found.items()}
     order = sorted(found, key=lambda name: ([*about, recipe[name]].index(recipe[name]), len(name)))
+    out.parent.mkdir(parents=True, exist_ok=True)
     page = [_HEAD]
     for name in order:
         runs = found[name]
