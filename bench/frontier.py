@@ -141,18 +141,21 @@ def flop_a_step(recipe: str, method: str, workers: int) -> float:
 def plan(recipe: str, line: Line, local_steps: int, options: argparse.Namespace) -> tuple[str, Settings]:
     """Return the name of a row and its settings but for rate and seed.
 
-    Operations: the recipe's, times budget; with another number of workers, those of ``ist`` with as many.
+    Operations: the recipe's, times budget; with another number of workers, those of ``ist`` with as many. The number of
+    local steps is the nearest that gives them.
     """
     built = RECIPES[recipe]()
     usual = {"rounds": built.config.rounds, "local_steps": built.config.local_steps, **built.methods[line.method]}
     steps = usual["rounds"] * usual["local_steps"]
-    settings: dict[str, Any] = {"method": line.method, "local_steps": local_steps, "eval_every": 0, "threads": 1}
+    settings: dict[str, Any] = {"method": line.method, "eval_every": 0, "threads": 1}
     if options.workers:
         of_ist = {**usual, **built.methods["ist"]}
         ratio = flop_a_step(recipe, "ist", options.workers) / flop_a_step(recipe, line.method, options.workers)
         steps = of_ist["rounds"] * of_ist["local_steps"] * ratio
         settings |= {"workers": options.workers} if line.method != "single" else {}
-    settings |= {"rounds": max(1, round(options.budget * steps / local_steps))}
+    rounds = max(1, round(options.budget * steps / local_steps))
+    # So many steps a round that the sum is met, whatever rounding did.
+    settings |= {"rounds": rounds, "local_steps": max(1, round(options.budget * steps / rounds))}
     settings |= {"model.hidden": options.hidden} if options.hidden else {}
     name = "-".join([line.method, str(local_steps), *(f"{k.split('.')[-1]}{v}" for k, v in line.settings.items())])
     return name, settings | dict(line.settings)
