@@ -152,8 +152,8 @@ def read_digits(catalogue: Catalogue) -> Arrays:
         )
     # Not load_digits: importing it takes each worker process longer than a short run does.
     rows = np.loadtxt(folder / "datasets" / "data" / "digits.csv.gz", dtype=np.int64, delimiter=",")
-    x, y = rows[:, :-1], rows[:, -1].astype(np.uint8)
-    x = ((x * 255 + 8) // 16).astype(np.uint8).reshape(-1, 8, 8)  # 0..16 to 0..255, rounded
+    x = ((rows[:, :-1] * 255 + 8) // 16).astype(np.uint8).reshape(-1, 8, 8)  # 0..16 to 0..255, rounded
+    y = rows[:, -1].astype(np.uint8)
     # RandomState, not Generator: numpy promises (NEP 19) that its stream never changes.
     order = np.random.RandomState(0).permutation(len(x))
     train, test = np.split(order, [len(x) * 4 // 5])
