@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from skerry import pictures
 from skerry.cli import call
 
 SETTINGS = ["--set", "rounds=12", "--set", "local_steps=15", "--set", "threads=1", "--set", "optimizer_state=travel"]
-SETTINGS += ["--workers", "3"]
+SETTINGS += ["--workers", "2"]
 OFTEN = ["--set", "checkpoint_every_s=0"]
 
 
@@ -62,6 +63,14 @@ def _same_run(a: Path, b: Path) -> None:
     assert not list(b.glob(".*"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _bare_pictures():
+    """Drawing would take most of the time of the runs that are resumed here; ``test_report.py`` is about pictures."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pictures, "_svg", lambda figure, salt: "<svg></svg>")
+        yield
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -71,12 +80,12 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("runtime", ["serial", "processes"])
-def test_killed_in_the_middle_of_a_round_and_resumed(undisturbed, tmp_path, runtime):
+@pytest.mark.parametrize(("runtime", "kills"), [("serial", (3, 7)), ("processes", (5,))])
+def test_killed_in_the_middle_of_a_round_and_resumed(undisturbed, tmp_path, runtime, kills):
     out, moment = tmp_path / "x", random.Random(runtime)
     process = _start(out, "--runtime", runtime, *SETTINGS, *OFTEN)
-    for kills in (3, 7):
-        _wait_for_rounds(out, kills, process)
+    for rounds in kills:
+        _wait_for_rounds(out, rounds, process)
         time.sleep(moment.uniform(0, 0.03))
         _kill(process, out)
         process = _start(out, "--resume")
@@ -119,11 +128,36 @@ def test_killed_while_it_wrote_its_very_first_file(tmp_path):
     assert call(["train", "digits-mlp", "--out", str(out), "--set", "rounds=2", "--set", "local_steps=2"]) == (0, "")
 
 
-def test_a_run_may_change_its_runtime_on_resume(undisturbed, tmp_path):
-    out = tmp_path / "x"
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A run in processes of which a worker was killed; what it told."""
+    out = tmp_path_factory.mktemp("interrupted") / "x"
     process = _start(out, "--runtime", "processes", *SETTINGS, *OFTEN)
     _wait_for_rounds(out, 4, process)
-    _kill(process, out)
+    workers = _children(process.pid)
+    os.kill(workers[-1], signal.SIGKILL)
+    started = time.monotonic()
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert time.monotonic() - started < 15
+    assert not [pid for pid in workers if _is_running(pid)]
+    return out, told
+
+
+def test_a_worker_that_dies_ends_the_run_which_then_resumes(undisturbed, interrupted, tmp_path):
+    broken, told = interrupted
+    last = told.strip().splitlines()[-1]
+    assert "error: rank " in last
+    assert "round " in last
+    assert "killed by SIGKILL" in last
+    assert "Traceback" not in told
+    out = shutil.copytree(broken, tmp_path / "x")
+    assert call(["train", "digits-mlp", "--out", str(out), "--resume"]) == (0, "")
+    _same_run(undisturbed / "processes", out)
+
+
+def test_a_run_may_change_its_runtime_on_resume(undisturbed, interrupted, tmp_path):
+    out = shutil.copytree(interrupted[0], tmp_path / "x")
     assert call(["train", "digits-mlp", "--out", str(out), "--resume", "--runtime", "serial"]) == (0, "")
     serial, other = _bits(undisturbed / "serial"), _bits(out)
     assert serial.keys() == other.keys()
@@ -131,30 +165,9 @@ def test_a_run_may_change_its_runtime_on_resume(undisturbed, tmp_path):
         torch.testing.assert_close(other[name], tensor)
 
 
-def test_a_worker_that_dies_ends_the_run_which_then_resumes(undisturbed, tmp_path):
-    out = tmp_path / "x"
-    process = _start(out, "--runtime", "processes", *SETTINGS, *OFTEN)
-    _wait_for_rounds(out, 4, process)
-    workers = _children(process.pid)
-    victim = workers[-1]
-    os.kill(victim, signal.SIGKILL)
-    started = time.monotonic()
-    _, told = process.communicate(timeout=30)
-    assert process.returncode == 1
-    assert time.monotonic() - started < 15
-    last = told.strip().splitlines()[-1]
-    assert "error: rank " in last
-    assert "round " in last
-    assert "killed by SIGKILL" in last
-    assert "Traceback" not in told
-    assert not [pid for pid in workers if _is_running(pid)]
-    assert call(["train", "digits-mlp", "--out", str(out), "--resume"]) == (0, "")
-    _same_run(undisturbed / "processes", out)
-
-
 def test_plain_torchrun_gives_the_same_bits(undisturbed, tmp_path):
     out = tmp_path / "x"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "skerry"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "skerry"]
     command += ["train", "digits-mlp", "--out", str(out), *SETTINGS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
