@@ -168,8 +168,10 @@ def frontier(recipe: str, options: argparse.Namespace) -> None:
     changed += [f"budget{options.budget:g}"] if options.budget != 1 else []
     out = options.out / "-".join([recipe, *changed])
     out.mkdir(parents=True, exist_ok=True)
-    with (out / "command.txt").open("a") as commands:
-        commands.write(f"SKERRY_DATA=... python bench/frontier.py {' '.join(sys.argv[1:])}\n")
+    commands = out / "command.txt"
+    made_by = commands.read_text().splitlines() if commands.exists() else []
+    this = f"SKERRY_DATA=... python bench/frontier.py {' '.join(sys.argv[1:])}"
+    commands.write_text("\n".join(dict.fromkeys([*made_by, this])) + "\n")
     only = [m for m in options.methods.split(",") if m]
     rows = [
         (plan(recipe, line, steps, options), line.rates)
