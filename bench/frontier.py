@@ -72,14 +72,14 @@ GRIDS: dict[str, tuple[Line, ...]] = {
         Line("single", (80,), WIDE),
     ),
     "depends-xc": (
-        Line("ist", (25, 100), (0.01, 0.02, 0.05)),
-        Line("ist", (25,), (0.01, 0.02, 0.05), {"partition.reshuffle": 1.0}),
-        Line("narrow", (25, 100), (0.01, 0.02, 0.05)),
-        Line("local_sgd", (25, 100), (0.005, 0.01, 0.02)),
-        Line("local_sgd", (25,), (0.005, 0.01, 0.02), {"optimizer_state": "stay"}),
-        Line("diloco", (25, 100), (0.005, 0.01, 0.02)),
-        Line("ensemble", (100,), (0.01, 0.02, 0.05)),
-        Line("single", (100,), (0.005, 0.01, 0.02)),
+        Line("ist", (25, 100), (0.05, 0.1, 0.2)),
+        Line("ist", (25,), (0.05, 0.1, 0.2), {"partition.reshuffle": 1.0}),
+        Line("narrow", (25, 100), (0.05, 0.1, 0.2)),
+        Line("local_sgd", (25, 100), (0.02, 0.05, 0.1)),
+        Line("local_sgd", (25,), (0.02, 0.05, 0.1), {"optimizer_state": "stay"}),
+        Line("diloco", (25, 100), (0.02, 0.05, 0.1)),
+        Line("ensemble", (100,), (0.05, 0.1, 0.2)),
+        Line("single", (100,), (0.02, 0.05, 0.1)),
     ),
 }
 
