@@ -150,9 +150,9 @@ def warn_of_skew(skew: float | None, num_workers: int) -> str | None:
     if skew is None or num_workers < 2 or skew <= SKEW_OF_MOST * most:
         return None
     return (
-        f"label skew: a worker's labels are {skew:.2f} away from all labels (at most {most:.2f}); subnets of unlike "
-        "data leave a bias that no learning rate and no number of rounds removes (arXiv 2306.16484); mix the data "
-        "(split iid), let workers share some of it, or compare with the methods narrow and local_sgd"
+        f"label skew: a worker's labels are {skew:.2f} away from all labels (at most {most:.2f}); training apart on "
+        "unlike data leaves a bias that no learning rate and no number of rounds removes (arXiv 2306.16484); mix the "
+        "data (split iid), let workers share some of it, or see what other methods make of it (skerry compare)"
     )
 
 
