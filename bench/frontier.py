@@ -74,6 +74,7 @@ GRIDS: dict[str, tuple[Line, ...]] = {
     "depends-xc": (
         Line("ist", (25, 100), (0.05, 0.1, 0.2)),
         Line("ist", (25,), (0.05, 0.1, 0.2), {"partition.reshuffle": 1.0}),
+        Line("ist", (100,), (0.05, 0.1, 0.2), {"partition.reshuffle": 0.0}),
         Line("narrow", (25, 100), (0.05, 0.1, 0.2)),
         Line("local_sgd", (25, 100), (0.02, 0.05, 0.1)),
         Line("local_sgd", (25,), (0.02, 0.05, 0.1), {"optimizer_state": "stay"}),
