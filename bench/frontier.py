@@ -130,10 +130,12 @@ class Run:
 
 
 @functools.cache
-def flop_a_step(recipe: str, method: str, workers: int) -> float:
-    """What a step costs, of a worker that is neither the largest nor the smallest: the mean."""
+def flop_a_step(recipe: str, method: str, workers: int, hidden: int | None) -> float:
+    """What a step costs, the mean over workers."""
     method = "local_sgd" if method == "ddp" else method  # the same step, without processes
-    settings = {"rounds": 1, "local_steps": 1, "eval_every": 0} | ({"workers": workers} if method != "single" else {})
+    settings: dict[str, Any] = {"rounds": 1, "local_steps": 1, "eval_every": 0}
+    settings |= {"workers": workers} if method != "single" else {}
+    settings |= {"model.hidden": hidden} if hidden else {}
     with tempfile.TemporaryDirectory() as folder:
         run(configure(recipe, method, settings), Path(folder) / "run", Serial(), resume=False)
         return float(load_run(Path(folder) / "run").metrics[-1]["flop"])
@@ -142,17 +144,20 @@ def flop_a_step(recipe: str, method: str, workers: int) -> float:
 def plan(recipe: str, line: Line, local_steps: int, options: argparse.Namespace) -> tuple[str, Settings]:
     """Return the name of a row and its settings but for rate and seed.
 
-    Operations: the recipe's, times budget; with another number of workers, those of ``ist`` with as many. The number of
-    local steps is the nearest that gives them.
+    Operations: the recipe's, times budget; with another number of workers, those of its own method (``ist``) with as
+    many. The number of local steps is the nearest that gives them.
     """
     built = RECIPES[recipe]()
-    usual = {"rounds": built.config.rounds, "local_steps": built.config.local_steps, **built.methods[line.method]}
-    steps = usual["rounds"] * usual["local_steps"]
+
+    def steps_of(method: str) -> int:
+        settings = built.config.change(dict(built.methods[method]))
+        return settings.rounds * settings.local_steps
+
+    steps: float = steps_of(line.method)
     settings: dict[str, Any] = {"method": line.method, "eval_every": 0, "threads": 1}
     if options.workers:
-        of_ist = {**usual, **built.methods["ist"]}
-        ratio = flop_a_step(recipe, "ist", options.workers) / flop_a_step(recipe, line.method, options.workers)
-        steps = of_ist["rounds"] * of_ist["local_steps"] * ratio
+        cost = [flop_a_step(recipe, m, options.workers, options.hidden) for m in (built.config.method, line.method)]
+        steps = steps_of(built.config.method) * cost[0] / cost[1]
         settings |= {"workers": options.workers} if line.method != "single" else {}
     rounds = max(1, round(options.budget * steps / local_steps))
     # So many steps a round that the sum is met, whatever rounding did.

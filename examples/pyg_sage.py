@@ -81,7 +81,7 @@ def main() -> skerry.Result:
     print(plan)
     result = skerry.train(
         model, lambda output, y: F.cross_entropy(output, y, ignore_index=-1), WholeGraph(graph, labels),
-        plan=plan, algorithm=skerry.ist(workers=4, local_steps=5, reshuffle=0.1, optimizer_state="travel"),
+        plan=plan, algorithm=skerry.ist(workers=4, local_steps=5, optimizer_state="travel"),
         optimizer=lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=5e-4), num_rounds=12,
         on_round=lambda record, state: print(f"round {record.round}: training loss {record.train_loss:.3f}"),
     )  # fmt: skip

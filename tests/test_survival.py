@@ -18,7 +18,7 @@ from skerry import pictures
 from skerry.cli import call
 
 SETTINGS = ["--set", "rounds=12", "--set", "local_steps=15", "--set", "threads=1", "--set", "optimizer_state=travel"]
-SETTINGS += ["--workers", "2"]
+SETTINGS += ["--workers", "3"]
 OFTEN = ["--set", "checkpoint_every_s=0"]
 
 
@@ -167,7 +167,7 @@ def test_a_run_may_change_its_runtime_on_resume(undisturbed, interrupted, tmp_pa
 
 def test_plain_torchrun_gives_the_same_bits(undisturbed, tmp_path):
     out = tmp_path / "x"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "skerry"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "skerry"]
     command += ["train", "digits-mlp", "--out", str(out), *SETTINGS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -35,7 +35,7 @@ def map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def join(values: Sequence[Any]) -> Any:
-    """Concatenate the tensors of ``values``, which are all built alike, along their first dim.
+    """Concatenate the tensors of ``values``, which are all built alike (``fit``), along their first dim.
 
     What is no tensor is taken from the first value.
     """
@@ -44,8 +44,15 @@ def join(values: Sequence[Any]) -> Any:
 
 
 def fit(values: Sequence[Any]) -> bool:
-    """Tell whether ``join`` can: the same tensors, whose samples have the same shapes."""
-    return len({tuple(tensor.shape[1:] for tensor in tensors_of(value)) for value in values}) == 1
+    """Tell whether ``join`` can: the same tensors, in the same places, whose samples have the same shapes."""
+    return len({(_names(value), *(tensor.shape[1:] for tensor in tensors_of(value))) for value in values}) == 1
+
+
+def _names(value: Any) -> tuple[Any, ...]:
+    """The keys of ``value`` and of what is in it, in order."""
+    if isinstance(value, Mapping):
+        return tuple((key, _names(item)) for key, item in value.items())
+    return tuple(_names(item) for item in value) if isinstance(value, tuple | list) else ()
 
 
 def to(value: Any, device: torch.device) -> Any:

@@ -370,7 +370,7 @@ def _check_arguments(optimizer: object, schedule: object, loss_fn: object, test:
     if isinstance(test, tuple) and len(test) == 2 and isinstance(test[1], Tensor) and not len(test[1]):
         raise ValueError("the test set is empty; pass test=None to train without one")
     pair = isinstance(test, tuple) and len(test) == 2 and isinstance(test[1], Tensor)
-    if not (pair and {len(t) for t in tensors_of(test[0])} == {len(test[1])}):
+    if not (pair and {t.shape[:1] for t in tensors_of(test[0])} == {test[1].shape[:1]}):
         raise ValueError(
             f"test: got {type(test).__name__}, expected a pair of tensors (inputs, labels) with as many rows; "
             "a model of several inputs has a tuple or a dict of them"

@@ -143,6 +143,11 @@ def test_digits_without_scikit_learn(monkeypatch):
     assert message_of("digits", None, CATALOGUE).endswith("run: pip install scikit-learn")
 
 
+def test_digits_that_scikit_learn_keeps_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.setattr("skerry.data.sources.scikit_learn_folder", lambda: tmp_path)
+    assert "digits.csv.gz: no such file, expected scikit-learn's digits there" in message_of("digits", None, CATALOGUE)
+
+
 def test_digits_are_verified(catalogue):
     altered = {"digits": catalogue["mnist"]}
     assert "scikit-learn's digits (x_train): shape (1437, 8, 8)" in message_of("digits", None, altered)

@@ -151,7 +151,12 @@ def read_digits(catalogue: Catalogue) -> Arrays:
             "data set 'digits' comes with scikit-learn, which is not installed; run: pip install scikit-learn"
         )
     # Not load_digits: importing it takes each worker process longer than a short run does.
-    rows = np.loadtxt(folder / "datasets" / "data" / "digits.csv.gz", dtype=np.int64, delimiter=",")
+    file = folder / "datasets" / "data" / "digits.csv.gz"
+    if not file.is_file():
+        raise DataError(
+            f"{file}: no such file, expected scikit-learn's digits there; install scikit-learn 1.4 or later"
+        )
+    rows = np.loadtxt(file, dtype=np.int64, delimiter=",")
     x = ((rows[:, :-1] * 255 + 8) // 16).astype(np.uint8).reshape(-1, 8, 8)  # 0..16 to 0..255, rounded
     y = rows[:, -1].astype(np.uint8)
     # RandomState, not Generator: numpy promises (NEP 19) that its stream never changes.
