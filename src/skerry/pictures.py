@@ -241,7 +241,7 @@ def frontier_picture(points: dict[str, list[tuple[float, float, float]]], ylabel
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")  # math is not parsed here
         axes.set_xlabel("MB sent by a worker")
         axes.set_ylabel(f"test {ylabel}")
-        axes.legend(fontsize=8, loc="lower right", framealpha=0.9)
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
         drawn = BytesIO()
         figure.savefig(drawn, format="png", dpi=130)
     atomic.write(out, drawn.getvalue())
