@@ -52,7 +52,7 @@ class Partition(Protocol):
         ...
 
     def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
-        """Return who holds which units in ``round``, counted from 0."""
+        """Return who holds which units in ``round``, counted from 0; it is asked for rounds to come, too."""
         ...
 
     def share(self, axes: Sequence[Axis], round: int) -> Tensor:
