@@ -1,10 +1,12 @@
 """What makes subnets learn better at the same operations and memory: variants of IST, and the narrow net beside them.
 
-    SKERRY_DATA=... python bench/beyond.py fashion-mlp [--budget 0.33] [--seeds 2] [--only "ist 1;narrow"] [--hidden 64]
+    SKERRY_DATA=... python bench/beyond.py fashion-mlp [--budget 0.33] [--seeds 2] [--only "relay 0;narrow"]
+        [--set model.hidden=64] [--steps 250]
 
 Prints a line for each variant: metric (mean, spread over seeds) and MB a worker. All variants get the operations of the
 recipe's ``ist`` times ``--budget``. Two runs at a time, one thread each.
 
+- *ist R*: a fraction R of the units is dealt again each round; *relay R*: and all are handed on to the next worker.
 - *still P, R*: dealt with reshuffle R for the first P of the rounds, then no more.
 - *wide T, R*: a net T times as wide, dealt to T times as many hands as there are workers: a worker's cost is the same,
   and most units rest.
@@ -26,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 import skerry
-from skerry.config import Config
+from skerry.config import Config, parse_settings
 from skerry.experiment import configure, make_optimizer
 from skerry.partition import Assignment, Partition
 from skerry.plan import Axis, Plan, named_tensors
@@ -107,7 +109,14 @@ Make = Callable[[Config, skerry.Algorithm], skerry.Algorithm]
 
 def _ist(**changes: Any) -> Make:
     return lambda c, _: skerry.ist(
-        c.workers, **{"local_steps": c.local_steps, "seed": c.seed, "reshuffle": 0.1, **changes}
+        c.workers,
+        **{
+            "local_steps": c.local_steps,
+            "seed": c.seed,
+            "relay": False,
+            "optimizer_state": c.optimizer_state,
+            **changes,
+        },
     )
 
 
@@ -139,12 +148,16 @@ class Variant:
 
 VARIANTS = {
     **{f"ist {r:g}": Variant(_ist(reshuffle=r)) for r in (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)},
-    "ist .1 travel": Variant(_ist(optimizer_state="travel")),
+    "ist .1 travel": Variant(_ist(reshuffle=0.1, optimizer_state="travel")),
     "ist 1 travel": Variant(_ist(reshuffle=1.0, optimizer_state="travel")),
     **{f"rotating {every}": Variant(_rotating(every)) for every in (1, 5)},
     **{f"still {p:g}, {r:g}": Variant(_still(r, p)) for p in (0.5, 0.8) for r in (0.1, 1.0)},
     **{f"wide {t}, {r:g}": Variant(_resting(r, t), times=t) for t in (2, 4) for r in (0.1, 1.0)},
     **{f"grow {p:g}, {r:g}": Variant(_ist(reshuffle=r), p) for p in (0.25, 0.5, 0.75) for r in (0.0, 0.01, 0.1, 1.0)},
+    **{f"relay {r:g}": Variant(_ist(reshuffle=r, relay=True)) for r in (0.0, 0.01, 0.03, 0.1)},
+    "relay travel": Variant(_ist(relay=True, optimizer_state="travel")),
+    "relay core": Variant(_ist(relay=True, core=0.1)),
+    "ensemble": Variant(lambda c, _: skerry.ensemble(c.workers, local_steps=c.local_steps, seed=c.seed)),
     "narrow": Variant(lambda c, _: skerry.narrow(c.workers, local_steps=c.local_steps)),
 }
 
@@ -181,16 +194,19 @@ def side_by_side(narrow: nn.Module, model: nn.Module, plan: Plan, assignment: As
     return full
 
 
-def one(recipe: str, variant: str, rate: float, seed: int, budget: float, hidden: int | None) -> tuple[float, float]:
+def one(
+    recipe: str, variant: str, rate: float, seed: int, budget: float, changes: dict[str, Any], steps: int | None
+) -> tuple[float, float]:
     """Train a variant; return metric and MB."""
     torch.set_num_threads(1)
     chosen = VARIANTS[variant]
     grown, make = chosen.grown, chosen.make
-    config = configure(recipe, "ist", {"seed": seed} | ({"model.hidden": hidden} if hidden else {}))
+    config = configure(recipe, "ist", {"seed": seed} | changes)
     if chosen.times > 1:
         wider = "hidden" if "hidden" in config.model else "width"
         config = config.change({f"model.{wider}": config.model[wider] * chosen.times})
-    config = config.change({"rounds": max(2, round(config.rounds * budget))})
+    rounds = max(1, round(config.rounds * budget * config.local_steps / (steps or config.local_steps)))
+    config = config.change({"rounds": rounds, "local_steps": steps or config.local_steps})
     job = RECIPES[recipe]().build(config)
     algorithm = make(config, skerry.ist(config.workers, reshuffle=1.0))
     model, plan, start = job.model, job.plan, job.start
@@ -214,7 +230,8 @@ def main() -> None:
     parser.add_argument("recipe", choices=RECIPES)
     parser.add_argument("--budget", type=float, default=1.0)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--hidden", type=int)
+    parser.add_argument("--steps", type=int, help="local steps, if not the recipe's")
+    parser.add_argument("--set", action="append", default=[], help="as of skerry train, for example model.hidden=64")
     parser.add_argument("--rates", default="", help="comma-separated; the recipe's of ist and of narrow by default")
     parser.add_argument("--only", default="", help="variants, separated by ;")
     options = parser.parse_args()
@@ -223,12 +240,10 @@ def main() -> None:
     only = options.only.split(";") if options.only else list(VARIANTS)
     if unknown := set(only) - set(VARIANTS):
         parser.error(f"--only: {', '.join(sorted(unknown))}: expected of {'; '.join(VARIANTS)}")
+    changes = parse_settings(options.set)
     jobs = [(v, r, s) for v in only for r in rates for s in range(options.seeds)]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        futures = {
-            job: pool.submit(one, options.recipe, job[0], job[1], job[2], options.budget, options.hidden)
-            for job in jobs
-        }
+        futures = {job: pool.submit(one, options.recipe, *job, options.budget, changes, options.steps) for job in jobs}
         for variant, rate in dict.fromkeys((v, r) for v, r, _ in jobs):
             found = [futures[variant, rate, seed].result() for seed in range(options.seeds)]
             values = [value for value, _ in found]

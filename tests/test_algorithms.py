@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from zoo import blobs, mlp
 
-from skerry import Outer, ddp, diloco, ensemble, extract, fedrolex, launch, local_sgd, train
+from skerry import Outer, ddp, diloco, ensemble, extract, fedrolex, ist, launch, local_sgd, train
 from skerry.loop import TrainingFailed
 
 ROUNDS, STEPS = 4, 5
@@ -150,6 +150,22 @@ def test_an_ensemble_is_the_mean_of_nets_that_were_trained_alone():
     result = train(model, F.cross_entropy, Doubles(3), plan=plan, algorithm=algorithm, optimizer=sgd, num_rounds=1)
     torch.testing.assert_close(result.model(x), sum(outputs) / 3)
     torch.testing.assert_close(result.model.out.bias, sum(bias) / 3)
+
+
+def test_a_relay_is_the_mean_of_nets_that_go_from_worker_to_worker():
+    model, plan = plain()
+    algorithm = ist(3, local_steps=STEPS)
+    data, x = Doubles(3), torch.randn(20, 9, dtype=torch.float64)
+    nets = [extract(model, plan, algorithm.partition.assign(plan.axes, 0).units(worker)) for worker in range(3)]
+    for round in range(ROUNDS):
+        for hand, net in enumerate(nets):
+            worker = (hand + round) % 3
+            steps(net, sgd(net.parameters()), data.batches(worker, round * STEPS, STEPS))
+        bias = sum(net.out.bias.detach() for net in nets) / 3  # what all hold is averaged each round
+        for net in nets:
+            net.out.bias.data.copy_(bias)
+    result = train(model, F.cross_entropy, data, plan=plan, algorithm=algorithm, optimizer=sgd, num_rounds=ROUNDS)
+    torch.testing.assert_close(result.model(x), sum(net(x) for net in nets) / 3)
 
 
 def test_ddp_is_refused_where_workers_run_one_after_the_other():

@@ -158,9 +158,10 @@ def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 
 METHODS = {
     "ist": Method(ist(3, local_steps=4, reshuffle=1.0), sgd),
+    "ist-relay-travel": Method(ist(3, local_steps=4, optimizer_state="travel"), adamw),
     "ist-slow-core": Method(ist(3, local_steps=4, reshuffle=0.3, core=0.3), adamw),
     "ist-uneven-travel": Method(
-        ist(3, local_steps=4, capacities=(1, 2, 3), optimizer_state="travel", reshuffle=1.0), adamw
+        ist(3, local_steps=4, capacities=(1, 2, 3), optimizer_state="travel", reshuffle=1.0, relay=False), adamw
     ),
     "overlapping": Method(
         Algorithm(name="overlapping", partition=Overlapping(3, 2), local_steps=4, optimizer_state="travel"), sgd

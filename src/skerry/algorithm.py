@@ -32,7 +32,9 @@ class Algorithm:
         outer: what the workers' moves do to the weights; None: these become their mean. Only for workers that keep
             their units.
         synchronous: whether gradients are averaged over all workers in every step. Needs one process a worker.
-        zero_between: whether weights between units that no worker holds together start at zero.
+        zero_between: whether weights between units that no worker holds together start at zero; where units stay
+            together for the whole run, so that nobody ever trains them.
+        independent: whether nets that share a tensor of more than one dim are refused: they would not be independent.
         width: below 1 the method trains, instead of the given model, a fresh one with that fraction of each axis.
     """
 
@@ -44,6 +46,7 @@ class Algorithm:
     outer: Outer | None = None
     synchronous: bool = False
     zero_between: bool = False
+    independent: bool = False
     width: float = 1.0
 
     @property

@@ -16,12 +16,13 @@ from skerry.runtimes import WireFormat
 class Dealing:
     """Who holds what.
 
-    ``reshuffle``, ``core``, ``capacities`` (a weight a worker, None: equal): of ``Disjoint``. ``fractions`` (of each
-    axis, for each worker; None: the method's own), ``step``: of ``Sampled``, ``Rolling`` and ``Nested``. ``min_units``:
-    of ``Covering``. ``warmup_rounds``: of ``Warmup``.
+    ``reshuffle``, ``relay``, ``core``, ``capacities`` (a weight a worker, None: equal): of ``Disjoint``. ``fractions``
+    (of each axis, for each worker; None: the method's own), ``step``: of ``Sampled``, ``Rolling`` and ``Nested``.
+    ``min_units``: of ``Covering``. ``warmup_rounds``: of ``Warmup``.
     """
 
-    reshuffle: float = 0.1
+    reshuffle: float = 0.0
+    relay: bool = True
     core: float = 0.0
     capacities: tuple[float, ...] | None = None
     fractions: tuple[float, ...] | None = None
@@ -159,8 +160,9 @@ def _change(config: Any, path: list[str], value: Any, full: str) -> Any:
 
 def _typed(old: Any, value: Any, name: str) -> Any:
     """Return ``value`` as the type of ``old``, or raise ValueError."""
-    if isinstance(value, bool):
-        pass
+    if isinstance(old, bool) or isinstance(value, bool):
+        if isinstance(old, bool) and isinstance(value, bool):
+            return value
     elif is_dataclass(old):
         if isinstance(value, Mapping):
             for part, inner in value.items():

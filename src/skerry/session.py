@@ -350,7 +350,7 @@ def _check_algorithm(algorithm: Algorithm, plan: Plan, num_rounds: int) -> None:
             f"'{algorithm.name}': optimizer_state='stay' and an outer optimizer are for workers that keep their units; "
             "deal nothing again (reshuffle=0, no warm-up), or use 'reset' or 'travel'"
         )
-    if algorithm.zero_between:
+    if algorithm.independent:
         shared = [n for n, shape in plan.shapes.items() if len(shape) > 1 and n not in plan.dims]
         if shared:
             raise ValueError(

@@ -23,4 +23,5 @@ def ensemble(workers: int, *, local_steps: int = 20, seed: int = 0, optimizer_st
         local_steps=local_steps,
         optimizer_state=optimizer_state,
         zero_between=True,
+        independent=True,
     )

@@ -11,13 +11,14 @@ def ist(
     *,
     local_steps: int = 20,
     seed: int = 0,
-    reshuffle: float = 0.1,
+    reshuffle: float = 0.0,
+    relay: bool = True,
     capacities: Sequence[float] | None = None,
     core: float = 0.0,
     optimizer_state: StatePolicy = "reset",
     overlap: int = 0,
 ) -> Algorithm:
-    """Deal each axis's units to the workers; each trains its own dense subnet; put the pieces together; deal again.
+    """Deal each axis's units to the workers; each trains its own dense subnet; hand the pieces on; put them together.
 
     With U_w the units of worker w in a round (disjoint, together all), W[U_w] the weights that touch only units of U_w,
     and J local steps of SGD on w's own data:
@@ -26,9 +27,24 @@ def ist(
 
     A weight between units of two workers rests. A weight that touches no unit is on all workers and averaged.
 
-    Differs from the paper: each round a tenth of the units is dealt again by default; ``reshuffle=1`` deals all, as the
-    paper does, for five to ten times the bytes (docs/log.md has what each brings); the full model's consumers are
-    scaled by 1/n (``calibrate.py``) and batch norm keeps running statistics, where the release uses the test batch's.
+    What becomes of U_w is a choice. By default (``relay``) units stay together, and every worker hands its subnet on to
+    the next one, so that each subnet meets all data; weights between two subnets are then zero, and the full model is
+    the subnets side by side. ``reshuffle`` = 1, ``relay`` = False deals all units anew each round, as the paper does:
+    weights between all units are trained, in one round in n on average, and units find new neighbours each time.
+
+    Differs from the paper: the relay (docs/log.md has what each brings); the full model's consumers are scaled by 1/n
+    (``calibrate.py``) and batch norm keeps running statistics, where the release uses the test batch's.
+
+    Args:
+        workers: n.
+        local_steps: J.
+        seed: of the dealing.
+        reshuffle: the fraction of units dealt again each round, see ``Disjoint``.
+        relay: whether subnets are handed on. Needs equal capacities.
+        capacities: a weight a worker; units are dealt in proportion.
+        core: the fraction of each axis that all workers hold and average.
+        optimizer_state: what becomes of momenta, see ``Algorithm``.
+        overlap: see ``Algorithm``.
 
     References:
         Yuan, Wolfe, Dun, Tang, Kyrillidis, Jermaine: Distributed Learning of Fully Connected Neural Networks using
@@ -37,8 +53,9 @@ def ist(
     weights = None if capacities is None else tuple(capacities)
     return Algorithm(
         name="ist",
-        partition=Disjoint(workers, seed, reshuffle=reshuffle, capacities=weights, core=core),
+        partition=Disjoint(workers, seed, reshuffle=reshuffle, capacities=weights, core=core, relay=relay),
         local_steps=local_steps,
         optimizer_state=optimizer_state,
         overlap=overlap,
+        zero_between=reshuffle == 0.0 and core == 0.0,  # a core reads units of all subnets
     )
