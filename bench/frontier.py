@@ -35,52 +35,58 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Line:
-    """A method with the numbers of local steps to try, and its rates."""
+    """A method with the numbers of local steps to try, and its rates; ``more``: the best rate with all seeds."""
 
     method: str
     local_steps: tuple[int, ...]
     rates: tuple[float, ...]
     settings: Settings = field(default_factory=dict)
+    more: bool = True
 
 
-WIDE, DILOCO = (0.01, 0.02, 0.05), (5e-4, 1e-3, 2e-3)
+PAPER: Settings = {"partition.reshuffle": 1.0, "partition.relay": False}
+TENTH: Settings = {"partition.reshuffle": 0.1, "partition.relay": False}
+STAY: Settings = {"optimizer_state": "stay"}
+# Rates around those that were best in longer sweeps (docs/log.md); one rate where such a sweep had this very line.
 GRIDS: dict[str, tuple[Line, ...]] = {
     "fashion-mlp": (
-        Line("ist", (25, 50, 100, 400), (0.1, 0.2, 0.4)),
-        Line("ist", (50,), (0.1, 0.2, 0.4), {"partition.reshuffle": 1.0}),
-        Line("narrow", (50, 400), (0.05, 0.1, 0.2)),
-        Line("local_sgd", (20, 77, 154), (0.02, 0.05, 0.1)),
-        Line("local_sgd", (20,), (0.02, 0.05, 0.1), {"optimizer_state": "stay"}),
-        Line("diloco", (20, 77, 154), DILOCO),
-        Line("ensemble", (100,), (0.05, 0.1, 0.2)),
-        Line("federated_dropout", (50,), (0.1, 0.2, 0.4)),
-        Line("fedrolex", (50,), (0.05, 0.1, 0.2)),
-        Line("heterofl", (50,), (0.05, 0.1, 0.2)),
-        Line("single", (77,), (0.02, 0.05, 0.1)),
+        Line("ist", (250, 725), (0.1, 0.2, 0.4)),
+        Line("ist", (50,), (0.2,), TENTH),
+        Line("ist", (50,), (0.2,), PAPER, more=False),
+        Line("narrow", (50,), (0.05,)),
+        Line("narrow", (250,), (0.05, 0.1)),
+        Line("narrow", (725,), (0.1,)),
+        Line("local_sgd", (20,), (0.05,)),
+        Line("local_sgd", (115, 230), (0.02,)),
+        Line("diloco", (20, 115), (5e-4, 1e-3, 2e-3)),
+        Line("ensemble", (250,), (0.05, 0.1)),
+        Line("federated_dropout", (50,), (0.2,), more=False),
+        Line("fedrolex", (50,), (0.1,), more=False),
+        Line("heterofl", (50,), (0.1,), more=False),
+        Line("single", (115,), (0.02,), more=False),
+        Line("ddp", (115,), (0.05,), more=False),
     ),
     "speech-mlp3": (
         Line("ist", (20, 50, 100), (0.05, 0.1, 0.2)),
-        Line("ist", (50,), (0.05, 0.1, 0.2), {"partition.reshuffle": 0.1}),
-        Line("narrow", (20, 100), (0.02, 0.05, 0.1)),
-        Line("local_sgd", (20, 40, 80), WIDE),
-        Line("local_sgd", (20,), WIDE, {"optimizer_state": "stay"}),
+        Line("ist", (50,), (0.05, 0.1, 0.2), PAPER),
+        Line("narrow", (20, 50, 100), (0.05, 0.1, 0.2)),
+        Line("local_sgd", (20, 40, 80), (0.01, 0.02, 0.05)),
+        Line("local_sgd", (20,), (0.01, 0.02, 0.05), STAY),
         Line("diloco", (10, 20, 40), (1e-4, 2e-4, 5e-4)),
         Line("ensemble", (100,), (0.02, 0.05, 0.1)),
-        Line("federated_dropout", (50,), (0.05, 0.1, 0.2)),
-        Line("fedrolex", (50,), (0.05, 0.1, 0.2)),
-        Line("heterofl", (20,), (0.02, 0.05, 0.1)),
-        Line("single", (80,), WIDE),
+        Line("federated_dropout", (50,), (0.05, 0.1, 0.2), more=False),
+        Line("fedrolex", (50,), (0.05, 0.1, 0.2), more=False),
+        Line("heterofl", (20,), (0.02, 0.05, 0.1), more=False),
+        Line("single", (80,), (0.01, 0.02, 0.05), more=False),
+        Line("ddp", (80,), (0.02, 0.05), more=False),
     ),
     "depends-xc": (
-        Line("ist", (25, 100), (0.05, 0.1, 0.2)),
-        Line("ist", (25,), (0.05, 0.1, 0.2), {"partition.reshuffle": 1.0}),
-        Line("ist", (100,), (0.05, 0.1, 0.2), {"partition.reshuffle": 0.0}),
-        Line("narrow", (25, 100), (0.05, 0.1, 0.2)),
-        Line("local_sgd", (25, 100), (0.02, 0.05, 0.1)),
-        Line("local_sgd", (25,), (0.02, 0.05, 0.1), {"optimizer_state": "stay"}),
-        Line("diloco", (25, 100), (0.02, 0.05, 0.1)),
-        Line("ensemble", (100,), (0.05, 0.1, 0.2)),
-        Line("single", (100,), (0.02, 0.05, 0.1)),
+        Line("ist", (125, 312), (0.05, 0.1, 0.2)),
+        Line("ist", (125,), (0.05, 0.1), TENTH),
+        Line("narrow", (125, 312), (0.05, 0.1, 0.2)),
+        Line("local_sgd", (50, 150), (0.02, 0.05, 0.1)),
+        Line("diloco", (50, 150), (0.01, 0.02, 0.05)),
+        Line("ensemble", (312,), (0.05, 0.1)),
     ),
 }
 
@@ -97,9 +103,11 @@ def grid(recipe: str) -> tuple[Line, ...]:
     for method, own in built.methods.items():
         steps = own.get("local_steps", built.config.local_steps)
         optimizer = built.config.change(dict(own)).optimizer
+        rounds = own.get("rounds", built.config.rounds)
         often = method in ("ist", "resist", "narrow", "local_sgd", "diloco")
         rates = tuple(optimizer["lr"] * factor for factor in (0.5, 1.0, 2.0))
-        lines.append(Line(method, (steps, 4 * steps) if often else (steps,), rates))
+        longer = min(4 * steps, rounds * steps // 2)
+        lines.append(Line(method, (steps, longer) if often else (steps,), rates))
     return tuple(lines)
 
 
@@ -180,16 +188,16 @@ def frontier(recipe: str, options: argparse.Namespace) -> None:
     commands.write_text("\n".join(dict.fromkeys([*made_by, this])) + "\n")
     only = [m for m in options.methods.split(",") if m]
     rows = [
-        (plan(recipe, line, steps, options), line.rates)
+        (plan(recipe, line, steps, options), line.rates, options.seeds if line.more else 1)
         for line in grid(recipe)
         if not only or line.method in only
         for steps in line.local_steps
     ]
     runs = {
         (name, rate, seed): Run(out / f"{name}-lr{rate:g}-seed{seed}", {**settings, RATE: rate, "seed": seed})
-        for (name, settings), rates in rows
+        for (name, settings), rates, seeds in rows
         for rate in rates
-        for seed in range(options.seeds)
+        for seed in range(seeds)
     }
 
     with ProcessPoolExecutor(options.at_once, mp_context=get_context("spawn")) as pool:
@@ -198,7 +206,7 @@ def frontier(recipe: str, options: argparse.Namespace) -> None:
             waiting = {key: pool.submit(runs[key].go, recipe) for key in keys}
             return {key: future.result() for key, future in waiting.items()}
 
-        failed = run_all(rows, all_of, options.seeds)
+        failed = run_all(rows, all_of)
     if failed:
         raise SystemExit(f"{len(failed)} runs failed: {failed}")
 
@@ -207,19 +215,18 @@ Key = tuple[str, float, int]
 
 
 def run_all(
-    rows: Sequence[tuple[tuple[str, Settings], tuple[float, ...]]],
+    rows: Sequence[tuple[tuple[str, Settings], tuple[float, ...], int]],
     all_of: Callable[[Iterable[Key]], Mapping[Key, float | None]],
-    seeds: int,
 ) -> list[Key]:
-    """Run every row at every rate with seed 0, its best rate with the other seeds; return what failed."""
-    first = all_of((name, rate, 0) for (name, _), rates in rows for rate in rates)
+    """Run every row at every rate with seed 0, its best rate with the row's other seeds; return what failed."""
+    first = all_of((name, rate, 0) for (name, _), rates, _ in rows for rate in rates)
     good = {(name, rate): value for (name, rate, _), value in first.items() if value is not None}
     best = {
         name: max((rate for rate in rates if (name, rate) in good), key=lambda rate: good[name, rate])
-        for (name, _), rates in rows
+        for (name, _), rates, _ in rows
         if any((name, rate) in good for rate in rates)
     }
-    more = all_of((name, rate, seed) for name, rate in best.items() for seed in range(1, seeds))
+    more = all_of((name, best[name], s) for (name, _), _, seeds in rows if name in best for s in range(1, seeds))
     return [key for key, value in {**first, **more}.items() if value is None]
 
 
