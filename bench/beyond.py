@@ -120,6 +120,13 @@ def _ist(**changes: Any) -> Make:
     )
 
 
+def _relay(reshuffle: float) -> Make:
+    dealing = _ist(reshuffle=reshuffle)
+    return lambda c, a: replace(
+        dealing(c, a), partition=skerry.Disjoint(c.workers, c.seed, reshuffle=reshuffle, relay=True)
+    )
+
+
 def _rotating(every: int) -> Make:
     return lambda c, _: skerry.Algorithm(
         name="rotating", partition=Rotating(c.workers, every, c.seed), local_steps=c.local_steps
@@ -154,9 +161,10 @@ VARIANTS = {
     **{f"still {p:g}, {r:g}": Variant(_still(r, p)) for p in (0.5, 0.8) for r in (0.1, 1.0)},
     **{f"wide {t}, {r:g}": Variant(_resting(r, t), times=t) for t in (2, 4) for r in (0.1, 1.0)},
     **{f"grow {p:g}, {r:g}": Variant(_ist(reshuffle=r), p) for p in (0.25, 0.5, 0.75) for r in (0.0, 0.01, 0.1, 1.0)},
-    **{f"relay {r:g}": Variant(_ist(reshuffle=r, relay=True)) for r in (0.0, 0.01, 0.03, 0.1)},
-    "relay travel": Variant(_ist(relay=True, optimizer_state="travel")),
-    "relay core": Variant(_ist(relay=True, core=0.1)),
+    "relay 0": Variant(_ist(reshuffle=None)),
+    **{f"relay {r:g}": Variant(_relay(r)) for r in (0.01, 0.03, 0.1)},
+    "relay travel": Variant(_ist(reshuffle=None, optimizer_state="travel")),
+    "relay core": Variant(_ist(reshuffle=None, core=0.1)),
     "ensemble": Variant(lambda c, _: skerry.ensemble(c.workers, local_steps=c.local_steps, seed=c.seed)),
     "narrow": Variant(lambda c, _: skerry.narrow(c.workers, local_steps=c.local_steps)),
 }

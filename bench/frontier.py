@@ -44,18 +44,18 @@ class Line:
     more: bool = True
 
 
-PAPER: Settings = {"partition.reshuffle": 1.0, "partition.relay": False}
-TENTH: Settings = {"partition.reshuffle": 0.1, "partition.relay": False}
+PAPER: Settings = {"partition.reshuffle": 1.0}
+TENTH: Settings = {"partition.reshuffle": 0.1}
 STAY: Settings = {"optimizer_state": "stay"}
 # Rates around those that were best in longer sweeps (docs/log.md); one rate where such a sweep had this very line.
 GRIDS: dict[str, tuple[Line, ...]] = {
     "fashion-mlp": (
-        Line("ist", (250, 725), (0.1, 0.2, 0.4)),
+        Line("ist", (250, 725, 1812), (0.05, 0.1, 0.2)),
         Line("ist", (50,), (0.2,), TENTH),
         Line("ist", (50,), (0.2,), PAPER, more=False),
         Line("narrow", (50,), (0.05,)),
         Line("narrow", (250,), (0.05, 0.1)),
-        Line("narrow", (725,), (0.1,)),
+        Line("narrow", (725, 1812), (0.05, 0.1)),
         Line("local_sgd", (20,), (0.05,)),
         Line("local_sgd", (115, 230), (0.02,)),
         Line("diloco", (20, 115), (5e-4, 1e-3, 2e-3)),

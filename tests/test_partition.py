@@ -183,7 +183,7 @@ def test_everything_is_everywhere(drawn, round):
     [
         (lambda: Disjoint(0), "num_workers=0"),
         (lambda: Disjoint(2, reshuffle=1.5), "reshuffle=1.5"),
-        (lambda: Disjoint(2, capacities=(1, 2), relay=True), "expected equal ones; or relay=False"),
+        (lambda: Disjoint(2, capacities=(1, 2), relay=True), "expected equal ones; or deal"),
         (lambda: Disjoint(2, core=-0.1), "core=-0.1"),
         (lambda: Disjoint(2, capacities=(1.0,)), "expected one a worker"),
         (lambda: Disjoint(2, capacities=(1.0, 0.0)), "positive"),

@@ -213,7 +213,7 @@ def test_where_nothing_is_shared_and_nothing_moves_travelling_momenta_make_round
     for optimizer in ("sgd", "adamw"):
         results = [
             run(
-                ist(2, local_steps=steps, reshuffle=0.0, relay=False, optimizer_state="travel"),
+                ist(2, local_steps=steps, reshuffle=0.0, optimizer_state="travel"),
                 build=build, rounds=12 // steps, optimizer=optimizer,
             )
             for steps in (12, 3)
@@ -222,7 +222,7 @@ def test_where_nothing_is_shared_and_nothing_moves_travelling_momenta_make_round
             named_tensors(results[0][0]).items(), named_tensors(results[1][0]).values(), strict=True
         ):
             assert torch.equal(a, b), name
-        reset, _ = run(ist(2, local_steps=3, reshuffle=0.0, relay=False), build=build, rounds=4, optimizer=optimizer)
+        reset, _ = run(ist(2, local_steps=3, reshuffle=0.0), build=build, rounds=4, optimizer=optimizer)
         assert not torch.equal(named_tensors(reset)["a.weight"], named_tensors(results[0][0])["a.weight"])
 
 
@@ -424,12 +424,12 @@ class Idle(WholeModel):
 
 
 def test_a_process_touches_only_its_own_workers_data():
-    algorithm = ist(3, local_steps=2, capacities=(1, 2, 3), reshuffle=1.0, relay=False)
+    algorithm = ist(3, local_steps=2, capacities=(1, 2, 3), reshuffle=1.0)
     run(algorithm, data=OnlyOwnData(3, {1}), runtime=OneOfThree(), rounds=2)
 
 
 def test_a_process_touches_only_its_own_workers_data_in_processes_too():
-    algorithm = ist(3, local_steps=2, capacities=(1, 2, 3), reshuffle=1.0, relay=False)
+    algorithm = ist(3, local_steps=2, capacities=(1, 2, 3), reshuffle=1.0)
     together(3, lambda member: run(algorithm, data=OnlyOwnData(3, {member.rank}), runtime=member, rounds=2))
 
 

@@ -161,7 +161,7 @@ METHODS = {
     "ist-relay-travel": Method(ist(3, local_steps=4, optimizer_state="travel"), adamw),
     "ist-slow-core": Method(ist(3, local_steps=4, reshuffle=0.3, core=0.3), adamw),
     "ist-uneven-travel": Method(
-        ist(3, local_steps=4, capacities=(1, 2, 3), optimizer_state="travel", reshuffle=1.0, relay=False), adamw
+        ist(3, local_steps=4, capacities=(1, 2, 3), optimizer_state="travel", reshuffle=1.0), adamw
     ),
     "overlapping": Method(
         Algorithm(name="overlapping", partition=Overlapping(3, 2), local_steps=4, optimizer_state="travel"), sgd

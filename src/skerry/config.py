@@ -16,13 +16,12 @@ from skerry.runtimes import WireFormat
 class Dealing:
     """Who holds what.
 
-    ``reshuffle``, ``relay``, ``core``, ``capacities`` (a weight a worker, None: equal): of ``Disjoint``. ``fractions``
-    (of each axis, for each worker; None: the method's own), ``step``: of ``Sampled``, ``Rolling`` and ``Nested``.
-    ``min_units``: of ``Covering``. ``warmup_rounds``: of ``Warmup``.
+    ``reshuffle`` (None: a relay, see ``ist``), ``core``, ``capacities`` (a weight a worker, None: equal): of
+    ``Disjoint``. ``fractions`` (of each axis, for each worker; None: the method's own), ``step``: of ``Sampled``,
+    ``Rolling`` and ``Nested``. ``min_units``: of ``Covering``. ``warmup_rounds``: of ``Warmup``.
     """
 
-    reshuffle: float = 0.0
-    relay: bool = True
+    reshuffle: float | None = None
     core: float = 0.0
     capacities: tuple[float, ...] | None = None
     fractions: tuple[float, ...] | None = None
@@ -155,6 +154,9 @@ def _change(config: Any, path: list[str], value: Any, full: str) -> Any:
         if not is_dataclass(old) and not isinstance(old, Mapping):
             raise ValueError(f"unknown setting '{full}': '{name}' is a single value; did you mean '{name}'?")
         return replace(config, **{name: _change(old, rest, value, full)})
+    (kind,) = (f.type for f in fields(config) if f.name == name)
+    if kind == float | None:  # what it is now may say nothing of its type
+        old = None if value is None else 0.0
     return replace(config, **{name: _typed(old, value, full)})
 
 

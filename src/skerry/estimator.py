@@ -43,7 +43,7 @@ class _Estimator:
         learning_rate: float = 3e-3,
         optimizer: OptimizerFn | None = None,
         local_steps: int = 20,
-        reshuffle: float = 0.1,
+        reshuffle: float | None = None,
         plan: Plan | None = None,
         random_state: int = 0,
     ) -> None:
@@ -145,7 +145,8 @@ class Classifier(_Estimator):
         learning_rate: of AdamW, falling to 0 by a cosine.
         optimizer: makes another ``torch.optim`` optimizer of parameters; then ``learning_rate`` has no meaning.
         local_steps: steps between two exchanges.
-        reshuffle: the fraction of units that is dealt again in an exchange. Momenta travel with them.
+        reshuffle: None: every subnet goes on to the next worker in an exchange. A number: that fraction of the units is
+            dealt again. Momenta travel with them.
         plan: what is dealt out; discovered if None.
         random_state: everything random comes from it.
 

@@ -35,14 +35,12 @@ METHODS: dict[str, Method] = {
             local_steps=c.local_steps,
             seed=c.seed,
             reshuffle=c.partition.reshuffle,
-            relay=c.partition.relay,
             core=c.partition.core,
             capacities=c.partition.capacities,
             optimizer_state=c.optimizer_state,
             overlap=c.overlap,
         ),
-        "optimizer_state", "overlap", "partition.reshuffle", "partition.relay", "partition.core",
-        "partition.capacities",
+        "optimizer_state", "overlap", "partition.reshuffle", "partition.core", "partition.capacities",
     ),
     "resist": _method(
         lambda c: algorithms.resist(

@@ -139,7 +139,7 @@ class Disjoint:
             if self.relay and len(set(self.capacities)) > 1:
                 raise ValueError(
                     f"capacities={self.capacities}: subnets that are handed on must fit every worker, expected equal "
-                    "ones; or relay=False and, for units to meet all data, reshuffle=.1"
+                    "ones; or deal units again (reshuffle=.1)"
                 )
 
     def assign(self, axes: Sequence[Axis], round: int) -> Assignment:

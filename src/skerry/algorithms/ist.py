@@ -11,8 +11,7 @@ def ist(
     *,
     local_steps: int = 20,
     seed: int = 0,
-    reshuffle: float = 0.0,
-    relay: bool = True,
+    reshuffle: float | None = None,
     capacities: Sequence[float] | None = None,
     core: float = 0.0,
     optimizer_state: StatePolicy = "reset",
@@ -27,10 +26,10 @@ def ist(
 
     A weight between units of two workers rests. A weight that touches no unit is on all workers and averaged.
 
-    What becomes of U_w is a choice. By default (``relay``) units stay together, and every worker hands its subnet on to
-    the next one, so that each subnet meets all data; weights between two subnets are then zero, and the full model is
-    the subnets side by side. ``reshuffle`` = 1, ``relay`` = False deals all units anew each round, as the paper does:
-    weights between all units are trained, in one round in n on average, and units find new neighbours each time.
+    What becomes of U_w after a round is a choice. By default it is a *relay*: units stay together, and every worker
+    hands its subnet on to the next one, so that each subnet meets all data; weights between two subnets are zero, and
+    the full model is the subnets side by side. With ``reshuffle=1`` all units are dealt anew, as in the paper: weights
+    between all units are trained, each in one round in n on average, and units find new neighbours each time.
 
     Differs from the paper: the relay (docs/log.md has what each brings); the full model's consumers are scaled by 1/n
     (``calibrate.py``) and batch norm keeps running statistics, where the release uses the test batch's.
@@ -39,9 +38,9 @@ def ist(
         workers: n.
         local_steps: J.
         seed: of the dealing.
-        reshuffle: the fraction of units dealt again each round, see ``Disjoint``.
-        relay: whether subnets are handed on. Needs equal capacities.
-        capacities: a weight a worker; units are dealt in proportion.
+        reshuffle: None: a relay. A number: the fraction of units that are dealt again each round, see ``Disjoint``; the
+            others stay where they are.
+        capacities: a weight a worker; units are dealt in proportion. A relay needs equal ones.
         core: the fraction of each axis that all workers hold and average.
         optimizer_state: what becomes of momenta, see ``Algorithm``.
         overlap: see ``Algorithm``.
@@ -53,9 +52,11 @@ def ist(
     weights = None if capacities is None else tuple(capacities)
     return Algorithm(
         name="ist",
-        partition=Disjoint(workers, seed, reshuffle=reshuffle, capacities=weights, core=core, relay=relay),
+        partition=Disjoint(
+            workers, seed, reshuffle=reshuffle or 0.0, capacities=weights, core=core, relay=reshuffle is None
+        ),
         local_steps=local_steps,
         optimizer_state=optimizer_state,
         overlap=overlap,
-        zero_between=reshuffle == 0.0 and core == 0.0,  # a core reads units of all subnets
+        zero_between=not reshuffle and not core,  # a core reads units of all subnets
     )
