@@ -164,6 +164,7 @@ VARIANTS = {
     "relay 0": Variant(_ist(reshuffle=None)),
     **{f"relay {r:g}": Variant(_relay(r)) for r in (0.01, 0.03, 0.1)},
     "relay travel": Variant(_ist(reshuffle=None, optimizer_state="travel")),
+    **{f"grow {p:g}, relay": Variant(_ist(reshuffle=None), p) for p in (0.1, 0.25, 0.5)},
     "relay core": Variant(_ist(reshuffle=None, core=0.1)),
     "ensemble": Variant(lambda c, _: skerry.ensemble(c.workers, local_steps=c.local_steps, seed=c.seed)),
     "narrow": Variant(lambda c, _: skerry.narrow(c.workers, local_steps=c.local_steps)),
