@@ -72,14 +72,8 @@ def test_evaluation_by_hand_and_in_parts():
 
 
 def test_settings_survive_json_and_keep_their_types():
-    config = Config(recipe="r").change(
-        parse_settings(
-            [
-                "optimizer.lr=.3", "partition.capacities=[1,2.5]", "workers=2", "split=by_label", "timeout_s=5",
-                "prior_adjusted=true",
-            ]  # fmt: skip
-        )
-    )
+    words = ["optimizer.lr=.3", "partition.capacities=[1,2.5]", "workers=2", "split=by_label", "timeout_s=5"]
+    config = Config(recipe="r").change(parse_settings([*words, "prior_adjusted=true"]))
     assert (config.optimizer["lr"], config.partition.capacities, config.workers) == (0.3, (1.0, 2.5), 2)
     assert isinstance(config.timeout_s, float)
     assert config.prior_adjusted is True
