@@ -61,6 +61,31 @@ def test_resuming_a_finished_run_changes_nothing(finished):
         assert (finished / name).read_bytes() == content
 
 
+@pytest.mark.usefixtures("_bare_pictures")
+def test_a_run_of_before_there_were_priors_is_one_without(finished):
+    """Its config and its checkpoint do not tell of them."""
+    path = finished / "config.json"
+    config = json.loads(path.read_text())
+    assert config.pop("prior_adjusted") is False
+    assert "prior_adjusted" not in json.loads((finished / "checkpoint.json").read_text())["run"]
+    path.write_text(json.dumps(config))
+    code, message = call(["train", "--out", str(finished), "--resume", "--set", "prior_adjusted=true"])
+    assert (code, "prior_adjusted is False in the saved run, got True" in message) == (1, True)
+    assert call(["train", "--out", str(finished), "--resume"]) == (0, "")
+    assert json.loads(path.read_text())["prior_adjusted"] is False
+
+
+@pytest.mark.usefixtures("_bare_pictures")
+def test_priors_help_where_workers_have_classes_of_their_own(tmp_path):
+    accuracy = {}
+    for adjusted in ("false", "true"):
+        out, words = tmp_path / adjusted, ["split=by_label", "partition.reshuffle=null", f"prior_adjusted={adjusted}"]
+        words = [w for setting in (*words, "rounds=5", "threads=1") for w in ("--set", setting)]
+        assert call(["train", "digits-mlp", "--out", str(out), *words]) == (0, "")
+        accuracy[adjusted] = json.loads((out / "summary.json").read_text())["accuracy"]
+    assert accuracy["true"] > accuracy["false"] + 0.2  # .62 and .16, the mean of five seeds
+
+
 def test_train_says_what_theory_warns_of_in_one_line(tmp_path, capsys):
     assert call(["train", "digits-mlp", "--out", str(tmp_path / "x"), *QUICK, "--set", "split=by_label"]) == (0, "")
     told = [line for line in capsys.readouterr().err.splitlines() if "label skew" in line]
@@ -155,6 +180,7 @@ def test_a_claim_that_does_not_hold_is_an_error(tmp_path, monkeypatch):
         (["train", "digits-mlp", "--out", "O", "--set", "partition.capacities=[1,2]"], "expected one a worker"),
         (["train", "digits-mlp", "--out", "O", "--set", "model.hidden=0"], "model.hidden=0"),
         (["train", "digits-mlp", "--out", "O", "--set", "split=by_lable"], "by_label"),
+        (["train", "digits-mlp", "--out", "O", "--set", "prior_adjusted=1"], "=1: expected true or false"),
         (
             ["train", "digits-mlp", "--out", "O", "--set", "optimizer_state=keep"],
             "expected 'reset', 'travel' or 'stay'",

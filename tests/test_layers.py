@@ -20,7 +20,7 @@ LAYERS = [
     ["cost", "evaluate", "outer"],
     ["algorithm"],
     ["models", "data"],
-    ["algorithms", "state"],
+    ["algorithms", "priors", "state"],
     ["runtimes"],
     ["checkpoint", "export"],
     ["loop"],

@@ -109,6 +109,33 @@ def test_words_that_fill_rows_up_count_for_nothing():
     torch.testing.assert_close(model(words)[:1], model.out(h))
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_skewed_recipes_adjust_all_methods_by_priors_and_others_none(recipe):
+    found = {configure(recipe, method, {}).prior_adjusted for method in RECIPES[recipe]().methods}
+    assert found == {recipe in ("skewed-mlp", "skewed-resnet")}
+
+
+@pytest.mark.parametrize("recipe", ["digits-mlp", "speech-mlp2", "resnet18-cifar"])
+def test_workers_have_a_prior_for_each_logit(tmp_path, monkeypatch, recipe):
+    archives.make(tmp_path, monkeypatch)
+    few = {"data.images": 50} if recipe == "resnet18-cifar" else {}
+    config = configure(recipe, "local_sgd", {"prior_adjusted": True, "split": "by_label", **few})
+    built = RECIPES[recipe]().build(config)
+    logits = built.model(torch.empty_like(built.data.sample(0, 2), device="meta"))
+    assert built.logit_adjustment.shape == (4, logits.shape[1])
+    labels = torch.cat([y for _, y in built.data.batches(2, 0, 20)])
+    assert set(built.logit_adjustment[2].topk(len(labels.unique())).indices.tolist()) == set(labels.tolist())
+    assert RECIPES[recipe]().build(config.change({"prior_adjusted": False})).logit_adjustment is None
+
+
+def test_several_labels_a_sample_have_no_priors(tmp_path, monkeypatch):
+    archives.make(tmp_path, monkeypatch)
+    config = configure("depends-xc", "ist", {"prior_adjusted": True})
+    words = "prior_adjusted=true: the targets of recipe 'depends-xc' are not single classes.*expected false"
+    with pytest.raises(ValueError, match=words):
+        RECIPES["depends-xc"]().build(config)
+
+
 def test_a_recipe_of_images_takes_the_first_ones(tmp_path, monkeypatch):
     labels = archives.make(tmp_path, monkeypatch)["cifar10_jpeg_train.npz"]["label"]
     config = configure("resnet18-cifar", "ist", {"data.images": 20, "workers": 1, "batch_size": 20})

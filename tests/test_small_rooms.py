@@ -72,18 +72,18 @@ def test_evaluation_by_hand_and_in_parts():
 
 
 def test_settings_survive_json_and_keep_their_types():
-    config = Config(recipe="r").change(
-        parse_settings(
-            ["optimizer.lr=.3", "partition.capacities=[1,2.5]", "workers=2", "split=by_label", "timeout_s=5"]
-        )
-    )
+    words = ["optimizer.lr=.3", "partition.capacities=[1,2.5]", "workers=2", "split=by_label", "timeout_s=5"]
+    config = Config(recipe="r").change(parse_settings([*words, "prior_adjusted=true"]))
     assert (config.optimizer["lr"], config.partition.capacities, config.workers) == (0.3, (1.0, 2.5), 2)
     assert isinstance(config.timeout_s, float)
+    assert config.prior_adjusted is True
     assert Config.from_json(config.to_json()) == config
     with pytest.raises(ValueError, match="did you mean 'workers'"):
         Config.from_json({**config.to_json(), "worker": 2})
     with pytest.raises(ValueError, match="expected int"):
         config.change({"workers": True})
+    with pytest.raises(ValueError, match="prior_adjusted=1: expected true or false"):
+        config.change({"prior_adjusted": 1})
 
 
 def test_state_of_a_parameter_without_dims_travels():

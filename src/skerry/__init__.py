@@ -30,6 +30,7 @@ from skerry.partition import Assignment, Disjoint, Everything, Overlapping, Part
 from skerry.parts import Nested, Rolling, Sampled
 from skerry.plan import Axis, DealtDim, Plan
 from skerry.plan_file import load_plan, save_plan
+from skerry.priors import log_priors
 from skerry.rules import Heads, In, Out
 from skerry.runtimes import Processes, Serial, WireFormat, launch
 from skerry.schedule import constant, cosine
@@ -48,6 +49,6 @@ __all__ = [
     "Serial", "Session", "Shards", "State", "TheoryWarning", "TrainingFailed", "Warmup", "WireFormat", "aggregate_",
     "calibrate", "constant", "cosine", "ddp", "diloco", "discover", "ensemble", "evaluate", "extract",
     "federated_dropout", "fedrolex", "from_dataset", "from_loaders", "heterofl", "ist", "launch", "load_plan",
-    "local_sgd", "masked", "materialize", "narrow", "precision_at", "resist", "save_plan", "single", "skeleton",
-    "split", "train", "verify", "write_back",
+    "local_sgd", "log_priors", "masked", "materialize", "narrow", "precision_at", "resist", "save_plan", "single",
+    "skeleton", "split", "train", "verify", "write_back",
 ]  # fmt: skip

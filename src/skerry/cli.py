@@ -105,7 +105,8 @@ def train(
 
     Recipes: fashion-mlp, mnist-mlp, digits-mlp, speech-mlp2, speech-mlp3, depends-xc, vgg-cifar, resnet18-cifar,
     resist-cifar, skewed-mlp, skewed-resnet. The settings that --set takes are those of config.json in --out, such
-    as local_steps=100, partition.reshuffle=1, partition.capacities=[1,1,2,4], optimizer.name=AdamW, split=by_label.
+    as local_steps=100, partition.reshuffle=1, partition.capacities=[1,1,2,4], optimizer.name=AdamW, split=by_label,
+    prior_adjusted=true.
 
     Started by torchrun (torchrun --standalone --nproc-per-node 4 -m skerry train ...) it is one of the workers.
     """

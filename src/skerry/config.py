@@ -36,7 +36,8 @@ class Config:
 
     ``optimizer`` holds the ``name`` of a class of ``torch.optim`` and its keyword arguments; ``model`` what the recipe
     lets one change of its model, ``data`` of its data. ``width`` is the fraction of each axis that method ``narrow``
-    has, 0: 1/workers. ``threads=0`` means: serial all cores, processes an equal part of them, at least one.
+    has, 0: 1/workers. ``prior_adjusted``: in local steps workers' logits get the log prior of their labels
+    (``priors.py``). ``threads=0`` means: serial all cores, processes an equal part of them, at least one.
     """
 
     recipe: str
@@ -48,6 +49,7 @@ class Config:
     batch_size: int = 128
     seed: int = 0
     split: str = "iid"
+    prior_adjusted: bool = False
     partition: Dealing = field(default_factory=Dealing)
     optimizer: Mapping[str, Any] = field(default_factory=lambda: {"name": "SGD", "lr": 0.1, "momentum": 0.9})
     optimizer_state: StatePolicy = "reset"
@@ -185,4 +187,5 @@ def _typed(old: Any, value: Any, name: str) -> Any:
     elif value is None or (isinstance(value, list) and all(isinstance(v, int | float) for v in value)):
         return None if value is None else tuple(float(v) for v in value)
     kind = "a list of numbers, for example [1,1,2]" if old is None or isinstance(old, tuple) else type(old).__name__
+    kind = "true or false" if isinstance(old, bool) else kind
     raise ValueError(f"{name}={value!r}: expected {kind}")

@@ -125,6 +125,7 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
         "optimizer": make_optimizer(config),
         "num_rounds": config.rounds,
         "schedule": SCHEDULES[config.schedule],
+        "logit_adjustment": job.logit_adjustment,
         "seed": config.seed,
         "test": job.test,
         "metrics": job.metrics,

@@ -87,7 +87,10 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
 
 def run_id(config: Config) -> str:
     """Return what tells runs apart: all settings that may not differ between the parts of a resumed run."""
-    return json.dumps({k: v for k, v in config.to_json().items() if k not in _FREE_ON_RESUME}, sort_keys=True)
+    told = {k: v for k, v in config.to_json().items() if k not in _FREE_ON_RESUME}
+    if not config.prior_adjusted:  # checkpoints of before there was such a setting do not tell of it
+        del told["prior_adjusted"]
+    return json.dumps(told, sort_keys=True)
 
 
 def checkpoints_of(folder: Path, config: Config, *, resume: bool) -> Checkpoints:

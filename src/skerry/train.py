@@ -17,6 +17,7 @@ from skerry.export import SHARD_BYTES
 from skerry.inputs import Inputs, fit, join, tensors_of, to
 from skerry.local import Data, LossFn, OptimizerFn, Worker, local_steps
 from skerry.plan import Plan
+from skerry.priors import adjusted
 from skerry.runtimes import FullModel, Runtime, Serial, Store
 from skerry.schedule import Schedule, constant
 from skerry.session import Session, Start
@@ -76,6 +77,7 @@ def train(
     optimizer: OptimizerFn,
     num_rounds: int,
     schedule: Schedule = constant,
+    logit_adjustment: Tensor | None = None,
     seed: int = 0,
     test: tuple[Inputs, Tensor] | None = None,
     metrics: Mapping[str, Metric] | None = None,
@@ -107,6 +109,9 @@ def train(
         optimizer: makes a ``torch.optim`` optimizer of parameters.
         num_rounds: rounds in all, those before a resume included.
         schedule: learning-rate factor by progress (0 to 1).
+        logit_adjustment: (num_workers, num_classes): row w is added to what the subnet of worker w returns, (B,
+            num_classes), in local steps only; for workers with unlike labels ``skerry.log_priors``. A process reads
+            the rows of its own workers.
         seed: of dropout and the like; data and dealing have their own.
         test: (inputs, labels) to evaluate on; a model of several inputs has a tuple or a dict of them.
         metrics: what else to report of it, by name: functions of (what the model returns, y) that return a number for
@@ -126,7 +131,8 @@ def train(
 
     Raises:
         ValueError: the plan does not fit the model, there are more workers than units, the data is split for another
-            number of workers, or a batch norm keeps no running statistics.
+            number of workers, ``logit_adjustment`` has other rows than workers or columns than the model has logits,
+            or a batch norm keeps no running statistics.
         CheckpointError: the checkpoint cannot be resumed from.
         TrainingFailed: pieces had to be refused ``max_bad_rounds`` times in a row.
     """
@@ -136,6 +142,12 @@ def train(
         raise ValueError(
             f"the data is split for {data.num_workers} workers, algorithm '{algorithm.name}' has "
             f"{algorithm.partition.num_workers}; split it for as many"
+        )
+    rows, num_workers = logit_adjustment, algorithm.partition.num_workers
+    if rows is not None and (rows.dim() != 2 or len(rows) != num_workers):
+        raise ValueError(
+            f"logit_adjustment: shape {tuple(rows.shape)}, expected ({num_workers}, number of classes), a row for each "
+            "worker; make it of as many parts (skerry.log_priors)"
         )
     runtime = Serial() if runtime is None else runtime
     mine = runtime.mine(algorithm.partition.num_workers)
@@ -170,7 +182,8 @@ def train(
     with session:
         for round in session.rounds():
             for worker in round.workers:
-                _train(worker, loss_fn, data, loop.device)
+                own = loss_fn if rows is None else adjusted(loss_fn, rows[worker.number].to(loop.device))
+                _train(worker, own, data, loop.device)
                 worker.flop = float(costs.of(worker.narrow).flop * worker.num_steps)
             score = None
             if state.round == num_rounds:

@@ -70,11 +70,14 @@ def resnet18_cifar() -> Recipe:
 
 
 def skewed_resnet() -> Recipe:
-    """The same net and methods where each class is spread unevenly over the workers, in the role of private data."""
+    """The same net and methods where each class is spread unevenly over the workers, in the role of private data.
+
+    All methods are adjusted by the workers' label priors (``priors.py``).
+    """
     recipe = resnet18_cifar()
     return Recipe(
         summary="the same ResNet, each worker with its own mix of classes (Dirichlet .3)",
-        config=recipe.config.change({"recipe": "skewed-resnet", "split": "dirichlet:0.3"}),
+        config=recipe.config.change({"recipe": "skewed-resnet", "split": "dirichlet:0.3", "prior_adjusted": True}),
         methods=recipe.methods,
         build=recipe.build,
     )
@@ -167,7 +170,8 @@ def _build(config: Config, make: Callable[[Mapping[str, Any]], tuple[nn.Module, 
     x, y = cifar.x_train[:num_images], cifar.y_train[:num_images]
     if len(x) < num_images:
         raise ValueError(f"data.images={num_images}: expected at most {len(x)}, the training images there are")
-    return job(config, model, plan, (x, y), (cifar.x_test, cifar.y_test), transform=cifar.standardize)
+    test = cifar.x_test, cifar.y_test
+    return job(config, model, plan, (x, y), test, transform=cifar.standardize, num_classes=CLASSES)
 
 
 def _numbers(settings: Mapping[str, Any], *names: str, group: str = "model") -> list[int]:

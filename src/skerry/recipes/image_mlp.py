@@ -52,11 +52,14 @@ def mnist_mlp() -> Recipe:
 
 
 def skewed_mlp() -> Recipe:
-    """``fashion_mlp`` where each class is spread unevenly over the workers, in the role of private data."""
+    """``fashion_mlp`` where each class is spread unevenly over the workers, in the role of private data.
+
+    All methods are adjusted by the workers' label priors (``priors.py``).
+    """
     recipe = fashion_mlp()
     return Recipe(
         summary="the MLP of fashion-mlp, each worker with its own mix of classes (Dirichlet .3)",
-        config=recipe.config.change({"recipe": "skewed-mlp", "split": "dirichlet:0.3"}),
+        config=recipe.config.change({"recipe": "skewed-mlp", "split": "dirichlet:0.3", "prior_adjusted": True}),
         methods=recipe.methods,
         build=recipe.build,
     )
@@ -110,4 +113,5 @@ def _build(config: Config, dataset: str) -> Job:
     test = torch.from_numpy(images.x_test), torch.from_numpy(images.y_test).long()
     with torch.device("meta"):
         model = MLP([train[0][0].numel(), *[hidden] * layers, images.num_classes])
-    return job(config, model, Plan.from_rules(model, mlp_rules(layers)), train, test, transform=normalize)
+    plan = Plan.from_rules(model, mlp_rules(layers))
+    return job(config, model, plan, train, test, transform=normalize, num_classes=images.num_classes)

@@ -13,6 +13,7 @@ from skerry.data import Shards, split
 from skerry.evaluate import Metric
 from skerry.local import Data, LossFn
 from skerry.plan import Plan
+from skerry.priors import log_priors
 from skerry.randomness import seed_of
 from skerry.session import Start
 from skerry.sources import FromInitializer
@@ -29,6 +30,7 @@ class Job:
     test: tuple[Tensor, Tensor]
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     start: Start | None = None
+    logit_adjustment: Tensor | None = None
 
 
 def job(
@@ -41,12 +43,13 @@ def job(
     loss_fn: LossFn = F.cross_entropy,
     transform: Callable[[Tensor], Tensor] = lambda x: x,
     labels: Tensor | None = None,
+    num_classes: int | None = None,
     metrics: Mapping[str, Metric] | None = None,
 ) -> Job:
     """Return the job of learning ``train``, dealt to the workers of the config, with ``model`` on meta.
 
     Args:
-        config: workers, split, batch size and seed.
+        config: workers, split, batch size and seed, and whether logits are adjusted by priors.
         model: on the meta device: each process makes only the weights that it holds.
         plan: its plan.
         train: inputs as stored, and targets.
@@ -54,10 +57,19 @@ def job(
         loss_fn: of what the model returns and the targets.
         transform: from inputs as stored to the model's.
         labels: what splits by label go by, if not the targets.
+        num_classes: where the targets are classes, the number of logits; None: there are no priors of them.
         metrics: to report beside the loss.
+
+    Raises:
+        ValueError: the config wants logits adjusted, and the targets are not classes.
     """
     x, y = train
     parts = split(y if labels is None else labels, config.workers, config.split, config.seed)
+    if config.prior_adjusted and num_classes is None:
+        raise ValueError(
+            f"prior_adjusted=true: the targets of recipe '{config.recipe}' are not single classes, so workers have no "
+            "priors of them; expected false"
+        )
     return Job(
         model=model,
         plan=plan,
@@ -66,6 +78,7 @@ def job(
         test=(transform(test[0]), test[1]),
         metrics=metrics or {},
         start=partial(FromInitializer, seed=seed_of(config.seed, "model")),
+        logit_adjustment=log_priors(y, parts, num_classes) if config.prior_adjusted and num_classes else None,
     )
 
 

@@ -64,4 +64,5 @@ def _build(config: Config) -> Job:
     train, test = (speech.x_train, speech.y_train), (speech.x_test, speech.y_test)
     with torch.device("meta"):
         model = MLP([speech.x_train.shape[1], *[hidden] * layers, speech.num_classes])
-    return job(config, model, Plan.from_rules(model, mlp_rules(layers)), train, test, transform=speech.standardize)
+    plan = Plan.from_rules(model, mlp_rules(layers))
+    return job(config, model, plan, train, test, transform=speech.standardize, num_classes=speech.num_classes)
