@@ -120,6 +120,7 @@ class Run:
 
     def go(self, recipe: str) -> float | None:
         """Train unless it is done; return the final value of the recipe's metric, None if it failed."""
+        name = f"{self.folder.parent.name}/{self.folder.name}"
         if not (self.folder / "summary.json").exists():
             begun = (self.folder / "config.json").exists()
             words = [w for key, value in self.settings.items() for w in ("--set", f"{key}={json.dumps(value)}")]
@@ -127,13 +128,13 @@ class Run:
             with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
                 code, told = call(["train", recipe, "--out", str(self.folder), *more])
             if code:
-                print(f"{self.folder.name}: {told}", flush=True)
+                print(f"{name}: {told}", flush=True)
                 return None
         done = load_run(self.folder)
         metric = main_metric([done])
         last = done.metrics[-1]
         value = last["accuracy"] if metric == "accuracy" else last["metrics"][metric]
-        print(f"{self.folder.name}: {metric} {value:.4f}, {last['bytes_due'] / 1e6:.1f} MB", flush=True)
+        print(f"{name}: {metric} {value:.4f}, {last['bytes_due'] / 1e6:.1f} MB", flush=True)
         return float(value)
 
 

@@ -8,6 +8,8 @@ from skerry import FromInitializer, materialize, train
 from skerry.cli import call
 from skerry.comparison import load_run
 from skerry.config import Config
+from skerry.data import debian_depends
+from skerry.data.depends import most_frequent
 from skerry.experiment import configure, make_optimizer, run
 from skerry.methods import METHODS
 from skerry.models.bag import BagMLP
@@ -144,9 +146,67 @@ def test_a_recipe_of_images_takes_the_first_ones(tmp_path, monkeypatch):
     assert sorted(y.tolist()) == sorted(labels[:20].tolist())
 
 
+def all_samples(recipe, settings):
+    """Return what all workers together see in an epoch, as pairs of lists, sorted; with the job."""
+    job = RECIPES[recipe]().build(configure(recipe, "ist", settings | {"workers": 1, "batch_size": 1}))
+    num = len(job.data.sample(0, 10**6))
+    pairs = [(x[0].tolist(), y[0].tolist()) for x, y in job.data.batches(0, 0, num)]
+    return sorted(pairs), job
+
+
+def test_fewer_samples_are_the_first_of_one_shuffle_for_all_seeds():
+    few, more = (all_samples("digits-mlp", {"data.samples": num})[0] for num in (20, 50))
+    assert (len(few), len(more)) == (20, 50)
+    assert all(pair in more for pair in few)
+    assert len({label for _, label in more}) == 10  # shuffled before
+    assert all_samples("digits-mlp", {"data.samples": 20, "seed": 3})[0] == few
+    everything, job = all_samples("digits-mlp", {})
+    assert all(pair in everything for pair in more)
+    assert all_samples("digits-mlp", {"data.samples": len(everything)})[0] == everything
+    assert len(job.test[1]) == 1797 - len(everything)  # the test set is never cut
+
+
+def test_a_run_of_before_there_was_a_number_of_samples_has_all():
+    config = configure("digits-mlp", "ist", {})
+    old = Config.from_json({**config.to_json(), "data": {}})
+    data = [RECIPES["digits-mlp"]().build(c).data.sample(0, 10**6) for c in (old, config)]
+    assert torch.equal(*data)
+
+
+def test_fewer_labels_are_the_most_frequent_and_samples_without_any_go(tmp_path, monkeypatch):
+    archives.make(tmp_path, monkeypatch)
+    task = debian_depends()
+    rows = [[label for label in row if label >= 0] for row in task.y_train.tolist()]
+    counts = [sum(label in row for row in rows) for label in range(25)]
+    order = sorted(range(25), key=lambda label: -counts[label])  # stable, as sorts are
+    less = most_frequent(task, 6)
+    for x, y, old_x, old_y in (
+        (less.x_train, less.y_train, task.x_train, task.y_train),
+        (less.x_test, less.y_test, task.x_test, task.y_test),
+    ):
+        kept = [[order.index(label) for label in row if label in order[:6]] for row in old_y.tolist()]
+        assert [[label for label in row if label >= 0] for row in y.tolist()] == [row for row in kept if row]
+        assert x.tolist() == [words for words, row in zip(old_x.tolist(), kept, strict=True) if row]
+        assert (y[:, 0] >= 0).all()
+        assert 0 < len(y) < len(old_y)
+    assert most_frequent(task, 25) is task
+    pairs, job = all_samples("depends-xc", {"data.labels": 6, "data.samples": 11, "model.hidden": 12})
+    assert len(pairs) == 11
+    assert job.model.out.weight.shape == (6, 12)
+    assert torch.equal(job.test[1], less.y_test)
+    quick = QUICK | {"data.labels": 6, "data.samples": 20, "split": "by_label"} | MLP
+    run(configure("depends-xc", "ist", quick), tmp_path / "run", Serial(), resume=False)
+    assert 0 <= load_run(tmp_path / "run").metrics[-1]["metrics"]["P@5"] <= 1
+
+
 @pytest.mark.parametrize(
     ("recipe", "setting", "words"),
     [
+        ("digits-mlp", {"data.samples": -1}, "data.samples=-1: expected 0 (all) or a whole number from 1 to 1"),
+        ("digits-mlp", {"data.samples": 9999}, "data.samples=9999: expected 0 (all) or a whole number from 1 to 1"),
+        ("digits-mlp", {"data.samples": "few"}, "data.samples='few': expected 0 (all) or a whole number"),
+        ("depends-xc", {"data.samples": 61}, "data.samples=61: expected 0 (all) or a whole number from 1 to 60"),
+        ("depends-xc", {"data.labels": 4}, "data.labels=4: expected 0 (all) or a whole number from 5 to 25"),
         ("vgg-cifar", {"data.images": 61}, "data.images=61: expected at most 60"),
         ("vgg-cifar", {"data.images": 0}, "data.images=0: expected a whole number from 1"),
         ("vgg-cifar", {"data.images": 60, "model.convs": 3}, "model.convs=3: expected a list of whole numbers"),
@@ -154,7 +214,7 @@ def test_a_recipe_of_images_takes_the_first_ones(tmp_path, monkeypatch):
         ("resist-cifar", {"data.images": 60, "model.blocks": [2, 2, 1]}, "expected at least 2 blocks in section 3"),
     ],
 )
-def test_wrong_settings_of_images_are_told(tmp_path, monkeypatch, recipe, setting, words):
+def test_wrong_settings_of_data_and_models_are_told(tmp_path, monkeypatch, recipe, setting, words):
     archives.make(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match=r".") as error:
         RECIPES[recipe]().build(configure(recipe, "local_sgd", setting))
@@ -164,6 +224,9 @@ def test_wrong_settings_of_images_are_told(tmp_path, monkeypatch, recipe, settin
 def test_an_unknown_setting_of_the_data_names_the_nearest():
     with pytest.raises(ValueError, match=r"unknown setting of the data: data\. 'image'; did you mean 'images'"):
         configure("vgg-cifar", "ist", {"data.image": 5})
+    for recipe in ("fashion-mlp", "mnist-mlp", "skewed-mlp", "digits-mlp", "depends-xc"):
+        with pytest.raises(ValueError, match="did you mean 'samples'"):
+            configure(recipe, "ist", {"data.sample": 5})
 
 
 def test_a_worker_of_resist_costs_what_its_narrow_rival_costs(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Extreme classification on Debian's packages: from the words of a description to the packages it depends on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -39,6 +39,27 @@ def debian_depends() -> Depends:
     test = torch.from_numpy(arrays["test"])
     num_words, num_labels = int(arrays["x_shape"][1]), int(arrays["y_shape"][1])
     return Depends(x[~test], y[~test], x[test], y[test], num_words, num_labels)
+
+
+def most_frequent(task: Depends, num_labels: int) -> Depends:
+    """Return ``task`` with only the labels that most training samples have, the most frequent first.
+
+    Samples without any of them are left out. Of labels as frequent as each other the first count as more frequent.
+    """
+    if num_labels == task.num_labels:
+        return task
+    counts = task.y_train[task.y_train >= 0].bincount(minlength=task.num_labels)
+    new = torch.full((task.num_labels + 1,), -1)  # the last one for the filler
+    new[counts.argsort(descending=True, stable=True)[:num_labels]] = torch.arange(num_labels)
+
+    def kept(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        y = new[y]
+        y = y.gather(1, (y < 0).long().argsort(dim=1, stable=True))  # fillers last
+        some = y[:, 0] >= 0
+        return x[some], y[some]
+
+    (x_train, y_train), (x_test, y_test) = kept(task.x_train, task.y_train), kept(task.x_test, task.y_test)
+    return replace(task, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, num_labels=num_labels)
 
 
 def _filled(starts: NDArray[np.int64], values: NDArray[np.int64], filler: int) -> Tensor:

@@ -11,13 +11,16 @@ from skerry.data import load
 from skerry.models.mlp import MLP
 from skerry.plan import Plan
 from skerry.recipes.compared import compared
-from skerry.recipes.recipe import Job, Recipe, job
+from skerry.recipes.recipe import Job, Recipe, first_samples, job
 from skerry.rules import In, Out, Rules
 
 
 def fashion_mlp() -> Recipe:
-    """784-1024-1024-10 on Fashion-MNIST, 4 workers. Methods at equal operations a worker (about 1.13 TFLOP)."""
-    config = Config(recipe="fashion-mlp", model={"hidden": 1024, "layers": 2})
+    """784-1024-1024-10 on Fashion-MNIST, 4 workers. Methods at equal operations a worker (about 1.13 TFLOP).
+
+    ``data.samples``, here and in the recipes below: only so many training samples, 0: all.
+    """
+    config = Config(recipe="fashion-mlp", model={"hidden": 1024, "layers": 2}, data={"samples": 0})
     return Recipe(
         summary="MLP 784-1024-1024-10 with batch norm on Fashion-MNIST",
         config=config,
@@ -70,7 +73,7 @@ def digits_mlp() -> Recipe:
     settings: dict[str, Any] = {"rounds": 20, "local_steps": 20, "eval_every": 5}
     return Recipe(
         summary="MLP 64-128-128-10 on scikit-learn's digits, for trials that take seconds",
-        config=Config(recipe="digits-mlp", model={"hidden": 128, "layers": 2}, batch_size=32),
+        config=Config(recipe="digits-mlp", model={"hidden": 128, "layers": 2}, data={"samples": 0}, batch_size=32),
         methods=compared(
             subnets=settings,
             replicas={"rounds": 4, "local_steps": 12, "eval_every": 1},
@@ -109,7 +112,7 @@ def _build(config: Config, dataset: str) -> Job:
     def normalize(x: Tensor) -> Tensor:
         return (x.flatten(1).float() / 255 - images.mean) / images.std
 
-    train = torch.from_numpy(images.x_train), torch.from_numpy(images.y_train).long()
+    train = first_samples(config, torch.from_numpy(images.x_train), torch.from_numpy(images.y_train).long())
     test = torch.from_numpy(images.x_test), torch.from_numpy(images.y_test).long()
     with torch.device("meta"):
         model = MLP([train[0][0].numel(), *[hidden] * layers, images.num_classes])

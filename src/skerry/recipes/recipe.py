@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,7 +15,7 @@ from skerry.evaluate import Metric
 from skerry.local import Data, LossFn
 from skerry.plan import Plan
 from skerry.priors import log_priors
-from skerry.randomness import seed_of
+from skerry.randomness import generator, seed_of
 from skerry.session import Start
 from skerry.sources import FromInitializer
 
@@ -80,6 +81,27 @@ def job(
         start=partial(FromInitializer, seed=seed_of(config.seed, "model")),
         logit_adjustment=log_priors(y, parts, num_classes) if config.prior_adjusted and num_classes else None,
     )
+
+
+def how_many(config: Config, name: str, there: int, least: int = 1) -> int:
+    """Return the number of ``there`` that ``data.NAME`` takes; 0, or a run of before there was this setting: all.
+
+    Raises:
+        ValueError: not a whole number, or fewer than ``least``, or more than there are.
+    """
+    num = config.data.get(name, 0)
+    if not isinstance(num, int) or not (num == 0 or least <= num <= there):
+        raise ValueError(f"data.{name}={num!r}: expected 0 (all) or a whole number from {least} to {there}")
+    return num or there
+
+
+def first_samples(config: Config, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first ``data.samples`` of a shuffle that is the same for all seeds; all of them as they stand."""
+    num = how_many(config, "samples", len(x))
+    if num == len(x):
+        return x, y
+    chosen = torch.randperm(len(x), generator=generator("samples"))[:num]
+    return x[chosen], y[chosen]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,320 @@
+"""When does dealing pay? Subnets dealt out (ist), one small net for all (narrow), nets that never meet (ensemble).
+
+    SKERRY_DATA=... python bench/map.py                 # runs that are done are kept; table, picture
+    SKERRY_DATA=... python bench/map.py --edges         # goes on past rates that were the best at an edge
+    SKERRY_DATA=... python bench/map.py --report        # table and picture from the run folders alone
+
+From a base setting of two recipes one factor at a time is changed: training samples, labels, the length of the
+training, a worker's share of the units, skew. At every point all three methods have the same numbers of rounds and
+local steps, and a worker's net is the same: the same operations and memory. There are at least as many rounds as
+workers, so that each subnet is handed on to all of them. Rates are tried with seed 0, the best (by the recipe's first
+metric, on the test set) is run with the other seeds. Two runs at a time, one thread each.
+"""
+
+import argparse
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from frontier import Key, Run, Settings, run_all
+
+from skerry import atomic
+from skerry.comparison import Group, accuracy_text, grouped, load_runs, number
+from skerry.experiment import configure
+from skerry.pictures import set_style
+from skerry.results import RATE, at_best_rate, main_metric, spread_of, value_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WORKERS = 4
+METHODS = ("ist", "narrow", "ensemble")
+# "budget": the part of the recipe's steps.
+BASE: Mapping[str, Settings] = {"fashion-mlp": {"budget": 0.2}, "depends-xc": {"budget": 0.4, "model.hidden": 64}}
+RATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
+    "fashion-mlp": {"ist": (0.1, 0.2, 0.4), "narrow": (0.05, 0.1, 0.2), "ensemble": (0.05, 0.1, 0.2)},
+    "depends-xc": dict.fromkeys(METHODS, (0.05, 0.1)),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A setting in which the methods are compared: the recipe's base with ``changes``."""
+
+    recipe: str
+    changes: Settings
+
+    @property
+    def name(self) -> str:
+        """What its folder is called."""
+        words = [f"{k.split('.')[-1]}{v}".replace(":", "") for k, v in self.changes.items()]
+        return "-".join([self.recipe, *words])
+
+    def settings(self, method: str) -> Settings:
+        """Return what to set for ``method``, but for rate and seed; at least a round for each worker."""
+        changed = {**BASE[self.recipe], **self.changes}
+        config = configure(self.recipe, "ist", {})
+        steps = changed.pop("budget") * config.rounds * config.local_steps
+        rounds = max(WORKERS, round(steps / config.local_steps))
+        settings = {"method": method, "workers": WORKERS, "eval_every": 0, "threads": 1}
+        return {**settings, "rounds": rounds, "local_steps": round(steps / rounds), **changed}
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What is changed: for each value, a number or a word, what differs from the base."""
+
+    name: str
+    recipe: str
+    values: Mapping[Any, Settings]
+
+    @property
+    def points(self) -> dict[Any, Point]:
+        """The points, by value."""
+        return {value: Point(self.recipe, changes) for value, changes in self.values.items()}
+
+
+def length(recipe: str, budgets: Iterable[float]) -> Factor:
+    """Return the factor of training length, in steps."""
+    changes = [{} if b == BASE[recipe]["budget"] else {"budget": b} for b in budgets]
+    settings = [Point(recipe, c).settings("ist") for c in changes]
+    steps = [s["rounds"] * s["local_steps"] for s in settings]
+    return Factor("local steps of a worker", recipe, dict(zip(steps, changes, strict=True)))
+
+
+def share(recipe: str, own: int, hidden: Iterable[int]) -> Factor:
+    """Return the factor of a worker's units in each hidden layer; ``own``: hidden units of the base."""
+    return Factor(
+        "units of a worker in a layer", recipe, {h // WORKERS: {"model.hidden": h} if h != own else {} for h in hidden}
+    )
+
+
+def factors(long: bool) -> list[Factor]:
+    """Return all of them; ``long``: with the recipes' whole length."""
+    fashion, depends, whole = "fashion-mlp", "depends-xc", (1.0,) if long else ()
+    skews = {"Dir(1)": "dirichlet:1", "Dir(.3)": "dirichlet:0.3", "by label": "by_label"}
+    return [
+        Factor("training samples", fashion, {n: {"data.samples": n} for n in (500, 2000, 8000)} | {60_000: {}}),
+        length(fashion, (0.05, 0.2, *whole)),
+        share(fashion, 1024, (32, 128, 1024)),
+        Factor("skew of the labels", fashion, {"iid": {}} | {name: {"split": s} for name, s in skews.items()}),
+        Factor("labels", depends, {n: {"data.labels": n} for n in (100, 1000)} | {17_860: {}}),
+        length(depends, (0.2, 0.4, *whole)),
+        share(depends, 64, (16, 64, 256)),
+    ]
+
+
+def wider(values: Mapping[float, float | None]) -> tuple[float, ...]:
+    """Return the rates of ``values``, and one more where the best is at an edge and better than all others."""
+    known = {rate: -math.inf if value is None else value for rate, value in sorted(values.items())}
+    rates, best = tuple(known), max(known, key=lambda rate: known[rate])
+    if list(known.values()).count(known[best]) > 1:
+        return rates
+    beyond = {rates[0]: (rates[0] / 2,), rates[-1]: (rates[-1] * 2,)}
+    return (*rates, *beyond.get(best, ()))
+
+
+def run_map(points: Sequence[Point], options: argparse.Namespace) -> list[Key]:
+    """Run what is not done yet; return what failed."""
+    of = {f"{point.name}/{method}": (point, method) for point in points for method in METHODS}
+    rates = {name: RATES[point.recipe][method] for name, (point, method) in of.items()}
+    found: dict[Key, float | None] = {}
+
+    with ProcessPoolExecutor(options.at_once, mp_context=get_context("spawn")) as pool:
+
+        def all_of(keys: Iterable[Key]) -> dict[Key, float | None]:
+            keys, waiting = list(keys), {}
+            for name, rate, seed in (key for key in keys if key not in found):
+                point, method = of[name]
+                run = Run(
+                    options.out / f"{name}-lr{rate:g}-seed{seed}",
+                    {**point.settings(method), RATE: rate, "seed": seed},
+                )
+                waiting[name, rate, seed] = pool.submit(run.go, point.recipe)
+            if waiting:
+                print(f"{len(waiting)} runs", flush=True)
+            found.update({key: future.result() for key, future in waiting.items()})
+            return {key: found[key] for key in keys}
+
+        def rows(seeds: int) -> list[tuple[tuple[str, Settings], tuple[float, ...], int]]:
+            return [((name, {}), tried, seeds) for name, tried in rates.items()]
+
+        while options.edges:
+            run_all(rows(1), all_of)
+            more = {name: wider({r: found[name, r, 0] for r in tried}) for name, tried in rates.items()}
+            if all(len(more[name]) == len(tried) for name, tried in rates.items()):
+                break
+            rates = more
+        return run_all(rows(options.seeds), all_of)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method reached at a point, at the best of the rates that were tried."""
+
+    metric: str
+    value: float
+    spread: float | None
+    megabytes: float
+    rate: float
+    tried: tuple[float, ...]
+    share: int
+
+    def __str__(self) -> str:
+        sign = "≤" if self.rate == min(self.tried) else "≥" if self.rate == max(self.tried) else ""
+        return f"{accuracy_text(self.value, self.spread)} ({number(self.megabytes)} MB, lr {sign}{self.rate:g})"
+
+
+def outcomes(folder: Path) -> dict[str, Outcome]:
+    """Return, by method, what the runs in a point's folder reached; only of those that are done."""
+    runs = [run for run in load_runs(folder) if run.summary] if any(folder.glob("*/config.json")) else []
+    if not runs:
+        return {}
+    metric, groups = main_metric(runs), grouped(runs)
+
+    def rate(group: Group) -> float:
+        return float(group[1][0].config["optimizer"]["lr"])
+
+    found = {}
+    for group in at_best_rate(groups, metric):
+        row, (first, *_) = group
+        value = value_of(row, metric)
+        tried = tuple(rate(g) for g in groups if g[0].method == row.method)
+        units = first.config["model"]["hidden"] // first.config["workers"]
+        if value is not None:
+            found[row.method] = Outcome(
+                metric, value, spread_of(row, metric), row.bytes_due / 1e6, rate(group), tried, units
+            )
+    return found
+
+
+def difference(found: Mapping[str, Outcome], method: str) -> tuple[float, float] | None:
+    """Return how much better than ``narrow`` a method is, in points, and the standard deviation of that."""
+    if method not in found or "narrow" not in found:
+        return None
+    one, other = found[method], found["narrow"]
+    return 100 * (one.value - other.value), 100 * math.hypot(one.spread or 0.0, other.spread or 0.0)
+
+
+Map = list[tuple[Factor, dict[Any, dict[str, Outcome]]]]
+
+
+def read(out: Path) -> Map:
+    """Return, for each factor and value, what the methods reached; without what has not been run."""
+    found = []
+    for factor in factors(long=True):
+        own = {value: outcomes(out / point.name) for value, point in factor.points.items()}
+        found.append((factor, {value: methods for value, methods in own.items() if methods}))
+    return [(factor, own) for factor, own in found if own]
+
+
+def table(found: Map) -> str:
+    """Return the Markdown table."""
+    lines = [["factor", "value", "a worker's units", *METHODS, "ist - narrow"]]
+    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    for factor, own in found:
+        for value, methods in own.items():
+            units = next(iter(methods.values())).share
+            cells = [str(methods.get(method, "-")) for method in METHODS]
+            gain = difference(methods, "ist")
+            spread = f" ± {gain[1]:.1f}" if gain and gain[1] else ""
+            told = f"{gain[0]:+.1f}{spread}" if gain else "-"
+            lines.append([f"{factor.recipe}: {factor.name}", _text(value), str(units), *cells, told])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def draw(found: Map, out: Path) -> None:
+    """Draw a panel for each factor: how much better than ``narrow`` the others are, as PNG; a row for each recipe."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context():
+        set_style()
+        recipes = {recipe: [each for each in found if each[0].recipe == recipe] for recipe in BASE}
+        rows = [own for own in recipes.values() if own]
+        most = max(map(len, rows))
+        figure = Figure(figsize=(0.6 + 2.5 * max(most, 2), 0.5 + 2.6 * len(rows)), layout="constrained")
+        grid = figure.subplots(len(rows), most, squeeze=False)
+        for line, own in zip(grid, rows, strict=True):
+            for axes in line[len(own) :]:
+                axes.set_axis_off()
+            for axes, (factor, values) in zip(line, own, strict=False):
+                _panel(axes, factor, values)
+            first = next(iter(next(iter(own[0][1].values())).values()))
+            line[0].set_ylabel(f"{first.metric} minus narrow's, points")
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        drawn = BytesIO()
+        figure.savefig(drawn, format="png", dpi=130)
+    atomic.write(out, drawn.getvalue())
+
+
+def _panel(axes: "Axes", factor: Factor, values: Mapping[Any, Mapping[str, Outcome]]) -> None:
+    words = isinstance(next(iter(values)), str)
+    at = dict(zip(values, range(len(values)) if words else values, strict=True))
+    looks: dict[str, dict[str, Any]] = {
+        "ensemble": {"fmt": "o--", "color": "#CC79A7", "linewidth": 1.0, "markersize": 3},
+        "ist": {"fmt": "o-", "color": "#0072B2", "linewidth": 1.8, "markersize": 4.5},
+    }
+    for method, look in looks.items():
+        gains = {at[value]: gain for value, own in values.items() if (gain := difference(own, method))}
+        heights, spreads = [gain for gain, _ in gains.values()], [spread for _, spread in gains.values()]
+        axes.errorbar(list(gains), heights, spreads, elinewidth=0.8, label=f"{method} minus narrow", **look)
+    if base := [(at[value], gain[0]) for value, changes in factor.values.items()
+                if not changes and value in at and (gain := difference(values[value], "ist"))]:  # fmt: skip
+        axes.plot(*base[0], "o", markersize=10, fillstyle="none", color=looks["ist"]["color"], markeredgewidth=0.8)
+    if not words:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+    axes.set_xticks(list(at.values()), [_text(value) for value in values])
+    axes.margins(x=0.12)
+    low, high = axes.dataLim.intervaly
+    room = 0.3 * max(high, -low, 0.5)  # for the words, and so that zero is well inside
+    low, high = min(low, 0) - room, max(high, 0) + room
+    axes.set_ylim(low, high)
+    axes.axhspan(0, high, color="#0072B2", alpha=0.06, linewidth=0)
+    axes.axhspan(low, 0, color="#009E73", alpha=0.06, linewidth=0)
+    axes.axhline(0, color="#59636E", linewidth=1)
+    axes.text(0.03, 0.97, "dealing pays", va="top", fontsize=8, color="#0072B2", transform=axes.transAxes)
+    axes.text(0.03, 0.03, "one small net pays", fontsize=8, color="#00714F", transform=axes.transAxes)
+    axes.set_title(factor.recipe)
+    axes.set_xlabel(factor.name)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:,}"
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--report", action="store_true", help="train nothing")
+    parser.add_argument("--long", action="store_true", help="with the recipes' whole length, too")
+    parser.add_argument("--edges", action="store_true", help="more rates where the best is at an edge of those tried")
+    parser.add_argument("--only", choices=BASE, help="one recipe")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--at-once", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("runs/map"))
+    parser.add_argument("--picture", type=Path, default=Path("docs/when-dealing-pays.png"))
+    options = parser.parse_args()
+    failed: list[Key] = []
+    if not options.report:
+        wanted = [factor for factor in factors(options.long) if options.only in (None, factor.recipe)]
+        points = {point.name: point for factor in wanted for point in factor.points.values()}
+        failed = run_map(list(points.values()), options)
+    found = read(options.out)
+    if not found:
+        raise SystemExit(f"{options.out}: expected folders with runs that are done, got none; run it without --report")
+    print(f"\n{table(found)}")
+    draw(found, options.picture)
+    if failed:
+        raise SystemExit(f"{len(failed)} runs failed: {failed}")
+
+
+if __name__ == "__main__":
+    main()
