@@ -109,14 +109,7 @@ Make = Callable[[Config, skerry.Algorithm], skerry.Algorithm]
 
 def _ist(**changes: Any) -> Make:
     return lambda c, _: skerry.ist(
-        c.workers,
-        **{
-            "local_steps": c.local_steps,
-            "seed": c.seed,
-            "relay": False,
-            "optimizer_state": c.optimizer_state,
-            **changes,
-        },
+        c.workers, **{"local_steps": c.local_steps, "seed": c.seed, "reshuffle": 0.1, **changes}
     )
 
 
@@ -180,6 +173,7 @@ def train_part(config: Config, job: Any, model: nn.Module, plan: Plan, algorithm
         model, job.loss_fn, job.data, plan=plan, algorithm=algorithm, optimizer=make_optimizer(settings),
         num_rounds=rounds, schedule=lambda at: skerry.cosine(begin + (end - begin) * at), seed=config.seed,
         test=job.test, metrics=job.metrics, eval_batch_size=config.eval_batch_size, start=start, verify=False,
+        logit_adjustment=job.logit_adjustment,
     )  # fmt: skip
 
 
