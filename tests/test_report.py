@@ -104,12 +104,12 @@ def test_serial_runs_do_not_water_down_bytes_sent(tmp_path: Path) -> None:
 def test_labels_name_what_differs_within_a_method(tmp_path: Path) -> None:
     make_run(tmp_path / "a", local_steps=100, rounds=1)
     make_run(tmp_path / "b", local_steps=20, rounds=4)
-    make_run(tmp_path / "c", local_steps=20, rounds=4, partition={"reshuffle": 1.0})
+    make_run(tmp_path / "c", local_steps=20, rounds=4, partition={"reshuffle": None})
     make_run(tmp_path / "d", method="single", local_steps=400)
     labels = [row.label for row in comparison(load_runs(tmp_path))]
     assert labels == [
         "ist, 20 steps, reshuffle 0.1",
-        "ist, 20 steps, reshuffle 1.0",
+        "ist, 20 steps, relay",
         "ist, 100 steps, reshuffle 0.1",
         "single",
     ]

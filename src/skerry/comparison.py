@@ -162,11 +162,20 @@ def _labels(configs: list[dict[str, Any]]) -> list[str]:
         brief = [key for key in differ if key != "rounds"]  # has its own column, often follows from the steps
         if len({tuple(peer.get(key) for key in brief) for peer in peers}) == len(peers):
             differ = brief
-        words = {key: f"{key.split('.')[-1].replace('_', ' ')} {mine[key]}" for key in differ if key in mine}
+        words = {key: in_words(key, mine[key]) for key in differ if key in mine}
         if "local_steps" in words:
             words["local_steps"] = f"{mine['local_steps']} steps"
         labels.append(", ".join([config["method"], *words.values()]))
     return labels
+
+
+def in_words(key: str, value: str) -> str:
+    """Return a setting of ``flat`` as tables and legends have it."""
+    return (
+        "relay"
+        if (key, value) == ("partition.reshuffle", "null")
+        else f"{key.split('.')[-1].replace('_', ' ')} {value}"
+    )
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:

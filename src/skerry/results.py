@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from skerry import atomic
-from skerry.comparison import Group, ReportError, Row, Run, accuracy_text, flat, grouped, load_runs, number
+from skerry.comparison import Group, ReportError, Row, Run, accuracy_text, flat, grouped, in_words, load_runs, number
 from skerry.pictures import frontier_picture
 
 RATE = "optimizer.lr"
@@ -151,4 +151,4 @@ def _differs(config: Mapping[str, Any], groups: Sequence[Group]) -> str:
     peers = [flat(runs[0].config) for _, runs in groups if runs[0].config["method"] == config["method"]]
     keys = dict.fromkeys(key for peer in peers for key in peer)
     differ = [k for k in keys if k not in (RATE, "local_steps", "rounds") and len({p.get(k) for p in peers}) > 1]
-    return ", ".join(f"{key.split('.')[-1].replace('_', ' ')} {mine[key]}" for key in differ if key in mine)
+    return ", ".join(in_words(key, mine[key]) for key in differ if key in mine)
