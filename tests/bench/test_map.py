@@ -31,6 +31,10 @@ def test_every_point_has_settings_that_its_recipe_takes_and_a_folder_of_its_own(
         configs = [configure(point.recipe, each["method"], dict(each)) for each in own]
         assert len({(c.rounds, c.local_steps, c.workers, str(c.model), c.split) for c in configs}) == 1
         assert configs[0].rounds >= configs[0].workers
+        often = point.settings("narrow-often")
+        assert often["rounds"] == bench.OFTEN * configs[0].rounds
+        steps = configs[0].rounds * configs[0].local_steps
+        assert often["rounds"] * often["local_steps"] == pytest.approx(steps, rel=0.05)
         assert settings.setdefault(point.name, own) == own  # the base is a point of each factor
     assert len(settings) == len(points) - len(bench.factors(long=True)) + len(bench.BASE)
 
@@ -61,7 +65,11 @@ def test_table_and_picture_are_made_from_folders(bench, tmp_path, monkeypatch, c
         folder = tmp_path / "map" / name / f"{method}-{rate}-{config.get('seed', 0)}"
         make_run(folder, method=method, accuracy=accuracy, optimizer={"lr": rate}, model={"hidden": 1024}, **config)
 
-    for name, shift in (("fashion-mlp", 0.0), ("fashion-mlp-samples500", -0.2), ("fashion-mlp-splitby_label", -0.3)):
+    for name, shift in (
+        ("fashion-mlp", 0.0),
+        ("fashion-mlp-samples500", -0.2),
+        ("fashion-mlp-splitby_label-prior_adjustedTrue", -0.3),
+    ):
         made(name, "ist", 0.80 + shift, rate=0.05)
         for seed, more in ((0, 0.00), (1, 0.02)):
             made(name, "ist", 0.82 + shift + more, seed=seed)
