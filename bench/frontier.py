@@ -44,9 +44,10 @@ class Line:
     more: bool = True
 
 
-PAPER: Settings = {"partition.reshuffle": 1.0}
-TENTH: Settings = {"partition.reshuffle": 0.1}
+PAPER: dict[str, Any] = {"partition.reshuffle": 1.0}
+TENTH: dict[str, Any] = {"partition.reshuffle": 0.1}
 STAY: Settings = {"optimizer_state": "stay"}
+UNADJUSTED: dict[str, Any] = {"prior_adjusted": False}
 # Rates around those that were best in longer sweeps (docs/log.md); one rate where such a sweep had this very line.
 GRIDS: dict[str, tuple[Line, ...]] = {
     "fashion-mlp": (
@@ -87,6 +88,40 @@ GRIDS: dict[str, tuple[Line, ...]] = {
         Line("local_sgd", (50, 150), (0.02, 0.05)),
         Line("diloco", (50, 150), (0.01, 0.02)),
         Line("ensemble", (312,), (0.1,)),
+    ),
+    "speech-mlp2": (
+        Line("ist", (20, 50, 100), (0.05, 0.1, 0.2)),
+        Line("narrow", (20, 50, 100), (0.02, 0.05, 0.1)),
+        Line("local_sgd", (20, 40), (0.01, 0.02, 0.05)),
+        Line("ensemble", (100,), (0.05, 0.1)),
+    ),
+    "vgg-cifar": (
+        Line("ist", (36, 72), (0.1, 0.2)),
+        Line("narrow", (24, 72), (0.1, 0.2)),
+        Line("local_sgd", (10,), (0.05, 0.1)),
+        Line("ensemble", (72,), (0.1, 0.2)),
+    ),
+    "resist-cifar": (
+        Line("resist", (20, 40), (0.05, 0.1)),
+        Line("narrow", (20, 40), (0.05, 0.1)),
+        Line("local_sgd", (20,), (0.05, 0.1)),
+    ),
+    "skewed-mlp": (
+        Line("ist", (52, 242), (0.05, 0.1)),
+        Line("ist", (20,), (0.1,), TENTH),
+        Line("ist", (242,), (0.1,), UNADJUSTED),
+        Line("ist", (20,), (0.1,), TENTH | UNADJUSTED),
+        Line("narrow", (52, 242), (0.05, 0.1)),
+        Line("narrow", (52,), (0.1,), UNADJUSTED),
+        Line("local_sgd", (20, 46), (0.02, 0.05)),
+        Line("local_sgd", (20,), (0.02,), UNADJUSTED),
+        Line("diloco", (20,), (0.001,)),
+        Line("ensemble", (242,), (0.1,)),
+    ),
+    "skewed-resnet": (
+        Line("ist", (50,), (0.1,)),
+        Line("narrow", (50,), (0.1,)),
+        Line("local_sgd", (20,), (0.05,)),
     ),
 }
 
