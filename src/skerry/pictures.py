@@ -222,20 +222,20 @@ def frontier_picture(points: dict[str, list[tuple[float, float, float]]], ylabel
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    more = cycle(_MORE_COLOURS)
+    more = cycle((colour, marker) for marker in "os^" for colour in _MORE_COLOURS)
     with rc_context():
         set_style()
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for method, own in points.items():
-            colour = _COLOURS.get(method) or next(more)
+            colour, marker = (_COLOURS[method], "o") if method in _COLOURS else next(more)
             sent = [(x / 1e6, y, spread) for x, y, spread in own if x > 0]
             for _, y, _ in (point for point in own if point[0] == 0):
                 axes.axhline(y, color=colour, linestyle="dashed", linewidth=1, label=f"{method} (sends nothing)")
             if not sent:
                 continue
             xs, ys, spreads = zip(*sent, strict=True)
-            axes.errorbar(xs, ys, yerr=spreads, fmt="o", markersize=4, color=colour, elinewidth=1, label=method)
+            axes.errorbar(xs, ys, yerr=spreads, fmt=marker, markersize=4, color=colour, elinewidth=1, label=method)
             axes.step(xs, np.maximum.accumulate(ys), where="post", color=colour, linewidth=1.2, alpha=0.7)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")  # math is not parsed here
