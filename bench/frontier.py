@@ -95,6 +95,12 @@ GRIDS: dict[str, tuple[Line, ...]] = {
         Line("local_sgd", (20, 40), (0.01, 0.02, 0.05)),
         Line("ensemble", (100,), (0.05, 0.1)),
     ),
+    "resnet18-cifar": (
+        Line("ist", (50, 150), (0.1, 0.2), PAPER),
+        Line("narrow", (50, 150), (0.1,)),
+        Line("local_sgd", (20,), (0.05, 0.1)),
+        Line("diloco", (20,), (0.001,)),
+    ),
     "vgg-cifar": (
         Line("ist", (36, 72), (0.1, 0.2)),
         Line("narrow", (24, 72), (0.1, 0.2)),

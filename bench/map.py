@@ -40,10 +40,10 @@ METHODS = ("ist", "narrow", "ensemble")
 OFTEN, RUNS = 5, (*METHODS, "narrow-often")
 """What is run: "narrow-often" is ``narrow`` with so many times as many rounds."""
 # "budget": the part of the recipe's steps.
-BASE: Mapping[str, Settings] = {"fashion-mlp": {"budget": 0.2}, "depends-xc": {"budget": 0.4, "model.hidden": 64}}
+BASE: Mapping[str, Settings] = {"fashion-mlp": {"budget": 0.2}, "depends-xc": {"budget": 0.2, "model.hidden": 64}}
 RATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
-    "fashion-mlp": dict.fromkeys(RUNS, (0.05, 0.1)) | {"ist": (0.1, 0.2)},
-    "depends-xc": dict.fromkeys(RUNS, (0.05, 0.1)),
+    "fashion-mlp": dict.fromkeys(RUNS, (0.05, 0.1)) | {"ist": (0.1, 0.2), "ensemble": (0.1,)},
+    "depends-xc": dict.fromkeys(RUNS, (0.05, 0.1)) | {"ensemble": (0.1,)},
 }
 
 
@@ -110,7 +110,7 @@ def factors(long: bool) -> list[Factor]:
         share(fashion, 1024, (32, 128, 1024)),
         Factor("skew of the labels", fashion, {"iid": {}} | skewed),
         Factor("labels", depends, {n: {"data.labels": n} for n in (100, 1000)} | {17_860: {}}),
-        length(depends, (0.2, 0.4, *whole)),
+        length(depends, (0.1, 0.2, 0.4, *whole)),
         share(depends, 64, (16, 64, 256)),
     ]
 

@@ -1,6 +1,7 @@
 """Algorithms against what their papers say, written as a loop; and against torch's own."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from zoo import blobs, mlp
 
-from skerry import Outer, ddp, diloco, ensemble, extract, fedrolex, ist, launch, local_sgd, train
+from skerry import Disjoint, Outer, ddp, diloco, ensemble, extract, fedrolex, ist, launch, local_sgd, train
 from skerry.loop import TrainingFailed
 
 ROUNDS, STEPS = 4, 5
@@ -166,6 +167,28 @@ def test_a_relay_is_the_mean_of_nets_that_go_from_worker_to_worker():
             net.out.bias.data.copy_(bias)
     result = train(model, F.cross_entropy, data, plan=plan, algorithm=algorithm, optimizer=sgd, num_rounds=ROUNDS)
     torch.testing.assert_close(result.model(x), sum(net(x) for net in nets) / 3)
+
+
+def test_ist_is_a_relay_where_subnets_share_nothing_but_vectors_and_else_deals_all_anew():
+    _, plan = plain()
+    relay, anew = Disjoint(3, 5, reshuffle=0.0, relay=True), Disjoint(3, 5, reshuffle=1.0)
+    assert ist(3, seed=5).on(plan).partition == relay
+    assert ist(3, seed=5).on(plan.only("h0")).partition == anew  # out.weight is on every worker
+    assert not ist(3, seed=5).on(plan.only("h0")).zero_between
+    assert ist(3, seed=5, core=0.5).on(plan).partition == replace(anew, core=0.5)
+    assert ist(3, seed=5, capacities=(1, 1, 2)).on(plan).partition == replace(anew, capacities=(1, 1, 2))
+    for fraction in (0.0, 0.1, 1.0):
+        assert ist(3, seed=5, reshuffle=fraction).on(plan).partition == replace(anew, reshuffle=fraction)
+
+
+def test_a_plan_that_leaves_weights_whole_is_dealt_anew_in_training():
+    model, plan = plain()
+    whole = plan.only("h0")
+    arguments = {"plan": whole, "optimizer": sgd, "num_rounds": ROUNDS}
+    train(model, F.cross_entropy, Doubles(3), algorithm=ist(3, local_steps=STEPS), **arguments)
+    other, _ = plain()
+    train(other, F.cross_entropy, Doubles(3), algorithm=ist(3, local_steps=STEPS, reshuffle=1.0), **arguments)
+    same_weights(model, other, rtol=0, atol=0)
 
 
 def test_ddp_is_refused_where_workers_run_one_after_the_other():

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from skerry.outer import Outer
 from skerry.partition import Partition
+from skerry.plan import Plan
 
 StatePolicy = Literal["reset", "travel", "stay"]
 
@@ -35,6 +36,7 @@ class Algorithm:
         zero_between: whether weights between units that no worker holds together start at zero; where units stay
             together for the whole run, so that nobody ever trains them.
         independent: whether nets that share a tensor of more than one dim are refused: they would not be independent.
+        where_shared: what to do instead with a plan that leaves tensors of more than one dim whole; None: the same.
         width: below 1 the method trains, instead of the given model, a fresh one with that fraction of each axis.
     """
 
@@ -47,7 +49,12 @@ class Algorithm:
     synchronous: bool = False
     zero_between: bool = False
     independent: bool = False
+    where_shared: "Algorithm | None" = None
     width: float = 1.0
+
+    def on(self, plan: Plan) -> "Algorithm":
+        """Return what it does with ``plan``."""
+        return self.where_shared if self.where_shared is not None and plan.shared_matrices else self
 
     @property
     def keeps(self) -> bool:

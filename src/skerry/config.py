@@ -16,7 +16,7 @@ from skerry.runtimes import WireFormat
 class Dealing:
     """Who holds what.
 
-    ``reshuffle`` (None: a relay, see ``ist``), ``core``, ``capacities`` (a weight a worker, None: equal): of
+    ``reshuffle`` (None: as ``ist`` has it), ``core``, ``capacities`` (a weight a worker, None: equal): of
     ``Disjoint``. ``fractions`` (of each axis, for each worker; None: the method's own), ``step``: of ``Sampled``,
     ``Rolling`` and ``Nested``. ``min_units``: of ``Covering``. ``warmup_rounds``: of ``Warmup``.
     """

@@ -145,8 +145,7 @@ class Classifier(_Estimator):
         learning_rate: of AdamW, falling to 0 by a cosine.
         optimizer: makes another ``torch.optim`` optimizer of parameters; then ``learning_rate`` has no meaning.
         local_steps: steps between two exchanges.
-        reshuffle: None: every subnet goes on to the next worker in an exchange. A number: that fraction of the units is
-            dealt again. Momenta travel with them.
+        reshuffle: the fraction of units that is dealt again in an exchange, with their momenta; None: as in ``ist``.
         plan: what is dealt out; discovered if None.
         random_state: everything random comes from it.
 

@@ -95,7 +95,8 @@ def export_run(folder: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> in
     One process does it, and holds one tensor (and the vectors) of the full model at a time.
     """
     config = saved_config(folder)
-    job, algorithm = RECIPES[config.recipe]().build(config), METHODS[config.method].build(config)
+    job = RECIPES[config.recipe]().build(config)
+    algorithm = METHODS[config.method].build(config).on(job.plan)
     model, plan = to_train(job.model, job.plan, algorithm, config.seed)
     checkpoint = checkpoints_of(folder, config, resume=True).last(plan, named_tensors(model), Serial())
     if checkpoint is None:

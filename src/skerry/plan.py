@@ -95,6 +95,15 @@ class Plan:
         """The number of units of all axes."""
         return sum(axis.num_units for axis in self.axes)
 
+    @property
+    def shared_matrices(self) -> list[str]:
+        """Names of the tensors of more than one dim that every worker has whole: what subnets have in common."""
+        return [
+            name
+            for name, shape in self.shapes.items()
+            if len(shape) > 1 and name not in self.dims and self.block_of(name) is None
+        ]
+
     def without_scale_between(self) -> "Plan":
         """Return the plan for a model in which weights between units of different workers are zero.
 

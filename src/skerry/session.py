@@ -179,6 +179,7 @@ class Session:
         eval_batch_size: int = 1024,
     ) -> None:
         plan.check(model)
+        algorithm = algorithm.on(plan)
         if not plan.axes and not isinstance(algorithm.partition, Everything):
             raise ValueError(f"the plan deals nothing out, so '{algorithm.name}' has nothing to deal; give it rules")
         if plan.blocks and not algorithm.partition.covers:
@@ -350,13 +351,11 @@ def _check_algorithm(algorithm: Algorithm, plan: Plan, num_rounds: int) -> None:
             f"'{algorithm.name}': optimizer_state='stay' and an outer optimizer are for workers that keep their units; "
             "deal nothing again (reshuffle=0, no warm-up), or use 'reset' or 'travel'"
         )
-    if algorithm.independent:
-        shared = [n for n, shape in plan.shapes.items() if len(shape) > 1 and n not in plan.dims]
-        if shared:
-            raise ValueError(
-                f"'{algorithm.name}': {shared[0]} is on every worker, so nets would not be independent; use a plan "
-                "that deals every hidden axis out"
-            )
+    if algorithm.independent and plan.shared_matrices:
+        raise ValueError(
+            f"'{algorithm.name}': {plan.shared_matrices[0]} is on every worker, so nets would not be independent; use "
+            "a plan that deals every hidden axis out"
+        )
 
 
 def _check_arguments(optimizer: object, schedule: object, loss_fn: object, test: Any) -> None:

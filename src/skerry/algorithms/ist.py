@@ -1,6 +1,7 @@
 """Independent subnet training."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from skerry.algorithm import Algorithm, StatePolicy
 from skerry.partition import Disjoint
@@ -26,10 +27,14 @@ def ist(
 
     A weight between units of two workers rests. A weight that touches no unit is on all workers and averaged.
 
-    What becomes of U_w after a round is a choice. By default it is a *relay*: units stay together, and every worker
-    hands its subnet on to the next one, so that each subnet meets all data; weights between two subnets are zero, and
-    the full model is the subnets side by side. With ``reshuffle=1`` all units are dealt anew, as in the paper: weights
-    between all units are trained, each in one round in n on average, and units find new neighbours each time.
+    What becomes of U_w after a round is a choice. ``reshuffle=1`` deals all units anew, as the paper does: weights
+    between all units are trained, each in one round in n on average, and a unit learns to work with any others. A
+    *relay* keeps units together, and every worker hands its subnet on to the next one, so that each subnet meets all
+    data; weights between two subnets are zero, and the full model is the subnets side by side.
+
+    By default it is a relay where that can be: where subnets share nothing but vectors, capacities are equal and there
+    is no core. Else all units are dealt anew: subnets that share a residual stream add up in it, so units have to work
+    with those of any other subnet.
 
     Differs from the paper: the relay (docs/log.md has what each brings); the full model's consumers are scaled by 1/n
     (``calibrate.py``) and batch norm keeps running statistics, where the release uses the test batch's.
@@ -38,9 +43,9 @@ def ist(
         workers: n.
         local_steps: J.
         seed: of the dealing.
-        reshuffle: None: a relay. A number: the fraction of units that are dealt again each round, see ``Disjoint``; the
-            others stay where they are.
-        capacities: a weight a worker; units are dealt in proportion. A relay needs equal ones.
+        reshuffle: the fraction of units that are dealt again each round, see ``Disjoint``; the others stay where they
+            are. None: a relay where it can be, else 1.
+        capacities: a weight a worker; units are dealt in proportion.
         core: the fraction of each axis that all workers hold and average.
         optimizer_state: what becomes of momenta, see ``Algorithm``.
         overlap: see ``Algorithm``.
@@ -50,13 +55,17 @@ def ist(
         Independent Subnet Training, VLDB 2022, arXiv 1910.02120, algorithm 1.
     """
     weights = None if capacities is None else tuple(capacities)
-    return Algorithm(
+    dealt = Algorithm(
         name="ist",
         partition=Disjoint(
-            workers, seed, reshuffle=reshuffle or 0.0, capacities=weights, core=core, relay=reshuffle is None
+            workers, seed, reshuffle=1.0 if reshuffle is None else reshuffle, capacities=weights, core=core
         ),
         local_steps=local_steps,
         optimizer_state=optimizer_state,
         overlap=overlap,
-        zero_between=not reshuffle and not core,  # a core reads units of all subnets
+        zero_between=reshuffle == 0.0 and not core,  # nobody ever trains them
     )
+    if reshuffle is not None or core or len(set(weights or ())) > 1:
+        return dealt
+    relay = Disjoint(workers, seed, reshuffle=0.0, relay=True)
+    return replace(dealt, partition=relay, zero_between=True, where_shared=dealt)

@@ -61,7 +61,7 @@ def resnet18_cifar() -> Recipe:
             subnets={"rounds": 60, "local_steps": 50, "optimizer.lr": 0.1},
             replicas={"rounds": 40, "local_steps": 20, "optimizer.lr": 0.05},
             nested={"rounds": 33, "local_steps": 50, "optimizer.lr": 0.1},
-            own={"diloco": ADAMW},
+            own={"diloco": ADAMW, "ist": {"partition.reshuffle": 1.0}},
             without=("ensemble",),  # the stream is on every worker: its nets would not be independent
         ),
         build=partial(_build, make=_resnet_channels),
