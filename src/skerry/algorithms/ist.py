@@ -34,7 +34,8 @@ def ist(
 
     By default it is a relay where that can be: where subnets share nothing but vectors, capacities are equal and there
     is no core. Else all units are dealt anew: subnets that share a residual stream add up in it, so units have to work
-    with those of any other subnet.
+    with those of any other subnet. **With unlike labels on the workers** a subnet that is handed on forgets the classes
+    of the last worker: give ``skerry.train`` the workers' ``log_priors``, or ``reshuffle=.1`` here (docs/your-run.md).
 
     Differs from the paper: the relay (docs/log.md has what each brings); the full model's consumers are scaled by 1/n
     (``calibrate.py``) and batch norm keeps running statistics, where the release uses the test batch's.
