@@ -1,12 +1,13 @@
 """What makes subnets learn better at the same operations and memory: variants of IST, and the narrow net beside them.
 
-    SKERRY_DATA=... python bench/beyond.py fashion-mlp [--budget 0.33] [--seeds 2] [--only "relay 0;narrow"]
+    SKERRY_DATA=... python bench/beyond.py fashion-mlp [--budget 0.33] [--seeds 2] [--only "relay;narrow"]
         [--set model.hidden=64] [--steps 250]
 
 Prints a line for each variant: metric (mean, spread over seeds) and MB a worker. All variants get the operations of the
 recipe's ``ist`` times ``--budget``. Two runs at a time, one thread each.
 
-- *ist R*: a fraction R of the units is dealt again each round; *relay R*: and all are handed on to the next worker.
+- *ist R*: a fraction R of the units is dealt again each round; *relay*: subnets are
+  handed on whole.
 - *still P, R*: dealt with reshuffle R for the first P of the rounds, then no more.
 - *wide T, R*: a net T times as wide, dealt to T times as many hands as there are workers: a worker's cost is the same,
   and most units rest.
@@ -37,6 +38,7 @@ from skerry.config import Config, parse_settings
 from skerry.experiment import configure, make_optimizer
 from skerry.partition import Assignment, Partition
 from skerry.plan import Axis, Plan, named_tensors
+from skerry.priors import adjusted
 from skerry.recipes import RECIPES
 from skerry.subnet import narrow_model, put_
 from skerry.train import Result, calibration_inputs
@@ -118,13 +120,6 @@ def _ist(**changes: Any) -> Make:
     )
 
 
-def _relay(reshuffle: float) -> Make:
-    dealing = _ist(reshuffle=reshuffle)
-    return lambda c, a: replace(
-        dealing(c, a), partition=skerry.Disjoint(c.workers, c.seed, reshuffle=reshuffle, relay=True)
-    )
-
-
 def _rotating(every: int) -> Make:
     return lambda c, _: skerry.Algorithm(
         name="rotating", partition=Rotating(c.workers, every, c.seed), local_steps=c.local_steps
@@ -161,11 +156,9 @@ VARIANTS = {
     **{f"still {p:g}, {r:g}": Variant(_still(r, p)) for p in (0.5, 0.8) for r in (0.1, 1.0)},
     **{f"wide {t}, {r:g}": Variant(_resting(r, t), times=t) for t in (2, 4) for r in (0.1, 1.0)},
     **{f"grow {p:g}, {r:g}": Variant(_ist(reshuffle=r), p) for p in (0.25, 0.5, 0.75) for r in (0.0, 0.01, 0.1, 1.0)},
-    "relay 0": Variant(_ist(reshuffle=None)),
-    **{f"relay {r:g}": Variant(_relay(r)) for r in (0.01, 0.03, 0.1)},
+    "relay": Variant(_ist(reshuffle=None)),
     "relay travel": Variant(_ist(reshuffle=None, optimizer_state="travel")),
     **{f"grow {p:g}, relay": Variant(_ist(reshuffle=None), p) for p in (0.1, 0.25, 0.5)},
-    "relay core": Variant(_ist(reshuffle=None, core=0.1)),
     **{f"relay distil {w:g}": Variant(_ist(reshuffle=None), distil=w) for w in (0.3, 1.0)},
     "narrow outer": Variant(
         lambda c, _: replace(skerry.narrow(c.workers, local_steps=c.local_steps), outer=skerry.Outer())
@@ -208,12 +201,19 @@ def side_by_side(narrow: nn.Module, model: nn.Module, plan: Plan, assignment: As
     return full
 
 
+def metric_of(score: skerry.Score) -> float:
+    """Return the first metric, or the accuracy."""
+    return next(iter(score.metrics.values()), score.accuracy)
+
+
 def train_distilled(
     config: Config, job: Any, algorithm: skerry.Algorithm, rate: float, weight: float
 ) -> tuple[float, float]:
     """Train a relay in which each worker's last subnet teaches the next; return accuracy and MB."""
     algorithm = replace(algorithm, local_steps=round(algorithm.local_steps * 3 / 4))
     teachers: dict[int, nn.Module] = {}
+    rows = job.logit_adjustment
+    loss_fn = [job.loss_fn if rows is None else adjusted(job.loss_fn, rows[w]) for w in range(config.workers)]
     session = skerry.Session(
         job.model, plan=job.plan, algorithm=algorithm, optimizer=make_optimizer(config.change({"optimizer.lr": rate})),
         num_rounds=config.rounds, schedule=skerry.cosine, seed=config.seed, start=job.start,
@@ -225,7 +225,7 @@ def train_distilled(
                 teacher = teachers.get(worker.number)
                 for x, y in job.data.batches(worker.number, worker.first_step, worker.num_steps):
                     said = worker.subnet(x)
-                    loss = job.loss_fn(said, y)
+                    loss = loss_fn[worker.number](said, y)
                     if teacher is not None:
                         with torch.no_grad():
                             taught = teacher(x).softmax(1)
@@ -233,7 +233,7 @@ def train_distilled(
                     worker.step(loss, y)
                 teachers[worker.number] = copy.deepcopy(worker.subnet).eval()
     full = session.full(*calibration_inputs(job.data, range(config.workers)))
-    return session.score(full).accuracy or 0.0, session.state.totals["bytes_due"] / 1e6
+    return metric_of(session.score(full, metrics=job.metrics)), session.state.totals["bytes_due"] / 1e6
 
 
 def one(
@@ -264,8 +264,7 @@ def one(
         model, start = side_by_side(first.model, model, plan, assignment), None
     result = train_part(config, job, model, plan, algorithm, grown, 1.0, rate, start)
     assert result.score is not None
-    metric = next(iter(result.score.metrics.values())) if result.score.metrics else result.score.accuracy
-    return metric, (sent + result.state.totals["bytes_due"]) / 1e6
+    return metric_of(result.score), (sent + result.state.totals["bytes_due"]) / 1e6
 
 
 def main() -> None:

@@ -6,7 +6,8 @@
 For each method and number of local steps the rates are tried with seed 0; the best (by the recipe's first metric, on
 the test set) is run with the other seeds. Recipes without a grid of their own get one around their settings. Two runs
 at a time, one thread each: two processor cores. ``--budget`` is the part of the recipe's operations that every run
-gets: fewer rounds for all methods alike.
+gets: fewer rounds for all methods alike. With ``--edges`` a best rate that is the highest or lowest of those tried is
+followed by one beyond it, until it is not.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import contextlib
 import functools
 import io
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -47,6 +49,7 @@ class Line:
 PAPER: dict[str, Any] = {"partition.reshuffle": 1.0}
 TENTH: dict[str, Any] = {"partition.reshuffle": 0.1}
 STAY: Settings = {"optimizer_state": "stay"}
+TRAVEL: Settings = {"optimizer_state": "travel"}
 UNADJUSTED: dict[str, Any] = {"prior_adjusted": False}
 # Rates around those that were best in longer sweeps (docs/log.md); one rate where such a sweep had this very line.
 GRIDS: dict[str, tuple[Line, ...]] = {
@@ -54,6 +57,7 @@ GRIDS: dict[str, tuple[Line, ...]] = {
         Line("ist", (250, 725, 1812), (0.1, 0.2)),
         Line("narrow", (50,), (0.05,)),
         Line("narrow", (250, 725), (0.05, 0.1)),
+        Line("narrow", (50, 250), (0.02, 0.05), STAY),
         Line("local_sgd", (20,), (0.05,)),
         Line("local_sgd", (115, 230), (0.02,)),
         Line("diloco", (20,), (0.001,)),
@@ -69,10 +73,11 @@ GRIDS: dict[str, tuple[Line, ...]] = {
     ),
     "speech-mlp3": (
         Line("ist", (20, 50, 100), (0.05, 0.1, 0.2)),
-        Line("ist", (50,), (0.05, 0.1, 0.2), PAPER, more=False),
+        Line("ist", (50,), (0.05, 0.1, 0.2), PAPER),
         Line("narrow", (20, 50, 100), (0.05, 0.1, 0.2)),
+        Line("narrow", (20, 50), (0.05, 0.1, 0.2), STAY),
         Line("local_sgd", (20, 40), (0.01, 0.02, 0.05)),
-        Line("local_sgd", (20,), (0.02, 0.05), STAY, more=False),
+        Line("local_sgd", (20,), (0.02, 0.05), STAY),
         Line("diloco", (10, 20), (1e-4, 2e-4, 5e-4)),
         Line("ensemble", (100,), (0.05, 0.1)),
         Line("federated_dropout", (50,), (0.1,), more=False),
@@ -83,23 +88,24 @@ GRIDS: dict[str, tuple[Line, ...]] = {
     ),
     "depends-xc": (
         Line("ist", (125, 312), (0.05, 0.1)),
-        Line("ist", (125,), (0.05,), TENTH),
-        Line("narrow", (125, 312), (0.05, 0.1)),
-        Line("local_sgd", (50, 150), (0.02, 0.05)),
-        Line("diloco", (50, 150), (0.01, 0.02)),
-        Line("ensemble", (312,), (0.1,)),
+        Line("ist", (125,), (0.05, 0.1), TRAVEL),
+        Line("narrow", (125,), (0.05, 0.1)),
+        Line("narrow", (25, 125, 312), (0.02, 0.05, 0.1), STAY),
+        Line("local_sgd", (50, 150), (0.02, 0.05), STAY),
+        Line("diloco", (50,), (0.01, 0.02)),
+        Line("ensemble", (312,), (0.05, 0.1)),
     ),
     "speech-mlp2": (
         Line("ist", (20, 50, 100), (0.05, 0.1, 0.2)),
-        Line("narrow", (20, 50, 100), (0.02, 0.05, 0.1)),
+        Line("narrow", (20, 50, 100), (0.05, 0.1, 0.2)),
         Line("local_sgd", (20, 40), (0.01, 0.02, 0.05)),
         Line("ensemble", (100,), (0.05, 0.1)),
     ),
     "resnet18-cifar": (
         Line("ist", (50, 150), (0.1, 0.2), PAPER),
-        Line("narrow", (50, 150), (0.1,)),
+        Line("narrow", (50, 150), (0.1, 0.2)),
         Line("local_sgd", (20,), (0.05, 0.1)),
-        Line("diloco", (20,), (0.001,)),
+        Line("diloco", (20,), (0.0005, 0.001)),
     ),
     "vgg-cifar": (
         Line("ist", (36, 72), (0.1, 0.2)),
@@ -115,12 +121,11 @@ GRIDS: dict[str, tuple[Line, ...]] = {
     "skewed-mlp": (
         Line("ist", (52, 242), (0.05, 0.1)),
         Line("ist", (20,), (0.1,), TENTH),
-        Line("ist", (242,), (0.1,), UNADJUSTED),
         Line("ist", (20,), (0.1,), TENTH | UNADJUSTED),
         Line("narrow", (52, 242), (0.05, 0.1)),
-        Line("narrow", (52,), (0.1,), UNADJUSTED),
+        Line("narrow", (52, 242), (0.05, 0.1), UNADJUSTED),
         Line("local_sgd", (20, 46), (0.02, 0.05)),
-        Line("local_sgd", (20,), (0.02,), UNADJUSTED),
+        Line("local_sgd", (20, 46), (0.02, 0.05), UNADJUSTED),
         Line("diloco", (20,), (0.001,)),
         Line("ensemble", (242,), (0.1,)),
     ),
@@ -209,7 +214,8 @@ def plan(recipe: str, line: Line, local_steps: int, options: argparse.Namespace)
         cost = [flop_a_step(recipe, m, options.workers, options.hidden) for m in (built.config.method, line.method)]
         steps = steps_of(built.config.method) * cost[0] / cost[1]
         settings |= {"workers": options.workers} if line.method != "single" else {}
-    rounds = max(1, round(options.budget * steps / local_steps))
+    relay = line.method == "ist" and "partition.reshuffle" not in line.settings
+    rounds = max(built.config.workers if relay else 1, round(options.budget * steps / local_steps))
     # So many steps a round that the sum is met, whatever rounding did.
     settings |= {"rounds": rounds, "local_steps": max(1, round(options.budget * steps / rounds))}
     settings |= {"model.hidden": options.hidden} if options.hidden else {}
@@ -235,19 +241,26 @@ def frontier(recipe: str, options: argparse.Namespace) -> None:
         if not only or line.method in only
         for steps in line.local_steps
     ]
-    runs = {
-        (name, rate, seed): Run(out / f"{name}-lr{rate:g}-seed{seed}", {**settings, RATE: rate, "seed": seed})
-        for (name, settings), rates, seeds in rows
-        for rate in rates
-        for seed in range(seeds)
-    }
+    settings_of = {name: settings for (name, settings), *_ in rows}
+    found: dict[Key, float | None] = {}
+
+    def run_of(name: str, rate: float, seed: int) -> Run:
+        return Run(out / f"{name}-lr{rate:g}-seed{seed}", {**settings_of[name], RATE: rate, "seed": seed})
 
     with ProcessPoolExecutor(options.at_once, mp_context=get_context("spawn")) as pool:
 
-        def all_of(keys: Iterable[tuple[str, float, int]]) -> dict[tuple[str, float, int], float | None]:
-            waiting = {key: pool.submit(runs[key].go, recipe) for key in keys}
-            return {key: future.result() for key, future in waiting.items()}
+        def all_of(keys: Iterable[Key]) -> dict[Key, float | None]:
+            keys = list(keys)
+            waiting = {key: pool.submit(run_of(*key).go, recipe) for key in keys if key not in found}
+            found.update({key: future.result() for key, future in waiting.items()})
+            return {key: found[key] for key in keys}
 
+        while options.edges:
+            run_all([(row, rates, 1) for row, rates, _ in rows], all_of)
+            more = [(row, wider({r: found[row[0], r, 0] for r in rates}), seeds) for row, rates, seeds in rows]
+            if all(len(new[1]) == len(old[1]) for new, old in zip(more, rows, strict=True)):
+                break
+            rows = more
         failed = run_all(rows, all_of)
     if failed:
         raise SystemExit(f"{len(failed)} runs failed: {failed}")
@@ -272,6 +285,16 @@ def run_all(
     return [key for key, value in {**first, **more}.items() if value is None]
 
 
+def wider(values: Mapping[float, float | None]) -> tuple[float, ...]:
+    """Return the rates of ``values``, and one more where the best is at an edge and better than all others."""
+    known = {rate: -math.inf if value is None else value for rate, value in sorted(values.items())}
+    rates, best = tuple(known), max(known, key=lambda rate: known[rate])
+    if list(known.values()).count(known[best]) > 1:
+        return rates
+    beyond = {rates[0]: (rates[0] / 2,), rates[-1]: (rates[-1] * 2,)}
+    return (*rates, *beyond.get(best, ()))
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -281,6 +304,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="if not the recipe's")
     parser.add_argument("--methods", default="", help="comma-separated; all by default")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--edges", action="store_true", help="go on past rates that were the best at an edge")
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/results"))
     options = parser.parse_args()

@@ -10,8 +10,9 @@ local steps, and a worker's net is the same: the same operations and memory. The
 workers, so that each subnet is handed on to all of them. Rates are tried with seed 0, the best (by the recipe's first
 metric, on the test set) is run with the other seeds. Two runs at a time, one thread each.
 
-``narrow`` gains by averaging more often than ``ist`` hands subnets on, for more bytes: it has the better of as many
-rounds and of five times as many.
+``narrow`` gains by averaging more often than ``ist`` hands subnets on, for more bytes, and from an optimizer state that
+stays with its worker: it has the best of as many rounds with a fresh state each, as many with a state that stays, and
+five times as many with that; with unlike labels also of the first two without priors.
 """
 
 import argparse
@@ -24,10 +25,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frontier import Key, Run, Settings, run_all
+from frontier import Key, Run, Settings, run_all, wider
 
 from skerry import atomic
-from skerry.comparison import Group, accuracy_text, grouped, load_runs, number
+from skerry.comparison import Group, accuracy_text, flat, grouped, load_runs, number
 from skerry.experiment import configure
 from skerry.pictures import set_style
 from skerry.results import RATE, at_best_rate, main_metric, spread_of, value_of
@@ -37,13 +38,28 @@ if TYPE_CHECKING:
 
 WORKERS = 4
 METHODS = ("ist", "narrow", "ensemble")
-OFTEN, RUNS = 5, (*METHODS, "narrow-often")
-"""What is run: "narrow-often" is ``narrow`` with so many times as many rounds."""
+OFTEN = 5
+"""``narrow-often`` has so many times as many rounds."""
+FRESH, STAY = {"optimizer_state": "reset"}, {"optimizer_state": "stay"}
+RUNS: Mapping[str, Settings] = {
+    "ist": {},
+    "ensemble": {},
+    "narrow": FRESH,
+    "narrow-stay": STAY,
+    "narrow-often": STAY,
+}
+UNADJUSTED: Mapping[str, Settings] = {
+    name: s | {"prior_adjusted": False} for name, s in (("narrow-plain", FRESH), ("narrow-stay-plain", STAY))
+}
+"""Beside these, where labels are unlike."""
+TRAVEL: Mapping[str, Settings] = {"ist-travel": {"optimizer_state": "travel"}}
+"""And where the optimizer is Adam; its moments go with the units, for three times the bytes."""
 # "budget": the part of the recipe's steps.
 BASE: Mapping[str, Settings] = {"fashion-mlp": {"budget": 0.2}, "depends-xc": {"budget": 0.2, "model.hidden": 64}}
+USUAL_RATES = (0.05, 0.1)
 RATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
-    "fashion-mlp": dict.fromkeys(RUNS, (0.05, 0.1)) | {"ist": (0.1, 0.2), "ensemble": (0.1,)},
-    "depends-xc": dict.fromkeys(RUNS, (0.05, 0.1)) | {"ensemble": (0.1,)},
+    "fashion-mlp": {"ist": (0.1, 0.2)},
+    "depends-xc": {"narrow-often": (0.02, 0.05)},
 }
 
 
@@ -60,14 +76,20 @@ class Point:
         words = [f"{k.split('.')[-1]}{v}".replace(":", "") for k, v in self.changes.items()]
         return "-".join([self.recipe, *words])
 
-    def settings(self, method: str) -> Settings:
-        """Return what to set for ``method``, but for rate and seed; at least a round for each worker."""
+    @property
+    def runs(self) -> Mapping[str, Settings]:
+        """What is run here, and what it sets."""
+        more = TRAVEL if self.recipe == "depends-xc" else {}
+        return {**RUNS, **more, **(UNADJUSTED if self.changes.get("prior_adjusted") else {})}
+
+    def settings(self, name: str) -> Settings:
+        """Return what to set for a run of this name, but for rate and seed; at least a round for each worker."""
         changed = {**BASE[self.recipe], **self.changes}
         config = configure(self.recipe, "ist", {})
         steps = changed.pop("budget") * config.rounds * config.local_steps
-        rounds = max(WORKERS, round(steps / config.local_steps)) * (OFTEN if method.endswith("-often") else 1)
-        settings = {"method": method.removesuffix("-often"), "workers": WORKERS, "eval_every": 0, "threads": 1}
-        return {**settings, "rounds": rounds, "local_steps": round(steps / rounds), **changed}
+        rounds = max(WORKERS, round(steps / config.local_steps)) * (OFTEN if name == "narrow-often" else 1)
+        settings = {"method": name.partition("-")[0], "workers": WORKERS, "eval_every": 0, "threads": 1}
+        return {**settings, "rounds": rounds, "local_steps": round(steps / rounds), **changed, **self.runs[name]}
 
 
 @dataclass(frozen=True)
@@ -115,20 +137,10 @@ def factors(long: bool) -> list[Factor]:
     ]
 
 
-def wider(values: Mapping[float, float | None]) -> tuple[float, ...]:
-    """Return the rates of ``values``, and one more where the best is at an edge and better than all others."""
-    known = {rate: -math.inf if value is None else value for rate, value in sorted(values.items())}
-    rates, best = tuple(known), max(known, key=lambda rate: known[rate])
-    if list(known.values()).count(known[best]) > 1:
-        return rates
-    beyond = {rates[0]: (rates[0] / 2,), rates[-1]: (rates[-1] * 2,)}
-    return (*rates, *beyond.get(best, ()))
-
-
 def run_map(points: Sequence[Point], options: argparse.Namespace) -> list[Key]:
     """Run what is not done yet; return what failed."""
-    of = {f"{point.name}/{method}": (point, method) for point in points for method in RUNS}
-    rates = {name: RATES[point.recipe][method] for name, (point, method) in of.items()}
+    of = {f"{point.name}/{run}": (point, run) for point in points for run in point.runs}
+    rates = {name: RATES[point.recipe].get(run, USUAL_RATES) for name, (point, run) in of.items()}
     found: dict[Key, float | None] = {}
 
     with ProcessPoolExecutor(options.at_once, mp_context=get_context("spawn")) as pool:
@@ -186,11 +198,16 @@ def outcomes(folder: Path) -> dict[str, Outcome]:
     def rate(group: Group) -> float:
         return float(group[1][0].config["optimizer"]["lr"])
 
+    def setting(group: Group) -> dict[str, str]:
+        return {
+            key: value for key, value in flat({**group[1][0].config, "kind": group[0].method}).items() if key != RATE
+        }
+
     found: dict[str, Outcome] = {}
     for group in at_best_rate(groups, metric):
         row, (first, *_) = group
         value = value_of(row, metric)
-        tried = tuple(rate(g) for g in groups if g[0].method == row.method)
+        tried = tuple(rate(g) for g in groups if setting(g) == setting(group))
         units = first.config["model"]["hidden"] // first.config["workers"]
         if value is not None and (row.method not in found or value > found[row.method].value):
             found[row.method] = Outcome(

@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState, post_localSGD_hook
 from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from zoo import blobs, mlp
+from zoo import MODELS, blobs, cnn, images, mlp
 
-from skerry import Disjoint, Outer, ddp, diloco, ensemble, extract, fedrolex, ist, launch, local_sgd, train
+from skerry import Disjoint, Outer, Relay, ddp, diloco, ensemble, extract, fedrolex, ist, launch, local_sgd, train
 from skerry.loop import TrainingFailed
 
 ROUNDS, STEPS = 4, 5
@@ -170,15 +171,44 @@ def test_a_relay_is_the_mean_of_nets_that_go_from_worker_to_worker():
 
 
 def test_ist_is_a_relay_where_subnets_share_nothing_but_vectors_and_else_deals_all_anew():
-    _, plan = plain()
-    relay, anew = Disjoint(3, 5, reshuffle=0.0, relay=True), Disjoint(3, 5, reshuffle=1.0)
-    assert ist(3, seed=5).on(plan).partition == relay
-    assert ist(3, seed=5).on(plan.only("h0")).partition == anew  # out.weight is on every worker
-    assert not ist(3, seed=5).on(plan.only("h0")).zero_between
-    assert ist(3, seed=5, core=0.5).on(plan).partition == replace(anew, core=0.5)
-    assert ist(3, seed=5, capacities=(1, 1, 2)).on(plan).partition == replace(anew, capacities=(1, 1, 2))
+    model, plan = plain()
+    anew = Disjoint(3, 5, reshuffle=1.0)
+    relay = ist(3, seed=5).on(plan, model)
+    assert (relay.partition, relay.apart) == (Relay(3, 5), True)
+    model.register_buffer("mask", torch.ones(2, 2))  # nobody trains it
+    assert ist(3, seed=5).on(plan, model) == relay
+    some = ist(3, seed=5).on(plan.only("h0"), model)  # out.weight is on every worker
+    assert (some.partition, some.apart) == (anew, False)
+    assert ist(3, seed=5, core=0.5).on(plan, model).partition == replace(anew, core=0.5)
+    assert ist(3, seed=5, capacities=(1, 1, 2)).on(plan, model).partition == replace(anew, capacities=(1, 1, 2))
     for fraction in (0.0, 0.1, 1.0):
-        assert ist(3, seed=5, reshuffle=fraction).on(plan).partition == replace(anew, reshuffle=fraction)
+        assert ist(3, seed=5, reshuffle=fraction).on(plan, model).partition == replace(anew, reshuffle=fraction)
+
+
+def test_blocks_that_others_go_on_without_are_no_nets_of_their_own():
+    model, plan, _ = MODELS["blocks"][0]()
+    assert ist(3).on(plan, model).partition == Disjoint(3, reshuffle=1.0)
+    with pytest.raises(ValueError, match=r"'ensemble': .* is on every worker"):
+        ensemble(3).on(plan, model)
+
+
+@pytest.mark.parametrize("build", [mlp, cnn])
+@pytest.mark.parametrize("make", [ist, ensemble])
+def test_the_full_model_of_nets_of_their_own_is_their_mean(build, make):
+    torch.manual_seed(0)
+    model, plan, x = build()
+    algorithm = make(3, local_steps=2)
+    data = (images if build is cnn else blobs)(3)
+    result = train(model, F.cross_entropy, data, plan=plan, algorithm=algorithm, optimizer=sgd, num_rounds=5)
+    full = result.full.whole()
+    held = algorithm.partition.assign(plan.axes, 4)
+    for name, module in full.named_modules():  # the same statistics for all, as measured on the full model
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            trained = dict(model.named_modules())[name]
+            trained.running_mean.copy_(module.running_mean)
+            trained.running_var.copy_(module.running_var)
+    outputs = [extract(model, plan, held.units(worker)).eval()(x) for worker in range(3)]
+    torch.testing.assert_close(full(x), sum(outputs) / 3)
 
 
 def test_a_plan_that_leaves_weights_whole_is_dealt_anew_in_training():

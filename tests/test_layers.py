@@ -12,7 +12,7 @@ LAYERS = [
     ["randomness", "optimizer_state", "rules", "schedule", "atomic", "patches", "inputs", "tensor_file", "diagnosis"],
     ["plan"],
     ["partition", "plan_file"],
-    ["subnet", "covering", "parts", "warmup"],
+    ["subnet", "covering", "parts", "relay", "warmup"],
     ["aggregate", "discovery", "sources", "exchange"],
     ["verify"],
     ["calibrate"],

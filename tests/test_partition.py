@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skerry import Axis, Disjoint, Everything, Nested, Overlapping, Rolling, Sampled
+from skerry import Axis, Disjoint, Everything, Nested, Overlapping, Relay, Rolling, Sampled
 
 
 @st.composite
@@ -77,19 +77,17 @@ def test_an_assignment_is_a_pure_function_of_seed_and_round(drawn, round, reshuf
     assert torch.equal(forward.assign(axes, 0).held, seen[0])  # and going back works
 
 
-@given(axes_and_workers(), rounds, fractions, st.integers(0, 3))
-def test_a_relay_hands_all_that_is_dealt_on_to_the_next_worker_each_round(drawn, round, reshuffle, seed):
+@given(axes_and_workers(), rounds, st.integers(0, 3))
+def test_a_relay_hands_all_on_to_the_next_worker_each_round(drawn, round, seed):
     axes, workers = drawn
-    still = Disjoint(workers, seed, reshuffle=reshuffle, core=0.4)
-    going = Disjoint(workers, seed, reshuffle=reshuffle, core=0.4, relay=True)
+    going, dealt = Relay(workers, seed), Disjoint(workers, seed).assign(axes, 0)
     for worker in range(workers):
-        units = still.assign(axes, round).units(worker)
-        assert torch.equal(going.assign(axes, round).units((worker + round) % workers), units)
+        assert torch.equal(going.assign(axes, round).units((worker + round) % workers), dealt.units(worker))
 
 
 def test_in_a_relay_every_unit_meets_every_worker_with_its_neighbours():
     axes = (Axis("a", 7), Axis("b", 9, start=7))
-    held = torch.stack([Disjoint(3, reshuffle=0.0, relay=True).assign(axes, r).held for r in range(3)])
+    held = torch.stack([Relay(3).assign(axes, r).held for r in range(3)])
     assert (held.sum(0) == 1).all()
     together = held.double().mT @ held.double()  # in each round the same pairs share a worker
     assert torch.equal(together[0], together[1])
@@ -183,7 +181,7 @@ def test_everything_is_everywhere(drawn, round):
     [
         (lambda: Disjoint(0), "num_workers=0"),
         (lambda: Disjoint(2, reshuffle=1.5), "reshuffle=1.5"),
-        (lambda: Disjoint(2, capacities=(1, 2), relay=True), "expected equal ones; or deal"),
+        (lambda: Relay(0), "num_workers=0"),
         (lambda: Disjoint(2, core=-0.1), "core=-0.1"),
         (lambda: Disjoint(2, capacities=(1.0,)), "expected one a worker"),
         (lambda: Disjoint(2, capacities=(1.0, 0.0)), "positive"),

@@ -147,7 +147,7 @@ def test_every_held_element_advances_and_others_keep_their_bits(name, optimizer)
                         [-1 if k == d else 1 for k in range(tensor.dim())]
                     )
             held |= mine
-        if algorithm.zero_between:
+        if algorithm.apart:
             before[tensor_name][~held] = 0
         changed = tensor != before[tensor_name]
         assert not changed[~held].any(), tensor_name

@@ -158,7 +158,8 @@ def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 
 METHODS = {
     "ist": Method(ist(3, local_steps=4, reshuffle=1.0), sgd),
-    "ist-relay-travel": Method(ist(3, local_steps=4, optimizer_state="travel"), adamw),
+    "ist-relay": Method(ist(3, local_steps=4), sgd),
+    "ist-relay-travel": Method(ist(3, local_steps=4, overlap=1, optimizer_state="travel"), adamw),
     "ist-slow-core": Method(ist(3, local_steps=4, reshuffle=0.3, core=0.3), adamw),
     "ist-uneven-travel": Method(
         ist(3, local_steps=4, capacities=(1, 2, 3), optimizer_state="travel", reshuffle=1.0), adamw
@@ -185,8 +186,8 @@ METHODS = {
 
 
 def fits(method: str, model_name: str) -> bool:
-    """Blocks have no homes, which units without a holder need."""
-    return METHODS[method].algorithm.partition.covers or model_name != "blocks"
+    """Blocks have no homes, which units without a holder need, and nets without them are not independent."""
+    return (METHODS[method].algorithm.partition.covers and method != "ensemble") or model_name != "blocks"
 
 
 class Residual(nn.Module):

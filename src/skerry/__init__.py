@@ -31,6 +31,7 @@ from skerry.parts import Nested, Rolling, Sampled
 from skerry.plan import Axis, DealtDim, Plan
 from skerry.plan_file import load_plan, save_plan
 from skerry.priors import log_priors
+from skerry.relay import Relay
 from skerry.rules import Heads, In, Out
 from skerry.runtimes import Processes, Serial, WireFormat, launch
 from skerry.schedule import constant, cosine
@@ -45,9 +46,9 @@ from skerry.warmup import Warmup
 __all__ = [
     "Algorithm", "Assignment", "Axis", "Blocks", "Checkpoints", "Classifier", "Covering", "Data", "DealtDim",
     "Diagnosis", "Disjoint", "Everything", "FromFiles", "FromInitializer", "Heads", "In", "Nested", "Out", "Outer",
-    "Overlapping", "Partition", "Plan", "Processes", "Record", "Regressor", "Result", "Rolling", "Sampled", "Score",
-    "Serial", "Session", "Shards", "State", "TheoryWarning", "TrainingFailed", "Warmup", "WireFormat", "aggregate_",
-    "calibrate", "constant", "cosine", "ddp", "diloco", "discover", "ensemble", "evaluate", "extract",
+    "Overlapping", "Partition", "Plan", "Processes", "Record", "Regressor", "Relay", "Result", "Rolling", "Sampled",
+    "Score", "Serial", "Session", "Shards", "State", "TheoryWarning", "TrainingFailed", "Warmup", "WireFormat",
+    "aggregate_", "calibrate", "constant", "cosine", "ddp", "diloco", "discover", "ensemble", "evaluate", "extract",
     "federated_dropout", "fedrolex", "from_dataset", "from_loaders", "heterofl", "ist", "launch", "load_plan",
     "local_sgd", "log_priors", "masked", "materialize", "narrow", "precision_at", "resist", "save_plan", "single",
     "skeleton", "split", "train", "verify", "write_back",

@@ -6,6 +6,8 @@ The published ones are in ``skerry.algorithms``, a few lines each.
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from torch import nn
+
 from skerry.outer import Outer
 from skerry.partition import Partition
 from skerry.plan import Plan
@@ -33,10 +35,10 @@ class Algorithm:
         outer: what the workers' moves do to the weights; None: these become their mean. Only for workers that keep
             their units.
         synchronous: whether gradients are averaged over all workers in every step. Needs one process a worker.
-        zero_between: whether weights between units that no worker holds together start at zero; where units stay
-            together for the whole run, so that nobody ever trains them.
-        independent: whether nets that share a tensor of more than one dim are refused: they would not be independent.
-        where_shared: what to do instead with a plan that leaves tensors of more than one dim whole; None: the same.
+        apart: whether subnets are nets of their own, side by side in the full model: units stay together for the whole
+            run, and weights between units of two workers start at zero, so nobody ever trains them. Only for plans by
+            which subnets share nothing but vectors (``Plan.shared``).
+        where_shared: what to do with other plans; None: they are refused.
         width: below 1 the method trains, instead of the given model, a fresh one with that fraction of each axis.
     """
 
@@ -47,14 +49,25 @@ class Algorithm:
     overlap: int = 0
     outer: Outer | None = None
     synchronous: bool = False
-    zero_between: bool = False
-    independent: bool = False
+    apart: bool = False
     where_shared: "Algorithm | None" = None
     width: float = 1.0
 
-    def on(self, plan: Plan) -> "Algorithm":
-        """Return what it does with ``plan``."""
-        return self.where_shared if self.where_shared is not None and plan.shared_matrices else self
+    def on(self, plan: Plan, model: nn.Module) -> "Algorithm":
+        """Return what it does with ``plan`` of ``model``.
+
+        Raises:
+            ValueError: subnets would have to be nets of their own, and are not.
+        """
+        shared = plan.shared(model) if self.apart else None
+        if shared is None:
+            return self
+        if self.where_shared is None:
+            raise ValueError(
+                f"'{self.name}': {shared} is on every worker, so nets would not be independent; use a plan that deals "
+                "every hidden axis out"
+            )
+        return self.where_shared
 
     @property
     def keeps(self) -> bool:

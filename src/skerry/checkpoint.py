@@ -102,6 +102,7 @@ def write(folder: Path, state: State, store: Store, runtime: Runtime, run: str) 
     tensors = {name: t.detach().cpu().contiguous() for name, t in store.shards().items()}
     tensors |= {_TRAINED: state.trained, _HELD: store.layout.held}
     numbers = {"round": state.round, "bad_rounds": state.bad_rounds, "totals": state.totals}
+    numbers["workers"] = store.assignment.num_workers  # a serial run's file is that of one process
     dealt = plan_digest(store.plan)
     sizes = {name: [str(t.dtype).removeprefix("torch."), *t.shape] for name, t in store.sizes.items()}
     told = {"format": _FORMAT, "run": run, "plan": dealt, "state": json.dumps(numbers), "sizes": json.dumps(sizes)}
@@ -159,6 +160,7 @@ class Checkpoint:
     Attributes:
         state: as it was.
         sizes: full-size tensors on the meta device, optimizer state that travels included.
+        num_workers: of the run that wrote it; None in checkpoints of before 2026-11-27.
     """
 
     def __init__(
@@ -180,6 +182,7 @@ class Checkpoint:
         numbers = json.loads(told["state"])
         totals = {key: float(numbers["totals"][key]) for key in TOTALS}
         self.state = State(int(numbers["round"]), trained, int(numbers["bad_rounds"]), totals)
+        self.num_workers = numbers.get("workers")
         self.sizes = {
             name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
             for name, (dtype, *shape) in json.loads(told["sizes"]).items()

@@ -153,8 +153,7 @@ def warn_of_skew(skew: float | None, num_workers: int) -> str | None:
         f"label skew: a worker's labels are {skew:.2f} away from all labels (at most {most:.2f}); training apart on "
         "unlike data leaves a bias that no learning rate and no number of rounds removes (arXiv 2306.16484); mix the "
         "data (split iid), let workers share some of it, add their label priors to their logits (skerry.log_priors, "
-        "prior_adjusted=true), deal units again where subnets are handed on whole (reshuffle=.1), or see what other "
-        "methods make of it (skerry compare)"
+        "prior_adjusted=true), or see what other methods make of it (skerry compare)"
     )
 
 

@@ -96,7 +96,7 @@ def export_run(folder: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> in
     """
     config = saved_config(folder)
     job = RECIPES[config.recipe]().build(config)
-    algorithm = METHODS[config.method].build(config).on(job.plan)
+    algorithm = METHODS[config.method].build(config).on(job.plan, job.model)
     model, plan = to_train(job.model, job.plan, algorithm, config.seed)
     checkpoint = checkpoints_of(folder, config, resume=True).last(plan, named_tensors(model), Serial())
     if checkpoint is None:

@@ -88,13 +88,8 @@ class Disjoint:
 
     Each round a fraction ``reshuffle`` of an axis's dealt units, drawn at random, goes back into the pot and is dealt
     again. A unit may come back to the worker it left, so the fraction that changes hands is ``reshuffle * (1 - 1/n)``
-    in expectation for n equal workers. 1.0 deals everything anew each round, as IST does; 0.0 never deals again: units
-    stay together. With ``relay`` every worker hands all its dealt units on to the next worker after each round, so a
-    subnet meets the data of all of them in turn:
-
-        who has in round t what dealing gave to hand g:   worker (g + t) mod n.
-
-    Without, a worker keeps the number of units it has for the whole run; with, it is within one unit an axis.
+    in expectation for n equal workers. 1.0 deals everything anew each round, as IST does; 0.0 never deals again.
+    A worker keeps the number of units it has for the whole run.
 
     Args:
         num_workers: the number of workers n.
@@ -102,16 +97,13 @@ class Disjoint:
         reshuffle: the fraction of units dealt again each round, 0 to 1.
         capacities: a positive weight a worker; the dealt units are dealt in proportion. None: equal.
         core: the fraction of each axis (its first units) that every worker holds and that is averaged, 0 to 1.
-        relay: whether subnets are handed on; only with equal capacities.
 
     Raises:
         ValueError: a value out of range, or, on dealing, an axis with fewer units than workers.
 
     References:
         Yuan, Wolfe, Dun, Tang, Kyrillidis, Jermaine: Distributed Learning of Fully Connected Neural Networks using
-        Independent Subnet Training, 2022, arXiv 1910.02120, section 3. A whole model handed on from one owner of data
-        to the next is the cyclical weight transfer of Chang et al.: Distributed deep learning networks among
-        institutions for medical imaging, JAMIA 25(8), 2018; here n parts of one model go round at the same time.
+        Independent Subnet Training, 2022, arXiv 1910.02120, section 3.
     """
 
     num_workers: int
@@ -119,7 +111,6 @@ class Disjoint:
     reshuffle: float = 1.0
     capacities: tuple[float, ...] | None = None
     core: float = 0.0
-    relay: bool = False
     covers: ClassVar[bool] = True
     # axis -> round -> owners, of the last few rounds asked for: dealing again starts there instead of at round 0.
     _known: dict[Axis, dict[int, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -136,11 +127,6 @@ class Disjoint:
                 )
             if not all(0 < c < float("inf") for c in self.capacities):
                 raise ValueError(f"capacities={self.capacities}: expected positive numbers")
-            if self.relay and len(set(self.capacities)) > 1:
-                raise ValueError(
-                    f"capacities={self.capacities}: subnets that are handed on must fit every worker, expected equal "
-                    "ones; or deal units again (reshuffle=.1)"
-                )
 
     def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
         """Deal the units of ``axes`` for ``round``."""
@@ -149,8 +135,6 @@ class Disjoint:
             num_core = int(self.core * axis.num_units + 0.5)
             held[:, axis.start : axis.start + num_core] = True
             owners = self._owners(axis, axis.num_units - num_core, round)
-            if self.relay:
-                owners = (owners + round) % self.num_workers
             held[owners, torch.arange(axis.start + num_core, axis.start + axis.num_units)] = True
         return Assignment(held)
 
@@ -159,7 +143,7 @@ class Disjoint:
         return self.assign(axes, round).share()
 
     def _owners(self, axis: Axis, num_dealt: int, round: int) -> Tensor:
-        """The holder of each dealt unit of ``axis`` in ``round``, int64; with relay, the hand it is in."""
+        """The holder of each dealt unit of ``axis`` in ``round``, int64."""
         if self.reshuffle == 1.0:
             return self._deal(axis, num_dealt, round)
         known = self._known.setdefault(axis, {})

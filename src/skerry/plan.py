@@ -95,14 +95,14 @@ class Plan:
         """The number of units of all axes."""
         return sum(axis.num_units for axis in self.axes)
 
-    @property
-    def shared_matrices(self) -> list[str]:
-        """Names of the tensors of more than one dim that every worker has whole: what subnets have in common."""
-        return [
-            name
-            for name, shape in self.shapes.items()
-            if len(shape) > 1 and name not in self.dims and self.block_of(name) is None
-        ]
+    def shared(self, model: nn.Module) -> str | None:
+        """Return the name of something in which subnets of ``model`` meet before their outputs; None if nothing.
+
+        That is a parameter of more than one dim that all have whole (a stem, what reads or writes a residual stream),
+        or a block, which others go on without. Vectors that all have, such as biases, do not count.
+        """
+        whole = (name for name, p in model.named_parameters() if p.dim() > 1 and name not in self.dims)
+        return next(iter(self.blocks), None) or next(whole, None)
 
     def without_scale_between(self) -> "Plan":
         """Return the plan for a model in which weights between units of different workers are zero.

@@ -22,8 +22,8 @@ from skerry import optimizer_state
 from skerry.aggregate import is_finite
 from skerry.algorithm import Algorithm
 from skerry.calibrate import check_batch_norm
-from skerry.checkpoint import Checkpoints
-from skerry.diagnosis import Diagnosis
+from skerry.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from skerry.diagnosis import Diagnosis, TheoryWarning
 from skerry.evaluate import Metric, Score
 from skerry.export import SHARD_BYTES, export
 from skerry.inputs import Inputs, tensors_of, to
@@ -32,6 +32,7 @@ from skerry.loop import Loop
 from skerry.partition import Everything
 from skerry.plan import Plan, named_tensors
 from skerry.randomness import seed_of
+from skerry.relay import Relay
 from skerry.runtimes import BEGAN, KEPT, RESTING, Beginning, FullModel, Handover, Runtime, Serial, Store
 from skerry.schedule import Schedule, constant
 from skerry.sources import FromModel, Source, ZeroBetween, skeleton
@@ -112,7 +113,7 @@ class Session:
     (docs/your-run.md). Without ``test`` nothing is known of outputs, without ``worker.step(loss, labels)`` of labels.
 
     Args:
-        model: the full model.
+        model: the full model. A relay (``ist``) sets the weights between two subnets to zero first.
         plan: what is dealt out.
         algorithm: who holds what, and for how long.
         optimizer: makes a ``torch.optim`` optimizer of parameters.
@@ -179,7 +180,7 @@ class Session:
         eval_batch_size: int = 1024,
     ) -> None:
         plan.check(model)
-        algorithm = algorithm.on(plan)
+        algorithm = algorithm.on(plan, model)
         if not plan.axes and not isinstance(algorithm.partition, Everything):
             raise ValueError(f"the plan deals nothing out, so '{algorithm.name}' has nothing to deal; give it rules")
         if plan.blocks and not algorithm.partition.covers:
@@ -190,6 +191,14 @@ class Session:
         if num_rounds < 1:
             raise ValueError(f"num_rounds={num_rounds}: expected at least 1")
         _check_algorithm(algorithm, plan, num_rounds)
+        if isinstance(algorithm.partition, Relay) and num_rounds < algorithm.partition.num_workers:
+            warnings.warn(
+                TheoryWarning(
+                    f"relay: {num_rounds} rounds for {algorithm.partition.num_workers} workers, so no subnet meets all "
+                    "data; do as many rounds or more, of fewer local steps"
+                ),
+                stacklevel=2,
+            )
         _check_arguments(optimizer, schedule, loss_fn, test)
         check_batch_norm(model)
         empty = any(tensor.is_meta for tensor in named_tensors(model).values())
@@ -205,12 +214,13 @@ class Session:
         runtime = Serial() if runtime is None else runtime
         model, plan = to_train(model, plan, algorithm, seed)
         source = start(model) if start is not None else FromModel(model)
-        if algorithm.zero_between:
+        if algorithm.apart:
             source = ZeroBetween(source, plan, algorithm.partition.assign(plan.axes, 0))
         self.state = State(0, torch.zeros(plan.num_units, dtype=torch.int64))
         of_optimizer: dict[str, Tensor] = {}
         resumed = checkpoints.last(plan, named_tensors(model), runtime) if checkpoints else None
         if resumed is not None:
+            _check_resumed(resumed, algorithm)
             source, self.state = resumed, resumed.state
             of_optimizer = {n: t for n, t in resumed.sizes.items() if optimizer_state.SEPARATOR in n}
         start_of_state = optimizer_state.initial(optimizer) if algorithm.optimizer_state == "travel" else {}
@@ -325,7 +335,7 @@ def to_train(model: nn.Module, plan: Plan, algorithm: Algorithm, seed: int) -> t
     """Return the model that ``algorithm`` trains in the place of ``model``, and its plan."""
     if not algorithm.partition.covers:
         plan = replace(plan, rests=True)
-    if algorithm.zero_between:
+    if algorithm.apart:
         plan = plan.without_scale_between()
     if algorithm.width == 1.0:
         return model, plan
@@ -351,10 +361,15 @@ def _check_algorithm(algorithm: Algorithm, plan: Plan, num_rounds: int) -> None:
             f"'{algorithm.name}': optimizer_state='stay' and an outer optimizer are for workers that keep their units; "
             "deal nothing again (reshuffle=0, no warm-up), or use 'reset' or 'travel'"
         )
-    if algorithm.independent and plan.shared_matrices:
-        raise ValueError(
-            f"'{algorithm.name}': {plan.shared_matrices[0]} is on every worker, so nets would not be independent; use "
-            "a plan that deals every hidden axis out"
+
+
+def _check_resumed(resumed: Checkpoint, algorithm: Algorithm) -> None:
+    """Refuse another number of workers where subnets are nets of their own: they would be cut up."""
+    now = algorithm.partition.num_workers
+    if algorithm.apart and resumed.num_workers not in (None, now):
+        raise CheckpointError(
+            f"the checkpoint is of {resumed.num_workers} subnets of '{algorithm.name}' that are nets of their own, got "
+            f"{now} workers; resume with {resumed.num_workers}"
         )
 
 

@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from skerry import cost
 from skerry.algorithm import Algorithm
 from skerry.checkpoint import Checkpoints
+from skerry.diagnosis import Diagnosis
 from skerry.evaluate import Metric, Score
 from skerry.export import SHARD_BYTES
 from skerry.inputs import Inputs, fit, join, tensors_of, to
 from skerry.local import Data, LossFn, OptimizerFn, Worker, local_steps
+from skerry.loop import TrainingFailed
 from skerry.plan import Plan
 from skerry.priors import adjusted
+from skerry.relay import Relay
 from skerry.runtimes import FullModel, Runtime, Serial, Store
 from skerry.schedule import Schedule, constant
 from skerry.session import Session, Start
@@ -101,7 +104,8 @@ def train(
     little from several torch threads and lose much on a busy machine: consider ``torch.set_num_threads(1)``.
 
     Args:
-        model: the full model.
+        model: the full model. A relay (``ist``) sets the weights between two subnets to zero first: to go on from a
+            trained model, deal units again instead.
         loss_fn: ``loss_fn(what the model returns, y)``, the mean over the batch.
         data: each worker's batches.
         plan: what is dealt out.
@@ -134,7 +138,8 @@ def train(
             number of workers, ``logit_adjustment`` has other rows than workers or columns than the model has logits,
             or a batch norm keeps no running statistics.
         CheckpointError: the checkpoint cannot be resumed from.
-        TrainingFailed: pieces had to be refused ``max_bad_rounds`` times in a row.
+        TrainingFailed: pieces had to be refused ``max_bad_rounds`` times in a row; or, after the first round of a relay
+            without ``logit_adjustment``, workers' labels are so unlike that it would come to nothing.
     """
     if not (hasattr(data, "batches") and hasattr(data, "sample")):
         raise ValueError(f"data: got {type(data).__name__}, expected skerry.Shards or another skerry.Data")
@@ -185,6 +190,8 @@ def train(
                 own = loss_fn if rows is None else adjusted(loss_fn, rows[worker.number].to(loop.device))
                 _train(worker, own, data, loop.device)
                 worker.flop = float(costs.of(worker.narrow).flop * worker.num_steps)
+            if rows is None and isinstance(loop.algorithm.partition, Relay):
+                _check_alike(round.diagnosis)
             score = None
             if state.round == num_rounds:
                 final = evaluated()
@@ -212,6 +219,16 @@ def _train(worker: Worker, loss_fn: LossFn, data: Data, device: torch.device) ->
             words = f"its first batch: inputs {', '.join(x)}, labels {', '.join(y)}"
             error.add_note(f"(worker {worker.number}, round {worker.round}, {words})")
         raise
+
+
+def _check_alike(diagnosis: Diagnosis) -> None:
+    """End a relay among workers with unlike labels, which comes to nothing (docs/your-run.md has what was measured)."""
+    if "label skew" in diagnosis.warnings:
+        raise TrainingFailed(
+            f"label skew {diagnosis.label_skew:.2f}: a subnet that is handed on forgets the classes that its next "
+            "worker has not got; give train(logit_adjustment=skerry.log_priors(...)) or --set prior_adjusted=true, or "
+            "deal units again: ist(reshuffle=0.1) or --set partition.reshuffle=0.1"
+        )
 
 
 @dataclass

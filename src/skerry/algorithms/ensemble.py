@@ -22,6 +22,5 @@ def ensemble(workers: int, *, local_steps: int = 20, seed: int = 0, optimizer_st
         partition=Disjoint(workers, seed, reshuffle=0.0),
         local_steps=local_steps,
         optimizer_state=optimizer_state,
-        zero_between=True,
-        independent=True,
+        apart=True,
     )

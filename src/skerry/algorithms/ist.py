@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from skerry.algorithm import Algorithm, StatePolicy
 from skerry.partition import Disjoint
+from skerry.relay import Relay
 
 
 def ist(
@@ -36,6 +37,7 @@ def ist(
     is no core. Else all units are dealt anew: subnets that share a residual stream add up in it, so units have to work
     with those of any other subnet. **With unlike labels on the workers** a subnet that is handed on forgets the classes
     of the last worker: give ``skerry.train`` the workers' ``log_priors``, or ``reshuffle=.1`` here (docs/your-run.md).
+    To go on from a trained model, give ``reshuffle``, too.
 
     Differs from the paper: the relay (docs/log.md has what each brings); the full model's consumers are scaled by 1/n
     (``calibrate.py``) and batch norm keeps running statistics, where the release uses the test batch's.
@@ -56,17 +58,14 @@ def ist(
         Independent Subnet Training, VLDB 2022, arXiv 1910.02120, algorithm 1.
     """
     weights = None if capacities is None else tuple(capacities)
+    fraction = 1.0 if reshuffle is None else reshuffle
     dealt = Algorithm(
         name="ist",
-        partition=Disjoint(
-            workers, seed, reshuffle=1.0 if reshuffle is None else reshuffle, capacities=weights, core=core
-        ),
+        partition=Disjoint(workers, seed, reshuffle=fraction, capacities=weights, core=core),
         local_steps=local_steps,
         optimizer_state=optimizer_state,
         overlap=overlap,
-        zero_between=reshuffle == 0.0 and not core,  # nobody ever trains them
     )
     if reshuffle is not None or core or len(set(weights or ())) > 1:
         return dealt
-    relay = Disjoint(workers, seed, reshuffle=0.0, relay=True)
-    return replace(dealt, partition=relay, zero_between=True, where_shared=dealt)
+    return replace(dealt, partition=Relay(workers, seed), apart=True, where_shared=dealt)
