@@ -6,7 +6,7 @@ Everything is taken from the files in the folders and from nothing else; nothing
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,20 +162,18 @@ def _labels(configs: list[dict[str, Any]]) -> list[str]:
         brief = [key for key in differ if key != "rounds"]  # has its own column, often follows from the steps
         if len({tuple(peer.get(key) for key in brief) for peer in peers}) == len(peers):
             differ = brief
-        words = {key: in_words(key, mine[key]) for key in differ if key in mine}
+        words = {key: in_words(key, mine) for key in differ if key in mine}
         if "local_steps" in words:
             words["local_steps"] = f"{mine['local_steps']} steps"
         labels.append(", ".join([config["method"], *words.values()]))
     return labels
 
 
-def in_words(key: str, value: str) -> str:
-    """Return a setting of ``flat`` as tables and legends have it."""
-    return (
-        "relay"
-        if (key, value) == ("partition.reshuffle", "null")
-        else f"{key.split('.')[-1].replace('_', ' ')} {value}"
-    )
+def in_words(key: str, settings: Mapping[str, str]) -> str:
+    """Return one of the settings of ``flat`` as tables and legends have it."""
+    if (key, settings[key]) == ("partition.reshuffle", "null"):  # what ``ist`` makes of that
+        return "relay" if settings.get("partition.core", "0.0") == "0.0" else "all dealt anew"
+    return f"{key.split('.')[-1].replace('_', ' ')} {settings[key]}"
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:

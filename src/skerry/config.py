@@ -158,6 +158,8 @@ def _change(config: Any, path: list[str], value: Any, full: str) -> Any:
         return replace(config, **{name: _change(old, rest, value, full)})
     (kind,) = (f.type for f in fields(config) if f.name == name)
     if kind == float | None:  # what it is now may say nothing of its type
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{full}={value!r}: expected a number, or null for what the method has by itself")
         old = None if value is None else 0.0
     return replace(config, **{name: _typed(old, value, full)})
 

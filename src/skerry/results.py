@@ -151,4 +151,4 @@ def _differs(config: Mapping[str, Any], groups: Sequence[Group]) -> str:
     peers = [flat(runs[0].config) for _, runs in groups if runs[0].config["method"] == config["method"]]
     keys = dict.fromkeys(key for peer in peers for key in peer)
     differ = [k for k in keys if k not in (RATE, "local_steps", "rounds") and len({p.get(k) for p in peers}) > 1]
-    return ", ".join(in_words(key, mine[key]) for key in differ if key in mine)
+    return ", ".join(in_words(key, mine) for key in differ if key in mine)

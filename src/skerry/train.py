@@ -149,6 +149,10 @@ def train(
             f"{algorithm.partition.num_workers}; split it for as many"
         )
     rows, num_workers = logit_adjustment, algorithm.partition.num_workers
+    if rows is not None and not isinstance(rows, Tensor):
+        raise ValueError(
+            f"logit_adjustment: got {type(rows).__name__}, expected a tensor, such as skerry.log_priors(...)"
+        )
     if rows is not None and (rows.dim() != 2 or len(rows) != num_workers):
         raise ValueError(
             f"logit_adjustment: shape {tuple(rows.shape)}, expected ({num_workers}, number of classes), a row for each "

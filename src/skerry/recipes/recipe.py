@@ -90,7 +90,7 @@ def how_many(config: Config, name: str, there: int, least: int = 1) -> int:
         ValueError: not a whole number, or fewer than ``least``, or more than there are.
     """
     num = config.data.get(name, 0)
-    if not isinstance(num, int) or not (num == 0 or least <= num <= there):
+    if isinstance(num, bool) or not isinstance(num, int) or not (num == 0 or least <= num <= there):
         raise ValueError(f"data.{name}={num!r}: expected 0 (all) or a whole number from {least} to {there}")
     return num or there
 
