@@ -88,6 +88,16 @@ def test_priors_help_where_workers_have_classes_of_their_own(tmp_path):
     assert accuracy["true"] > accuracy["false"]
 
 
+def test_compare_goes_on_after_a_method_that_fails(tmp_path, capsys):
+    out, words = tmp_path / "cmp", ["--methods", "ist,narrow", "--set", "split=by_label", "--set", "threads=1"]
+    words += ["--set", "rounds=5", "--out", str(out)]
+    code, message = call(["compare", "digits-mlp", *words])
+    assert (code, "forgets the classes" in message) == (1, True)
+    assert (out / "narrow" / "summary.json").exists()
+    assert (out / "report.html").exists()
+    assert "digits-mlp ist: a relay: subnets are handed on whole" in capsys.readouterr().err
+
+
 def test_a_relay_among_unlike_workers_is_ended_after_a_round_unless_they_have_priors(tmp_path):
     words = ["--set", "split=by_label", "--set", "rounds=5", "--set", "threads=1"]
     code, message = call(["train", "digits-mlp", "--out", str(tmp_path / "without"), *words])

@@ -157,7 +157,7 @@ def compare(
 
     With the recipe's own settings all cost a worker the same operations; where they do not, a line says so. A setting
     for one method only is named with the method: --set local_sgd.local_steps=230. With --resume, methods that are done
-    are kept.
+    are kept. A method whose training fails is told of, and the others go on.
     """
     if methods is None:
         methods = f"{RECIPES[choose(recipe, RECIPES, 'recipe')]().config.method},local_sgd,narrow,single"
@@ -187,10 +187,18 @@ def compare(
             runs.append((experiment.configure(recipe, method, own), folder))
     for config, folder in runs:
         check_folder(folder, config, resume=resume and (folder / "config.json").exists())
+    failed: list[Exception] = []
     for config, folder in runs:
         if not (folder / "summary.json").exists():
-            _start(config, folder, resume=(folder / "config.json").exists())
-    _conclude(out)
+            try:
+                _start(config, folder, resume=(folder / "config.json").exists())
+            except (TrainingFailed, WorkerDied) as error:  # of this method; the others are still worth a table
+                failed.append(error)
+                click.echo(f"{folder.name}: {error}", err=True)
+    if len(failed) < len(runs):
+        _conclude(out)
+    if failed:
+        raise failed[0]
 
 
 @main.command()

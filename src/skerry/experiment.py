@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from skerry import schedule
+from skerry.algorithm import Algorithm
 from skerry.calibrate import estimate_batch_norm_
 from skerry.config import Config, choose
 from skerry.export import SHARD_BYTES, export
@@ -17,7 +18,7 @@ from skerry.inputs import call
 from skerry.local import OptimizerFn
 from skerry.methods import METHODS, has_use_for
 from skerry.plan import named_tensors
-from skerry.recipes import RECIPES
+from skerry.recipes import RECIPES, Job
 from skerry.run import RunFolder, checkpoints_of, saved_config
 from skerry.runtimes import Runtime, Serial, Streamed
 from skerry.session import to_train
@@ -112,6 +113,16 @@ def export_run(folder: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> in
     return checkpoint.state.round
 
 
+def dealing(algorithm: Algorithm, job: Job) -> str | None:
+    """Return in words what ``algorithm`` makes of the plan of ``job``, where that depends on it."""
+    if algorithm.where_shared is None:
+        return None
+    shared = job.plan.shared(job.model)
+    if shared is None:
+        return "a relay: subnets are handed on whole"
+    return f"all units are dealt anew each round, since subnets share {shared}"
+
+
 def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_round: OnRound | None = None) -> None:
     """Run ``config`` in ``folder``: in every process of ``runtime``; the first one writes.
 
@@ -148,6 +159,9 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
                 on_round(record, state)
 
         def begin(state: Any) -> None:
+            told = dealing(arguments["algorithm"], job)
+            if told:
+                print(f"{config.recipe} {config.method}: {told}", file=sys.stderr, flush=True)
             if resume:
                 files.cut_metrics(state.round)
                 told = f"{folder}: resuming after round {state.round} of {config.rounds}"

@@ -323,11 +323,11 @@ class Session:
             self._round.diagnosis = self._watch.scored(self._round.diagnosis, score.probe_loss)
         return score
 
-    def export(self, full: FullModel, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+    def export(self, full: FullModel, folder: Path | str, *, shard_bytes: int = SHARD_BYTES) -> None:
         """Write what ``full`` returned to safetensors files in ``folder``; every process must call it."""
         runtime = self.loop.runtime
         runtime.at(self.state.round - 1, "export")
-        export(full, folder, first=runtime.rank == 0, shard_bytes=shard_bytes)
+        export(full, Path(folder), first=runtime.rank == 0, shard_bytes=shard_bytes)
         runtime.total(torch.zeros(1))  # nobody leaves before all is written
 
 

@@ -62,7 +62,7 @@ class Result:
         """The calibrated full model; ValueError where no process holds it: ``export`` writes it there."""
         return self.full.whole()
 
-    def export(self, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+    def export(self, folder: Path | str, *, shard_bytes: int = SHARD_BYTES) -> None:
         """Write the calibrated full model to safetensors files in ``folder``; every process must call it."""
         self.session.export(self.full, folder, shard_bytes=shard_bytes)
 
@@ -230,8 +230,9 @@ def _check_alike(diagnosis: Diagnosis) -> None:
     if "label skew" in diagnosis.warnings:
         raise TrainingFailed(
             f"label skew {diagnosis.label_skew:.2f}: a subnet that is handed on forgets the classes that its next "
-            "worker has not got; give train(logit_adjustment=skerry.log_priors(...)) or --set prior_adjusted=true, or "
-            "deal units again: ist(reshuffle=0.1) or --set partition.reshuffle=0.1"
+            "worker has not got; give train(logit_adjustment=skerry.log_priors(...)) or --set prior_adjusted=true, "
+            "deal units again (ist(reshuffle=0.1) or --set partition.reshuffle=0.1), or take method narrow, which is "
+            "often best then"
         )
 
 
