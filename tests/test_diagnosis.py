@@ -355,7 +355,7 @@ def test_processes_report_the_serial_figures():
 
 
 def test_a_run_writes_its_measures_and_warnings_and_the_report_shows_them(tmp_path):
-    settings = parse_settings(["rounds=2", "local_steps=4", "split=by_label", "eval_every=1"])
+    settings = parse_settings(["rounds=2", "local_steps=4", "split=by_label", "partition.reshuffle=1", "eval_every=1"])
     config = configure("digits-mlp", "ist", settings)
     with pytest.warns(TheoryWarning, match="label skew"):
         run_in_folder(config, tmp_path / "x", Serial(), resume=False)
