@@ -27,6 +27,8 @@ from skerry import (
     single,
     train,
 )
+from skerry.checkpoint import CheckpointError
+from skerry.diagnosis import TheoryWarning
 from skerry.loop import TrainingFailed
 from skerry.plan import named_tensors
 from skerry.runtimes import Handover
@@ -527,3 +529,18 @@ def test_state_travels_with_blocks_beside_parameters_of_other_kinds(last, runtim
             assert name.endswith("step") or tensor.shape == result.plan.shapes[name.partition("::")[0]]
     else:
         together(3, lambda member: run(algorithm, build=build, optimizer="adamw", runtime=member))
+
+
+def test_nets_of_their_own_are_not_cut_up_on_resume(tmp_path):
+    def checkpoints(resume):
+        return Checkpoints(folder=tmp_path, run="x", every_s=0, resume=resume)
+
+    run(ist(2, local_steps=2), rounds=2, checkpoints=checkpoints(False))
+    with pytest.raises(CheckpointError, match="of 2 subnets of 'ist' that are nets of their own, got 3 workers"):
+        run(ist(3, local_steps=2), rounds=4, checkpoints=checkpoints(True))
+    run(ist(2, local_steps=2), rounds=4, checkpoints=checkpoints(True))
+
+
+def test_a_relay_of_fewer_rounds_than_workers_is_warned_of():
+    with pytest.warns(TheoryWarning, match="relay: 2 rounds for 3 workers"):
+        run(ist(3, local_steps=2), rounds=2)
