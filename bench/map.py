@@ -118,17 +118,17 @@ def share(recipe: str, own: int, hidden: Iterable[int]) -> Factor:
 
 
 def factors(long: bool) -> list[Factor]:
-    """Return all of them; ``long``: with the recipes' whole length."""
-    fashion, depends, whole = "fashion-mlp", "depends-xc", (1.0,) if long else ()
+    """Return all of them; ``long``: with the whole length of one recipe and half of the other."""
+    fashion, depends = "fashion-mlp", "depends-xc"
     skews = {"Dir(1)": "dirichlet:1", "Dir(.3)": "dirichlet:0.3", "by label": "by_label"}
     skewed = {name: {"split": how, "prior_adjusted": True} for name, how in skews.items()}
     return [
         Factor("training samples", fashion, {n: {"data.samples": n} for n in (500, 2000, 8000)} | {60_000: {}}),
-        length(fashion, (0.05, 0.2, *whole)),
+        length(fashion, (0.05, 0.2, *((1.0,) if long else ()))),
         share(fashion, 1024, (32, 128, 1024)),
         Factor("skew of the labels", fashion, {"iid": {}} | skewed),
         Factor("labels", depends, {n: {"data.labels": n} for n in (100, 1000)} | {17_860: {}}),
-        length(depends, (0.1, 0.2, *whole)),
+        length(depends, (0.1, 0.2, *((0.5,) if long else ()))),
         share(depends, 64, (16, 64, 256)),
     ]
 
@@ -313,7 +313,7 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--report", action="store_true", help="train nothing")
-    parser.add_argument("--long", action="store_true", help="with the recipes' whole length, too")
+    parser.add_argument("--long", action="store_true", help="with longer trainings, too")
     parser.add_argument("--edges", action="store_true", help="more rates where the best is at an edge of those tried")
     parser.add_argument("--only", choices=BASE, help="one recipe")
     parser.add_argument("--seeds", type=int, default=1)
