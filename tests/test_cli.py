@@ -204,6 +204,8 @@ def test_a_claim_that_does_not_hold_is_an_error(tmp_path, monkeypatch):
         (["train", "digits-mlp", "--out", "O", "--set", "partition.capacities=[1,2]"], "expected one a worker"),
         (["train", "digits-mlp", "--out", "O", "--set", "model.hidden=0"], "model.hidden=0"),
         (["train", "digits-mlp", "--out", "O", "--set", "split=by_lable"], "by_label"),
+        (["train", "digits-mlp", "--out", "O", "--set", "reshuffle=1"], "did you mean 'partition.reshuffle'?"),
+        (["train", "digits-mlp", "--out", "O", "--set", "lr=.1"], "did you mean 'optimizer.lr'?"),
         (["train", "digits-mlp", "--out", "O", "--set", "partition.reshuffle=relay"], "expected a number, or null"),
         (["train", "digits-mlp", "--out", "O", "--set", "prior_adjusted=1"], "=1: expected true or false"),
         (

@@ -150,6 +150,10 @@ def _change(config: Any, path: list[str], value: Any, full: str) -> Any:
             raise ValueError(f"unknown setting '{full}': '{name}' has no parts")
         return {**config, name: value}
     known = {f.name: getattr(config, f.name) for f in fields(config)}
+    for group, parts in known.items():  # reshuffle for partition.reshuffle, lr for optimizer.lr
+        names = [f.name for f in fields(parts)] if is_dataclass(parts) else parts if isinstance(parts, Mapping) else ()
+        if full == name and name not in known and name in names:
+            raise ValueError(f"unknown setting '{name}'; did you mean '{group}.{name}'?")
     choose(name, known, f"setting '{full}': part" if full != name else "setting")
     old = known[name]
     if rest:
