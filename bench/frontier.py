@@ -215,7 +215,8 @@ def plan(recipe: str, line: Line, local_steps: int, options: argparse.Namespace)
         steps = steps_of(built.config.method) * cost[0] / cost[1]
         settings |= {"workers": options.workers} if line.method != "single" else {}
     relay = line.method == "ist" and "partition.reshuffle" not in line.settings
-    rounds = max(built.config.workers if relay else 1, round(options.budget * steps / local_steps))
+    least = (options.workers or built.config.workers) if relay else 1
+    rounds = max(least, round(options.budget * steps / local_steps))
     # So many steps a round that the sum is met, whatever rounding did.
     settings |= {"rounds": rounds, "local_steps": max(1, round(options.budget * steps / rounds))}
     settings |= {"model.hidden": options.hidden} if options.hidden else {}
