@@ -238,7 +238,11 @@ def frontier_picture(points: dict[str, list[tuple[float, float, float]]], ylabel
             axes.errorbar(xs, ys, yerr=spreads, fmt=marker, markersize=4, color=colour, elinewidth=1, label=method)
             axes.step(xs, np.maximum.accumulate(ys), where="post", color=colour, linewidth=1.2, alpha=0.7)
         axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        # The first digits of what has a label between powers of ten.
+        between = "123456789" if high / low < 3 else "25" if high / low < 1e3 else ""
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")  # math is not parsed here
+        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in between else "")
         axes.set_xlabel("MB sent by a worker")
         axes.set_ylabel(f"test {ylabel}")
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
