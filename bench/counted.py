@@ -17,13 +17,13 @@ from hosts import Hosts, why_not
 from torch.nn import functional as F
 
 import skerry
-from skerry.models.mlp import MLP
-from skerry.recipes.image_mlp import mlp_rules
+from skerry.experiments.models.mlp import MLP
+from skerry.experiments.recipes.image_mlp import mlp_rules
 
 ROUNDS = (4, 14)
 
 
-def work(hidden: int, rounds: int, reshuffle: float, wire: skerry.WireFormat, out: Path) -> None:
+def work(hidden: int, rounds: int, reshuffle: float, wire: skerry.runtimes.WireFormat, out: Path) -> None:
     """Train as one of the processes and write what was due and what was sent."""
     torch.set_num_threads(1)
     runtime = skerry.Processes.join(60.0, wire=wire)
@@ -41,7 +41,7 @@ def work(hidden: int, rounds: int, reshuffle: float, wire: skerry.WireFormat, ou
         optimizer=lambda p: torch.optim.SGD(p, 0.01),
         num_rounds=rounds,
         runtime=runtime,
-        start=lambda m: skerry.FromInitializer(m, seed=0),
+        start=lambda m: skerry.weights.FromInitializer(m, seed=0),
     )
     totals = {"due": result.state.totals["bytes_due"], "sent": result.store.bytes_sent}
     (out / f"{runtime.rank}.json").write_text(json.dumps(totals))

@@ -18,12 +18,12 @@ import torch
 from torch.nn import functional as F
 
 import skerry
-from skerry.experiment import SCHEDULES, configure, make_optimizer
-from skerry.methods import METHODS
-from skerry.models.mlp import MLP
-from skerry.recipes import RECIPES
-from skerry.recipes.image_mlp import mlp_rules
-from skerry.watch import Watch
+from skerry.experiments.methods import METHODS
+from skerry.experiments.models.mlp import MLP
+from skerry.experiments.recipes import RECIPES
+from skerry.experiments.recipes.image_mlp import mlp_rules
+from skerry.experiments.runs.execute import SCHEDULES, configure, make_optimizer
+from skerry.training.monitor import Watch
 
 HEALTHY = ("ist", "local_sgd", "narrow", "fedrolex", "heterofl", "federated_dropout", "diloco", "ensemble")
 SPLITS = ("iid", "dirichlet:10", "dirichlet:1", "dirichlet:0.3", "dirichlet:0.1", "by_label")
@@ -38,9 +38,9 @@ def measure(method: str, settings: dict[str, Any]) -> None:
     """Train, and print what was seen."""
     config = configure("digits-mlp", method, {"rounds": 20, "local_steps": 20, **settings})
     job = RECIPES["digits-mlp"]().build(config)
-    seen: list[skerry.Diagnosis] = []
+    seen: list[skerry.training.Diagnosis] = []
 
-    def on_round(record: skerry.Record, state: skerry.State) -> None:
+    def on_round(record: skerry.training.Record, state: skerry.checkpoint.State) -> None:
         seen.append(record.diagnosis)
 
     result = skerry.train(
@@ -83,7 +83,9 @@ def cost(rounds: int = 30, workers: int = 4) -> None:
         plan = skerry.Plan.from_rules(model, mlp_rules(2))
         ends: list[tuple[float, float]] = []
 
-        def on_round(record: skerry.Record, state: skerry.State, ends: list[tuple[float, float]] = ends) -> None:
+        def on_round(
+            record: skerry.training.Record, state: skerry.checkpoint.State, ends: list[tuple[float, float]] = ends
+        ) -> None:
             ends.append((time.process_time(), sum(spent.values())))
 
         skerry.train(
@@ -101,7 +103,7 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=["measures", "cost"])
     what = parser.parse_args().what
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore", skerry.TheoryWarning)
+    warnings.simplefilter("ignore", skerry.training.TheoryWarning)
     if what == "cost":
         cost()
     else:

@@ -25,12 +25,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from skerry.cli import call
-from skerry.comparison import load_run
-from skerry.experiment import configure, run
-from skerry.recipes import RECIPES
-from skerry.results import RATE, main_metric
-from skerry.runtimes import Serial
+from skerry.experiments.cli import call
+from skerry.experiments.recipes import RECIPES
+from skerry.experiments.reports.comparison import load_run
+from skerry.experiments.reports.results_page import RATE, main_metric
+from skerry.experiments.runs.execute import configure, run
+from skerry.runtimes.serial import Serial
 
 Settings = Mapping[str, Any]
 

@@ -21,10 +21,11 @@ import torch
 from torch.nn import functional as F
 
 import skerry
-from skerry import cost, exchange
-from skerry.models.mlp import MLP
-from skerry.plan import Plan
-from skerry.recipes.image_mlp import mlp_rules
+from skerry import exchange
+from skerry.experiments.models.mlp import MLP
+from skerry.experiments.recipes.image_mlp import mlp_rules
+from skerry.plan.table import Plan
+from skerry.training import cost
 
 STEPS, ROUNDS, BATCH = 10, 4, 64
 
@@ -70,7 +71,7 @@ def work(runtime: skerry.Processes, hidden: int, out: Path) -> None:
     Path("/proc/self/clear_refs").write_text("5")
     stamps: list[tuple[float, float]] = []
 
-    def on_round(record: skerry.Record, state: skerry.State) -> None:
+    def on_round(record: skerry.training.Record, state: skerry.checkpoint.State) -> None:
         stamps.append((time.perf_counter(), record.totals["bytes_sent"]))
 
     result = skerry.train(
@@ -82,14 +83,14 @@ def work(runtime: skerry.Processes, hidden: int, out: Path) -> None:
         optimizer=lambda p: torch.optim.SGD(p, 0.01, momentum=0.9),
         num_rounds=ROUNDS,
         runtime=runtime,
-        start=lambda m: skerry.FromInitializer(m, seed=0),
+        start=lambda m: skerry.weights.FromInitializer(m, seed=0),
         on_round=on_round,
     )
     peak = resident("VmHWM") - before
-    partition = skerry.Disjoint(n)
+    partition = skerry.partitions.Disjoint(n)
     sizes = result.store.sizes
     now = partition.assign(plan.axes, 0)
-    subnet = skerry.extract(model, plan, now.units(runtime.rank))
+    subnet = skerry.subnet.extract(model, plan, now.units(runtime.rank))
     step = cost.step_cost(
         subnet, F.cross_entropy, (x[:BATCH], y[:BATCH]), lambda p: torch.optim.SGD(p, 0.01, momentum=0.9)
     )
@@ -98,7 +99,7 @@ def work(runtime: skerry.Processes, hidden: int, out: Path) -> None:
     for r in range(ROUNDS):
         ends, begins = (partition.assign(plan.axes, min(k, ROUNDS - 1)) for k in (r, r + 1))
         planned += float(exchange.traffic(plan, sizes, ends, begins).sum())
-    subnet = skerry.materialize(subnet, skerry.FromInitializer(subnet, 0))
+    subnet = skerry.weights.materialize(subnet, skerry.weights.FromInitializer(subnet, 0))
     step_s = processor_time_of_a_step(subnet, x[:BATCH], y[:BATCH])
     if runtime.rank == 0:
         figures = {

@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, Any
 
 from frontier import Key, Run, Settings, run_all, wider
 
-from skerry import atomic
-from skerry.comparison import Group, accuracy_text, flat, grouped, load_runs, number
-from skerry.experiment import configure
-from skerry.pictures import set_style
-from skerry.results import RATE, at_best_rate, main_metric, spread_of, value_of
+from skerry.experiments.reports.comparison import Group, accuracy_text, flat, grouped, load_runs, number
+from skerry.experiments.reports.pictures import set_style
+from skerry.experiments.reports.results_page import RATE, at_best_rate, main_metric, spread_of, value_of
+from skerry.experiments.runs.execute import configure
+from skerry.files import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -29,9 +29,9 @@ from hosts import Hosts, why_not
 from torch.nn import functional as F
 
 import skerry
-from skerry.models.mlp import MLP
-from skerry.recipes.image_mlp import mlp_rules
-from skerry.runtimes import Report
+from skerry.experiments.models.mlp import MLP
+from skerry.experiments.recipes.image_mlp import mlp_rules
+from skerry.runtimes.runtime import Report
 
 ROUNDS, STEPS, BATCH = 6, 20, 128
 
@@ -72,7 +72,7 @@ def work(hidden: int, out: Path) -> None:
     x, y = torch.randn(512 * n, 4096, generator=rng), torch.randint(0, 12, (512 * n,), generator=rng)
     stamps: list[dict[str, float]] = []
 
-    def on_round(record: skerry.Record, state: skerry.State) -> None:
+    def on_round(record: skerry.training.Record, state: skerry.checkpoint.State) -> None:
         totals = {**Clocked.spent, **record.totals, "now": time.perf_counter()}
         stamps.append(totals)
 
@@ -85,7 +85,7 @@ def work(hidden: int, out: Path) -> None:
         optimizer=lambda p: torch.optim.SGD(p, 0.01, momentum=0.9),
         num_rounds=ROUNDS,
         runtime=runtime,
-        start=lambda m: skerry.FromInitializer(m, seed=0),
+        start=lambda m: skerry.weights.FromInitializer(m, seed=0),
         on_round=on_round,
     )
     # The first round warms up; the last exchanges shared tensors only, and evaluates.

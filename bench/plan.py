@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import skerry
-from skerry.inputs import call, tensors_of
+from skerry.model.inputs import call, tensors_of
 
 MB = 1e6
 WORKERS = 4
@@ -271,7 +271,7 @@ def cut_bench() -> None:
         model, inputs = build()
         plan = skerry.discover(model, inputs)
         first = [torch.arange(axis.start, axis.start + axis.num_units // WORKERS) for axis in plan.axes]
-        dealt = skerry.Disjoint(WORKERS).assign(plan.axes, round=0).units(0)
+        dealt = skerry.partitions.Disjoint(WORKERS).assign(plan.axes, round=0).units(0)
         for kind, units in (("contiguous", torch.cat(first)), ("random", dealt)):
             size, (copy, clone, extract, write_back) = cut_times(model, plan, units, 51 if "10M" in name else 21)
             size_class = "10M" if "10M" in name else "100M"
@@ -291,14 +291,14 @@ def cut_bench() -> None:
 
 def cut_times(model: nn.Module, plan: skerry.Plan, units: Tensor, repeats: int) -> tuple[int, list[float]]:
     """The bytes of a subnet; the seconds of ``copy_`` and ``clone`` of all its tensors, extract and write_back."""
-    subnet = skerry.extract(model, plan, units)
+    subnet = skerry.subnet.extract(model, plan, units)
     source = [t.detach() for t in [*subnet.parameters(), *subnet.buffers()]]
     target = [torch.empty_like(t).copy_(t) for t in source]
     calls: list[Callable[[], object]] = [
         lambda: [a.copy_(b) for a, b in zip(target, source, strict=True)],
         lambda: [b.clone() for b in source],
-        lambda: skerry.extract(model, plan, units),
-        lambda: skerry.write_back(model, plan, units, subnet),
+        lambda: skerry.subnet.extract(model, plan, units),
+        lambda: skerry.subnet.write_back(model, plan, units, subnet),
     ]
     return sum(t.nbytes for t in source), medians(calls, repeats)
 
@@ -326,8 +326,8 @@ def step_bench() -> None:
         plan = skerry.discover(model, x)
         times: list[list[float]] = [[], [], []]
         for deal in range(10):  # new nets each time, since where they lie in memory matters too
-            subnet = skerry.extract(
-                model, plan, skerry.Disjoint(WORKERS, seed=deal).assign(plan.axes, round=0).units(0)
+            subnet = skerry.subnet.extract(
+                model, plan, skerry.partitions.Disjoint(WORKERS, seed=deal).assign(plan.axes, round=0).units(0)
             )
             nets = [by_hand(), by_hand(), subnet]
             for net in nets[:2]:

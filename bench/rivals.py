@@ -44,7 +44,8 @@ from torch.distributed.optim import PostLocalSGDOptimizer
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from skerry import cosine, evaluate
+from skerry import cosine
+from skerry.training import evaluate
 
 TIMEOUT = timedelta(minutes=30)  # a slow link takes minutes for a wide model
 

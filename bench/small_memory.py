@@ -46,10 +46,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import skerry
-from skerry import cost
-from skerry.plan import named_tensors
+from skerry.model.tensors import named_tensors
 from skerry.randomness import generator
-from skerry.runtimes.sharded import Sharded
+from skerry.runtimes.distributed.sharded import Sharded
+from skerry.training import cost
 
 MIB = 2**20
 TIMEOUT_S = 3600.0
@@ -114,11 +114,11 @@ class Setup:
     def plan(self, model: nn.Module) -> skerry.Plan:
         """Both dims of every matrix inside are dealt out."""
         hidden = "hidden.*" if self.own_axes else "hidden"
-        up = [skerry.In("stream"), skerry.Out(hidden)]
-        down = [skerry.In(hidden), skerry.Out("stream")]
+        up = [skerry.plan.In("stream"), skerry.plan.Out(hidden)]
+        down = [skerry.plan.In(hidden), skerry.plan.Out("stream")]
         rules: dict[str, Any] = {
-            "stem": skerry.Out("stream"), "blocks.*.up": up, "blocks.*.norm": skerry.Out(hidden),
-            "blocks.*.down": down, "out": skerry.In("stream"),
+            "stem": skerry.plan.Out("stream"), "blocks.*.up": up, "blocks.*.norm": skerry.plan.Out(hidden),
+            "blocks.*.down": down, "out": skerry.plan.In("stream"),
         }  # fmt: skip
         return skerry.Plan.from_rules(model, rules)
 
@@ -260,7 +260,7 @@ def train(setup: Setup, stages: Stages, out: Path, *, stop: int | None, narrow: 
     shards, test = setup.data()
     method = (skerry.narrow if narrow else skerry.ist)(setup.workers, local_steps=setup.local_steps)
 
-    def on_round(record: skerry.Record, state: skerry.State) -> None:
+    def on_round(record: skerry.training.Record, state: skerry.checkpoint.State) -> None:
         stages.told["train_loss"].append(record.train_loss)
         if record.score is not None:
             stages.told["score"].append(asdict(record.score))
@@ -279,7 +279,7 @@ def train(setup: Setup, stages: Stages, out: Path, *, stop: int | None, narrow: 
             test=test,
             eval_every=setup.stop,
             runtime=runtime,
-            start=lambda m: skerry.FromInitializer(m, setup.seed),
+            start=lambda m: skerry.weights.FromInitializer(m, setup.seed),
             checkpoints=None if narrow else checkpoints,
             on_round=on_round,
         )
@@ -437,7 +437,7 @@ def prediction(setup: Setup) -> tuple[cost.RankMemory, int]:
         model = setup.model()
     plan, (shards, _) = setup.plan(model), setup.data()
     assignment = skerry.ist(setup.workers, reshuffle=1.0).partition.assign(plan.axes, 0)
-    subnet = skerry.extract(model, plan, assignment.units(0))
+    subnet = skerry.subnet.extract(model, plan, assignment.units(0))
     (batch,) = shards.batches(0, 0, 1)
     step = cost.step_cost(subnet, F.cross_entropy, batch, setup.optimizer)
     sizes = named_tensors(model)
@@ -445,12 +445,12 @@ def prediction(setup: Setup) -> tuple[cost.RankMemory, int]:
     return memory, sum(tensor.nbytes for tensor in sizes.values())
 
 
-def exported_score(setup: Setup, folder: Path) -> skerry.Score:
+def exported_score(setup: Setup, folder: Path) -> skerry.training.Score:
     """Load what was exported, here where there is room, and score it."""
     with torch.device("meta"):
         model = setup.model()
-    skerry.materialize(model, skerry.FromFiles(folder, model))
-    return skerry.evaluate(model, F.cross_entropy, setup.data()[1])
+    skerry.weights.materialize(model, skerry.weights.FromFiles(folder, model))
+    return skerry.training.evaluate(model, F.cross_entropy, setup.data()[1])
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
@@ -516,7 +516,7 @@ def report(
     found: Mapping[str, Mapping[str, int]],
     memory: cost.RankMemory,
     weights: int,
-    score: skerry.Score | None,
+    score: skerry.training.Score | None,
 ) -> list[str]:
     """What is printed at the end."""
     step, bare = found["step"], found["import"]

@@ -16,9 +16,9 @@ import torch
 from tasks import TASKS, task
 
 import skerry
-from skerry.models.mlp import MLP
+from skerry.experiments.models.mlp import MLP
+from skerry.experiments.recipes.image_mlp import mlp_rules
 from skerry.randomness import seed_of
-from skerry.recipes.image_mlp import mlp_rules
 
 
 def main() -> None:
@@ -36,11 +36,13 @@ def main() -> None:
             overlap=options.overlap,
         ),
         "narrow": lambda: skerry.narrow(workers, local_steps=options.local_steps, overlap=options.overlap),
-        "local_sgd": lambda: skerry.local_sgd(workers, local_steps=options.local_steps, overlap=options.overlap),
+        "local_sgd": lambda: skerry.algorithms.local_sgd(
+            workers, local_steps=options.local_steps, overlap=options.overlap
+        ),
     }  # fmt: skip
     lines = []
 
-    def on_round(record: skerry.Record, state: skerry.State) -> None:
+    def on_round(record: skerry.training.Record, state: skerry.checkpoint.State) -> None:
         if record.score is None:
             return
         totals = record.totals
@@ -74,7 +76,7 @@ def main() -> None:
         eval_every=options.eval_every,
         eval_batch_size=4096,
         runtime=runtime,
-        start=lambda m: skerry.FromInitializer(m, seed_of(options.seed, "model")),
+        start=lambda m: skerry.weights.FromInitializer(m, seed_of(options.seed, "model")),
         on_round=on_round,
     )
     if runtime.rank == 0:

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from skerry.config import choose
-from skerry.data import Shards, load, speech_commands, split
-from skerry.local import LossFn
-from skerry.models.mlp import MLP
+from skerry.choose import choose
+from skerry.data.shards import Shards
+from skerry.data.splits import split
+from skerry.experiments.datasets.sources import load
+from skerry.experiments.datasets.speech import speech_commands
+from skerry.experiments.models.mlp import MLP
 from skerry.randomness import seed_of
+from skerry.training.worker import LossFn
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def windows(text: Tensor) -> tuple[Tensor, Tensor]:
     return text[: num * LENGTH].view(num, LENGTH), text[1 : num * LENGTH + 1].view(num, LENGTH)
 
 
-def main() -> skerry.Result:
+def main() -> skerry.training.Result:
     """Discover, train, tell."""
     torch.set_num_threads(1)  # nets this small gain little from more
     text = load()

@@ -25,7 +25,7 @@ def with_columns(x: Tensor, y: Tensor) -> Any:
     return Dataset.from_dict({"pixels": x.tolist(), "digit": y.tolist()}).with_format("torch")
 
 
-def sources(x: Tensor, y: Tensor) -> dict[str, skerry.Data]:
+def sources(x: Tensor, y: Tensor) -> dict[str, skerry.training.Data]:
     """The same data for four workers, three times."""
     dataset = TensorDataset(x, y)
     own: Sequence[Tensor] = skerry.split(y, 4, "dirichlet:10", seed=0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import skerry
-from skerry.evaluate import MetricObject
+from skerry.training.evaluate import MetricObject
 
 
 class MacroRecall:
@@ -44,7 +44,7 @@ def macro_recall(num_classes: int) -> MetricObject:
     return MulticlassRecall(num_classes, average="macro")
 
 
-def main() -> skerry.Result:
+def main() -> skerry.training.Result:
     """Train a wide net on handwritten digits as four narrow ones."""
     digits = load_digits()
     order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 import skerry
 
 
-def main() -> skerry.Result:
+def main() -> skerry.training.Result:
     """Train a wide net on handwritten digits as four narrow ones."""
     digits = load_digits()
     order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))

@@ -28,17 +28,17 @@ def work(runtime: skerry.Processes, path: str) -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(64, 240), nn.BatchNorm1d(240), nn.ReLU(), nn.Linear(240, 10))
     plan = skerry.Plan.from_rules(
-        model, {"0": skerry.Out("hidden"), "1": skerry.Out("hidden"), "3": skerry.In("hidden")}
+        model, {"0": skerry.plan.Out("hidden"), "1": skerry.plan.Out("hidden"), "3": skerry.plan.In("hidden")}
     )
     # Only the process's own part is ever read. Where each machine has its own data, give an object with `num_workers`,
-    # `batches` and `sample` (skerry.Data) that reads what is there.
+    # `batches` and `sample` (skerry.training.Data) that reads what is there.
     data = skerry.Shards(x, y, skerry.split(y, runtime.num_processes, "iid", seed=0), batch_size=32, seed=0)
     result = skerry.train(
         model, F.cross_entropy, data,
         plan=plan, algorithm=skerry.ist(runtime.num_processes, local_steps=20),
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
         num_rounds=10, schedule=skerry.cosine, test=(x, y), runtime=runtime,
-        start=lambda model: skerry.FromInitializer(model, seed=0),
+        start=lambda model: skerry.weights.FromInitializer(model, seed=0),
     )  # fmt: skip
     result.export(Path(path))  # every process must call it; the first one writes
     if runtime.rank == 0:

@@ -39,7 +39,7 @@ class SAGE(nn.Module):
 
 
 class WholeGraph:
-    """The data of all workers, a ``skerry.Data``: the whole graph for each, labels (else -1) of its own nodes."""
+    """The data of all workers (``skerry.training.Data``): the whole graph, labels of a worker's own nodes, else -1."""
 
     def __init__(self, graph: Graph, labels: list[Tensor]) -> None:
         self.num_workers = len(labels)
@@ -69,7 +69,7 @@ def load() -> tuple[Graph, Tensor, Tensor, Tensor]:
     return (F.normalize(x, p=1), torch.cat([edges, edges.flip(0)], dim=1)), topics, train, test
 
 
-def main() -> skerry.Result:
+def main() -> skerry.training.Result:
     """Discover, train, tell."""
     torch.set_num_threads(1)  # nets this small gain little from more
     graph, topics, train, test = load()

@@ -63,7 +63,7 @@ def load(part: str, num: int) -> tuple[Tensor, Tensor]:
     return x / 127.5 - 1, torch.from_numpy(label[:num]).long()
 
 
-def main() -> skerry.Result:
+def main() -> skerry.training.Result:
     """Discover, train, tell."""
     torch.set_num_threads(1)  # nets this small gain little from more
     (x, y), test = load("train", 8000), load("test", 1000)

@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from skerry.data.archives import ARCHIVES
+from skerry.experiments.datasets.archives import ARCHIVES
 
 
 def cifar(num, seed):

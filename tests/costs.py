@@ -10,10 +10,10 @@ from unittest import mock
 
 from torch import Tensor, nn
 
-from skerry import cost
-from skerry.inputs import Inputs, tensors_of
-from skerry.local import LossFn, OptimizerFn
-from skerry.plan import named_tensors
+from skerry.model.inputs import Inputs, tensors_of
+from skerry.model.tensors import named_tensors
+from skerry.training import cost
+from skerry.training.worker import LossFn, OptimizerFn
 
 
 @contextmanager

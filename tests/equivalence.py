@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skerry import Disjoint, Plan, extract, masked, write_back
-from skerry.inputs import Inputs, call, map_tensors, tensors_of
-from skerry.plan import named_tensors
-from skerry.subnet import cuts, take
+from skerry import Plan
+from skerry.model.inputs import Inputs, call, map_tensors, tensors_of
+from skerry.model.tensors import named_tensors
+from skerry.partitions import Disjoint
+from skerry.subnet import extract, masked, write_back
+from skerry.subnet.cuts import cuts, take
 
 
 def doubled(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:

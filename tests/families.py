@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skerry.patches import nanogpt_attention
+from skerry.subnet.adapters import nanogpt_attention
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]  # one tensor; positional arguments; keyword arguments
 

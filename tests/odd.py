@@ -4,11 +4,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from skerry import Assignment, Axis, DealtDim, Plan
-from skerry.optimizer_state import SEPARATOR
-from skerry.plan import named_tensors
-from skerry.runtimes import RESTING, Handover, Report
-from skerry.subnet import cut_of, cuts, take
+from skerry import Plan
+from skerry.model.optimizer_state import SEPARATOR
+from skerry.model.tensors import named_tensors
+from skerry.partitions import Assignment
+from skerry.plan import Axis, DealtDim
+from skerry.runtimes.runtime import RESTING, Handover, Report
+from skerry.subnet.cuts import cut_of, cuts, take
 
 X, Y, BLOCKS = Axis("x", 5, start=0), Axis("y", 4, start=5), Axis("blocks", 2, "blocks", start=9)
 

@@ -17,9 +17,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from skerry.runtimes import Report, wire
-from skerry.runtimes.sharded import Sharded
-from skerry.runtimes.wire import Wire, WireFormat
+from skerry.runtimes.distributed import wire
+from skerry.runtimes.distributed.sharded import Sharded
+from skerry.runtimes.distributed.wire import Wire, WireFormat
+from skerry.runtimes.runtime import Report
 
 _PATIENCE_S = 60.0
 

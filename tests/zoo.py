@@ -7,31 +7,15 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from skerry import (
-    Algorithm,
-    Blocks,
-    In,
-    Out,
-    Overlapping,
-    Plan,
-    Shards,
-    diloco,
-    discover,
-    ensemble,
-    federated_dropout,
-    fedrolex,
-    heterofl,
-    ist,
-    local_sgd,
-    narrow,
-    resist,
-    single,
-    split,
-)  # fmt: skip
-from skerry.local import OptimizerFn
-from skerry.models.cnn import CNN
-from skerry.models.mlp import MLP
-from skerry.recipes.image_mlp import mlp_rules
+from skerry import Blocks, Plan, Shards, discover, ensemble, ist, narrow, split
+from skerry.algorithm import Algorithm
+from skerry.algorithms import diloco, federated_dropout, fedrolex, heterofl, local_sgd, resist, single
+from skerry.experiments.models.cnn import CNN
+from skerry.experiments.models.mlp import MLP
+from skerry.experiments.recipes.image_mlp import mlp_rules
+from skerry.partitions import Overlapping
+from skerry.plan import In, Out
+from skerry.training.worker import OptimizerFn
 
 
 class TiedAutoencoder(nn.Module):

@@ -1,6 +1,6 @@
 """``python -m skerry``, and what torchrun starts: ``torchrun --standalone --nproc-per-node 4 -m skerry train ...``."""
 
-from skerry.cli import entry
+from skerry.experiments.cli import entry
 
 if __name__ == "__main__":
     entry()

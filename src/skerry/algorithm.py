@@ -8,9 +8,9 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from skerry.outer import Outer
-from skerry.partition import Partition
-from skerry.plan import Plan
+from skerry.merge.outer import Outer
+from skerry.partitions.assignment import Partition
+from skerry.plan.table import Plan
 
 StatePolicy = Literal["reset", "travel", "stay"]
 

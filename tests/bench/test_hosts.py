@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from skerry.cli import call
+from skerry.experiments.cli import call
 
 PATH = Path(__file__).parents[2] / "bench" / "hosts.py"
 _spec = importlib.util.spec_from_file_location("bench_hosts", PATH)

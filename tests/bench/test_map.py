@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 from test_report import make_run
 
-from skerry.experiment import configure
+from skerry.experiments.runs.execute import configure
 
 BENCH = Path(__file__).parents[2] / "bench"
 

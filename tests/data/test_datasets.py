@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from skerry.data import Shards, from_dataset, split
+from skerry.data.datasets import from_dataset
+from skerry.data.shards import Shards
+from skerry.data.splits import split
 
 X, Y = torch.randn(23, 3), torch.arange(23) % 4
 

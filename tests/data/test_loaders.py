@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
-from skerry.data import from_loaders
+from skerry.data.loaders import from_loaders
 
 
 class Augmented(Dataset):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from skerry.data import Shards
+from skerry.data.shards import Shards
 from skerry.randomness import generator
 
 parts_lists = st.lists(st.integers(1, 9), min_size=1, max_size=4).map(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from skerry.data import split
+from skerry.data.splits import split
 
 hows = st.sampled_from(["iid", "by_label"]) | st.floats(1e-6, 1e6).map(lambda alpha: f"dirichlet:{alpha!r}")
 label_lists = st.lists(st.integers(0, 5), min_size=1, max_size=60)

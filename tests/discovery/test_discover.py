@@ -16,9 +16,12 @@ from equivalence import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skerry import Blocks, Disjoint, calibrate, discover, extract, verify
-from skerry.patches import nanogpt_attention
-from skerry.plan import named_tensors
+from skerry import Blocks, discover, verify
+from skerry.merge import calibrate
+from skerry.model.tensors import named_tensors
+from skerry.partitions import Disjoint
+from skerry.subnet import extract
+from skerry.subnet.adapters import nanogpt_attention
 
 
 class Around(nn.Module):

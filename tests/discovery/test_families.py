@@ -18,7 +18,7 @@ from families import FAMILIES, Family
 from torch import nn
 
 from skerry import Plan, discover
-from skerry.inputs import Inputs
+from skerry.model.inputs import Inputs
 
 
 def _build(family: Family) -> tuple[nn.Module, Inputs]:

@@ -12,27 +12,19 @@ from torch import nn
 from torch.nn import functional as F
 from zoo import MODELS, Residual, blobs, mlp, sgd
 
-from skerry import (
-    Algorithm,
-    Assignment,
-    Blocks,
-    Disjoint,
-    In,
-    Out,
-    Overlapping,
-    Plan,
-    Serial,
-    ist,
-    local_sgd,
-    train,
-)
-from skerry.calibrate import scale_
-from skerry.models.mlp import MLP
-from skerry.plan import named_tensors
-from skerry.runtimes import RESTING, Beginning, Handover, Report
-from skerry.runtimes.dealing import round_at_random
-from skerry.sources import FromModel
-from skerry.subnet import cut_of, cuts, put_, take
+from skerry import Blocks, Plan, ist, train
+from skerry.algorithm import Algorithm
+from skerry.algorithms import local_sgd
+from skerry.experiments.models.mlp import MLP
+from skerry.merge.calibrate import scale_
+from skerry.model.tensors import named_tensors
+from skerry.partitions import Assignment, Disjoint, Overlapping
+from skerry.plan import In, Out
+from skerry.runtimes import Serial
+from skerry.runtimes.distributed.dealing import round_at_random
+from skerry.runtimes.runtime import RESTING, Beginning, Handover, Report
+from skerry.subnet.cuts import cut_of, cuts, put_, take
+from skerry.weights.source import FromModel
 
 FEW = {"phases": (Phase.explicit, Phase.reuse, Phase.generate)}  # what is drawn is small, and a seed has no smaller one
 

@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from zoo import METHODS, MODELS, fits
 
-from skerry import Checkpoints, Processes, Serial, cosine, launch, train
-from skerry.checkpoint import last
-from skerry.plan import named_tensors
-from skerry.runtimes import WorkerDied
-from skerry.session import to_train
+from skerry import Checkpoints, Processes, cosine, launch, train
+from skerry.checkpoint.checkpoint import last
+from skerry.model.tensors import named_tensors
+from skerry.runtimes import Serial
+from skerry.runtimes.distributed.launch import WorkerDied
+from skerry.training.session import to_train
 
 
 def work(runtime, folder, method, model_name):

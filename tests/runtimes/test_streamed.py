@@ -9,12 +9,12 @@ from torch import nn
 from torch.nn import functional as F
 from zoo import CASES
 
-from skerry import Disjoint, Overlapping, Plan, discover
-from skerry.calibrate import estimate_batch_norm_, scaled
-from skerry.inputs import call, tensors_of
-from skerry.plan import named_tensors
+from skerry import Plan, discover
+from skerry.merge.calibrate import estimate_batch_norm_, scaled
+from skerry.model.inputs import call, tensors_of
+from skerry.model.tensors import named_tensors, skeleton
+from skerry.partitions import Disjoint, Overlapping
 from skerry.runtimes.streamed import Streamed
-from skerry.sources import skeleton
 
 
 class Shelf:

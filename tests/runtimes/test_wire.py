@@ -11,8 +11,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from together import together
 
-from skerry.exchange import Move, Transfer, num_elements
-from skerry.runtimes.wire import Part, Wire, messages, num_bytes, parts, split, wire_dtype
+from skerry.exchange.moves import Move, num_elements
+from skerry.exchange.routes import Transfer
+from skerry.runtimes.distributed.wire import Part, Wire, messages, num_bytes, parts, split, wire_dtype
 
 DTYPES = [
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.bool, torch.complex64,

@@ -1,7 +1,7 @@
 """Synchronous data parallelism."""
 
 from skerry.algorithm import Algorithm
-from skerry.partition import Everything
+from skerry.partitions.everything import Everything
 
 
 def ddp(workers: int, *, local_steps: int = 20) -> Algorithm:

@@ -1,8 +1,8 @@
 """DiLoCo: rare averaging, with an outer optimizer."""
 
 from skerry.algorithm import Algorithm
-from skerry.outer import Outer
-from skerry.partition import Everything
+from skerry.merge.outer import Outer
+from skerry.partitions.everything import Everything
 
 
 def diloco(workers: int, *, local_steps: int = 100, outer_lr: float = 0.7, outer_momentum: float = 0.9) -> Algorithm:

@@ -1,7 +1,7 @@
 """Independent narrow nets whose outputs are averaged."""
 
 from skerry.algorithm import Algorithm, StatePolicy
-from skerry.partition import Disjoint
+from skerry.partitions.disjoint import Disjoint
 
 
 def ensemble(workers: int, *, local_steps: int = 20, seed: int = 0, optimizer_state: StatePolicy = "stay") -> Algorithm:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from skerry.algorithm import Algorithm, StatePolicy
-from skerry.parts import Sampled
+from skerry.partitions.fractional import Sampled
 
 
 def federated_dropout(

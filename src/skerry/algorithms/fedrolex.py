@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from skerry.algorithm import Algorithm, StatePolicy
-from skerry.parts import Rolling
+from skerry.partitions.fractional import Rolling
 
 
 def fedrolex(

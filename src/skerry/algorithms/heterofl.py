@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from skerry.algorithm import Algorithm, StatePolicy
-from skerry.parts import Nested
+from skerry.partitions.fractional import Nested
 
 LEVELS = (1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16)
 

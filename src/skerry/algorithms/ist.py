@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from skerry.algorithm import Algorithm, StatePolicy
-from skerry.partition import Disjoint
-from skerry.relay import Relay
+from skerry.partitions.disjoint import Disjoint
+from skerry.partitions.relay import Relay
 
 
 def ist(

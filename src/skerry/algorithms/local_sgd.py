@@ -1,7 +1,7 @@
 """Local SGD."""
 
 from skerry.algorithm import Algorithm, StatePolicy
-from skerry.partition import Everything
+from skerry.partitions.everything import Everything
 
 
 def local_sgd(

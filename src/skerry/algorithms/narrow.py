@@ -1,7 +1,7 @@
 """The honest rival of independent subnets: one small net, trained by everybody."""
 
 from skerry.algorithm import Algorithm, StatePolicy
-from skerry.partition import Everything
+from skerry.partitions.everything import Everything
 
 
 def narrow(

@@ -1,8 +1,8 @@
 """Independent subnets of residual blocks."""
 
 from skerry.algorithm import Algorithm, StatePolicy
-from skerry.covering import Covering
-from skerry.warmup import Warmup
+from skerry.partitions.covering import Covering
+from skerry.partitions.warmup import Warmup
 
 
 def resist(

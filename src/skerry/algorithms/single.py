@@ -1,7 +1,7 @@
 """One machine that trains the whole model on all the data."""
 
 from skerry.algorithm import Algorithm
-from skerry.partition import Everything
+from skerry.partitions.everything import Everything
 
 
 def single(*, local_steps: int = 20) -> Algorithm:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from skerry.inputs import Inputs, tensors_of
+from skerry.model.inputs import Inputs, tensors_of
 
 Columns = str | Sequence[str] | None
 """One column: the model's only argument. Several: keyword arguments. None: all columns but the label."""

@@ -15,7 +15,7 @@ from skerry.data.columns import Columns, inputs_and_label
 from skerry.data.order import Order
 from skerry.data.shards import check_part
 from skerry.data.splits import split as split_labels
-from skerry.inputs import Inputs
+from skerry.model.inputs import Inputs
 from skerry.randomness import seed_of
 
 
@@ -112,7 +112,7 @@ def from_dataset(
     if not hasattr(dataset, "__len__"):
         raise ValueError(
             f"dataset: {type(dataset).__name__} has no length, expected a map-style one; of a streamed one write what "
-            "skerry.Data asks for, or load it (Hugging Face: streaming=False)"
+            "skerry.training.Data asks for, or load it (Hugging Face: streaming=False)"
         )
     if not isinstance(split, str):
         parts = list(split)

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from skerry.data.columns import Columns, inputs_and_label
-from skerry.inputs import Inputs, fit, join, map_tensors
+from skerry.model.inputs import Inputs, fit, join, map_tensors
 from skerry.randomness import seed_of
 
 
@@ -126,7 +126,7 @@ def _check(worker: int, loader: Any) -> None:
     if num < 1:
         raise ValueError(
             f"loaders[{worker}]: {'no length' if num < 0 else 'no batches'}, expected batches of a map-style dataset; "
-            "for a stream write what skerry.Data asks for"
+            "for a stream write what skerry.training.Data asks for"
         )
     if loader.persistent_workers:
         raise ValueError(

@@ -2,5 +2,10 @@
 
 from skerry.discovery.blocks import Blocks
 from skerry.discovery.discover import discover
+from skerry.discovery.verify import verify
 
-__all__ = ["Blocks", "discover"]
+__all__ = [
+    "Blocks",
+    "discover",
+    "verify",
+]

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from skerry.discovery.running import quietly
-from skerry.inputs import Inputs, call
-from skerry.plan import Axis, Plan, named_tensors
-from skerry.rules import match
+from skerry.model.inputs import Inputs, call
+from skerry.model.tensors import named_tensors
+from skerry.plan.rules import match
+from skerry.plan.table import Axis, Plan
 
 
 class Blocks:

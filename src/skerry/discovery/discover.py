@@ -16,9 +16,10 @@ from skerry.discovery.refuse import refuse_unfit
 from skerry.discovery.trace import ForwardRefused, Trace, both, trace
 from skerry.discovery.trial import drop_what_fails
 from skerry.discovery.units import Touched, Units, alike, solve, wasted
-from skerry.inputs import Inputs
-from skerry.plan import Axis, DealtDim, Note, Patch, Plan, named_tensors
-from skerry.rules import Role, match
+from skerry.model.inputs import Inputs
+from skerry.model.tensors import named_tensors
+from skerry.plan.rules import Role, match
+from skerry.plan.table import Axis, DealtDim, Note, Patch, Plan
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 

@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from skerry.discovery.labels import Bonds, Field, Labels, Origin
 from skerry.discovery.numbers import Constants, numbers_of, written_by
 from skerry.discovery.running import module_names, quietly
-from skerry.inputs import Inputs, call, tensors_of
+from skerry.model.inputs import Inputs, call, tensors_of
 
 Rule = Callable[["Operation"], Sequence[Labels]]
 

@@ -19,10 +19,10 @@ from torch.utils._pytree import tree_leaves
 from skerry.discovery.numbers import Constants, numbers_of, written_by
 from skerry.discovery.running import module_names, quietly
 from skerry.discovery.trace import Step, Trace
-from skerry.inputs import Inputs, call
-from skerry.patches import remedy
-from skerry.plan import Axis, Note, Plan
-from skerry.subnet import extract
+from skerry.model.inputs import Inputs, call
+from skerry.plan.table import Axis, Note, Plan
+from skerry.subnet.adapters import remedy
+from skerry.subnet.extract import extract
 
 
 @dataclass(frozen=True)

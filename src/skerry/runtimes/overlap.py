@@ -7,9 +7,9 @@ stay in theirs, are averaged before the next round begins.
 import torch
 from torch import Tensor, nn
 
-from skerry.exchange import held_by_all
-from skerry.partition import Assignment
-from skerry.plan import Plan
+from skerry.exchange.homes import held_by_all
+from skerry.partitions.assignment import Assignment
+from skerry.plan.table import Plan
 
 BEGAN = "began::"
 """Before worker and name of a tensor: what a worker begins a round with where the mean of all arrives late."""

@@ -6,9 +6,9 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from skerry.partition import Assignment
-from skerry.plan import Plan
-from skerry.sources import Source
+from skerry.partitions.assignment import Assignment
+from skerry.plan.table import Plan
+from skerry.weights.source import Source
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from skerry import optimizer_state
-from skerry.aggregate import aggregate_
-from skerry.calibrate import scaled
-from skerry.exchange import traffic
-from skerry.partition import Assignment, Everything
-from skerry.plan import named_tensors, saved_names, trained_in_blocks
+from skerry.exchange.routes import traffic
+from skerry.merge.aggregate import aggregate_
+from skerry.merge.calibrate import scaled
+from skerry.model import optimizer_state
+from skerry.model.tensors import named_tensors, saved_names
+from skerry.partitions.assignment import Assignment
+from skerry.partitions.everything import Everything
+from skerry.plan.table import trained_in_blocks
 from skerry.runtimes.overlap import BEGAN, correction, late_names
 from skerry.runtimes.runtime import Beginning, FullModel, Handover, Kept, Report, named_kept
-from skerry.sources import FromModel, materialize
-from skerry.subnet import cut_of, cuts, extract, take
+from skerry.subnet.cuts import cut_of, cuts, take
+from skerry.subnet.extract import extract
+from skerry.weights.source import FromModel, materialize
 
 
 class Serial:

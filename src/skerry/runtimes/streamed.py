@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from skerry.calibrate import scale_
-from skerry.plan import Plan, named_tensors, saved_names
-from skerry.sources import skeleton
-from skerry.subnet import fill_
+from skerry.merge.calibrate import scale_
+from skerry.model.tensors import fill_, named_tensors, saved_names, skeleton
+from skerry.plan.table import Plan
 
 
 class Gather(Protocol):

@@ -1,0 +1,85 @@
+"""Export: the calibrated full model as safetensors, as Hugging Face lays it out, through one process's small memory.
+
+    model.safetensors                      if one file is enough; else
+    model-00001-of-00003.safetensors, ...
+    model.safetensors.index.json           which tensor is in which file
+
+Tensors arrive one after the other and are written a file at a time, so the writer needs the memory of one file. A tied
+tensor is written under each of its names, which is what ``load_state_dict`` wants.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from torch import Tensor
+
+from skerry.files import atomic
+from skerry.files.tensor_file import save_tensors
+from skerry.runtimes.runtime import FullModel
+
+SHARD_BYTES = 256 * 2**20
+"""What a file may have, unless a single tensor has more."""
+
+_INDEX = "model.safetensors.index.json"
+_OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|\.export-\d{5}\.draft")
+
+
+def export(full: FullModel, folder: Path, *, first: bool = True, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write ``full`` into ``folder``; every process must call it, the first one writes.
+
+    Args:
+        full: the calibrated full model.
+        folder: made if it is missing. What an earlier export left there is replaced once all files are written.
+        first: whether this is the first process.
+        shard_bytes: the most a file may have, unless a single tensor has more.
+    """
+    writer = _Writer(folder, shard_bytes)
+    for name, tensor in full.tensors():
+        if first:
+            for alias in full.names(name):
+                writer.add(alias, tensor)
+    if first:
+        writer.close()
+
+
+class _Writer:
+    """Writes files one by one under names of drafts, and gives them their names when all are there."""
+
+    def __init__(self, folder: Path, shard_bytes: int) -> None:
+        self._folder, self._most = folder, shard_bytes
+        self._waiting: dict[str, Tensor] = {}
+        self._files: list[tuple[Path, list[str]]] = []
+        self._total = 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        if self._waiting and sum(t.nbytes for t in self._waiting.values()) + tensor.nbytes > self._most:
+            self._flush()
+        self._waiting[name] = tensor.detach().cpu().contiguous()
+        self._total += tensor.nbytes
+
+    def close(self) -> None:
+        if self._waiting or not self._files:
+            self._flush()
+        num = len(self._files)
+        names = [f"model-{k:05d}-of-{num:05d}.safetensors" for k in range(1, num + 1)]
+        if num == 1:
+            names = ["model.safetensors"]
+        # Without an index the files of an earlier export, or half of ours, are no model.
+        (self._folder / _INDEX).unlink(missing_ok=True)
+        for (draft, _), name in zip(self._files, names, strict=True):
+            draft.rename(self._folder / name)
+        if num > 1:
+            held = {tensor: name for (_, inside), name in zip(self._files, names, strict=True) for tensor in inside}
+            index = {"metadata": {"total_size": self._total}, "weight_map": held}
+            atomic.write(self._folder / _INDEX, (json.dumps(index, indent=1) + "\n").encode())
+        for path in self._folder.iterdir():  # of an earlier export
+            if _OURS.fullmatch(path.name) and path.name not in names:
+                path.unlink()
+
+    def _flush(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"export-{len(self._files):05d}"
+        tensors, self._waiting = self._waiting, {}
+        draft = atomic.make_draft(path, lambda place: save_tensors(tensors, place, {"format": "pt"}))
+        self._files.append((draft, list(tensors)))

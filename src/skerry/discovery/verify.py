@@ -1,0 +1,208 @@
+"""Check that a plan means what it says for a model: a narrow subnet computes what the masked full model computes."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skerry.discovery.running import module_names
+from skerry.discovery.trial import some_units
+from skerry.model.inputs import Inputs, call, map_tensors, tensors_of
+from skerry.model.tensors import fill_, named_tensors, skeleton
+from skerry.plan.table import Plan
+from skerry.randomness import generator
+from skerry.subnet.adapters import remedy
+from skerry.subnet.cuts import cuts as cuts_of
+from skerry.subnet.cuts import take
+from skerry.subnet.extract import extract, plan_of_subnet
+from skerry.subnet.masked import masked
+
+_REMEDY = (
+    "a module over it is in no rule, or takes statistics across it (layer norm, group norm), or it is added to another "
+    "axis (two that are added must be one axis), or a patch is wrong; mend it, or leave the axis whole (plan.without)"
+)
+
+
+def verify(model: nn.Module, plan: Plan, example_inputs: Inputs, *, tolerance: float = 1e-4) -> None:
+    """Raise unless some units of each axis compute what ``model`` computes when nothing reads the others.
+
+    About 2 of 11 units; outputs and gradients, all axes at once, in evaluation mode and double precision (of copies: it
+    takes twice the model's memory and two forwards and backwards). Where it is not so, axis by axis, to name the one.
+
+    Args:
+        model: the full model; not changed.
+        plan: its plan.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+        tolerance: relative to the largest element of each output and gradient.
+
+    Raises:
+        ValueError: naming axis, module and tensor, and what to do.
+    """
+    plan.check(model)
+    found = _mismatch(model, plan, some_units(plan), example_inputs, tolerance)
+    if found is None:
+        return
+    for axis in plan.axes:
+        others = torch.ones(plan.num_units, dtype=torch.bool)
+        others[axis.start : axis.start + axis.num_units] = False
+        others[some_units(plan)] = True
+        alone = _mismatch(model, plan, others.nonzero().flatten(), example_inputs, tolerance)
+        if alone is not None:
+            raise ValueError(f"axis '{axis.name}': {alone}")
+    raise ValueError(f"axes {', '.join(axis.name for axis in plan.axes[:4])}, ... together: {found}")
+
+
+def verify_small(model: nn.Module, plan: Plan, example_inputs: Inputs) -> None:
+    """Verify a small net of the modules of ``model``, which may be on the meta device, with random values.
+
+    It has the first few units of each axis. It takes the memory of these and of what is not dealt out.
+
+    Raises:
+        ValueError: naming module or axis, and what to do.
+    """
+    small, its_plan = _small(model, plan)
+    small.eval()
+    running: list[str] = []
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), module_names(small, running):
+            call(small, example_inputs)
+    except Exception as error:
+        raise ValueError(_does_not_run(small, running, error)) from error
+    verify(small, its_plan, example_inputs)
+
+
+def _small(model: nn.Module, plan: Plan, most_units: int = 11) -> tuple[nn.Module, Plan]:
+    units = torch.cat(
+        [torch.arange(axis.start, axis.start + min(most_units, axis.num_units)) for axis in plan.axes]
+        or [torch.empty(0, dtype=torch.int64)]
+    )
+    rng = generator("small")
+
+    def value(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return torch.zeros(tensor.shape, dtype=tensor.dtype)
+        low = 0.5 if tensor.dim() < 2 else -0.5  # a variance, for example, must be positive
+        return torch.empty(tensor.shape, dtype=tensor.dtype).uniform_(low, low + 1, generator=rng)
+
+    small = extract(skeleton(model), plan, units)
+    return fill_(small, {n: value(t) for n, t in named_tensors(small).items()}), plan_of_subnet(plan, units)
+
+
+def _mismatch(model: nn.Module, plan: Plan, units: Tensor, inputs: Inputs, tolerance: float) -> str | None:
+    """Tell in words how the subnet of ``units`` differs from the masked full model, None if it does not."""
+    full, inputs, exact = _in_double(masked(model, plan, units).eval(), inputs)
+    narrow = extract(model, plan, units).eval()
+    if exact:
+        narrow = narrow.double()
+    else:
+        tolerance = max(tolerance, 1e-2)
+    running: list[str] = []
+    seen_narrow: dict[str, Tensor] = {}
+    seen_full: dict[str, Tensor] = {}
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(0)
+        with _outputs(full, seen_full):
+            expected = list(tensors_of(call(full, inputs)))
+        torch.manual_seed(0)
+        try:
+            with module_names(narrow, running), _outputs(narrow, seen_narrow):
+                got = list(tensors_of(call(narrow, inputs)))
+        except Exception as error:
+            return _does_not_run(model, running, error)
+    if [t.shape for t in got] != [t.shape for t in expected]:
+        shapes = f"{[tuple(t.shape) for t in got]}, expected {[tuple(t.shape) for t in expected]}"
+        return f"a narrow subnet's outputs have shapes {shapes}; {_REMEDY}"
+    off = max((_off(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
+    if not off <= tolerance:
+        names = (n for n, t in seen_narrow.items() if n in seen_full and t.shape == seen_full[n].shape)
+        first = next((n for n in names if not _off(seen_narrow[n], seen_full[n]) <= tolerance), "")
+        return (
+            f"a narrow subnet's output differs by {off:.1e} of its size from the full model's in which nothing reads "
+            f"the other units, first after {first or 'the last module'}, expected at most {tolerance:.0e}; {_REMEDY}"
+        )
+    return _gradient_mismatch(plan, units, narrow, full, got, expected, tolerance) if exact else None
+
+
+def _does_not_run(model: nn.Module, running: list[str], error: Exception) -> str:
+    where, said = (running[-1] if running else ""), (str(error).splitlines() or [type(error).__name__])[0]
+    what_to_do = remedy(where, model.get_submodule(where)) if where else _REMEDY
+    if where and isinstance(model.get_submodule(where), nn.modules.batchnorm._BatchNorm):
+        what_to_do = (
+            f"if the plan has no rule for it, add one: '{where}': Out(the axis before it); else leave the axis whole"
+        )
+    return f"a narrow subnet does not run, in {where or 'the model itself'} ({said}); {what_to_do}"
+
+
+def _gradient_mismatch(
+    plan: Plan, units: Tensor, narrow: nn.Module, full: nn.Module, got: list[Tensor], expected: list[Tensor], tol: float
+) -> str | None:
+    for outputs in (got, expected):
+        loss = sum(
+            (t * torch.linspace(-1, 1, t.numel(), dtype=t.dtype, device=t.device).view_as(t)).sum()
+            for t in outputs
+            if t.is_floating_point() and t.requires_grad
+        )
+        if isinstance(loss, Tensor):
+            loss.backward()  # type: ignore[no-untyped-call]
+    by_name, wide = cuts_of(plan, units), dict(full.named_parameters())
+    largest = max((float(p.grad.abs().max()) for p in wide.values() if p.grad is not None and p.numel()), default=0.0)
+    for name, parameter in narrow.named_parameters():
+        reference = wide[name].grad
+        cut = by_name.get(name, ())
+        if cut is None:
+            continue
+        if (parameter.grad is None) != (reference is None):
+            which = "a narrow subnet" if parameter.grad is None else "the full model"
+            return f"{which} gives no gradient to {name}, the other does; does something keep a reference to the model?"
+        if parameter.grad is None or reference is None:
+            continue
+        off = float((parameter.grad - take(reference, cut)).abs().max()) if parameter.numel() else 0.0
+        if not off <= tol * max(largest, 1e-12):
+            return (
+                f"a narrow subnet's gradient of {name} differs by {off / max(largest, 1e-12):.1e} of the largest from "
+                f"the full model's, expected at most {tol:.0e}; {_REMEDY}"
+            )
+    return None
+
+
+def _in_double(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, bool]:
+    """The model and inputs in double precision, if it runs so; else as they are."""
+    doubled = copy.deepcopy(model).double()
+    wide = map_tensors(lambda t: t.double() if t.is_floating_point() else t, inputs)
+    try:
+        with torch.no_grad():
+            call(doubled, wide)
+    except Exception:
+        return model, inputs, False
+    return doubled, wide, True
+
+
+@contextmanager
+def _outputs(model: nn.Module, seen: dict[str, Tensor]) -> Iterator[None]:
+    """Keep in ``seen`` the first output tensor of each submodule, in the order in which they finish."""
+
+    def keeper(name: str) -> Any:
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            first = next(tensors_of(output), None)
+            if first is not None and first.is_floating_point():
+                seen.setdefault(name, first.detach())
+
+        return keep
+
+    hooks = [module.register_forward_hook(keeper(name)) for name, module in model.named_modules() if name]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _off(a: Tensor, b: Tensor) -> float:
+    """The largest difference, relative to the largest element of ``b``."""
+    if not a.numel():
+        return 0.0
+    a, b = (t.to(torch.float64) for t in (a.detach(), b.detach()))
+    return float((a - b).abs().max()) / max(1e-6, float(b.abs().max()))

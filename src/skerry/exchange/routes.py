@@ -1,0 +1,134 @@
+"""TODO."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from skerry.exchange.homes import home_dim
+from skerry.exchange.moves import Indices, Move, _kinds, num_elements
+from skerry.partitions.assignment import Assignment
+from skerry.plan.table import DealtDim, Plan
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Transfer:
+    """Elements of one tensor that ``source`` sends to ``target``.
+
+    Attributes:
+        move: what they have in common.
+        indices: which elements, a part of ``move.indices``.
+        source: the worker that sends.
+        target: the worker that receives.
+    """
+
+    move: Move
+    indices: Indices
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, eq=False)
+class Stages:
+    """The transfers of an exchange: first to collectors and straight to new places, then from collectors."""
+
+    first: tuple[Transfer, ...]
+    second: tuple[Transfer, ...]
+
+    def bytes_from(self, worker: int, sizes: Mapping[str, Tensor]) -> int:
+        """Return the bytes that ``worker`` sends."""
+        sent = [t for t in (*self.first, *self.second) if t.source == worker]
+        return sum(num_elements(t.indices, sizes[t.move.name].shape) * sizes[t.move.name].element_size() for t in sent)
+
+
+def transfers(some_moves: Sequence[Move], sizes: Mapping[str, Tensor], *, average: bool = True) -> Stages:
+    """Return who sends what to whom.
+
+    Args:
+        some_moves: all moves, or those that concern a worker.
+        sizes: the full-size tensors by name.
+        average: whether several holders have different values, of which the mean is meant.
+    """
+    first: list[Transfer] = []
+    second: list[Transfer] = []
+    for move in some_moves:
+        if average and len(move.holders) > 1:
+            targets = move.next_holders or (move.home,)
+            for collector, indices in collected(move, sizes[move.name].shape):
+                first += [Transfer(move, indices, w, collector) for w in move.holders if w != collector]
+                second += [Transfer(move, indices, collector, t) for t in targets if t not in (None, collector)]
+        else:
+            at_home = () if move.home is None else (move.home,)
+            (source, *_), targets = move.holders or at_home, move.next_holders or at_home
+            new = set(targets) - set(move.holders) - {source}
+            first += [Transfer(move, move.indices, source, t) for t in sorted(new)]
+    return Stages(tuple(first), tuple(second))
+
+
+def collected(move: Move, shape: torch.Size) -> list[tuple[int, Indices]]:
+    """Return for each collector of a move the part that it collects."""
+    counts = [s if index is None else len(index) for s, index in zip(shape, move.indices, strict=True)]
+    if math.prod(counts) == 0:
+        return []
+    if not counts or max(counts) < len(move.holders):
+        return [(move.holders[len(move.name) % len(move.holders)], move.indices)]
+    dim = counts.index(max(counts))
+    whole = move.indices[dim]
+    index = torch.arange(counts[dim]) if whole is None else whole
+    parts = zip(move.holders, index.tensor_split(len(move.holders)), strict=True)
+    return [(w, (*move.indices[:dim], part, *move.indices[dim + 1 :])) for w, part in parts]
+
+
+def traffic(plan: Plan, sizes: Mapping[str, Tensor], now: Assignment, then: Assignment) -> Tensor:
+    """Return the bytes ``[source, target]`` that workers send each other at the boundary between two rounds, float64.
+
+    It counts, for every combination of holders now and then, how many elements there are, so it is fast for all workers
+    at once. For elements that some but not all workers hold, collectors are counted with equal parts.
+
+    Args:
+        plan: what is dealt out.
+        sizes: the full-size tensors by name (only shape and element size are looked at).
+        now: who holds what in the round that ends.
+        then: who holds what in the next one.
+    """
+    alike: dict[tuple[object, ...], list[str]] = {}  # tensors with the same table row
+    for name, size in sizes.items():
+        units = tuple(id(dim and dim.units) for dim in plan.row(name, size.shape))
+        alike.setdefault((units, plan.block_of(name)), []).append(name)
+    total = torch.zeros(now.num_workers, now.num_workers, dtype=torch.float64)
+    for names in alike.values():
+        shape = sizes[names[0]].shape
+        row, block, home = plan.row(names[0], shape), plan.block_of(names[0]), home_dim(plan, names[0], shape)
+        cells = max(1, math.prod(len(dim.units) for dim in row if dim is not None))
+        total += sum(sizes[name].nbytes for name in names) / cells * _sends(row, block, home, now, then)
+    return total
+
+
+def _sends(
+    row: Sequence[DealtDim | None], block: int | None, home: int | None, now: Assignment, then: Assignment
+) -> Tensor:
+    """Elements sent by and to each worker, of a tensor whose other dims have one index."""
+    n = now.num_workers
+    held, held_then = torch.ones(n, 1, dtype=torch.bool), torch.ones(n, 1, dtype=torch.bool)
+    if block is not None:
+        held, held_then = now.held[:, block, None], then.held[:, block, None]
+    number, at_home = torch.ones(1, dtype=torch.float64), torch.full((1,), -1)
+    for d, dim in enumerate(row):
+        if dim is None:
+            continue
+        kinds = _kinds(dim, now, then, homes=d == home)
+        held = (held[:, :, None] & torch.from_numpy(kinds.now.copy()).T[:, None, :]).flatten(1)
+        held_then = (held_then[:, :, None] & torch.from_numpy(kinds.then.copy()).T[:, None, :]).flatten(1)
+        counts = torch.tensor([len(index) for index in kinds.indices], dtype=torch.float64)
+        number = (number[:, None] * counts).flatten()
+        at_home = torch.maximum(at_home[:, None], torch.from_numpy(kinds.home)[None, :]).flatten()
+    homes = torch.arange(n)[:, None] == at_home
+    holders = held.sum(0)
+    targets = torch.where(held_then.any(0), held_then, homes).double()
+    one = torch.where(holders == 1, held, homes & (holders == 0)).double()  # the single source, where there is one
+    several = torch.where(holders > 1, held, False).double()  # collectors, each of an equal part
+    sends = (one * number) @ (targets * ~held).T
+    sends += (several * number / holders.clamp(min=1)) @ (several + targets).T
+    return sends.fill_diagonal_(0)

@@ -1,0 +1,186 @@
+"""The settings of one run: what ``--set`` changes, ``config.json`` keeps and resume checks."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Self
+
+from skerry.algorithm import StatePolicy
+from skerry.choose import choose
+from skerry.merge.outer import Outer
+from skerry.runtimes.distributed.wire import WireFormat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dealing:
+    """Who holds what.
+
+    ``reshuffle`` (None: as ``ist`` has it), ``core``, ``capacities`` (a weight a worker, None: equal): of
+    ``Disjoint``. ``fractions`` (of each axis, for each worker; None: the method's own), ``step``: of ``Sampled``,
+    ``Rolling`` and ``Nested``. ``min_units``: of ``Covering``. ``warmup_rounds``: of ``Warmup``.
+    """
+
+    reshuffle: float | None = None
+    core: float = 0.0
+    capacities: tuple[float, ...] | None = None
+    fractions: tuple[float, ...] | None = None
+    step: int = 1
+    min_units: int = 1
+    warmup_rounds: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run.
+
+    ``optimizer`` holds the ``name`` of a class of ``torch.optim`` and its keyword arguments; ``model`` what the recipe
+    lets one change of its model, ``data`` of its data. ``width`` is the fraction of each axis that method ``narrow``
+    has, 0: 1/workers. ``prior_adjusted``: in local steps workers' logits get the log prior of their labels
+    (``priors.py``). ``threads=0`` means: serial all cores, processes an equal part of them, at least one.
+    """
+
+    recipe: str
+    method: str = "ist"
+    workers: int = 4
+    runtime: str = "serial"
+    rounds: int = 100
+    local_steps: int = 50
+    batch_size: int = 128
+    seed: int = 0
+    split: str = "iid"
+    prior_adjusted: bool = False
+    partition: Dealing = field(default_factory=Dealing)
+    optimizer: Mapping[str, Any] = field(default_factory=lambda: {"name": "SGD", "lr": 0.1, "momentum": 0.9})
+    optimizer_state: StatePolicy = "reset"
+    outer: Outer = field(default_factory=Outer)
+    overlap: int = 0
+    schedule: str = "cosine"
+    model: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    width: float = 0.0
+    eval_every: int = 10
+    eval_batch_size: int = 4096
+    checkpoint_every_s: float = 10.0
+    max_bad_rounds: int = 5
+    threads: int = 0
+    timeout_s: float = 10.0
+    wire: WireFormat = "exact"
+
+    def __post_init__(self) -> None:
+        least = {"workers": 1, "rounds": 1, "local_steps": 1, "batch_size": 1, "max_bad_rounds": 1}
+        least |= {"seed": 0, "eval_every": 0, "eval_batch_size": 1, "threads": 0, "checkpoint_every_s": 0, "overlap": 0}
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= minimum):
+                raise ValueError(f"{name}={value}: expected at least {minimum}")
+        if not 0 < self.timeout_s <= 86400:
+            raise ValueError(f"timeout_s={self.timeout_s}: expected more than 0 and at most 86400 seconds")
+        for name, choices in (
+            ("runtime", ("serial", "processes")),
+            ("schedule", ("constant", "cosine")),
+            ("wire", ("exact", "bf16")),
+        ):
+            choose(getattr(self, name), choices, name)
+
+    def change(self, settings: Mapping[str, Any]) -> Self:
+        """Return a copy with ``settings`` (dotted name -> value) changed.
+
+        A new ``optimizer.name`` starts from that class's own defaults.
+
+        Raises:
+            ValueError: an unknown name (the nearest known one is told) or a value of the wrong type.
+        """
+        changed = self
+        optimizer = settings.get("optimizer.name", self.optimizer.get("name"))
+        if optimizer != self.optimizer.get("name"):  # another class has other arguments
+            changed = replace(changed, optimizer={"name": optimizer})
+        for name, value in settings.items():
+            changed = _change(changed, name.split("."), value, name)
+        return changed
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Self:
+        """Return what ``to_json`` wrote; keys that are no settings are an error."""
+        return cls(recipe="").change({name: value for name, value in plain.items() if name != "versions"})
+
+
+def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
+    """Turn ``["optimizer.lr=.3", ...]`` into a mapping; values are JSON where they can be, text otherwise."""
+    settings: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--set {text}: expected key=value, for example --set optimizer.lr=0.3")
+        if name.strip() in settings:
+            raise ValueError(f"--set {name.strip()}: given twice, expected once")
+        settings[name.strip()] = _value(value.strip())
+    return settings
+
+
+def _value(text: str) -> Any:
+    for attempt in (text, f"0{text}"):  # .3 is not JSON, people write it all the same
+        try:
+            return json.loads(attempt)
+        except json.JSONDecodeError:
+            continue
+    return text
+
+
+def _change(config: Any, path: list[str], value: Any, full: str) -> Any:
+    name, rest = path[0], path[1:]
+    if isinstance(config, Mapping):
+        if rest:
+            raise ValueError(f"unknown setting '{full}': '{name}' has no parts")
+        return {**config, name: value}
+    known = {f.name: getattr(config, f.name) for f in fields(config)}
+    for group, parts in known.items():  # reshuffle for partition.reshuffle, lr for optimizer.lr
+        names = [f.name for f in fields(parts)] if is_dataclass(parts) else parts if isinstance(parts, Mapping) else ()
+        if full == name and name not in known and name in names:
+            raise ValueError(f"unknown setting '{name}'; did you mean '{group}.{name}'?")
+    choose(name, known, f"setting '{full}': part" if full != name else "setting")
+    old = known[name]
+    if rest:
+        if not is_dataclass(old) and not isinstance(old, Mapping):
+            raise ValueError(f"unknown setting '{full}': '{name}' is a single value; did you mean '{name}'?")
+        return replace(config, **{name: _change(old, rest, value, full)})
+    (kind,) = (f.type for f in fields(config) if f.name == name)
+    if kind == float | None:  # what it is now may say nothing of its type
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{full}={value!r}: expected a number, or null for what the method has by itself")
+        old = None if value is None else 0.0
+    return replace(config, **{name: _typed(old, value, full)})
+
+
+def _typed(old: Any, value: Any, name: str) -> Any:
+    """Return ``value`` as the type of ``old``, or raise ValueError."""
+    if isinstance(old, bool) or isinstance(value, bool):
+        if isinstance(old, bool) and isinstance(value, bool):
+            return value
+    elif is_dataclass(old):
+        if isinstance(value, Mapping):
+            for part, inner in value.items():
+                old = _change(old, [part], inner, f"{name}.{part}")
+            return old
+    elif isinstance(old, Mapping):
+        if isinstance(value, Mapping):
+            return dict(value)
+    elif isinstance(old, int):
+        if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+            return int(value)
+    elif isinstance(old, float):
+        if isinstance(value, int | float):
+            return float(value)
+    elif isinstance(old, str):
+        if isinstance(value, str):
+            return value
+    elif value is None or (isinstance(value, list) and all(isinstance(v, int | float) for v in value)):
+        return None if value is None else tuple(float(v) for v in value)
+    kind = "a list of numbers, for example [1,1,2]" if old is None or isinstance(old, tuple) else type(old).__name__
+    kind = "true or false" if isinstance(old, bool) else kind
+    raise ValueError(f"{name}={value!r}: expected {kind}")

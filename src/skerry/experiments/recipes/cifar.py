@@ -1,0 +1,190 @@
+"""Convolutional nets on CIFAR-10 (JPEG): a VGG and a ResNet-18 with channels dealt out, a deep ResNet with blocks."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from skerry.discovery.blocks import Blocks
+from skerry.experiments.config import Config
+from skerry.experiments.datasets.cifar import cifar10
+from skerry.experiments.models.resnet import ResNet
+from skerry.experiments.models.vgg import VGG
+from skerry.experiments.recipes.compared import compared
+from skerry.experiments.recipes.recipe import Job, Recipe, job
+from skerry.plan.rules import In, Out, Rules
+from skerry.plan.table import Plan
+
+CLASSES, SIZE = 10, 32
+ADAMW: Mapping[str, Any] = {"optimizer.name": "AdamW", "optimizer.lr": 0.001}
+
+
+def vgg_cifar() -> Recipe:
+    """A small VGG; every layer's channels are dealt out, as the paper does with neurons.
+
+    So most weights lie between two dealt axes, and a worker's step costs a fourteenth of the full net's. Learning rates
+    are not tuned yet.
+
+    References: Yuan et al., VLDB 2022, arXiv 1910.02120, section 5 (a VGG12 on ImageNet-21k).
+    """
+    return Recipe(
+        summary="VGG with 6 convolutions, 16 to 128 channels, on CIFAR-10 (JPEG)",
+        config=_config("vgg-cifar", {"convs": [1, 1, 2, 2], "width": 16, "hidden": 256}),
+        methods=compared(
+            subnets={"rounds": 58, "local_steps": 50, "optimizer.lr": 0.1},
+            replicas={"rounds": 10, "local_steps": 20, "optimizer.lr": 0.05},
+            nested={"rounds": 12, "local_steps": 50, "optimizer.lr": 0.1},
+            own={"diloco": ADAMW},
+        ),
+        build=partial(_build, make=_vgg),
+        paper="Yuan et al. (arXiv 1910.02120), VGG12 on ImageNet-21k, top 10: data parallel .3688, local SGD .3685, "
+        "IST .3802.",
+    )
+
+
+def resnet18_cifar() -> Recipe:
+    """ResNet-18's layout; in each block conv1's filters with norm2 and conv2's inputs are dealt out. Learning rates are
+    not tuned yet.
+
+    Stem, shortcuts, the residual stream and the classifier are on every worker. Differs from LoFT, arXiv
+    2210.16169, which shares the first stage and strided blocks as well: that costs a worker 2.6 times as much a step
+    (a first trial, docs/log.md, got less in as many operations).
+
+    References: Yuan et al., VLDB 2022, arXiv 1910.02120, section 5 (ResNet18 on CIFAR-10).
+    """
+    return Recipe(
+        summary="pre-activation ResNet-18 layout, 16 to 128 channels, on CIFAR-10 (JPEG)",
+        config=_config("resnet18-cifar", {"blocks": [2, 2, 2, 2], "width": 16, "stem_stride": 2}),
+        methods=compared(
+            subnets={"rounds": 60, "local_steps": 50, "optimizer.lr": 0.1},
+            replicas={"rounds": 40, "local_steps": 20, "optimizer.lr": 0.05},
+            nested={"rounds": 33, "local_steps": 50, "optimizer.lr": 0.1},
+            own={"diloco": ADAMW, "ist": {"partition.reshuffle": 1.0}},
+            without=("ensemble",),  # the stream is on every worker: its nets would not be independent
+        ),
+        build=partial(_build, make=_resnet_channels),
+        paper="Yuan et al. (arXiv 1910.02120), ResNet18 on CIFAR-10: data parallel .9128, local SGD .9087, IST .9102.",
+    )
+
+
+def skewed_resnet() -> Recipe:
+    """The same net and methods where each class is spread unevenly over the workers, in the role of private data.
+
+    All methods are adjusted by the workers' label priors (``priors.py``).
+    """
+    recipe = resnet18_cifar()
+    return Recipe(
+        summary="the same ResNet, each worker with its own mix of classes (Dirichlet .3)",
+        config=recipe.config.change({"recipe": "skewed-resnet", "split": "dirichlet:0.3", "prior_adjusted": True}),
+        methods=recipe.methods,
+        build=recipe.build,
+    )
+
+
+def resist_cifar() -> Recipe:
+    """A deep, thin ResNet; the blocks of section 3 after its strided first one are dealt out, all else is shared.
+
+    ``narrow`` is its rival of the same memory and operations: a net with only as many of these blocks as a worker has,
+    trained by all. Methods in which a unit may have no holder cannot deal blocks. Learning rates are not tuned yet.
+
+    References: Dun, Wolfe, Jermaine, Kyrillidis: ResIST, UAI 2022, arXiv 2107.00961 (sections of 3, 4, 23 and 3 blocks;
+    50 local steps of SGD with momentum .9 and weight decay 5e-4, batch 128).
+    """
+    config = _config("resist-cifar", {"blocks": [1, 1, 9, 1], "width": 16, "stem_stride": 2})
+    subnets: dict[str, Any] = {"rounds": 40, "local_steps": 20, "optimizer.lr": 0.05}
+    replicas: dict[str, Any] = subnets | {"rounds": 26}
+    return Recipe(
+        summary="pre-activation ResNet with 8 blocks to deal out, 16 to 128 channels, on CIFAR-10 (JPEG)",
+        config=config.change({"method": "resist"}),
+        methods={
+            "resist": subnets | {"partition.min_units": 4},
+            "narrow": subnets | {"width": 0.5},
+            "local_sgd": replicas,
+            "diloco": {**replicas, **ADAMW},
+            "ddp": replicas,
+            "single": replicas,
+        },
+        build=partial(_build, make=_resnet_blocks),
+        paper="Dun et al. (arXiv 2107.00961), CIFAR-10, 2/4/8 workers: local SGD .9236/.9290/.9200, "
+        "ResIST .9195/.9235/.9145.",
+    )
+
+
+def vgg_rules(num_convs: int) -> Rules:
+    """The rules of ``VGG``: convolution k makes axis ``ck``, the hidden layer ``h``; images and classes stay whole."""
+    rules: dict[str, Any] = {f"norms.{k}": Out(f"c{k}") for k in range(num_convs)}
+    for k in range(num_convs):
+        rules[f"convs.{k}"] = (In(f"c{k - 1}"), Out(f"c{k}")) if k else Out("c0")
+    last = f"c{num_convs - 1}"
+    return rules | {"hidden": (In(last), Out("h")), "hidden_norm": Out("h"), "out": In("h")}
+
+
+def channel_rules() -> Rules:
+    """The rules of ``ResNet`` for what lies inside of blocks: an axis a block. The residual stream stays whole."""
+    block = "stages.*.*"
+    return {f"{block}.conv1": Out(block), f"{block}.norm2": Out(block), f"{block}.conv2": In(block)}
+
+
+def _config(recipe: str, model: Mapping[str, Any]) -> Config:
+    """What the recipes of this file have in common; ``data.images`` is how many training images, of 50,000."""
+    sgd = {"name": "SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+    return Config(
+        recipe=recipe, model=model, data={"images": 50_000}, batch_size=64, optimizer=sgd, eval_batch_size=1000
+    )
+
+
+def _vgg(settings: Mapping[str, Any]) -> tuple[nn.Module, Plan]:
+    convs, (width, hidden) = _counts(settings, "convs"), _numbers(settings, "width", "hidden")
+    with torch.device("meta"):
+        model = VGG(convs, width=width, hidden=hidden, image_size=SIZE, classes=CLASSES)
+    return model, Plan.from_rules(model, vgg_rules(sum(convs)))
+
+
+def _resnet(settings: Mapping[str, Any]) -> ResNet:
+    width, stride = _numbers(settings, "width", "stem_stride")
+    with torch.device("meta"):
+        return ResNet(_counts(settings, "blocks"), width=width, classes=CLASSES, stem_stride=stride)
+
+
+def _resnet_channels(settings: Mapping[str, Any]) -> tuple[nn.Module, Plan]:
+    model = _resnet(settings)
+    return model, Plan.from_rules(model, channel_rules())
+
+
+def _resnet_blocks(settings: Mapping[str, Any]) -> tuple[nn.Module, Plan]:
+    model, blocks = _resnet(settings), _counts(settings, "blocks")
+    if len(blocks) < 3 or blocks[2] < 2:
+        raise ValueError(
+            f"model.blocks={blocks}: expected at least 2 blocks in section 3, of which all but one are dealt"
+        )
+    pattern = Blocks(*(f"stages.2.{k}" for k in range(1, blocks[2])), axis="section 3", branch="conv2")
+    return model, pattern.plan(model, torch.empty(2, 3, SIZE, SIZE, device="meta"))
+
+
+def _build(config: Config, make: Callable[[Mapping[str, Any]], tuple[nn.Module, Plan]]) -> Job:
+    (num_images,) = _numbers(config.data, "images", group="data")
+    model, plan = make(config.model)
+    cifar = cifar10()
+    x, y = cifar.x_train[:num_images], cifar.y_train[:num_images]
+    if len(x) < num_images:
+        raise ValueError(f"data.images={num_images}: expected at most {len(x)}, the training images there are")
+    test = cifar.x_test, cifar.y_test
+    return job(config, model, plan, (x, y), test, transform=cifar.standardize, num_classes=CLASSES)
+
+
+def _numbers(settings: Mapping[str, Any], *names: str, group: str = "model") -> list[int]:
+    """Return the settings of these names; raise ValueError unless all are whole numbers from 1."""
+    for name in names:
+        if not isinstance(settings[name], int) or settings[name] < 1:
+            raise ValueError(f"{group}.{name}={settings[name]!r}: expected a whole number from 1")
+    return [settings[name] for name in names]
+
+
+def _counts(settings: Mapping[str, Any], name: str) -> Sequence[int]:
+    """Return the setting of this name; raise ValueError unless it is a list of whole numbers from 1."""
+    counts = settings[name]
+    if not (isinstance(counts, list) and counts and all(isinstance(c, int) and c >= 1 for c in counts)):
+        raise ValueError(f"model.{name}={counts!r}: expected a list of whole numbers from 1, for example [2,2,2,2]")
+    return counts

@@ -1,0 +1,93 @@
+"""The report: one self-contained HTML page about a run or a folder of runs (its words are in report.html.jinja)."""
+
+from pathlib import Path
+
+from skerry.experiments.reports.comparison import (
+    Group,
+    Run,
+    accuracy_text,
+    duration,
+    flat,
+    grouped,
+    load_runs,
+    number,
+    run_label,
+    table_lines,
+)
+from skerry.experiments.reports.pictures import curve_pictures, looks, set_style, unit_pictures
+from skerry.files import atomic
+from skerry.training.diagnosis import MEASURES
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``folder/report.html``, one self-contained page about the run or runs in ``folder``.
+
+    Raises:
+        ReportError: no run here, or a broken file.
+    """
+    import jinja2  # slow to import, as matplotlib is
+    import matplotlib
+
+    runs = load_runs(folder)
+    groups = grouped(runs)
+    with matplotlib.rc_context():  # undone at once: a caller's own figures keep their look
+        set_style()
+        pictures, units = curve_pictures(groups), unit_pictures(groups)
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    pages.filters |= {"number": number, "accuracy": accuracy_text, "duration": duration}
+    started = [(row, run) for row, runs in groups for run in runs if run.metrics]
+    versions = [f"{key} {value}" for run in runs for key, value in run.config.get("versions", {}).items()]
+    html = pages.get_template("report.html.jinja").render(
+        name=folder.resolve().name,
+        recipe=", ".join(dict.fromkeys(str(run.config.get("recipe", run.name)) for run in runs)),
+        runs=runs,
+        rows=[row for row, _ in groups],
+        table=table_lines([row for row, _ in groups]),
+        looks=looks(groups),
+        pictures=pictures,
+        units=units,
+        times=[(run_label(row, run), run.metrics[-1]) for row, run in started],
+        measures=[(run_label(row, run), _measures(run)) for row, run in started],
+        warnings=_warnings([run for _, run in started]),
+        refused=[(run.name, m["round"], m["refused"]) for run in runs for m in run.metrics if m["refused"]],
+        settings=_settings(groups),
+        versions=list(dict.fromkeys(versions)),
+    )
+    path = folder / "report.html"
+    atomic.write(path, html.encode())
+    return path
+
+
+def _measures(run: Run) -> dict[str, str]:
+    """What the last round that has it says of each measure."""
+    rounds = [m.get("diagnosis", {}) for m in run.metrics]
+    found = {name: [each[name] for each in rounds if each.get(name) is not None] for name in MEASURES}
+    return {name: number(values[-1] if values else None) for name, values in found.items()}
+
+
+def _warnings(runs: list[Run]) -> list[tuple[str, int, str]]:
+    """Run, round and words of each kind of warning, where it came first."""
+    found: dict[tuple[str, str], tuple[str, int, str]] = {}
+    for run in runs:
+        for m in run.metrics:
+            for kind, text in m.get("warnings", {}).items():
+                found.setdefault((run.name, kind), (run.name, m["round"], text))
+    return list(found.values())
+
+
+def _settings(groups: list[Group]) -> list[tuple[str, list[str]]]:
+    """Each setting with its value in every row, or with one value where all rows agree."""
+    columns = []
+    for row, runs in groups:
+        column = {"method": row.method}
+        for key in ("seed", "runtime"):
+            column[key] = ", ".join(dict.fromkeys(str(run.config.get(key, "-")) for run in runs))
+        column |= flat(runs[0].config)
+        sizes, memory = (runs[0].summary.get(key, {}) for key in ("parameters", "memory_bytes"))
+        column |= {f"parameters, {key}": f"{count:,}" for key, count in sizes.items()}
+        column |= {f"memory, {key}": f"{number(num_bytes, 1e6)} MB" for key, num_bytes in memory.items()}
+        columns.append(column)
+    keys = dict.fromkeys(key for column in columns for key in column)
+    lines = [(key, [column.get(key, "-") for column in columns]) for key in keys]
+    return [(key, values[:1] if len(set(values)) == 1 else values) for key, values in lines]

@@ -1,0 +1,176 @@
+"""From names to objects: build what a config names, and run it in a folder."""
+
+import inspect
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from skerry.training import schedules as schedule
+from skerry.algorithm import Algorithm
+from skerry.merge.calibrate import estimate_batch_norm_
+from skerry.choose import choose
+from skerry.experiments.config import Config
+from skerry.checkpoint.export import SHARD_BYTES, export
+from skerry.model.inputs import call
+from skerry.training.worker import OptimizerFn
+from skerry.experiments.methods import METHODS, has_use_for
+from skerry.model.tensors import named_tensors
+from skerry.experiments.recipes import RECIPES
+from skerry.experiments.recipes.recipe import Job
+from skerry.experiments.runs.folder import RunFolder, checkpoints_of, saved_config
+from skerry.runtimes.runtime import Runtime
+from skerry.runtimes.serial import Serial
+from skerry.runtimes.streamed import Streamed
+from skerry.training.session import to_train
+from skerry.model.tensors import skeleton
+from skerry.training.train import OnRound, calibration_inputs, train
+
+SCHEDULES = {"constant": schedule.constant, "cosine": schedule.cosine}
+
+
+def configure(recipe: str, method: str, settings: Mapping[str, Any]) -> Config:
+    """Return the config of ``recipe`` for ``method`` with ``settings`` changed.
+
+    Raises:
+        ValueError: an unknown name, a bad value, or a setting the method has no use for.
+    """
+    built = RECIPES[choose(recipe, RECIPES, "recipe")]()
+    choose(method, METHODS, "method")
+    if method not in built.methods:
+        known = ", ".join(built.methods)
+        raise ValueError(f"method '{method}': recipe '{recipe}' has no settings for it, expected one of {known}")
+    own = {"method": method, **built.methods[method]}
+    if method == "single":
+        own["workers"] = 1
+        if settings.get("workers", 1) != 1:
+            raise ValueError(f"workers={settings['workers']}: method 'single' is one machine, expected 1")
+    if method == "ddp":
+        own["runtime"] = "processes"
+        if settings.get("runtime", "processes") != "processes":
+            raise ValueError("runtime=serial: method 'ddp' averages gradients in every step, expected processes")
+    config = built.config.change(own).change(settings)
+    for name in settings:
+        if not has_use_for(method, name):
+            users = ", ".join(other for other in METHODS if has_use_for(other, name)) or "no method"
+            raise ValueError(f"{name}: method '{method}' has no use for it, leave it out; {users} would")
+    if unknown := set(config.model) - set(built.config.model):
+        choose(unknown.pop(), built.config.model, "setting of the model: model.")
+    if unknown := set(config.data) - set(built.config.data):
+        choose(unknown.pop(), built.config.data, "setting of the data: data.")
+    make_optimizer(config)
+    METHODS[method].build(config)
+    return config
+
+
+def make_optimizer(config: Config) -> OptimizerFn:
+    """Return the factory of the ``torch.optim`` class that the config names."""
+    settings = dict(config.optimizer)
+    known = {name for name, value in vars(torch.optim).items() if inspect.isclass(value)} - {"Optimizer"}
+    name = choose(settings.pop("name", "SGD"), known, "optimizer")
+    optimizer = getattr(torch.optim, name)
+    arguments = set(inspect.signature(optimizer).parameters) - {"params"}
+    for setting in settings:
+        choose(setting, arguments, f"setting of optimizer {name}: ")
+    try:
+        optimizer([torch.zeros(1, 1, requires_grad=True)], **settings).step()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"optimizer {name} with {settings}: {error}") from error
+    return lambda parameters: optimizer(parameters, **settings)
+
+
+def num_threads(config: Config) -> int:
+    """Return the torch threads a process gets: as set (here or by OMP_NUM_THREADS), or its part of the cores."""
+    if config.threads or "OMP_NUM_THREADS" in os.environ:
+        return config.threads or torch.get_num_threads()
+    return max(1, num_cores() // config.workers) if config.runtime == "processes" else num_cores()
+
+
+def num_cores() -> int:
+    """Return the cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def export_run(folder: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> int:
+    """Write the full model of the last checkpoint in ``folder``, calibrated, to ``out``; return its round.
+
+    One process does it, and holds one tensor (and the vectors) of the full model at a time.
+    """
+    config = saved_config(folder)
+    job = RECIPES[config.recipe]().build(config)
+    algorithm = METHODS[config.method].build(config).on(job.plan, job.model)
+    model, plan = to_train(job.model, job.plan, algorithm, config.seed)
+    checkpoint = checkpoints_of(folder, config, resume=True).last(plan, named_tensors(model), Serial())
+    if checkpoint is None:
+        raise ValueError(f"{folder}: no checkpoint to export; run it until the first one")
+    share = algorithm.partition.share(plan.axes, max(0, checkpoint.state.round - 1))
+    full = Streamed(
+        skeleton(model), plan, share, lambda names, *, only_first: {name: checkpoint.read(name) for name in names}
+    )
+    if bool((share < 1).any()):
+        inputs = calibration_inputs(job.data, range(algorithm.partition.num_workers))
+        estimate_batch_norm_(full.module, lambda m: [call(m, x) for x in inputs])
+    export(full, out, shard_bytes=shard_bytes)
+    return checkpoint.state.round
+
+
+def dealing(algorithm: Algorithm, job: Job) -> str | None:
+    """Return in words what ``algorithm`` makes of the plan of ``job``, where that depends on it."""
+    if algorithm.where_shared is None:
+        return None
+    shared = job.plan.shared(job.model)
+    if shared is None:
+        return "a relay: subnets are handed on whole"
+    return f"all units are dealt anew each round, since subnets share {shared}"
+
+
+def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_round: OnRound | None = None) -> None:
+    """Run ``config`` in ``folder``: in every process of ``runtime``; the first one writes.
+
+    Raises:
+        ValueError, OSError: whatever the settings, the data or the folder are wrong in, in one line.
+        TrainingFailed: training broke down; the last checkpoint is good.
+    """
+    job = RECIPES[config.recipe]().build(config)
+    arguments: dict[str, Any] = {
+        "plan": job.plan,
+        "algorithm": METHODS[config.method].build(config),
+        "optimizer": make_optimizer(config),
+        "num_rounds": config.rounds,
+        "schedule": SCHEDULES[config.schedule],
+        "logit_adjustment": job.logit_adjustment,
+        "seed": config.seed,
+        "test": job.test,
+        "metrics": job.metrics,
+        "eval_every": config.eval_every,
+        "eval_batch_size": config.eval_batch_size,
+        "runtime": runtime,
+        "start": job.start,
+        "checkpoints": checkpoints_of(folder, config, resume=resume),
+        "max_bad_rounds": config.max_bad_rounds,
+    }
+    if runtime.rank != 0:
+        train(job.model, job.loss_fn, job.data, **arguments).export(folder)
+        return
+    with RunFolder(folder, config, job.plan, resume=resume) as files:
+
+        def each_round(record: Any, state: Any) -> None:
+            files.on_round(record, state)
+            if on_round is not None:
+                on_round(record, state)
+
+        def begin(state: Any) -> None:
+            told = dealing(arguments["algorithm"], job)
+            if told:
+                print(f"{config.recipe} {config.method}: {told}", file=sys.stderr, flush=True)
+            if resume:
+                files.cut_metrics(state.round)
+                told = f"{folder}: resuming after round {state.round} of {config.rounds}"
+                print(told, file=sys.stderr, flush=True)
+
+        result = train(job.model, job.loss_fn, job.data, on_start=begin, on_round=each_round, **arguments)
+        result.export(folder)
+        files.finish(result)

@@ -1,0 +1,38 @@
+"""TensorBoard events of a run (extra ``tensorboard``)."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from skerry.checkpoint.state import State
+from skerry.training.record import Record
+
+
+class Events:
+    """Writes each round's figures to ``folder``; ``on_round`` fits ``skerry.train``.
+
+    Raises:
+        ValueError: the extra is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ValueError(
+                "--tensorboard: tensorboard is not installed; pip install 'skerry[tensorboard]'"
+            ) from error
+        self._open: Callable[[int], Any] = lambda round: SummaryWriter(str(folder), purge_step=round)
+        self._writer: Any = None  # opened in the first round, when the folder is known to be ours
+
+    def on_round(self, record: Record, state: State) -> None:
+        """Write the figures of a round."""
+        scalars = {"loss/train": record.train_loss, "units/covered": record.units_covered}
+        scalars |= {f"cost/{name}": record.totals[name] for name in ("bytes_due", "bytes_sent", "flop", "time_s")}
+        if record.score is not None:
+            scalars |= {"loss/test": record.score.loss, "accuracy/test": record.score.accuracy}
+            scalars |= {f"{name}/test": value for name, value in record.score.metrics.items()}
+        self._writer = self._writer or self._open(record.round)
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, record.round)
+        self._writer.flush()

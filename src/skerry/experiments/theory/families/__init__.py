@@ -1,0 +1,1 @@
+"""Theorems of GIST, LoFT, ResIST and AsyncDrop."""

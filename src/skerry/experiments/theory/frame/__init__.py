@@ -1,0 +1,1 @@
+"""What all theorems share: verdicts, fitted rates, simulations, tables, pictures."""

@@ -1,0 +1,134 @@
+"""Rounds of subnet training on a small full-batch problem, by the parts that train real models.
+
+Subnets are cut by ``extract``, trained by ``local_steps``, put together by ``aggregate_`` and made one network by
+``scaled``; a theorem's simulation therefore tests these. The loss is that of the theorems, (1/2) ||y - f(x)||^2, and
+every worker has all data.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from skerry.merge.aggregate import Piece, aggregate_
+from skerry.merge.calibrate import scaled
+from skerry.model.tensors import named_tensors
+from skerry.partitions.assignment import Assignment, Partition
+from skerry.plan.table import Plan
+from skerry.subnet.extract import extract
+from skerry.training.worker import Worker, local_steps
+
+Aggregate = Callable[[Mapping[str, Tensor], Plan, Assignment, Sequence[Piece | None]], None]
+"""How pieces become the full tensors, in place."""
+
+ROUNDING = 1e-20
+"""Of the first error: below it a factor between two errors is one of rounding."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A network with its plan, inputs and targets [n]."""
+
+    model: nn.Module
+    plan: Plan
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What happened.
+
+    Attributes:
+        outputs: u_k [rounds + 1, n] of the scaled full network, before the first round and after each one.
+        errors: ||y - u_k||^2 [rounds + 1].
+        worst_local: the largest factor by which ||y - f_l||^2 of a subnet changed in a local step.
+    """
+
+    outputs: Tensor
+    errors: Tensor
+    worst_local: float
+
+    def floor(self) -> float:
+        """The mean over the last third of the rounds."""
+        return float(self.errors[-(len(self.errors) // 3) :].mean())
+
+
+def run(
+    problem: Problem,
+    partition: Partition,
+    *,
+    step: float,
+    local: int,
+    num_rounds: int,
+    share: Tensor | None = None,
+    aggregate: Aggregate = aggregate_,
+) -> Trace:
+    """Train ``problem.model``, in place, for ``num_rounds`` rounds of ``local`` gradient steps of size ``step``.
+
+    Args:
+        share: [units], what the full network's inputs from each unit are multiplied by; default: the chance that a
+            subnet has the unit, which the partition says, as in real training.
+    """
+    share = partition.share(problem.plan.axes, 0) if share is None else share
+    found, worst = [outputs(problem, share)], 0.0
+    first = float((problem.y - found[0]).square().sum())
+    for round in range(num_rounds):
+        assignment = partition.assign(problem.plan.axes, round)
+        pieces: list[Piece] = []
+        for worker in range(assignment.num_workers):
+            subnet, losses = trained(problem, assignment.units(worker), step=step, local=local)
+            pieces.append(named_tensors(subnet))
+            worst = max(worst, *(b / a for a, b in pairwise(losses) if a > ROUNDING * first), 0.0)
+        aggregate(named_tensors(problem.model), problem.plan, assignment, pieces)
+        found.append(outputs(problem, share))
+    u = torch.stack(found)
+    return Trace(u, (problem.y - u).square().sum(1), worst)
+
+
+def trained(problem: Problem, units: Tensor, *, step: float, local: int) -> tuple[nn.Module, list[float]]:
+    """Return the subnet of ``units`` after ``local`` gradient steps, and its ||y - f||^2 before, between and after."""
+    subnet = extract(problem.model, problem.plan, units)
+    losses: list[float] = []
+
+    def loss_fn(out: Tensor, y: Tensor) -> Tensor:
+        loss = 0.5 * (out - y).square().sum()
+        losses.append(2 * loss.item())
+        return loss
+
+    optimizer = torch.optim.SGD([p for p in subnet.parameters() if p.requires_grad], lr=step)
+    local_steps(Worker(subnet, optimizer, [1.0] * local), loss_fn, [(problem.x, problem.y)] * local)
+    with torch.no_grad():
+        loss_fn(subnet(problem.x), problem.y)
+    return subnet, losses
+
+
+def outputs(problem: Problem, share: Tensor) -> Tensor:
+    """Return u [n], the outputs of the full network whose inputs from unit r are multiplied by ``share[r]``."""
+    with torch.no_grad():
+        result: Tensor = scaled(problem.model, problem.plan, share)(problem.x)
+    return result
+
+
+def error(problem: Problem, share: Tensor) -> float:
+    """Return ||y - u||^2."""
+    return float((problem.y - outputs(problem, share)).square().sum())
+
+
+def kernel(model: nn.Module, x: Tensor, parameters: Sequence[nn.Parameter] = ()) -> Tensor:
+    """Return H [n, n], the inner products of the outputs' gradients in ``parameters``; default: all trained ones."""
+    wanted = list(parameters) or [p for p in model.parameters() if p.requires_grad]
+    rows = []
+    for out in model(x):
+        gradients = torch.autograd.grad(out, wanted, retain_graph=True)
+        rows.append(torch.cat([g.flatten() for g in gradients]))
+    jacobian = torch.stack(rows)
+    return jacobian @ jacobian.T
+
+
+def extremes(kernel: Tensor) -> tuple[float, float]:
+    """The smallest and the largest eigenvalue of a symmetric matrix."""
+    values = torch.linalg.eigvalsh(kernel)
+    return float(values[0]), float(values[-1])

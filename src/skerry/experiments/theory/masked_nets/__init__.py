@@ -1,0 +1,1 @@
+"""Theorems on nets with one hidden layer, masked at random or dealt out."""

@@ -1,0 +1,1 @@
+"""Theorems on quadratics with permutation sketches."""

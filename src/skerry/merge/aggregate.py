@@ -1,0 +1,80 @@
+"""Aggregate: put the pieces of all workers together again.
+
+Each element of the full model becomes the mean over the workers that held it; an element nobody held keeps its bits.
+An element with one holder is copied, so disjoint subnets lose nothing to rounding. Integers (batch norm's count of
+batches) are not averaged but taken from the first holder. A refused piece (a worker whose loss or weights stopped being
+finite) counts as not held.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from skerry.partitions.assignment import Assignment
+from skerry.plan.table import DealtDim, Plan
+from skerry.subnet.cuts import Cut, cut_of, cuts, put_, take
+
+Piece = Mapping[str, Tensor]
+"""A worker's narrow tensors by name: parameters, buffers and, where it travels, optimizer state."""
+
+
+def is_finite(piece: Piece) -> bool:
+    """Tell whether every element of ``piece`` is finite."""
+    numbers = [t for t in piece.values() if t.numel()]
+    numbers = [torch.view_as_real(t) if t.is_complex() else t for t in numbers if not is_exact(t)]
+    # The extremes are NaN where any element is; one pass, no temporary as large as the tensor.
+    return all(bool(torch.isfinite(extreme)) for t in numbers for extreme in torch.aminmax(t))
+
+
+def is_exact(tensor: Tensor) -> bool:
+    """Integers and truth values: nothing to average, and always finite."""
+    return not (tensor.is_floating_point() or tensor.is_complex())
+
+
+@torch.no_grad()
+def aggregate_(full: Mapping[str, Tensor], plan: Plan, assignment: Assignment, pieces: Sequence[Piece | None]) -> None:
+    """Write ``full[e] = mean of piece_w[e] over the workers w that hold element e`` for every tensor, in place.
+
+    Args:
+        full: the full-size tensors by name.
+        plan: the plan that the pieces were cut by.
+        assignment: who held which units.
+        pieces: one a worker, in order; None for a refused one.
+    """
+    present = [(piece, cuts(plan, assignment.units(w))) for w, piece in enumerate(pieces) if piece is not None]
+    held = assignment.held[[w for w, piece in enumerate(pieces) if piece is not None]]
+    known: dict[int, bool] = {}  # many dims share one tensor of unit ids
+
+    def has_one_holder(dim: DealtDim) -> bool:
+        if id(dim.units) not in known:
+            known[id(dim.units)] = bool((dim.units >= 0).all()) and bool((held[:, dim.units].sum(0) <= 1).all())
+        return known[id(dim.units)]
+
+    for name, tensor in full.items():
+        row = plan.row(name, tensor.shape)
+        found = [(piece, cut_of(plan, by_name, name, tensor.shape)) for piece, by_name in present]
+        parts = [(piece[name], cut) for piece, cut in found if cut is not None]
+        one_holder = any(dim is not None and has_one_holder(dim) for dim in row)
+        if one_holder or len(parts) == 1 or is_exact(tensor):
+            for part, cut in reversed(parts):  # so that the first worker's integers stay
+                put_(tensor, part, cut)
+        elif parts:
+            _put_mean_(tensor, parts)
+
+
+def _put_mean_(tensor: Tensor, parts: Sequence[tuple[Tensor, Cut]]) -> None:
+    # Twice the digits, so that the mean of equal float32 values is that value; -0.0 + x == x to the bit for every x.
+    wide = torch.complex128 if tensor.is_complex() else torch.float64
+    if all(index is None for _, cut in parts for index in cut):  # everybody held all of it
+        whole = parts[0][0].to(wide)
+        for part, _ in parts[1:]:
+            whole = whole + part
+        tensor.copy_(whole / len(parts))
+        return
+    total = torch.full(tensor.shape, -0.0, dtype=wide, device=tensor.device)
+    count = torch.zeros(tensor.shape, dtype=torch.float64, device=tensor.device)
+    for part, cut in parts:
+        put_(total, take(total, cut) + part.to(wide), cut)
+        put_(count, take(count, cut) + 1, cut)
+    tensor.copy_(torch.where(count > 0, total / count, tensor.to(wide)))

@@ -1,0 +1,71 @@
+"""TODO."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter, then every buffer, by its dotted name; a tied one once, under its first name."""
+    return {**{n: p.detach() for n, p in model.named_parameters()}, **dict(model.named_buffers())}
+
+
+def saved_names(model: nn.Module, name: str) -> list[str]:
+    """Return all names under which the tensor ``name`` is in ``model.state_dict()``; none if it is not saved."""
+    tensors = model.state_dict(keep_vars=True)
+    own = dict([*model.named_parameters(), *model.named_buffers()])[name]
+    return [other for other, tensor in tensors.items() if tensor is own]
+
+
+def _canonical_names(model: nn.Module) -> dict[str, str]:
+    """Map each dotted name of a tensor to the first name of the same tensor."""
+    first: dict[int, str] = {}
+    names: dict[str, str] = {}
+    for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
+        names[name] = first.setdefault(id(tensor), name)
+    return names
+
+
+def fill_(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Put ``tensors`` in the place of the parameters and buffers of ``module``, by name; ties stay tied."""
+    new: dict[int, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        new[id(parameter)] = parameter_like(tensors[name], parameter)
+    for name, buffer in module.named_buffers():
+        new[id(buffer)] = tensors[name]
+    for each in module.modules():
+        for own, tensor in [*each._parameters.items(), *each._buffers.items()]:
+            if tensor is not None:
+                setattr(each, own, new[id(tensor)])  # as an attribute: nn.LSTM keeps a second list of its weights
+    return module
+
+
+def parameter_like(tensor: Tensor, like: nn.Parameter) -> nn.Parameter:
+    """Return ``tensor`` as a parameter that is trained or not as ``like`` is, with the marks libraries put on that."""
+    new = nn.Parameter(tensor, requires_grad=like.requires_grad)
+    new.__dict__.update(vars(like))
+    return new
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """Return a copy of ``model`` with every parameter and buffer on meta; no tensor is copied, tied ones stay tied.
+
+    Example:
+        >>> skeleton(nn.Linear(4, 3)).weight
+        Parameter containing:
+        tensor(..., device='meta', size=(3, 4), requires_grad=True)
+    """
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = parameter_like(torch.empty_like(parameter.detach(), device="meta"), parameter)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # locks, generators, ...
+        raise ValueError(
+            f"the model cannot be copied ({error}); keep what cannot be copied outside of its modules"
+        ) from error

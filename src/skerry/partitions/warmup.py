@@ -1,0 +1,49 @@
+"""Warm-up: everything on every worker first, dealt out after that."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from skerry.partitions.assignment import Assignment, Partition
+from skerry.partitions.everything import Everything
+from skerry.plan.table import Axis
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """Local SGD for the first ``rounds`` rounds, then ``then``, which goes on as if it had begun at 0.
+
+    It costs the workers the memory and operations of the full model while it lasts.
+
+    Raises:
+        ValueError: ``rounds`` is negative.
+    """
+
+    rounds: int
+    then: Partition
+
+    def __post_init__(self) -> None:
+        if self.rounds < 0:
+            raise ValueError(f"warm-up rounds={self.rounds}: expected 0 or more")
+
+    @property
+    def num_workers(self) -> int:
+        """The number of workers of ``then``."""
+        return self.then.num_workers
+
+    @property
+    def covers(self) -> bool:
+        """Whether every unit has a holder in every round."""
+        return self.then.covers
+
+    def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
+        """Return who holds which units in ``round``."""
+        return self._at(round).assign(axes, round)
+
+    def share(self, axes: Sequence[Axis], round: int) -> Tensor:
+        """Return ones while it lasts, then the shares of ``then``."""
+        return self._at(round).share(axes, round)
+
+    def _at(self, round: int) -> Partition:
+        return Everything(self.num_workers) if round < self.rounds else self.then

@@ -1,0 +1,414 @@
+"""The plan: which indices of which tensor dims belong to which units.
+
+A *unit* is the smallest thing dealt out (a neuron, a channel, a head, a block); an *axis* is a set of interchangeable
+units. The plan is one table: for each dim of each dealt tensor, one unit id per index. It says nothing of workers; who
+holds a unit is decided anew each round in ``partition.py``. A tensor that is not in the table is *shared*: every worker
+has it whole.
+"""
+
+import difflib
+import fnmatch
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from skerry.model.optimizer_state import parameter_of
+from skerry.model.tensors import _canonical_names, named_tensors
+from skerry.plan import rules as rules_module
+from skerry.plan.rules import Role, Rules
+
+Patch = Callable[[nn.Module, nn.Module], None]
+"""``patch(narrow, full)`` changes what a narrow module keeps beside its tensors (``num_heads``, its ``forward``), so
+that it fits them; ``full`` is the same module of the full model."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A set of interchangeable units, with the global ids ``start .. start + num_units - 1``."""
+
+    name: str
+    num_units: int
+    kind: str = "neurons"
+    start: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class DealtDim:
+    """One tensor dim that is dealt out.
+
+    Attributes:
+        units: int32 of the dim's size: the global unit id of each index, -1 where an index is not dealt out.
+        role: ``"out"`` where the dim makes the units, ``"in"`` where it sums over them. The scale that makes up for
+            the units a subnet did not have is folded into the ``"in"`` dims (see ``calibrate.py``).
+    """
+
+    units: Tensor
+    role: Role
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that is not dealt out, and why."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Which dims of which tensors belong to which units.
+
+    Attributes:
+        axes: the axes, in the order of their unit ids.
+        dims: tensor name -> one ``DealtDim`` or None a dim; only tensors with a dealt dim are in it.
+        shapes: the shape of every parameter and buffer of the model it was made for.
+        blocks: module name -> the unit that has the module and all its tensors whole. In a subnet without the unit the
+            module is the identity and its tensors do not exist.
+        scaled: parameter of a block -> the unit by whose share of subnets calibration multiplies it.
+        patches: pattern of module names -> function that makes a narrow module fit its tensors.
+        notes: what is not dealt out, and why.
+        rests: whether units may be without a holder for a round, so that all that is theirs needs a home
+            (``exchange.home_dim``); training sets it by the partition.
+
+    Example:
+        >>> from skerry.plan import In, Out
+        >>> model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> plan = Plan.from_rules(model, {"0": Out("hidden"), "2": In("hidden")})
+        >>> [(axis.name, axis.num_units) for axis in plan.axes]
+        [('hidden', 6)]
+    """
+
+    axes: tuple[Axis, ...]
+    dims: Mapping[str, tuple[DealtDim | None, ...]]
+    shapes: Mapping[str, torch.Size] = field(repr=False)
+    blocks: Mapping[str, int] = field(default_factory=dict)
+    scaled: Mapping[str, int] = field(default_factory=dict, repr=False)
+    patches: Mapping[str, Patch] = field(default_factory=dict, repr=False)
+    notes: tuple[Note, ...] = field(default=(), repr=False)
+    rests: bool = False
+
+    @property
+    def num_units(self) -> int:
+        """The number of units of all axes."""
+        return sum(axis.num_units for axis in self.axes)
+
+    def shared(self, model: nn.Module) -> str | None:
+        """Return the name of something in which subnets of ``model`` meet before their outputs; None if nothing.
+
+        That is a parameter of more than one dim that all have whole (a stem, what reads or writes a residual stream),
+        or a block, which others go on without. Vectors that all have, such as biases, do not count.
+        """
+        whole = (name for name, p in model.named_parameters() if p.dim() > 1 and name not in self.dims)
+        return next(iter(self.blocks), None) or next(whole, None)
+
+    def without_scale_between(self) -> "Plan":
+        """Return the plan for a model in which weights between units of different workers are zero.
+
+        There a unit reads the same units in the full model as in its subnet, so calibration has nothing to make up for
+        but where subnets come together: in what reads units and makes none.
+        """
+        dims = {
+            name: row if sum(dim is not None for dim in row) < 2 else tuple(d and replace(d, role="out") for d in row)
+            for name, row in self.dims.items()
+        }
+        return replace(self, dims=dims)
+
+    def row(self, name: str, shape: torch.Size) -> tuple[DealtDim | None, ...]:
+        """Return the table row of a full-size tensor, empty where no dim of it is dealt out.
+
+        Optimizer state of its parameter's shape follows its parameter's row; other state (step counts) does not.
+        """
+        owner = parameter_of(name)
+        return self.dims.get(owner, ()) if shape == self.shapes[owner] else ()
+
+    def block_of(self, name: str) -> int | None:
+        """Return the unit that has the tensor ``name`` (or its optimizer state) whole, None if it is in no block."""
+        return next((unit for block, unit in self.blocks.items() if name.startswith(f"{block}.")), None)
+
+    @classmethod
+    def whole(cls, model: nn.Module) -> "Plan":
+        """The plan that deals out nothing: every tensor is shared."""
+        return cls((), {}, {name: tensor.shape for name, tensor in named_tensors(model).items()})
+
+    def only(self, *patterns: str) -> "Plan":
+        """Return the plan with just the axes whose names match one of ``patterns`` (``"*.mlp"``; * is anything)."""
+        return self._keep([axis for axis in self.axes if self._matches(axis.name, patterns)])
+
+    def without(self, *patterns: str) -> "Plan":
+        """Return the plan without the axes whose names match one of ``patterns``: their units are on every worker."""
+        matching = [axis for axis in self.axes if self._matches(axis.name, patterns)]
+        return self._keep([axis for axis in self.axes if axis not in matching])
+
+    def _matches(self, name: str, patterns: Sequence[str]) -> bool:
+        for pattern in patterns:
+            if not any(fnmatch.fnmatchcase(axis.name, pattern) for axis in self.axes):
+                names = [axis.name for axis in self.axes]
+                near = difflib.get_close_matches(pattern, names, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else ""
+                raise ValueError(f"'{pattern}' matches no axis{hint}; the plan's axes are {_few(names, 12) or 'none'}")
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+    def _keep(self, axes: Sequence[Axis]) -> "Plan":
+        new_id = torch.full((self.num_units + 1,), -1, dtype=torch.int32)  # the last is where id -1 looks
+        kept, start = [], 0
+        for axis in axes:
+            kept.append(replace(axis, start=start))
+            new_id[axis.start : axis.start + axis.num_units] = torch.arange(start, start + axis.num_units)
+            start += axis.num_units
+        blocks, scaled = (
+            {name: int(new_id[unit]) for name, unit in units.items() if new_id[unit] >= 0}
+            for units in (self.blocks, self.scaled)
+        )
+        gone = tuple(Note(f"axis {axis.name}", "left out on request") for axis in self.axes if axis not in axes)
+        return replace(
+            self,
+            axes=tuple(kept),
+            dims=_renumbered(self.dims, new_id),
+            blocks=blocks,
+            scaled=scaled,
+            notes=self.notes + gone,
+        )
+
+    def __add__(self, other: "Plan") -> "Plan":
+        """Return the plan that deals out what either deals out: two plans of one model, for different axes."""
+        if not isinstance(other, Plan):
+            return NotImplemented
+        for name in [*self.shapes, *other.shapes]:
+            got, expected = other.shapes.get(name), self.shapes.get(name)
+            if got != expected:
+                raise ValueError(
+                    f"{name}: one plan has {_shape_text(expected)}, the other {_shape_text(got)}; "
+                    "only plans of one model can be added"
+                )
+        names = {axis.name for axis in self.axes}
+        for axis in other.axes:
+            if axis.name in names:
+                raise ValueError(f"axis '{axis.name}' is in both plans; take it out of one with plan.without")
+        shift = torch.arange(self.num_units, self.num_units + other.num_units + 1, dtype=torch.int32)
+        shift[-1] = -1
+        theirs = _renumbered(other.dims, shift)
+        dims = dict(self.dims)
+        for name, row in theirs.items():
+            pairs = zip(dims.get(name, (None,) * len(row)), row, strict=True)
+            dims[name] = tuple(_both(name, d, a, b) for d, (a, b) in enumerate(pairs))
+        return Plan(
+            self.axes + tuple(replace(axis, start=axis.start + self.num_units) for axis in other.axes),
+            dims,
+            self.shapes,
+            {**self.blocks, **{name: unit + self.num_units for name, unit in other.blocks.items()}},
+            {**self.scaled, **{name: unit + self.num_units for name, unit in other.scaled.items()}},
+            {**self.patches, **other.patches},
+            _notes_of_both(self, other),
+        )
+
+    @classmethod
+    def from_rules(cls, model: nn.Module, rules: Rules, patches: Mapping[str, Patch] | None = None) -> "Plan":
+        """Build the plan that ``rules`` describe, for example ``{"fc1": Out("h"), "bn": Out("h"), "fc2": In("h")}``.
+
+        An axis has as many units as its ``Out`` dims have indices, or as ``Heads`` says. An ``In`` dim k times as long
+        has k neighbouring indices a unit: a channel is H*W columns after a flatten, a head all its dims.
+
+        Raises:
+            ValueError: a rule matches nothing or cannot hold, sizes disagree, an axis is made but never read or read
+                but never made, or a tied tensor is ruled on under only one of its names.
+        """
+        tensors = named_tensors(model)
+        canonical = _canonical_names(model)
+        wanted = list(rules_module.entries(model, rules))
+        for entry in wanted:
+            if entry.tensor not in canonical:
+                raise ValueError(f"{entry.tensor}: not a parameter of its own (parametrized?); leave the axis whole")
+        axes = _axes(wanted, {entry.tensor: tensors[canonical[entry.tensor]] for entry in wanted})
+        by_name = {axis.name: axis for axis in axes}
+
+        ids: dict[
+            tuple[str, int, int], Tensor
+        ] = {}  # one tensor for all dims that run alike; others key on its identity
+        # tensor -> dim -> (how it is dealt, its axis, its name in the rule)
+        table: dict[str, dict[int, tuple[DealtDim, str, str]]] = {}
+        for entry in wanted:
+            name, axis = canonical[entry.tensor], by_name[entry.axis]
+            size = tensors[name].shape[entry.dim]
+            units = ids.setdefault((axis.name, size, entry.parts), _unit_ids(entry, axis, size))
+            dealt = DealtDim(units, entry.role)
+            before = table.setdefault(name, {}).setdefault(entry.dim, (dealt, entry.axis, entry.tensor))
+            if (before[1], before[0].role) != (entry.axis, entry.role):
+                raise ValueError(
+                    f"{entry.tensor} dim {entry.dim}: {entry.role} of axis '{entry.axis}', but {before[0].role} of "
+                    f"axis '{before[1]}' by the rule for {before[2]}; a dim belongs to one axis in one role"
+                )
+        _check_ties(canonical, table, {entry.tensor for entry in wanted})
+        dims = {
+            name: tuple(by_dim[d][0] if d in by_dim else None for d in range(tensors[name].dim()))
+            for name, by_dim in table.items()
+        }
+        return cls(axes, dims, {name: tensor.shape for name, tensor in tensors.items()}, patches=dict(patches or {}))
+
+    def check(self, model: nn.Module) -> None:
+        """Raise ValueError, naming the tensor, unless ``model`` has just the tensors this plan was made for."""
+        shapes = {name: tensor.shape for name, tensor in named_tensors(model).items()}
+        for name in [*self.shapes, *shapes]:
+            got, expected = shapes.get(name), self.shapes.get(name)
+            if got != expected:
+                raise ValueError(
+                    f"{name}: the model has {_shape_text(got)}, the plan {_shape_text(expected)}; "
+                    "make the plan from this model"
+                )
+
+    def __str__(self) -> str:
+        """A table: each axis with what it governs, the share dealt out, and what is not dealt out and why."""
+        numel = {name: shape.numel() for name, shape in self.shapes.items()}
+        total = sum(numel.values())
+        rows = [("axis", "kind", "units", "elements", "of")]
+        for axis in self.axes:
+            names = self.governed(axis)
+            size = sum(numel[name] for name in names)
+            short = [name.removeprefix(f"{axis.name}.") for name in names]
+            rows.append((axis.name, axis.kind, f"{axis.num_units}", f"{size:,}", _few(short)))
+        wide = [max(len(row[c]) for row in rows) for c in range(4)]
+        lines = [
+            f"{name:<{wide[0]}}  {kind:<{wide[1]}}  {units:>{wide[2]}}  {size:>{wide[3]}}  {names}"
+            for name, kind, units, size, names in rows
+        ]
+        dealt = sum(size for name, size in numel.items() if name in self.dims or self.block_of(name) is not None)
+        shared = sorted((n for n in numel if n not in self.dims and self.block_of(n) is None), key=lambda n: -numel[n])
+        lines.append(f"dealt out: {dealt:,} of {total:,} elements ({dealt / max(1, total):.0%})")
+        between = sum(numel[name] for name, row in self.dims.items() if sum(dim is not None for dim in row) > 1)
+        if between:
+            share = f"{between / dealt:.0%}"
+            lines.append(f"between two axes: {between:,} of them ({share}), of which n workers train 1/n in a round")
+        if shared:
+            lines.append(f"on every worker: {total - dealt:,} elements: {_few(shared)}")
+        if self.notes:
+            lines.append("not dealt out, and why:")
+            alike: dict[str, list[str]] = {}  # layer by layer the same: said once
+            for note in self.notes:
+                line = f"  {note.what}: {note.why}"
+                alike.setdefault(re.sub(r"\.\d+(?=\.|\b)", ".*", line), []).append(line)
+            lines.extend(same[0] if len(same) == 1 else starred for starred, same in alike.items())
+        return "\n".join(lines)
+
+    def governed(self, axis: Axis) -> list[str]:
+        """The tensors that a unit of ``axis`` has a part of."""
+        ids: dict[int, bool] = {}
+        names = []
+        for name, row in self.dims.items():
+            for dim in row:
+                if dim is not None and ids.setdefault(id(dim.units), _touches(dim, axis)) and name not in names:
+                    names.append(name)
+        inside = range(axis.start, axis.start + axis.num_units)
+        return names + [n for n in self.shapes if n not in names and self.block_of(n) in inside]
+
+
+def plan_digest(plan: Plan) -> str:
+    """Return what tells plans apart: axes, the table, blocks and shapes."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr([(axis.name, axis.num_units) for axis in plan.axes]).encode())
+    digest.update(repr(sorted((name, tuple(shape)) for name, shape in plan.shapes.items())).encode())
+    digest.update(repr([sorted(plan.blocks.items()), sorted(plan.scaled.items())]).encode())
+    digest.update(b"rests" if plan.rests else b"")
+    for name in sorted(plan.dims):
+        for d, dim in enumerate(plan.dims[name]):
+            if dim is not None:
+                digest.update(f"{name} {d} {dim.role}".encode() + dim.units.to(torch.int32).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def trained_in_blocks(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
+    """Return the trained parameters, if some worker may have none of a block's; none if the plan has no blocks."""
+    return {n: p for n, p in model.named_parameters() if p.requires_grad} if plan.blocks else {}
+
+
+def _axes(wanted: list[rules_module.Entry], tensors: Mapping[str, Tensor]) -> tuple[Axis, ...]:
+    made: dict[str, tuple[int, rules_module.Entry]] = {}
+    for entry in wanted:
+        if entry.role == "out":
+            size = entry.num_units or tensors[entry.tensor].shape[entry.dim]
+            expected, by = made.setdefault(entry.axis, (size, entry))
+            if size != expected:
+                raise ValueError(
+                    f"{entry.tensor} dim {entry.dim}: {size} units of axis '{entry.axis}', expected {expected} "
+                    f"(from {by.tensor}); one of the two rules names the wrong axis"
+                )
+    read = {entry.axis for entry in wanted if entry.role == "in"}
+    for name in read - set(made):
+        raise ValueError(f"axis '{name}' is read (In) but nothing makes it; add Out('{name}') for the module before")
+    for name in set(made) - read:
+        raise ValueError(
+            f"axis '{name}' is made (Out) but nothing reads it, so a subnet's outputs would lack units; "
+            f"add In('{name}') for the module after, or leave the axis whole"
+        )
+    axes, start = [], 0
+    for name, (size, entry) in made.items():
+        axes.append(Axis(name, size, entry.kind, start))
+        start += size
+    return tuple(axes)
+
+
+def _unit_ids(entry: rules_module.Entry, axis: Axis, size: int) -> Tensor:
+    per_unit, rest = divmod(size, axis.num_units * entry.parts)
+    if rest or (per_unit != 1 and entry.role == "out" and not entry.num_units):
+        raise ValueError(
+            f"{entry.tensor} dim {entry.dim}: {size} indices, expected a multiple of the {axis.num_units} units of "
+            f"axis '{axis.name}'; the rule names the wrong axis or the wrong module"
+        )
+    ids = torch.arange(axis.start, axis.start + axis.num_units, dtype=torch.int32).repeat_interleave(per_unit)
+    return ids.repeat(entry.parts)
+
+
+def _check_ties(canonical: Mapping[str, str], table: Mapping[str, Mapping[int, object]], ruled: set[str]) -> None:
+    for alias, name in canonical.items():
+        if name in table and alias not in ruled:
+            by = next(other for other in ruled if canonical[other] == name)
+            raise ValueError(
+                f"{alias}: tied to {by}, which a rule deals out; give a rule for {alias.rpartition('.')[0]} as well, "
+                "or leave the axis whole"
+            )
+
+
+def _touches(dim: DealtDim, axis: Axis) -> bool:
+    return bool(((dim.units >= axis.start) & (dim.units < axis.start + axis.num_units)).any())
+
+
+def _renumbered(
+    dims: Mapping[str, tuple[DealtDim | None, ...]], new_id: Tensor
+) -> dict[str, tuple[DealtDim | None, ...]]:
+    """The same dims with unit u called ``new_id[u]``; dims with nothing dealt out any more are dropped."""
+    known: dict[int, Tensor | None] = {}  # dims that run alike keep sharing one tensor
+
+    def renumber(dim: DealtDim | None) -> DealtDim | None:
+        if dim is None:
+            return None
+        if id(dim.units) not in known:
+            units = new_id[dim.units]
+            known[id(dim.units)] = units if bool((units >= 0).any()) else None
+        units_or_none = known[id(dim.units)]
+        return None if units_or_none is None else DealtDim(units_or_none, dim.role)
+
+    rows = {name: tuple(renumber(dim) for dim in row) for name, row in dims.items()}
+    return {name: row for name, row in rows.items() if any(dim is not None for dim in row)}
+
+
+def _both(name: str, d: int, a: DealtDim | None, b: DealtDim | None) -> DealtDim | None:
+    if a is None or b is None:
+        return a or b
+    if a.role != b.role or bool(((a.units >= 0) & (b.units >= 0)).any()):
+        raise ValueError(f"{name} dim {d}: dealt out by both plans; leave the axis out of one with plan.without")
+    return DealtDim(torch.where(a.units >= 0, a.units, b.units), a.role)
+
+
+def _notes_of_both(a: Plan, b: Plan) -> tuple[Note, ...]:
+    dealt = {f"axis {axis.name}" for axis in (*a.axes, *b.axes)}
+    return tuple(dict.fromkeys(note for note in (*a.notes, *b.notes) if note.what not in dealt))
+
+
+def _few(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _shape_text(shape: torch.Size | None) -> str:
+    return "no such tensor" if shape is None else f"shape {tuple(shape)}"

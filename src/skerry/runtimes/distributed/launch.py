@@ -1,0 +1,194 @@
+"""Start one process a worker on this machine, watch them, and end them all together.
+
+The group meets in a store that this process keeps, at a free port of the loopback interface. A process that dies ends
+the run within seconds, one that is stopped within a timeout; none outlives the one that started it.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from skerry.runtimes.distributed.liveness import JOIN_S, Liveness
+from skerry.runtimes.distributed.processes import PeerLost, Processes
+from skerry.runtimes.distributed.wire import WireFormat
+
+_PEER_LOST = 76  # exit code of a worker that only saw another one go
+_FAILED = 1
+_GRACE_S = 3.0
+_STAGE_BYTES = 64
+
+
+class WorkerDied(RuntimeError):
+    """A worker process ended before its work was done; the message names rank, round and cause."""
+
+
+def launch(
+    work: Callable[..., None],
+    num_workers: int,
+    *args: object,
+    threads: int = 1,
+    timeout_s: float = 10.0,
+    wire: WireFormat = "exact",
+    expected: tuple[type[Exception], ...] = (ValueError, OSError),
+) -> None:
+    """Run ``work(runtime, *args)`` in ``num_workers`` new processes and return when all are done.
+
+    Args:
+        work: a module-level function; the arguments must be picklable (they go to our own children only).
+        num_workers: the number of processes.
+        threads: torch threads a process.
+        timeout_s: after so many seconds without a sign of life a process is lost, and all end.
+        wire: how floats are sent; see ``Processes``.
+        expected: exceptions that are told in one line; others come with their traceback.
+
+    Raises:
+        WorkerDied: a worker failed; all are gone when it is raised.
+        ValueError: torchrun has started this process already.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ValueError(
+            "torchrun has started this process, so launch() has nothing to start; use "
+            "'with skerry.Processes.join() as runtime: work(runtime, ...)'"
+        )
+    context = multiprocessing.get_context("spawn")
+    stages = context.Array("c", _STAGE_BYTES * num_workers, lock=False)
+    done = context.Array("b", [0] * num_workers, lock=False)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    workers, pipes = [], []
+    for rank in range(num_workers):
+        ours, theirs = context.Pipe(duplex=False)
+        group = (store.port, rank, num_workers, threads, timeout_s, wire)
+        process = context.Process(
+            target=_main,
+            args=(work, args, group, stages, done, theirs, expected),
+            name=f"skerry-{rank}",
+            daemon=True,
+        )
+        process.start()
+        theirs.close()
+        workers.append(process)
+        pipes.append(ours)
+    try:
+        # `alive` is looked up once a turn: waiting on nothing would be waiting for ever.
+        while alive := [w for w in workers if w.exitcode is None]:
+            connection.wait([w.sentinel for w in alive])
+            if any(w.exitcode or (w.exitcode == 0 and not done[rank]) for rank, w in enumerate(workers)):
+                break
+        codes = [w.exitcode for w in workers]
+        if any(codes) or not all(done):
+            where = [
+                stages[r * _STAGE_BYTES : (r + 1) * _STAGE_BYTES].split(b"\0")[0].decode() for r in range(num_workers)
+            ]
+            raise WorkerDied(_obituary(codes, where, list(done), pipes))
+    finally:
+        for w in workers:
+            if w.exitcode is None:
+                w.kill()
+        _wait(workers, _GRACE_S)
+
+
+def _wait(workers: list[Any], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    for w in workers:
+        w.join(max(0.0, until - time.monotonic()))
+
+
+def _obituary(codes: list[int | None], where: list[str], done: list[int], pipes: list["Connection[Any, Any]"]) -> str:
+    # Who went without being done, not who only lost a peer; one without a code has not noticed and is killed by us.
+    culprits = [r for r, code in enumerate(codes) if code not in (None, 0, _PEER_LOST) or (code == 0 and not done[r])]
+    rank = culprits[0] if culprits else codes.index(_PEER_LOST)
+    code = codes[rank] or 0
+    told = ""
+    if pipes[rank].poll():
+        try:
+            told = pipes[rank].recv_bytes().decode()
+        except EOFError:
+            told = ""
+    if told and not culprits:
+        return told
+    cause = (
+        f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended before its work was done (exit code {code})"
+    )
+    cause = told or cause
+    return f"rank {rank}, {where[rank] or 'before the first round'}: {cause}"
+
+
+def _main(
+    work: Callable[..., None],
+    args: tuple[object, ...],
+    group: tuple[int, int, int, int, float, WireFormat],
+    stages: Any,
+    done: Any,
+    pipe: "Connection[Any, Any]",
+    expected: tuple[type[Exception], ...],
+) -> None:
+    """The life of one worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c is for the parent, which ends us
+    _die_with_parent()
+    port, rank, num_workers, threads, timeout_s, wire = group
+    torch.set_num_threads(threads)
+
+    def on_stage(where: str) -> None:
+        begin = rank * _STAGE_BYTES
+        stages[begin : begin + _STAGE_BYTES] = where.encode()[: _STAGE_BYTES - 1].ljust(_STAGE_BYTES, b"\0")
+
+    def on_lost(line: str) -> None:
+        pipe.send_bytes(line.encode())
+        os._exit(_PEER_LOST)
+
+    code = 0
+    try:
+        try:
+            store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=JOIN_S))  # type: ignore[attr-defined]
+            timeout = timedelta(seconds=JOIN_S)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=num_workers, timeout=timeout)
+            liveness = Liveness(("127.0.0.1", port), rank, num_workers, timeout_s, on_lost)
+        except RuntimeError as error:
+            raise PeerLost(f"rank {rank}: the other processes did not join") from error
+        runtime = Processes(on_stage, liveness, wire=wire)
+        work(runtime, *args)
+        done[rank] = 1
+        runtime.close()
+    except PeerLost as error:
+        pipe.send_bytes(str(error).encode())
+        code = _PEER_LOST
+    except expected as error:
+        pipe.send_bytes(str(error)[-8000:].encode())
+        code = _FAILED
+    except SystemExit as error:  # not ours to make: the others wait for this one
+        code = error.code if isinstance(error.code, int) else _FAILED
+    except BaseException:
+        pipe.send_bytes(traceback.format_exc()[-8000:].encode())  # a pipe nobody reads yet holds 64 KiB
+        code = _FAILED
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: after a lost peer, gloo's destructors may wait for it.
+    os._exit(code)
+
+
+def _die_with_parent() -> None:
+    """End this process when the one that started it ends, however that happens."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    if sys.platform == "linux":  # the kernel kills us even when we are stopped
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    threading.Thread(target=_watch, args=(parent.sentinel,), daemon=True).start()
+
+
+def _watch(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(_FAILED)

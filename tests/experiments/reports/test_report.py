@@ -1,0 +1,264 @@
+"""Reports are checked against numbers computed by hand from small made-up run folders.
+
+The page is checked against rules: nothing is loaded from elsewhere, nothing a file says is read as markup.
+"""
+
+import io
+import json
+import math
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from skerry.experiments.reports.comparison import (
+    ReportError,
+    comparison,
+    load_run,
+    load_runs,
+    to_markdown,
+    to_rich,
+)
+from skerry.experiments.reports.html import write_report
+
+MEMORY = {"weights": 1e6, "gradients": 1e6, "optimizer": 2e6, "activations": 0.5e6}
+
+
+def make_run(
+    folder: Path,
+    *,
+    num_rounds: int = 4,
+    accuracy: float | None = 0.9,
+    bytes_due: float = 1e6,
+    units: dict[str, Any] | None = None,
+    summary: bool = True,
+    changes: dict[int, dict[str, Any]] | None = None,
+    **config: Any,
+) -> Path:
+    """Write a run that evaluates every second round and ends at ``accuracy``; costs grow evenly."""
+    folder.mkdir(parents=True)
+    settings = {"recipe": "tiny", "method": "ist", "workers": 4, "runtime": "processes", "rounds": num_rounds}
+    settings |= {
+        "local_steps": 20,
+        "seed": 0,
+        "partition": {"reshuffle": 0.1},
+        "optimizer": {"name": "SGD", "lr": 0.1},
+    }
+    settings |= {"versions": {"skerry": "0.1.0", "torch": "2.13.0"}} | config
+    (folder / "config.json").write_text(json.dumps(settings))
+    lines = []
+    for i in range(num_rounds):
+        done, evaluated = i + 1, i % 2 == 1
+        metric: dict[str, Any] = {
+            "round": i,
+            "time_s": 2.0 * done,
+            "local_s": 1.5 * done,
+            "exchange_s": 0.3 * done,
+        }
+        metric |= {"evaluate_s": 0.1 * done, "checkpoint_s": 0.1 * done, "lr": 0.1, "train_loss": 1 / done}
+        metric |= {"loss": 2 / done if evaluated else None, "units_covered": 1.0, "refused": []}
+        metric |= {"accuracy": accuracy - 0.1 * (num_rounds - done) if evaluated and accuracy else None}
+        metric |= {"bytes_due": bytes_due * done, "bytes_sent": 1.1 * bytes_due * done, "flop": 3e9 * done}
+        lines.append(json.dumps(metric | (changes or {}).get(i, {})) + "\n")
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    if units is not None:
+        (folder / "units.json").write_text(json.dumps(units))
+    if summary:
+        sizes = {"full": 1000, "subnet": 250}
+        (folder / "summary.json").write_text(
+            json.dumps({"parameters": sizes, "memory_bytes": MEMORY, "finished": True})
+        )
+    return folder
+
+
+def test_row_of_one_run(tmp_path: Path) -> None:
+    (row,) = comparison([load_run(make_run(tmp_path / "a"))])
+    assert (row.label, row.method, row.local_steps, row.rounds, row.num_runs) == ("ist", "ist", 20, 4, 1)
+    assert (row.accuracy, row.accuracy_spread, row.loss) == (0.9, None, 0.5)
+    assert (row.bytes_due, row.flop, row.memory_bytes, row.time_s) == (4e6, 12e9, 4.5e6, 8.0)
+    assert row.bytes_sent == pytest.approx(4.4e6)
+    assert row.outside_share == pytest.approx(0.25)
+
+
+def test_seeds_are_one_row(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((0.90, 0.91, 0.95)):
+        make_run(tmp_path / f"ist-{seed}", seed=seed, accuracy=accuracy, bytes_due=1e6 * (seed + 1))
+    (row,) = comparison(load_runs(tmp_path))
+    assert row.num_runs == 3
+    assert row.accuracy == pytest.approx(0.92)
+    assert row.accuracy_spread == pytest.approx(statistics.stdev((0.90, 0.91, 0.95)))
+    assert row.bytes_due == pytest.approx(8e6)
+
+
+def test_a_repeated_seed_is_no_further_seed(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1), ("c", 0)):
+        make_run(tmp_path / name, seed=seed)
+    rows = comparison(load_runs(tmp_path))
+    assert [row.num_runs for row in rows] == [2, 1]
+    assert [row.label for row in rows] == ["ist, a", "ist, c"]
+
+
+def test_serial_runs_do_not_water_down_bytes_sent(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", seed=0)
+    make_run(tmp_path / "b", seed=1, runtime="serial", changes={3: {"bytes_sent": 0}})
+    (row,) = comparison(load_runs(tmp_path))
+    assert row.bytes_sent == pytest.approx(4.4e6)
+
+
+def test_labels_name_what_differs_within_a_method(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", local_steps=100, rounds=1)
+    make_run(tmp_path / "b", local_steps=20, rounds=4)
+    make_run(tmp_path / "c", local_steps=20, rounds=4, partition={"reshuffle": None})
+    make_run(tmp_path / "d", method="single", local_steps=400)
+    labels = [row.label for row in comparison(load_runs(tmp_path))]
+    assert labels == [
+        "ist, 20 steps, reshuffle 0.1",
+        "ist, 20 steps, relay",
+        "ist, 100 steps, reshuffle 0.1",
+        "single",
+    ]
+
+
+def test_rounds_are_in_the_label_when_nothing_else_differs(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", rounds=4)
+    make_run(tmp_path / "b", rounds=8)
+    assert [row.label for row in comparison(load_runs(tmp_path))] == ["ist, rounds 4", "ist, rounds 8"]
+
+
+def test_half_written_last_line_is_ignored(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", summary=False)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 4, "time_s": 1')
+    assert load_run(folder).num_rounds == 4
+
+
+def test_corrupt_earlier_line_names_file_and_line(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a") / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[1][:30], *lines[2:]]))
+    with pytest.raises(ReportError, match=r"metrics\.jsonl line 2: expected .*, got .*; remove the line$"):
+        load_run(path.parent)
+
+
+def test_missing_metric_names_file_line_and_key(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a") / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"round": 4}\n')
+    with pytest.raises(ReportError, match=r"metrics\.jsonl line 5: expected an object with 'train_loss'"):
+        load_run(path.parent)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"recipe": "x"}', '{"method": 3}'])
+def test_broken_config_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ReportError, match=r"config\.json.*: expected"):
+        load_runs(tmp_path)
+
+
+def test_folder_without_runs(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match=r"expected config\.json here or in a subfolder"):
+        load_runs(tmp_path)
+
+
+def test_missing_units_summary_and_metrics(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", num_rounds=3, accuracy=None, summary=False)
+    make_run(tmp_path / "b", num_rounds=0, method="single", summary=False)
+    (tmp_path / "b" / "metrics.jsonl").unlink()
+    ist, single = comparison(load_runs(tmp_path))
+    assert (ist.accuracy, ist.loss, ist.memory_bytes) == (None, 1.0, None)
+    assert (single.rounds, single.time_s, single.outside_share) == (0, 0.0, None)
+    page = write_report(tmp_path).read_text()
+    assert "Not finished: a (3 of 3 rounds), b (0 of 0 rounds)." in page
+    assert "Test loss by rounds" in page
+
+
+def test_tables_use_human_units(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", seed=0, accuracy=0.8958, changes={3: {"flop": 1.2e12}})
+    make_run(tmp_path / "b", seed=1, accuracy=0.8978, changes={3: {"flop": 1.2e12}})
+    rows = comparison(load_runs(tmp_path))
+    titles, rule, line = (line.strip("| \n").split(" | ") for line in to_markdown(rows).splitlines())
+    cells = dict(zip(titles, line, strict=True))
+    assert rule == ["---", *["---:"] * (len(titles) - 1)]
+    assert cells["test accuracy"] == ".8968 ± .0014"
+    assert (cells["bytes due, MB"], cells["bytes sent, MB"], cells["memory, MB"]) == ("4.00", "4.40", "4.50")
+    assert (cells["compute, TFLOP"], cells["time"], cells["outside"]) == ("1.20", "8.00 s", "25%")
+    console = Console(file=io.StringIO(), width=80)
+    console.print(to_rich(rows))
+    assert isinstance(console.file, io.StringIO)
+    assert all(cells[title] in console.file.getvalue() for title in ("test accuracy", "memory, MB", "outside"))
+
+
+def test_page_is_self_contained(tmp_path: Path) -> None:
+    counts = [
+        {"name": "h0", "kind": "neurons", "counts": [*range(100)]},
+        {"name": "h1", "kind": "heads", "counts": [7]},
+    ]
+    for seed in range(2):
+        make_run(tmp_path / f"a{seed}", seed=seed, units={"rounds": 4, "axes": counts})
+        make_run(tmp_path / f"b{seed}", seed=seed, method="single", bytes_due=0, units={"rounds": 4, "axes": []})
+    even = [{"name": "h0", "kind": "neurons", "counts": [16, 16]}]
+    make_run(
+        tmp_path / "c",
+        method="local_sgd",
+        units={"rounds": 4, "axes": even},
+        changes={2: {"refused": [1, 3]}},
+    )
+    path = write_report(tmp_path)
+    page = path.read_text()
+    assert path == tmp_path / "report.html"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a0", "a1", "b0", "b1", "c", "report.html"]
+    assert page.count("<svg") == 5
+    assert "data:image/png;base64," in page
+    assert not re.search(r"http|<script|<link|@import|file:", page)
+    assert all(re.match(r"#|data:", link) for link in re.findall(r'(?:href|src)="([^"]*)"', page))
+    assert all(link.startswith("#") for link in re.findall(r"url\(([^)]*)\)", page))
+    ids = re.findall(r' id="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+    assert "h0: 100 neurons, 0 to 99 times, 1 of them never" in page
+    assert "local_sgd: every unit was trained 16 times" in page
+    assert "<td>c</td><td>2</td><td>1, 3</td>" in page
+    assert "3 ways to train tiny" in page
+    assert str(tmp_path) not in page
+
+
+def test_one_method_has_one_colour_everywhere(tmp_path: Path) -> None:
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", method="local_sgd")
+    page = write_report(tmp_path).read_text().lower()
+    pictures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert len(pictures) == 4
+    assert all("#0072b2" in picture and "#d55e00" in picture for picture in pictures)
+
+
+def test_what_files_say_is_escaped(tmp_path: Path) -> None:
+    evil = "<script>alert('$x$')</script>"
+    axes = [{"name": evil, "kind": evil, "counts": [1, 2, 3]}]
+    for name, tag in (("a", evil), ("b", "$_{")):
+        make_run(tmp_path / name, recipe=evil, partition={"name": tag}, units={"axes": axes}, versions={evil: evil})
+    page = write_report(tmp_path).read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_values_that_are_not_finite_are_left_out_of_pictures(tmp_path: Path) -> None:
+    broken = {"train_loss": math.nan, "loss": math.inf}
+    make_run(tmp_path / "a", seed=0, accuracy=None, changes=dict.fromkeys(range(2, 4), broken))
+    make_run(tmp_path / "b", seed=1, accuracy=None, changes={3: {"train_loss": -math.inf, "loss": math.inf}})
+    make_run(tmp_path / "c", method="local_sgd", accuracy=None, changes=dict.fromkeys(range(4), broken))
+    assert "<svg" in write_report(tmp_path).read_text()
+
+
+def test_single_run_page_says_what_it_was(tmp_path: Path) -> None:
+    page = " ".join(write_report(make_run(tmp_path / "a")).read_text().split())
+    assert "4 workers trained tiny as independent subnets, 4 rounds of 20 local steps: accuracy .9000 on" in page
+    assert "A worker holds 250 of the full model's 1,000 parameters (25%)." in page
+
+
+def test_a_callers_own_figures_keep_their_look(tmp_path: Path) -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    write_report(make_run(tmp_path / "a"))
+    assert dict(matplotlib.rcParams) == before

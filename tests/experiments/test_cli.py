@@ -1,0 +1,322 @@
+"""The command line, used as a user would: what it writes, and one clear line for each thing that can be wrong."""
+
+import json
+import re
+import shutil
+
+import pytest
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from skerry.experiments import theory
+from skerry.experiments.cli import call, main
+from skerry.experiments.reports import pictures
+from skerry.experiments.theory.quadratics import counterexample
+
+QUICK = ["--set", "rounds=3", "--set", "local_steps=4", "--set", "eval_every=1", "--set", "threads=1"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained") / "x"
+    assert call(["train", "digits-mlp", "--workers", "3", "--out", str(out), *QUICK]) == (0, "")
+    return out
+
+
+@pytest.fixture
+def finished(trained, tmp_path):
+    """A copy, to be changed."""
+    return shutil.copytree(trained, tmp_path / "x")
+
+
+@pytest.fixture
+def _bare_pictures(monkeypatch):
+    """Drawing takes most of the time of a short run; ``test_report.py`` is about pictures."""
+    monkeypatch.setattr(pictures, "_svg", lambda figure, salt: "<svg></svg>")
+
+
+def test_train_writes_all_its_files_and_a_table(finished):
+    names = {p.name for p in finished.iterdir()}
+    assert names == {
+        "config.json", "metrics.jsonl", "checkpoint.json", "checkpoint", "units.json", "summary.json",
+        "model.safetensors", "report.html", "lock",
+    }  # fmt: skip
+    config = json.loads((finished / "config.json").read_text())
+    assert (config["recipe"], config["workers"], config["rounds"], config["seed"]) == ("digits-mlp", 3, 3, 0)
+    assert set(config["versions"]) == {"skerry", "torch", "python"}
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [0, 1, 2]
+    assert all(line["accuracy"] > 0 and line["flop"] > 0 and line["bytes_due"] > 0 for line in lines)
+    units = json.loads((finished / "units.json").read_text())
+    assert [sum(axis["counts"]) for axis in units["axes"]] == [3 * 128, 3 * 128]
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["parameters"]["subnet"] < summary["parameters"]["full"]
+    assert load_file(finished / "model.safetensors")["out.weight"].shape == (10, 128)
+
+
+@pytest.mark.usefixtures("_bare_pictures")
+def test_resuming_a_finished_run_changes_nothing(finished):
+    before = {name: (finished / name).read_bytes() for name in ("model.safetensors", "metrics.jsonl")}
+    assert call(["train", "digits-mlp", "--out", str(finished), "--resume"]) == (0, "")
+    for name, content in before.items():
+        assert (finished / name).read_bytes() == content
+
+
+@pytest.mark.usefixtures("_bare_pictures")
+def test_a_run_of_before_there_were_priors_is_one_without(finished):
+    """Its config and its checkpoint do not tell of them."""
+    path = finished / "config.json"
+    config = json.loads(path.read_text())
+    assert config.pop("prior_adjusted") is False
+    assert "prior_adjusted" not in json.loads((finished / "checkpoint.json").read_text())["run"]
+    path.write_text(json.dumps(config))
+    code, message = call(["train", "--out", str(finished), "--resume", "--set", "prior_adjusted=true"])
+    assert (code, "prior_adjusted is False in the saved run, got True" in message) == (1, True)
+    assert call(["train", "--out", str(finished), "--resume"]) == (0, "")
+    assert json.loads(path.read_text())["prior_adjusted"] is False
+
+
+@pytest.mark.usefixtures("_bare_pictures")
+def test_priors_help_where_workers_have_classes_of_their_own(tmp_path):
+    words = ["split=dirichlet:0.3", "partition.reshuffle=0.1", "rounds=5", "threads=1"]
+    words = [w for setting in words for w in ("--set", setting)]
+    accuracy = {}
+    for adjusted in ("false", "true"):
+        out = tmp_path / adjusted
+        more = [*words, "--set", f"prior_adjusted={adjusted}"]
+        assert call(["train", "digits-mlp", "--out", str(out), *more]) == (0, "")
+        accuracy[adjusted] = json.loads((out / "summary.json").read_text())["accuracy"]
+    assert accuracy["true"] > accuracy["false"]
+
+
+def test_compare_goes_on_after_a_method_that_fails(tmp_path, capsys):
+    out, words = tmp_path / "cmp", ["--methods", "ist,narrow", "--set", "split=by_label", "--set", "threads=1"]
+    words += ["--set", "rounds=5", "--out", str(out)]
+    code, message = call(["compare", "digits-mlp", *words])
+    assert (code, "forgets the classes" in message) == (1, True)
+    assert (out / "narrow" / "summary.json").exists()
+    assert (out / "report.html").exists()
+    assert "digits-mlp ist: a relay: subnets are handed on whole" in capsys.readouterr().err
+
+
+def test_a_relay_among_unlike_workers_is_ended_after_a_round_unless_they_have_priors(tmp_path):
+    words = ["--set", "split=by_label", "--set", "rounds=5", "--set", "threads=1"]
+    code, message = call(["train", "digits-mlp", "--out", str(tmp_path / "without"), *words])
+    assert (code, "a subnet that is handed on forgets" in message, "\n" in message) == (1, True, False)
+    assert call(["train", "digits-mlp", "--out", str(tmp_path / "with"), *words, "--set", "prior_adjusted=true"]) == (
+        0,
+        "",
+    )
+    assert json.loads((tmp_path / "with" / "summary.json").read_text())["accuracy"] > 0.4  # .62, the mean of five seeds
+
+
+def test_train_says_what_theory_warns_of_in_one_line(tmp_path, capsys):
+    words = [*QUICK, "--set", "split=by_label", "--set", "partition.reshuffle=.1"]
+    assert call(["train", "digits-mlp", "--out", str(tmp_path / "x"), *words]) == (0, "")
+    told = [line for line in capsys.readouterr().err.splitlines() if "label skew" in line]
+    assert len(told) == 1
+    assert re.match(r"digits-mlp ist: round 0: label skew: .* \(docs/your-run\.md\)$", told[0])
+
+
+def test_compare_makes_one_table_of_all_methods(tmp_path, request):
+    out = tmp_path / "cmp"
+    arguments = [
+        "compare",
+        "digits-mlp",
+        "--methods",
+        "ist,local_sgd,narrow,single",
+        "--seeds",
+        "0,1",
+        "--out",
+        str(out),
+    ]
+    arguments += ["--set", "rounds=2", "--set", "local_steps=3", "--set", "local_sgd.local_steps=5"]
+    arguments += ["--set", "partition.reshuffle=0.5", "--set", "threads=1"]
+    assert call(arguments) == (0, "")
+    assert len([p for p in out.iterdir() if p.is_dir()]) == 8
+    configs = {p.name: json.loads((p / "config.json").read_text()) for p in out.iterdir() if p.is_dir()}
+    assert configs["local_sgd-seed1"]["local_steps"] == 5
+    assert configs["ist-seed1"]["partition"]["reshuffle"] == 0.5
+    assert configs["single-seed0"]["workers"] == 1
+    assert (out / "report.html").stat().st_size > 10_000
+    shown = CliRunner().invoke(main, ["report", str(out), "--markdown"]).output
+    for method in ("ist", "local_sgd", "narrow", "single"):
+        assert method in shown
+    stamp = (out / "ist-seed0" / "model.safetensors").stat().st_mtime_ns
+    request.getfixturevalue("_bare_pictures")  # they have been drawn
+    assert call([*arguments, "--resume"]) == (0, "")
+    assert (out / "ist-seed0" / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.usefixtures("_bare_pictures")
+def test_tensorboard_events(tmp_path):
+    pytest.importorskip("tensorboard")
+    assert call(["train", "digits-mlp", "--out", str(tmp_path / "x"), "--tensorboard", *QUICK]) == (0, "")
+    assert list((tmp_path / "x" / "tensorboard").glob("events*"))
+
+
+@pytest.mark.usefixtures("_bare_pictures")
+def test_another_optimizer_starts_from_its_own_defaults(tmp_path):
+    arguments = ["train", "digits-mlp", "--out", str(tmp_path / "x"), "--set", "optimizer.name=AdamW", *QUICK]
+    assert call(arguments) == (0, "")
+    assert json.loads((tmp_path / "x" / "config.json").read_text())["optimizer"] == {"name": "AdamW"}
+
+
+def test_help_is_there_for_every_command():
+    for command in ([], ["train"], ["compare"], ["report"], ["theory"], ["data"], ["data", "fetch"]):
+        shown = CliRunner().invoke(main, [*command, "--help"])
+        assert shown.exit_code == 0
+        assert len(shown.output) > 100
+
+
+def test_theory_prints_a_table_and_draws_a_picture(tmp_path):
+    shown = CliRunner().invoke(main, ["theory", "counterexample", "--markdown", "--out", str(tmp_path)])
+    assert shown.exit_code == 0
+    assert "| `counterexample` | L: smallest eigenvalue | > 0 | 0.0417 |" in shown.output
+    assert (tmp_path / "counterexample.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_claim_that_does_not_hold_is_an_error(tmp_path, monkeypatch):
+    broken = {"counterexample": lambda: counterexample.check(over=0.5)}
+    monkeypatch.setattr(theory, "THEOREMS", broken)
+    code, message = call(["theory", "--out", str(tmp_path)])
+    assert code == 1
+    assert "claims that do not hold: counterexample" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "fashion-mpl", "--out", "O"], "did you mean 'fashion-mlp'?"),
+        (["train", "digits-mlp", "--out", "O", "--metod", "ist"], "--method"),
+        (["train", "digits-mlp", "--out", "O", "--method", "its"], "did you mean 'ist'?"),
+        (["train", "digits-mlp", "--out", "O", "--set", "local_step=3"], "did you mean 'local_steps'?"),
+        (["train", "digits-mlp", "--out", "O", "--set", "partition.reshufle=3"], "did you mean 'reshuffle'?"),
+        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.momentm=.9"], "did you mean 'momentum'?"),
+        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.name=AdmaW"], "did you mean 'AdamW'?"),
+        (["train", "digits-mlp", "--out", "O", "--set", "model.hiden=3"], "did you mean 'hidden'?"),
+        (["train", "digits-mlp", "--out", "O", "--set", "schedule=cosin"], "did you mean 'cosine'?"),
+        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.lr"], "expected key=value"),
+        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.lr=-1"], "Invalid learning rate"),
+        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.lr=high"], "optimizer SGD"),
+        (["train", "digits-mlp", "--out", "O", "--set", "local_steps=0"], "local_steps=0: expected at least 1"),
+        (["train", "digits-mlp", "--out", "O", "--set", "local_steps=2.5"], "local_steps=2.5: expected int"),
+        (["train", "digits-mlp", "--out", "O", "--set", "partition.reshuffle=2"], "reshuffle=2.0: expected a fraction"),
+        (["train", "digits-mlp", "--out", "O", "--set", "partition.capacities=[1,2]"], "expected one a worker"),
+        (["train", "digits-mlp", "--out", "O", "--set", "model.hidden=0"], "model.hidden=0"),
+        (["train", "digits-mlp", "--out", "O", "--set", "split=by_lable"], "by_label"),
+        (["train", "digits-mlp", "--out", "O", "--set", "reshuffle=1"], "did you mean 'partition.reshuffle'?"),
+        (["train", "digits-mlp", "--out", "O", "--set", "lr=.1"], "did you mean 'optimizer.lr'?"),
+        (["train", "digits-mlp", "--out", "O", "--set", "partition.reshuffle=relay"], "expected a number, or null"),
+        (["train", "digits-mlp", "--out", "O", "--set", "prior_adjusted=1"], "=1: expected true or false"),
+        (
+            ["train", "digits-mlp", "--out", "O", "--set", "optimizer_state=keep"],
+            "expected 'reset', 'travel' or 'stay'",
+        ),
+        (
+            ["train", "digits-mlp", "--out", "O", "--method", "narrow", "--set", "partition.core=.5"],
+            "has no use for it, leave it out; ist would",
+        ),
+        (["train", "digits-mlp", "--out", "O", "--method", "single", "--workers", "4"], "single"),
+        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.name=LBFGS"], "optimizer LBFGS"),
+        (["train", "digits-mlp", "--out", "O", "--set", "timeout_s=Infinity"], "timeout_s=inf"),
+        (["train", "digits-mlp", "--out", "O", "--set", "rounds=2", "--rounds", "3"], "expected once"),
+        (["train", "digits-mlp", "--out", "O", "--set", "rounds=2", "--set", "rounds=3"], "given twice"),
+        (["train", "digits-mlp", "--out", "O", "--method", "single", "--set", "optimizer_state=reset"], "leave it out"),
+        (["train", "digits-mlp", "--out", "O", "--method", "ddp", "--runtime", "serial"], "expected processes"),
+        (["train", "digits-mlp", "--out", "O", "--method", "diloco", "--set", "outer.lr=0"], "outer lr=0"),
+        (["train", "digits-mlp", "--out", "O", "--method", "fedrolex", "--set", "partition.step=0"], "step=0"),
+        (["compare", "digits-mlp", "--out", "O", "--methods", "single", "--set", "partition.step=2"], "none of the"),
+        (["compare", "digits-mlp", "--out", "O", "--set", "partition.stpe=2"], "did you mean 'step'?"),
+        (["compare", "digits-mlp", "--out", "O", "--methods", "ist", "--set", "narrow.rounds=2"], "not among"),
+        (["compare", "digits-mlp", "--out", "O", "--seeds", "1,2", "--set", "seed=2"], "one of the two"),
+        (["train", "digits-mlp", "--out", "O", "--workers", "200"], "128 units for 200 workers"),
+        (["train", "digits-mlp", "--out", "O", "--resume"], "no run there"),
+        (["train", "mnist-mlp", "--out", "O"], "skerry data fetch mnist"),
+        (["data", "fetch", "mnits"], "mnist"),
+        (["data", "fetch", "fashion-mnist", "--from", "nowhere"], "nowhere"),
+        (["compare", "digits-mlp", "--out", "O", "--methods", "ist,narow"], "did you mean 'narrow'?"),
+        (["compare", "digits-mlp", "--out", "O", "--seeds", "a,b"], "expected whole numbers"),
+        (["report", "nowhere"], "nowhere"),
+        (["theory", "gits"], "did you mean 'gist'?"),
+    ],
+)
+def test_each_mistake_gets_one_line(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SKERRY_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code, message = call(arguments)
+    assert code != 0
+    assert words in message
+    assert "\n" not in message
+    assert not (tmp_path / "O" / "checkpoint").exists()
+
+
+def test_a_folder_in_use_is_left_alone(finished):
+    out = str(finished)
+    before = (finished / "config.json").read_bytes()
+    code, message = call(["train", "digits-mlp", "--out", out])
+    assert code == 1
+    assert re.search("holds a run.*--resume.*--out", message)
+    code, message = call(["train", "digits-mlp", "--out", out, "--resume", "--set", "optimizer.lr=.5"])
+    assert (code, "optimizer is" in message) == (1, True)
+    code, message = call(["train", "mnist-mlp", "--out", out, "--resume"])
+    assert (code, "saved run is of digits-mlp" in message) == (1, True)
+    assert (finished / "config.json").read_bytes() == before
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(finished):
+    import fcntl
+
+    with (finished / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, message = call(["train", "digits-mlp", "--out", str(finished), "--resume"])
+    assert (code, "another process" in message) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("checkpoint.json", b"garbage", "not a readable checkpoint"),
+        ("checkpoint.json", b'{"format": "other", "round": 1, "checksums": []}', "not Skerry's"),
+        ("0-of-1.safetensors", b"garbage", "not a readable checkpoint"),
+        ("config.json", b"{", "not a readable config"),
+        ("config.json", b'{"recipe": "digits-mlp", "wokers": 3}', "not a readable config"),
+    ],
+)
+def test_a_damaged_run_is_refused_by_the_name_of_its_file(finished, name, content, words):
+    (path,) = [*finished.glob(name), *finished.glob(f"checkpoint/*/{name}")]
+    path.write_bytes(content)
+    code, message = call(["train", "digits-mlp", "--out", str(finished), "--resume"])
+    assert code == 1
+    assert name in message
+    assert words in message
+    assert "\n" not in message
+
+
+@pytest.mark.usefixtures("_bare_pictures")
+def test_divergence_stops_with_a_remedy_and_leaves_a_good_state(tmp_path):
+    arguments = [
+        "train",
+        "digits-mlp",
+        "--out",
+        str(tmp_path / "x"),
+        "--set",
+        "optimizer.lr=1e30",
+        "--set",
+        "max_bad_rounds=2",
+    ]
+    code, message = call(arguments)
+    assert code == 1
+    assert "start anew with a lower learning rate" in message
+    lines = [json.loads(line) for line in (tmp_path / "x" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["refused"]
+
+
+@pytest.mark.usefixtures("_bare_pictures")
+def test_another_runs_checkpoint_is_refused(finished, tmp_path):
+    other = tmp_path / "other"
+    assert call(["train", "digits-mlp", "--workers", "3", "--seed", "5", "--out", str(other), *QUICK]) == (0, "")
+    shutil.copytree(finished / "checkpoint", other / "checkpoint", dirs_exist_ok=True)
+    code, message = call(["train", "--resume", "--out", str(other)])
+    assert (code, "of a run with other settings" in message) == (1, True)

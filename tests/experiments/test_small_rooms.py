@@ -1,0 +1,118 @@
+"""Schedules, local steps, evaluation, settings: against formulas and plain loops."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from zoo import blobs
+
+import skerry
+from skerry import cosine
+from skerry.experiments.config import Config, parse_settings
+from skerry.randomness import generator, seed_of
+from skerry.training import constant, evaluate
+from skerry.training.worker import Worker, local_steps
+
+
+def test_schedules():
+    assert [constant(p) for p in (0.0, 0.5, 1.0)] == [1, 1, 1]
+    assert [cosine(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1, 0.5, 0])
+
+
+def test_generators_depend_on_every_part_of_the_key_and_on_nothing_else():
+    seeds = {seed_of(*key) for key in [(0, "a"), (1, "a"), (0, "b"), (0, "a", 0), ("0", "a"), (0,)]}
+    assert len(seeds) == 6
+    torch.manual_seed(5)
+    a = torch.rand(3, generator=generator(1, "x"))
+    torch.manual_seed(6)
+    assert torch.equal(a, torch.rand(3, generator=generator(1, "x")))
+
+
+def test_local_steps_are_a_plain_loop_with_factors():
+    model, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    other.load_state_dict(model.state_dict())
+    batches = [(torch.randn(5, 3), torch.randint(0, 2, (5,))) for _ in range(3)]
+    worker = Worker(model, torch.optim.SGD(model.parameters(), 0.5), [1.0, 0.5, 0.1])
+    local_steps(worker, F.cross_entropy, batches)
+    losses = []
+    for (x, y), factor in zip(batches, [1.0, 0.5, 0.1], strict=True):
+        loss = F.cross_entropy(other(x), y)
+        losses.append(loss.item())
+        for p, g in zip(other.parameters(), torch.autograd.grad(loss, list(other.parameters())), strict=True):
+            p.data -= 0.5 * factor * g
+    assert worker.loss == pytest.approx(sum(losses) / 3)
+    torch.testing.assert_close(model.weight, other.weight)
+
+
+def test_local_steps_stop_at_the_first_loss_that_is_not_finite():
+    model, seen = nn.Linear(3, 2), []
+
+    def batches():
+        for k in range(5):
+            seen.append(k)
+            yield torch.full((4, 3), math.nan if k == 1 else 1.0), torch.zeros(4, dtype=torch.int64)
+
+    worker = Worker(model, torch.optim.SGD(model.parameters(), 0.1), [1.0] * 5)
+    local_steps(worker, F.cross_entropy, batches())
+    assert not math.isfinite(worker.loss)
+    assert seen == [0, 1]
+
+
+def test_evaluation_by_hand_and_in_parts():
+    model = nn.Linear(3, 4)
+    x, y = torch.randn(50, 3), torch.randint(0, 4, (50,))
+    score = evaluate(model, F.cross_entropy, (x, y), batch_size=7)
+    assert score.count == 50
+    assert score.loss == pytest.approx(F.cross_entropy(model(x), y).item())
+    assert score.accuracy == (model(x).argmax(1) == y).double().mean().item()
+    assert model.training
+    with pytest.raises(ValueError, match="test set is empty"):
+        evaluate(model, F.cross_entropy, (x[:0], y[:0]))
+
+
+def test_settings_survive_json_and_keep_their_types():
+    words = ["optimizer.lr=.3", "partition.capacities=[1,2.5]", "workers=2", "split=by_label", "timeout_s=5"]
+    config = Config(recipe="r").change(parse_settings([*words, "prior_adjusted=true"]))
+    assert (config.optimizer["lr"], config.partition.capacities, config.workers) == (0.3, (1.0, 2.5), 2)
+    assert isinstance(config.timeout_s, float)
+    assert config.prior_adjusted is True
+    assert Config.from_json(config.to_json()) == config
+    with pytest.raises(ValueError, match="did you mean 'workers'"):
+        Config.from_json({**config.to_json(), "worker": 2})
+    with pytest.raises(ValueError, match="expected int"):
+        config.change({"workers": True})
+    with pytest.raises(ValueError, match="prior_adjusted=1: expected true or false"):
+        config.change({"prior_adjusted": 1})
+
+
+def test_state_of_a_parameter_without_dims_travels():
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down, self.gate = nn.Linear(9, 8), nn.Linear(8, 4), nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return self.gate * self.down(torch.relu(self.up(x)))
+
+    model = Gate()
+    plan = skerry.discover(model, torch.randn(4, 9))
+    algorithm = skerry.ist(3, local_steps=2, optimizer_state="travel", reshuffle=1.0)
+    for optimizer in (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), lambda p: torch.optim.AdamW(p, 0.01)):
+        skerry.train(
+            model, F.cross_entropy, blobs(3), plan=plan, algorithm=algorithm, optimizer=optimizer, num_rounds=2
+        )
+    assert model.gate.isfinite()
+
+
+def test_inputs_keep_their_kind():
+    from collections import namedtuple
+
+    from skerry.model.inputs import call, map_tensors
+
+    Pair = namedtuple("Pair", "x y")
+    doubled = map_tensors(lambda t: t * 2, {"a": Pair(torch.ones(2), 3), "b": [torch.ones(1)]})
+    assert isinstance(doubled["a"], Pair)
+    assert (doubled["a"].x.tolist(), doubled["a"].y, doubled["b"][0].tolist()) == ([2, 2], 3, [2])
+    assert call(nn.Bilinear(2, 3, 1), (torch.ones(1, 2), torch.ones(1, 3))).shape == (1, 1)

@@ -1,0 +1,209 @@
+"""Every theorem holds at small sizes, and no verdict is safe: with one assumption broken it turns.
+
+Bounds are the papers' (or derived in the file of the theorem); constants are computed there, never fitted to a run.
+"""
+
+import math
+from functools import cache
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from skerry.experiments.theory import THEOREMS
+from skerry.experiments.theory.frame import quadratic
+from skerry.experiments.theory.frame.quadratic import permutation
+from skerry.experiments.theory.frame.shallow import shallow
+from skerry.experiments.theory.frame.simulate import kernel
+from skerry.experiments.theory.frame.verdict import Finding
+from skerry.experiments.theory.masked_nets import bernoulli_masks, masked_kernel
+from skerry.experiments.theory.masked_nets.zeroed_units import zero_unheld_
+from skerry.experiments.theory.quadratics import quadratic_rate
+from skerry.merge import aggregate_
+from skerry.partitions import Disjoint, Overlapping
+from skerry.subnet import extract
+
+SMALL = {
+    "aggregation-identity": {"width": 60, "local": 3, "num_rounds": 2},
+    "masked-kernel": {"width": 200, "draws": 20},
+    "one-worker": {"width": 60, "local": 3, "num_rounds": 2},
+    "local-decrease": {"width": 120, "workers": 2, "num_rounds": 4, "local": 2},
+    "bernoulli-masks": {"repeats": 4, "width": 120, "num_rounds": 15, "workers": 2, "local": 2, "step": 1.0},
+    "mask-corollaries": {
+        "repeats": 4,
+        "width": 120,
+        "num_rounds": 15,
+        "workers": (1, 2, 6),
+        "drops": (0.1, 0.5),
+        "kappas": (1.0, 4.0),
+        "locals_": (1, 6),
+        "widths": (60, 120),
+        "step": 1.0,
+    },
+    "zeroed-units": {"repeats": 3, "width": 80, "num_rounds": 18},
+    "categorical-masks": {
+        "repeats": 4,
+        "width": 80,
+        "widths": (80, 640),
+        "workers": (2, 4),
+        "num_rounds": 10,
+        "local": 3,
+        "step": 1.0,
+    },
+    "quadratic-rate": {"runs": 8, "num_rounds": 10},
+    "counterexample": {},
+    "scaled-sketch": {"runs": 2, "num_rounds": 8},
+    "irreducible-bias": {"n": 4, "runs": 8, "num_rounds": 24},
+    "stationarity": {"runs": 3, "num_rounds": 40},
+    "gist": {"repeats": 3, "width": 120, "subnets": (2,), "kappas": (1.0, 16.0), "num_rounds": 15, "step": 1.0},
+    "loft": {"repeats": 3, "filters": 60, "workers": (1, 3), "drops": (0.1, 0.5), "num_rounds": 15, "step": 1.0},
+    "resist": {"repeats": 2, "depths": (4,), "width": 24, "workers": (2,), "num_rounds": 10, "local": 4},
+    "asyncdrop": {
+        "repeats": 4,
+        "width": 60,
+        "delays": (0, 4),
+        "drops": (0.02, 0.25),
+        "num_steps": 24,
+        "alpha": 0.4,
+        "local": 4,
+        "step": 1.0,
+    },
+}
+
+
+@cache
+def _found(name: str, changes: tuple) -> Finding:
+    return THEOREMS[name](**{**SMALL[name], **dict(changes)})
+
+
+def found(name: str, **changes: object) -> Finding:
+    """Check a theorem at its small size, with changes; a run that several tests look at is done once."""
+    return _found(name, tuple(sorted(changes.items())))
+
+
+def test_every_theorem_is_here():
+    assert set(SMALL) == set(THEOREMS)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_it_holds(name):
+    finding = found(name)
+    assert finding.verdicts
+    assert [(v.claim, v.measured, v.margin) for v in finding.verdicts if not v.holds] == []
+    for panel in finding.panels:
+        assert all(len(curve.x) == len(curve.y) for curve in panel.curves)
+
+
+# What is broken: the theorem, the sizes at which both are run, what is broken, and the claim: it holds at these sizes
+# and turns when that, and nothing else, is changed.
+ONE_CHANGE = {"drops": (0.5,), "kappas": (1.0,), "locals_": (1,), "width": 60, "widths": (60,)}
+FEW_NETS = {"width": 120, "widths": (120,), "workers": (2,), "repeats": 2, "num_rounds": 12}
+FEW_CLIENTS = {"alpha": 1.0, "delays": (0,), "repeats": 2, "num_steps": 9, "drops": (0.25,)}
+FEW_FILTERS = {"workers": (1,), "drops": (0.5,), "repeats": 2, "num_rounds": 6}
+FEW_GRAPHS = {"kappas": (1.0,), "repeats": 2, "num_rounds": 6}
+BROKEN = {
+    "units averaged over two holders": (
+        "aggregation-identity",
+        {},
+        {"partition": Overlapping(3, 2)},
+        "both sides agree",
+    ),
+    "a core that all hold": ("masked-kernel", {}, {"partition": Disjoint(4, core=0.3)}, "mean kernel"),
+    "width too small for a kernel": ("masked-kernel", {}, {"width": 12}, "smallest eigenvalue"),
+    "masks that are not full": ("one-worker", {}, {"keep": 0.8}, "workers with full masks"),
+    "step too large": ("local-decrease", {}, {"step": 3.0}, "disjoint masks: least"),
+    "width too small": ("local-decrease", {}, {"width": 8}, "disjoint masks: least"),
+    "units zeroed, local steps": (
+        "local-decrease",
+        {"num_rounds": 14},
+        {"aggregate": zero_unheld_},
+        "Bernoulli masks: least",
+    ),
+    "step too large, Bernoulli": ("bernoulli-masks", {}, {"step": 4.0}, "plus the measured floor"),
+    "units zeroed, Bernoulli": ("bernoulli-masks", {"num_rounds": 21}, {"aggregate": zero_unheld_}, "measured floor"),
+    "nothing masked, nothing to gain by samples": (
+        "mask-corollaries",
+        {**ONE_CHANGE, "workers": (1, 4), "num_rounds": 12},
+        {"keep": 1.0},
+        "falls with the samples",
+    ),
+    "steps too small to reach floors": (
+        "mask-corollaries",
+        {**ONE_CHANGE, "workers": (1, 2), "repeats": 3, "num_rounds": 18},
+        {"step": 0.25},
+        "settled",
+    ),
+    "units kept after all": ("zeroed-units", {}, {"rule": aggregate_}, "zeroed over kept"),
+    "units kept, none dead": ("zeroed-units", {}, {"rule": aggregate_}, "units dead"),
+    "step too large, categorical": ("categorical-masks", FEW_NETS, {"step": 4.0}, "p = 1:"),
+    "step too large for subnets": ("categorical-masks", FEW_NETS, {"step": 4.0}, "p = 2: worst"),
+    "width too small, categorical": ("categorical-masks", FEW_NETS, {"width": 2, "widths": (2,)}, "p = 1:"),
+    "linear terms": ("quadratic-rate", {}, {"linear": 1.0}, "rate^k"),
+    "step too large, quadratics": ("quadratic-rate", {}, {"step": 4.0}, "rate^k"),
+    "coupling below the threshold": ("counterexample", {}, {"over": 0.9}, "f rises"),
+    "a sketch that is not scaled": ("scaled-sketch", {}, {"sketch": permutation}, "distance of Wbar"),
+    "linear terms, scaled sketch": ("scaled-sketch", {}, {"linear": 1.0}, "worst gap"),
+    "no linear terms, no bias": ("irreducible-bias", {}, {"linear": 0.0}, "above zero"),
+    "another sketch, another limit": ("irreducible-bias", {}, {"sketch": permutation}, "the formula's"),
+    "step too large, stationarity": ("stationarity", {}, {"step": 4.0}, "all rounds"),
+    "no linear terms, no bias that stays": ("stationarity", {}, {"linear": 0.0}, "its share"),
+    "step too large, GIST": ("gist", FEW_GRAPHS, {"step": 4.0}, "m = 1:"),
+    "width too small, GIST": ("gist", FEW_GRAPHS, {"width": 2}, "m = 1:"),
+    "step too large, LoFT": ("loft", FEW_FILTERS, {"step": 5.0}, "xi = 1: worst"),
+    "nothing masked, LoFT": ("loft", {}, {"keep": 1.0, "num_rounds": 3, "drops": (0.5,)}, "floor falls with p"),
+    "branches not scaled, ResIST": ("resist", {}, {"scaled": False}, "floor over"),
+    "step too large, ResIST": ("resist", {}, {"step": 8.0}, "S = 1:"),
+    "step too large, AsyncDrop": ("asyncdrop", FEW_CLIENTS, {"step": 8.0}, "xi = 1, E = 0: worst"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_without_an_assumption_the_verdict_turns(broken):
+    name, sizes, change, claim = BROKEN[broken]
+    (healthy,) = [v for v in found(name, **sizes).verdicts if claim in v.claim]
+    (about,) = [v for v in found(name, **{**sizes, **change}).verdicts if claim in v.claim]
+    assert (healthy.holds, about.holds) == (True, False), (healthy, about)
+
+
+def test_every_theorem_is_broken_somewhere():
+    assert {name for name, _, _, _ in BROKEN.values()} == set(THEOREMS)
+
+
+def test_the_limit_kernel_is_the_mean_over_random_units():
+    x = F.normalize(torch.randn(4, 3, dtype=torch.float64)) * torch.tensor([[1.0], [2.0], [0.5], [1.0]])
+    w = torch.randn(200_000, 3, dtype=torch.float64)
+    on = (x @ w.T > 0).double()
+    torch.testing.assert_close(
+        masked_kernel.limit_kernel(x), (x @ x.T) * (on @ on.T) / len(w), rtol=0, atol=4 * 4 / math.sqrt(len(w))
+    )
+
+
+def test_what_masked_kernels_vary_by_is_the_sum_over_units():
+    problem = shallow(seed=0, width=7)
+    each = [kernel(extract(problem.model, problem.plan, torch.tensor([r])), problem.x) for r in range(7)]
+    assert masked_kernel.squares(problem) == pytest.approx(float(torch.stack(each).square().sum()))
+
+
+def test_b1_is_as_written_by_hand():
+    # tau = 1 and p = 1: C1 is multiplied by 0; theta = xi.
+    n, d, m, xi, eta, low = 3, 2, 7, 0.25, 0.5, 0.1
+    by_hand = 64 * 0.5625 * 27 * 2 / (7 * 0.01) + 68 * 0.5 * (0.25 - 0.0625) * 27 / 0.1 + (0.25 - 0.0625) * 3 / 6
+    found = bernoulli_masks.floor_bound(n=n, d=d, m=m, xi=xi, p=1, tau=1, eta=eta, lambda_0=low)
+    assert found == pytest.approx(by_hand)
+    # one worker that keeps all has no floor
+    assert bernoulli_masks.floor_bound(n=n, d=d, m=m, xi=1.0, p=1, tau=5, eta=eta, lambda_0=low) == 0
+
+
+def test_theta_is_the_least():
+    problem = quadratic_rate.random_quadratics(3, 3, 6, linear=1.0)
+    exact = quadratic_rate.moments(problem, permutation)
+    lbar, found = problem.mean_curvature, []
+    for assignment in quadratic.dealings(3, 6):
+        b = torch.zeros(6, 6, dtype=torch.float64)
+        for worker in range(3):
+            p = torch.diag(assignment.held[worker].double())
+            b += 3 * p @ problem.curvature[worker] @ p
+        found.append(b @ lbar @ b)
+    gap = torch.linalg.eigvalsh(exact.theta * exact.symmetric - torch.stack(found).mean(0))
+    assert gap[0] == pytest.approx(0, abs=1e-9)
+    assert gap[-1] > 0

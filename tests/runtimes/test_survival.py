@@ -1,0 +1,208 @@
+"""Runs that are killed: a resumed run ends with the bits of an undisturbed one, and nothing hangs or is left over."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from skerry.experiments.cli import call
+from skerry.experiments.reports import pictures
+
+SETTINGS = ["--set", "rounds=12", "--set", "local_steps=15", "--set", "threads=1", "--set", "optimizer_state=travel"]
+SETTINGS += ["--workers", "3"]
+OFTEN = ["--set", "checkpoint_every_s=0"]
+
+
+def _start(out: Path, *more: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "skerry", "train", "digits-mlp", "--out", str(out), *more]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+def _wait_for_rounds(out: Path, number: int, process: "subprocess.Popen[str]") -> None:
+    metrics = out / "metrics.jsonl"
+    until = time.monotonic() + 120
+    while not metrics.exists() or len(metrics.read_bytes().splitlines()) < number:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
+def _kill(process: "subprocess.Popen[str]", out: Path) -> None:
+    process.kill()
+    process.communicate(timeout=30)
+    until = time.monotonic() + 10
+    while _is_locked(out) and time.monotonic() < until:  # its workers notice and end
+        time.sleep(0.01)
+    assert not _is_locked(out)
+
+
+def _bits(out: Path) -> dict[str, torch.Tensor]:
+    bits = {f"calibrated.{n}": t for n, t in load_file(out / "model.safetensors").items()}
+    for path in (out / "checkpoint").glob("*/*"):
+        bits |= {f"{path.name} {n}": t for n, t in load_file(path).items()}
+    return bits
+
+
+def _same_run(a: Path, b: Path) -> None:
+    one, other = _bits(a), _bits(b)
+    assert one.keys() == other.keys()
+    assert not [n for n in one if not torch.equal(one[n], other[n])]
+    kept = ("round", "train_loss", "loss", "accuracy", "bytes_due", "units_covered")
+    lines = [[json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (a, b)]
+    figures = [[{key: line[key] for key in kept} for line in each] for each in lines]
+    assert figures[0] == figures[1]
+    assert not list(b.glob(".*"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _bare_pictures():
+    """Drawing would take most of the time of the runs that are resumed here; ``test_report.py`` is about pictures."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pictures, "_svg", lambda figure, salt: "<svg></svg>")
+        yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    for runtime in ("serial", "processes"):
+        out = folder / runtime
+        assert call(["train", "digits-mlp", "--out", str(out), "--runtime", runtime, *SETTINGS]) == (0, "")
+    return folder
+
+
+@pytest.mark.parametrize(("runtime", "kills"), [("serial", (3, 7)), ("processes", (5,))])
+def test_killed_in_the_middle_of_a_round_and_resumed(undisturbed, tmp_path, runtime, kills):
+    out, moment = tmp_path / "x", random.Random(runtime)
+    process = _start(out, "--runtime", runtime, *SETTINGS, *OFTEN)
+    for rounds in kills:
+        _wait_for_rounds(out, rounds, process)
+        time.sleep(moment.uniform(0, 0.03))
+        _kill(process, out)
+        process = _start(out, "--resume")
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
+    _same_run(undisturbed / runtime, out)
+
+
+def test_killed_before_its_first_checkpoint(undisturbed, tmp_path):
+    out = tmp_path / "x"
+    process = _start(out, *SETTINGS, "--set", "checkpoint_every_s=1000")
+    _wait_for_rounds(out, 5, process)
+    _kill(process, out)
+    assert not (out / "checkpoint.json").exists()
+    assert call(["train", "digits-mlp", "--out", str(out), "--resume"]) == (0, "")
+    _same_run(undisturbed / "serial", out)
+
+
+@pytest.mark.parametrize("gone", [["summary.json"], ["summary.json", "model.safetensors", "units.json"]])
+def test_killed_between_two_files(undisturbed, tmp_path, gone):
+    """What a kill at the end can leave: files that are not there yet, lines too many, drafts."""
+    out = tmp_path / "x"
+    shutil.copytree(undisturbed / "serial", out)
+    for name in gone:
+        (out / name).unlink()
+    (out / ".model.safetensors.draft").write_bytes(b"half")
+    with (out / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"round": 12, "time_s"')
+    assert call(["train", "digits-mlp", "--out", str(out), "--resume"]) == (0, "")
+    _same_run(undisturbed / "serial", out)
+    assert {p.name for p in out.iterdir()} == {p.name for p in (undisturbed / "serial").iterdir()}
+    assert (out / "units.json").read_bytes() == (undisturbed / "serial" / "units.json").read_bytes()
+
+
+def test_killed_while_it_wrote_its_very_first_file(tmp_path):
+    out = tmp_path / "x"
+    out.mkdir()
+    (out / "lock").touch()
+    (out / ".config.json.draft").write_bytes(b"{")
+    assert call(["train", "digits-mlp", "--out", str(out), "--set", "rounds=2", "--set", "local_steps=2"]) == (0, "")
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A run in processes of which a worker was killed; what it told."""
+    out = tmp_path_factory.mktemp("interrupted") / "x"
+    process = _start(out, "--runtime", "processes", *SETTINGS, *OFTEN)
+    _wait_for_rounds(out, 4, process)
+    workers = _children(process.pid)
+    os.kill(workers[-1], signal.SIGKILL)
+    started = time.monotonic()
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert time.monotonic() - started < 15
+    assert not [pid for pid in workers if _is_running(pid)]
+    return out, told
+
+
+def test_a_worker_that_dies_ends_the_run_which_then_resumes(undisturbed, interrupted, tmp_path):
+    broken, told = interrupted
+    last = told.strip().splitlines()[-1]
+    assert "error: rank " in last
+    assert "round " in last
+    assert "killed by SIGKILL" in last
+    assert "Traceback" not in told
+    out = shutil.copytree(broken, tmp_path / "x")
+    assert call(["train", "digits-mlp", "--out", str(out), "--resume"]) == (0, "")
+    _same_run(undisturbed / "processes", out)
+
+
+def test_a_run_may_change_its_runtime_on_resume(undisturbed, interrupted, tmp_path):
+    out = shutil.copytree(interrupted[0], tmp_path / "x")
+    assert call(["train", "digits-mlp", "--out", str(out), "--resume", "--runtime", "serial"]) == (0, "")
+    serial, other = _bits(undisturbed / "serial"), _bits(out)
+    assert serial.keys() == other.keys()
+    for name, tensor in serial.items():
+        torch.testing.assert_close(other[name], tensor)
+
+
+def test_plain_torchrun_gives_the_same_bits(undisturbed, tmp_path):
+    out = tmp_path / "x"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "skerry"]
+    command += ["train", "digits-mlp", "--out", str(out), *SETTINGS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    _same_run(undisturbed / "processes", out)
+    assert (out / "report.html").exists()
+
+
+def _is_locked(out: Path) -> bool:
+    import fcntl
+
+    with (out / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _children(pid: int) -> list[int]:
+    """The worker processes of ``pid`` (not multiprocessing's resource tracker), by number."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                command = (entry / "cmdline").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if parent == pid and "spawn_main" in command:
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
