@@ -89,7 +89,7 @@ def cost(rounds: int = 30, workers: int = 4) -> None:
             ends.append((time.process_time(), sum(spent.values())))
 
         skerry.train(
-            model, F.cross_entropy, data, plan=plan, algorithm=skerry.ist(workers, local_steps=steps, reshuffle=1.0),
+            model, F.cross_entropy, data, plan=plan, algorithm=skerry.ist(workers, local_steps=steps),
             optimizer=lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), num_rounds=rounds, test=(x[:1000], y[:1000]),
             verify=False, on_round=on_round,
         )  # fmt: skip

@@ -79,7 +79,7 @@ def work(runtime: skerry.Processes, hidden: int, out: Path) -> None:
         F.cross_entropy,
         data,
         plan=plan,
-        algorithm=skerry.ist(n, local_steps=STEPS, reshuffle=1.0),
+        algorithm=skerry.ist(n, local_steps=STEPS),
         optimizer=lambda p: torch.optim.SGD(p, 0.01, momentum=0.9),
         num_rounds=ROUNDS,
         runtime=runtime,

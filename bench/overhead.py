@@ -81,7 +81,7 @@ def work(hidden: int, out: Path) -> None:
         F.cross_entropy,
         skerry.Shards(x, y, skerry.split(y, n, "iid", 0), batch_size=BATCH, seed=0),
         plan=skerry.Plan.from_rules(model, mlp_rules(3)),
-        algorithm=skerry.ist(n, local_steps=STEPS, reshuffle=1.0),
+        algorithm=skerry.ist(n, local_steps=STEPS),
         optimizer=lambda p: torch.optim.SGD(p, 0.01, momentum=0.9),
         num_rounds=ROUNDS,
         runtime=runtime,

@@ -436,7 +436,7 @@ def prediction(setup: Setup) -> tuple[cost.RankMemory, int]:
     with torch.device("meta"):
         model = setup.model()
     plan, (shards, _) = setup.plan(model), setup.data()
-    assignment = skerry.ist(setup.workers, reshuffle=1.0).partition.assign(plan.axes, 0)
+    assignment = skerry.ist(setup.workers).partition.assign(plan.axes, 0)
     subnet = skerry.subnet.extract(model, plan, assignment.units(0))
     (batch,) = shards.batches(0, 0, 1)
     step = cost.step_cost(subnet, F.cross_entropy, batch, setup.optimizer)

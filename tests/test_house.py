@@ -23,6 +23,7 @@ ROOMS = [
     "exchange",
     "merge",
     "discovery",
+    "trained",
     "algorithm",
     "algorithms",
     "runtimes",

@@ -5,16 +5,17 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from overlapping import Overlapping
 from torch import Tensor, nn
 
-from skerry import Blocks, Plan, Shards, discover, ensemble, ist, narrow, split
+from skerry import Blocks, Plan, Shards, discover, ensemble, ist, narrow, relay, split
 from skerry.algorithm import Algorithm
 from skerry.algorithms import diloco, federated_dropout, fedrolex, heterofl, local_sgd, resist, single
 from skerry.experiments.models.cnn import CNN
 from skerry.experiments.models.mlp import MLP
 from skerry.experiments.recipes.image_mlp import mlp_rules
-from skerry.partitions import Overlapping
 from skerry.plan import In, Out
+from skerry.trained import Apart
 from skerry.training.worker import OptimizerFn
 
 
@@ -141,20 +142,16 @@ def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 METHODS = {
-    "ist": Method(ist(3, local_steps=4, reshuffle=1.0), sgd),
-    "ist-relay": Method(ist(3, local_steps=4), sgd),
-    "ist-relay-travel": Method(ist(3, local_steps=4, overlap=1, optimizer_state="travel"), adamw),
+    "ist": Method(ist(3, local_steps=4), sgd),
+    "relay": Method(relay(3, local_steps=4), sgd),
+    "relay-travel": Method(relay(3, local_steps=4, optimizer_state="travel"), adamw),
     "ist-slow-core": Method(ist(3, local_steps=4, reshuffle=0.3, core=0.3), adamw),
-    "ist-uneven-travel": Method(
-        ist(3, local_steps=4, capacities=(1, 2, 3), optimizer_state="travel", reshuffle=1.0), adamw
-    ),
+    "ist-uneven-travel": Method(ist(3, local_steps=4, capacities=(1, 2, 3), optimizer_state="travel"), adamw),
     "overlapping": Method(
         Algorithm(name="overlapping", partition=Overlapping(3, 2), local_steps=4, optimizer_state="travel"), sgd
     ),
     "local_sgd": Method(local_sgd(3, local_steps=4), sgd),
-    "ist-core-overlap-travel": Method(
-        ist(3, local_steps=4, core=0.4, overlap=2, optimizer_state="travel", reshuffle=1.0), adamw
-    ),
+    "ist-core-overlap-travel": Method(ist(3, local_steps=4, core=0.4, overlap=2, optimizer_state="travel"), adamw),
     "local_sgd-overlap-travel": Method(local_sgd(3, local_steps=4, overlap=4, optimizer_state="travel"), sgd),
     "local_sgd-travel": Method(local_sgd(3, local_steps=4, optimizer_state="travel"), adamw),
     "narrow": Method(narrow(3, local_steps=4), sgd),
@@ -170,8 +167,9 @@ METHODS = {
 
 
 def fits(method: str, model_name: str) -> bool:
-    """Blocks have no homes, which units without a holder need, and nets without them are not independent."""
-    return (METHODS[method].algorithm.partition.covers and method != "ensemble") or model_name != "blocks"
+    """Blocks have no homes, which units without a holder need, and subnets that share them are not independent nets."""
+    algorithm = METHODS[method].algorithm
+    return model_name != "blocks" or (algorithm.partition.covers and not isinstance(algorithm.trains, Apart))
 
 
 class Residual(nn.Module):

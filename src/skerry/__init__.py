@@ -19,7 +19,7 @@ from skerry import (
     training,
     weights,
 )
-from skerry.algorithms import ensemble, ist, narrow
+from skerry.algorithms import ensemble, ist, narrow, relay
 from skerry.checkpoint import Checkpoints
 from skerry.data import Shards, from_dataset, from_loaders, split
 from skerry.discovery import Blocks, discover, verify
@@ -31,6 +31,6 @@ from skerry.training import Session, cosine, train
 __all__ = [
     "Blocks", "Checkpoints", "Classifier", "Plan", "Processes", "Regressor", "Session", "Shards", "algorithms",
     "checkpoint", "cosine", "data", "discover", "discovery", "ensemble", "exchange", "from_dataset", "from_loaders",
-    "ist", "launch", "merge", "narrow", "partitions", "plan", "runtimes", "split", "subnet", "train", "training",
-    "verify", "weights",
+    "ist", "launch", "merge", "narrow", "partitions", "plan", "relay", "runtimes", "split", "subnet", "train",
+    "training", "verify", "weights",
 ]  # fmt: skip

@@ -3,14 +3,12 @@
 The published ones are in ``skerry.algorithms``, a few lines each.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
-
-from torch import nn
 
 from skerry.merge.outer import Outer
 from skerry.partitions.assignment import Partition
-from skerry.plan.table import Plan
+from skerry.trained import Given, Trained
 
 StatePolicy = Literal["reset", "travel", "stay"]
 
@@ -35,11 +33,8 @@ class Algorithm:
         outer: what the workers' moves do to the weights; None: these become their mean. Only for workers that keep
             their units.
         synchronous: whether gradients are averaged over all workers in every step. Needs one process a worker.
-        apart: whether subnets are nets of their own, side by side in the full model: units stay together for the whole
-            run, and weights between units of two workers start at zero, so nobody ever trains them. Only for plans by
-            which subnets share nothing but vectors (``Plan.shared``).
-        where_shared: what to do with other plans; None: they are refused.
-        width: below 1 the method trains, instead of the given model, a fresh one with that fraction of each axis.
+        trains: what is trained: the given model, or other nets instead (``trained.py``).
+        rounds_around: rounds until every piece has been with every worker, where fewer are a mistake.
     """
 
     name: str
@@ -49,25 +44,8 @@ class Algorithm:
     overlap: int = 0
     outer: Outer | None = None
     synchronous: bool = False
-    apart: bool = False
-    where_shared: "Algorithm | None" = None
-    width: float = 1.0
-
-    def on(self, plan: Plan, model: nn.Module) -> "Algorithm":
-        """Return what it does with ``plan`` of ``model``.
-
-        Raises:
-            ValueError: subnets would have to be nets of their own, and are not.
-        """
-        shared = plan.shared(model) if self.apart else None
-        if shared is None:
-            return self
-        if self.where_shared is None:
-            raise ValueError(
-                f"'{self.name}': {shared} is on every worker, so nets would not be independent; use a plan that deals "
-                "every hidden axis out"
-            )
-        return self.where_shared
+    trains: Trained = field(default_factory=Given)
+    rounds_around: int = 1
 
     @property
     def keeps(self) -> bool:
@@ -83,5 +61,3 @@ class Algorithm:
             raise ValueError(f"overlap={self.overlap}: expected 0 (none) to local_steps={self.local_steps}")
         if self.overlap and (self.outer or self.synchronous):
             raise ValueError(f"overlap={self.overlap}: '{self.name}' needs the mean before the next step; leave it out")
-        if not 0.0 < self.width <= 1.0:
-            raise ValueError(f"width={self.width}: expected a fraction above 0, at most 1")

@@ -7,7 +7,7 @@ for: parameters by name, ``fit`` that returns ``self``, tags, what was learned i
 import copy
 import inspect
 import math
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skerry.algorithms.ist import ist
+from skerry.algorithms.relay import relay
 from skerry.choose import choose
 from skerry.data.shards import Shards
 from skerry.data.splits import split
@@ -24,6 +25,8 @@ from skerry.plan.table import Plan
 from skerry.training.schedules import cosine
 from skerry.training.train import train
 from skerry.training.worker import LossFn, OptimizerFn
+
+METHODS = {"ist": ist, "relay": relay}
 
 _AT_ONCE = 1024
 """Samples a forward."""
@@ -44,7 +47,7 @@ class _Estimator:
         learning_rate: float = 3e-3,
         optimizer: OptimizerFn | None = None,
         local_steps: int = 20,
-        reshuffle: float | None = None,
+        method: Literal["ist", "relay"] = "ist",
         plan: Plan | None = None,
         random_state: int = 0,
     ) -> None:
@@ -55,7 +58,7 @@ class _Estimator:
         self.learning_rate = learning_rate
         self.optimizer = optimizer
         self.local_steps = local_steps
-        self.reshuffle = reshuffle
+        self.method = method
         self.plan = plan
         self.random_state = random_state
 
@@ -87,10 +90,8 @@ class _Estimator:
             batch_size=self.batch_size, seed=self.random_state,
         )  # fmt: skip
         steps = self.epochs * math.ceil(math.ceil(len(rows) / self.workers) / self.batch_size)
-        algorithm = ist(
-            self.workers, local_steps=self.local_steps, seed=self.random_state, reshuffle=self.reshuffle,
-            optimizer_state="travel",
-        )  # fmt: skip
+        make = METHODS[choose(self.method, METHODS, "method")]
+        algorithm = make(self.workers, local_steps=self.local_steps, seed=self.random_state, optimizer_state="travel")
         result = train(
             model,
             loss_fn,
@@ -146,7 +147,9 @@ class Classifier(_Estimator):
         learning_rate: of AdamW, falling to 0 by a cosine.
         optimizer: makes another ``torch.optim`` optimizer of parameters; then ``learning_rate`` has no meaning.
         local_steps: steps between two exchanges.
-        reshuffle: the fraction of units that is dealt again in an exchange, with their momenta; None: as in ``ist``.
+        method: ``"ist"`` deals new subnets in every round, whatever the model. ``"relay"`` trains one narrow net per
+            worker and hands them on; ``model_`` is then their mean. It is often better where every hidden layer can be
+            dealt out (MLPs), and refused elsewhere. Momenta travel with the units in both.
         plan: what is dealt out; discovered if None.
         random_state: everything random comes from it.
 

@@ -5,18 +5,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState, post_localSGD_hook
 from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from zoo import MODELS, blobs, cnn, images, mlp
 
-from skerry import ensemble, ist, launch, train
+from skerry import Session, ensemble, ist, launch, relay, train
 from skerry.algorithms import ddp, diloco, fedrolex, local_sgd
 from skerry.merge import Outer
-from skerry.partitions import Disjoint, Relay
-from skerry.subnet import extract
+from skerry.model.tensors import named_tensors
+from skerry.partitions import Disjoint
+from skerry.subnet import SideBySide, extract
 from skerry.training.loop import TrainingFailed
 
 ROUNDS, STEPS = 4, 5
@@ -129,100 +129,90 @@ def test_state_that_stays_needs_workers_that_keep_their_units():
         go(fedrolex(3, local_steps=2, optimizer_state="stay"))
 
 
-def test_a_plan_that_leaves_weights_whole_is_no_ensemble():
-    model, plan = plain()
-    some = plan.only("h0")
-    with pytest.raises(ValueError, match=r"out\.weight is on every worker"):
-        train(model, F.cross_entropy, Doubles(2), plan=some, algorithm=ensemble(2), optimizer=sgd, num_rounds=2)
-
-
 @pytest.mark.parametrize("settings", [{"lr": 0.0}, {"lr": float("inf")}, {"momentum": 1.0}, {"momentum": -0.1}])
 def test_outer_refuses_what_cannot_converge(settings):
     with pytest.raises(ValueError, match=f"outer {next(iter(settings))}"):
         Outer(**settings)
 
 
+def narrow_nets(model, plan):
+    dealt = Disjoint(3).assign(plan.axes, 0)
+    return [extract(model, plan, dealt.units(k)) for k in range(3)]
+
+
 def test_an_ensemble_is_the_mean_of_nets_that_were_trained_alone():
     model, plan = plain()
-    algorithm = ensemble(3, local_steps=STEPS * ROUNDS)  # one round: nothing is averaged on the way
-    assignment = algorithm.partition.assign(plan.axes, 0)
-    x = torch.randn(20, 9, dtype=torch.float64)
-    outputs, bias = [], []
-    for worker in range(3):
-        net = extract(model, plan, assignment.units(worker))
-        steps(net, sgd(net.parameters()), Doubles(3).batches(worker, 0, STEPS * ROUNDS))
-        outputs.append(net(x))
-        bias.append(net.out.bias)
-    result = train(model, F.cross_entropy, Doubles(3), plan=plan, algorithm=algorithm, optimizer=sgd, num_rounds=1)
-    torch.testing.assert_close(result.model(x), sum(outputs) / 3)
-    torch.testing.assert_close(result.model.out.bias, sum(bias) / 3)
+    x, nets = torch.randn(20, 9, dtype=torch.float64), narrow_nets(model, plan)
+    for worker, net in enumerate(nets):
+        optimizer = sgd(net.parameters())
+        for round in range(ROUNDS):
+            steps(net, optimizer, Doubles(3).batches(worker, round * STEPS, STEPS))
+    algorithm = ensemble(3, local_steps=STEPS)
+    result = train(model, F.cross_entropy, Doubles(3), plan=plan, algorithm=algorithm, optimizer=sgd, num_rounds=ROUNDS)
+    torch.testing.assert_close(result.model(x), sum(net(x) for net in nets) / 3)
+    for ours, meant in zip(result.model.nets, nets, strict=True):
+        same_weights(ours, meant, rtol=0, atol=0)
+    assert result.state.totals["bytes_due"] == 0
 
 
 def test_a_relay_is_the_mean_of_nets_that_go_from_worker_to_worker():
     model, plan = plain()
-    algorithm = ist(3, local_steps=STEPS)
-    data, x = Doubles(3), torch.randn(20, 9, dtype=torch.float64)
-    nets = [extract(model, plan, algorithm.partition.assign(plan.axes, 0).units(worker)) for worker in range(3)]
+    data, x, nets = Doubles(3), torch.randn(20, 9, dtype=torch.float64), narrow_nets(model, plan)
     for round in range(ROUNDS):
         for hand, net in enumerate(nets):
-            worker = (hand + round) % 3
-            steps(net, sgd(net.parameters()), data.batches(worker, round * STEPS, STEPS))
-        bias = sum(net.out.bias.detach() for net in nets) / 3  # what all hold is averaged each round
-        for net in nets:
-            net.out.bias.data.copy_(bias)
+            steps(net, sgd(net.parameters()), data.batches((hand + round) % 3, round * STEPS, STEPS))
+    algorithm = relay(3, local_steps=STEPS)
     result = train(model, F.cross_entropy, data, plan=plan, algorithm=algorithm, optimizer=sgd, num_rounds=ROUNDS)
     torch.testing.assert_close(result.model(x), sum(net(x) for net in nets) / 3)
+    for ours, meant in zip(result.model.nets, nets, strict=True):
+        same_weights(ours, meant, rtol=0, atol=0)
+    sizes = [sum(tensor.nbytes for tensor in named_tensors(net).values()) for net in nets]
+    assert result.state.totals["bytes_due"] == pytest.approx((ROUNDS - 1) * sum(sizes) / 3)  # nobody needs the last
 
 
-def test_ist_is_a_relay_where_subnets_share_nothing_but_vectors_and_else_deals_all_anew():
+@pytest.mark.parametrize("make", [relay, ensemble])
+def test_methods_of_independent_nets_leave_the_given_model_alone_and_store_nothing_between_nets(make):
     model, plan = plain()
-    anew = Disjoint(3, 5, reshuffle=1.0)
-    relay = ist(3, seed=5).on(plan, model)
-    assert (relay.partition, relay.apart) == (Relay(3, 5), True)
+    before = copy.deepcopy(model)
+    session = Session(model, plan=plan, algorithm=make(3), optimizer=sgd, num_rounds=3, seed=5)
+    same_weights(model, before, rtol=0, atol=0)
+    held = sum(size.numel() for size in session.loop.store.sizes.values())
+    assert held == sum(t.numel() for net in narrow_nets(model, plan) for t in named_tensors(net).values())
+    assert held < sum(tensor.numel() for tensor in named_tensors(model).values())
+    result = train(model, F.cross_entropy, Doubles(3), plan=plan, algorithm=make(3), optimizer=sgd, num_rounds=3)
+    same_weights(model, before, rtol=0, atol=0)
+    assert isinstance(result.model, SideBySide)
+
+
+@pytest.mark.parametrize("make", [relay, ensemble])
+def test_subnets_that_share_a_matrix_or_a_block_are_refused_before_training(make):
+    model, plan = plain()
+    arguments = {"algorithm": make(3), "optimizer": sgd, "num_rounds": 3}
+    with pytest.raises(ValueError, match=r"out\.weight.*\bist\b"):  # on every worker where only h0 is dealt out
+        Session(model, plan=plan.only("h0"), **arguments)
+    of_blocks, its_plan, _ = MODELS["blocks"][0]()
+    with pytest.raises(ValueError, match=r"1\.\d.*\bist\b"):
+        Session(of_blocks, plan=its_plan, **arguments)
     model.register_buffer("mask", torch.ones(2, 2))  # nobody trains it
-    assert ist(3, seed=5).on(plan, model) == relay
-    some = ist(3, seed=5).on(plan.only("h0"), model)  # out.weight is on every worker
-    assert (some.partition, some.apart) == (anew, False)
-    assert ist(3, seed=5, core=0.5).on(plan, model).partition == replace(anew, core=0.5)
-    assert ist(3, seed=5, capacities=(1, 1, 2)).on(plan, model).partition == replace(anew, capacities=(1, 1, 2))
-    for fraction in (0.0, 0.1, 1.0):
-        assert ist(3, seed=5, reshuffle=fraction).on(plan, model).partition == replace(anew, reshuffle=fraction)
+    Session(model, plan=replace(plan, shapes={**plan.shapes, "mask": torch.Size([2, 2])}), **arguments)
 
 
-def test_blocks_that_others_go_on_without_are_no_nets_of_their_own():
-    model, plan, _ = MODELS["blocks"][0]()
-    assert ist(3).on(plan, model).partition == Disjoint(3, reshuffle=1.0)
-    with pytest.raises(ValueError, match=r"'ensemble': .* is on every worker"):
-        ensemble(3).on(plan, model)
+def test_ist_deals_all_anew_whatever_the_plan():
+    assert ist(3, seed=5).partition == Disjoint(3, 5, reshuffle=1.0)
+    assert ist(3, core=0.5).partition == Disjoint(3, core=0.5)
+    assert ist(3, capacities=(1, 1, 2)).partition == Disjoint(3, capacities=(1, 1, 2))
+    assert ist(3, reshuffle=0.1).partition == Disjoint(3, reshuffle=0.1)
 
 
 @pytest.mark.parametrize("build", [mlp, cnn])
-@pytest.mark.parametrize("make", [ist, ensemble])
-def test_the_full_model_of_nets_of_their_own_is_their_mean(build, make):
+@pytest.mark.parametrize("make", [relay, ensemble])
+def test_the_net_of_independent_nets_is_their_mean(build, make):
     torch.manual_seed(0)
     model, plan, x = build()
-    algorithm = make(3, local_steps=2)
     data = (images if build is cnn else blobs)(3)
+    algorithm = make(3, local_steps=2)
     result = train(model, F.cross_entropy, data, plan=plan, algorithm=algorithm, optimizer=sgd, num_rounds=5)
-    full = result.full.whole()
-    held = algorithm.partition.assign(plan.axes, 4)
-    for name, module in full.named_modules():  # the same statistics for all, as measured on the full model
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            trained = dict(model.named_modules())[name]
-            trained.running_mean.copy_(module.running_mean)
-            trained.running_var.copy_(module.running_var)
-    outputs = [extract(model, plan, held.units(worker)).eval()(x) for worker in range(3)]
-    torch.testing.assert_close(full(x), sum(outputs) / 3)
-
-
-def test_a_plan_that_leaves_weights_whole_is_dealt_anew_in_training():
-    model, plan = plain()
-    whole = plan.only("h0")
-    arguments = {"plan": whole, "optimizer": sgd, "num_rounds": ROUNDS}
-    train(model, F.cross_entropy, Doubles(3), algorithm=ist(3, local_steps=STEPS), **arguments)
-    other, _ = plain()
-    train(other, F.cross_entropy, Doubles(3), algorithm=ist(3, local_steps=STEPS, reshuffle=1.0), **arguments)
-    same_weights(model, other, rtol=0, atol=0)
+    torch.testing.assert_close(result.model(x), sum(net(x) for net in result.model.nets) / 3)
 
 
 def test_ddp_is_refused_where_workers_run_one_after_the_other():

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from test_report import make_run
+from made_runs import make_run
 
 from skerry.experiments.runs.execute import configure
 

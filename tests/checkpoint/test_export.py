@@ -6,7 +6,6 @@ import weakref
 from dataclasses import dataclass
 
 import pytest
-import skerry.export as export_module
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -15,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from zoo import CASES, METHODS, MODELS, mlp
 
+import skerry.checkpoint.export as export_module
 from skerry import Checkpoints, Plan, train
 from skerry.checkpoint.export import export
 from skerry.merge.calibrate import scaled

@@ -9,13 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from overlapping import Overlapping
 from zoo import CASES, mlp
 
 from skerry.exchange.homes import home_dim, home_range
 from skerry.exchange.moves import moves, num_elements
 from skerry.exchange.routes import collected, traffic, transfers
 from skerry.model.tensors import named_tensors
-from skerry.partitions import Assignment, Disjoint, Everything, Overlapping, Sampled
+from skerry.partitions import Assignment, Disjoint, Everything, Sampled
 
 
 @cache

@@ -89,25 +89,26 @@ def test_priors_help_where_workers_have_classes_of_their_own(tmp_path):
     assert accuracy["true"] > accuracy["false"]
 
 
-def test_compare_goes_on_after_a_method_that_fails(tmp_path, capsys):
-    out, words = tmp_path / "cmp", ["--methods", "ist,narrow", "--set", "split=by_label", "--set", "threads=1"]
-    words += ["--set", "rounds=5", "--out", str(out)]
-    code, message = call(["compare", "digits-mlp", *words])
-    assert (code, "forgets the classes" in message) == (1, True)
+def test_compare_goes_on_after_a_method_that_fails(tmp_path):
+    out, words = tmp_path / "cmp", ["--methods", "ist,narrow", "--set", "ist.optimizer.lr=1e38", "--set", "threads=1"]
+    code, message = call(["compare", "digits-mlp", *words, "--set", "rounds=5", "--out", str(out)])
+    assert (code, "not finite" in message) == (1, True)
     assert (out / "narrow" / "summary.json").exists()
     assert (out / "report.html").exists()
-    assert "digits-mlp ist: a relay: subnets are handed on whole" in capsys.readouterr().err
 
 
-def test_a_relay_among_unlike_workers_is_ended_after_a_round_unless_they_have_priors(tmp_path):
-    words = ["--set", "split=by_label", "--set", "rounds=5", "--set", "threads=1"]
-    code, message = call(["train", "digits-mlp", "--out", str(tmp_path / "without"), *words])
-    assert (code, "a subnet that is handed on forgets" in message, "\n" in message) == (1, True, False)
-    assert call(["train", "digits-mlp", "--out", str(tmp_path / "with"), *words, "--set", "prior_adjusted=true"]) == (
-        0,
-        "",
-    )
-    assert json.loads((tmp_path / "with" / "summary.json").read_text())["accuracy"] > 0.4  # .62, the mean of five seeds
+def test_a_relay_with_label_skew_is_warned_of_and_label_priors_help(tmp_path, capsys):
+    words = ["--method", "relay", "--set", "split=by_label", "--set", "rounds=5", "--set", "threads=1"]
+    found = {}
+    for adjusted in ("false", "true"):
+        out = tmp_path / adjusted
+        assert call(["train", "digits-mlp", "--out", str(out), *words, "--set", f"prior_adjusted={adjusted}"]) == (
+            0,
+            "",
+        )
+        found[adjusted] = json.loads((out / "summary.json").read_text())["accuracy"]
+        assert "log_priors" in capsys.readouterr().err
+    assert found["true"] > found["false"] + 0.1
 
 
 def test_train_says_what_theory_warns_of_in_one_line(tmp_path, capsys):
@@ -207,7 +208,7 @@ def test_a_claim_that_does_not_hold_is_an_error(tmp_path, monkeypatch):
         (["train", "digits-mlp", "--out", "O", "--set", "split=by_lable"], "by_label"),
         (["train", "digits-mlp", "--out", "O", "--set", "reshuffle=1"], "did you mean 'partition.reshuffle'?"),
         (["train", "digits-mlp", "--out", "O", "--set", "lr=.1"], "did you mean 'optimizer.lr'?"),
-        (["train", "digits-mlp", "--out", "O", "--set", "partition.reshuffle=relay"], "expected a number, or null"),
+        (["train", "digits-mlp", "--out", "O", "--set", "partition.reshuffle=relay"], "expected a number"),
         (["train", "digits-mlp", "--out", "O", "--set", "prior_adjusted=1"], "=1: expected true or false"),
         (
             ["train", "digits-mlp", "--out", "O", "--set", "optimizer_state=keep"],

@@ -5,12 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from overlapping import Overlapping
 from zoo import mlp
 
 from skerry.merge import aggregate_
 from skerry.merge.aggregate import is_finite
 from skerry.model.tensors import named_tensors
-from skerry.partitions import Disjoint, Everything, Overlapping
+from skerry.partitions import Disjoint, Everything
 from skerry.subnet import extract
 
 

@@ -96,7 +96,7 @@ def trained():
         F.cross_entropy,
         blobs(4, samples=800),
         plan=plan,
-        algorithm=ist(4, local_steps=10, reshuffle=1.0),
+        algorithm=ist(4, local_steps=10),
         optimizer=lambda p: torch.optim.SGD(p, 0.1, momentum=0.9),
         num_rounds=20,
         schedule=cosine,

@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from overlapping import Overlapping
 
-from skerry.partitions import Disjoint, Everything, Nested, Overlapping, Relay, Rolling, Sampled
+from skerry.partitions import Cyclic, Disjoint, Everything, Nested, Rolling, Sampled
 from skerry.plan import Axis
 
 
@@ -79,17 +80,18 @@ def test_an_assignment_is_a_pure_function_of_seed_and_round(drawn, round, reshuf
 
 
 @given(axes_and_workers(), rounds, st.integers(0, 3))
-def test_a_relay_hands_all_on_to_the_next_worker_each_round(drawn, round, seed):
+def test_cyclic_dealing_hands_all_on_by_as_many_workers_as_its_step(drawn, round, step):
     axes, workers = drawn
-    going, dealt = Relay(workers, seed), Disjoint(workers, seed).assign(axes, 0)
+    going = Cyclic(workers, step)
+    assert (going.assign(axes, round).held.sum(0) == 1).all()
     for worker in range(workers):
-        assert torch.equal(going.assign(axes, round).units((worker + round) % workers), dealt.units(worker))
+        there = going.assign(axes, round).units((worker + round * step) % workers)
+        assert torch.equal(there, going.assign(axes, 0).units(worker))
 
 
-def test_in_a_relay_every_unit_meets_every_worker_with_its_neighbours():
+def test_units_that_are_together_stay_together_in_cyclic_dealing():
     axes = (Axis("a", 7), Axis("b", 9, start=7))
-    held = torch.stack([Relay(3).assign(axes, r).held for r in range(3)])
-    assert (held.sum(0) == 1).all()
+    held = torch.stack([Cyclic(3).assign(axes, r).held for r in range(3)])
     together = held.double().mT @ held.double()  # in each round the same pairs share a worker
     assert torch.equal(together[0], together[1])
     assert torch.equal(together[0], together[2])
@@ -182,7 +184,7 @@ def test_everything_is_everywhere(drawn, round):
     [
         (lambda: Disjoint(0), "num_workers=0"),
         (lambda: Disjoint(2, reshuffle=1.5), "reshuffle=1.5"),
-        (lambda: Relay(0), "num_workers=0"),
+        (lambda: Cyclic(0), "num_workers=0"),
         (lambda: Disjoint(2, core=-0.1), "core=-0.1"),
         (lambda: Disjoint(2, capacities=(1.0,)), "expected one a worker"),
         (lambda: Disjoint(2, capacities=(1.0, 0.0)), "positive"),

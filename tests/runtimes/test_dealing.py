@@ -7,6 +7,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from odd import all_same, any_assignment, assert_kept, copied, odd, one_round, same, trained
+from overlapping import Overlapping
 from together import together
 from torch import nn
 from torch.nn import functional as F
@@ -18,7 +19,7 @@ from skerry.algorithms import local_sgd
 from skerry.experiments.models.mlp import MLP
 from skerry.merge.calibrate import scale_
 from skerry.model.tensors import named_tensors
-from skerry.partitions import Assignment, Disjoint, Overlapping
+from skerry.partitions import Assignment, Disjoint
 from skerry.plan import In, Out
 from skerry.runtimes import Serial
 from skerry.runtimes.distributed.dealing import round_at_random
@@ -398,8 +399,8 @@ def nearly_all_core():
 @pytest.mark.parametrize(
     ("build", "algorithm"),
     [
-        (only_blocks, ist(3, local_steps=2, reshuffle=1.0)),  # a worker has some tensors whole that calibration scales
-        (nearly_all_core, ist(3, local_steps=2, core=0.75, reshuffle=1.0)),
+        (only_blocks, ist(3, local_steps=2)),  # a worker has some tensors whole that calibration scales
+        (nearly_all_core, ist(3, local_steps=2, core=0.75)),
         (lambda: mlp(hidden=(9, 7))[:2], Algorithm(name="o", partition=Overlapping(3, 3), local_steps=2)),
         (lambda: mlp(hidden=(9, 7))[:2], local_sgd(3, local_steps=2, overlap=1)),
     ],

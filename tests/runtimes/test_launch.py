@@ -95,7 +95,7 @@ def exported(folder):
     return {name: tensor for file in files for name, tensor in load_file(file).items()}, [file.name for file in files]
 
 
-ONE_HOLDER = ("ist", "ist-uneven-travel", "narrow", "single")
+ONE_HOLDER = ("ist", "ist-uneven-travel", "relay", "relay-travel", "narrow", "single", "ensemble")
 
 
 @pytest.mark.parametrize(("method", "model"), GRID)

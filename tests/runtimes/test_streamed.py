@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+from overlapping import Overlapping
 from torch import nn
 from torch.nn import functional as F
 from zoo import CASES
@@ -13,7 +14,7 @@ from skerry import Plan, discover
 from skerry.merge.calibrate import estimate_batch_norm_, scaled
 from skerry.model.inputs import call, tensors_of
 from skerry.model.tensors import named_tensors, skeleton
-from skerry.partitions import Disjoint, Overlapping
+from skerry.partitions import Disjoint
 from skerry.runtimes.streamed import Streamed
 
 

@@ -141,7 +141,7 @@ def measured_by_hand(algorithm, rounds):
 
 
 @pytest.mark.parametrize(
-    "algorithm", [ist(3, local_steps=STEPS, reshuffle=1.0), local_sgd(3, local_steps=STEPS)], ids=lambda a: a.name
+    "algorithm", [ist(3, local_steps=STEPS), local_sgd(3, local_steps=STEPS)], ids=lambda a: a.name
 )
 def test_train_and_a_loop_of_ones_own_measure_what_one_computes_with_all_subnets_at_hand(algorithm):
     of_train = run(algorithm, rounds=3)
@@ -165,7 +165,7 @@ def test_after_few_local_steps_not_every_round_is_looked_at():
 def test_a_test_set_scored_otherwise_is_not_compared_with_subnets():
     model, plan, x = mlp(norm=False)
     y = torch.zeros(len(x), dtype=torch.int64)
-    arguments = {"plan": plan, "algorithm": ist(2, reshuffle=1.0), "optimizer": sgd, "num_rounds": 1}
+    arguments = {"plan": plan, "algorithm": ist(2), "optimizer": sgd, "num_rounds": 1}
     session = Session(model, **arguments, loss_fn=F.cross_entropy, test=(x, y))
     assert session.score(session.full()).probe_loss is not None
     assert session.score(session.full(), F.cross_entropy, (x, y)).probe_loss is None
@@ -190,7 +190,7 @@ def test_squared_errors_gain_the_dispersion_when_subnets_are_put_together():
             sizes.append(float(output.square().mean()))
         return F.mse_loss(output, target)
 
-    (found,) = run(ist(2, local_steps=STEPS, reshuffle=1.0), data=data, test=test, loss_fn=loss_fn, rounds=1)
+    (found,) = run(ist(2, local_steps=STEPS), data=data, test=test, loss_fn=loss_fn, rounds=1)
     of_subnets = sum(sizes[:2]) / 2
     assert found.gap == pytest.approx(found.dispersion * of_subnets, rel=1e-4)
     assert found.gap > 0
@@ -250,14 +250,12 @@ def test_unlike_labels():
     order = y.argsort()
     data = Shards(x, y, list(order.split(60)), batch_size=16, seed=0)
     with pytest.warns(TheoryWarning, match="^label skew: .* mix the data"):
-        found = run(ist(4, local_steps=STEPS, reshuffle=1.0), data=data)
+        found = run(ist(4, local_steps=STEPS), data=data)
     assert warned(found) == {"label skew"}
     assert found[0].label_skew == pytest.approx(0.7, abs=0.1)
     assert found[1].label_skew is None
     with pytest.warns(TheoryWarning, match="^label skew: ") as told:
-        of_own = [
-            round.diagnosis for round, *_ in own_loop(ist(4, local_steps=STEPS, reshuffle=1.0), data=data, rounds=8)
-        ]
+        of_own = [round.diagnosis for round, *_ in own_loop(ist(4, local_steps=STEPS), data=data, rounds=8)]
     assert of_own == found
     assert told[0].filename == __file__
 
@@ -325,7 +323,7 @@ def test_threads_report_the_serial_figures(name):
 
 def as_process(runtime):
     torch.set_num_threads(1)
-    for algorithm in (ist(2, local_steps=STEPS, reshuffle=1.0), local_sgd(2, local_steps=STEPS)):
+    for algorithm in (ist(2, local_steps=STEPS), local_sgd(2, local_steps=STEPS)):
         x, y = next(iter(blobs(1, batch=240).batches(0, 0, 1)))
         data = Shards(x, y, list(y.argsort().split(120)), batch_size=16, seed=0)
         with warnings.catch_warnings(record=True) as told:
@@ -362,7 +360,7 @@ def test_without_a_test_set_outputs_are_not_looked_at():
     found = []
     train(
         model, F.cross_entropy, blobs(2), plan=Plan.from_rules(model, {"layers.0": Out("h"), "out": In("h")}),
-        algorithm=ist(2, local_steps=2, reshuffle=1.0), optimizer=sgd, num_rounds=2,
+        algorithm=ist(2, local_steps=2), optimizer=sgd, num_rounds=2,
         on_round=lambda record, state: found.append(record.diagnosis),
     )  # fmt: skip
     assert [(each.dispersion, each.subnet_loss, each.gap) for each in found] == [(None, None, None)] * 2

@@ -106,14 +106,14 @@ def test_a_model_of_several_inputs_is_trained_and_scored(of):
     sets = [[(of((a[i], b[i])), int(y[i])) for i in range(w, 30, 2)] for w in range(2)]
     data = skerry.from_loaders([torch.utils.data.DataLoader(s, batch_size=5) for s in sets])
     result = skerry.train(
-        model, F.cross_entropy, data, plan=plan, algorithm=skerry.ist(2, local_steps=2, reshuffle=1.0), num_rounds=2,
+        model, F.cross_entropy, data, plan=plan, algorithm=skerry.ist(2, local_steps=2), num_rounds=2,
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1), test=(of((a, b)), y), eval_batch_size=7,
     )  # fmt: skip
     trained = result.model
     assert result.score.loss == pytest.approx(F.cross_entropy(trained(a, b), y).item())
     assert result.score.accuracy == pytest.approx((trained(a, b).argmax(1) == y).double().mean().item())
     with pytest.raises(ValueError, match="expected a pair"):
-        skerry.train(model, F.cross_entropy, data, plan=plan, algorithm=skerry.ist(2, reshuffle=1.0), num_rounds=1,
+        skerry.train(model, F.cross_entropy, data, plan=plan, algorithm=skerry.ist(2), num_rounds=1,
                      optimizer=lambda p: torch.optim.SGD(p, lr=0.1), test=((a, b[:5]), y))  # fmt: skip
 
 

@@ -129,13 +129,13 @@ def go(session, *, steps=None, factor=1.0, turn=lambda worker: True):
     [(5, "a step more than the algorithm's local_steps=4"), (3, "3 steps, expected the algorithm's local_steps=4")],
 )
 def test_another_number_of_steps_than_the_algorithms_is_refused(steps, message):
-    _, session = new_session(ist(3, local_steps=4, reshuffle=1.0))
+    _, session = new_session(ist(3, local_steps=4))
     with pytest.raises(ValueError, match=f"worker 0, round 0: {message}"):
         go(session, steps=steps)
 
 
 def test_a_round_whose_workers_were_not_all_trained_is_refused():
-    _, session = new_session(ist(3, local_steps=4, reshuffle=1.0))
+    _, session = new_session(ist(3, local_steps=4))
     with pytest.raises(ValueError, match=r"round 0: ended before all workers were trained; go through"):
         go(session, turn=lambda worker: worker.number < 2)
 
@@ -149,7 +149,7 @@ def test_a_session_leaves_the_global_random_state_alone_also_when_the_loop_fails
             raise KeyError
         return True
 
-    _, session = new_session(ist(3, local_steps=4, reshuffle=1.0))
+    _, session = new_session(ist(3, local_steps=4))
     before = torch.get_rng_state()
     with pytest.raises(KeyError):
         go(session, turn=turn)
@@ -158,7 +158,7 @@ def test_a_session_leaves_the_global_random_state_alone_also_when_the_loop_fails
 
 
 def test_a_worker_that_had_its_turn_keeps_no_memory():
-    _, session = new_session(ist(3, local_steps=1, reshuffle=1.0), rounds=1)
+    _, session = new_session(ist(3, local_steps=1), rounds=1)
     with session:
         for round in session.rounds():
             for worker in round.workers:
@@ -197,10 +197,10 @@ def test_gradients_may_be_gathered_and_clipped():
 
 
 def test_the_full_model_wants_inputs_where_there_is_a_batch_norm():
-    _, session = new_session(ist(3, reshuffle=1.0), rounds=1)
+    _, session = new_session(ist(3), rounds=1)
     with pytest.raises(ValueError, match=r"full\(\): norms\.0 is a batch norm, expected inputs"):
         session.full()
-    model, session = new_session(ist(3, reshuffle=1.0), rounds=1, build=lambda: mlp(norm=False))
+    model, session = new_session(ist(3), rounds=1, build=lambda: mlp(norm=False))
     assert session.full().whole() is not model
 
 
@@ -210,16 +210,16 @@ def test_a_plan_that_is_wrong_is_found_where_there_are_example_inputs():
         model.norms[0] = nn.LayerNorm(13, elementwise_affine=False)
         return model, plan, None
 
-    _, session = new_session(ist(3, reshuffle=1.0), build=build)  # not verified
+    _, session = new_session(ist(3), build=build)  # not verified
     assert session.state.round == 0
     with pytest.raises(ValueError, match="axis 'h0'"):
-        new_session(ist(3, reshuffle=1.0), build=build, example_inputs=torch.randn(4, 9))
+        new_session(ist(3), build=build, example_inputs=torch.randn(4, 9))
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_a_short_run_in_which_every_piece_was_refused_fails(rounds):
     message = rf"refused in {rounds} rounds in a row \(last of worker 0, 1, 2\); start anew with a lower learning rate"
-    _, session = new_session(ist(3, local_steps=2, reshuffle=1.0), rounds=rounds)
+    _, session = new_session(ist(3, local_steps=2), rounds=rounds)
     with pytest.warns() as told, pytest.raises(TrainingFailed, match=message):
         go(session, factor=math.nan)
     assert [str(w.message) for w in told] == [
@@ -229,7 +229,7 @@ def test_a_short_run_in_which_every_piece_was_refused_fails(rounds):
     with pytest.raises(TrainingFailed, match=message):
         train(
             model, lambda output, y: F.cross_entropy(output, y) * math.nan, blobs(3), plan=plan,
-            algorithm=ist(3, local_steps=2, reshuffle=1.0), optimizer=sgd, num_rounds=rounds, schedule=constant,
+            algorithm=ist(3, local_steps=2), optimizer=sgd, num_rounds=rounds, schedule=constant,
             verify=False,
             on_round=lambda record, state: None,
         )  # fmt: skip

@@ -17,10 +17,10 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 from zoo import TiedAutoencoder, Transposed
 
-from skerry import sources
 from skerry.model.tensors import named_tensors, skeleton
 from skerry.randomness import generator
 from skerry.subnet.cuts import take
+from skerry.weights import source as sources
 from skerry.weights.from_files import FromFiles
 from skerry.weights.initializer import Constant, FromInitializer, Normal, Uniform, default_init
 from skerry.weights.source import FromModel, materialize

@@ -1,5 +1,6 @@
 """Published methods and honest rivals, each a choice of the parts."""
 
+from skerry.algorithm import Algorithm
 from skerry.algorithms.ddp import ddp
 from skerry.algorithms.diloco import diloco
 from skerry.algorithms.ensemble import ensemble
@@ -9,10 +10,11 @@ from skerry.algorithms.heterofl import heterofl
 from skerry.algorithms.ist import ist
 from skerry.algorithms.local_sgd import local_sgd
 from skerry.algorithms.narrow import narrow
+from skerry.algorithms.relay import relay
 from skerry.algorithms.resist import resist
 from skerry.algorithms.single import single
 
 __all__ = [
-    "ddp", "diloco", "ensemble", "federated_dropout", "fedrolex", "heterofl", "ist", "local_sgd", "narrow", "resist",
-    "single",
+    "Algorithm", "ddp", "diloco", "ensemble", "federated_dropout", "fedrolex", "heterofl", "ist", "local_sgd", "narrow",
+    "relay", "resist", "single",
 ]  # fmt: skip

@@ -1,17 +1,26 @@
 """Independent narrow nets whose outputs are averaged."""
 
 from skerry.algorithm import Algorithm, StatePolicy
-from skerry.partitions.disjoint import Disjoint
+from skerry.partitions.cyclic import Cyclic
+from skerry.trained import Apart
 
 
 def ensemble(workers: int, *, local_steps: int = 20, seed: int = 0, optimizer_state: StatePolicy = "stay") -> Algorithm:
-    """Each worker trains its own 1/n of each axis from beginning to end; the full model is all of them side by side:
+    """Deal units once, to n narrow nets that share nothing; worker w trains net w from beginning to end:
 
         f(x) = (1/n) sum_w f_w(x),
 
-    the mean of outputs before softmax. It is subnet training that never deals again and in which weights between
-    subnets are zero. Independent but for the bias of the output, which is averaged at the end of a round; a plan that
-    leaves more whole is refused. For running statistics of the whole see ``calibrate.py``.
+    the mean of outputs. It is a ``relay`` in which nobody hands anything on: no traffic at all. What is trained and
+    exported are the nets side by side (``skerry.subnet.SideBySide``), and the given model is not changed.
+
+    Args:
+        workers: n.
+        local_steps: steps a round, which is only a place to measure and to save.
+        seed: of the dealing.
+        optimizer_state: what becomes of momenta between rounds, see ``Algorithm``.
+
+    Raises:
+        ValueError: on training, where subnets share matrices or blocks.
 
     References:
         Lakshminarayanan, Pritzel, Blundell: Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles,
@@ -19,8 +28,8 @@ def ensemble(workers: int, *, local_steps: int = 20, seed: int = 0, optimizer_st
     """
     return Algorithm(
         name="ensemble",
-        partition=Disjoint(workers, seed, reshuffle=0.0),
+        partition=Cyclic(workers, step=0),
         local_steps=local_steps,
         optimizer_state=optimizer_state,
-        apart=True,
+        trains=Apart(workers, seed),
     )

@@ -1,11 +1,9 @@
 """Independent subnet training."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from skerry.algorithm import Algorithm, StatePolicy
 from skerry.partitions.disjoint import Disjoint
-from skerry.partitions.relay import Relay
 
 
 def ist(
@@ -13,42 +11,33 @@ def ist(
     *,
     local_steps: int = 20,
     seed: int = 0,
-    reshuffle: float | None = None,
+    reshuffle: float = 1.0,
     capacities: Sequence[float] | None = None,
     core: float = 0.0,
     optimizer_state: StatePolicy = "reset",
     overlap: int = 0,
 ) -> Algorithm:
-    """Deal each axis's units to the workers; each trains its own dense subnet; hand the pieces on; put them together.
+    """Deal each axis's units to the workers; each trains its own dense subnet; put the pieces together; deal anew.
 
     With U_w the units of worker w in a round (disjoint, together all), W[U_w] the weights that touch only units of U_w,
     and J local steps of SGD on w's own data:
 
         W[U_w] <- W[U_w] - eta * sum_{j=1..J} grad L_w(W_j[U_w])   for every w at once, without any traffic.
 
-    A weight between units of two workers rests. A weight that touches no unit is on all workers and averaged.
+    A weight between units of two workers rests. A weight that touches no unit is on all workers and is averaged. In
+    the next round new U_w are dealt, so weights between all units are trained, each in one round in n on average.
 
-    What becomes of U_w after a round is a choice. ``reshuffle=1`` deals all units anew, as the paper does: weights
-    between all units are trained, each in one round in n on average, and a unit learns to work with any others. A
-    *relay* keeps units together, and every worker hands its subnet on to the next one, so that each subnet meets all
-    data; weights between two subnets are zero, and the full model is the subnets side by side.
-
-    By default it is a relay where that can be: where subnets share nothing but vectors, capacities are equal and there
-    is no core. Else all units are dealt anew: subnets that share a residual stream add up in it, so units have to work
-    with those of any other subnet. **With unlike labels on the workers** a subnet that is handed on forgets the classes
-    of the last worker: give ``skerry.train`` the workers' ``log_priors``, or ``reshuffle=.1`` here (docs/your-run.md).
-    To go on from a trained model, give ``reshuffle``, too.
-
-    Differs from the paper: the relay (docs/log.md has what each brings); the full model's consumers are scaled by 1/n
-    (``calibrate.py``) and batch norm keeps running statistics, where the release uses the test batch's.
+    Differs from the paper: what reads units is scaled by 1/n in the full model (``calibrate.py``), and batch norm keeps
+    running statistics, where the release uses the test batch's. ``reshuffle``, ``capacities``, ``core`` and ``overlap``
+    are ours; their defaults are the paper's algorithm.
 
     Args:
         workers: n.
         local_steps: J.
         seed: of the dealing.
-        reshuffle: the fraction of units that are dealt again each round, see ``Disjoint``; the others stay where they
-            are. None: a relay where it can be, else 1.
-        capacities: a weight a worker; units are dealt in proportion.
+        reshuffle: the fraction of units that are dealt again each round, see ``Disjoint``; the others stay with their
+            worker.
+        capacities: a weight for each worker; units are dealt in proportion.
         core: the fraction of each axis that all workers hold and average.
         optimizer_state: what becomes of momenta, see ``Algorithm``.
         overlap: see ``Algorithm``.
@@ -57,15 +46,10 @@ def ist(
         Yuan, Wolfe, Dun, Tang, Kyrillidis, Jermaine: Distributed Learning of Fully Connected Neural Networks using
         Independent Subnet Training, VLDB 2022, arXiv 1910.02120, algorithm 1.
     """
-    weights = None if capacities is None else tuple(capacities)
-    fraction = 1.0 if reshuffle is None else reshuffle
-    dealt = Algorithm(
+    return Algorithm(
         name="ist",
-        partition=Disjoint(workers, seed, reshuffle=fraction, capacities=weights, core=core),
+        partition=Disjoint(workers, seed, reshuffle, None if capacities is None else tuple(capacities), core),
         local_steps=local_steps,
         optimizer_state=optimizer_state,
         overlap=overlap,
     )
-    if reshuffle is not None or core or len(set(weights or ())) > 1:
-        return dealt
-    return replace(dealt, partition=Relay(workers, seed), apart=True, where_shared=dealt)

@@ -2,6 +2,7 @@
 
 from skerry.algorithm import Algorithm, StatePolicy
 from skerry.partitions.everything import Everything
+from skerry.trained import Narrow
 
 
 def narrow(
@@ -30,5 +31,5 @@ def narrow(
         local_steps=local_steps,
         optimizer_state=optimizer_state,
         overlap=overlap,
-        width=1.0 / workers if width is None else width,
+        trains=Narrow(1.0 / workers if width is None else width),
     )

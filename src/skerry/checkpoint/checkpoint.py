@@ -102,7 +102,6 @@ def write(folder: Path, state: State, store: Store, runtime: Runtime, run: str) 
     tensors = {name: t.detach().cpu().contiguous() for name, t in store.shards().items()}
     tensors |= {_TRAINED: state.trained, _HELD: store.layout.held}
     numbers = {"round": state.round, "bad_rounds": state.bad_rounds, "totals": state.totals}
-    numbers["workers"] = store.assignment.num_workers  # a serial run's file is that of one process
     dealt = plan_digest(store.plan)
     sizes = {name: [str(t.dtype).removeprefix("torch."), *t.shape] for name, t in store.sizes.items()}
     told = {"format": _FORMAT, "run": run, "plan": dealt, "state": json.dumps(numbers), "sizes": json.dumps(sizes)}
@@ -160,7 +159,6 @@ class Checkpoint:
     Attributes:
         state: as it was.
         sizes: full-size tensors on the meta device, optimizer state that travels included.
-        num_workers: of the run that wrote it; None in checkpoints of before 2026-11-27.
     """
 
     def __init__(
@@ -182,7 +180,6 @@ class Checkpoint:
         numbers = json.loads(told["state"])
         totals = {key: float(numbers["totals"][key]) for key in TOTALS}
         self.state = State(int(numbers["round"]), trained, int(numbers["bad_rounds"]), totals)
-        self.num_workers = numbers.get("workers")
         self.sizes = {
             name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
             for name, (dtype, *shape) in json.loads(told["sizes"]).items()
@@ -282,7 +279,9 @@ class Checkpoint:
         if told["run"] != self._run:
             raise CheckpointError(f"{path}: it is of a run with other settings; put back this run's own or start anew")
         if told["plan"] != plan_digest(self._plan):
-            raise CheckpointError(f"{path}: it is of a run with another plan; put back this run's own or start anew")
+            raise CheckpointError(
+                f"{path}: it is of a run with another plan or number of nets; put back this run's own or start anew"
+            )
         if checksum != self._checksums[worker]:
             raise CheckpointError(f"{path}: it is of another set than checkpoint.json; put this run's own back")
         self._checked.add(worker)

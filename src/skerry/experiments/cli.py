@@ -15,7 +15,7 @@ from skerry.choose import choose
 from skerry.experiments import datasets as data_room
 from skerry.experiments import theory as theory_room
 from skerry.experiments.config import Config, parse_settings
-from skerry.experiments.methods import METHODS, has_use_for
+from skerry.experiments.methods import METHODS, takes
 from skerry.experiments.recipes import RECIPES
 from skerry.experiments.reports.comparison import comparison, load_runs, to_markdown, to_rich
 from skerry.experiments.reports.html import write_report
@@ -31,6 +31,10 @@ from skerry.training.diagnosis import TheoryWarning
 from skerry.training.loop import TrainingFailed
 
 _TOLD = (ValueError, OSError, TrainingFailed, PeerLost, WorkerDied)
+
+
+COMPARED = ("ist", "relay", "narrow", "ensemble")
+"""What ``compare`` shows by default, of those that the recipe has."""
 
 
 def entry() -> None:
@@ -139,9 +143,7 @@ def train(
 
 @main.command()
 @click.argument("recipe")
-@click.option(
-    "--methods", help=f"Of {', '.join(METHODS)}; comma-separated. Default: the recipe's,local_sgd,narrow,single."
-)
+@click.option("--methods", help=f"Of {', '.join(METHODS)}; comma-separated. Default: ist,relay,narrow,ensemble.")
 @click.option("--seeds", default=None, help="Seeds, comma-separated, to repeat every method with.")
 @click.option("--rounds", type=int, help="Number of rounds, the same for all: operations are then not equal.")
 @_shared_options
@@ -164,7 +166,9 @@ def compare(
     are kept. A method whose training fails is told of, and the others go on.
     """
     if methods is None:
-        methods = f"{RECIPES[choose(recipe, RECIPES, 'recipe')]().config.method},local_sgd,narrow,single"
+        built = RECIPES[choose(recipe, RECIPES, "recipe")]()
+        by_default = dict.fromkeys([built.config.method, *COMPARED])
+        methods = ",".join(method for method in by_default if method in built.methods)
     chosen = [choose(m.strip(), METHODS, "method") for m in methods.split(",") if m.strip()]
     try:
         repeats = [int(s) for s in seeds.split(",")] if seeds else [None]
@@ -237,7 +241,7 @@ def _is_for(setting: str, method: str) -> bool:
     first = setting.split(".")[0]
     if first in METHODS:
         return first == method
-    if not has_use_for(method, setting) and any(has_use_for(other, setting) for other in METHODS):
+    if not takes(method, setting) and any(takes(other, setting) for other in METHODS):
         return False  # a setting that is nobody's is a mistake, which configuring tells
     return not (method == "single" and first == "workers")
 

@@ -4,7 +4,8 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, Self
+from types import NoneType, UnionType
+from typing import Any, Literal, Self, get_args, get_origin
 
 from skerry.algorithm import StatePolicy
 from skerry.choose import choose
@@ -16,12 +17,12 @@ from skerry.runtimes.distributed.wire import WireFormat
 class Dealing:
     """Who holds what.
 
-    ``reshuffle`` (None: as ``ist`` has it), ``core``, ``capacities`` (a weight a worker, None: equal): of
+    ``reshuffle``, ``core``, ``capacities`` (a weight a worker, None: equal): of
     ``Disjoint``. ``fractions`` (of each axis, for each worker; None: the method's own), ``step``: of ``Sampled``,
     ``Rolling`` and ``Nested``. ``min_units``: of ``Covering``. ``warmup_rounds``: of ``Warmup``.
     """
 
-    reshuffle: float | None = None
+    reshuffle: float = 1.0
     core: float = 0.0
     capacities: tuple[float, ...] | None = None
     fractions: tuple[float, ...] | None = None
@@ -36,7 +37,8 @@ class Config:
 
     ``optimizer`` holds the ``name`` of a class of ``torch.optim`` and its keyword arguments; ``model`` what the recipe
     lets one change of its model, ``data`` of its data. ``width`` is the fraction of each axis that method ``narrow``
-    has, 0: 1/workers. ``prior_adjusted``: in local steps workers' logits get the log prior of their labels
+    has, None: 1/workers. ``optimizer_state``: None is the method's own default. ``prior_adjusted``: in local steps
+    workers' logits get the log prior of their labels
     (``priors.py``). ``threads=0`` means: serial all cores, processes an equal part of them, at least one.
     """
 
@@ -52,13 +54,13 @@ class Config:
     prior_adjusted: bool = False
     partition: Dealing = field(default_factory=Dealing)
     optimizer: Mapping[str, Any] = field(default_factory=lambda: {"name": "SGD", "lr": 0.1, "momentum": 0.9})
-    optimizer_state: StatePolicy = "reset"
+    optimizer_state: StatePolicy | None = None
     outer: Outer = field(default_factory=Outer)
     overlap: int = 0
     schedule: str = "cosine"
     model: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
-    width: float = 0.0
+    width: float | None = None
     eval_every: int = 10
     eval_batch_size: int = 4096
     checkpoint_every_s: float = 10.0
@@ -150,37 +152,38 @@ def _change(config: Any, path: list[str], value: Any, full: str) -> Any:
             raise ValueError(f"unknown setting '{full}': '{name}' is a single value; did you mean '{name}'?")
         return replace(config, **{name: _change(old, rest, value, full)})
     (kind,) = (f.type for f in fields(config) if f.name == name)
-    if kind == float | None:  # what it is now may say nothing of its type
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ValueError(f"{full}={value!r}: expected a number, or null for what the method has by itself")
-        old = None if value is None else 0.0
-    return replace(config, **{name: _typed(old, value, full)})
+    if is_dataclass(old) and isinstance(value, Mapping):
+        for part, inner in value.items():
+            old = _change(old, [part], inner, f"{full}.{part}")
+        return replace(config, **{name: old})
+    return replace(config, **{name: _typed(kind, value, full)})
 
 
-def _typed(old: Any, value: Any, name: str) -> Any:
-    """Return ``value`` as the type of ``old``, or raise ValueError."""
-    if isinstance(old, bool) or isinstance(value, bool):
-        if isinstance(old, bool) and isinstance(value, bool):
-            return value
-    elif is_dataclass(old):
-        if isinstance(value, Mapping):
-            for part, inner in value.items():
-                old = _change(old, [part], inner, f"{name}.{part}")
-            return old
-    elif isinstance(old, Mapping):
-        if isinstance(value, Mapping):
-            return dict(value)
-    elif isinstance(old, int):
-        if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-            return int(value)
-    elif isinstance(old, float):
-        if isinstance(value, int | float):
-            return float(value)
-    elif isinstance(old, str):
-        if isinstance(value, str):
-            return value
-    elif value is None or (isinstance(value, list) and all(isinstance(v, int | float) for v in value)):
-        return None if value is None else tuple(float(v) for v in value)
-    kind = "a list of numbers, for example [1,1,2]" if old is None or isinstance(old, tuple) else type(old).__name__
-    kind = "true or false" if isinstance(old, bool) else kind
-    raise ValueError(f"{name}={value!r}: expected {kind}")
+_NUMBERS = tuple[float, ...]
+_IN_WORDS = {bool: "true or false", _NUMBERS: "a list of numbers, for example [1,1,2]", float: "a number", int: "int"}
+
+
+def _typed(kind: Any, value: Any, name: str) -> Any:
+    """Return ``value`` as the type ``kind`` of a setting, or raise ValueError."""
+    optional = isinstance(kind, UnionType)
+    if optional:
+        (kind,) = (option for option in get_args(kind) if option is not NoneType)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is None and optional:
+        return None
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is int and number and float(value).is_integer():
+        return int(value)
+    if kind is float and number:
+        return float(value)
+    if kind == _NUMBERS and isinstance(value, list) and all(isinstance(v, int | float) for v in value):
+        return tuple(float(v) for v in value)
+    if get_origin(kind) is Literal and isinstance(value, str):
+        return choose(value, get_args(kind), name)
+    if kind is str and isinstance(value, str):
+        return value
+    if isinstance(value, Mapping) and get_origin(kind) is Mapping:
+        return dict(value)
+    expected = _IN_WORDS.get(kind, "text" if kind is str else "a group of settings")
+    raise ValueError(f"{name}={value!r}: expected {expected}{', or null for its default' if optional else ''}")

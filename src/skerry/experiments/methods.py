@@ -1,118 +1,55 @@
-"""Methods by name: which algorithm a config means, and which of its settings that has a use for."""
+"""Methods by name: the algorithm that a config means, and which of its settings that takes.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+A method's settings are the arguments of its function in ``skerry.algorithms``; each is found in the config under its
+own name, under ``partition``, or (``outer_lr``) under ``outer``.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from functools import cache
 
 from skerry import algorithms
 from skerry.algorithm import Algorithm
-from skerry.experiments.config import Config
+from skerry.experiments.config import Config, Dealing
 
-SOME_METHODS_ONLY = ("optimizer_state", "outer", "overlap", "partition", "width")
-"""Settings, and groups of settings, that only those methods take which name them."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method of the CLI.
-
-    Attributes:
-        build: makes the algorithm.
-        takes: the settings of ``SOME_METHODS_ONLY`` that it has a use for.
-    """
-
-    build: Callable[[Config], Algorithm]
-    takes: frozenset[str]
-
-
-def _method(build: Callable[[Config], Algorithm], *takes: str) -> Method:
-    return Method(build, frozenset(takes))
-
-
-METHODS: dict[str, Method] = {
-    "ist": _method(
-        lambda c: algorithms.ist(
-            c.workers,
-            local_steps=c.local_steps,
-            seed=c.seed,
-            reshuffle=c.partition.reshuffle,
-            core=c.partition.core,
-            capacities=c.partition.capacities,
-            optimizer_state=c.optimizer_state,
-            overlap=c.overlap,
-        ),
-        "optimizer_state", "overlap", "partition.reshuffle", "partition.core", "partition.capacities",
-    ),
-    "resist": _method(
-        lambda c: algorithms.resist(
-            c.workers,
-            local_steps=c.local_steps,
-            seed=c.seed,
-            min_units=c.partition.min_units,
-            warmup_rounds=c.partition.warmup_rounds,
-            optimizer_state=c.optimizer_state,
-            overlap=c.overlap,
-        ),
-        "optimizer_state", "overlap", "partition.min_units", "partition.warmup_rounds",
-    ),
-    "narrow": _method(
-        lambda c: algorithms.narrow(
-            c.workers,
-            local_steps=c.local_steps,
-            width=c.width or None,
-            optimizer_state=c.optimizer_state,
-            overlap=c.overlap,
-        ),
-        "optimizer_state", "overlap", "width",
-    ),
-    "local_sgd": _method(
-        lambda c: algorithms.local_sgd(
-            c.workers, local_steps=c.local_steps, optimizer_state=c.optimizer_state, overlap=c.overlap
-        ),
-        "optimizer_state", "overlap",
-    ),
-    "diloco": _method(
-        lambda c: algorithms.diloco(
-            c.workers, local_steps=c.local_steps, outer_lr=c.outer.lr, outer_momentum=c.outer.momentum
-        ),
-        "outer.lr", "outer.momentum",
-    ),
-    "ddp": _method(lambda c: algorithms.ddp(c.workers, local_steps=c.local_steps)),
-    "single": _method(lambda c: algorithms.single(local_steps=c.local_steps)),
-    "ensemble": _method(lambda c: algorithms.ensemble(c.workers, local_steps=c.local_steps, seed=c.seed)),
-    "federated_dropout": _method(
-        lambda c: algorithms.federated_dropout(
-            c.workers,
-            local_steps=c.local_steps,
-            seed=c.seed,
-            fractions=c.partition.fractions,
-            optimizer_state=c.optimizer_state,
-        ),
-        "optimizer_state", "partition.fractions",
-    ),
-    "fedrolex": _method(
-        lambda c: algorithms.fedrolex(
-            c.workers,
-            local_steps=c.local_steps,
-            step=c.partition.step,
-            fractions=c.partition.fractions,
-            optimizer_state=c.optimizer_state,
-        ),
-        "optimizer_state", "partition.fractions", "partition.step",
-    ),
-    "heterofl": _method(
-        lambda c: algorithms.heterofl(
-            c.workers,
-            local_steps=c.local_steps,
-            fractions=c.partition.fractions,
-            optimizer_state=c.optimizer_state,
-        ),
-        "optimizer_state", "partition.fractions",
-    ),
+METHODS: dict[str, Callable[..., Algorithm]] = {
+    name: getattr(algorithms, name)
+    for name in (
+        "ist", "relay", "resist", "narrow", "ensemble", "local_sgd", "diloco", "ddp", "single", "federated_dropout",
+        "fedrolex", "heterofl",
+    )
 }  # fmt: skip
 
+SOME_METHODS_ONLY = ("optimizer_state", "outer", "overlap", "partition", "width")
+"""Settings, and groups of settings, that only those methods take which have an argument for them."""
 
-def has_use_for(method: str, setting: str) -> bool:
-    """Tell whether ``method`` has a use for ``setting``; a group such as ``partition`` if for anything in it."""
+
+@cache
+def settings_of(method: str) -> Mapping[str, str]:
+    """Return for each argument of ``method`` the setting that it comes from."""
+    of_partition = {field.name for field in fields(Dealing)}
+    found = {}
+    for name in inspect.signature(METHODS[method]).parameters:
+        group, _, part = name.partition("_")
+        found[name] = f"partition.{name}" if name in of_partition else f"outer.{part}" if group == "outer" else name
+    return found
+
+
+def build(config: Config) -> Algorithm:
+    """Return the algorithm that ``config`` means; settings that are None are left to the method's own default."""
+    arguments = {}
+    for name, setting in settings_of(config.method).items():
+        value = config
+        for part in setting.split("."):
+            value = getattr(value, part)
+        if value is not None:
+            arguments[name] = value
+    return METHODS[config.method](**arguments)
+
+
+def takes(method: str, setting: str) -> bool:
+    """Tell whether ``method`` takes ``setting``; a group such as ``partition`` if it takes anything in it."""
     if setting.split(".")[0] not in SOME_METHODS_ONLY:
         return True
-    return any(taken == setting or taken.startswith(f"{setting}.") for taken in METHODS[method].takes)
+    return any(taken == setting or taken.startswith(f"{setting}.") for taken in settings_of(method).values())

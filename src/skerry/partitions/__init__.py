@@ -2,22 +2,20 @@
 
 from skerry.partitions.assignment import Assignment, Partition
 from skerry.partitions.covering import Covering
+from skerry.partitions.cyclic import Cyclic
 from skerry.partitions.disjoint import Disjoint
 from skerry.partitions.everything import Everything
 from skerry.partitions.fractional import Nested, Rolling, Sampled
-from skerry.partitions.overlapping import Overlapping
-from skerry.partitions.relay import Relay
 from skerry.partitions.warmup import Warmup
 
 __all__ = [
     "Assignment",
     "Covering",
+    "Cyclic",
     "Disjoint",
     "Everything",
     "Nested",
-    "Overlapping",
     "Partition",
-    "Relay",
     "Rolling",
     "Sampled",
     "Warmup",

@@ -54,16 +54,16 @@ class Partition(Protocol):
         ...
 
 
-def _num_units(axes: Sequence[Axis]) -> int:
+def num_units(axes: Sequence[Axis]) -> int:
     return sum(axis.num_units for axis in axes)
 
 
-def _check_workers(num_workers: int) -> None:
+def check_workers(num_workers: int) -> None:
     if num_workers < 1:
         raise ValueError(f"num_workers={num_workers}: expected at least 1")
 
 
-def _too_few_units(axis: Axis, num_workers: int) -> ValueError:
+def too_few_units(axis: Axis, num_workers: int) -> ValueError:
     return ValueError(
         f"axis '{axis.name}': {axis.num_units} units for {num_workers} workers, expected at least one a worker; "
         "use fewer workers or leave the axis whole"

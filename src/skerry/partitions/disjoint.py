@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from skerry.partitions.assignment import Assignment, _check_workers, _num_units, _too_few_units
+from skerry.partitions.assignment import Assignment, check_workers, num_units, too_few_units
 from skerry.plan.table import Axis
 from skerry.randomness import generator
 
@@ -52,7 +52,7 @@ class Disjoint:
     _known: dict[Axis, dict[int, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _check_workers(self.num_workers)
+        check_workers(self.num_workers)
         for name, value in (("reshuffle", self.reshuffle), ("core", self.core)):
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name}={value}: expected a fraction from 0 to 1")
@@ -66,7 +66,7 @@ class Disjoint:
 
     def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
         """Deal the units of ``axes`` for ``round``."""
-        held = torch.zeros(self.num_workers, _num_units(axes), dtype=torch.bool)
+        held = torch.zeros(self.num_workers, num_units(axes), dtype=torch.bool)
         for axis in axes:
             num_core = int(self.core * axis.num_units + 0.5)
             held[:, axis.start : axis.start + num_core] = True
@@ -111,7 +111,7 @@ class Disjoint:
 def _sizes(num_dealt: int, capacities: Sequence[float], minimum: int, axis: Axis) -> list[int]:
     """Deal ``num_dealt`` in proportion to ``capacities`` by largest remainder, at least ``minimum`` each."""
     if num_dealt < minimum * len(capacities):
-        raise _too_few_units(axis, len(capacities))
+        raise too_few_units(axis, len(capacities))
     spare = num_dealt - minimum * len(capacities)
     ideal = [num_dealt * c / sum(capacities) for c in capacities]
     above = [max(0.0, want - minimum) for want in ideal]

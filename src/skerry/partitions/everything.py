@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from skerry.partitions.assignment import Assignment, _check_workers, _num_units
+from skerry.partitions.assignment import Assignment, check_workers, num_units
 from skerry.plan.table import Axis
 
 
@@ -19,11 +19,11 @@ class Everything:
     covers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_workers(self.num_workers)
+        check_workers(self.num_workers)
 
     def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
         """Return the assignment in which everybody holds everything."""
-        return Assignment(torch.ones(self.num_workers, _num_units(axes), dtype=torch.bool))
+        return Assignment(torch.ones(self.num_workers, num_units(axes), dtype=torch.bool))
 
     def share(self, axes: Sequence[Axis], round: int) -> Tensor:
         """Return ones."""

@@ -105,18 +105,6 @@ class Plan:
         whole = (name for name, p in model.named_parameters() if p.dim() > 1 and name not in self.dims)
         return next(iter(self.blocks), None) or next(whole, None)
 
-    def without_scale_between(self) -> "Plan":
-        """Return the plan for a model in which weights between units of different workers are zero.
-
-        There a unit reads the same units in the full model as in its subnet, so calibration has nothing to make up for
-        but where subnets come together: in what reads units and makes none.
-        """
-        dims = {
-            name: row if sum(dim is not None for dim in row) < 2 else tuple(d and replace(d, role="out") for d in row)
-            for name, row in self.dims.items()
-        }
-        return replace(self, dims=dims)
-
     def row(self, name: str, shape: torch.Size) -> tuple[DealtDim | None, ...]:
         """Return the table row of a full-size tensor, empty where no dim of it is dealt out.
 

@@ -2,8 +2,10 @@
 
 from skerry.subnet.extract import extract, write_back
 from skerry.subnet.masked import masked
+from skerry.subnet.side_by_side import SideBySide
 
 __all__ = [
+    "SideBySide",
     "extract",
     "masked",
     "write_back",

@@ -8,7 +8,7 @@ checkpoints, and ends a training that breaks down.
 import math
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # also SyncBatchNorm
 
 from skerry.algorithm import Algorithm
-from skerry.checkpoint.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from skerry.checkpoint.checkpoint import Checkpoints
 from skerry.checkpoint.export import SHARD_BYTES, export
 from skerry.checkpoint.state import State
 from skerry.discovery.verify import verify, verify_small
@@ -29,13 +29,11 @@ from skerry.model import optimizer_state
 from skerry.model.inputs import Inputs, tensors_of, to
 from skerry.model.tensors import named_tensors, skeleton
 from skerry.partitions.everything import Everything
-from skerry.partitions.relay import Relay
 from skerry.plan.table import Plan
-from skerry.randomness import seed_of
 from skerry.runtimes.overlap import BEGAN
 from skerry.runtimes.runtime import KEPT, RESTING, Beginning, FullModel, Handover, Runtime, Store
 from skerry.runtimes.serial import Serial
-from skerry.subnet.extract import narrow_model
+from skerry.trained import Start
 from skerry.training.diagnosis import Diagnosis, TheoryWarning
 from skerry.training.evaluate import Metric, Score
 from skerry.training.loop import Loop
@@ -43,10 +41,6 @@ from skerry.training.monitor import Watch
 from skerry.training.record import Record
 from skerry.training.schedules import Schedule, constant
 from skerry.training.worker import LossFn, OptimizerFn, Worker
-from skerry.weights.source import FromModel, Source, ZeroBetween
-
-Start = Callable[[nn.Module], Source]
-"""Given the model to train, where its values come from."""
 
 
 class Round:
@@ -109,15 +103,15 @@ class Round:
 class Session:
     """Trains ``model`` as independent subnets, in a loop of your own.
 
-    Every process of the runtime makes one with the same arguments. Serially ``model`` is trained in place (but for
-    algorithms with ``width < 1``, which train a fresh narrow one); with one process a worker it is only where training
-    starts from. ``with`` gives torch's random state back where a loop ends early.
+    Every process of the runtime makes one with the same arguments. Serially ``model`` is trained in place, unless the
+    algorithm trains other nets instead (``narrow``, ``relay``, ``ensemble``); with one process per worker it is only
+    where training starts from. ``with`` gives torch's random state back where a loop ends early.
 
     Every session is watched: ``TheoryWarning`` says where theory expects trouble, ``Round.diagnosis`` has the figures
     (docs/your-run.md). Without ``test`` nothing is known of outputs, without ``worker.step(loss, labels)`` of labels.
 
     Args:
-        model: the full model. A relay (``ist``) sets the weights between two subnets to zero first.
+        model: the full model.
         plan: what is dealt out.
         algorithm: who holds what, and for how long.
         optimizer: makes a ``torch.optim`` optimizer of parameters.
@@ -184,7 +178,6 @@ class Session:
         eval_batch_size: int = 1024,
     ) -> None:
         plan.check(model)
-        algorithm = algorithm.on(plan, model)
         if not plan.axes and not isinstance(algorithm.partition, Everything):
             raise ValueError(f"the plan deals nothing out, so '{algorithm.name}' has nothing to deal; give it rules")
         if plan.blocks and not algorithm.partition.covers:
@@ -195,11 +188,11 @@ class Session:
         if num_rounds < 1:
             raise ValueError(f"num_rounds={num_rounds}: expected at least 1")
         _check_algorithm(algorithm, plan, num_rounds)
-        if isinstance(algorithm.partition, Relay) and num_rounds < algorithm.partition.num_workers:
+        if num_rounds < algorithm.rounds_around:
             warnings.warn(
                 TheoryWarning(
-                    f"relay: {num_rounds} rounds for {algorithm.partition.num_workers} workers, so no subnet meets all "
-                    "data; do as many rounds or more, of fewer local steps"
+                    f"{algorithm.name}: num_rounds={num_rounds}, expected at least {algorithm.rounds_around}: with "
+                    "fewer no subnet meets the data of all workers; do more rounds of fewer local steps"
                 ),
                 stacklevel=2,
             )
@@ -216,15 +209,13 @@ class Session:
             else:
                 verify(model, plan, to(example_inputs, next(model.parameters()).device))
         runtime = Serial() if runtime is None else runtime
-        model, plan = to_train(model, plan, algorithm, seed)
-        source = start(model) if start is not None else FromModel(model)
-        if algorithm.apart:
-            source = ZeroBetween(source, plan, algorithm.partition.assign(plan.axes, 0))
+        given, its_plan = model, plan
+        model, plan = to_train(given, its_plan, algorithm, seed)
+        source = algorithm.trains.source(given, its_plan, model, start)
         self.state = State(0, torch.zeros(plan.num_units, dtype=torch.int64))
         of_optimizer: dict[str, Tensor] = {}
         resumed = checkpoints.last(plan, named_tensors(model), runtime) if checkpoints else None
         if resumed is not None:
-            _check_resumed(resumed, algorithm)
             source, self.state = resumed, resumed.state
             of_optimizer = {n: t for n, t in resumed.sizes.items() if optimizer_state.SEPARATOR in n}
         start_of_state = optimizer_state.initial(optimizer) if algorithm.optimizer_state == "travel" else {}
@@ -257,6 +248,11 @@ class Session:
         self._loss_fn, self._test, self._eval_batch_size = loss_fn, test, eval_batch_size
         self._watch = Watch(self.loop, loss_fn, test, eval_batch_size, resumed=resumed is not None)
         self._round: Round | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of what is trained."""
+        return self.loop.plan
 
     def __enter__(self) -> Self:
         return self
@@ -337,14 +333,8 @@ class Session:
 
 def to_train(model: nn.Module, plan: Plan, algorithm: Algorithm, seed: int) -> tuple[nn.Module, Plan]:
     """Return the model that ``algorithm`` trains in the place of ``model``, and its plan."""
-    if not algorithm.partition.covers:
-        plan = replace(plan, rests=True)
-    if algorithm.apart:
-        plan = plan.without_scale_between()
-    if algorithm.width == 1.0:
-        return model, plan
-    narrow = narrow_model(model, plan, algorithm.width, seed_of(seed, "narrow"))
-    return narrow, Plan.whole(narrow)
+    net, plan = algorithm.trains.net(model, plan, seed)
+    return net, plan if algorithm.partition.covers else replace(plan, rests=True)
 
 
 def _never_finite(store: Store, runtime: Runtime) -> frozenset[str]:
@@ -364,16 +354,6 @@ def _check_algorithm(algorithm: Algorithm, plan: Plan, num_rounds: int) -> None:
         raise ValueError(
             f"'{algorithm.name}': optimizer_state='stay' and an outer optimizer are for workers that keep their units; "
             "deal nothing again (reshuffle=0, no warm-up), or use 'reset' or 'travel'"
-        )
-
-
-def _check_resumed(resumed: Checkpoint, algorithm: Algorithm) -> None:
-    """Refuse another number of workers where subnets are nets of their own: they would be cut up."""
-    now = algorithm.partition.num_workers
-    if algorithm.apart and resumed.num_workers not in (None, now):
-        raise CheckpointError(
-            f"the checkpoint is of {resumed.num_workers} subnets of '{algorithm.name}' that are nets of their own, got "
-            f"{now} workers; resume with {resumed.num_workers}"
         )
 
 

@@ -14,19 +14,17 @@ from skerry.checkpoint.checkpoint import Checkpoints
 from skerry.checkpoint.export import SHARD_BYTES
 from skerry.checkpoint.state import State
 from skerry.model.inputs import Inputs, fit, join, tensors_of, to
-from skerry.partitions.relay import Relay
 from skerry.plan.table import Plan
 from skerry.runtimes.runtime import FullModel, Runtime, Store
 from skerry.runtimes.serial import Serial
 from skerry.subnet.extract import extract
+from skerry.trained import Start
 from skerry.training import cost
-from skerry.training.diagnosis import Diagnosis
 from skerry.training.evaluate import Metric, Score
-from skerry.training.loop import TrainingFailed
 from skerry.training.priors import adjusted
 from skerry.training.record import Record
 from skerry.training.schedules import Schedule, constant
-from skerry.training.session import Session, Start
+from skerry.training.session import Session
 from skerry.training.worker import Data, LossFn, OptimizerFn, Worker, local_steps
 
 CALIBRATION_SAMPLES = 2048
@@ -92,7 +90,7 @@ def train(
     runtime: Runtime | None = None,
     start: Start | None = None,
     checkpoints: Checkpoints | None = None,
-    on_start: Callable[[State], None] | None = None,
+    on_start: Callable[[Session], None] | None = None,
     on_round: OnRound | None = None,
     max_bad_rounds: int = 5,
     verify: bool = True,
@@ -101,13 +99,12 @@ def train(
 
     Each round t: units are assigned by ``algorithm.partition`` from (seed, t); each worker trains its subnet for
     ``algorithm.local_steps`` steps on its own data; each element becomes the mean over its holders. Serially ``model``
-    is trained in place (but for algorithms with ``width < 1``, which train a fresh narrow one); with one process a
-    worker it is only where training starts from, and may be on the meta device (see ``start``). Small subnets gain
-    little from several torch threads and lose much on a busy machine: consider ``torch.set_num_threads(1)``.
+    is trained in place, unless the algorithm trains other nets instead (``narrow``, ``relay``, ``ensemble``); with one
+    process per worker it is only where training starts from, and may be on the meta device (see ``start``). Small
+    subnets gain little from several torch threads: consider ``torch.set_num_threads(1)``.
 
     Args:
-        model: the full model. A relay (``ist``) sets the weights between two subnets to zero first: to go on from a
-            trained model, deal units again instead.
+        model: the full model.
         loss_fn: ``loss_fn(what the model returns, y)``, the mean over the batch.
         data: each worker's batches.
         plan: what is dealt out.
@@ -129,7 +126,7 @@ def train(
         start: where values come from, if not from ``model``: ``lambda m: skerry.weights.FromInitializer(m, seed=0)`` or
             ``lambda m: skerry.weights.FromFiles(path, m)``. Each process makes or reads only what it holds.
         checkpoints: where to write checkpoints and whether to resume from the last.
-        on_start: called with the state that training starts from.
+        on_start: called with the session before its first round.
         on_round: called after each round, for progress and files.
         max_bad_rounds: so many rounds in a row with a refused piece, or all there are, end the training.
         verify: whether to check first that the plan holds for the model (``verify.py``); for a model on meta
@@ -140,8 +137,7 @@ def train(
             number of workers, ``logit_adjustment`` has other rows than workers or columns than the model has logits,
             or a batch norm keeps no running statistics.
         CheckpointError: the checkpoint cannot be resumed from.
-        TrainingFailed: pieces had to be refused ``max_bad_rounds`` times in a row; or, after the first round of a relay
-            without ``logit_adjustment``, workers' labels are so unlike that it would come to nothing.
+        TrainingFailed: pieces had to be refused ``max_bad_rounds`` times in a row.
     """
     if not (hasattr(data, "batches") and hasattr(data, "sample")):
         raise ValueError(f"data: got {type(data).__name__}, expected skerry.Shards or another skerry.training.Data")
@@ -181,7 +177,7 @@ def train(
     )
     loop, state = session.loop, session.state
     if on_start is not None:
-        on_start(state)
+        on_start(session)
 
     def evaluated() -> tuple[FullModel, Score | None]:
         full = session.full(*calibration_inputs(data, mine, calibration_samples))
@@ -196,8 +192,6 @@ def train(
                 own = loss_fn if rows is None else adjusted(loss_fn, rows[worker.number].to(loop.device))
                 _train(worker, own, data, loop.device)
                 worker.flop = float(costs.of(worker.narrow).flop * worker.num_steps)
-            if rows is None and isinstance(loop.algorithm.partition, Relay):
-                _check_alike(round.diagnosis)
             score = None
             if state.round == num_rounds:
                 final = evaluated()
@@ -225,17 +219,6 @@ def _train(worker: Worker, loss_fn: LossFn, data: Data, device: torch.device) ->
             words = f"its first batch: inputs {', '.join(x)}, labels {', '.join(y)}"
             error.add_note(f"(worker {worker.number}, round {worker.round}, {words})")
         raise
-
-
-def _check_alike(diagnosis: Diagnosis) -> None:
-    """End a relay among workers with unlike labels, which comes to nothing (docs/your-run.md has what was measured)."""
-    if "label skew" in diagnosis.warnings:
-        raise TrainingFailed(
-            f"label skew {diagnosis.label_skew:.2f}: a subnet that is handed on forgets the classes that its next "
-            "worker has not got; give train(logit_adjustment=log_priors(...)) or --set prior_adjusted=true, "
-            "deal units again (ist(reshuffle=0.1) or --set partition.reshuffle=0.1), or take method narrow, which is "
-            "often best then"
-        )
 
 
 @dataclass

@@ -1,15 +1,14 @@
 """TODO."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from skerry.model.tensors import fill_, named_tensors
-from skerry.partitions.assignment import Assignment
 from skerry.plan.table import Plan
-from skerry.subnet.cuts import Cut, Index, cut_shape, take
+from skerry.subnet.cuts import Cut, Index, cut_shape, cuts, take
 
 
 class Source(Protocol):
@@ -36,30 +35,23 @@ class FromModel:
         return take(self._tensors[name], cut).cpu()
 
 
-class ZeroBetween:
-    """Another source, with zeros for what no worker holds: of disjoint subnets, what lies between two of them.
+class FromSubnets:
+    """The tensors of subnets side by side (``subnet/side_by_side.py``), each cut out of a source of the full model.
 
-    The full model is then nothing but its subnets side by side: it sums up what each of them computes by itself.
+    Args:
+        source: of the full model that they are cut out of.
+        plan: its plan.
+        nets: for each subnet the global ids of its units.
     """
 
-    def __init__(self, source: Source, plan: Plan, assignment: Assignment) -> None:
-        self._source, self._plan, self._assignment = source, plan, assignment
+    def __init__(self, source: Source, plan: Plan, nets: Sequence[Tensor]) -> None:
+        self._source = source
+        self._cuts = [cuts(plan, units) for units in nets]
 
     def read(self, name: str, cut: Cut = ()) -> Tensor:
         """Return the part of ``name``."""
-        part = self._source.read(name, cut)
-        shape = self._plan.shapes[name]
-        row, block = self._plan.row(name, shape), self._plan.block_of(name)
-        held = torch.zeros((), dtype=torch.bool)
-        always = torch.ones(self._assignment.num_workers, 1, dtype=torch.bool)
-        for having in torch.cat([self._assignment.held, always], 1):  # unit id -1 looks at the last
-            own = torch.ones((), dtype=torch.bool) if block is None else having[block]
-            for dim, dealt in enumerate(row):
-                if dealt is not None:
-                    units = dealt.units[_indices(cut[dim] if cut else None, shape[dim])]
-                    own = own & having[units].view([-1 if d == dim else 1 for d in range(len(shape))])
-            held = held | own
-        return torch.where(held, part, torch.zeros_like(part))
+        _, net, own = name.split(".", 2)  # nets.K.NAME
+        return take(self._source.read(own, self._cuts[int(net)].get(own, ()) or ()), cut)
 
 
 _SLAB_BYTES = 2**23

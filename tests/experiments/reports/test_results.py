@@ -1,7 +1,7 @@
 """The page of results, from run folders made up here."""
 
 import pytest
-from test_report import make_run
+from made_runs import make_run
 
 from skerry.experiments.reports.comparison import ReportError, grouped, load_runs
 from skerry.experiments.reports.results_page import at_best_rate, main_metric, points, write_results

@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 import torch
+from overlapping import Overlapping
 from torch.nn import functional as F
 
 from skerry.experiments.theory import THEOREMS
@@ -20,7 +21,7 @@ from skerry.experiments.theory.masked_nets import bernoulli_masks, masked_kernel
 from skerry.experiments.theory.masked_nets.zeroed_units import zero_unheld_
 from skerry.experiments.theory.quadratics import quadratic_rate
 from skerry.merge import aggregate_
-from skerry.partitions import Disjoint, Overlapping
+from skerry.partitions import Disjoint
 from skerry.subnet import extract
 
 SMALL = {

@@ -5,7 +5,7 @@ from typing import Any
 
 Settings = Mapping[str, Any]
 
-OF_SUBNETS = ("ist", "narrow", "ensemble", "federated_dropout", "fedrolex")
+OF_SUBNETS = ("ist", "relay", "narrow", "ensemble", "federated_dropout", "fedrolex")
 OF_REPLICAS = ("local_sgd", "diloco", "ddp", "single")
 
 

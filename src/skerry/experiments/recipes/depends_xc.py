@@ -46,6 +46,7 @@ def depends_xc() -> Recipe:
             nested=settings | adam | {"rounds": 13, "local_steps": 50, "eval_every": 4},
             own={
                 "ist": {"optimizer_state": "travel", "optimizer.lr": 0.1},
+                "relay": {"optimizer_state": "travel", "optimizer.lr": 0.1},
                 "narrow": {"optimizer_state": "stay", "optimizer.lr": 0.1},
                 "local_sgd": {"optimizer_state": "stay"},
                 "diloco": {"optimizer.name": "AdamW", "optimizer.lr": 0.002},

@@ -14,9 +14,9 @@ from skerry.data.splits import split
 from skerry.experiments.config import Config
 from skerry.plan.table import Plan
 from skerry.randomness import generator, seed_of
+from skerry.trained import Start
 from skerry.training.evaluate import Metric
 from skerry.training.priors import log_priors
-from skerry.training.session import Start
 from skerry.training.worker import Data, LossFn
 from skerry.weights.initializer import FromInitializer
 

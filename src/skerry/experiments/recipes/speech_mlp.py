@@ -41,7 +41,8 @@ def _recipe(layers: int) -> Recipe:
             replicas=settings | {"rounds": 6 - layers, "eval_every": 1},
             nested=settings | {"rounds": 12 - layers},
             own={
-                "ist": {"rounds": 8, "local_steps": 50, "optimizer.lr": 0.05},
+                "relay": {"rounds": 8, "local_steps": 50, "optimizer.lr": 0.05},
+                "ist": {"rounds": 8, "local_steps": 50},
                 "narrow": {"optimizer.lr": 0.1},
                 "local_sgd": {"optimizer.lr": 0.02},
                 "single": {"optimizer.lr": 0.02},

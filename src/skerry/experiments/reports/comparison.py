@@ -171,8 +171,6 @@ def _labels(configs: list[dict[str, Any]]) -> list[str]:
 
 def in_words(key: str, settings: Mapping[str, str]) -> str:
     """Return one of the settings of ``flat`` as tables and legends have it."""
-    if (key, settings[key]) == ("partition.reshuffle", "null"):  # what ``ist`` makes of that
-        return "relay" if settings.get("partition.core", "0.0") == "0.0" else "all dealt anew"
     return f"{key.split('.')[-1].replace('_', ' ')} {settings[key]}"
 
 

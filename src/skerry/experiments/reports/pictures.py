@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Okabe and Ito's palette, safe for colour-blind readers; the usual methods look the same in every report.
-_COLOURS = {"ist": "#0072B2", "local_sgd": "#D55E00", "narrow": "#009E73", "single": "#555555"}
-_MORE_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D1F")
+_COLOURS = {"relay": "#0072B2", "ist": "#56B4E9", "local_sgd": "#D55E00", "narrow": "#009E73", "single": "#555555"}
+_MORE_COLOURS = ("#CC79A7", "#E69F00", "#B8860B", "#7A5195", "#8C6D1F")
 _LINES = ("solid", "dashed", "dotted", "dashdot")  # tell rows of one method apart
 _MOST_POINTS, _MOST_AXES = 60, 12
 _NOISY = {

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 
 from skerry.training import schedules as schedule
-from skerry.algorithm import Algorithm
 from skerry.merge.calibrate import estimate_batch_norm_
 from skerry.choose import choose
 from skerry.experiments.config import Config
 from skerry.checkpoint.export import SHARD_BYTES, export
 from skerry.model.inputs import call
 from skerry.training.worker import OptimizerFn
-from skerry.experiments.methods import METHODS, has_use_for
+from skerry.experiments.methods import METHODS, build, takes
 from skerry.model.tensors import named_tensors
 from skerry.experiments.recipes import RECIPES
 from skerry.experiments.recipes.recipe import Job
@@ -25,7 +24,7 @@ from skerry.experiments.runs.folder import RunFolder, checkpoints_of, saved_conf
 from skerry.runtimes.runtime import Runtime
 from skerry.runtimes.serial import Serial
 from skerry.runtimes.streamed import Streamed
-from skerry.training.session import to_train
+from skerry.training.session import Session, to_train
 from skerry.model.tensors import skeleton
 from skerry.training.train import OnRound, calibration_inputs, train
 
@@ -54,15 +53,15 @@ def configure(recipe: str, method: str, settings: Mapping[str, Any]) -> Config:
             raise ValueError("runtime=serial: method 'ddp' averages gradients in every step, expected processes")
     config = built.config.change(own).change(settings)
     for name in settings:
-        if not has_use_for(method, name):
-            users = ", ".join(other for other in METHODS if has_use_for(other, name)) or "no method"
+        if not takes(method, name):
+            users = ", ".join(other for other in METHODS if takes(other, name)) or "no method"
             raise ValueError(f"{name}: method '{method}' has no use for it, leave it out; {users} would")
     if unknown := set(config.model) - set(built.config.model):
         choose(unknown.pop(), built.config.model, "setting of the model: model.")
     if unknown := set(config.data) - set(built.config.data):
         choose(unknown.pop(), built.config.data, "setting of the data: data.")
     make_optimizer(config)
-    METHODS[method].build(config)
+    build(config)
     return config
 
 
@@ -101,7 +100,7 @@ def export_run(folder: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> in
     """
     config = saved_config(folder)
     job = RECIPES[config.recipe]().build(config)
-    algorithm = METHODS[config.method].build(config).on(job.plan, job.model)
+    algorithm = build(config)
     model, plan = to_train(job.model, job.plan, algorithm, config.seed)
     checkpoint = checkpoints_of(folder, config, resume=True).last(plan, named_tensors(model), Serial())
     if checkpoint is None:
@@ -117,16 +116,6 @@ def export_run(folder: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> in
     return checkpoint.state.round
 
 
-def dealing(algorithm: Algorithm, job: Job) -> str | None:
-    """Return in words what ``algorithm`` makes of the plan of ``job``, where that depends on it."""
-    if algorithm.where_shared is None:
-        return None
-    shared = job.plan.shared(job.model)
-    if shared is None:
-        return "a relay: subnets are handed on whole"
-    return f"all units are dealt anew each round, since subnets share {shared}"
-
-
 def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_round: OnRound | None = None) -> None:
     """Run ``config`` in ``folder``: in every process of ``runtime``; the first one writes.
 
@@ -137,7 +126,7 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
     job = RECIPES[config.recipe]().build(config)
     arguments: dict[str, Any] = {
         "plan": job.plan,
-        "algorithm": METHODS[config.method].build(config),
+        "algorithm": build(config),
         "optimizer": make_optimizer(config),
         "num_rounds": config.rounds,
         "schedule": SCHEDULES[config.schedule],
@@ -155,20 +144,17 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
     if runtime.rank != 0:
         train(job.model, job.loss_fn, job.data, **arguments).export(folder)
         return
-    with RunFolder(folder, config, job.plan, resume=resume) as files:
+    with RunFolder(folder, config, resume=resume) as files:
 
         def each_round(record: Any, state: Any) -> None:
             files.on_round(record, state)
             if on_round is not None:
                 on_round(record, state)
 
-        def begin(state: Any) -> None:
-            told = dealing(arguments["algorithm"], job)
-            if told:
-                print(f"{config.recipe} {config.method}: {told}", file=sys.stderr, flush=True)
+        def begin(session: Session) -> None:
+            files.begin(session.plan.axes, session.state.round)
             if resume:
-                files.cut_metrics(state.round)
-                told = f"{folder}: resuming after round {state.round} of {config.rounds}"
+                told = f"{folder}: resuming after round {session.state.round} of {config.rounds}"
                 print(told, file=sys.stderr, flush=True)
 
         result = train(job.model, job.loss_fn, job.data, on_start=begin, on_round=each_round, **arguments)

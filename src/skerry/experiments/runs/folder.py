@@ -30,7 +30,7 @@ from skerry.checkpoint.checkpoint import Checkpoints
 from skerry.experiments.config import Config
 from skerry.training.cost import rank_memory
 from skerry.training.diagnosis import Diagnosis, MEASURES
-from skerry.plan.table import Plan
+from skerry.plan.table import Axis
 from skerry.checkpoint.state import State
 from skerry.training.record import Record
 from skerry.training.train import Result
@@ -105,13 +105,12 @@ class RunFolder:
     Args:
         folder: where; made if it is missing.
         config: the run's settings.
-        plan: names the axes in ``units.json``.
         resume: whether to keep what is there.
     """
 
-    def __init__(self, folder: Path, config: Config, plan: Plan, *, resume: bool) -> None:
+    def __init__(self, folder: Path, config: Config, *, resume: bool) -> None:
         check_folder(folder, config, resume=resume)
-        self.folder, self.config, self.plan = folder, config, plan
+        self.folder, self.config = folder, config
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = (folder / "lock").open("w")
         try:
@@ -126,6 +125,7 @@ class RunFolder:
         self._metrics = (folder / "metrics.jsonl").open("a")
         self._new = not resume
         self._units_written = time.monotonic()
+        self._axes: tuple[Axis, ...] = ()
 
     def __enter__(self) -> Self:
         return self
@@ -141,8 +141,9 @@ class RunFolder:
                 self.folder.rmdir()
         self._lock.close()
 
-    def cut_metrics(self, round: int) -> None:
-        """Forget the lines of ``round`` and later ones: they will be written again."""
+    def begin(self, axes: tuple[Axis, ...], round: int) -> None:
+        """Note the axes of what is trained; forget the lines of ``round`` and later ones: they will be written again."""
+        self._axes = axes
         path = self.folder / "metrics.jsonl"
         self._metrics.close()
         lines = path.read_bytes().splitlines(keepends=True)
@@ -190,11 +191,9 @@ class RunFolder:
         return {kind: text for line in reversed(lines) for kind, text in line.get("warnings", {}).items()}
 
     def _write_units(self, state: State) -> None:
-        # A narrow net has no axes of its own.
-        axes = self.plan.axes if len(state.trained) else ()
         counts = [
             {"name": a.name, "kind": a.kind, "counts": state.trained[a.start : a.start + a.num_units].tolist()}
-            for a in axes
+            for a in self._axes
         ]
         self._write_json("units.json", {"rounds": state.round, "axes": counts})
 

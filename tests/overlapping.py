@@ -1,4 +1,4 @@
-"""TODO."""
+"""A partition that gives every unit to several workers: none of Skerry's methods do, so it tests the averaging."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from skerry.partitions.assignment import Assignment, _check_workers, _num_units, _too_few_units
+from skerry.partitions.assignment import Assignment, check_workers, num_units, too_few_units
 from skerry.plan.table import Axis
 from skerry.randomness import generator
 
@@ -29,16 +29,16 @@ class Overlapping:
     covers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_workers(self.num_workers)
+        check_workers(self.num_workers)
         if not 1 <= self.copies <= self.num_workers:
             raise ValueError(f"copies={self.copies}: expected 1 to {self.num_workers}, the number of workers")
 
     def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
         """Deal the units of ``axes`` for ``round``."""
-        held = torch.zeros(self.num_workers, _num_units(axes), dtype=torch.bool)
+        held = torch.zeros(self.num_workers, num_units(axes), dtype=torch.bool)
         for axis in axes:
             if axis.num_units < self.num_workers:
-                raise _too_few_units(axis, self.num_workers)
+                raise too_few_units(axis, self.num_workers)
             rng = generator(self.seed, "overlap", axis.name, round)
             first = torch.randperm(axis.num_units, generator=rng) % self.num_workers
             units = torch.arange(axis.start, axis.start + axis.num_units)

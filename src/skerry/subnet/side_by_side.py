@@ -1,0 +1,58 @@
+"""Narrow nets side by side: subnets that share nothing, as one module that returns the mean of their outputs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from skerry.model.inputs import map_tensors, tensors_of
+from skerry.model.tensors import named_tensors
+from skerry.plan.table import Axis, Plan
+from skerry.subnet.extract import Skipped, extract
+
+
+class SideBySide(nn.Module):
+    """Returns the mean of what its nets return, (1/n) sum_k f_k(x); other values than floats are those of the first.
+
+    In a subnet the other nets are left out: it returns what its own net returns.
+
+    Attributes:
+        nets: narrow modules of the class of the model that they were cut out of.
+
+    Example:
+        >>> pair = SideBySide([nn.Linear(2, 1), nn.Linear(2, 1)])
+        >>> x = torch.ones(3, 2)
+        >>> torch.equal(pair(x), (pair.nets[0](x) + pair.nets[1](x)) / 2)
+        True
+    """
+
+    def __init__(self, nets: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call every net with the same arguments and return the mean."""
+        outputs = [net(*args, **kwargs) for net in self.nets if not isinstance(net, Skipped)]
+        if len(outputs) == 1:
+            return outputs[0]
+        others = [tensors_of(output) for output in outputs]
+
+        def mean(first: Tensor) -> Tensor:
+            values = [next(tensors) for tensors in others]
+            return sum(values[1:], values[0]) / len(values) if first.is_floating_point() else first
+
+        return map_tensors(mean, outputs[0])
+
+
+def side_by_side(model: nn.Module, plan: Plan, nets: Sequence[Tensor]) -> tuple[SideBySide, Plan]:
+    """Return the subnets of ``model`` side by side, and the plan by which each of them is one unit.
+
+    Args:
+        model: the model that they are cut out of; it is not changed.
+        plan: its plan.
+        nets: for each net the global ids of its units.
+    """
+    whole = SideBySide([extract(model, plan, units) for units in nets])
+    shapes = {name: tensor.shape for name, tensor in named_tensors(whole).items()}
+    blocks = {f"nets.{k}": k for k in range(len(nets))}
+    return whole, Plan((Axis("nets", len(nets), "nets"),), {}, shapes, blocks)

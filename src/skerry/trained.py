@@ -1,0 +1,97 @@
+"""What a method trains: the model that it is given, a narrow net instead, or narrow nets side by side."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from skerry.partitions.disjoint import Disjoint
+from skerry.plan.table import Plan
+from skerry.randomness import seed_of
+from skerry.subnet.extract import narrow_model
+from skerry.subnet.side_by_side import side_by_side
+from skerry.weights.source import FromModel, FromSubnets, Source
+
+Start = Callable[[nn.Module], Source]
+"""Given a model, where its values come from."""
+
+
+class Trained(Protocol):
+    """What is trained in the place of a model, and where its values come from."""
+
+    def net(self, model: nn.Module, plan: Plan, seed: int) -> tuple[nn.Module, Plan]:
+        """Return the module to train and its plan; ``model`` may be on meta and is not changed."""
+        ...
+
+    def source(self, model: nn.Module, plan: Plan, net: nn.Module, start: Start | None) -> Source:
+        """Return where the values of ``net`` come from; ``start``: if not from the tensors of ``model``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Given:
+    """The model itself."""
+
+    def net(self, model: nn.Module, plan: Plan, seed: int) -> tuple[nn.Module, Plan]:
+        """Return the model."""
+        return model, plan
+
+    def source(self, model: nn.Module, plan: Plan, net: nn.Module, start: Start | None) -> Source:
+        """Return the source of its tensors."""
+        return FromModel(net) if start is None else start(net)
+
+
+@dataclass(frozen=True)
+class Narrow(Given):
+    """A fresh net with the fraction ``width`` of each axis; with all of it the model itself.
+
+    Raises:
+        ValueError: ``width`` is not above 0 and at most 1.
+    """
+
+    width: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.width <= 1.0:
+            raise ValueError(f"width={self.width}: expected a fraction above 0, at most 1")
+
+    def net(self, model: nn.Module, plan: Plan, seed: int) -> tuple[nn.Module, Plan]:
+        """Return the narrow net; all of it is on every worker."""
+        if self.width == 1.0:
+            return model, plan
+        narrow = narrow_model(model, plan, self.width, seed_of(seed, "narrow"))
+        return narrow, Plan.whole(narrow)
+
+
+@dataclass(frozen=True)
+class Apart:
+    """``num_nets`` narrow nets that share nothing: the units of each axis are dealt to them once.
+
+    Weights between two nets do not exist. A net starts from the values that its units have in the model.
+    """
+
+    num_nets: int
+    seed: int = 0
+
+    def net(self, model: nn.Module, plan: Plan, seed: int) -> tuple[nn.Module, Plan]:
+        """Return the nets side by side (``subnet/side_by_side.py``); each is one unit.
+
+        Raises:
+            ValueError: subnets share a matrix or a block, or an axis has fewer units than there are nets.
+        """
+        shared = plan.shared(model)
+        if shared is not None:
+            raise ValueError(
+                f"{shared} is on every worker, so its subnets are not independent nets; use ist, or a plan that deals "
+                "every hidden axis out"
+            )
+        return side_by_side(model, plan, self._units(plan))
+
+    def source(self, model: nn.Module, plan: Plan, net: nn.Module, start: Start | None) -> Source:
+        """Return the source of the nets' tensors: what their units have in the model."""
+        return FromModel(net) if start is None else FromSubnets(start(model), plan, self._units(plan))
+
+    def _units(self, plan: Plan) -> list[Tensor]:
+        dealt = Disjoint(self.num_nets, self.seed).assign(plan.axes, 0)
+        return [dealt.units(k) for k in range(self.num_nets)]
