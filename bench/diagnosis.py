@@ -18,14 +18,14 @@ import torch
 from torch.nn import functional as F
 
 import skerry
-from skerry.experiments.methods import METHODS
+from skerry.experiments.methods import build
 from skerry.experiments.models.mlp import MLP
 from skerry.experiments.recipes import RECIPES
 from skerry.experiments.recipes.image_mlp import mlp_rules
 from skerry.experiments.runs.execute import SCHEDULES, configure, make_optimizer
 from skerry.training.monitor import Watch
 
-HEALTHY = ("ist", "local_sgd", "narrow", "fedrolex", "heterofl", "federated_dropout", "diloco", "ensemble")
+HEALTHY = ("ist", "relay", "local_sgd", "narrow", "fedrolex", "heterofl", "federated_dropout", "diloco", "ensemble")
 SPLITS = ("iid", "dirichlet:10", "dirichlet:1", "dirichlet:0.3", "dirichlet:0.1", "by_label")
 WRONG: list[tuple[str, dict[str, Any]]] = [
     ("local_sgd", {"schedule": "constant", "split": "by_label", "local_steps": 200}),
@@ -44,7 +44,7 @@ def measure(method: str, settings: dict[str, Any]) -> None:
         seen.append(record.diagnosis)
 
     result = skerry.train(
-        job.model, job.loss_fn, job.data, plan=job.plan, algorithm=METHODS[method].build(config),
+        job.model, job.loss_fn, job.data, plan=job.plan, algorithm=build(config),
         optimizer=make_optimizer(config), num_rounds=config.rounds, schedule=SCHEDULES[config.schedule],
         seed=config.seed, test=job.test, eval_every=5, eval_batch_size=config.eval_batch_size, start=job.start,
         on_round=on_round,

@@ -46,7 +46,6 @@ class Line:
     more: bool = True
 
 
-PAPER: dict[str, Any] = {"partition.reshuffle": 1.0}
 TENTH: dict[str, Any] = {"partition.reshuffle": 0.1}
 STAY: Settings = {"optimizer_state": "stay"}
 TRAVEL: Settings = {"optimizer_state": "travel"}
@@ -54,7 +53,7 @@ UNADJUSTED: dict[str, Any] = {"prior_adjusted": False}
 # Rates around those that were best in longer sweeps (docs/log.md); one rate where such a sweep had this very line.
 GRIDS: dict[str, tuple[Line, ...]] = {
     "fashion-mlp": (
-        Line("ist", (250, 725, 1812), (0.1, 0.2)),
+        Line("relay", (250, 725, 1812), (0.1, 0.2)),
         Line("narrow", (50,), (0.05,)),
         Line("narrow", (250, 725), (0.05, 0.1)),
         Line("narrow", (50, 250), (0.02, 0.05), STAY),
@@ -64,7 +63,7 @@ GRIDS: dict[str, tuple[Line, ...]] = {
         Line("diloco", (115,), (5e-4, 0.001)),
         Line("ensemble", (725,), (0.1,)),
         Line("ist", (50,), (0.2,), TENTH, more=False),
-        Line("ist", (50,), (0.2,), PAPER, more=False),
+        Line("ist", (50,), (0.2,), more=False),
         Line("federated_dropout", (50,), (0.2,), more=False),
         Line("fedrolex", (50,), (0.1,), more=False),
         Line("heterofl", (50,), (0.1,), more=False),
@@ -72,8 +71,8 @@ GRIDS: dict[str, tuple[Line, ...]] = {
         Line("ddp", (115,), (0.05,), more=False),
     ),
     "speech-mlp3": (
-        Line("ist", (20, 50, 100), (0.05, 0.1, 0.2)),
-        Line("ist", (50,), (0.05, 0.1, 0.2), PAPER),
+        Line("relay", (20, 50, 100), (0.05, 0.1, 0.2)),
+        Line("ist", (50,), (0.05, 0.1, 0.2)),
         Line("narrow", (20, 50, 100), (0.05, 0.1, 0.2)),
         Line("narrow", (20, 50), (0.05, 0.1, 0.2), STAY),
         Line("local_sgd", (20, 40), (0.01, 0.02, 0.05)),
@@ -87,8 +86,8 @@ GRIDS: dict[str, tuple[Line, ...]] = {
         Line("ddp", (80,), (0.02,), more=False),
     ),
     "depends-xc": (
-        Line("ist", (125, 312), (0.05, 0.1)),
-        Line("ist", (125,), (0.05, 0.1), TRAVEL),
+        Line("relay", (125, 312), (0.05, 0.1)),
+        Line("relay", (125,), (0.05, 0.1), TRAVEL),
         Line("narrow", (125,), (0.05, 0.1)),
         Line("narrow", (25, 125, 312), (0.02, 0.05, 0.1), STAY),
         Line("local_sgd", (50, 150), (0.02, 0.05), STAY),
@@ -96,19 +95,19 @@ GRIDS: dict[str, tuple[Line, ...]] = {
         Line("ensemble", (312,), (0.05, 0.1)),
     ),
     "speech-mlp2": (
-        Line("ist", (20, 50, 100), (0.05, 0.1, 0.2)),
+        Line("relay", (20, 50, 100), (0.05, 0.1, 0.2)),
         Line("narrow", (20, 50, 100), (0.05, 0.1, 0.2)),
         Line("local_sgd", (20, 40), (0.01, 0.02, 0.05)),
         Line("ensemble", (100,), (0.05, 0.1)),
     ),
     "resnet18-cifar": (
-        Line("ist", (50, 150), (0.1, 0.2), PAPER),
+        Line("ist", (50, 150), (0.1, 0.2)),
         Line("narrow", (50, 150), (0.1, 0.2)),
         Line("local_sgd", (20,), (0.05, 0.1)),
         Line("diloco", (20,), (0.0005, 0.001)),
     ),
     "vgg-cifar": (
-        Line("ist", (36, 72), (0.1, 0.2)),
+        Line("relay", (36, 72), (0.1, 0.2)),
         Line("narrow", (24, 72), (0.1, 0.2)),
         Line("local_sgd", (10,), (0.05, 0.1)),
         Line("ensemble", (72,), (0.1, 0.2)),
@@ -119,7 +118,7 @@ GRIDS: dict[str, tuple[Line, ...]] = {
         Line("local_sgd", (20,), (0.05, 0.1)),
     ),
     "skewed-mlp": (
-        Line("ist", (52, 242), (0.05, 0.1)),
+        Line("relay", (52, 242), (0.05, 0.1)),
         Line("ist", (20,), (0.1,), TENTH),
         Line("ist", (20,), (0.1,), TENTH | UNADJUSTED),
         Line("narrow", (52, 242), (0.05, 0.1)),
@@ -150,7 +149,7 @@ def grid(recipe: str) -> tuple[Line, ...]:
         steps = own.get("local_steps", built.config.local_steps)
         optimizer = built.config.change(dict(own)).optimizer
         rounds = own.get("rounds", built.config.rounds)
-        often = method in ("ist", "resist", "narrow", "local_sgd", "diloco")
+        often = method in ("ist", "relay", "resist", "narrow", "local_sgd", "diloco")
         rates = tuple(optimizer["lr"] * factor for factor in (0.5, 1.0, 2.0))
         longer = min(4 * steps, rounds * steps // 2)
         lines.append(Line(method, (steps, longer) if often else (steps,), rates))
@@ -214,8 +213,7 @@ def plan(recipe: str, line: Line, local_steps: int, options: argparse.Namespace)
         cost = [flop_a_step(recipe, m, options.workers, options.hidden) for m in (built.config.method, line.method)]
         steps = steps_of(built.config.method) * cost[0] / cost[1]
         settings |= {"workers": options.workers} if line.method != "single" else {}
-    relay = line.method == "ist" and "partition.reshuffle" not in line.settings
-    least = (options.workers or built.config.workers) if relay else 1
+    least = (options.workers or built.config.workers) if line.method == "relay" else 1
     rounds = max(least, round(options.budget * steps / local_steps))
     # So many steps a round that the sum is met, whatever rounding did.
     settings |= {"rounds": rounds, "local_steps": max(1, round(options.budget * steps / rounds))}

@@ -1,4 +1,4 @@
-"""When does dealing pay? Subnets dealt out (ist), one small net for all (narrow), nets that never meet (ensemble).
+"""When does dealing pay? Subnets handed on (relay), one small net for all (narrow), nets that never meet (ensemble).
 
     SKERRY_DATA=... python bench/map.py                 # runs that are done are kept; table, picture
     SKERRY_DATA=... python bench/map.py --edges         # goes on past rates that were the best at an edge
@@ -10,7 +10,7 @@ local steps, and a worker's net is the same: the same operations and memory. The
 workers, so that each subnet is handed on to all of them. Rates are tried with seed 0, the best (by the recipe's first
 metric, on the test set) is run with the other seeds. Two runs at a time, one thread each.
 
-``narrow`` gains by averaging more often than ``ist`` hands subnets on, for more bytes, and from an optimizer state that
+``narrow`` gains by averaging more often than ``relay`` hands nets on, for more bytes, and from an optimizer state that
 stays with its worker: it has the better of as many rounds and of five times as many with a state that stays; with
 unlike labels also of both without priors.
 """
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WORKERS = 4
-METHODS = ("ist", "narrow", "ensemble")
+METHODS = ("relay", "narrow", "ensemble")
 OFTEN = 5
 """``narrow-often`` has so many times as many rounds."""
 FRESH, STAY, TRAVEL = ({"optimizer_state": policy} for policy in ("reset", "stay", "travel"))
 RUNS: Mapping[str, Mapping[str, Settings]] = {
-    "fashion-mlp": {"ist": {}, "ensemble": {}, "narrow": FRESH, "narrow-often": STAY},
+    "fashion-mlp": {"relay": {}, "ensemble": {}, "narrow": FRESH, "narrow-often": STAY},
     # Adam forgets much with its moments.
-    "depends-xc": {"ist": FRESH, "ist-travel": TRAVEL, "ensemble": {}, "narrow": STAY, "narrow-often": STAY},
+    "depends-xc": {"relay": FRESH, "relay-travel": TRAVEL, "ensemble": {}, "narrow": STAY, "narrow-often": STAY},
 }
 UNADJUSTED: Mapping[str, Settings] = {
     "narrow-plain": {"prior_adjusted": False},
@@ -55,7 +55,7 @@ UNADJUSTED: Mapping[str, Settings] = {
 BASE: Mapping[str, Settings] = {"fashion-mlp": {"budget": 0.2}, "depends-xc": {"budget": 0.2, "model.hidden": 64}}
 USUAL_RATES = (0.05, 0.1)
 RATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
-    "fashion-mlp": {"ist": (0.1, 0.2), "ensemble": (0.1,)},
+    "fashion-mlp": {"relay": (0.1, 0.2), "ensemble": (0.1,)},
     "depends-xc": {"narrow-often": (0.02, 0.05), "ensemble": (0.1,)},
 }
 
@@ -81,7 +81,7 @@ class Point:
     def settings(self, name: str) -> Settings:
         """Return what to set for a run of this name, but for rate and seed; at least a round for each worker."""
         changed = {**BASE[self.recipe], **self.changes}
-        config = configure(self.recipe, "ist", {})
+        config = configure(self.recipe, "relay", {})
         steps = changed.pop("budget") * config.rounds * config.local_steps
         rounds = max(WORKERS, round(steps / config.local_steps)) * (OFTEN if "-often" in name else 1)
         settings = {"method": name.partition("-")[0], "workers": WORKERS, "eval_every": 0, "threads": 1}
@@ -105,7 +105,7 @@ class Factor:
 def length(recipe: str, budgets: Iterable[float]) -> Factor:
     """Return the factor of training length, in steps."""
     changes = [{} if b == BASE[recipe]["budget"] else {"budget": b} for b in budgets]
-    settings = [Point(recipe, c).settings("ist") for c in changes]
+    settings = [Point(recipe, c).settings("relay") for c in changes]
     steps = [s["rounds"] * s["local_steps"] for s in settings]
     return Factor("local steps of a worker", recipe, dict(zip(steps, changes, strict=True)))
 
@@ -234,13 +234,13 @@ def read(out: Path) -> Map:
 
 def table(found: Map) -> str:
     """Return the Markdown table."""
-    lines = [["factor", "value", "a worker's units", *METHODS, "ist - narrow"]]
+    lines = [["factor", "value", "a worker's units", *METHODS, "relay - narrow"]]
     lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
     for factor, own in found:
         for value, methods in own.items():
             units = next(iter(methods.values())).share
             cells = [str(methods.get(method, "-")) for method in METHODS]
-            gain = difference(methods, "ist")
+            gain = difference(methods, "relay")
             spread = f" ± {gain[1]:.1f}" if gain and gain[1] else ""
             told = f"{gain[0]:+.1f}{spread}" if gain else "-"
             lines.append([f"{factor.recipe}: {factor.name}", _text(value), str(units), *cells, told])
@@ -278,15 +278,15 @@ def _panel(axes: "Axes", factor: Factor, values: Mapping[Any, Mapping[str, Outco
     at = dict(zip(values, range(len(values)) if words else values, strict=True))
     looks: dict[str, dict[str, Any]] = {
         "ensemble": {"fmt": "o--", "color": "#CC79A7", "linewidth": 1.0, "markersize": 3},
-        "ist": {"fmt": "o-", "color": "#0072B2", "linewidth": 1.8, "markersize": 4.5},
+        "relay": {"fmt": "o-", "color": "#0072B2", "linewidth": 1.8, "markersize": 4.5},
     }
     for method, look in looks.items():
         gains = {at[value]: gain for value, own in values.items() if (gain := difference(own, method))}
         heights, spreads = [gain for gain, _ in gains.values()], [spread for _, spread in gains.values()]
         axes.errorbar(list(gains), heights, spreads, elinewidth=0.8, label=f"{method} minus narrow", **look)
     if base := [(at[value], gain[0]) for value, changes in factor.values.items()
-                if not changes and value in at and (gain := difference(values[value], "ist"))]:  # fmt: skip
-        axes.plot(*base[0], "o", markersize=10, fillstyle="none", color=looks["ist"]["color"], markeredgewidth=0.8)
+                if not changes and value in at and (gain := difference(values[value], "relay"))]:  # fmt: skip
+        axes.plot(*base[0], "o", markersize=10, fillstyle="none", color=looks["relay"]["color"], markeredgewidth=0.8)
     if not words:
         axes.set_xscale("log")
         axes.minorticks_off()

@@ -47,7 +47,7 @@ class Setting:
 
     def command(self, task: "Bench", rate: float, out: Path, seed: int) -> list[str]:
         """The script that trains it, with its arguments."""
-        ours = self.method in ("ist", "narrow") or self.overlap is not None
+        ours = self.method in ("ist", "relay", "narrow") or self.overlap is not None
         script = "subnets.py" if ours else "rivals.py"
         options: dict[str, Any] = {
             "task": task.name, "method": self.method, "local-steps": self.local_steps, "lr": rate, "steps": self.steps,
@@ -215,7 +215,14 @@ def picture(bench: Bench, folder: Path, rate: str, out: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
-    colors = {"ist": "#0b6e99", "ddp": "#888888", "local_sgd": "#d9730d", "diloco": "#6940a5", "narrow": "#0f7b6c"}
+    colors = {
+        "ist": "#0b6e99",
+        "relay": "#0072B2",
+        "ddp": "#888888",
+        "local_sgd": "#d9730d",
+        "diloco": "#6940a5",
+        "narrow": "#0f7b6c",
+    }
     styles = ["-", "--", ":", "-."]
     seen: dict[str, int] = {}
     for setting in bench.settings:

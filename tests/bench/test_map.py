@@ -41,7 +41,7 @@ def test_every_point_has_settings_that_its_recipe_takes_and_a_folder_of_its_own(
 
 def test_a_training_is_as_long_as_its_part_of_the_recipe(bench):
     for budget in (0.05, 0.2, 1.0):
-        own = bench.Point("fashion-mlp", {"budget": budget}).settings("ist")
+        own = bench.Point("fashion-mlp", {"budget": budget}).settings("relay")
         assert own["rounds"] * own["local_steps"] == pytest.approx(budget * 29 * 250, rel=0.01)
 
 
@@ -70,12 +70,12 @@ def test_table_and_picture_are_made_from_folders(bench, tmp_path, monkeypatch, c
         ("fashion-mlp-samples500", -0.2),
         ("fashion-mlp-splitby_label-prior_adjustedTrue", -0.3),
     ):
-        made(name, "ist", 0.80 + shift, rate=0.05)
+        made(name, "relay", 0.80 + shift, rate=0.05)
         for seed, more in ((0, 0.00), (1, 0.02)):
-            made(name, "ist", 0.82 + shift + more, seed=seed)
+            made(name, "relay", 0.82 + shift + more, seed=seed)
             made(name, "narrow", 0.80 + shift, seed=seed)
     made("fashion-mlp", "ensemble", 0.79)
-    made("depends-xc", "ist", 0.1, changes={3: {"metrics": {"P@1": 0.5, "P@3": 0.3}}})
+    made("depends-xc", "relay", 0.1, changes={3: {"metrics": {"P@1": 0.5, "P@3": 0.3}}})
     made("depends-xc", "narrow", 0.1, summary=False)  # not done yet
     picture = tmp_path / "map.png"
     monkeypatch.setattr("sys.argv", ["map.py", "--report", "--out", str(tmp_path / "map"), "--picture", str(picture)])

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from types import NoneType, UnionType
+from types import NoneType
 from typing import Any, Literal, Self, get_args, get_origin
 
 from skerry.algorithm import StatePolicy
@@ -165,7 +165,7 @@ _IN_WORDS = {bool: "true or false", _NUMBERS: "a list of numbers, for example [1
 
 def _typed(kind: Any, value: Any, name: str) -> Any:
     """Return ``value`` as the type ``kind`` of a setting, or raise ValueError."""
-    optional = isinstance(kind, UnionType)
+    optional = NoneType in get_args(kind)
     if optional:
         (kind,) = (option for option in get_args(kind) if option is not NoneType)
     number = isinstance(value, int | float) and not isinstance(value, bool)
