@@ -147,9 +147,9 @@ def test_bad_arguments():
 def test_bad_calls_fail_at_the_call():
     shards = make([torch.arange(4)])
     for worker in (-1, 1):
-        with pytest.raises(ValueError, match=rf"\bworker\b.* {worker}\b.*\b0\b"):
+        with pytest.raises(ValueError, match=rf"\bworker\b.*{worker}\b.*\b0\b"):
             shards.batches(worker, 0, 1)
-        with pytest.raises(ValueError, match=rf"\bworker\b.* {worker}\b"):
+        with pytest.raises(ValueError, match=rf"\bworker\b.*{worker}\b"):
             shards.sample(worker, 1)
     with pytest.raises(ValueError, match=r"\bfirst_step\b.*-1\b"):
         shards.batches(0, -1, 1)
