@@ -200,25 +200,25 @@ def test_a_claim_that_does_not_hold_is_an_error(tmp_path, monkeypatch):
         (["train", "digits-mlp", "--out", "O", "--set", "optimizer.lr"], r"--set optimizer\.lr\b.*key=value"),
         (["train", "digits-mlp", "--out", "O", "--set", "optimizer.lr=-1"], r"SGD.*'lr': -1\b"),
         (["train", "digits-mlp", "--out", "O", "--set", "optimizer.lr=high"], "SGD.*'lr': 'high'"),
-        (["train", "digits-mlp", "--out", "O", "--set", "local_steps=0"], r"local_steps=0\b"),
-        (["train", "digits-mlp", "--out", "O", "--set", "local_steps=2.5"], r"local_steps=2\.5\b"),
-        (["train", "digits-mlp", "--out", "O", "--set", "partition.reshuffle=2"], r"reshuffle=2\.0\b"),
+        (["train", "digits-mlp", "--out", "O", "--set", "local_steps=0"], r"local_steps\b.*\b0\b"),
+        (["train", "digits-mlp", "--out", "O", "--set", "local_steps=2.5"], r"local_steps\b.*\b2\.5\b"),
+        (["train", "digits-mlp", "--out", "O", "--set", "partition.reshuffle=2"], r"reshuffle\b.*\b2\.0\b"),
         (["train", "digits-mlp", "--out", "O", "--set", "partition.capacities=[1,2]"], r"capacities.*\b2\b.*\b4\b"),
-        (["train", "digits-mlp", "--out", "O", "--set", "model.hidden=0"], r"model\.hidden=0\b"),
+        (["train", "digits-mlp", "--out", "O", "--set", "model.hidden=0"], r"model\.hidden\b.*\b0\b"),
         (["train", "digits-mlp", "--out", "O", "--set", "split=by_lable"], "'by_lable'.*'by_label'"),
         (["train", "digits-mlp", "--out", "O", "--set", "reshuffle=1"], r"'reshuffle'.*'partition\.reshuffle'"),
         (["train", "digits-mlp", "--out", "O", "--set", "lr=.1"], r"'lr'.*'optimizer\.lr'"),
         (
             ["train", "digits-mlp", "--out", "O", "--set", "partition.reshuffle=relay"],
-            r"partition\.reshuffle='relay'.*\bnull\b",
+            r"partition\.reshuffle\b.*'relay'.*\bnull\b",
         ),
         (
             ["train", "digits-mlp", "--out", "O", "--set", "prior_adjusted=1"],
-            r"prior_adjusted=1\b.*\btrue\b.*\bfalse\b",
+            r"prior_adjusted\b.*\b1\b.*\btrue\b.*\bfalse\b",
         ),
         (
             ["train", "digits-mlp", "--out", "O", "--set", "optimizer_state=keep"],
-            "optimizer_state='keep'.*'reset'.*'travel'.*'stay'",
+            r"optimizer_state\b.*'keep'.*'reset'.*'travel'.*'stay'",
         ),
         (
             ["train", "digits-mlp", "--out", "O", "--method", "narrow", "--set", "partition.core=.5"],
@@ -226,10 +226,10 @@ def test_a_claim_that_does_not_hold_is_an_error(tmp_path, monkeypatch):
         ),
         (
             ["train", "digits-mlp", "--out", "O", "--method", "single", "--workers", "4"],
-            r"workers=4\b.*'single'",
+            r"workers\b.*\b4\b.*'single'",
         ),
         (["train", "digits-mlp", "--out", "O", "--set", "optimizer.name=LBFGS"], r"\bLBFGS\b"),
-        (["train", "digits-mlp", "--out", "O", "--set", "timeout_s=Infinity"], r"timeout_s=inf\b"),
+        (["train", "digits-mlp", "--out", "O", "--set", "timeout_s=Infinity"], r"timeout_s\b.*\binf\b"),
         (["train", "digits-mlp", "--out", "O", "--set", "rounds=2", "--rounds", "3"], r"--set rounds\b.*--rounds\b"),
         (
             ["train", "digits-mlp", "--out", "O", "--set", "rounds=2", "--set", "rounds=3"],
@@ -241,12 +241,12 @@ def test_a_claim_that_does_not_hold_is_an_error(tmp_path, monkeypatch):
         ),
         (
             ["train", "digits-mlp", "--out", "O", "--method", "ddp", "--runtime", "serial"],
-            "runtime=serial.*'ddp'.*processes",
+            r"runtime\b.*\bserial\b.*'ddp'.*processes",
         ),
-        (["train", "digits-mlp", "--out", "O", "--method", "diloco", "--set", "outer.lr=0"], r"outer\W*lr=0\b"),
+        (["train", "digits-mlp", "--out", "O", "--method", "diloco", "--set", "outer.lr=0"], r"outer\W*lr\b.*\b0\b"),
         (
             ["train", "digits-mlp", "--out", "O", "--method", "fedrolex", "--set", "partition.step=0"],
-            r"step=0\b",
+            r"\bstep\b.*\b0\b",
         ),
         (
             ["compare", "digits-mlp", "--out", "O", "--methods", "single", "--set", "partition.step=2"],
