@@ -92,5 +92,5 @@ def test_table_and_picture_are_made_from_folders(bench, tmp_path, monkeypatch, c
 
 def test_no_runs_are_told(bench, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["map.py", "--report", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match="expected folders with runs that are done, got none"):
+    with pytest.raises(SystemExit, match=rf"{tmp_path}\b.*--report"):
         bench.main()

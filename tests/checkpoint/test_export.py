@@ -1,5 +1,6 @@
 """Exported models: read back by other readers than ours, tensor by tensor; and what happens to an older export."""
 
+import importlib
 import json
 import os
 import weakref
@@ -14,19 +15,18 @@ from torch import nn
 from torch.nn import functional as F
 from zoo import CASES, METHODS, MODELS, mlp
 
-import skerry.checkpoint.export as export_module
 from skerry import Checkpoints, Plan, train
 from skerry.checkpoint.export import export
 from skerry.merge.calibrate import scaled
-from skerry.model import skeleton
 from skerry.model.tensors import named_tensors
 from skerry.partitions import Disjoint
 from skerry.runtimes import Serial
 from skerry.runtimes.serial import Whole
 from skerry.runtimes.streamed import Streamed
-from skerry.weights import FromFiles, materialize
+from skerry.weights import FromFiles, materialize, skeleton
 
 INDEX = "model.safetensors.index.json"
+export_module = importlib.import_module("skerry.checkpoint.export")
 
 
 def read(folder):

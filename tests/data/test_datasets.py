@@ -122,19 +122,19 @@ def test_what_does_not_fit_is_named():
         def __iter__(self):
             return iter(())
 
-    with pytest.raises(ValueError, match="Stream has no length, expected a map-style one"):
+    with pytest.raises(ValueError, match=r"\bStream\b"):
         from_dataset(Stream(), **settings)
-    with pytest.raises(ValueError, match="indices for 1 workers, expected num_workers=2"):
+    with pytest.raises(ValueError, match=r"split\b.*\b1\b.*num_workers=2\b"):
         from_dataset(TensorDataset(X, Y), **settings, split=[torch.arange(3)])
-    with pytest.raises(ValueError, match=r"parts\[1\]: indices 40 .. 40, expected 0 .. 22"):
+    with pytest.raises(ValueError, match=r"parts\[1\].*\b40\b.*\b22\b"):
         from_dataset(TensorDataset(X, Y), **settings, split=[torch.arange(3), torch.tensor([40])])
-    with pytest.raises(ValueError, match="batch_size: got 0"):
+    with pytest.raises(ValueError, match=r"batch_size\b.*\b0\b"):
         from_dataset(TensorDataset(X, Y), num_workers=2, batch_size=0, seed=0)
-    with pytest.raises(ValueError, match="a batch is a list, expected a pair"):
+    with pytest.raises(ValueError, match=r"\blist\b.*\(inputs, labels\)"):
         from_dataset(TensorDataset(X, Y, Y), **settings).sample(0, 3)
-    with pytest.raises(ValueError, match="column 'label': not in the data, expected one of x, y"):
+    with pytest.raises(ValueError, match=r"'label'.*\bx, y\b"):
         from_dataset(Columns({"x": X, "y": Y}), **settings).sample(0, 3)
     lists = [{"x": [1.0, 2.0], "label": 0, "text": "a"} for _ in range(5)]
     for column in ("x", "text"):
-        with pytest.raises(ValueError, match=rf"column '{column}': became a list, expected a tensor; .*with_format"):
+        with pytest.raises(ValueError, match=rf"'{column}'.*\blist\b.*with_format"):
             from_dataset(lists, **settings, inputs=column).sample(0, 2)

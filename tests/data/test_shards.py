@@ -122,11 +122,11 @@ def test_a_worker_gathers_its_own_part_and_no_other():
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        (torch.tensor([], dtype=torch.int64), r"parts\[1\]: empty"),
-        (torch.tensor([0, 4]), r"parts\[1\]: indices 0 \.\. 4, expected 0 \.\. 3"),
-        (torch.tensor([-1, 2]), r"parts\[1\]: indices -1 \.\. 2, expected 0 \.\. 3"),
-        (torch.tensor([0.0]), r"parts\[1\]: torch.float32 of shape \(1,\), expected one dim of torch.int64"),
-        (torch.tensor([[0]]), r"parts\[1\]: torch.int64 of shape \(1, 1\)"),
+        (torch.tensor([], dtype=torch.int64), r"parts\[1\]"),
+        (torch.tensor([0, 4]), r"parts\[1\].*\b0\b.*\b4\b.*\b3\b"),
+        (torch.tensor([-1, 2]), r"parts\[1\].*-1\b.*\b2\b.*\b3\b"),
+        (torch.tensor([0.0]), r"parts\[1\].*torch\.float32\b.*\(1,\).*torch\.int64\b"),
+        (torch.tensor([[0]]), r"parts\[1\].*torch\.int64\b.*\(1, 1\)"),
     ],
 )
 def test_bad_parts_are_named(part: Tensor, message: str):
@@ -136,22 +136,22 @@ def test_bad_parts_are_named(part: Tensor, message: str):
 
 def test_bad_arguments():
     x, parts = torch.arange(4), [torch.arange(4)]
-    with pytest.raises(ValueError, match=r"shapes \(4,\) and \(3,\)"):
+    with pytest.raises(ValueError, match=r"\(4,\).*\(3,\)"):
         Shards(x, torch.arange(3), parts, batch_size=1, seed=0)
-    with pytest.raises(ValueError, match="batch_size: got 0"):
+    with pytest.raises(ValueError, match=r"batch_size\b.*\b0\b"):
         Shards(x, x, parts, batch_size=0, seed=0)
-    with pytest.raises(ValueError, match="parts: none"):
+    with pytest.raises(ValueError, match=r"\bparts\b(?!\[)"):
         Shards(x, x, [], batch_size=1, seed=0)
 
 
 def test_bad_calls_fail_at_the_call():
     shards = make([torch.arange(4)])
     for worker in (-1, 1):
-        with pytest.raises(ValueError, match=r"worker: got -?1, expected 0 \.\. 0"):
+        with pytest.raises(ValueError, match=rf"\bworker\b.*{worker}\b.*\b0\b"):
             shards.batches(worker, 0, 1)
-        with pytest.raises(ValueError, match=r"worker: got"):
+        with pytest.raises(ValueError, match=rf"\bworker\b.*{worker}\b"):
             shards.sample(worker, 1)
-    with pytest.raises(ValueError, match="got -1 and 1"):
+    with pytest.raises(ValueError, match=r"\bfirst_step\b.*-1\b"):
         shards.batches(0, -1, 1)
-    with pytest.raises(ValueError, match="num: got 0"):
+    with pytest.raises(ValueError, match=r"\bnum\b.*\b0\b"):
         shards.sample(0, 0)

@@ -101,26 +101,26 @@ def test_a_worker_that_drew_nothing_gets_a_sample():
 
 @pytest.mark.parametrize("how", ["", "IID", "random", "dirichlet", "iid:0.3", "by_label:"])
 def test_unknown_how_names_the_choices(how: str):
-    with pytest.raises(ValueError, match=r"is unknown, expected 'iid', 'by_label' or 'dirichlet:ALPHA'"):
+    with pytest.raises(ValueError, match=rf"'{how}'.*'iid'.*'by_label'.*'dirichlet:ALPHA'"):
         split(skewed_labels(), 4, how, seed=0)
 
 
 @pytest.mark.parametrize("alpha", ["", "x", "0", "-1", "nan", "inf", "1e7"])
 def test_bad_alpha_names_the_choices(alpha: str):
-    with pytest.raises(ValueError, match=rf"bad ALPHA '{alpha}', expected 'iid'"):
+    with pytest.raises(ValueError, match=rf"'dirichlet:{alpha}'.*'{alpha}'.*'dirichlet:ALPHA'"):
         split(skewed_labels(), 4, f"dirichlet:{alpha}", seed=0)
 
 
 def test_more_workers_than_samples_and_none():
-    with pytest.raises(ValueError, match="got 4 for 3 samples"):
+    with pytest.raises(ValueError, match=r"num_workers.*\b4\b.*\b3\b"):
         split(np.array([0, 1, 2]), 4, "iid", seed=0)
-    with pytest.raises(ValueError, match="got 0, expected at least 1"):
+    with pytest.raises(ValueError, match=r"num_workers.*\b0\b.*\b1\b"):
         split(np.array([0, 1, 2]), 0, "iid", seed=0)
 
 
 @pytest.mark.parametrize("labels", [torch.zeros(4), torch.zeros(2, 2, dtype=torch.int64)])
 def test_labels_must_be_one_dim_of_integers(labels: torch.Tensor):
-    with pytest.raises(ValueError, match=r"expected integers of shape \(num_samples,\)"):
+    with pytest.raises(ValueError, match=rf"labels.*\({labels.shape[0]},.*\(num_samples,\)"):
         split(labels, 1, "by_label", seed=0)
 
 

@@ -67,23 +67,22 @@ _HARD = {"a": Out("h"), "b": In("h")}
 
 
 @pytest.mark.parametrize(
-    ("model", "rules", "words"),
+    ("model", "rules", "names"),
     [
-        (*_with(nn.LayerNorm(6)), "does not run, in 1 "),
-        (*_with(nn.LayerNorm(6, elementwise_affine=False)), "does not run, in 1 "),
-        (*_with(nn.GroupNorm(1, 6, affine=False)), "output differs by"),
-        (*_with(nn.Softmax(-1)), "first after 2"),
-        (*_with(nn.BatchNorm1d(6)), "does not run, in 1 "),
-        (HardCoded(), _HARD, "does not run, in the model itself"),
-        (ByItsWidth(), _HARD, "first after b"),
-        (OnlyInTheGradient(), _HARD, "gradient of a.weight differs"),
+        (*_with(nn.LayerNorm(6)), r"\b1\b.*normalized_shape=\[6\]"),
+        (*_with(nn.LayerNorm(6, elementwise_affine=False)), r"\b1\b.*normalized_shape=\[6\]"),
+        (*_with(nn.GroupNorm(1, 6, affine=False)), r"\b2\b.*\b1e-04\b"),
+        (*_with(nn.Softmax(-1)), r"\b2\b.*\b1e-04\b"),
+        (*_with(nn.BatchNorm1d(6)), r"\b1\b.*running_mean"),
+        (HardCoded(), _HARD, r"\[-1, 2, 3\]"),
+        (ByItsWidth(), _HARD, r"\bb\b.*\b1e-04\b"),
+        (OnlyInTheGradient(), _HARD, r"\ba\.weight\b.*\b1e-04\b"),
     ],
 )  # fmt: skip
-def test_wrong_plans_are_named(model, rules, words):
-    with pytest.raises(ValueError, match=r"axis 'h': a narrow subnet.*leave the axis whole") as error:
+def test_wrong_plans_are_named(model, rules, names):
+    with pytest.raises(ValueError, match=rf"axis 'h'.*{names}") as error:
         verify(model, Plan.from_rules(model, rules), torch.randn(5, 4))
     assert "\n" not in str(error.value)
-    assert words in str(error.value)
 
 
 def test_a_hard_coded_width_fails_with_the_module_and_the_patch_to_pass():
@@ -91,7 +90,7 @@ def test_a_hard_coded_width_fails_with_the_module_and_the_patch_to_pass():
     model, x = next(f for f in FAMILIES if f.name == "gpt-nano").build()
     rules = {"h.*.attn.c_attn": Heads("h.*.attn", 6, parts=3), "h.*.attn.c_proj": In("h.*.attn")}
     with pytest.raises(
-        ValueError, match=r"axis 'h\.0\.attn'.*in h\.0\.attn .*skerry\.patches\.nanogpt_attention"
+        ValueError, match=r"axis 'h\.0\.attn'.*\bh\.0\.attn .*skerry\.subnet\.adapters\.nanogpt_attention"
     ) as error:
         verify(model, Plan.from_rules(model, rules), x)
     assert "patches={'h.*.attn': " in str(error.value)
@@ -110,7 +109,7 @@ def test_what_a_module_keeps_is_named_where_no_patch_is_known():
 
     model = nn.Sequential(Grid())
     rules = {"0.up": Out("h"), "0.down": In("h")}
-    with pytest.raises(ValueError, match=r"in 0 .*keeps width=6 of the full model.*narrow\.width = \.\.\."):
+    with pytest.raises(ValueError, match=r"axis 'h'.*\b0\b.*\bwidth=6\b.*\bnarrow\.width = "):
         verify(model, Plan.from_rules(model, rules), torch.randn(5, 4))
 
     def patch(narrow, full):

@@ -46,7 +46,8 @@ def test_train_writes_all_its_files_and_a_table(finished):
     assert set(config["versions"]) == {"skerry", "torch", "python"}
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [0, 1, 2]
-    assert all(line["accuracy"] > 0 and line["flop"] > 0 and line["bytes_due"] > 0 for line in lines)
+    assert all(line["flop"] > 0 and line["bytes_due"] > 0 for line in lines)
+    assert lines[-1]["accuracy"] > 0.5  # chance is .1
     units = json.loads((finished / "units.json").read_text())
     assert [sum(axis["counts"]) for axis in units["axes"]] == [3 * 128, 3 * 128]
     summary = json.loads((finished / "summary.json").read_text())
@@ -71,7 +72,8 @@ def test_a_run_of_before_there_were_priors_is_one_without(finished):
     assert "prior_adjusted" not in json.loads((finished / "checkpoint.json").read_text())["run"]
     path.write_text(json.dumps(config))
     code, message = call(["train", "--out", str(finished), "--resume", "--set", "prior_adjusted=true"])
-    assert (code, "prior_adjusted is False in the saved run, got True" in message) == (1, True)
+    assert code == 1
+    assert re.search(r"prior_adjusted.*\bFalse\b.*\bTrue\b", message)
     assert call(["train", "--out", str(finished), "--resume"]) == (0, "")
     assert json.loads(path.read_text())["prior_adjusted"] is False
 
@@ -173,7 +175,7 @@ def test_help_is_there_for_every_command():
 def test_theory_prints_a_table_and_draws_a_picture(tmp_path):
     shown = CliRunner().invoke(main, ["theory", "counterexample", "--markdown", "--out", str(tmp_path)])
     assert shown.exit_code == 0
-    assert "| `counterexample` | L: smallest eigenvalue | > 0 | 0.0417 |" in shown.output
+    assert re.search(r"\| `counterexample` \| L: [^|]+ \| > 0 \| 0\.0417 \|", shown.output)
     assert (tmp_path / "counterexample.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -182,73 +184,100 @@ def test_a_claim_that_does_not_hold_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(theory, "THEOREMS", broken)
     code, message = call(["theory", "--out", str(tmp_path)])
     assert code == 1
-    assert "claims that do not hold: counterexample" in message
+    assert re.search(r"\bcounterexample\b", message)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "names"),
     [
-        (["train", "fashion-mpl", "--out", "O"], "did you mean 'fashion-mlp'?"),
+        (["train", "fashion-mpl", "--out", "O"], "'fashion-mpl'.*'fashion-mlp'"),
         (["train", "digits-mlp", "--out", "O", "--metod", "ist"], "--method"),
-        (["train", "digits-mlp", "--out", "O", "--method", "its"], "did you mean 'ist'?"),
-        (["train", "digits-mlp", "--out", "O", "--set", "local_step=3"], "did you mean 'local_steps'?"),
-        (["train", "digits-mlp", "--out", "O", "--set", "partition.reshufle=3"], "did you mean 'reshuffle'?"),
-        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.momentm=.9"], "did you mean 'momentum'?"),
-        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.name=AdmaW"], "did you mean 'AdamW'?"),
-        (["train", "digits-mlp", "--out", "O", "--set", "model.hiden=3"], "did you mean 'hidden'?"),
-        (["train", "digits-mlp", "--out", "O", "--set", "schedule=cosin"], "did you mean 'cosine'?"),
-        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.lr"], "expected key=value"),
-        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.lr=-1"], "Invalid learning rate"),
-        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.lr=high"], "optimizer SGD"),
-        (["train", "digits-mlp", "--out", "O", "--set", "local_steps=0"], "local_steps=0: expected at least 1"),
-        (["train", "digits-mlp", "--out", "O", "--set", "local_steps=2.5"], "local_steps=2.5: expected int"),
-        (["train", "digits-mlp", "--out", "O", "--set", "partition.reshuffle=2"], "reshuffle=2.0: expected a fraction"),
-        (["train", "digits-mlp", "--out", "O", "--set", "partition.capacities=[1,2]"], "expected one a worker"),
-        (["train", "digits-mlp", "--out", "O", "--set", "model.hidden=0"], "model.hidden=0"),
-        (["train", "digits-mlp", "--out", "O", "--set", "split=by_lable"], "by_label"),
-        (["train", "digits-mlp", "--out", "O", "--set", "reshuffle=1"], "did you mean 'partition.reshuffle'?"),
-        (["train", "digits-mlp", "--out", "O", "--set", "lr=.1"], "did you mean 'optimizer.lr'?"),
-        (["train", "digits-mlp", "--out", "O", "--set", "partition.reshuffle=relay"], "expected a number"),
-        (["train", "digits-mlp", "--out", "O", "--set", "prior_adjusted=1"], "=1: expected true or false"),
+        (["train", "digits-mlp", "--out", "O", "--method", "its"], "'its'.*'ist'"),
+        (["train", "digits-mlp", "--out", "O", "--set", "local_step=3"], "'local_step'.*'local_steps'"),
+        (["train", "digits-mlp", "--out", "O", "--set", "partition.reshufle=3"], "'reshufle'.*'reshuffle'"),
+        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.momentm=.9"], "SGD.*'momentm'.*'momentum'"),
+        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.name=AdmaW"], "'AdmaW'.*'AdamW'"),
+        (["train", "digits-mlp", "--out", "O", "--set", "model.hiden=3"], "model.*'hiden'.*'hidden'"),
+        (["train", "digits-mlp", "--out", "O", "--set", "schedule=cosin"], "'cosin'.*'cosine'"),
+        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.lr"], r"--set optimizer\.lr\b.*key=value"),
+        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.lr=-1"], r"SGD.*'lr': -1\b"),
+        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.lr=high"], "SGD.*'lr': 'high'"),
+        (["train", "digits-mlp", "--out", "O", "--set", "local_steps=0"], r"local_steps\b.*\b0\b"),
+        (["train", "digits-mlp", "--out", "O", "--set", "local_steps=2.5"], r"local_steps\b.*\b2\.5\b"),
+        (["train", "digits-mlp", "--out", "O", "--set", "partition.reshuffle=2"], r"reshuffle\b.*\b2\.0\b"),
+        (["train", "digits-mlp", "--out", "O", "--set", "partition.capacities=[1,2]"], r"capacities.*\b2\b.*\b4\b"),
+        (["train", "digits-mlp", "--out", "O", "--set", "model.hidden=0"], r"model\.hidden\b.*\b0\b"),
+        (["train", "digits-mlp", "--out", "O", "--set", "split=by_lable"], "'by_lable'.*'by_label'"),
+        (["train", "digits-mlp", "--out", "O", "--set", "reshuffle=1"], r"'reshuffle'.*'partition\.reshuffle'"),
+        (["train", "digits-mlp", "--out", "O", "--set", "lr=.1"], r"'lr'.*'optimizer\.lr'"),
+        (
+            ["train", "digits-mlp", "--out", "O", "--set", "partition.reshuffle=relay"],
+            r"partition\.reshuffle\b.*'relay'",
+        ),
+        (
+            ["train", "digits-mlp", "--out", "O", "--set", "prior_adjusted=1"],
+            r"prior_adjusted\b.*\b1\b.*\btrue\b.*\bfalse\b",
+        ),
         (
             ["train", "digits-mlp", "--out", "O", "--set", "optimizer_state=keep"],
-            "expected 'reset', 'travel' or 'stay'",
+            r"optimizer_state\b.*'keep'.*'reset'.*'travel'.*'stay'",
         ),
         (
             ["train", "digits-mlp", "--out", "O", "--method", "narrow", "--set", "partition.core=.5"],
-            "has no use for it, leave it out; ist would",
+            r"partition\.core\b.*'narrow'.*\bist\b",
         ),
-        (["train", "digits-mlp", "--out", "O", "--method", "single", "--workers", "4"], "single"),
-        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.name=LBFGS"], "optimizer LBFGS"),
-        (["train", "digits-mlp", "--out", "O", "--set", "timeout_s=Infinity"], "timeout_s=inf"),
-        (["train", "digits-mlp", "--out", "O", "--set", "rounds=2", "--rounds", "3"], "expected once"),
-        (["train", "digits-mlp", "--out", "O", "--set", "rounds=2", "--set", "rounds=3"], "given twice"),
-        (["train", "digits-mlp", "--out", "O", "--method", "single", "--set", "optimizer_state=reset"], "leave it out"),
-        (["train", "digits-mlp", "--out", "O", "--method", "ddp", "--runtime", "serial"], "expected processes"),
-        (["train", "digits-mlp", "--out", "O", "--method", "diloco", "--set", "outer.lr=0"], "outer lr=0"),
-        (["train", "digits-mlp", "--out", "O", "--method", "fedrolex", "--set", "partition.step=0"], "step=0"),
-        (["compare", "digits-mlp", "--out", "O", "--methods", "single", "--set", "partition.step=2"], "none of the"),
-        (["compare", "digits-mlp", "--out", "O", "--set", "partition.stpe=2"], "did you mean 'step'?"),
-        (["compare", "digits-mlp", "--out", "O", "--methods", "ist", "--set", "narrow.rounds=2"], "not among"),
-        (["compare", "digits-mlp", "--out", "O", "--seeds", "1,2", "--set", "seed=2"], "one of the two"),
-        (["train", "digits-mlp", "--out", "O", "--workers", "200"], "128 units for 200 workers"),
-        (["train", "digits-mlp", "--out", "O", "--resume"], "no run there"),
+        (
+            ["train", "digits-mlp", "--out", "O", "--method", "single", "--workers", "4"],
+            r"workers\b.*\b4\b.*'single'",
+        ),
+        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.name=LBFGS"], r"\bLBFGS\b"),
+        (["train", "digits-mlp", "--out", "O", "--set", "timeout_s=Infinity"], r"timeout_s\b.*\binf\b"),
+        (["train", "digits-mlp", "--out", "O", "--set", "rounds=2", "--rounds", "3"], r"--set rounds\b.*--rounds\b"),
+        (
+            ["train", "digits-mlp", "--out", "O", "--set", "rounds=2", "--set", "rounds=3"],
+            r"--set rounds\b(?!.*--rounds)",
+        ),
+        (
+            ["train", "digits-mlp", "--out", "O", "--method", "single", "--set", "optimizer_state=reset"],
+            r"optimizer_state.*'single'.*\bist\b",
+        ),
+        (
+            ["train", "digits-mlp", "--out", "O", "--method", "ddp", "--runtime", "serial"],
+            r"runtime\b.*\bserial\b.*'ddp'.*processes",
+        ),
+        (["train", "digits-mlp", "--out", "O", "--method", "diloco", "--set", "outer.lr=0"], r"outer\W*lr\b.*\b0\b"),
+        (
+            ["train", "digits-mlp", "--out", "O", "--method", "fedrolex", "--set", "partition.step=0"],
+            r"\bstep\b.*\b0\b",
+        ),
+        (
+            ["compare", "digits-mlp", "--out", "O", "--methods", "single", "--set", "partition.step=2"],
+            r"partition\.step\b.*--methods",
+        ),
+        (["compare", "digits-mlp", "--out", "O", "--set", "partition.stpe=2"], "'stpe'.*'step'"),
+        (
+            ["compare", "digits-mlp", "--out", "O", "--methods", "ist", "--set", "narrow.rounds=2"],
+            r"narrow\.rounds\b.*--methods",
+        ),
+        (["compare", "digits-mlp", "--out", "O", "--seeds", "1,2", "--set", "seed=2"], r"\bseed\b.*--seeds"),
+        (["train", "digits-mlp", "--out", "O", "--workers", "200"], r"'h0'.*\b128\b.*\b200\b"),
+        (["train", "digits-mlp", "--out", "O", "--resume"], r"\bO\b.*config\.json.*--resume"),
         (["train", "mnist-mlp", "--out", "O"], "skerry data fetch mnist"),
-        (["data", "fetch", "mnits"], "mnist"),
-        (["data", "fetch", "fashion-mnist", "--from", "nowhere"], "nowhere"),
-        (["compare", "digits-mlp", "--out", "O", "--methods", "ist,narow"], "did you mean 'narrow'?"),
-        (["compare", "digits-mlp", "--out", "O", "--seeds", "a,b"], "expected whole numbers"),
-        (["report", "nowhere"], "nowhere"),
-        (["theory", "gits"], "did you mean 'gist'?"),
+        (["data", "fetch", "mnits"], "'mnits'.*'mnist'"),
+        (["data", "fetch", "fashion-mnist", "--from", "nowhere"], "nowhere.*fashion-mnist.*--from"),
+        (["compare", "digits-mlp", "--out", "O", "--methods", "ist,narow"], "'narow'.*'narrow'"),
+        (["compare", "digits-mlp", "--out", "O", "--seeds", "a,b"], "--seeds a,b"),
+        (["report", "nowhere"], r"nowhere.*config\.json"),
+        (["theory", "gits"], "'gits'.*'gist'"),
     ],
 )
-def test_each_mistake_gets_one_line(arguments, words, tmp_path, monkeypatch):
+def test_each_mistake_gets_one_line(arguments, names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SKERRY_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     code, message = call(arguments)
     assert code != 0
-    assert words in message
+    assert re.search(names, message)
     assert "\n" not in message
     assert not (tmp_path / "O" / "checkpoint").exists()
 
@@ -258,11 +287,13 @@ def test_a_folder_in_use_is_left_alone(finished):
     before = (finished / "config.json").read_bytes()
     code, message = call(["train", "digits-mlp", "--out", out])
     assert code == 1
-    assert re.search("holds a run.*--resume.*--out", message)
+    assert re.search(f"{re.escape(out)}.*--resume.*--out", message)
     code, message = call(["train", "digits-mlp", "--out", out, "--resume", "--set", "optimizer.lr=.5"])
-    assert (code, "optimizer is" in message) == (1, True)
+    assert code == 1
+    assert re.search(r"optimizer\b.*'lr': 0\.1\b.*'lr': 0\.5\b", message)
     code, message = call(["train", "mnist-mlp", "--out", out, "--resume"])
-    assert (code, "saved run is of digits-mlp" in message) == (1, True)
+    assert code == 1
+    assert re.search(f"{re.escape(out)}.*digits-mlp.*mnist-mlp", message)
     assert (finished / "config.json").read_bytes() == before
 
 
@@ -272,26 +303,30 @@ def test_a_folder_that_another_process_writes_to_is_refused(finished):
     with (finished / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         code, message = call(["train", "digits-mlp", "--out", str(finished), "--resume"])
-    assert (code, "another process" in message) == (1, True)
+    assert code == 1
+    assert re.search(f"{re.escape(str(finished))}.*process.*--out", message)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "names"),
     [
-        ("checkpoint.json", b"garbage", "not a readable checkpoint"),
-        ("checkpoint.json", b'{"format": "other", "round": 1, "checksums": []}', "not Skerry's"),
-        ("0-of-1.safetensors", b"garbage", "not a readable checkpoint"),
-        ("config.json", b"{", "not a readable config"),
-        ("config.json", b'{"recipe": "digits-mlp", "wokers": 3}', "not a readable config"),
+        ("checkpoint.json", b"garbage", r"checkpoint\.json.*line 1 column 1"),
+        (
+            "checkpoint.json",
+            b'{"format": "other", "round": 1, "checksums": []}',
+            r"checkpoint\.json.*'skerry-checkpoint-",
+        ),
+        ("0-of-1.safetensors", b"garbage", r"0-of-1\.safetensors.*header"),
+        ("config.json", b"{", r"config\.json.*line 1 column 2"),
+        ("config.json", b'{"recipe": "digits-mlp", "wokers": 3}', r"config\.json.*'wokers'.*'workers'"),
     ],
 )
-def test_a_damaged_run_is_refused_by_the_name_of_its_file(finished, name, content, words):
+def test_a_damaged_run_is_refused_by_the_name_of_its_file(finished, name, content, names):
     (path,) = [*finished.glob(name), *finished.glob(f"checkpoint/*/{name}")]
     path.write_bytes(content)
     code, message = call(["train", "digits-mlp", "--out", str(finished), "--resume"])
     assert code == 1
-    assert name in message
-    assert words in message
+    assert re.search(names, message)
     assert "\n" not in message
 
 
@@ -309,7 +344,7 @@ def test_divergence_stops_with_a_remedy_and_leaves_a_good_state(tmp_path):
     ]
     code, message = call(arguments)
     assert code == 1
-    assert "start anew with a lower learning rate" in message
+    assert re.search(r"round 1\b.*\b2\b.*0, 1, 2, 3", message)
     lines = [json.loads(line) for line in (tmp_path / "x" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["refused"]
 
@@ -320,4 +355,4 @@ def test_another_runs_checkpoint_is_refused(finished, tmp_path):
     assert call(["train", "digits-mlp", "--workers", "3", "--seed", "5", "--out", str(other), *QUICK]) == (0, "")
     shutil.copytree(finished / "checkpoint", other / "checkpoint", dirs_exist_ok=True)
     code, message = call(["train", "--resume", "--out", str(other)])
-    assert (code, "of a run with other settings" in message) == (1, True)
+    assert (code, str(other / "checkpoint" / "round-00000003" / "0-of-1.safetensors") in message) == (1, True)

@@ -68,7 +68,7 @@ def test_evaluation_by_hand_and_in_parts():
     assert score.loss == pytest.approx(F.cross_entropy(model(x), y).item())
     assert score.accuracy == (model(x).argmax(1) == y).double().mean().item()
     assert model.training
-    with pytest.raises(ValueError, match="test set is empty"):
+    with pytest.raises(ValueError, match=r"\btest=None\b"):
         evaluate(model, F.cross_entropy, (x[:0], y[:0]))
 
 
@@ -79,11 +79,11 @@ def test_settings_survive_json_and_keep_their_types():
     assert isinstance(config.timeout_s, float)
     assert config.prior_adjusted is True
     assert Config.from_json(config.to_json()) == config
-    with pytest.raises(ValueError, match="did you mean 'workers'"):
+    with pytest.raises(ValueError, match=r"'worker'.*'workers'"):
         Config.from_json({**config.to_json(), "worker": 2})
-    with pytest.raises(ValueError, match="expected int"):
+    with pytest.raises(ValueError, match=r"workers\b.*\bTrue\b"):
         config.change({"workers": True})
-    with pytest.raises(ValueError, match="prior_adjusted=1: expected true or false"):
+    with pytest.raises(ValueError, match=r"prior_adjusted\b.*\b1\b.*\btrue\b.*\bfalse\b"):
         config.change({"prior_adjusted": 1})
 
 

@@ -74,6 +74,6 @@ def test_tensors_that_share_memory_or_are_transposed_are_written_out(tmp_path):
 
 
 def test_what_the_format_cannot_hold_is_told_by_name(tmp_path):
-    with pytest.raises(ValueError, match=r"layer\.mask: .* cannot hold torch\.complex128"):
+    with pytest.raises(ValueError, match=r"layer\.mask\b.*\btorch\.complex128\b"):
         save_tensors({"layer.mask": torch.zeros(2, dtype=torch.complex128)}, tmp_path / "x", {})
     assert not (tmp_path / "x").exists()

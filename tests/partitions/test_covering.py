@@ -74,19 +74,15 @@ def test_warm_up_is_everything_then_what_follows(seed):
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "names"),
     [
-        (lambda: Covering(0), "num_workers=0: expected at least 1"),
-        (lambda: Covering(2, 0), "min_units=0: expected at least 1"),
-        (
-            lambda: Covering(2, 4).assign((Axis("blocks", 3),), 0),
-            "axis 'blocks': 3 units, expected at least min_units=4",
-        ),
-        (lambda: Covering(4).assign((Axis("blocks", 3),), 0), "axis 'blocks': 3 units for 4 workers"),
-        (lambda: Warmup(-1, Everything(2)), "warm-up rounds=-1"),
+        (lambda: Covering(0), r"num_workers\b.*\b0\b"),
+        (lambda: Covering(2, 0), r"min_units\b.*\b0\b"),
+        (lambda: Covering(2, 4).assign((Axis("blocks", 3),), 0), r"'blocks'.*\b3\b.*\bmin_units\b.*\b4\b"),
+        (lambda: Covering(4).assign((Axis("blocks", 3),), 0), r"'blocks'.*\b3\b.*\b4\b.*\bmin_units\b"),
+        (lambda: Warmup(-1, Everything(2)), r"\brounds\b.*-1\b"),
     ],
 )
-def test_wrong_settings_are_refused(make, words):
-    with pytest.raises(ValueError, match=r".") as error:
+def test_wrong_settings_are_refused(make, names):
+    with pytest.raises(ValueError, match=names):
         make()
-    assert words in str(error.value)

@@ -169,8 +169,9 @@ def test_nested_parts_are_the_first_units():
 @pytest.mark.parametrize("make", [Sampled, Rolling, Nested])
 @pytest.mark.parametrize("fractions", [(), (0.0, 0.5), (1.5,)])
 def test_fractions_out_of_range_are_refused(make, fractions):
-    with pytest.raises(ValueError, match="expected"):
+    with pytest.raises(ValueError, match="fractions") as error:
         make(fractions)
+    assert str(fractions) in str(error.value)
 
 
 @given(axes_and_workers(), rounds)
@@ -180,20 +181,19 @@ def test_everything_is_everywhere(drawn, round):
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "names"),
     [
-        (lambda: Disjoint(0), "num_workers=0"),
-        (lambda: Disjoint(2, reshuffle=1.5), "reshuffle=1.5"),
-        (lambda: Cyclic(0), "num_workers=0"),
-        (lambda: Disjoint(2, core=-0.1), "core=-0.1"),
-        (lambda: Disjoint(2, capacities=(1.0,)), "expected one a worker"),
-        (lambda: Disjoint(2, capacities=(1.0, 0.0)), "positive"),
-        (lambda: Overlapping(2, 3), "copies=3"),
-        (lambda: Disjoint(4).assign((Axis("h0", 3),), 0), "axis 'h0': 3 units for 4 workers"),
-        (lambda: Overlapping(4, 2).assign((Axis("h0", 3),), 0), "axis 'h0': 3 units for 4 workers"),
+        (lambda: Disjoint(0), r"num_workers\b.*\b0\b"),
+        (lambda: Disjoint(2, reshuffle=1.5), r"reshuffle\b.*\b1\.5\b"),
+        (lambda: Cyclic(0), r"num_workers\b.*\b0\b"),
+        (lambda: Disjoint(2, core=-0.1), r"core\b.*-0\.1\b"),
+        (lambda: Disjoint(2, capacities=(1.0,)), r"capacities\b.*\b1\b.*\b2\b"),
+        (lambda: Disjoint(2, capacities=(1.0, 0.0)), r"capacities\b.*\(1\.0, 0\.0\)"),
+        (lambda: Overlapping(2, 3), r"copies\b.*\b3\b"),
+        (lambda: Disjoint(4).assign((Axis("h0", 3),), 0), r"axis 'h0'.*\b3\b.*\b4\b"),
+        (lambda: Overlapping(4, 2).assign((Axis("h0", 3),), 0), r"axis 'h0'.*\b3\b.*\b4\b"),
     ],
 )
-def test_wrong_settings_are_refused(make, words):
-    with pytest.raises(ValueError, match=r".") as error:
+def test_wrong_settings_are_refused(make, names):
+    with pytest.raises(ValueError, match=names):
         make()
-    assert words in str(error.value)

@@ -47,7 +47,7 @@ def test_blocks_come_back_too(tmp_path):
 def test_patches_are_asked_for_again(tmp_path):
     model, plan, _ = mlp()
     save_plan(replace(plan, patches={"layers.*": nanogpt_attention}), tmp_path / "plan.json")
-    with pytest.raises(ValueError, match=r"a patch for 'layers\.\*'; pass it again"):
+    with pytest.raises(ValueError, match=r"plan\.json.*'layers\.\*'.*\bpatches="):
         load_plan(tmp_path / "plan.json", model)
     loaded = load_plan(tmp_path / "plan.json", model, {"layers.*": nanogpt_attention})
     assert loaded.patches == {"layers.*": nanogpt_attention}
@@ -65,25 +65,24 @@ def _with_units(content: dict, units: list) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "names"),
     [
-        (lambda c: "{", "not a plan file"),
-        (lambda c: json.dumps([1]), "format 'list'"),
-        (lambda c: json.dumps({**c, "format": "skerry plan 9"}), "expected 'skerry plan 1'"),
-        (lambda c: json.dumps({k: v for k, v in c.items() if k != "axes"}), "not a whole plan"),
-        (lambda c: json.dumps(_with_units(c, [[13, 1, 9]])), "out.weight has units for sizes (4, 9), expected (4, 10)"),
-        (lambda c: json.dumps(_with_units(c, [[99, 0, 10]])), "out.weight has unit ids or a role"),
-        (lambda c: json.dumps({**c, "blocks": {"layers": 99}}), "layers is unit 99"),
+        (lambda c: "{", "line 1 column 2"),
+        (lambda c: json.dumps([1]), r"'list'.*'skerry plan 1'"),
+        (lambda c: json.dumps({**c, "format": "skerry plan 9"}), r"'skerry plan 9'.*'skerry plan 1'"),
+        (lambda c: json.dumps({k: v for k, v in c.items() if k != "axes"}), "'axes'"),
+        (lambda c: json.dumps(_with_units(c, [[13, 1, 9]])), r"out\.weight\b.*\(4, 9\).*\(4, 10\)"),
+        (lambda c: json.dumps(_with_units(c, [[99, 0, 10]])), r"out\.weight\b(?!.*\(4, )"),
+        (lambda c: json.dumps({**c, "blocks": {"layers": 99}}), r"\blayers\b.*\b99\b"),
     ],
 )  # fmt: skip
-def test_a_broken_file_is_refused_in_one_line(change, words, tmp_path):
+def test_a_broken_file_is_refused_in_one_line(change, names, tmp_path):
     model, plan, _ = mlp()
     path = tmp_path / "plan.json"
     save_plan(plan, path)
     path.write_text(change(json.loads(path.read_text())))
-    with pytest.raises(ValueError, match=r".") as error:
+    with pytest.raises(ValueError, match=rf"plan\.json.*{names}") as error:
         load_plan(path, model)
-    assert words in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -104,14 +103,14 @@ def test_only_without_and_sum():
 
 def test_edits_that_cannot_be():
     _, plan, _ = cnn()
-    with pytest.raises(ValueError, match=r"'d\*' matches no axis; the plan's axes are c0, c1, h"):
+    with pytest.raises(ValueError, match=r"'d\*'.*\bc0, c1, h\b"):
         plan.only("d*")
-    with pytest.raises(ValueError, match=r"axis 'c0' is in both plans"):
+    with pytest.raises(ValueError, match=r"'c0'.*\bplan\.without\b"):
         plan + plan.only("c0")
-    with pytest.raises(ValueError, match=r"one plan has shape"):
+    with pytest.raises(ValueError, match=r"convs\.0\.weight\b.*\(6, 2, 3, 3\)"):
         plan + mlp()[1]
     renamed = replace(plan.only("h"), axes=(replace(plan.only("h").axes[0], name="g"),))
-    with pytest.raises(ValueError, match=r"dealt out by both plans"):
+    with pytest.raises(ValueError, match=r"hidden\.weight\b.*\bplan\.without\b"):
         plan + renamed
 
 
@@ -137,5 +136,5 @@ def test_rules_in_the_words_of_tensor_parallelism_for_attention():
 
 def test_rules_for_heads_that_do_not_fit_are_refused():
     model = nn.ModuleDict({"qkv": nn.Linear(8, 24), "proj": nn.Linear(8, 8)})
-    with pytest.raises(ValueError, match=r"qkv.weight dim 0: 24 indices, expected a multiple"):
+    with pytest.raises(ValueError, match=r"qkv\.weight\b.*\b24\b.*\b5\b.*'a'"):
         Plan.from_rules(model, {"qkv": Heads("a", 5, parts=3), "proj": In("a")})

@@ -54,7 +54,8 @@ def test_print_names_every_axis_and_the_share_dealt_out():
     text = str(mlp()[1])
     assert "h0" in text
     assert "h1" in text
-    assert "dealt out: 379 of 385 elements (98%)" in text
+    for figure in ("379", "385", "98%"):
+        assert figure in text
 
 
 def _two_layers(hidden: int = 4) -> nn.Sequential:
@@ -65,15 +66,18 @@ def _two_layers(hidden: int = 4) -> nn.Sequential:
     ("model", "rules", "words"),
     [
         (_two_layers(), {"0": Out("h"), "1": Out("h"), "2": In("h")}, ["1 (LayerNorm)", "'h'", "BatchNorm"]),
-        (_two_layers(), {"0": Out("h")}, ["'h'", "nothing reads it"]),
-        (_two_layers(), {"2": In("h")}, ["'h'", "nothing makes it"]),
-        (_two_layers(), {"O": Out("h")}, ["'O' matches no module"]),
-        (_two_layers(), {"0": Out("*.h"), "2": In("h")}, ["more * than the pattern"]),
-        (MLP([3, 4, 5, 2]), {"layers.0": Out("h"), "norms.1": Out("h"), "out": In("h")}, ["5 units", "expected 4"]),
-        (MLP([3, 4, 5, 2]), {"layers.0": Out("h"), "out": In("h")}, ["out.weight dim 1", "5 indices", "4 units"]),
+        (_two_layers(), {"0": Out("h")}, ["(Out)", "In('h')"]),
+        (_two_layers(), {"2": In("h")}, ["(In)", "Out('h')"]),
+        (_two_layers(), {"O": Out("h")}, ["'O'", "0, 1, 2"]),
+        (_two_layers(), {"0": Out("*.h"), "2": In("h")}, ["'0'", "'*.h'"]),
+        (
+            MLP([3, 4, 5, 2]), {"layers.0": Out("h"), "norms.1": Out("h"), "out": In("h")},
+            ["norms.1.weight", "'h'", "layers.0.weight", " 5 ", " 4 "],
+        ),
+        (MLP([3, 4, 5, 2]), {"layers.0": Out("h"), "out": In("h")}, ["out.weight", "'h'", " 1", " 5 ", " 4 "]),
         (nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 2, 1)), {"0": Out("c"), "1": In("c")}, ["groups=2"]),
-        (nn.Sequential(nn.GRU(3, 4)), {"0": Out("h")}, ["0 (GRU)", "not known"]),
-        (TiedAutoencoder(4), {"first": Out("h"), "left": In("h")}, ["right.weight: tied to left.weight"]),
+        (nn.Sequential(nn.GRU(3, 4)), {"0": Out("h")}, ["0 (GRU)", "Out('h')"]),
+        (TiedAutoencoder(4), {"first": Out("h"), "left": In("h")}, ["right.weight", "left.weight"]),
         (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), {"0": [Out("a"), In("b")], "1": In("a")}, ["'b'"]),
     ],
 )  # fmt: skip
@@ -88,7 +92,7 @@ def test_wrong_rules_are_refused_in_one_line_that_names_the_place(model, rules, 
 def test_one_dim_in_two_roles_is_refused():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight
-    with pytest.raises(ValueError, match="one axis in one role"):
+    with pytest.raises(ValueError, match=r"1\.weight.*'b'.*'a'.*0\.weight"):
         Plan.from_rules(model, {"0": Out("a"), "1": [In("a"), Out("b")], "2": In("b")})
 
 
@@ -96,7 +100,7 @@ def test_a_plan_refuses_another_model():
     _, plan, _ = mlp()
     with pytest.raises(ValueError, match=r"layers\.0\.weight.*\(12, 9\).*\(13, 9\)"):
         plan.check(MLP([9, 12, 10, 4]))
-    with pytest.raises(ValueError, match="no such tensor"):
+    with pytest.raises(ValueError, match=r"norms\.0\.weight.*\(13,\)"):
         plan.check(MLP([9, 13, 10, 4], norm=False))
 
 

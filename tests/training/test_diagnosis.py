@@ -170,10 +170,10 @@ def test_a_test_set_scored_otherwise_is_not_compared_with_subnets():
     assert session.score(session.full()).probe_loss is not None
     assert session.score(session.full(), F.cross_entropy, (x, y)).probe_loss is None
     assert session.score(session.full(), nn.CrossEntropyLoss(reduction="sum")).probe_loss is None
-    with pytest.raises(ValueError, match="test: a test set, but no loss_fn"):
+    with pytest.raises(ValueError, match=r"\btest\b(?!.*score\(\)).*\bloss_fn\b"):
         Session(model, **arguments, test=(x, y))
     without = Session(model, **arguments)
-    with pytest.raises(ValueError, match=r"score\(\): no loss_fn or no test set; give both here, or to the session"):
+    with pytest.raises(ValueError, match=r"score\(\).*\bloss_fn\b"):
         without.score(without.full())
 
 
@@ -216,7 +216,7 @@ def opposed(local_steps, apart=1.0, rounds=6, **more):
 
 def test_too_many_local_steps_for_the_drift():
     torch.manual_seed(0)
-    with pytest.warns(TheoryWarning, match="^drift: .* use a lower learning rate .* or fewer local_steps"):
+    with pytest.warns(TheoryWarning, match=r"^drift: .*\blocal_steps\b"):
         found = opposed(local_steps=50)
     assert warned(found) == {"drift"}
     assert [bool(each.warnings) for each in found].count(True) == 1
@@ -249,7 +249,7 @@ def test_unlike_labels():
     x, y = next(iter(blobs(1, batch=240).batches(0, 0, 1)))
     order = y.argsort()
     data = Shards(x, y, list(order.split(60)), batch_size=16, seed=0)
-    with pytest.warns(TheoryWarning, match="^label skew: .* mix the data"):
+    with pytest.warns(TheoryWarning, match=r"^label skew: .*\blog_priors\b"):
         found = run(ist(4, local_steps=STEPS), data=data)
     assert warned(found) == {"label skew"}
     assert found[0].label_skew == pytest.approx(0.7, abs=0.1)
@@ -263,13 +263,13 @@ def test_unlike_labels():
 def test_coverage_too_low_for_the_rounds_left():
     for partition, enough in ((Sampled((0.1, 0.1)), 60), (Rolling((0.25, 0.25)), 19)):
         few = Algorithm(name="few", partition=partition, local_steps=2)
-        with pytest.warns(TheoryWarning, match="^coverage: .* use more rounds") as told:
+        with pytest.warns(TheoryWarning, match=r"^coverage: .*\b3 rounds\b") as told:
             found = run(few, rounds=4)
         assert warned(found) == {"coverage"}
         assert found[0].warnings  # what is to come is known at once
         assert found[-1].least_trained == 0
         held = sum(partition.assign(mlp(hidden=(24,))[1].axes, r).held.sum(0) for r in range(4))
-        assert f"coverage: {float((held == 0).double().mean()):.0%} of the units" in str(told[0].message)
+        assert f"coverage: {float((held == 0).double().mean()):.0%}" in str(told[0].message)
         assert "coverage" not in warned(run(few, rounds=enough, eval_every=0))
 
 
@@ -285,7 +285,7 @@ def test_scale_off():
     wrong, right = (Algorithm(name="x", partition=p(4), local_steps=STEPS) for p in (Unscaled, Disjoint))
     x, y = next(iter(blobs(1, batch=60, seed=7).batches(0, 0, 1)))
     task = {"loss_fn": lambda output, y: F.mse_loss(output, F.one_hot(y, 4).float()), "test": (x, y)}
-    with pytest.warns(TheoryWarning, match=r"^scale: .* partition\.share"):
+    with pytest.warns(TheoryWarning, match=r"^scale: .*\bpartition\.share\b"):
         found = run(wrong, **task)
     assert warned(found) == {"scale"}
     assert not warned(run(right, **task))
@@ -351,8 +351,11 @@ def test_a_run_writes_its_measures_and_warnings_and_the_report_shows_them(tmp_pa
     assert (list(first["warnings"]), last["warnings"]) == (["label skew"], {})
     assert json.loads((tmp_path / "x" / "summary.json").read_text())["warnings"] == first["warnings"]
     page = write_report(tmp_path / "x").read_text()
-    assert "x, round 0:</b> label skew: a worker&#39;s labels are" in page
-    assert "How much the subnets disagree" in page
+    warning = first["warnings"]["label skew"].replace("'", "&#39;")
+    assert f"x, round 0:</b> {warning}." in page
+    for measure in ("dispersion", "drift"):
+        assert f"<td>{last['diagnosis'][measure]:#.3g}</td>" in page
+    assert page.count("<svg") == 6  # four curves, and the two measures that change from round to round
 
 
 def test_without_a_test_set_outputs_are_not_looked_at():

@@ -71,7 +71,7 @@ def test_metrics_are_means_over_samples_however_they_are_batched(batch_size):
         "first": pytest.approx(output[:, 0].mean().item()), "mean": pytest.approx(output.mean().item()),
     }  # fmt: skip
     assert score.loss == pytest.approx(F.cross_entropy(output, y).item())
-    assert str(score).endswith("(23 samples)")
+    assert "(23 " in str(score)
     assert "first" in str(score)
 
 
@@ -112,14 +112,14 @@ def test_a_model_of_several_inputs_is_trained_and_scored(of):
     trained = result.model
     assert result.score.loss == pytest.approx(F.cross_entropy(trained(a, b), y).item())
     assert result.score.accuracy == pytest.approx((trained(a, b).argmax(1) == y).double().mean().item())
-    with pytest.raises(ValueError, match="expected a pair"):
+    with pytest.raises(ValueError, match=r"\btest\b.*\(inputs, labels\)"):
         skerry.train(model, F.cross_entropy, data, plan=plan, algorithm=skerry.ist(2), num_rounds=1,
                      optimizer=lambda p: torch.optim.SGD(p, lr=0.1), test=((a, b[:5]), y))  # fmt: skip
 
 
 def test_a_metric_that_does_not_fit_is_named():
     output, y = torch.randn(6, 5), torch.randint(0, 5, (6,))
-    with pytest.raises(ValueError, match=r"metric 'm' returned shape \(\), expected a number for each of 6 samples"):
+    with pytest.raises(ValueError, match=r"'m'.*\(\).*\b6\b"):
         evaluate(Said(), F.cross_entropy, (output, y), metrics={"m": lambda o, y: o.mean()})
-    with pytest.raises(ValueError, match=r"metric 'm' \(Mean\) keeps 'total', which cannot be added up"):
+    with pytest.raises(ValueError, match=r"'m'.*\bMean\b.*'total'"):
         in_parts(output, y, 2, lambda: {"m": Mean("dim_zero_cat")})

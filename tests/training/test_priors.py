@@ -32,20 +32,19 @@ def test_the_equation():
 
 
 @pytest.mark.parametrize(
-    ("labels", "parts", "words"),
+    ("labels", "parts", "names"),
     [
-        (torch.rand(4), [[0, 1]], "labels: torch.float32 of shape (4,), expected integers of shape (num_samples,)"),
-        (torch.ones(4, 2, dtype=torch.int64), [[0, 1]], "labels: torch.int64 of shape (4, 2), expected integers"),
-        (torch.tensor([0, 3]), [[0, 1]], "labels: 0 .. 3, expected 0 .. 2; give num_classes=4 or more"),
-        (torch.tensor([0, -1]), [[0, 1]], "labels: -1 .. 0, expected 0 .. 2; leave out samples without a class"),
-        (torch.tensor([0, 1]), [], "parts: none given, expected one for each worker"),
-        (torch.tensor([0, 1]), [[0], [2]], "parts[1]: indices 2 .. 2, expected 0 .. 1"),
+        (torch.rand(4), [[0, 1]], r"labels\b.*\btorch\.float32\b.*\(4,\).*\(num_samples,\)"),
+        (torch.ones(4, 2, dtype=torch.int64), [[0, 1]], r"labels\b.*\btorch\.int64\b.*\(4, 2\).*\(num_samples,\)"),
+        (torch.tensor([0, 3]), [[0, 1]], r"labels\b.*\b3\b.*\b2\b.*\bnum_classes=4\b"),
+        (torch.tensor([0, -1]), [[0, 1]], r"labels\b.*-1\b.*\b0\b.*\b2\b"),
+        (torch.tensor([0, 1]), [], r"\bparts\b(?!\[)"),
+        (torch.tensor([0, 1]), [[0], [2]], r"parts\[1\].*\b2\b.*\b1\b"),
     ],
 )
-def test_what_has_no_priors_is_refused(labels, parts, words):
-    with pytest.raises(ValueError, match=r".") as error:
+def test_what_has_no_priors_is_refused(labels, parts, names):
+    with pytest.raises(ValueError, match=names) as error:
         log_priors(labels, [torch.tensor(part) for part in parts], num_classes=3)
-    assert words in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -124,15 +123,14 @@ def test_processes_give_the_serial_result_with_ddp_too(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("shape", "words"),
+    ("shape", "names"),
     [
-        ((2, 4), "logit_adjustment: shape (2, 4), expected (3, number of classes), a row for each worker"),
-        ((4,), "logit_adjustment: shape (4,), expected (3, number of classes)"),
-        ((3, 5), "logit_adjustment: 5 classes, but the model returns shape (16, 4), expected (batch, 5); make it for"),
+        ((2, 4), r"logit_adjustment\b.*\(2, 4\).*\(3, "),
+        ((4,), r"logit_adjustment\b.*\(4,\).*\(3, "),
+        ((3, 5), r"logit_adjustment\b.*\b5\b.*\(16, 4\)"),
     ],
 )
-def test_other_rows_than_workers_or_columns_than_classes_are_refused(shape, words):
-    with pytest.raises(ValueError, match=r".") as error:
+def test_other_rows_than_workers_or_columns_than_classes_are_refused(shape, names):
+    with pytest.raises(ValueError, match=names) as error:
         by_train(torch.zeros(shape), METHODS["ist"].algorithm)
-    assert words in str(error.value)
     assert "\n" not in str(error.value)

@@ -282,7 +282,7 @@ def test_a_piece_that_is_not_finite_is_refused_and_the_run_goes_on(name):
 def test_too_many_refusals_in_a_row_stop_the_run_with_a_remedy():
     algorithm = ALGORITHMS["ist"]
     model, plan, _ = mlp()
-    with pytest.raises(TrainingFailed, match=r"round 4.*3 rounds in a row.*worker 1.*lower learning rate"):
+    with pytest.raises(TrainingFailed, match=r"round 4\b.*\b3\b.*worker 1\b"):
         run(
             algorithm,
             rounds=9,
@@ -295,13 +295,13 @@ def test_too_many_refusals_in_a_row_stop_the_run_with_a_remedy():
 
 
 def test_wrong_calls_are_refused():
-    with pytest.raises(ValueError, match="num_rounds=0"):
+    with pytest.raises(ValueError, match=r"num_rounds=0\b"):
         run(ist(3), rounds=0)
-    with pytest.raises(ValueError, match="axis 'h1': 10 units for 11 workers"):
+    with pytest.raises(ValueError, match=r"'h1'.*\b10\b.*\b11\b"):
         run(ist(11), rounds=1)
-    with pytest.raises(ValueError, match="split for 4 workers, algorithm 'ist' has 3"):
+    with pytest.raises(ValueError, match=r"\b4\b.*'ist'.*\b3\b"):
         run(ist(3), data=blobs(4))
-    with pytest.raises(ValueError, match="expected 'reset', 'travel' or 'stay'"):
+    with pytest.raises(ValueError, match=r"optimizer_state='keep'.*'reset'.*'travel'.*'stay'"):
         ist(3, optimizer_state="keep")
     with pytest.raises(ValueError, match="local_steps=0"):
         Algorithm(name="x", partition=Everything(1), local_steps=0)
@@ -366,7 +366,7 @@ def test_a_failed_run_does_not_resume_to_success(tmp_path):
     }
     with pytest.raises(TrainingFailed):
         run(ALGORITHMS["ist"], **more, checkpoints=kept[0])
-    with pytest.raises(TrainingFailed, match="start anew"):
+    with pytest.raises(TrainingFailed, match=r"round 3\b.*\b3\b"):
         run(ALGORITHMS["ist"], **more, checkpoints=kept[1])
 
 
@@ -481,7 +481,7 @@ def test_a_model_on_meta_starts_from_an_initializer_in_every_runtime():
         return model, rules_plan, None
 
     start = lambda m: FromInitializer(m, seed=3)  # noqa: E731
-    with pytest.raises(ValueError, match=r"on meta and has no values; give start="):
+    with pytest.raises(ValueError, match=r"\bmeta\b.*\bstart=.*FromInitializer"):
         run(ALGORITHMS["ist"], build=build)
     _, serial = run(ALGORITHMS["ist"], build=build, start=start)
     assert not any(t.is_meta for t in serial.store.shards().values())

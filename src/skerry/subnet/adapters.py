@@ -180,7 +180,7 @@ def remedy(name: str, module: nn.Module) -> str:
     """What to pass for a module that does not run narrow, in one line."""
     pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
     if all(hasattr(module, key) for key in ("c_attn", "c_proj", "n_head", "n_embd")):
-        return f"pass patches={{'{pattern}': skerry.patches.nanogpt_attention}}"
+        return f"pass patches={{'{pattern}': skerry.subnet.adapters.nanogpt_attention}}"
     numbers = {key: value for key, value in vars(module).items() if type(value) is int and key[0] != "_" and value > 1}
     own = ", ".join(f"{key}={value}" for key, value in list(numbers.items())[:4])
     hint = f"it keeps {own} of the full model" if own else "its forward spells a width out"

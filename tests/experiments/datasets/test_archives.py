@@ -13,15 +13,15 @@ from skerry.experiments.datasets.speech import speech_commands
 
 def test_a_missing_or_altered_archive_is_told_in_one_line(tmp_path, monkeypatch):
     monkeypatch.delenv("SKERRY_DATA", raising=False)
-    with pytest.raises(DataError, match=r"speech_commands_12.npz: set SKERRY_DATA to the folder that holds it"):
+    with pytest.raises(DataError, match=r"speech_commands_12\.npz.*\bSKERRY_DATA\b"):
         read_archive("speech_commands_12.npz")
     archives.make(tmp_path, monkeypatch)
     path = tmp_path / "debian_depends.npz"
     path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(DataError, match=r"debian_depends.npz: altered, sha256 .*expected"):
+    with pytest.raises(DataError, match=rf"{path}.*\bsha256\b"):
         read_archive("debian_depends.npz")
     path.unlink()
-    with pytest.raises(DataError, match=r"debian_depends.npz: No such file.*SKERRY_DATA"):
+    with pytest.raises(DataError, match=rf"{path}.*\bSKERRY_DATA\b"):
         read_archive("debian_depends.npz")
 
 

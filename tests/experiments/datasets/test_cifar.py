@@ -35,7 +35,7 @@ def test_decoding_happens_once_and_needs_pillow(tmp_path, monkeypatch):
     archives.make(tmp_path, monkeypatch)
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "PIL", None)
-        with pytest.raises(DataError, match=r"CIFAR-10 \(JPEG\) is decoded by Pillow.*pip install pillow"):
+        with pytest.raises(DataError, match=r"CIFAR-10.*pip install pillow"):
             cifar10()
         assert not cached().exists()
     first = cifar10()
@@ -65,7 +65,5 @@ def test_a_cache_that_is_not_right_is_made_again(damage, tmp_path, monkeypatch):
 def test_a_cache_that_cannot_be_written_is_told_in_one_line(tmp_path, monkeypatch):
     archives.make(tmp_path, monkeypatch)
     (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.raises(
-        DataError, match=r"cifar10-jpeg: CIFAR-10 \(JPEG\) decoded cannot be kept there.*XDG_CACHE_HOME"
-    ):
+    with pytest.raises(DataError, match=r"cifar10-jpeg.*\bXDG_CACHE_HOME\b"):
         cifar10()

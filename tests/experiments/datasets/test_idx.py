@@ -51,7 +51,7 @@ def test_read_inverts_write(path: Path, array: np.ndarray, zipped: bool):
 def test_every_truncation_is_refused(path: Path, content: bytes):
     for length in range(len(content)):
         path.write_bytes(content[:length])
-        with pytest.raises(DataError, match=r"some-file: (truncated|not an IDX file)"):
+        with pytest.raises(DataError, match="some-file"):
             read_idx(path)
 
 
@@ -75,21 +75,21 @@ def test_arbitrary_bytes_never_raise_another_error(path: Path, content: bytes):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"<html>no such page</html>", r"not an IDX file, first bytes 3c 68 74 6d"),
-        (b"", "first bytes none"),
-        (b"\0\0\x0d" + PLAIN[3:], r"element type 13, expected 8 \(uint8\)"),
-        (PLAIN + b"\0", r"too long, 7 bytes after the header, expected 6 for shape \(2, 3\)"),
-        (PLAIN[:-1], r"truncated, 5 bytes after the header, expected 6"),
-        (bytes([0, 0, 8, 1, 0, 0, 0, 0]), "empty, 0 bytes"),
-        (b"\0\0\x08\xc8" + bytes(800), "not an IDX file, first bytes 00 00 08 c8"),
+        (b"<html>no such page</html>", r"\b3c 68 74 6d\b"),
+        (b"", r"\b00 00 08\b"),
+        (b"\0\0\x0d" + PLAIN[3:], r"\b13\b.*\b8\b.*\buint8\b"),
+        (PLAIN + b"\0", r"\b7\b.*\b6\b.*\(2, 3\)"),
+        (PLAIN[:-1], r"\b5\b.*\b6\b.*\(2, 3\)"),
+        (bytes([0, 0, 8, 1, 0, 0, 0, 0]), r"\b0\b.*\(0,\)"),
+        (b"\0\0\x08\xc8" + bytes(800), r"\b00 00 08 c8\b"),
     ],
 )
 def test_foreign_files_are_told_apart(path: Path, content: bytes, message: str):
     path.write_bytes(content)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=rf"some-file.*{message}"):
         read_idx(path)
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path):
-    with pytest.raises(DataError, match=r"nowhere: can't be read \(No such file"):
+    with pytest.raises(DataError, match="nowhere"):
         read_idx(tmp_path / "nowhere")

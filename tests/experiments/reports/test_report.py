@@ -89,26 +89,26 @@ def test_corrupt_earlier_line_names_file_and_line(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a") / "metrics.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], lines[1][:30], *lines[2:]]))
-    with pytest.raises(ReportError, match=r"metrics\.jsonl line 2: expected .*, got .*; remove the line$"):
+    with pytest.raises(ReportError, match=r"metrics\.jsonl\b.*\b2\b.*'round'"):
         load_run(path.parent)
 
 
 def test_missing_metric_names_file_line_and_key(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a") / "metrics.jsonl"
     path.write_text(path.read_text() + '{"round": 4}\n')
-    with pytest.raises(ReportError, match=r"metrics\.jsonl line 5: expected an object with 'train_loss'"):
+    with pytest.raises(ReportError, match=r"metrics\.jsonl\b.*\b5\b.*'train_loss'"):
         load_run(path.parent)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"recipe": "x"}', '{"method": 3}'])
 def test_broken_config_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ReportError, match=r"config\.json.*: expected"):
+    with pytest.raises(ReportError, match=re.escape(str(tmp_path / "config.json"))):
         load_runs(tmp_path)
 
 
 def test_folder_without_runs(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match=r"expected config\.json here or in a subfolder"):
+    with pytest.raises(ReportError, match=rf"{re.escape(str(tmp_path))}: .*\bconfig\.json\b"):
         load_runs(tmp_path)
 
 
@@ -120,8 +120,8 @@ def test_missing_units_summary_and_metrics(tmp_path: Path) -> None:
     assert (ist.accuracy, ist.loss, ist.memory_bytes) == (None, 1.0, None)
     assert (single.rounds, single.time_s, single.outside_share) == (0, 0.0, None)
     page = write_report(tmp_path).read_text()
-    assert "Not finished: a (3 of 3 rounds), b (0 of 0 rounds)." in page
-    assert "Test loss by rounds" in page
+    assert re.search(r"\ba \(3 \w+ 3\b.*\bb \(0 \w+ 0\b", page)
+    assert re.search(r"<h3>Test loss\b", page)
 
 
 def test_tables_use_human_units(tmp_path: Path) -> None:
@@ -166,10 +166,10 @@ def test_page_is_self_contained(tmp_path: Path) -> None:
     assert all(link.startswith("#") for link in re.findall(r"url\(([^)]*)\)", page))
     ids = re.findall(r' id="([^"]*)"', page)
     assert len(ids) == len(set(ids))
-    assert "h0: 100 neurons, 0 to 99 times, 1 of them never" in page
-    assert "local_sgd: every unit was trained 16 times" in page
+    assert re.search(r"\bh0\b.* 100 neurons\b.*\b0\b.*\b99\b.*\b1\b", page)
+    assert re.search(r"<p[^>]*>local_sgd\b[^<]*\b16\b", page)
     assert "<td>c</td><td>2</td><td>1, 3</td>" in page
-    assert "3 ways to train tiny" in page
+    assert re.search(r"<h1>3 [^<]*\btiny\b", page)
     assert str(tmp_path) not in page
 
 
@@ -202,8 +202,8 @@ def test_values_that_are_not_finite_are_left_out_of_pictures(tmp_path: Path) -> 
 
 def test_single_run_page_says_what_it_was(tmp_path: Path) -> None:
     page = " ".join(write_report(make_run(tmp_path / "a")).read_text().split())
-    assert "4 workers trained tiny as independent subnets, 4 rounds of 20 local steps: accuracy .9000 on" in page
-    assert "A worker holds 250 of the full model's 1,000 parameters (25%)." in page
+    assert re.search(r"<h1>4 [^<]*\btiny\b[^<]*\b4 [^<]*\b20 [^<]*\.9000\b", page)
+    assert re.search(r"<p>[^<]*\b250 [^<]*\b1,000 [^<]*\b25%", page)
 
 
 def test_a_callers_own_figures_keep_their_look(tmp_path: Path) -> None:

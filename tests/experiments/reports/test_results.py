@@ -48,7 +48,8 @@ def test_the_page_has_what_is_published_the_table_the_picture_and_remarks(tmp_pa
     assert page.index("## fashion-mlp") < page.index("the paper has .9") < page.index("## digits-mlp")
     assert "**.5050 ± .0071**" in page
     assert "Said by a person." in page
-    assert "Here: hidden 8; 4 workers, batches of 64, data iid." in page
+    settings = ("hidden 8", "4 workers", " 64", "iid")
+    assert any(all(word in line for word in settings) for line in page.splitlines())
     assert "python bench/frontier.py fashion-mlp" in page
     assert page.count("the paper has .9") == 2
     for name in (*ABOUT, "fashion-mlp-64"):
@@ -62,5 +63,5 @@ def test_the_folder_of_the_page_is_made(tmp_path):
 
 
 def test_a_folder_without_runs_is_told(tmp_path):
-    with pytest.raises(ReportError, match="expected a folder for each recipe with runs that are done"):
+    with pytest.raises(ReportError, match=str(tmp_path)):
         write_results(tmp_path, tmp_path / "results.md", ABOUT)

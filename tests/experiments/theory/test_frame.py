@@ -73,7 +73,7 @@ def test_a_known_exponent_is_found():
 
 
 def test_one_repeat_has_no_interval():
-    with pytest.raises(ValueError, match="1 repeats, expected at least 2"):
+    with pytest.raises(ValueError, match=r"\b1\b.*\b2\b"):
         mean(torch.ones(1))
 
 
@@ -89,7 +89,7 @@ def test_masks_are_drawn_as_said():
     dealt = Categorical(4, seed=1).assign(axes, 0).held
     assert bool((dealt.sum(0) == 1).all())
     assert dealt.sum(1).tolist() == pytest.approx([1000] * 4, abs=100)
-    with pytest.raises(ValueError, match=r"keep=0\.0"):
+    with pytest.raises(ValueError, match=r"keep\b.*\b0\.0\b"):
         Bernoulli(3, 0.0)
 
 
@@ -98,7 +98,7 @@ def test_dealings_are_what_disjoint_draws_from():
     assert len(listed) == math.comb(4, 2)
     drawn = {tuple(Disjoint(2, seed).assign((Axis("c", 4),), 0).held.flatten().tolist()) for seed in range(200)}
     assert drawn == listed
-    with pytest.raises(ValueError, match="5 coordinates for 2 workers"):
+    with pytest.raises(ValueError, match=r"\b5\b.*\b2\b"):
         list(dealings(2, 5))
 
 
