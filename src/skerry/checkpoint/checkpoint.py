@@ -31,7 +31,7 @@ from skerry.exchange.homes import home_dim, home_range
 from skerry.files import atomic
 from skerry.files.tensor_file import save_tensors
 from skerry.partitions.assignment import Assignment
-from skerry.plan.table import Plan, plan_digest
+from skerry.plan.table import Plan
 from skerry.runtimes.runtime import KEPT, RESTING, Runtime, Store
 from skerry.subnet.cuts import Cut, cut_of, cuts, indices_of, put_
 from skerry.weights.from_files import read_part
@@ -102,7 +102,7 @@ def write(folder: Path, state: State, store: Store, runtime: Runtime, run: str) 
     tensors = {name: t.detach().cpu().contiguous() for name, t in store.shards().items()}
     tensors |= {_TRAINED: state.trained, _HELD: store.layout.held}
     numbers = {"round": state.round, "bad_rounds": state.bad_rounds, "totals": state.totals}
-    dealt = plan_digest(store.plan)
+    dealt = store.plan.digest()
     sizes = {name: [str(t.dtype).removeprefix("torch."), *t.shape] for name, t in store.sizes.items()}
     told = {"format": _FORMAT, "run": run, "plan": dealt, "state": json.dumps(numbers), "sizes": json.dumps(sizes)}
     checksum = _checksum(tensors, told)
@@ -278,7 +278,7 @@ class Checkpoint:
             )
         if told["run"] != self._run:
             raise CheckpointError(f"{path}: it is of a run with other settings; put back this run's own or start anew")
-        if told["plan"] != plan_digest(self._plan):
+        if told["plan"] != self._plan.digest():
             raise CheckpointError(
                 f"{path}: it is of a run with another plan or number of nets; put back this run's own or start anew"
             )

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from skerry.exchange.homes import home_dim
 from skerry.partitions.assignment import Assignment
-from skerry.plan.table import DealtDim, Plan
+from skerry.plan.dims import DealtDim
+from skerry.plan.table import Plan
 
 Indices = tuple[Tensor | None, ...]
 """For each dim of a full-size tensor the sorted indices, int64, None for all; the set is their product."""

@@ -10,7 +10,8 @@ from torch import Tensor
 from skerry.exchange.homes import home_dim
 from skerry.exchange.moves import Indices, Move, _kinds, num_elements
 from skerry.partitions.assignment import Assignment
-from skerry.plan.table import DealtDim, Plan
+from skerry.plan.dims import DealtDim
+from skerry.plan.table import Plan
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from skerry.partitions.assignment import Assignment
-from skerry.plan.table import DealtDim, Plan
+from skerry.plan.dims import DealtDim
+from skerry.plan.table import Plan
 from skerry.subnet.cuts import Cut, cut_of, cuts, put_, take
 
 Piece = Mapping[str, Tensor]

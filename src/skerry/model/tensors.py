@@ -1,4 +1,4 @@
-"""TODO."""
+"""A module's parameters and buffers: by name, replaced, or left out (a skeleton on meta)."""
 
 import copy
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ def saved_names(model: nn.Module, name: str) -> list[str]:
     return [other for other, tensor in tensors.items() if tensor is own]
 
 
-def _canonical_names(model: nn.Module) -> dict[str, str]:
+def canonical_names(model: nn.Module) -> dict[str, str]:
     """Map each dotted name of a tensor to the first name of the same tensor."""
     first: dict[int, str] = {}
     names: dict[str, str] = {}

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from skerry.model.optimizer_state import parameter_of
-from skerry.plan.table import DealtDim, Plan
+from skerry.plan.dims import DealtDim
+from skerry.plan.table import Plan
 
 Index = Tensor | tuple[slice, ...]
 """The sorted int64 indices of a dim that are held; where they are a few runs of neighbours, the runs."""

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from skerry.model.tensors import named_tensors
 from skerry.plan import rules
+from skerry.plan.dims import DealtDim
 from skerry.plan.rules import Role
-from skerry.plan.table import DealtDim, Patch, Plan
+from skerry.plan.table import Patch, Plan
 from skerry.subnet import adapters as patches
 from skerry.subnet.cuts import cut_shape, cuts, put_, take
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from skerry.model.inputs import map_tensors, tensors_of
 from skerry.model.tensors import named_tensors
-from skerry.plan.table import Axis, Plan
+from skerry.plan.dims import Axis
+from skerry.plan.table import Plan
 from skerry.subnet.extract import Skipped, extract
 
 

@@ -15,7 +15,7 @@ from skerry.experiments.theory.frame.simulate import Trace, outputs, run, traine
 from skerry.experiments.theory.frame.table import to_markdown
 from skerry.experiments.theory.frame.verdict import Finding, Verdict
 from skerry.partitions import Disjoint
-from skerry.plan.table import Axis
+from skerry.plan.dims import Axis
 
 
 @pytest.mark.parametrize(

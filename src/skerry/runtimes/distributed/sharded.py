@@ -23,7 +23,7 @@ from skerry.model import optimizer_state
 from skerry.model.tensors import fill_, named_tensors, skeleton
 from skerry.partitions.assignment import Assignment
 from skerry.partitions.everything import Everything
-from skerry.plan.table import plan_digest, trained_in_blocks
+from skerry.plan.table import trained_in_blocks
 from skerry.randomness import generator, seed_of
 from skerry.runtimes.distributed.dealing import Dealing, Place
 from skerry.runtimes.distributed.wire import Wire, WireFormat
@@ -65,7 +65,7 @@ class Sharded:
         model, plan, source, assignment = beginning.model, beginning.plan, beginning.source, beginning.assignment
         self.assignment = assignment
         self.model = skeleton(model)
-        self.plan, self._digest = plan, plan_digest(plan)
+        self.plan, self._digest = plan, plan.digest()
         self._group, self._wire, self._wire_format = group, wire, wire_format
         self._start = beginning.start
         device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))

@@ -22,7 +22,8 @@ from torch import Tensor
 from skerry.merge.aggregate import aggregate_
 from skerry.partitions.assignment import Assignment
 from skerry.partitions.disjoint import Disjoint
-from skerry.plan.table import Axis, DealtDim, Plan
+from skerry.plan.dims import Axis, DealtDim
+from skerry.plan.table import Plan
 from skerry.randomness import generator
 from skerry.subnet.cuts import cuts, take
 
