@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from overlapping import Overlapping
 from zoo import CASES, mlp
 
-from skerry.exchange.homes import home_dim, home_range
 from skerry.exchange.moves import moves, num_elements
+from skerry.exchange.owners import owned_range, owner_dim
 from skerry.exchange.routes import collected, traffic, transfers
 from skerry.model.tensors import named_tensors
 from skerry.partitions import Assignment, Disjoint, Everything, Sampled
@@ -203,7 +203,7 @@ def test_holders_share_the_work_of_collecting(boundary):
 @pytest.mark.parametrize("workers", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("size", [0, 1, 4, 5, 8, 31])
 def test_homes_divide_a_dim(size, workers):
-    runs = [range(*home_range(size, worker, workers)) for worker in range(workers)]
+    runs = [range(*owned_range(size, worker, workers)) for worker in range(workers)]
     assert [i for run in runs for i in run] == list(range(size))
     assert max(map(len, runs)) - min(map(len, runs)) <= 1
     for worker, run in enumerate(runs):
@@ -212,13 +212,13 @@ def test_homes_divide_a_dim(size, workers):
 
 def test_only_what_two_deals_meet_in_has_homes():
     plan, sizes = built([case.name for case in CASES].index("mlp"))
-    found = {name: home_dim(plan, name, size.shape) for name, size in sizes.items()}
+    found = {name: owner_dim(plan, name, size.shape) for name, size in sizes.items()}
     assert {name for name, dim in found.items() if dim is not None} == {"layers.1.weight"}
     for number in range(len(CASES)):
         plan, sizes = built(number)
         for name, size in sizes.items():
             none = bool((homes(plan, name, size.shape, 2) == -1).all())
-            assert (home_dim(plan, name, size.shape) is None) == none
+            assert (owner_dim(plan, name, size.shape) is None) == none
 
 
 def test_a_unit_that_nobody_holds_is_refused_where_there_is_no_home():
@@ -238,7 +238,7 @@ def test_where_units_may_be_without_a_holder_all_that_is_theirs_has_a_home(numbe
     plan = replace(plan, rests=True)
     for name, size in sizes.items():
         dealt = [d for d, dim in enumerate(plan.row(name, size.shape)) if dim is not None]
-        assert home_dim(plan, name, size.shape) == (dealt[0] if dealt else None)
+        assert owner_dim(plan, name, size.shape) == (dealt[0] if dealt else None)
     now, then = (Sampled((0.4, 0.3, 0.2)).assign(plan.axes, round) for round in range(2))
     counted = sent(plan, sizes, now, then)[1]
     rests = [move for move in moves(plan, sizes, now, then) if not move.next_holders]
@@ -271,7 +271,7 @@ def test_a_slow_reshuffle_saves_most_of_the_bytes_between_two_axes_too():
         sent(plan, sizes, *(p.assign(plan.axes, round) for round in (1, 2)))[0]
         for p in (Disjoint(4), Disjoint(4, reshuffle=0.1))
     )
-    between = [name for name, size in sizes.items() if home_dim(plan, name, size.shape) is not None]
+    between = [name for name, size in sizes.items() if owner_dim(plan, name, size.shape) is not None]
     assert between == ["layers.1.weight", "layers.2.weight"]
     for names in (between, list(sizes)):
         assert sum(slow[name] for name in names) < sum(full[name] for name in names) / 5

@@ -49,7 +49,7 @@ class Plan:
         patches: pattern of module names -> function that makes a narrow module fit its tensors.
         notes: what is not dealt out, and why.
         rests: whether units may be without a holder for a round, so that all that is theirs needs a home
-            (``exchange.home_dim``); training sets it by the partition.
+            (``owner_dim``); training sets it by the partition.
 
     Example:
         >>> from skerry.plan import In, Out
