@@ -21,6 +21,7 @@ class SideBySide(nn.Module):
         nets: narrow modules of the class of the model that they were cut out of.
 
     Example:
+        >>> import torch
         >>> pair = SideBySide([nn.Linear(2, 1), nn.Linear(2, 1)])
         >>> x = torch.ones(3, 2)
         >>> torch.equal(pair(x), (pair.nets[0](x) + pair.nets[1](x)) / 2)

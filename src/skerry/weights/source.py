@@ -63,6 +63,8 @@ def materialize(model: nn.Module, source: Source) -> nn.Module:
     """Give ``model`` (on meta) the tensors of ``source``, whole and on the CPU; tied ones stay tied. Returns ``model``.
 
     Example:
+        >>> import torch
+        >>> from skerry.weights import FromInitializer
         >>> with torch.device("meta"):
         ...     model = nn.Linear(4, 3)
         >>> materialize(model, FromInitializer(model, seed=0))(torch.ones(4)).shape
