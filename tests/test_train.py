@@ -306,9 +306,9 @@ def test_too_many_refusals_in_a_row_stop_the_run_with_a_remedy():
 def test_wrong_calls_are_refused():
     with pytest.raises(ValueError, match=r"num_rounds\b.*\b0\b"):
         run(ist(3, reshuffle=1.0), rounds=0)
-    with pytest.raises(ValueError, match=r"'h1'.*\b10\b.*\b11\b"):
+    with pytest.raises(ValueError, match=r"(?=.*\b10\b)(?=.*\b11\b).*'h1'"):
         run(ist(11, reshuffle=1.0), rounds=1)
-    with pytest.raises(ValueError, match=r"\b4\b.*'ist'.*\b3\b"):
+    with pytest.raises(ValueError, match=r"(?=.*\b4\b)(?=.*\b3\b).*'ist'"):
         run(ist(3, reshuffle=1.0), data=blobs(4))
     with pytest.raises(ValueError, match=r"optimizer_state\b.*'keep'.*'reset'.*'travel'.*'stay'"):
         ist(3, optimizer_state="keep", reshuffle=1.0)
@@ -536,11 +536,11 @@ def test_nets_of_their_own_are_not_cut_up_on_resume(tmp_path):
         return Checkpoints(folder=tmp_path, run="x", every_s=0, resume=resume)
 
     run(ist(2, local_steps=2), rounds=2, checkpoints=checkpoints(False))
-    with pytest.raises(CheckpointError, match=r"\b2\b.*'ist'.*\b3\b"):
+    with pytest.raises(CheckpointError, match=r"(?=.*\b2\b)(?=.*\b3\b).*'ist'"):
         run(ist(3, local_steps=2), rounds=4, checkpoints=checkpoints(True))
     run(ist(2, local_steps=2), rounds=4, checkpoints=checkpoints(True))
 
 
 def test_a_relay_of_fewer_rounds_than_workers_is_warned_of():
-    with pytest.warns(TheoryWarning, match=r"relay\b.*\b2\b.*\b3\b"):
+    with pytest.warns(TheoryWarning, match=r"(?=.*\b2\b)(?=.*\b3\b).*\brelay\b"):
         run(ist(3, local_steps=2), rounds=2)
