@@ -297,17 +297,17 @@ def test_too_many_refusals_in_a_row_stop_the_run_with_a_remedy():
 
 
 def test_wrong_calls_are_refused():
-    with pytest.raises(ValueError, match=r"num_rounds=0\b"):
+    with pytest.raises(ValueError, match=r"num_rounds\b.*\b0\b"):
         run(ist(3), rounds=0)
-    with pytest.raises(ValueError, match=r"'h1'.*\b10\b.*\b11\b"):
+    with pytest.raises(ValueError, match=r"(?=.*\b10\b)(?=.*\b11\b).*'h1'"):
         run(ist(11), rounds=1)
-    with pytest.raises(ValueError, match=r"\b4\b.*'ist'.*\b3\b"):
+    with pytest.raises(ValueError, match=r"(?=.*\b4\b)(?=.*\b3\b).*'ist'"):
         run(ist(3), data=blobs(4))
-    with pytest.raises(ValueError, match=r"optimizer_state='keep'.*'reset'.*'travel'.*'stay'"):
+    with pytest.raises(ValueError, match=r"optimizer_state\b.*'keep'.*'reset'.*'travel'.*'stay'"):
         ist(3, optimizer_state="keep")
-    with pytest.raises(ValueError, match="local_steps=0"):
+    with pytest.raises(ValueError, match=r"local_steps\b.*\b0\b"):
         Algorithm(name="x", partition=Everything(1), local_steps=0)
-    with pytest.raises(ValueError, match="width=0"):
+    with pytest.raises(ValueError, match=r"width\b.*\b0\b"):
         narrow(3, width=0.0)
 
 
@@ -320,7 +320,7 @@ def test_resting_elements_start_their_state_where_the_optimizer_would():
 
 
 def test_state_that_cannot_be_cut_is_refused_and_shared_where_nothing_is_cut():
-    with pytest.raises(ValueError, match=r"'row_var' of layers\.0\.weight.*optimizer_state='reset'"):
+    with pytest.raises(ValueError, match=r"'row_var'.*layers\.0\.weight.*optimizer_state='reset'"):
         run(ist(3, local_steps=2, optimizer_state="travel"), rounds=2, optimizer="adafactor")
     run(local_sgd(3, local_steps=2, optimizer_state="travel"), rounds=2, optimizer="adafactor")
 
