@@ -326,9 +326,9 @@ def test_a_worker_that_makes_something_else_is_told():
     def widen(tensors):
         tensors["out.bias"] = tensors["out.bias"].double()
 
-    with pytest.raises(ValueError, match=r"layers\.0\.weight: this worker made torch\.float32 of shape .* expected"):
+    with pytest.raises(ValueError, match=r"layers\.0\.weight\b.*\(5, 9\).*\(6, 9\)"):
         together(2, lambda member: work(member, lose))
-    with pytest.raises(ValueError, match=r"out\.bias: this worker made torch\.float64 .* expected torch\.float32"):
+    with pytest.raises(ValueError, match=r"out\.bias\b.*\btorch\.float64\b.*\btorch\.float32\b"):
         together(2, lambda member: work(member, widen))
 
 
@@ -381,7 +381,7 @@ def test_a_forward_that_goes_by_the_data_is_told(others):
         )
         store.full(torch.ones(0)).module(torch.full((2, 3), 1.0 if member.rank else others))
 
-    with pytest.raises(ValueError, match=r"what the forward uses next \(does it depend on the data\?\)"):
+    with pytest.raises(ValueError, match=r"\bforward\b"):
         together(2, work)
 
 
