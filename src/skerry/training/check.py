@@ -99,7 +99,7 @@ def check_logit_adjustment(rows: object, num_workers: int) -> None:
 
 
 def verify_plan(model: nn.Module, plan: Plan, inputs: Inputs) -> None:
-    """Raise ValueError unless subnets of ``plan`` compute what the plan says; on meta, by a small net of its modules."""
+    """Raise ValueError unless subnets compute what ``plan`` says; for a model on meta, a small net of its modules."""
     if _is_on_meta(model):
         verify_small(model, plan, inputs)
     else:

@@ -54,9 +54,9 @@ def drift_warning(square_of_mean: float, mean_of_squares: float, num_rounds: int
     if found is None or found <= DRIFT_OVER_CHANCE * chance:
         return None
     return (
-        f"drift: parameters that all workers hold moved {found:.1f} times as far apart as their mean moved (independent "
-        f"moves of {num_workers} workers: {chance:.1f}), so exchanges undo most of the local steps; use a lower "
-        "learning rate (schedule=cosine) or fewer local_steps, or give workers more similar data"
+        f"drift: parameters on all workers moved {found:.1f} times as far apart as their mean moved (independent moves "
+        f"of {num_workers} workers: {chance:.1f}), so exchanges undo most of the local steps; use a lower learning "
+        "rate (schedule=cosine) or fewer local_steps, or give workers more similar data"
     )
 
 
