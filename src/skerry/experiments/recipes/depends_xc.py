@@ -13,7 +13,7 @@ from skerry.experiments.recipes.image_mlp import check_widths
 from skerry.experiments.recipes.recipe import Job, Recipe, first_samples, how_many, job
 from skerry.plan.rules import In, Out, Rules
 from skerry.plan.table import Plan
-from skerry.training.evaluate import precision_at
+from skerry.training.evaluation.metrics import precision_at
 
 PRECISIONS = (1, 3, 5)
 

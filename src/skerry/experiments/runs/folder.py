@@ -26,10 +26,10 @@ from typing import Any, Self
 import torch
 
 from skerry.files import atomic
-from skerry.checkpoint.checkpoint import Checkpoints
+from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.experiments.config import Config
 from skerry.training.cost import rank_memory
-from skerry.training.diagnosis import Diagnosis, MEASURES
+from skerry.training.diagnosis.measures import Diagnosis, MEASURES
 from skerry.plan.dims import Axis
 from skerry.checkpoint.state import State
 from skerry.training.record import Record
