@@ -138,7 +138,7 @@ def test_a_hard_coded_width_is_named_with_the_patch_to_pass_and_the_patch_works(
     assert not plan.axes or all(axis.kind != "heads" for axis in plan.axes)
     (note,) = [note for note in plan.notes if note.what.startswith("axis 1")]
     assert "hard-coded width in 1 " in note.why
-    assert "patches={'*': skerry.patches.nanogpt_attention}" in note.why
+    assert "patches={'*': skerry.subnet.adapters.nanogpt_attention}" in note.why
     plan = discover(model, x, patches={"1": nanogpt_attention})
     assert [axis.kind for axis in plan.axes if axis.name == "1"] == ["heads"]
 

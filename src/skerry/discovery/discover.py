@@ -1,6 +1,5 @@
 """Discover: the plan of any module, from one forward on example inputs."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,13 +8,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from skerry.choose import did_you_mean
 from skerry.discovery.blocks import Blocks
-from skerry.discovery.labels import Origin
-from skerry.discovery.operations import rule_of
-from skerry.discovery.refuse import refuse_unfit
-from skerry.discovery.trace import ForwardRefused, Trace, both, trace
-from skerry.discovery.trial import drop_what_fails
-from skerry.discovery.units import Touched, Units, alike, solve, wasted
+from skerry.discovery.hard_coded_widths import drop_hard_coded
+from skerry.discovery.index_labels import Origin
+from skerry.discovery.supported_models import check_supported
+from skerry.discovery.trace import ForwardRefused, Trace, trace
+from skerry.discovery.unit_solver import Touched, Units, alike, solve, wasted
 from skerry.model.inputs import Inputs
 from skerry.model.tensors import named_tensors
 from skerry.plan.rules import Role, match
@@ -62,7 +61,7 @@ def discover(
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: got {type(model).__name__}, expected an nn.Module; discover(model, example_inputs)")
-    refuse_unfit(model)
+    check_supported(model)
     _check_patterns(model, patches or {})
     tensors = named_tensors(model)
     of_norms = {
@@ -79,9 +78,9 @@ def discover(
 
     def look(without: frozenset[Origin]) -> tuple[Trace, Trace, Units]:
         """Trace both modes (a narrow net is compared in evaluation mode, where chance has no part)."""
-        found = trace(model, example_inputs, rule_of, labelled, without=without)
+        found = trace(model, example_inputs, labelled, without=without)
         try:
-            together = both(found, trace(model, example_inputs, rule_of, labelled, training=True, without=without))
+            together = found + trace(model, example_inputs, labelled, training=True, without=without)
         except ForwardRefused:
             raise
         except ValueError:  # batch norm wants more samples than one
@@ -95,7 +94,7 @@ def discover(
         if (again[2].of > 0).sum() > (units.of > 0).sum():
             found, together, units = again
     plan, unit_of_label = _plan(model, together, units, patches or {})
-    plan = drop_what_fails(model, example_inputs, plan, found, unit_of_label)
+    plan = drop_hard_coded(model, example_inputs, plan, found, unit_of_label)
     for one in [blocks] if isinstance(blocks, Blocks) else blocks:
         plan = plan + one.plan(model, example_inputs)
     return plan
@@ -226,6 +225,4 @@ def _check_patterns(model: nn.Module, patches: Mapping[str, Patch]) -> None:
     names = [name for name, _ in model.named_modules()]
     for pattern in patches:
         if not any(match(pattern, name) is not None for name in names):
-            near = difflib.get_close_matches(pattern, names, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise ValueError(f"patch '{pattern}' matches no module of the model{hint}")
+            raise ValueError(f"patch '{pattern}' matches no module of the model{did_you_mean(pattern, names)}")

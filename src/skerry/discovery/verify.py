@@ -1,15 +1,13 @@
 """Check that a plan means what it says for a model: a narrow subnet computes what the masked full model computes."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from skerry.discovery.running import module_names
-from skerry.discovery.trial import some_units
+from skerry.discovery.forward_contexts import Running, after_each, first_line
+from skerry.discovery.hard_coded_widths import some_units
 from skerry.model.inputs import Inputs, call, map_tensors, tensors_of
 from skerry.model.tensors import fill_, named_tensors, skeleton
 from skerry.plan.table import Plan
@@ -65,12 +63,12 @@ def verify_small(model: nn.Module, plan: Plan, example_inputs: Inputs) -> None:
     """
     small, its_plan = _small(model, plan)
     small.eval()
-    running: list[str] = []
+    running = Running(small)
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), module_names(small, running):
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), running.tracked():
             call(small, example_inputs)
     except Exception as error:
-        raise ValueError(_does_not_run(small, running, error)) from error
+        raise ValueError(_does_not_run(small, running.innermost, error)) from error
     verify(small, its_plan, example_inputs)
 
 
@@ -99,19 +97,29 @@ def _mismatch(model: nn.Module, plan: Plan, units: Tensor, inputs: Inputs, toler
         narrow = narrow.double()
     else:
         tolerance = max(tolerance, 1e-2)
-    running: list[str] = []
+    running = Running(narrow)
     seen_narrow: dict[str, Tensor] = {}
     seen_full: dict[str, Tensor] = {}
+
+    def run(net: nn.Module, seen: dict[str, Tensor]) -> list[Tensor]:
+        """Return the outputs of ``net``, and keep in ``seen`` the first output of each submodule, in order."""
+
+        def keep(name: str, args: Any, output: Any) -> None:
+            first = next(tensors_of(output), None)
+            if first is not None and first.is_floating_point():
+                seen.setdefault(name, first.detach())
+
+        torch.manual_seed(0)
+        with after_each({name: module for name, module in net.named_modules() if name}, keep):
+            return list(tensors_of(call(net, inputs)))
+
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(0)
-        with _outputs(full, seen_full):
-            expected = list(tensors_of(call(full, inputs)))
-        torch.manual_seed(0)
+        expected = run(full, seen_full)
         try:
-            with module_names(narrow, running), _outputs(narrow, seen_narrow):
-                got = list(tensors_of(call(narrow, inputs)))
+            with running.tracked():
+                got = run(narrow, seen_narrow)
         except Exception as error:
-            return _does_not_run(model, running, error)
+            return _does_not_run(model, running.innermost, error)
     if [t.shape for t in got] != [t.shape for t in expected]:
         shapes = f"{[tuple(t.shape) for t in got]}, expected {[tuple(t.shape) for t in expected]}"
         return f"a narrow subnet's outputs have shapes {shapes}; {_REMEDY}"
@@ -126,14 +134,13 @@ def _mismatch(model: nn.Module, plan: Plan, units: Tensor, inputs: Inputs, toler
     return _gradient_mismatch(plan, units, narrow, full, got, expected, tolerance) if exact else None
 
 
-def _does_not_run(model: nn.Module, running: list[str], error: Exception) -> str:
-    where, said = (running[-1] if running else ""), (str(error).splitlines() or [type(error).__name__])[0]
+def _does_not_run(model: nn.Module, where: str, error: Exception) -> str:
     what_to_do = remedy(where, model.get_submodule(where)) if where else _REMEDY
     if where and isinstance(model.get_submodule(where), nn.modules.batchnorm._BatchNorm):
         what_to_do = (
             f"if the plan has no rule for it, add one: '{where}': Out(the axis before it); else leave the axis whole"
         )
-    return f"a narrow subnet does not run, in {where or 'the model itself'} ({said}); {what_to_do}"
+    return f"a narrow subnet does not run, in {where or 'the model itself'} ({first_line(error)}); {what_to_do}"
 
 
 def _gradient_mismatch(
@@ -178,26 +185,6 @@ def _in_double(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, boo
     except Exception:
         return model, inputs, False
     return doubled, wide, True
-
-
-@contextmanager
-def _outputs(model: nn.Module, seen: dict[str, Tensor]) -> Iterator[None]:
-    """Keep in ``seen`` the first output tensor of each submodule, in the order in which they finish."""
-
-    def keeper(name: str) -> Any:
-        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            first = next(tensors_of(output), None)
-            if first is not None and first.is_floating_point():
-                seen.setdefault(name, first.detach())
-
-        return keep
-
-    hooks = [module.register_forward_hook(keeper(name)) for name, module in model.named_modules() if name]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _off(a: Tensor, b: Tensor) -> float:
