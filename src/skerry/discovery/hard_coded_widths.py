@@ -34,15 +34,6 @@ class Failure:
     axes: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, eq=False)
-class Ran:
-    """An operation of the narrow net: its name, its result's shape, and its invariant numbers."""
-
-    name: str
-    shape: torch.Size
-    numbers: tuple[float, ...]
-
-
 class _Recorder(TorchDispatchMode):
     """Records the operations that a narrow net runs, by module."""
 
@@ -52,7 +43,7 @@ class _Recorder(TorchDispatchMode):
         self.full = {id(p): name for name, p in full.named_parameters()}
         self.of_full: set[str] = set()  # parameters of the full model that the narrow net used
         self.numbers = InvariantNumbers()
-        self.ran: dict[str, list[Ran]] = {}
+        self.steps: dict[str, list[Step]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -61,8 +52,9 @@ class _Recorder(TorchDispatchMode):
         outs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
         if outs:
             numbers = self.numbers.of(func, args, kwargs, outs, written_by(func, args, kwargs))
-            ran = Ran(str(func.overloadpacket), outs[0].shape, numbers)
-            self.ran.setdefault(self.running.innermost, []).append(ran)
+            module, shape = self.running.innermost, tuple(outs[0].shape)
+            step = Step(str(func.overloadpacket), module, numbers=numbers, shape=shape)
+            self.steps.setdefault(module, []).append(step)
         return result
 
 
@@ -156,11 +148,11 @@ def _failure(model: nn.Module, inputs: Inputs, plan: Plan, trace: Trace, labels:
     for step in trace.steps:
         if step.shape is not None and step.module not in patched:
             steps.setdefault(step.module, []).append(step)
-    return next(_deviations(steps, recorder.ran, plan, labels), None)
+    return next(_deviations(steps, recorder.steps, plan, labels), None)
 
 
 def _deviations(
-    steps: Mapping[str, Sequence[Step]], ran: Mapping[str, Sequence[Ran]], plan: Plan, labels: Held
+    steps: Mapping[str, Sequence[Step]], narrow: Mapping[str, Sequence[Step]], plan: Plan, labels: Held
 ) -> Iterator[Failure]:
     """Compare the operations of each module, in order.
 
@@ -169,7 +161,7 @@ def _deviations(
     """
     dealt = {axis.name for axis in plan.axes}
     for module, expected in steps.items():
-        pairs = _paired(expected, ran.get(module, ()))
+        pairs = _paired(expected, narrow.get(module, ()))
         if pairs is None:
             yield Failure(module, "a narrow net does other operations")
             continue
@@ -180,9 +172,9 @@ def _deviations(
                 said = f"{step.name} by {list(got.numbers)} instead of {list(step.numbers)} in a narrow net"
                 yield Failure(module, said, blamed)
             sizes = _sizes(step, labels)
-            if not step.any_width and any(n not in (None, m) for n, m in zip(sizes, got.shape, strict=False)):
+            if not step.any_width and any(n not in (None, m) for n, m in zip(sizes, got.shape or (), strict=False)):
                 wanted = tuple("any" if n is None else n for n in sizes)
-                said = f"{step.name} gives shape {tuple(got.shape)} in a narrow net, expected {wanted}"
+                said = f"{step.name} gives shape {got.shape} in a narrow net, expected {wanted}"
                 yield Failure(module, said, blamed)
 
 
@@ -202,11 +194,11 @@ _SAME_ELEMENTS = {"aten._unsafe_view": "aten.view", "aten._reshape_alias": "aten
 """Operations that run or not depending on how elements lie in memory, and what each is compared as ("": nothing)."""
 
 
-def _compared_as(operation: Step | Ran) -> str:
-    return _SAME_ELEMENTS.get(operation.name, operation.name)
+def _compared_as(step: Step) -> str:
+    return _SAME_ELEMENTS.get(step.name, step.name)
 
 
-def _paired(expected: Sequence[Step], got: Sequence[Ran]) -> list[tuple[Step, Ran]] | None:
+def _paired(expected: Sequence[Step], got: Sequence[Step]) -> list[tuple[Step, Step]] | None:
     """Pair the operations of two runs of a module; None if they differ without having looked at values."""
     steps, others = list(filter(_compared_as, expected)), list(filter(_compared_as, got))
     names, their_names = list(map(_compared_as, steps)), list(map(_compared_as, others))

@@ -1,4 +1,4 @@
-"""Check that a plan means what it says for a model: a narrow subnet computes what the masked full model computes."""
+"""Verify a plan: check that a narrow subnet computes what the masked full model computes."""
 
 import copy
 from typing import Any
@@ -25,19 +25,27 @@ _REMEDY = (
 
 
 def verify(model: nn.Module, plan: Plan, example_inputs: Inputs, *, tolerance: float = 1e-4) -> None:
-    """Raise unless some units of each axis compute what ``model`` computes when nothing reads the others.
+    """Check that a subnet of ``plan`` computes what ``model`` computes when nothing reads the units it does not have.
 
-    About 2 of 11 units; outputs and gradients, all axes at once, in evaluation mode and double precision (of copies: it
-    takes twice the model's memory and two forwards and backwards). Where it is not so, axis by axis, to name the one.
+    The subnet has about 2 of 11 units of each axis. Outputs and gradients are compared in evaluation mode, and in
+    double precision if the model runs in it. If they differ, each axis is checked alone, to name the wrong one. This
+    works on copies: it takes twice the model's memory and two forwards and backwards.
 
     Args:
         model: the full model; not changed.
         plan: its plan.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
-        tolerance: relative to the largest element of each output and gradient.
+        tolerance: the largest allowed difference, relative to the largest element of each output, and of all gradients;
+            at least 1e-2 where double precision does not run.
 
     Raises:
-        ValueError: naming axis, module and tensor, and what to do.
+        ValueError: the subnet does not run, or computes something else; the message names axis, module and tensor, and
+            says what to do.
+
+    Example:
+        >>> from skerry.discovery import discover
+        >>> model, x = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(4, 8)
+        >>> verify(model, discover(model, x), x)
     """
     plan.check(model)
     found = _mismatch(model, plan, some_units(plan), example_inputs, tolerance)
@@ -54,12 +62,17 @@ def verify(model: nn.Module, plan: Plan, example_inputs: Inputs, *, tolerance: f
 
 
 def verify_small(model: nn.Module, plan: Plan, example_inputs: Inputs) -> None:
-    """Verify a small net of the modules of ``model``, which may be on the meta device, with random values.
+    """Verify a small net with random values, made of the modules of ``model``, which may be on the meta device.
 
-    It has the first few units of each axis. It takes the memory of these and of what is not dealt out.
+    The net has the first few units of each axis. It takes the memory of these and of all that is not dealt out.
+
+    Args:
+        model: the full model; not changed.
+        plan: its plan.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
 
     Raises:
-        ValueError: naming module or axis, and what to do.
+        ValueError: as ``verify``.
     """
     small, its_plan = _small(model, plan)
     small.eval()
@@ -90,7 +103,7 @@ def _small(model: nn.Module, plan: Plan, most_units: int = 11) -> tuple[nn.Modul
 
 
 def _mismatch(model: nn.Module, plan: Plan, units: Tensor, inputs: Inputs, tolerance: float) -> str | None:
-    """Tell in words how the subnet of ``units`` differs from the masked full model, None if it does not."""
+    """Return in words how the subnet of ``units`` differs from the masked full model, None if it does not."""
     full, inputs, exact = _in_double(masked(model, plan, units).eval(), inputs)
     narrow = extract(model, plan, units).eval()
     if exact:
@@ -176,7 +189,7 @@ def _gradient_mismatch(
 
 
 def _in_double(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, bool]:
-    """The model and inputs in double precision, if it runs so; else as they are."""
+    """Return model and inputs in double precision and True; if that does not run, unchanged and False."""
     doubled = copy.deepcopy(model).double()
     wide = map_tensors(lambda t: t.double() if t.is_floating_point() else t, inputs)
     try:
@@ -188,7 +201,7 @@ def _in_double(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, boo
 
 
 def _off(a: Tensor, b: Tensor) -> float:
-    """The largest difference, relative to the largest element of ``b``."""
+    """Return the largest difference, relative to the largest element of ``b``."""
     if not a.numel():
         return 0.0
     a, b = (t.to(torch.float64) for t in (a.detach(), b.detach()))
