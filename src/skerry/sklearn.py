@@ -208,7 +208,7 @@ class Regressor(_Estimator):
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(200, 5))
-        >>> net = nn.Sequential(nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 1))
+        >>> net = nn.Sequential(nn.Linear(5, 64), nn.ReLU(), nn.Linear(64, 1))
         >>> Regressor(net, workers=2).fit(x, x[:, 0]).score(x, x[:, 0]) > 0.9
         True
     """
