@@ -1,6 +1,5 @@
 """Discovery at its edges: forwards that hide a width, notes and their reasons, blocks, and what it has to refuse."""
 
-import re
 import warnings
 
 import pytest
@@ -86,7 +85,7 @@ def test_functional_group_convolution_is_left_whole():
 
     plan = discover(Net(), torch.randn(2, 3, 8))
     assert not plan.axes
-    assert "hard-coded width" in str(plan)
+    assert any("groups=6" in note.why for note in plan.notes), plan.notes
 
 
 FREE_WIDTHS = {
@@ -113,8 +112,7 @@ def test_a_hard_coded_width_is_named_with_the_patch_to_pass_and_the_patch_works(
     model, x = nn.Sequential(nn.Linear(24, 24), NanoAttention(24, 6), nn.Linear(24, 3)), torch.randn(2, 5, 24)
     plan = discover(model, x)
     assert not plan.axes or all(axis.kind != "heads" for axis in plan.axes)
-    (note,) = [note for note in plan.notes if note.what.startswith("axis 1")]
-    assert "hard-coded width in 1 " in note.why
+    (note,) = [note for note in plan.notes if note.what.endswith(" 1")]
     assert "patches={'*': skerry.subnet.adapters.nanogpt_attention}" in note.why
     plan = discover(model, x, patches={"1": nanogpt_attention})
     assert [axis.kind for axis in plan.axes if axis.name == "1"] == ["heads"]
@@ -140,14 +138,14 @@ def test_notes_give_each_reason():
             h = h + self.odd_out(torch.special.i0(torch.cummax(self.odd_in(h), 0).values))
             return self.head(torch.softmax(self.mix(h), -1))
 
-    text = str(discover(Net(), torch.randint(9, (4, 5))))
-    for reason in (
-        "up", "8", "dealt out:", "on every worker:", "not dealt out, and why:",
-        "normalised over (aten::native_layer_norm) in norm",
-        "looked up by index (aten::embedding)", "softmax over it (aten::_softmax)", "the model's output",
-        "unknown op aten::cummax", "not used for the output on these inputs",
+    plan = discover(Net(), torch.randint(9, (4, 5)))
+    for part in ("up ", " 8 ", "down.weight", "104", "426", "24%", "322", "unused.weight"):
+        assert part in str(plan), str(plan)
+    for tensor, reason in (
+        ("embed.weight", "aten::embedding"), ("norm.weight", "aten::native_layer_norm"),
+        ("mix.weight", "aten::_softmax"), ("head.weight", "output"), ("odd_in.weight", "aten::cummax"),
     ):  # fmt: skip
-        assert reason in text, text
+        assert any(tensor in note.what and reason in note.why for note in plan.notes), str(plan)
 
 
 def test_data_dependent_control_flow_holds_for_the_path_taken_and_is_noted():
@@ -157,7 +155,7 @@ def test_data_dependent_control_flow_holds_for_the_path_taken_and_is_noted():
 
     plan = discover(Branches(torch.relu), torch.randn(4, 5))
     assert len(plan.axes) == 2
-    assert any("path taken" in note.why for note in plan.notes)
+    assert len(plan.notes) == len(discover(Around(torch.relu), torch.randn(4, 5)).notes) + 1
 
 
 def _written(x: Tensor, write) -> Tensor:
@@ -270,7 +268,7 @@ def test_a_net_that_keeps_a_reference_to_itself_is_left_whole():
 
     plan = discover(Closure(), torch.randn(4, 5))
     assert not plan.axes
-    assert "keeps a reference" in str(plan)
+    assert any("net.0.bias" in note.why for note in plan.notes), plan.notes
 
 
 def test_what_a_forward_does_in_training_counts():
@@ -295,7 +293,7 @@ def test_statistics_are_as_before_though_training_is_traced():
 
 def test_a_gradient_of_ones_own_is_found_by_verify():
     model, x = Around(CustomBackward.apply), torch.randn(7, 5)
-    with pytest.raises(ValueError, match=r"'first'.*\bgradient\b.*\bfirst\.weight\b"):
+    with pytest.raises(ValueError, match=r"axis 'first'.*\bfirst\.weight\b.*\b1e-04\b"):
         verify(model, discover(model, x), x)
 
 
@@ -310,7 +308,7 @@ def test_a_patch_that_fails_is_blamed():
     def patch(narrow: nn.Module, full: nn.Module) -> None:
         narrow.nothing.there = 3
 
-    with pytest.raises(ValueError, match=r"'first'.*\bLinear\b.*\bAttributeError\b"):
+    with pytest.raises(ValueError, match=r"'first'.*\bLinear\b.*\bAttributeError\b.*'nothing'"):
         discover(Around(torch.relu), torch.randn(4, 5), patches={"first": patch})
 
 
@@ -334,15 +332,19 @@ def test_a_forward_that_counts_leaves_no_trace():
 
 
 REFUSED = {
-    "inputs of another width": (lambda: Around(torch.relu), torch.randn(4, 6), r"\binputs\b.*\bfirst\b"),
-    "no inputs": (lambda: Around(torch.relu), (), r"\binputs\b"),
-    "unknown keyword": (lambda: Around(torch.relu), {"y": torch.randn(4, 5)}, r"\binputs\b"),
+    "inputs of another width": (lambda: Around(torch.relu), torch.randn(4, 6), r"\bfirst\b.*\b4x6 and 5x12\b"),
+    "no inputs": (lambda: Around(torch.relu), (), r"Around\.forward\(\).*'x'"),
+    "unknown keyword": (lambda: Around(torch.relu), {"y": torch.randn(4, 5)}, r"Around\.forward\(\).*'y'"),
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2)), torch.randn(4, 5), r"\b0\.weight\b"),
     "meta": (lambda: Around(torch.relu).to("meta"), torch.randn(4, 5), r"\bfirst\.weight\b.*\bmeta\b"),
-    "sparse": (lambda: _with(Around(torch.relu), torch.eye(10).to_sparse()), torch.randn(4, 5), r"torch\.sparse_coo"),
+    "sparse": (
+        lambda: _with(Around(torch.relu), torch.eye(10).to_sparse()),
+        torch.randn(4, 5),
+        r"\badjacency\b.*_coo\b",
+    ),
     "no output": (lambda: _Silent(), torch.randn(4, 5), r"\bNoneType\b"),
-    "writes to a parameter": (lambda: Writes(), torch.randn(4, 5), r"\bfirst\.bias\b"),
-    "computed tensor": (lambda: Computed(), torch.randn(4, 5), r"^weight\b"),
+    "writes to a parameter": (lambda: Writes(), torch.randn(4, 5), r"\bfirst\.bias\b.*\bforward\b"),
+    "computed tensor": (lambda: Computed(), torch.randn(4, 5), r"\bweight\b.*\bforward\b"),
 }
 
 
@@ -411,7 +413,7 @@ def test_a_model_compiled_to_torchscript_is_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch says that TorchScript is going away
         model = torch.jit.trace(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2)), torch.randn(3, 5))
-    with pytest.raises(ValueError, match=r"\bTorchScript\b"):
+    with pytest.raises(ValueError, match=r"\bTopLevelTracedModule\b"):
         discover(model, torch.randn(3, 5))
 
 
@@ -484,23 +486,23 @@ class Strided(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("model", "inputs", "blocks", "words"),
+    ("model", "inputs", "blocks", "names"),
     [
-        (Strided(), torch.randn(2, 3, 8, 8), Blocks("layer.*"), "layer.0: takes (2, 3, 8, 8), returns (2, 6, 4, 4)"),
-        (Strided(), torch.randn(2, 3, 8, 8), Blocks("pair"), "pair: not run on the example inputs"),
-        (Strided(), torch.randn(2, 3, 8, 8), Blocks("layr.*"), "did you mean 'layer"),
-        (ResidualNet(), torch.randn(2, 4), Blocks("body.*", branch="conv2"), "body.0: no module 'conv2' in it"),
+        (Strided(), torch.randn(2, 3, 8, 8), Blocks("layer.*"), r"layer\.0\b.*\(2, 3, 8, 8\).*\(2, 6, 4, 4\)"),
+        (Strided(), torch.randn(2, 3, 8, 8), Blocks("pair"), r"\bpair\b"),
+        (Strided(), torch.randn(2, 3, 8, 8), Blocks("layr.*"), r"'layr\.\*'.*'layer"),
+        (ResidualNet(), torch.randn(2, 4), Blocks("body.*", branch="conv2"), r"body\.0\b.*'conv2'"),
     ],
 )  # fmt: skip
-def test_blocks_that_do_not_qualify_are_refused(model, inputs, blocks, words):
-    with pytest.raises(ValueError, match=re.escape(words)):
+def test_blocks_that_do_not_qualify_are_refused(model, inputs, blocks, names):
+    with pytest.raises(ValueError, match=names):
         blocks.plan(model, inputs)
 
 
 def test_blocks_that_share_a_tensor_or_contain_one_another_are_refused():
     model = ResidualNet()
     model.body[2].norm = model.body[0].norm
-    with pytest.raises(ValueError, match=r"\bbody\.2\.norm\b.*\bbody\.2\b.*\bbody\.0\b"):
+    with pytest.raises(ValueError, match=r"body\.2\.norm\b.*\bbody\.2\b.*\bbody\.0\b"):
         Blocks("body.*").plan(model, torch.randn(2, 4))
     nested = nn.Sequential(nn.Sequential(nn.Linear(4, 4)))
     both = Blocks("0").plan(nested, torch.randn(2, 4)) + Blocks("0.*").plan(nested, torch.randn(2, 4))

@@ -8,8 +8,9 @@ from skerry.choose import did_you_mean
 from skerry.discovery.forward_contexts import after_each, without_side_effects
 from skerry.model.inputs import Inputs, call
 from skerry.model.tensors import named_tensors
+from skerry.plan.dims import Axis
 from skerry.plan.rules import match
-from skerry.plan.table import Axis, Plan
+from skerry.plan.table import Plan
 
 
 class Blocks:

@@ -20,7 +20,8 @@ from skerry.discovery.forward_contexts import Running, first_line, without_side_
 from skerry.discovery.invariant_numbers import InvariantNumbers, written_by
 from skerry.discovery.trace import Step, Trace
 from skerry.model.inputs import Inputs, call
-from skerry.plan.table import Axis, Note, Plan
+from skerry.plan.dims import Axis
+from skerry.plan.table import Note, Plan
 from skerry.subnet.adapters import remedy
 from skerry.subnet.extract import extract
 
