@@ -69,6 +69,29 @@ def family(name: str, about: str, **given: Any) -> Callable[[Callable[[], Exampl
     return add
 
 
+class Apply(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class Residual(nn.Module):
+    """x + branch(norm(x))"""
+
+    def __init__(self, norm: nn.Module, branch: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(self.norm(x))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Dense nets
 
@@ -79,28 +102,15 @@ def mlp_batch_norm() -> Example:
     return nn.Sequential(*layers, nn.Linear(18, 5)), torch.randn(8, 10)
 
 
-class NormedMLP(nn.Module):
-    """A normalised first layer, then residual blocks, each with its norm first."""
-
-    def __init__(self, inputs: int, width: int, hidden: Sequence[int], outputs: int) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Linear(inputs, width), nn.LayerNorm(width), nn.ReLU())
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, h), nn.GELU(), nn.Linear(h, width)) for h in hidden
-        )
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for block in self.blocks:
-            x = x + block(x)
-        return self.head(self.norm(x))
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
 
 
 @family("mlp-layer-norm", "residual MLP, layer norm before each block", neurons=[22, 26], undealt=STREAM)
 def mlp_layer_norm() -> Example:
-    return NormedMLP(10, 16, (22, 26), 5), torch.randn(8, 10)
+    stem = [nn.Linear(10, 16), nn.LayerNorm(16), nn.ReLU()]
+    blocks = [Residual(nn.LayerNorm(16), mlp(16, hidden, 16)) for hidden in (22, 26)]
+    return nn.Sequential(*stem, *blocks, nn.LayerNorm(16), nn.Linear(16, 5)), torch.randn(8, 10)
 
 
 @family("mlp-dropout", "MLP with dropout, without biases", neurons=[14, 18])
@@ -121,24 +131,11 @@ def mlp_bfloat16() -> Example:
     return model.bfloat16(), torch.randn(8, 10, dtype=torch.bfloat16)
 
 
-class GatedMLP(nn.Module):
-    """``F.glu`` halves the width: a unit is a value row and its gate row, half the tensor apart."""
-
-    def __init__(self, inputs: int, first: int, second: int, outputs: int) -> None:
-        super().__init__()
-        self.first = nn.Linear(inputs, 2 * first)
-        self.second = nn.Linear(first, 2 * second)
-        self.head = nn.Linear(second, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.glu(self.first(x), dim=-1)
-        x = F.glu(self.second(x), dim=-1)
-        return self.head(x)
-
-
+# GLU halves the width: a unit is a value row and its gate row, half the tensor apart.
 @family("mlp-glu", "MLP of gated linear units (F.glu)", neurons=[14, 18])
 def mlp_glu() -> Example:
-    return GatedMLP(10, 14, 18, 5), torch.randn(8, 10)
+    layers = [nn.Linear(10, 28), nn.GLU(), nn.Linear(14, 36), nn.GLU(), nn.Linear(18, 5)]
+    return nn.Sequential(*layers), torch.randn(8, 10)
 
 
 class LayerScaleMLP(nn.Module):
@@ -147,7 +144,7 @@ class LayerScaleMLP(nn.Module):
     def __init__(self, inputs: int, width: int, hidden: Sequence[int], outputs: int) -> None:
         super().__init__()
         self.stem = nn.Linear(inputs, width)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(width, h), nn.GELU(), nn.Linear(h, width)) for h in hidden)
+        self.blocks = nn.ModuleList(mlp(width, h, width) for h in hidden)
         self.gammas = nn.ParameterList(0.1 + 0.1 * torch.rand(width) for _ in hidden)
         self.head = nn.Linear(width, outputs)
 
@@ -508,26 +505,6 @@ class InvertedResidual(nn.Module):
         return x + self.layers(x) if self.skip else self.layers(x)
 
 
-class MobileNet(nn.Module):
-    """The first block does not expand: its depthwise convolution runs on the stem's channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 10, 3, 2, 1, bias=False), nn.BatchNorm2d(10), nn.Hardswish())
-        self.blocks = nn.Sequential(
-            InvertedResidual(10, hidden=10, squeezed=5, outputs=12, stride=1),
-            InvertedResidual(12, hidden=20, squeezed=6, outputs=12, stride=1),
-            InvertedResidual(12, hidden=26, squeezed=7, outputs=16, stride=2),
-            InvertedResidual(16, hidden=30, squeezed=8, outputs=16, stride=1),
-        )
-        self.last = nn.Sequential(nn.Conv2d(16, 34, 1, bias=False), nn.BatchNorm2d(34), nn.Hardswish())
-        self.classifier = nn.Sequential(nn.Linear(34, 38), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(38, 5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.last(self.blocks(self.stem(x)))
-        return self.classifier(x.mean(dim=(2, 3)))
-
-
 # Stem; the outputs of blocks 1 and 2 (a skip joins them), of 3 and 4 (likewise); the last convolution. Then the
 # expanded channels of blocks 2 to 4, and the squeezed ones of all four. At last the classifier's hidden layer.
 @family(
@@ -537,7 +514,17 @@ class MobileNet(nn.Module):
     neurons=[38],
 )
 def mobilenet() -> Example:
-    return MobileNet(), torch.randn(3, 3, 16, 16)
+    # The first block does not expand: its depthwise convolution runs on the stem's channels.
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 10, 3, 2, 1, bias=False), nn.BatchNorm2d(10), nn.Hardswish()),
+        InvertedResidual(10, hidden=10, squeezed=5, outputs=12, stride=1),
+        InvertedResidual(12, hidden=20, squeezed=6, outputs=12, stride=1),
+        InvertedResidual(12, hidden=26, squeezed=7, outputs=16, stride=2),
+        InvertedResidual(16, hidden=30, squeezed=8, outputs=16, stride=1),
+        nn.Sequential(nn.Conv2d(16, 34, 1, bias=False), nn.BatchNorm2d(34), nn.Hardswish()),
+        Apply(lambda x: x.mean(dim=(2, 3))),
+        nn.Sequential(nn.Linear(34, 38), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(38, 5)),
+    ), torch.randn(3, 3, 16, 16)
 
 
 class SqueezeExcite(nn.Module):
@@ -553,21 +540,11 @@ class SqueezeExcite(nn.Module):
         return x * gate[:, :, None, None]
 
 
-class SqueezeExciteNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            conv_bn_relu(3, 12), SqueezeExcite(12, 5), nn.MaxPool2d(2), conv_bn_relu(12, 18), SqueezeExcite(18, 7)
-        )
-        self.fc = nn.Linear(18, 6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.features(x).amax(dim=(2, 3)))
-
-
 @family("squeeze-excite", "CNN with squeeze-and-excite", channels=[12, 18], neurons=[5, 7])
 def squeeze_excite() -> Example:
-    return SqueezeExciteNet(), torch.randn(3, 3, 8, 8)
+    first, second = [conv_bn_relu(3, 12), SqueezeExcite(12, 5)], [conv_bn_relu(12, 18), SqueezeExcite(18, 7)]
+    largest = Apply(lambda x: x.amax(dim=(2, 3)))
+    return nn.Sequential(*first, nn.MaxPool2d(2), *second, largest, nn.Linear(18, 6)), torch.randn(3, 3, 8, 8)
 
 
 class DenseLayer(nn.Module):
@@ -666,34 +643,23 @@ def unet_group_norm() -> Example:
     return UNet(norm, down=(12, 18, 24), up=(14, 18, 10, 12)), torch.randn(2, 3, 8, 8)
 
 
-class Generator(nn.Module):
-    """A dense layer makes 4 x 4 pictures of many channels, 16 of its rows a channel; then it is doubled twice."""
-
-    def __init__(self, noise: int, channels: tuple[int, int, int]) -> None:
-        super().__init__()
-        first, second, third = channels
-        self.project = nn.Linear(noise, first * 4 * 4)
-        self.layers = nn.Sequential(
-            nn.BatchNorm2d(first),
-            nn.ReLU(),
-            nn.ConvTranspose2d(first, second, 4, 2, 1, bias=False),
-            nn.BatchNorm2d(second),
-            nn.ReLU(),
-            nn.ConvTranspose2d(second, third, 4, 2, 1, bias=False),
-            nn.BatchNorm2d(third),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(third, 3, 3, padding=1),
-            nn.Tanh(),
-        )
-
-    def forward(self, noise: Tensor) -> Tensor:
-        return self.layers(self.project(noise).view(len(noise), -1, 4, 4))
-
-
 # The dense layer's outputs are 14 channels of 16 rows each.
 @family("gan-generator", "GAN generator: dense layer, view to 4 x 4, transposed convolutions", channels=[14, 12, 8])
 def gan_generator() -> Example:
-    return Generator(11, (14, 12, 8)), torch.randn(3, 11)
+    return nn.Sequential(
+        nn.Linear(11, 14 * 4 * 4),
+        Apply(lambda x: x.view(len(x), -1, 4, 4)),
+        nn.BatchNorm2d(14),
+        nn.ReLU(),
+        nn.ConvTranspose2d(14, 12, 4, 2, 1, bias=False),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.ConvTranspose2d(12, 8, 4, 2, 1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(8, 3, 3, padding=1),
+        nn.Tanh(),
+    ), torch.randn(3, 11)
 
 
 class WaveNet(nn.Module):
@@ -727,29 +693,13 @@ def wavenet() -> Example:
     return WaveNet(10, (12, 14, 16), 18, 22), torch.randn(3, 3, 20)
 
 
-class PReLUNet(nn.Module):
-    """``nn.PReLU(channels)`` has a slope a channel, which goes with it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 10, 3, padding=1),
-            nn.PReLU(10),
-            nn.Conv2d(10, 14, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(14),
-            nn.PReLU(14),
-            nn.Conv2d(14, 18, 3, padding=1),
-            nn.PReLU(18),
-        )
-        self.fc = nn.Linear(18, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.layers(x).mean((2, 3)))
-
-
 @family("prelu", "CNN with a PReLU slope a channel", channels=[10, 14, 18])
 def prelu() -> Example:
-    return PReLUNet(), torch.randn(3, 3, 8, 8)
+    first = [nn.Conv2d(3, 10, 3, padding=1), nn.PReLU(10)]
+    second = [nn.Conv2d(10, 14, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(14), nn.PReLU(14)]
+    third = [nn.Conv2d(14, 18, 3, padding=1), nn.PReLU(18)]
+    mean = Apply(lambda x: x.mean((2, 3)))
+    return nn.Sequential(*first, *second, *third, mean, nn.Linear(18, 5)), torch.randn(3, 3, 8, 8)
 
 
 class ConvNeXtBlock(nn.Module):
@@ -769,19 +719,6 @@ class ConvNeXtBlock(nn.Module):
         return x + branch.permute(0, 3, 1, 2)
 
 
-class ConvNeXt(nn.Module):
-    def __init__(self, channels: int, hidden: Sequence[int]) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, channels, 2, stride=2)
-        self.blocks = nn.Sequential(*(ConvNeXtBlock(channels, h) for h in hidden))
-        self.norm = nn.LayerNorm(channels)
-        self.head = nn.Linear(channels, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(self.stem(x))
-        return self.head(self.norm(x.mean((-2, -1))))
-
-
 @family(
     "convnext",
     "ConvNeXt: depthwise convolution, layer norm, dense bottleneck, layer scale",
@@ -789,7 +726,9 @@ class ConvNeXt(nn.Module):
     undealt=STREAM,
 )
 def convnext() -> Example:
-    return ConvNeXt(16, (34, 38)), torch.randn(3, 3, 8, 8)
+    stem, mean = nn.Conv2d(3, 16, 2, stride=2), Apply(lambda x: x.mean((-2, -1)))
+    blocks = [ConvNeXtBlock(16, 34), ConvNeXtBlock(16, 38)]
+    return nn.Sequential(stem, *blocks, mean, nn.LayerNorm(16), nn.Linear(16, 5)), torch.randn(3, 3, 8, 8)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -810,11 +749,13 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Attention and a feed-forward net, each with its norm first and added to the residual stream."""
 
-    def __init__(self, width: int, attention: nn.Module, feed_forward: nn.Module) -> None:
+    def __init__(
+        self, width: int, attention: nn.Module, feed_forward: nn.Module, norm: type[nn.Module] = nn.LayerNorm
+    ) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
+        self.ln_1 = norm(width)
         self.attn = attention
-        self.ln_2 = nn.LayerNorm(width)
+        self.ln_2 = norm(width)
         self.mlp = feed_forward
 
     def forward(self, x: Tensor) -> Tensor:
@@ -1015,18 +956,9 @@ class RelativeAttention(nn.Module):
         return self.o(y.transpose(1, 2).reshape(B, T, -1))
 
 
-class SequenceTagger(nn.Module):
-    """A dense layer in, blocks on the residual stream, a norm and a dense layer out."""
-
-    def __init__(self, inputs: int, width: int, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.stem = nn.Linear(inputs, width)
-        self.blocks = nn.Sequential(*blocks)
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.blocks(self.stem(x))))
+def tagger(width: int, block: nn.Module) -> nn.Module:
+    """A dense layer in, a block on the residual stream, a norm and a dense layer out."""
+    return nn.Sequential(nn.Linear(10, width), block, nn.LayerNorm(width), nn.Linear(width, 5))
 
 
 # A head owns its column of the bias table too.
@@ -1039,7 +971,7 @@ class SequenceTagger(nn.Module):
 )
 def relative_attention() -> Example:
     attention = RelativeAttention(22, num_heads=6, head_dim=4, max_tokens=12)
-    return SequenceTagger(10, 22, [Block(22, attention, FeedForward(22, 46))]), torch.randn(3, 9, 10)
+    return tagger(22, Block(22, attention, FeedForward(22, 46))), torch.randn(3, 9, 10)
 
 
 class RMSNorm(nn.Module):
@@ -1114,19 +1046,6 @@ class FusedSwiGLU(nn.Module):
         return self.down_proj(F.silu(gate) * up)
 
 
-class LlamaLayer(nn.Module):
-    def __init__(self, width: int, attention: nn.Module, mlp: nn.Module) -> None:
-        super().__init__()
-        self.input_norm = RMSNorm(width)
-        self.self_attn = attention
-        self.post_attention_norm = RMSNorm(width)
-        self.mlp = mlp
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_norm(x))
-        return x + self.mlp(self.post_attention_norm(x))
-
-
 class Llama(nn.Module):
     """12 query heads on 6 key-value heads of dim 4; the heads together are wider than the residual stream."""
 
@@ -1134,7 +1053,7 @@ class Llama(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(40, 20)
         self.layers = nn.ModuleList(
-            LlamaLayer(20, LlamaAttention(20, 12, 6, 4, qk_norm), mlp(20, hidden)) for _ in range(2)
+            Block(20, LlamaAttention(20, 12, 6, 4, qk_norm), mlp(20, hidden), RMSNorm) for _ in range(2)
         )
         self.norm = RMSNorm(20)
         self.lm_head = nn.Linear(20, 40, bias=False)
@@ -1211,18 +1130,6 @@ class BatchedExperts(nn.Module):
         return torch.einsum("te,etd->td", share, out).view_as(x)
 
 
-class ResidualNorm(nn.Module):
-    """x + branch(norm(x))"""
-
-    def __init__(self, width: int, branch: nn.Module) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.branch = branch
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.branch(self.norm(x))
-
-
 # Each of the four experts has its own hidden axis.
 @family(
     "experts-loop",
@@ -1231,7 +1138,7 @@ class ResidualNorm(nn.Module):
     undealt=STREAM + "; the experts themselves: the router's softmax is over them",
 )
 def experts_in_a_loop() -> Example:
-    return SequenceTagger(10, 16, [ResidualNorm(16, MixtureOfExperts(16, 14, 4))]), torch.randn(5, 9, 10)
+    return tagger(16, Residual(nn.LayerNorm(16), MixtureOfExperts(16, 14, 4))), torch.randn(5, 9, 10)
 
 
 @family(
@@ -1241,26 +1148,14 @@ def experts_in_a_loop() -> Example:
     undealt=STREAM + "; the experts themselves: the router's softmax is over them",
 )
 def experts_in_a_batch() -> Example:
-    return SequenceTagger(10, 16, [ResidualNorm(16, BatchedExperts(16, 14, 6))]), torch.randn(5, 9, 10)
-
-
-class EncoderClassifier(nn.Module):
-    """``nn.TransformerEncoder`` with its defaults (norms after the sums), averaged over tokens."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Linear(10, 24)
-        layer = nn.TransformerEncoderLayer(24, 6, dim_feedforward=44, dropout=0.1, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, num_layers=2)
-        self.head = nn.Linear(24, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.encoder(self.stem(x)).mean(dim=1))
+    return tagger(16, Residual(nn.LayerNorm(16), BatchedExperts(16, 14, 6))), torch.randn(5, 9, 10)
 
 
 @family("transformer-encoder", "nn.TransformerEncoder", heads=[6, 6], neurons=[44, 44], undealt=STREAM)
 def transformer_encoder() -> Example:
-    return EncoderClassifier(), torch.randn(3, 9, 10)
+    layer = nn.TransformerEncoderLayer(24, 6, dim_feedforward=44, dropout=0.1, batch_first=True)
+    encoder, mean = nn.TransformerEncoder(layer, num_layers=2), Apply(lambda x: x.mean(dim=1))
+    return nn.Sequential(nn.Linear(10, 24), encoder, mean, nn.Linear(24, 5)), torch.randn(3, 9, 10)
 
 
 class MultiheadBlock(nn.Module):
@@ -1313,39 +1208,16 @@ def attention_pooling() -> Example:
     return AttentionPooling(14, key=12, value=18), torch.randn(3, 7, 10)
 
 
-class MixerBlock(nn.Module):
-    """A dense net over tokens, then one over channels."""
-
-    def __init__(self, tokens: int, channels: int, token_hidden: int, channel_hidden: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(channels)
-        self.token_mix = nn.Sequential(nn.Linear(tokens, token_hidden), nn.GELU(), nn.Linear(token_hidden, tokens))
-        self.norm2 = nn.LayerNorm(channels)
-        self.channel_mix = nn.Sequential(
-            nn.Linear(channels, channel_hidden), nn.GELU(), nn.Linear(channel_hidden, channels)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.token_mix(self.norm1(x).transpose(1, 2)).transpose(1, 2)
-        return x + self.channel_mix(self.norm2(x))
-
-
-class Mixer(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(3, 16, 4, 4)
-        self.blocks = nn.Sequential(MixerBlock(9, 16, 14, 26), MixerBlock(9, 16, 12, 22))
-        self.norm = nn.LayerNorm(16)
-        self.head = nn.Linear(16, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.patches(x).flatten(2).transpose(1, 2)
-        return self.head(self.norm(self.blocks(x)).mean(dim=1))
-
-
 @family("mlp-mixer", "MLP-Mixer", neurons=[14, 26, 12, 22], undealt=STREAM + "; the tokens, which come from the input")
 def mlp_mixer() -> Example:
-    return Mixer(), torch.randn(3, 3, 12, 12)
+    patches = nn.Conv2d(3, 16, 4, 4), Apply(lambda x: x.flatten(2).transpose(1, 2))
+    blocks = []
+    for token_hidden, channel_hidden in ((14, 26), (12, 22)):
+        swap = Apply(lambda x: x.transpose(1, 2))
+        blocks.append(Residual(nn.LayerNorm(16), nn.Sequential(swap, mlp(9, token_hidden, 9), swap)))
+        blocks.append(Residual(nn.LayerNorm(16), mlp(16, channel_hidden, 16)))
+    mean = Apply(lambda x: x.mean(dim=1))
+    return nn.Sequential(*patches, *blocks, nn.LayerNorm(16), mean, nn.Linear(16, 5)), torch.randn(3, 3, 12, 12)
 
 
 class LSTMLanguageModel(nn.Module):
