@@ -1,8 +1,8 @@
-"""Units: from the bonds of a forward to what can be dealt out, and why the rest cannot.
+"""Units: which labels must be held together in the end, and why the rest is not dealt out.
 
-Joined labels are connected components; a component is a unit unless it contains label 0. Some demands can be judged
-only when the units are known (that parts of a dim have the same share of each unit, that a tensor's units lie along one
-dim); those that fail join more labels, until none fails. It ends, since every turn joins something.
+Joined labels form connected components. A component is a unit unless it contains label 0. Some constraints can only be
+checked once the units are known: that parts of a dim have the same share of each unit, and that a tensor's units lie
+along one dim. Each violation joins more labels, until there is none left. This ends because every pass joins something.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skerry.discovery.labels import Origin
+from skerry.discovery.index_labels import Origin
 from skerry.discovery.trace import Trace
 
 Ids = NDArray[np.int64]
@@ -21,13 +21,13 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """What a trace allows.
+    """The units that a trace allows.
 
     Attributes:
         of: for each label its unit, a number; 0 for labels that are not dealt out.
-        reads: the dealt parameter dims that sum over units.
-        heads: the units that an attention softmax works on one by one.
-        reasons: for each label the operation (its number in the trace) because of which it is not dealt out, or -1.
+        reads: the parameter dims that sum over units.
+        heads: the units that an attention softmax treats one by one.
+        reasons: for each label the operation (its number in the trace) that kept it from being dealt out, or -1.
     """
 
     of: Ids
@@ -37,19 +37,19 @@ class Units:
 
 
 def solve(trace: Trace) -> Units:
-    """Join what must be joined and return the units."""
-    bonds = trace.bonds
+    """Join labels until all constraints are met, and return the units."""
+    constraints = trace.constraints
     edges = [
         (e.a.numpy(), e.b.numpy(), np.full(len(e.a), e.op))
-        for e in bonds.edges
+        for e in constraints.edges
         if e.why != "statistic" or trace.live[e.op]
     ]
-    reads = frozenset(origin for origin, role, _ in bonds.roles if role == "in")
-    makes = frozenset(origin for origin, role, _ in bonds.roles if role == "out")
-    for name, d in reads & makes:  # a scale folded into it for those who read would fall on what it makes
+    reads = frozenset(origin for origin, role, _ in constraints.roles if role == "in")
+    makes = frozenset(origin for origin, role, _ in constraints.roles if role == "out")
+    for name, d in reads & makes:  # a scale for the units it reads would also scale the units it makes
         ids = trace.origins[name][d]
         assert ids is not None
-        at = max(op for origin, _, op in bonds.roles if origin == (name, d))
+        at = max(op for origin, _, op in constraints.roles if origin == (name, d))
         edges.append((ids.numpy(), np.zeros(len(ids), np.int64), np.full(len(ids), at)))
     while True:
         a, b, op = (np.concatenate([e[k] for e in edges] or [np.zeros(0, np.int64)]) for k in range(3))
@@ -61,16 +61,18 @@ def solve(trace: Trace) -> Units:
         if not more:
             break
         edges.extend(more)
-    heads = frozenset(int(u) for ids in bonds.heads for u in np.unique(of[ids.numpy()])) - {0}
+    heads = frozenset(int(u) for ids in constraints.heads for u in np.unique(of[ids.numpy()])) - {0}
     return Units(of, reads, heads, _reasons(trace.num_labels, a, b, op))
 
 
 def wasted(trace: Trace, units: Units) -> frozenset[Origin]:
-    """The parameter dims that others had to make room for, by convention, and that are not dealt out in the end.
+    """Return the parameter dims that displaced other candidates by convention but are not dealt out in the end.
 
-    A second trace in which they have no labels may find what they displaced.
+    A second trace without labels on these dims may find the candidates they displaced.
     """
-    preferred = torch.unique(torch.cat([ids.flatten() for ids in trace.bonds.preferred] or [torch.zeros(0).long()]))
+    preferred = torch.unique(
+        torch.cat([ids.flatten() for ids in trace.constraints.preferred] or [torch.zeros(0).long()])
+    )
     lost = preferred.numpy()[units.of[preferred.numpy()] == 0]
     return frozenset(
         (name, d)
@@ -81,14 +83,14 @@ def wasted(trace: Trace, units: Units) -> frozenset[Origin]:
 
 
 def _violations(trace: Trace, of: Tensor) -> list[tuple[int, Tensor, Tensor]]:
-    """(operation, labels, labels to join them with) for each demand on known units that is not met."""
+    """Return (operation, labels, labels to join them with) for each constraint on units that is violated."""
     found = []
-    for ids, op in trace.bonds.outermost:
+    for ids, op in trace.constraints.outermost:
         units = of[ids]
         dims = [d for d in range(units.dim()) if bool((units != units.narrow(d, 0, 1)).any())]
         if len(dims) > 1:
             found.append((op, ids, ids.amin(dims[1:], keepdim=True).expand_as(ids)))
-    for ids, dim, ends, op in trace.bonds.prefixes:
+    for ids, dim, ends, op in trace.constraints.even_cuts:
         units = of[ids].movedim(dim, -1).flatten(0, -2)
         if not all(_same_share(row, end) for row in units for end in ends):
             found.append((op, ids, ids.amin(dim, keepdim=True).expand_as(ids)))
@@ -96,7 +98,7 @@ def _violations(trace: Trace, of: Tensor) -> list[tuple[int, Tensor, Tensor]]:
 
 
 def _same_share(units: Tensor, end: int) -> bool:
-    """Whether the first ``end`` places have the same share of every unit, so that the cut scales with the width."""
+    """Return whether the first ``end`` places have the same share of every unit, so the cut scales with the width."""
     size = len(units)
     values, places = torch.unique(units, return_inverse=True)
     before = torch.bincount(places[:end], minlength=len(values))
@@ -104,7 +106,7 @@ def _same_share(units: Tensor, end: int) -> bool:
 
 
 def components(num_labels: int, a: Ids, b: Ids) -> Ids:
-    """For each label the smallest label it is connected with, by the edges (a, b)."""
+    """Return for each label the smallest label that it is connected with by the edges (a, b)."""
     of = np.arange(num_labels)
     while True:
         low = np.minimum(of[a], of[b])
@@ -121,7 +123,7 @@ def components(num_labels: int, a: Ids, b: Ids) -> Ids:
 
 
 def _reasons(num_labels: int, a: Ids, b: Ids, op: Ids) -> Ids:
-    """The first operation that pinned each label's component, -1 where none did."""
+    """Return the first operation that pinned each label's component, -1 where none did."""
     pins = (a == 0) | (b == 0)
     of = components(num_labels, a[~pins], b[~pins])
     first = np.full(num_labels, np.iinfo(np.int64).max)
@@ -131,11 +133,14 @@ def _reasons(num_labels: int, a: Ids, b: Ids, op: Ids) -> Ids:
 
 
 Touched = Mapping[Origin, int]
-"""The parameter dims that a unit has indices of, and how many."""
+"""The parameter dims in which a unit has indices, and how many."""
 
 
 def alike(trace: Trace, units: Units) -> list[tuple[list[int], Touched]]:
-    """Group units into axes: those that have the same number of indices of the same dims are interchangeable."""
+    """Group units into axes: units with the same number of indices in the same dims are interchangeable.
+
+    Returns for each axis its units, sorted, and the dims they touch.
+    """
     touched: dict[int, dict[Origin, int]] = {}
     for name, rows in trace.origins.items():
         for d, ids in enumerate(rows):

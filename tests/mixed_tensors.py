@@ -1,4 +1,4 @@
-"""A model of tensors of all kinds, what workers may make of it, and what must be kept of it wherever it is."""
+"""A model with tensors of all dtypes and kinds, rounds over it with made-up results, and what a round must keep."""
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ X, Y, BLOCKS = Axis("x", 5, start=0), Axis("y", 4, start=5), Axis("blocks", 2, "
 
 
 class Block(nn.Module):
-    """A tensor that nothing else deals out, some that an axis does, and a count."""
+    """Only the block's unit deals out ``whole``; axes deal out ``dealt`` and ``two`` as well."""
 
     def __init__(self):
         super().__init__()
@@ -27,8 +27,8 @@ class Block(nn.Module):
         self.register_buffer("count", torch.tensor(0))
 
 
-class Odd(nn.Module):
-    """Tensors of all dtypes and kinds; nobody runs it."""
+class MixedModel(nn.Module):
+    """Tensors of all dtypes and kinds, without a forward."""
 
     def __init__(self, complex128):
         super().__init__()
@@ -50,8 +50,8 @@ class Odd(nn.Module):
         self.register_buffer("nothing", torch.randn(0, 3))
 
 
-def odd(complex128=True):
-    """The model and its plan; safetensors do not know complex128."""
+def mixed_model(complex128=True):
+    """Return the model and its plan; safetensors cannot store complex128."""
     x, y = torch.arange(5, dtype=torch.int32), torch.arange(5, 9, dtype=torch.int32)
     in_x, out_x, out_y = DealtDim(x, "in"), DealtDim(x, "out"), DealtDim(y, "out")
     pairs = DealtDim(x.repeat_interleave(2), "in")
@@ -62,25 +62,25 @@ def odd(complex128=True):
     }  # fmt: skip
     for k in range(2):
         dims |= {f"blocks.{k}.dealt": (None, in_x), f"blocks.{k}.two": (out_y, in_x)}
-    model = Odd(complex128)
+    model = MixedModel(complex128)
     shapes = {name: tensor.shape for name, tensor in named_tensors(model).items()}
     return model, Plan((X, Y, BLOCKS), dims, shapes, blocks={"blocks.0": 9, "blocks.1": 10})
 
 
 def any_assignment(units, workers, density, rng):
-    """Any at all in which somebody has each unit; a worker may have none."""
+    """Return a random assignment in which each unit has a holder; a worker may hold none."""
     held = torch.rand(workers, units, generator=rng) < density
     held[torch.randint(0, workers, (units,), generator=rng), torch.arange(units)] = True
     return Assignment(held)
 
 
 def eighths(shape, generator):
-    """Values of which every sum is exact, so that no order of summing shows."""
+    """Return values whose sums are exact, so that the order of summing makes no difference."""
     return torch.randint(-20, 20, shape, generator=generator) / 8
 
 
 def trained(subnet, worker, round, *, state=True, draw=eighths):
-    """What a worker might hand over."""
+    """Return what a worker might hand over: random tensors and optimizer state of its subnet."""
     tensors = named_tensors(subnet)
     if state:
         for name, parameter in subnet.named_parameters():
@@ -97,7 +97,7 @@ def trained(subnet, worker, round, *, state=True, draw=eighths):
 
 
 def one_round(store, workers, then, round, bad=(), *, overlap=None, **more):
-    """With ``overlap``, a dict, put in it what each worker begins with and what arrives late."""
+    """Run one round. A dict ``overlap`` is filled with what each worker starts from and what arrives late."""
     handovers = []
     for w in workers:
         subnet, _ = store.subnet(w)
@@ -108,7 +108,7 @@ def one_round(store, workers, then, round, bad=(), *, overlap=None, **more):
 
 
 def assert_kept(plan, full, assignment, shards):
-    """What the workers' ``shards`` hold is ``full``, to the bit: in subnets, or at home where nobody holds it."""
+    """Check that ``shards`` hold ``full`` to the bit: in subnets, or at the owner rank for units without a holder."""
     n = assignment.num_workers
     for name, tensor in full.items():
         held = np.zeros(tensor.shape, dtype=bool)

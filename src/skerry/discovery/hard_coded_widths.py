@@ -1,9 +1,9 @@
-"""Trial: run a narrow net beside what the trace says it should do, and leave out the axes with which it does not.
+"""Hard-coded widths: find them by running a narrow net, and leave out the axes for which it does not run as planned.
 
-Widths can be written into a ``forward`` in ways that no operation shows: ``view(B, T, 4, -1)`` runs on any width, with
-heads that are no heads any more; ``x / x.shape[-1]`` divides by another number. So each operation of the narrow net is
-compared with the same one of the full net: its result must have the size that the plan gives it, and the numbers it was
-called with must be the same.
+A width can be written into a ``forward`` in ways that no operation shows. ``view(B, T, 4, -1)`` runs on any width, but
+its heads are then not the heads of the full model; ``x / x.shape[-1]`` divides by another number. So each operation of
+the narrow net is compared with the same operation of the full net: its result must have the size that the plan gives
+it, and the numbers it was called with must be the same.
 """
 
 import difflib
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from skerry.discovery.numbers import Constants, numbers_of, written_by
-from skerry.discovery.running import module_names, quietly
+from skerry.discovery.forward_contexts import Running, first_line, without_side_effects
+from skerry.discovery.invariant_numbers import InvariantNumbers, written_by
 from skerry.discovery.trace import Step, Trace
 from skerry.model.inputs import Inputs, call
 from skerry.plan.dims import Axis
@@ -35,42 +35,32 @@ class Failure:
     axes: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, eq=False)
-class Ran:
-    """An operation of the narrow net: its result's shape and its numbers."""
-
-    name: str
-    shape: torch.Size
-    numbers: tuple[float, ...]
-
-
 class _Recorder(TorchDispatchMode):
-    def __init__(self, running: list[str], full: nn.Module) -> None:
+    """Records the operations that a narrow net runs, by module."""
+
+    def __init__(self, running: Running, full: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.running = running
         self.full = {id(p): name for name, p in full.named_parameters()}
         self.of_full: set[str] = set()  # parameters of the full model that the narrow net used
-        self.constants = Constants()
-        self.ran: dict[str, list[Ran]] = {}
+        self.numbers = InvariantNumbers()
+        self.steps: dict[str, list[Step]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        out = next((t for t in tree_leaves(result) if isinstance(t, Tensor)), None)
         kwargs = kwargs or {}
-        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        self.of_full |= {self.full[id(t)] for t in inputs if id(t) in self.full}
-        if out is not None:
-            outs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-            numbers = numbers_of(func, args, kwargs) + self.constants.note(
-                func, inputs, outs, written_by(func, args, kwargs)
-            )
-            where = self.running[-1] if self.running else ""
-            self.ran.setdefault(where, []).append(Ran(str(func.overloadpacket), out.shape, numbers))
+        result = func(*args, **kwargs)
+        self.of_full |= {self.full[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in self.full}
+        outs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        if outs:
+            numbers = self.numbers.of(func, args, kwargs, outs, written_by(func, args, kwargs))
+            module, shape = self.running.innermost, tuple(outs[0].shape)
+            step = Step(str(func.overloadpacket), module, numbers=numbers, shape=shape)
+            self.steps.setdefault(module, []).append(step)
         return result
 
 
-def drop_what_fails(model: nn.Module, inputs: Inputs, plan: Plan, trace: Trace, unit_of_label: Tensor) -> Plan:
-    """Return the plan without axes that some ``forward`` does not let be narrow, with a note for each.
+def drop_hard_coded(model: nn.Module, inputs: Inputs, plan: Plan, trace: Trace, unit_of_label: Tensor) -> Plan:
+    """Return the plan without the axes that cannot be narrow because of some ``forward``, with a note for each.
 
     Args:
         model: the full model.
@@ -84,13 +74,16 @@ def drop_what_fails(model: nn.Module, inputs: Inputs, plan: Plan, trace: Trace, 
     def fails(plan: Plan) -> Failure | None:
         return _failure(model, inputs, plan, trace, _held(everything, plan, unit_of_label))
 
+    def fail_alone(names: Sequence[str]) -> dict[str, Failure]:
+        return {name: found for name in names if (found := fails(plan.only(name))) is not None}
+
     while plan.axes and (failure := fails(plan)) is not None:
         suspects = failure.axes or {a.name for a in plan.axes if _is_in(plan, a, failure.module)}
-        alone = {name: found for name in sorted(suspects) if (found := fails(plan.only(name))) is not None}
-        if not alone:
-            others = [a.name for a in plan.axes if a.name not in suspects]
-            alone = {name: found for name in others if (found := fails(plan.only(name))) is not None}
-        blamed = alone or {a.name: failure for a in plan.axes}
+        blamed = (
+            fail_alone(sorted(suspects))
+            or fail_alone([a.name for a in plan.axes if a.name not in suspects])
+            or {a.name: failure for a in plan.axes}
+        )
         notes = []
         for name, found in blamed.items():
             where = found.module or "the model's own forward"
@@ -101,9 +94,9 @@ def drop_what_fails(model: nn.Module, inputs: Inputs, plan: Plan, trace: Trace, 
 
 
 def some_units(plan: Plan) -> Tensor:
-    """About 2 of 11 units of each axis, so that the net is small and halves and thirds do not fit by chance.
+    """Return the ids of about 2 of 11 units of each axis: a small net, in which halves and thirds rarely fit.
 
-    Two at least where that is not all: dims with one index are laid out in ways of their own.
+    At least two of each axis that has more than two, because torch lays out dims with one index differently.
     """
     units = []
     for axis in plan.axes:
@@ -117,7 +110,7 @@ def some_units(plan: Plan) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """For each label whether the trial's subnet has it, and the number of its axis in ``names`` (-1: none)."""
+    """For each label whether the narrow net has it, and the number of its axis in ``names`` (-1: none)."""
 
     held: Tensor
     axis: Tensor
@@ -139,18 +132,16 @@ def _held(everything: Plan, plan: Plan, unit_of_label: Tensor) -> Held:
 
 def _failure(model: nn.Module, inputs: Inputs, plan: Plan, trace: Trace, labels: Held) -> Failure | None:
     """Run a narrow net; return how it failed, None if it did what the trace says."""
-    running: list[str] = []
-    units = some_units(plan)
-    subnet = extract(model, plan, units, copy_shared=False)
+    subnet = extract(model, plan, some_units(plan), copy_shared=False)
+    running = Running(subnet)
     recorder = _Recorder(running, model)
     try:
-        with quietly(subnet), module_names(subnet, running), recorder:
+        with without_side_effects(subnet), running.tracked(), recorder:
             call(subnet, inputs)
     except Exception as error:  # whatever a forward may raise
-        said = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        return Failure(running[-1] if running else "", said)
+        return Failure(running.innermost, first_line(error)[:120])
     if recorder.of_full:
-        name = sorted(recorder.of_full)[0]
+        name = min(recorder.of_full)
         said = f"a subnet uses the full model's {name}, which something keeps a reference to (a closure?)"
         return Failure(name.rpartition(".")[0], said)
     patched = {name for name, module in subnet.named_modules() if "forward" in vars(module)}
@@ -158,20 +149,20 @@ def _failure(model: nn.Module, inputs: Inputs, plan: Plan, trace: Trace, labels:
     for step in trace.steps:
         if step.shape is not None and step.module not in patched:
             steps.setdefault(step.module, []).append(step)
-    return next(_deviations(steps, recorder.ran, plan, labels), None)
+    return next(_deviations(steps, recorder.steps, plan, labels), None)
 
 
 def _deviations(
-    steps: Mapping[str, Sequence[Step]], ran: Mapping[str, Sequence[Ran]], plan: Plan, labels: Held
+    steps: Mapping[str, Sequence[Step]], narrow: Mapping[str, Sequence[Step]], plan: Plan, labels: Held
 ) -> Iterator[Failure]:
     """Compare the operations of each module, in order.
 
-    Where the forward looked at values before, it may do something else in a narrow net (what an expert does depends on
-    the tokens it gets): there only what both did is compared, and only dims with labels.
+    Where the forward looked at values before, a narrow net may go another way (what an expert does depends on the
+    tokens it gets). There only operations that both ran are compared, and only dims with labels.
     """
     dealt = {axis.name for axis in plan.axes}
     for module, expected in steps.items():
-        pairs = _both(expected, ran.get(module, ()))
+        pairs = _paired(expected, narrow.get(module, ()))
         if pairs is None:
             yield Failure(module, "a narrow net does other operations")
             continue
@@ -182,16 +173,16 @@ def _deviations(
                 said = f"{step.name} by {list(got.numbers)} instead of {list(step.numbers)} in a narrow net"
                 yield Failure(module, said, blamed)
             sizes = _sizes(step, labels)
-            if not step.free and any(n not in (None, m) for n, m in zip(sizes, got.shape, strict=False)):
+            if not step.any_width and any(n not in (None, m) for n, m in zip(sizes, got.shape or (), strict=False)):
                 wanted = tuple("any" if n is None else n for n in sizes)
-                said = f"{step.name} gives shape {tuple(got.shape)} in a narrow net, expected {wanted}"
+                said = f"{step.name} gives shape {got.shape} in a narrow net, expected {wanted}"
                 yield Failure(module, said, blamed)
 
 
 def _sizes(step: Step, labels: Held) -> list[int | None]:
-    """The size of each dim of a step's result in the trial's subnet; None where it may be any."""
+    """Return the size that each dim of a step's result has in the narrow net; None where it may be any."""
     assert step.shape is not None
-    sizes: list[int | None] = [None if step.loose else size for size in step.shape]
+    sizes: list[int | None] = [None if step.after_values else size for size in step.shape]
     for one in step.fields:
         for d in one.dims:
             if d < len(sizes):
@@ -201,18 +192,20 @@ def _sizes(step: Step, labels: Held) -> list[int | None]:
 
 
 _SAME_ELEMENTS = {"aten._unsafe_view": "aten.view", "aten._reshape_alias": "aten.view", "aten.clone": ""}
-"""Operations that come and go with how elements lie in memory, and what stands for them."""
+"""Operations that run or not depending on how elements lie in memory, and what each is compared as ("": nothing)."""
 
 
-def _both(expected: Sequence[Step], got: Sequence[Ran]) -> list[tuple[Step, Ran]] | None:
-    """Pair the operations of two runs of a module; None if they differ and have no reason to."""
-    steps = [step for step in expected if _SAME_ELEMENTS.get(step.name, step.name)]
-    others = [one for one in got if _SAME_ELEMENTS.get(one.name, one.name)]
-    names = [_SAME_ELEMENTS.get(step.name, step.name) for step in steps]
-    their_names = [_SAME_ELEMENTS.get(one.name, one.name) for one in others]
+def _compared_as(step: Step) -> str:
+    return _SAME_ELEMENTS.get(step.name, step.name)
+
+
+def _paired(expected: Sequence[Step], got: Sequence[Step]) -> list[tuple[Step, Step]] | None:
+    """Pair the operations of two runs of a module; None if they differ without having looked at values."""
+    steps, others = list(filter(_compared_as, expected)), list(filter(_compared_as, got))
+    names, their_names = list(map(_compared_as, steps)), list(map(_compared_as, others))
     if names == their_names:
         return list(zip(steps, others, strict=True))
-    if not any(step.loose for step in expected):
+    if not any(step.after_values for step in expected):
         return None
     blocks = difflib.SequenceMatcher(None, names, their_names, autojunk=False).get_matching_blocks()
     return [pair for a, b, n in blocks for pair in zip(steps[a : a + n], others[b : b + n], strict=True)]

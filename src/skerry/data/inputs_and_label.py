@@ -1,4 +1,4 @@
-"""What of a batch the model is called with, and what is the label: the two halves of a pair, or columns by name."""
+"""Split a batch into the model's inputs and the label: the two halves of a pair, or columns by name."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,14 +8,19 @@ from torch import Tensor
 from skerry.model.inputs import Inputs, tensors_of
 
 Columns = str | Sequence[str] | None
-"""One column: the model's only argument. Several: keyword arguments. None: all columns but the label."""
+"""One name: the column is the model's only argument. Several: they are keyword arguments. None: all but the label."""
 
 
 def inputs_and_label(batch: Any, inputs: Columns, label: str) -> tuple[Inputs, Any]:
-    """Return (x, y) of a collated batch: a pair, or a dict of columns as Hugging Face has it.
+    """Return (x, y) of a collated batch.
+
+    Args:
+        batch: a pair (inputs, labels), or a dict of columns as in Hugging Face ``datasets``.
+        inputs: the columns to call the model with; not used for a pair.
+        label: the column with the label; not used for a pair.
 
     Raises:
-        ValueError: it is neither, has no such column, or a column did not become a tensor.
+        ValueError: the batch is neither, has no such column, or a column did not become a tensor.
     """
     if isinstance(batch, tuple | list) and len(batch) == 2:
         x, y = batch

@@ -1,12 +1,16 @@
-"""Refuse: models of which no subnet can be made, told before anything runs."""
+"""Check that subnets can be made of a model at all, before anything runs."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 
-def refuse_unfit(model: nn.Module) -> None:
-    """Raise ValueError, naming the tensor or module, for a model without ordinary tensors."""
+def check_supported(model: nn.Module) -> None:
+    """Check that ``model`` has only dense parameters and buffers with values, each in memory of its own.
+
+    Raises:
+        ValueError: it has something else; the message names the tensor or module and what to do.
+    """
     for name, module in model.named_modules():
         where = f"{name or 'the model'} ({type(module).__name__})"
         if isinstance(module, torch.jit.ScriptModule):

@@ -6,18 +6,21 @@ from torch import Tensor
 from skerry.randomness import generator
 
 
-class Order:
-    """A worker's stream of samples, cut into batches.
+class SampleOrder:
+    """The samples of each of a worker's batches.
 
-    The stream is the concatenation over epochs of perm(seed, worker, epoch) of its samples. Step s takes positions
-    [s * batch_size, (s + 1) * batch_size) of it. So a batch may span epochs, nothing is ever dropped, there may be
-    fewer samples than a batch has, and step 500 is had directly, which makes resume exact.
+    A worker's samples form a stream: one permutation of them per epoch, drawn from (seed, worker, epoch). Step s takes
+    positions [s * batch_size, (s + 1) * batch_size) of the stream. So a batch may span epochs, no sample is dropped,
+    and a batch may be larger than the number of samples. Any step is computed directly, so resume is exact.
 
     Args:
-        num_samples: of this worker, at least 1.
+        num_samples: the worker's number of samples, at least 1.
         batch_size: samples in each batch.
-        seed: everything comes from this and
-        worker: the number of the worker.
+        seed: determines the order, together with ``worker``.
+        worker: the worker's number.
+
+    Raises:
+        ValueError: ``batch_size`` is below 1.
     """
 
     def __init__(self, num_samples: int, *, batch_size: int, seed: int, worker: int) -> None:
@@ -27,7 +30,7 @@ class Order:
         self._latest: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))  # epoch and its permutation
 
     def batch(self, step: int) -> Tensor:
-        """Return the samples of ``step``, by their numbers from 0."""
+        """Return the indices of the samples of ``step``, (batch_size,), each 0 .. num_samples - 1."""
         position, end = step * self._batch_size, (step + 1) * self._batch_size
         pieces = []
         while position < end:
@@ -38,7 +41,10 @@ class Order:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def sample(self, num: int) -> Tensor:
-        """Return ``num`` (or all) samples in a fixed shuffled order, so that a larger sample begins with a smaller."""
+        """Return the first ``num`` indices, capped at num_samples, of a fixed shuffled order of the samples.
+
+        So a larger sample begins with a smaller one.
+        """
         if num < 1:
             raise ValueError(f"num: got {num}, expected at least 1")
         return torch.randperm(self._num_samples, generator=generator(self._seed, "sample", self._worker))[:num]
