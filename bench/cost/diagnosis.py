@@ -51,13 +51,14 @@ def measure(method: str, settings: dict[str, Any]) -> None:
     )  # fmt: skip
     assert result.score is not None
     drifts = sorted(each.drift for each in seen if each.drift is not None)
+    drift = f"{drifts[0]:.1f} to {drifts[-1]:.1f}" if drifts else "-"  # a relay averages nothing
     worst = max((e.full_loss / e.subnet_loss for e in seen if e.full_loss and e.subnet_loss), default=float("nan"))
     kinds = ", ".join(kind for each in seen for kind in each.warnings) or "-"
     least = "-" if seen[-1].least_trained is None else seen[-1].least_trained
     changed = ", ".join(f"{key} {value}" for key, value in settings.items()) or "-"
     print(
         f"| {method} | {changed} | {result.score.accuracy:.4f} | {seen[0].label_skew:.2f} | {seen[0].dispersion:.2f} | "
-        f"{drifts[0]:.1f} to {drifts[-1]:.1f} | {worst:.2f} | {least} | {kinds} |",
+        f"{drift} | {worst:.2f} | {least} | {kinds} |",
         flush=True,
     )
 
@@ -107,9 +108,7 @@ if __name__ == "__main__":
     if what == "cost":
         cost()
     else:
-        print(
-            "| method | settings | accuracy | skew | disagreement | drift | full/subnets | least trained | warnings |"
-        )
+        print("| method | settings | accuracy | skew | disagreement | drift | full/subnets | least | warnings |")
         print("|---|---|---:|---:|---:|---:|---:|---:|---|")
         for method in HEALTHY:
             measure(method, {})

@@ -208,7 +208,7 @@ class Job:
     logs: list[Path]
 
     def wait(self, timeout_s: float | None = None) -> list[int]:
-        """Wait for all and return their exit codes; TimeoutError if one still runs after ``timeout_s`` (none is killed)."""
+        """Wait for all and return their exit codes; TimeoutError, without killing any, after ``timeout_s``."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         for process in self.processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
