@@ -1,6 +1,6 @@
-"""A few lines, as in scikit-learn: python examples/own_classifier.py (seconds, no download)
+"""Use Skerry as a scikit-learn classifier: python examples/sklearn_classifier.py (seconds, no download)
 
-The plan is discovered by itself; the classifier works in pipelines, ``cross_val_score`` and ``GridSearchCV``.
+The classifier discovers the plan itself. It works in pipelines, ``cross_val_score`` and ``GridSearchCV``.
 """
 
 import torch
@@ -13,15 +13,13 @@ from torch import nn
 import skerry
 
 
-def main() -> float:
+def main() -> None:
     """Train a wide net on handwritten digits as four narrow ones."""
-    x_train, x_test, y_train, y_test = train_test_split(*load_digits(return_X_y=True), random_state=0)
+    x, x_test, y, y_test = train_test_split(*load_digits(return_X_y=True), random_state=0)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(64, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 10))
-    pipeline = make_pipeline(StandardScaler(), skerry.Classifier(net, workers=4, epochs=20))
-    score = float(pipeline.fit(x_train, y_train).score(x_test, y_test))
-    print(f"accuracy {score:.3f}")
-    return score
+    pipeline = make_pipeline(StandardScaler(), skerry.Classifier(net, method="relay", workers=4, epochs=20))
+    print(f"accuracy {pipeline.fit(x, y).score(x_test, y_test):.3f}")
 
 
 if __name__ == "__main__":
