@@ -48,6 +48,7 @@ from torch.nn import functional as F
 
 import skerry
 from skerry.model.tensors import named_tensors
+from skerry.plan import In, Out
 from skerry.randomness import generator
 from skerry.runtimes.distributed.sharded import Sharded
 from skerry.training import cost
@@ -83,7 +84,6 @@ class Setup:
         limit: M, bytes per worker above the footprint.
         times: the weights are at least this many times M.
         width: of the stream and of each block.
-        own_axes: whether the hidden units of each block are an axis of their own.
         rounds: in total; the first start is interrupted after ``stop`` of them.
         buffers: the limit for buffers of an exchange, bytes.
     """
@@ -92,7 +92,6 @@ class Setup:
     limit: int = 192 * MIB
     times: float = 8.0
     width: int = 2048
-    own_axes: bool = False
     features: int = 64
     classes: int = 10
     batch_size: int = 64
@@ -114,12 +113,9 @@ class Setup:
 
     def plan(self, model: nn.Module) -> skerry.Plan:
         """Return the plan: both dims of every inner matrix are dealt out."""
-        hidden = "hidden.*" if self.own_axes else "hidden"
-        up = [skerry.plan.In("stream"), skerry.plan.Out(hidden)]
-        down = [skerry.plan.In(hidden), skerry.plan.Out("stream")]
         rules: dict[str, Any] = {
-            "stem": skerry.plan.Out("stream"), "blocks.*.up": up, "blocks.*.norm": skerry.plan.Out(hidden),
-            "blocks.*.down": down, "out": skerry.plan.In("stream"),
+            "stem": Out("stream"), "out": In("stream"), "blocks.*.up": [In("stream"), Out("hidden")],
+            "blocks.*.norm": Out("hidden"), "blocks.*.down": [In("hidden"), Out("stream")],
         }  # fmt: skip
         return skerry.Plan.from_rules(model, rules)
 
@@ -422,11 +418,11 @@ def wait(processes: list[subprocess.Popen[str]], end: Callable[[], None]) -> Non
         time.sleep(0.2)
 
 
-def footprint(hosts_of: Callable[[], Hosts]) -> dict[str, dict[str, int]]:
+def footprint() -> dict[str, dict[str, int]]:
     """Measure a process that only imports torch, and one that takes a step as well."""
     found: dict[str, dict[str, int]] = {}
     for _ in range(2):  # the first time reads the files
-        with hosts_of() as hosts:
+        with Hosts(2, memory=2**31) as hosts:
             for k, what in enumerate(("import", "step")):
                 done = hosts.run(k, [sys.executable, "-c", FOOTPRINT, what], env={"OMP_NUM_THREADS": "1", **MALLOC})
                 done.check_returncode()
@@ -567,7 +563,7 @@ def main() -> None:
     setup = setup_of(options)
     began, out = time.monotonic(), options.out.absolute()
     shutil.rmtree(out, ignore_errors=True)
-    found = footprint(lambda: Hosts(2, memory=2**31))
+    found = footprint()
     limit = found["step"]["cgroup"] + setup.limit
     memory, weights = prediction(setup)
     print(f"footprint: {found}; weights {weights / MIB:.0f} MiB; {memory}", flush=True)
@@ -589,25 +585,17 @@ def main() -> None:
         return
     lines = report(runs, setup, found, memory, weights, score)
     print("\n".join(lines), f"\n{time.monotonic() - began:.0f} s", sep="\n")
-    kept = {
-        "setup": asdict(setup), "footprint": found, "weights": weights, "prediction": asdict(memory),
-        "runs": {name: asdict(run) for name, run in runs.items()}, "exported": asdict(score) if score else None,
-    }  # fmt: skip
-    (out.parent / "small-memory.json").write_text(json.dumps(kept, indent=1) + "\n")
-    if not options.keep:
-        shutil.rmtree(out / "run", ignore_errors=True)
-        shutil.rmtree(out / "export", ignore_errors=True)
+    shutil.rmtree(out / "run", ignore_errors=True)
+    shutil.rmtree(out / "export", ignore_errors=True)
 
 
 def setup_of(options: argparse.Namespace) -> Setup:
     """Return the sizes that the command line asks for."""
     quick = {"workers": 4, "limit": 128 * MIB, "times": 1.5, "width": 1024, "local_steps": 5}
+    limit = None if options.limit is None else options.limit * MIB
+    given = {"workers": options.workers, "width": options.width, "times": options.times, "limit": limit}
     chosen: dict[str, Any] = quick if options.quick else {}
-    given = {"workers": options.workers, "width": options.width, "times": options.times}
-    sizes = {"limit": options.limit, "buffers": options.buffers}
-    chosen |= {key: value for key, value in given.items() if value is not None}
-    chosen |= {key: value * MIB for key, value in sizes.items() if value is not None}
-    return Setup(**chosen, own_axes=options.own_axes)
+    return Setup(**chosen | {key: value for key, value in given.items() if value is not None})
 
 
 def arguments() -> argparse.Namespace:
@@ -618,13 +606,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=int)
     parser.add_argument("--limit", type=int, help="M, MiB")
     parser.add_argument("--times", type=float, help="the weights are this many times M")
-    parser.add_argument("--buffers", type=int, help="of an exchange, MiB")
-    parser.add_argument("--own-axes", action="store_true", help="the hidden units of each block are an axis")
     parser.add_argument("--out", type=Path, default=Path("runs/small-memory"))
     some = parser.add_mutually_exclusive_group()
     some.add_argument("--ours", action="store_true", help="without the other methods")
     some.add_argument("--rivals", action="store_true", help="only the other methods")
-    parser.add_argument("--keep", action="store_true", help="keep checkpoint and export")
     parser.add_argument("--role", help=argparse.SUPPRESS)
     parser.add_argument("--setup", default="{}", help=argparse.SUPPRESS)
     return parser.parse_args()
