@@ -22,8 +22,7 @@ from random_mlp import mlp_and_plan, random_data, sgd, train
 from torch.nn import functional as F
 
 import skerry
-from skerry import exchange
-from skerry.exchange.homes import home_dim
+from skerry.exchange.owners import owner_dim
 from skerry.experiments.models.mlp import MLP
 from skerry.training import cost
 
@@ -77,11 +76,11 @@ def work(runtime: skerry.Processes, hidden: int, out: Path) -> None:
     planned = 0.0
     for r in range(ROUNDS):
         ends, begins = (partition.assign(plan.axes, min(k, ROUNDS - 1)) for k in (r, r + 1))
-        planned += float(exchange.traffic(plan, tensors, ends, begins).sum())
+        planned += float(skerry.exchange.traffic(plan, tensors, ends, begins).sum())
     subnet = skerry.weights.materialize(subnet, skerry.weights.FromInitializer(subnet, 0))
     step_s = step_cpu_time(subnet, x, y)
     if runtime.rank == 0:
-        two_dims = {name for name, t in tensors.items() if home_dim(plan, name, t.shape) is not None}
+        two_dims = {name for name, t in tensors.items() if owner_dim(plan, name, t.shape) is not None}
         figures = {
             "n": n, "hidden": hidden,
             "one": sum(t.nbytes for name, t in tensors.items() if name not in two_dims),

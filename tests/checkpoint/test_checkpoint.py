@@ -26,7 +26,8 @@ from skerry.model.tensors import named_tensors
 from skerry.partitions import Everything
 from skerry.runtimes import Serial
 from skerry.runtimes.runtime import Beginning
-from skerry.subnet.cuts import take
+from skerry.subnet.index import Index
+from skerry.subnet.slicing import take
 from skerry.training import cost
 from skerry.weights.source import FromModel
 
@@ -201,11 +202,12 @@ def test_any_number_of_processes_reads_what_any_number_has_written(writers, read
             assert all(all_same(a, b) for a, b in zip(again, kept, strict=True))
         found = last(folder, plan, named_tensors(model), Serial(), "mine")
         for name in ("w", "three", "blocks.1.two", "shared"):
-            cut = tuple((torch.rand(s, generator=rng) < 0.5).nonzero().flatten() for s in expected[name].shape)
+            some = [(torch.rand(s, generator=rng) < 0.5).nonzero().flatten() for s in expected[name].shape]
+            cut = tuple(map(Index, some))
             assert same(found.read(name, cut), take(expected[name], cut))
-        cut = ((slice(0, 1), slice(3, 4)), None)
+        cut = (Index(torch.tensor([0, 3])), None)
         assert same(found.read("w", cut), take(expected["w"], cut))
-        assert same(found.read("w", (None, (slice(2, 2),))), expected["w"][:, :0])
+        assert same(found.read("w", (None, Index.run(2, 2))), expected["w"][:, :0])
 
 
 def other_of(model):
@@ -388,7 +390,7 @@ def test_every_flipped_byte_of_a_file_is_noticed(written):
         assert str(path) in str(error.value)
     for length in (0, 5, 8, header - 1, header, len(content) - 1):
         path.write_bytes(content[:length])
-        with pytest.raises(CheckpointError, match=f"{path.name}: not a readable checkpoint"):
+        with pytest.raises(CheckpointError, match=path.name):
             read_by_one(folder, plan, model)
     path.write_bytes(content)
     assert all_same(read_by_one(folder, plan, model), before)
@@ -406,7 +408,7 @@ def test_every_flipped_byte_of_the_index_is_noticed(written):
         assert "\n" not in str(error.value)
     for text in (b"", b"[]", b"null", b'"x"', content[:-3], b"\xff\xfe"):
         path.write_bytes(text)
-        with pytest.raises(CheckpointError, match=r"checkpoint\.json: not a readable checkpoint"):
+        with pytest.raises(CheckpointError, match=r"checkpoint\.json"):
             read_by_one(folder, plan, model)
 
 
@@ -418,7 +420,7 @@ def test_a_damaged_file_is_named_by_its_own_process_and_by_others(written, rank)
     content[-1] ^= 1
     path.write_bytes(content)
     for read in (read_by_one, read_by_two):
-        with pytest.raises(CheckpointError, match=f"{path.name}: its checksum does not fit its contents; .* damaged"):
+        with pytest.raises(CheckpointError, match=f"{path.name}.*checksum"):
             read(folder, plan, model)
 
 
@@ -428,9 +430,7 @@ def test_a_missing_file_is_named(written, rank):
     path = files_of(folder)[rank]
     path.unlink()
     for read in (read_by_one, read_by_two):
-        with pytest.raises(
-            CheckpointError, match=f"{path.name}: missing; copy it here, or resume with as many workers"
-        ):
+        with pytest.raises(CheckpointError, match=f"{path.name}(?!.*checksum)"):
             read(folder, plan, model)
 
 
@@ -439,12 +439,12 @@ def test_foreign_files_are_refused(written):
     one, other = files_of(folder)
     content = [path.read_bytes() for path in (one, other)]
     save_file({"a": torch.ones(2)}, one)
-    with pytest.raises(CheckpointError, match=r"0-of-2\.safetensors: format 'None', expected .*not Skerry's"):
+    with pytest.raises(CheckpointError, match=r"0-of-2\.safetensors\b.*'None'.*'skerry-checkpoint-"):
         read_by_one(folder, plan, model)
     one.write_bytes(content[1])  # right files, wrong places
     other.write_bytes(content[0])
     for read in (read_by_one, read_by_two):
-        with pytest.raises(CheckpointError, match=r"of another set than checkpoint\.json"):
+        with pytest.raises(CheckpointError, match=r"\d-of-2\.safetensors\b.*\bcheckpoint\.json"):
             read(folder, plan, model)
 
 
@@ -463,37 +463,37 @@ def test_a_file_of_another_round_or_run_is_refused(written):
         together(2, work)
         return (folder / "checkpoint" / f"round-{round:08d}" / "1-of-2.safetensors").read_bytes()
 
-    for round, run, words in ((4, "mine", "another set than checkpoint.json"), (3, "another", "other settings")):
+    for round, run, names in ((4, "mine", r".*\bcheckpoint\.json"), (3, "another", r"(?!.*\bcheckpoint\.json)")):
         foreign = again(round, run)
         for path, content in kept.items():
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(content)
         files_of(folder)[1].write_bytes(foreign)
-        with pytest.raises(CheckpointError, match=rf"1-of-2\.safetensors: it is of .*{words}"):
+        with pytest.raises(CheckpointError, match=rf"1-of-2\.safetensors\b{names}"):
             read_by_one(folder, plan, model)
     again(3, "another")
-    with pytest.raises(CheckpointError, match=r"checkpoint\.json: it is of a run with other settings"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json"):
         read_by_one(folder, plan, model)
-    with pytest.raises(CheckpointError, match=r"checkpoint\.json: "):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json"):
         read_by_two(folder, plan, model)
 
 
 def test_another_models_checkpoint_is_refused(written):
     folder, plan, model = written
     sizes = {**named_tensors(model), "out.weight": torch.zeros(4, 3)}
-    with pytest.raises(CheckpointError, match=r"out\.weight has shape \(4, 2\).*expected \(4, 3\).*of another model"):
+    with pytest.raises(CheckpointError, match=r"out\.weight\b.*\(4, 2\).*\(4, 3\)"):
         last(folder, plan, sizes, Serial(), "mine")
     sizes["out.weight"] = torch.zeros(4, 2, dtype=torch.float64)
-    with pytest.raises(CheckpointError, match=r"out\.weight .* torch\.float32, expected .* torch\.float64"):
+    with pytest.raises(CheckpointError, match=r"out\.weight\b.*\btorch\.float32\b.*\btorch\.float64\b"):
         last(folder, plan, sizes, Serial(), "mine")
-    with pytest.raises(CheckpointError, match="extra is missing"):
+    with pytest.raises(CheckpointError, match=r"\bextra\b.*\(1,\)"):
         last(folder, plan, {**named_tensors(model), "extra": torch.zeros(1)}, Serial(), "mine")
 
 
 def test_another_plans_checkpoint_is_refused(written):
     folder, plan, model = written
     for other in (plan.without("h0"), Plan.whole(model)):
-        with pytest.raises(CheckpointError, match=r"0-of-2\.safetensors: it is of a run with another plan"):
+        with pytest.raises(CheckpointError, match=r"0-of-2\.safetensors\b.*\bplan\b"):
             last(folder, other, named_tensors(model), Serial(), "mine")
 
 
@@ -509,8 +509,8 @@ def test_all_processes_hear_of_a_damaged_index(written):
             told[member.rank] = str(error)
 
     together(2, work)
-    assert "not a readable checkpoint" in told[0]
-    assert "process 0 cannot read it" in told[1]
+    assert str(folder / "checkpoint.json") in told[0]
+    assert "process 0" in told[1]
 
 
 def test_no_pickle_in_the_files(written):

@@ -27,14 +27,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from skerry.checkpoint.state import TOTALS, State
-from skerry.exchange.homes import home_dim, home_range
+from skerry.exchange.gathering import stored_parts
 from skerry.files import atomic
 from skerry.files.tensor_file import save_tensors
 from skerry.partitions.assignment import Assignment
-from skerry.plan.table import Plan, plan_digest
+from skerry.plan.table import Plan
 from skerry.runtimes.runtime import KEPT, RESTING, Runtime, Store
-from skerry.subnet.cuts import Cut, cut_of, cuts, indices_of, put_
-from skerry.weights.from_files import read_part
+from skerry.subnet.index import Cut, Index
+from skerry.subnet.slicing import put_
+from skerry.weights.part_of_file import read_part
 
 _FORMAT = "skerry-checkpoint-3"
 _TRAINED, _HELD = "::trained", "::held"
@@ -102,7 +103,7 @@ def write(folder: Path, state: State, store: Store, runtime: Runtime, run: str) 
     tensors = {name: t.detach().cpu().contiguous() for name, t in store.shards().items()}
     tensors |= {_TRAINED: state.trained, _HELD: store.layout.held}
     numbers = {"round": state.round, "bad_rounds": state.bad_rounds, "totals": state.totals}
-    dealt = plan_digest(store.plan)
+    dealt = store.plan.digest()
     sizes = {name: [str(t.dtype).removeprefix("torch."), *t.shape] for name, t in store.sizes.items()}
     told = {"format": _FORMAT, "run": run, "plan": dealt, "state": json.dumps(numbers), "sizes": json.dumps(sizes)}
     checksum = _checksum(tensors, told)
@@ -216,21 +217,13 @@ class Checkpoint:
 
     def read(self, name: str, cut: Cut = ()) -> Tensor:
         """Return the part of the full-size tensor ``name`` that ``cut`` names, from whichever files have it."""
-        size, plan, num = self.sizes[name], self._plan, len(self._checksums)
-        wanted = tuple(indices_of(index, s) for index, s in zip(cut or (None,) * size.dim(), size.shape, strict=True))
+        size = self.sizes[name]
+        wanted = tuple(_ids(index, s) for index, s in zip(cut or (None,) * size.dim(), size.shape, strict=True))
         result = torch.empty([len(index) for index in wanted], dtype=size.dtype)
-        dim = home_dim(plan, name, size.shape)
-        for worker in range(num):
-            if dim is not None and len(self._held) > 1:
-                run = torch.arange(*home_range(size.shape[dim], worker, num))
-                has = tuple(run if d == dim else torch.arange(s) for d, s in enumerate(size.shape))
-                self._copy(worker, f"{RESTING}{name}", wanted, has, result)
-        for worker in range(num):  # elements that are in subnets are old where they would rest
-            by_name = cuts(plan, Assignment(self._held).units(worker))
-            own = cut_of(plan, by_name, name, size.shape)
-            if own is not None:
-                has = tuple(indices_of(i, s) for i, s in zip(own or (None,) * size.dim(), size.shape, strict=True))
-                self._copy(worker, name, wanted, has, result)
+        for part in stored_parts(self._plan, name, size.shape, Assignment(self._held)):
+            cut = part.cut or (None,) * size.dim()
+            has = tuple(_ids(index, s) for index, s in zip(cut, size.shape, strict=True))
+            self._copy(part.worker, f"{RESTING}{name}" if part.owned else name, wanted, has, result)
         return result
 
     def _copy(
@@ -239,8 +232,8 @@ class Checkpoint:
         """Copy what file ``worker`` has of ``wanted`` into ``result``."""
         into = [torch.isin(w, h).nonzero().flatten() for w, h in zip(wanted, has, strict=True)]
         if all(len(index) for index in into):
-            out_of = tuple(torch.searchsorted(h, w[i]) for w, h, i in zip(wanted, has, into, strict=True))
-            put_(result, self._read(worker, name, out_of), tuple(into))
+            out_of = tuple(Index(torch.searchsorted(h, w[i])) for w, h, i in zip(wanted, has, into, strict=True))
+            put_(result, self._read(worker, name, out_of), tuple(Index(index) for index in into))
 
     def _read(self, worker: int, name: str, cut: Cut) -> Tensor:
         self._check(worker)
@@ -278,7 +271,7 @@ class Checkpoint:
             )
         if told["run"] != self._run:
             raise CheckpointError(f"{path}: it is of a run with other settings; put back this run's own or start anew")
-        if told["plan"] != plan_digest(self._plan):
+        if told["plan"] != self._plan.digest():
             raise CheckpointError(
                 f"{path}: it is of a run with another plan or number of nets; put back this run's own or start anew"
             )
@@ -286,6 +279,10 @@ class Checkpoint:
             raise CheckpointError(f"{path}: it is of another set than checkpoint.json; put this run's own back")
         self._checked.add(worker)
         return told, small
+
+
+def _ids(index: Index | None, size: int) -> Tensor:
+    return (Index.run(0, size) if index is None else index).ids
 
 
 class _Tensors(Mapping[str, Tensor]):

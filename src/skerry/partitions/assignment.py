@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from skerry.plan.table import Axis
+from skerry.plan.dims import Axis
 
 
 @dataclass(frozen=True)

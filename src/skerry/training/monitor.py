@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from skerry.checkpoint.state import State
-from skerry.exchange.homes import held_by_all
+from skerry.exchange.owners import held_by_all
 from skerry.model.inputs import Inputs, call, map_tensors, tensors_of, to
 from skerry.randomness import generator
 from skerry.training import diagnosis
