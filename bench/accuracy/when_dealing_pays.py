@@ -219,8 +219,8 @@ def table(found: Map) -> str:
             cells = [str(methods.get(method, "-")) for method in METHODS]
             gain = difference(methods, "relay")
             spread = f" ± {gain[1]:.1f}" if gain and gain[1] else ""
-            told = f"{gain[0]:+.1f}{spread}" if gain else "-"
-            lines.append([f"{factor.recipe}: {factor.name}", _text(value), str(units), *cells, told])
+            shown = f"{gain[0]:+.1f}{spread}" if gain else "-"
+            lines.append([f"{factor.recipe}: {factor.name}", _text(value), str(units), *cells, shown])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -300,8 +300,8 @@ def main() -> None:
     options = parser.parse_args()
     failed: list[Key] = []
     if not options.report:
-        wanted = [factor for factor in factors(options.long) if options.only in (None, factor.recipe)]
-        points = {point.name: point for factor in wanted for point in factor.points.values()}
+        chosen = [factor for factor in factors(options.long) if options.only in (None, factor.recipe)]
+        points = {point.name: point for factor in chosen for point in factor.points.values()}
         failed = run_points(list(points.values()), options)
     found = read(options.out)
     if not found:

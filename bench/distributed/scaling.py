@@ -1,9 +1,9 @@
-"""What a worker pays as workers or widths grow: bytes, memory, time of a step and of a round, beside the formulas.
+"""The cost per worker as workers or widths grow: bytes, memory, time of a step and of a round, beside predictions.
 
     python bench/distributed/scaling.py [--hidden 1024] [--workers 1,2,4,8,16] [--widths 1,2,4]
 
 An MLP 1024-h-h-16 is trained by IST with one process per worker; new subnets are dealt every round. A tensor with one
-dealt dim costs a worker 1/n of it. A tensor with two costs 1/n^2 of it to train, and 1/n to store what nobody trains.
+dealt dim costs a worker 1/n of it. A tensor with two costs 1/n^2 of it to train, and 1/n to store untrained elements.
 
 - *sent*: bytes that a worker sends in an exchange, counted as they go out, and as ``exchange.traffic`` predicts.
 - *memory*: the peak of resident memory above what the process has before training, and as ``rank_memory`` predicts.
