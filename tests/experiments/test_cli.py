@@ -9,7 +9,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from skerry.experiments import theory
-from skerry.experiments.cli import call, main
+from skerry.experiments.cli import call
+from skerry.experiments.cli.commands import main
 from skerry.experiments.reports import pictures
 from skerry.experiments.theory.quadratics import counterexample
 

@@ -1,4 +1,4 @@
-"""Recipes: one function a published result or headline, each a line of the CLI."""
+"""Recipes: one function per experiment, each run by its name on the command line."""
 
 from collections.abc import Callable
 
