@@ -75,12 +75,16 @@ def write_results(folder: Path, out: Path, about: Mapping[str, tuple[str, str]])
 
 _HEAD = """# Results
 
-Written by `skerry results` from run folders. *Bytes*: the minimum a worker must send, given the assignments (`bytes
-due`). *Memory*: the subnet of the largest worker, its gradients, optimizer state and activations, and the unassigned
-weights it stores. All methods in a table cost a worker about the same number of operations (TFLOP: mean over workers).
-Learning rates: the best of those tried by the command beside each table, chosen on the test set. ±: sample standard
-deviation over seeds. All runs used two processor cores: nets, data or epochs are smaller than in the papers, for all
-methods alike. Compare figures within a table, not with the papers.
+Written by `skerry results` from run folders.
+
+- *MB*: what a worker has to send, computed from the assignments (`bytes due`).
+- *Memory*: the largest worker's subnet, gradients, optimizer state, activations and what it stores for others.
+- *TFLOP*: the mean over workers. All methods of a table cost a worker about the same operations.
+- *lr*: the best of the learning rates tried by the command below each table, chosen on the test set.
+- *±*: the sample standard deviation over seeds.
+
+The machine has two processor cores, so nets, data or epochs are smaller than the papers', for all methods alike.
+Compare figures within a table, not with the papers'.
 """
 
 

@@ -1,33 +1,41 @@
-"""Progress of a run on the terminal: a bar where somebody watches, a line an evaluation where not."""
+"""Progress of a run: a bar on a terminal, otherwise one line per evaluation."""
 
 import math
 import sys
 from types import TracebackType
-from typing import Self
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, Self
 
 from skerry.checkpoint.state import State
 from skerry.training.record import Record
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
 
 class RunProgress:
-    """Shows rounds, loss, accuracy, bytes and time left; ``on_round`` fits ``skerry.train``."""
+    """Shows rounds, loss, accuracy, bytes and time left; pass ``on_round`` to ``train``.
+
+    Args:
+        title: shown before each line.
+        num_rounds: the length of the run.
+    """
 
     def __init__(self, title: str, num_rounds: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         self._title, self._num_rounds = title, num_rounds
-        self._console = Console(stderr=True)
         self._bar: Progress | None = None
         self._score = "test accuracy   -  "
-        if self._console.is_terminal:
+        console = Console(stderr=True)
+        if console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[figures]}"),
                 TimeRemainingColumn(),
-                console=self._console,
+                console=console,
             )
             self._task = self._bar.add_task(title, total=num_rounds, figures="")
 
@@ -50,11 +58,11 @@ class RunProgress:
             self._score = "  ".join(f"test {n} {v:.4f}" for n, v in (shown or {"loss": record.score.loss}).items())
         figures = (
             f"training loss {record.train_loss:.3f}  {self._score}  "
-            f"{record.totals['bytes_due'] / 1e6:.3g} MB due a worker"
+            f"{record.totals['bytes_due'] / 1e6:.3g} MB due per worker"
         )
         if record.refused:
-            who = ", ".join(map(str, record.refused))
-            self._say(f"round {record.round}: refused the piece of worker {who} (loss or weights not finite)")
+            workers = ", ".join(map(str, record.refused))
+            self._say(f"round {record.round}: rejected the update of worker {workers} (loss or weights not finite)")
         for text in record.diagnosis.warnings.values():
             self._say(f"round {record.round}: {text} (docs/your-run.md)")
         if self._bar:
