@@ -20,7 +20,6 @@ import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -133,9 +132,7 @@ class RunFolder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._metrics.close()
         if error is not None and self._new and not (self.folder / "metrics.jsonl").stat().st_size:
             for name in ("config.json", "metrics.jsonl", "lock"):  # it never started: leave the folder usable
