@@ -5,7 +5,7 @@
 
 *measures*: ``digits-mlp`` (1,437 images of scikit-learn, 4 workers, 20 rounds of 20 local steps, seed 0), with labels
 spread more and more unevenly and with other settings. *cost*: the MLP of ``fashion-mlp`` (784-1024-1024-10, batch 128,
-4 workers one after the other) on random data: processor time of all that ``Watch`` does, of that of the whole rounds.
+4 workers one after the other) on random data: processor time of the ``Observer``, and of the whole rounds.
 Both are of the same rounds of one thread, so other jobs on the machine weigh on both alike.
 """
 
@@ -23,7 +23,7 @@ from skerry.experiments.models.mlp import MLP
 from skerry.experiments.recipes import RECIPES
 from skerry.experiments.recipes.image_mlp import mlp_rules
 from skerry.experiments.runs.execute import SCHEDULES, configure, make_optimizer
-from skerry.training.monitor import Watch
+from skerry.training.diagnosis.observer import Observer
 
 HEALTHY = ("ist", "relay", "local_sgd", "narrow", "fedrolex", "heterofl", "federated_dropout", "diloco", "ensemble")
 SPLITS = ("iid", "dirichlet:10", "dirichlet:1", "dirichlet:0.3", "dirichlet:0.1", "by_label")
@@ -46,8 +46,8 @@ def measure(method: str, settings: dict[str, Any]) -> None:
     result = skerry.train(
         job.model, job.loss_fn, job.data, plan=job.plan, algorithm=build(config),
         optimizer=make_optimizer(config), num_rounds=config.rounds, schedule=SCHEDULES[config.schedule],
-        seed=config.seed, test=job.test, eval_every=5, eval_batch_size=config.eval_batch_size, start=job.start,
-        on_round=on_round,
+        seed=config.seed, test=skerry.training.Test(*job.test, every=5, batch_size=config.eval_batch_size),
+        start=job.start, on_round=on_round,
     )  # fmt: skip
     assert result.score is not None
     drifts = sorted(each.drift for each in seen if each.drift is not None)
@@ -64,17 +64,17 @@ def measure(method: str, settings: dict[str, Any]) -> None:
 
 def cost(rounds: int = 30, workers: int = 4) -> None:
     """Print how much of the rounds goes into watching them."""
-    spent = dict.fromkeys(("begin", "end", "measured"), 0.0)
+    spent = dict.fromkeys(("begin_worker", "end_worker", "end_round"), 0.0)
     for name in spent:
-        inner = getattr(Watch, name)
+        inner = getattr(Observer, name)
 
-        def timed(self: Watch, *args: Any, name: str = name, inner: Any = inner) -> Any:
+        def timed(self: Observer, *args: Any, name: str = name, inner: Any = inner) -> Any:
             started = time.process_time()
             result = inner(self, *args)
             spent[name] += time.process_time() - started
             return result
 
-        setattr(Watch, name, timed)
+        setattr(Observer, name, timed)
     rng = torch.Generator().manual_seed(0)
     x, y = torch.randn(8192, 784, generator=rng), torch.randint(0, 10, (8192,), generator=rng)
     data = skerry.Shards(x, y, skerry.split(y, workers, "iid", 0), batch_size=128, seed=0)

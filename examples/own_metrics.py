@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import skerry
-from skerry.training.evaluate import MetricObject
+from skerry.training import Test
+from skerry.training.evaluation.metrics import MetricObject
 
 
 class MacroRecall:
@@ -57,11 +58,11 @@ def main() -> skerry.training.Result:
                                               batch_size=32, seed=0),
         plan=skerry.discover(model, x[:8]), algorithm=skerry.ist(workers=4, local_steps=20),
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
-        num_rounds=20, schedule=skerry.cosine, test=(x[1400:], y[1400:]), eval_every=10,
-        metrics={
+        num_rounds=20, schedule=skerry.cosine,
+        test=Test(x[1400:], y[1400:], every=10, metrics={
             "recall": macro_recall(10),
-            "confidence": lambda output, y: output.softmax(1).amax(1),  # a number for each sample
-        },
+            "confidence": lambda output, y: output.softmax(1).amax(1),  # one number per sample
+        }),
         on_round=lambda record, state: print(record.round, record.score) if record.score else None,
     )  # fmt: skip
     assert result.score is not None

@@ -27,7 +27,8 @@ def main() -> skerry.training.Result:
         model, F.cross_entropy, data,
         plan=plan, algorithm=skerry.ist(workers=4, local_steps=20),
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
-        num_rounds=30, schedule=skerry.cosine, test=(x[1400:], y[1400:]), eval_every=10,
+        num_rounds=30, schedule=skerry.cosine,
+        test=skerry.training.Test(x[1400:], y[1400:], every=10),
         on_round=lambda record, state: print(record.round, record.score) if record.score else None,
     )  # fmt: skip
     assert result.score is not None

@@ -17,7 +17,7 @@ from skerry.merge import Outer
 from skerry.model.tensors import named_tensors
 from skerry.partitions import Disjoint
 from skerry.subnet import SideBySide, extract
-from skerry.training.loop import TrainingFailed
+from skerry.training import TrainingFailed
 
 ROUNDS, STEPS = 4, 5
 
@@ -176,7 +176,7 @@ def test_methods_of_independent_nets_leave_the_given_model_alone_and_store_nothi
     before = copy.deepcopy(model)
     session = Session(model, plan=plan, algorithm=make(3), optimizer=sgd, num_rounds=3, seed=5)
     same_weights(model, before, rtol=0, atol=0)
-    held = sum(size.numel() for size in session.loop.store.sizes.values())
+    held = sum(size.numel() for size in session.setup.store.sizes.values())
     assert held == sum(t.numel() for net in narrow_nets(model, plan) for t in named_tensors(net).values())
     assert held < sum(tensor.numel() for tensor in named_tensors(model).values())
     result = train(model, F.cross_entropy, Doubles(3), plan=plan, algorithm=make(3), optimizer=sgd, num_rounds=3)

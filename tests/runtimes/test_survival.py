@@ -147,9 +147,9 @@ def interrupted(tmp_path_factory):
 def test_a_worker_that_dies_ends_the_run_which_then_resumes(undisturbed, interrupted, tmp_path):
     broken, told = interrupted
     last = told.strip().splitlines()[-1]
-    assert "error: rank " in last
+    assert "rank " in last
     assert "round " in last
-    assert "killed by SIGKILL" in last
+    assert "SIGKILL" in last
     assert "Traceback" not in told
     out = shutil.copytree(broken, tmp_path / "x")
     assert call(["train", "digits-mlp", "--out", str(out), "--resume"]) == (0, "")

@@ -12,19 +12,19 @@ from torch import nn
 from torch.nn import functional as F
 from zoo import METHODS, Residual, blobs, cnn, images, mlp
 
-from skerry import Blocks, Checkpoints, cosine, ist, relay, train
+from skerry import Blocks, Checkpoints, cosine, ist, narrow, relay, train
 from skerry.algorithm import Algorithm
 from skerry.algorithms import local_sgd, single
-from skerry.checkpoint.checkpoint import CheckpointError
+from skerry.checkpoint import CheckpointError
 from skerry.model.tensors import named_tensors
-from skerry.partitions import Disjoint, Everything
+from skerry.partitions import Everything
 from skerry.runtimes import Serial
 from skerry.runtimes.runtime import Handover
 from skerry.runtimes.serial import WholeModel
-from skerry.subnet.cuts import cuts, take
-from skerry.training import constant
-from skerry.training.diagnosis import TheoryWarning
-from skerry.training.loop import TrainingFailed
+from skerry.subnet.cuts import Cuts
+from skerry.subnet.slicing import take
+from skerry.trained import Given
+from skerry.training import Test, TheoryWarning, TrainingFailed, constant
 from skerry.weights import FromInitializer
 
 OPTIMIZERS = {
@@ -124,7 +124,7 @@ def test_every_held_element_advances_and_others_keep_their_bits(name, optimizer)
     before = {n: t.clone() for n, t in named_tensors(model).items()}
     _, result = run(algorithm, rounds=1, optimizer=optimizer)
     after = {n: t for n, t in result.store.shards().items() if n in named_tensors(model)}
-    if algorithm.width < 1:
+    if type(algorithm.trains) is not Given:
         assert all(torch.isfinite(t).all() for t in after.values())
         return
     assignment = algorithm.partition.assign(plan.axes, 0)
@@ -152,7 +152,7 @@ def test_every_algorithm_learns_and_its_records_add_up(name):
     records = []
     test = next(iter(blobs(1, samples=600, batch=600, seed=5).batches(0, 0, 1)))
     _, result = run(
-        ALGORITHMS[name], rounds=25, test=test, eval_every=10, on_round=lambda record, state: records.append(record)
+        ALGORITHMS[name], rounds=25, test=Test(*test, every=10), on_round=lambda record, state: records.append(record)
     )
     assert result.score.accuracy > 0.5  # four classes
     assert [r.round for r in records] == list(range(25))
@@ -162,7 +162,7 @@ def test_every_algorithm_learns_and_its_records_add_up(name):
         assert b.units_covered >= a.units_covered
     if ALGORITHMS[name].partition.covers:
         assert records[-1].units_covered == 1.0
-    assert records[-1].totals["bytes_due"] > 0
+    assert (records[-1].totals["bytes_due"] > 0) == (name != "ensemble")
     if name not in ("ist-uneven-travel", "fedrolex", "heterofl"):  # the largest worker's and the mean are the same
         assert records[-1].totals["flop"] == pytest.approx(25 * 4 * result.step_cost.flop, rel=0.2)
 
@@ -295,18 +295,18 @@ def test_too_many_refusals_in_a_row_stop_the_run_with_a_remedy():
 
 
 def test_wrong_calls_are_refused():
-    with pytest.raises(ValueError, match=r"num_rounds=0\b"):
+    with pytest.raises(ValueError, match=r"num_rounds\b.*\b0\b"):
         run(ist(3), rounds=0)
-    with pytest.raises(ValueError, match=r"'h1'.*\b10\b.*\b11\b"):
+    with pytest.raises(ValueError, match=r"(?=.*\b10\b)(?=.*\b11\b).*'h1'"):
         run(ist(11), rounds=1)
-    with pytest.raises(ValueError, match=r"\b4\b.*'ist'.*\b3\b"):
+    with pytest.raises(ValueError, match=r"(?=.*\b4\b)(?=.*\b3\b).*'ist'"):
         run(ist(3), data=blobs(4))
-    with pytest.raises(ValueError, match=r"optimizer_state='keep'.*'reset'.*'travel'.*'stay'"):
+    with pytest.raises(ValueError, match=r"optimizer_state\b.*'keep'.*'reset'.*'travel'.*'stay'"):
         ist(3, optimizer_state="keep")
-    with pytest.raises(ValueError, match="local_steps=0"):
+    with pytest.raises(ValueError, match=r"local_steps\b.*\b0\b"):
         Algorithm(name="x", partition=Everything(1), local_steps=0)
-    with pytest.raises(ValueError, match="width=0"):
-        Algorithm(name="x", partition=Disjoint(1), local_steps=1, width=0.0)
+    with pytest.raises(ValueError, match=r"width\b.*\b0\b"):
+        narrow(3, width=0.0)
 
 
 def test_resting_elements_start_their_state_where_the_optimizer_would():
@@ -318,7 +318,7 @@ def test_resting_elements_start_their_state_where_the_optimizer_would():
 
 
 def test_state_that_cannot_be_cut_is_refused_and_shared_where_nothing_is_cut():
-    with pytest.raises(ValueError, match=r"'row_var' of layers\.0\.weight.*optimizer_state='reset'"):
+    with pytest.raises(ValueError, match=r"'row_var'.*layers\.0\.weight.*optimizer_state='reset'"):
         run(ist(3, local_steps=2, optimizer_state="travel"), rounds=2, optimizer="adafactor")
     run(local_sgd(3, local_steps=2, optimizer_state="travel"), rounds=2, optimizer="adafactor")
 
@@ -411,8 +411,8 @@ class Idle(WholeModel):
     def exchange(self, mine, then, **how):
         handovers = []
         for worker in range(3):
-            by_name = cuts(self.plan, self.assignment.units(worker))
-            tensors = {n: take(t, by_name.get(n, ())) for n, t in self.tensors.items()}
+            own = Cuts(self.plan, self.assignment.units(worker))
+            tensors = {n: take(t, own.of(n)) for n, t in self.tensors.items()}
             handovers.append(Handover(tensors, replace(mine[0].report, worker=worker)) if worker != 1 else mine[0])
         return super().exchange(handovers, then, **how)
 
@@ -434,7 +434,7 @@ def test_all_processes_end_with_the_same_state():
     def work(member):
         starts, records = [], []
         _, result = run(
-            algorithm, runtime=member, test=test, eval_every=2,
+            algorithm, runtime=member, test=Test(*test, every=2),
             on_start=lambda session: starts.append(session.state.round),
             on_round=lambda record, state: records.append((record.round, record.score, record.train_loss)),
         )  # fmt: skip

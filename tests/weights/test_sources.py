@@ -19,8 +19,9 @@ from zoo import TiedAutoencoder, Transposed
 
 from skerry.model.tensors import named_tensors, skeleton
 from skerry.randomness import generator
-from skerry.subnet.cuts import take
-from skerry.weights import source as sources
+from skerry.subnet.index import Index
+from skerry.subnet.slicing import take
+from skerry.weights import slabs
 from skerry.weights.from_files import FromFiles
 from skerry.weights.initializer import Constant, FromInitializer, Normal, Uniform, default_init
 from skerry.weights.source import FromModel, materialize
@@ -59,9 +60,9 @@ def _cuts(draw, shape):
             return None
         if kind == "picked":
             held = draw(st.lists(st.booleans(), min_size=size, max_size=size))
-            return torch.tensor([k for k in range(size) if held[k]], dtype=torch.int64)
+            return Index(torch.tensor([k for k in range(size) if held[k]], dtype=torch.int64))
         ends = sorted(draw(st.lists(st.integers(0, size), min_size=2, max_size=4)))
-        return tuple(slice(a, b) for a, b in zip(ends[::2], ends[1::2], strict=False))
+        return Index(torch.tensor([k for a, b in zip(ends[::2], ends[1::2], strict=False) for k in range(a, b)]).long())
 
     return tuple(index(size) for size in shape) if draw(st.integers(0, 9)) else ()
 
@@ -76,7 +77,7 @@ def test_a_part_is_the_same_part_of_the_whole_to_the_bit(all_sources, slab_bytes
     name = data.draw(st.sampled_from(sorted(SHAPES)))
     cut = data.draw(_cuts(SHAPES[name]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "_SLAB_BYTES", slab_bytes)
+        patch.setattr(slabs, "_SLAB_BYTES", slab_bytes)
         for source in all_sources:
             part, whole = source.read(name, cut), source.read(name)
             expected = take(whole, cut)
@@ -114,13 +115,14 @@ def test_a_row_is_a_pure_function_of_seed_name_and_row():
 
 def test_neither_the_default_device_nor_dtype_nor_other_reads_matter():
     source = FromInitializer(_net(), 0)
-    expected = source.read("3.weight", (torch.tensor([1, 4]), None))
+    cut = (Index(torch.tensor([1, 4])), None)
+    expected = source.read("3.weight", cut)
     with torch.device("meta"):
-        assert torch.equal(source.read("3.weight", ((slice(1, 2), slice(4, 5)), None)), expected)
+        assert torch.equal(source.read("3.weight", cut), expected)
         assert source.read("3.bias").device.type == "cpu"
     torch.set_default_dtype(torch.float64)
     try:
-        assert torch.equal(source.read("3.weight", (torch.tensor([1, 4]), None)), expected)
+        assert torch.equal(source.read("3.weight", cut), expected)
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -227,27 +229,25 @@ def test_an_init_of_ones_own_goes_before_the_default():
 
     source = FromInitializer(skeleton(net), 0, init)
     assert torch.equal(source.read("0.scale"), torch.full((6,), 0.5))
-    assert torch.equal(source.read("0.mask", (None, torch.tensor([2]))), torch.ones(6, 6).triu()[:, 2:3])
+    assert torch.equal(source.read("0.mask", (None, Index(torch.tensor([2])))), torch.ones(6, 6).triu()[:, 2:3])
     assert torch.allclose(source.read("1.weight").mean(1), torch.tensor([0.0, 1.0]), atol=0.3)
     assert torch.equal(source.read("0.weight"), FromInitializer(net[:1], 0, init).read("0.weight"))
 
 
 def test_what_no_rule_is_known_for_is_refused_but_real_buffers_are_kept():
     net = nn.Sequential(_Scaled(6))
-    with pytest.raises(ValueError, match=r"^0\.scale \(_Scaled\): no rule for how it starts; pass init=[^\n]*$"):
+    with pytest.raises(ValueError, match=r"^0\.scale\b[^\n]*\b_Scaled\b[^\n]*\binit=[^\n]*$"):
         FromInitializer(net, 0)
 
     def init(module, name, shape):
         return Constant(1) if name.endswith("scale") else None
 
     assert torch.equal(FromInitializer(net, 0, init).read("0.mask"), torch.ones(6, 6).tril())
-    with pytest.raises(ValueError, match=r"^0\.mask \(_Scaled\): no rule"):
+    with pytest.raises(ValueError, match=r"^0\.mask\b.*\b_Scaled\b.*\binit="):
         FromInitializer(skeleton(net), 0, init)
-    with pytest.raises(
-        ValueError, match=r"0\.weight: init returned a tensor of shape \(3,\), expected a .* of shape \(6, 6\)"
-    ):
+    with pytest.raises(ValueError, match=r"0\.weight\b.*\binit\b.*\(3,\).*\(6, 6\)"):
         FromInitializer(net, 0, lambda module, name, shape: torch.ones(3) if len(shape) == 2 else Constant(1))
-    with pytest.raises(ValueError, match=r"0\.weight: init returned 0\.02, expected a function that fills a row"):
+    with pytest.raises(ValueError, match=r"0\.weight\b.*\binit\b.*\b0\.02\b.*\(6, 6\)"):
         FromInitializer(net, 0, lambda module, name, shape: 0.02)
 
 
@@ -256,7 +256,7 @@ def test_a_subclass_that_starts_in_its_own_way_is_not_taken_for_its_parent():
         def reset_parameters(self):
             nn.init.zeros_(self.weight)
 
-    with pytest.raises(ValueError, match=r"weight \(Zeros\): no rule"):
+    with pytest.raises(ValueError, match=r"weight\b.*\bZeros\b.*\binit="):
         FromInitializer(Zeros(2, 2), 0)
 
 
@@ -268,7 +268,7 @@ def test_from_model_reads_what_is_there_now():
     source = FromModel(net)
     nn.init.constant_(net.weight, 7)
     assert torch.equal(source.read("weight"), torch.full((2, 3), 7.0))
-    with pytest.raises(ValueError, match="weight is on meta and has no values; start from"):
+    with pytest.raises(ValueError, match=r"weight\b.*\bmeta\b.*\bFromInitializer\b"):
         FromModel(skeleton(net))
 
 
@@ -294,7 +294,7 @@ def test_dtypes_become_the_models(tmp_path):
     net.weight.data = torch.tensor([1.0, 1 / 3, 3.0, -0.0])
     save_file({**net.state_dict(), "extra": torch.ones(2)}, tmp_path / "f.safetensors")
     source = FromFiles(tmp_path / "f.safetensors", nn.BatchNorm1d(4).bfloat16())
-    assert torch.equal(source.read("weight", (torch.tensor([1, 2]),)), torch.tensor([1 / 3, 3.0]).bfloat16())
+    assert torch.equal(source.read("weight", (Index(torch.tensor([1, 2])),)), torch.tensor([1 / 3, 3.0]).bfloat16())
     assert source.read("num_batches_tracked").dtype == torch.int64
     assert source.unused == ("extra",)
 
@@ -331,14 +331,14 @@ def test_buffers_that_are_not_stored_keep_the_models_values(tmp_path):
     net[0].register_buffer("inner", torch.arange(3), persistent=False)
     save_model(net, tmp_path / "f.safetensors")
     source = FromFiles(tmp_path / "f.safetensors", net)
-    assert source.read("outer", (torch.tensor([1, 3]),)).tolist() == [1, 3]
+    assert source.read("outer", (Index(torch.tensor([1, 3])),)).tolist() == [1, 3]
     assert source.read("0.inner").tolist() == [0, 1, 2]
-    with pytest.raises(ValueError, match=r"no 'outer' \(and 1 more tensors\), a buffer .* on meta; build the model"):
+    with pytest.raises(ValueError, match=r"'outer'.*\b1\b.*\bmeta\b"):
         FromFiles(tmp_path / "f.safetensors", skeleton(net))
 
 
-def _refused(path, model, text):
-    with pytest.raises(ValueError, match=re.escape(text)) as caught:
+def _refused(path, model, *names):
+    with pytest.raises(ValueError, match=".*".join(map(re.escape, names))) as caught:
         FromFiles(path, model)
     assert "\n" not in str(caught.value)
 
@@ -347,50 +347,50 @@ def test_files_of_another_model_are_refused(tmp_path):
     path = tmp_path / "f.safetensors"
     net = nn.Sequential(nn.Linear(3, 4))
     save_model(net, path)
-    _refused(path, nn.Sequential(nn.Linear(3, 5)), f"{path}: 0.weight has shape (4, 3), expected (5, 3) for")
-    _refused(path, nn.Linear(3, 4), f"{path}: no 'weight' (and 1 more tensors), but '0.weight'; save the state_dict of")
-    _refused(path, nn.ModuleDict({"a": net}), "no 'a.0.weight' (and 1 more tensors), but '0.weight'")
-    _refused(path, nn.ModuleDict({"far": nn.PReLU()}), "no 'far.weight'")
+    _refused(path, nn.Sequential(nn.Linear(3, 5)), str(path), "0.weight", "(4, 3)", "(5, 3)")
+    _refused(path, nn.Linear(3, 4), str(path), "'weight'", "1", "'0.weight'", "state_dict")
+    _refused(path, nn.ModuleDict({"a": net}), "'a.0.weight'", "1", "'0.weight'", "state_dict")
+    _refused(path, nn.ModuleDict({"far": nn.PReLU()}), "'far.weight'", "'0.weight'")
     save_file({"0.weight": torch.ones(4, 3, dtype=torch.int8), "0.bias": torch.ones(4)}, path)
-    _refused(path, net, f"{path}: 0.weight has dtype I8, expected floats for the model's 0.weight; write it")
+    _refused(path, net, str(path), "0.weight", "I8", "0.weight")
     save_file({"0.weight": torch.ones(4, 3).to(torch.float8_e4m3fn), "0.bias": torch.ones(4)}, path)
-    _refused(path, net, "dtype F8_E4M3, expected floats")
+    _refused(path, net, "0.weight", "F8_E4M3", "0.weight")
     norm = nn.BatchNorm1d(2)
     save_file({**norm.state_dict(), "num_batches_tracked": torch.tensor(1.0)}, path)
-    _refused(path, norm, "num_batches_tracked has dtype F32, expected torch.int64")
+    _refused(path, norm, "num_batches_tracked", "F32", "torch.int64")
 
 
 def test_pickles_damaged_and_missing_files_are_refused(tmp_path):
     net = nn.Linear(3, 4)
-    expected = "expected a .safetensors file, or a folder with model.safetensors or model.safetensors.index.json"
-    _refused(tmp_path / "none", net, f"{tmp_path / 'none'}: there is no such file; {expected}")
-    _refused(tmp_path, net, f"{tmp_path}: no weights in it; {expected}")
+    expected = (".safetensors", "model.safetensors", "model.safetensors.index.json")
+    _refused(tmp_path / "none", net, str(tmp_path / "none"), *expected)
+    _refused(tmp_path, net, str(tmp_path), *expected)
     torch.save(net.state_dict(), tmp_path / "pytorch_model.bin")
     for path in (tmp_path, tmp_path / "pytorch_model.bin"):
-        _refused(path, net, f"{tmp_path / 'pytorch_model.bin'}: a pickle, which can run any code when it is read")
+        _refused(path, net, str(tmp_path / "pytorch_model.bin"), "pickle", "safetensors.torch.save_file")
     file = tmp_path / "f.safetensors"
     torch.save(net.state_dict(), file)
-    _refused(file, net, f"{file}: not a readable safetensors file")
+    _refused(file, net, str(file), "safetensors", "header")
     save_model(net, file)
     content = file.read_bytes()
     for length in (0, 5, 40, len(content) - 1):
         file.write_bytes(content[:length])
-        _refused(file, net, f"{file}: not a readable safetensors file")
+        _refused(file, net, str(file), "safetensors", "header")
     index = tmp_path / "model.safetensors.index.json"
     for text in ("", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'):
         index.write_text(text)
-        _refused(tmp_path, net, f"{index}: not an index of safetensors files")
+        _refused(tmp_path, net, str(index), "safetensors")
     index.write_text('{"weight_map": {"weight": "gone.safetensors"}}')
-    _refused(tmp_path, net, f"{tmp_path / 'gone.safetensors'}: there is no such file, but {index.name} names it")
+    _refused(tmp_path, net, str(tmp_path / "gone.safetensors"), index.name)
     index.write_text('{"weight_map": {"weight": "pytorch_model.bin"}}')
-    _refused(tmp_path, net, f"{tmp_path / 'pytorch_model.bin'}: a pickle")
+    _refused(tmp_path, net, str(tmp_path / "pytorch_model.bin"), "pickle", "safetensors.torch.save_file")
 
 
 def test_a_file_that_is_gone_when_it_is_read_is_named(tmp_path):
     save_model(nn.Linear(3, 4), tmp_path / "f.safetensors")
     source = FromFiles(tmp_path / "f.safetensors", nn.Linear(3, 4))
     (tmp_path / "f.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"f\.safetensors: not a readable safetensors file"):
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "f.safetensors"))):
         source.read("weight")
 
 
@@ -401,6 +401,7 @@ def test_memory_stays_near_the_size_of_the_part(tmp_path):
     script = """
 import sys, torch
 from torch import nn
+from skerry.subnet import Index
 from skerry.weights import FromFiles, FromInitializer
 torch.set_num_threads(1)
 def resident(key):
@@ -408,9 +409,9 @@ def resident(key):
         return next(int(line.split()[1]) for line in file if line.startswith(key)) / 1024
 model = nn.Linear(2048, 8192, bias=False, device="meta")
 files, fresh = FromFiles(sys.argv[1], model), FromInitializer(model, 0)
-few_rows, few_columns = (torch.arange(5, 8192, 800), None), (None, torch.arange(3, 2048, 100))
+few_rows, few_columns = (Index(torch.arange(5, 8192, 800)), None), (None, Index(torch.arange(3, 2048, 100)))
 for source in (files, fresh):
-    source.read("weight", (torch.arange(3), torch.arange(3)))
+    source.read("weight", (Index.run(0, 3), Index.run(0, 3)))
     for cut in (few_rows, few_columns):
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # the peak starts anew
@@ -497,5 +498,5 @@ def test_ties_frozen_parameters_marks_and_plain_attributes_survive():
 def test_skeleton_of_a_model_that_cannot_be_copied():
     model = nn.Linear(2, 2)
     model.lock = threading.Lock()
-    with pytest.raises(ValueError, match=r"the model cannot be copied .*; keep what cannot be copied outside"):
+    with pytest.raises(ValueError, match=r"\bmodel\b.*'_thread\.lock'"):
         skeleton(model)

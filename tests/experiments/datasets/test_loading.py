@@ -50,10 +50,11 @@ def test_order_of_places(tmp_path, put, monkeypatch):
     for place in order:
         (put("mnist", place) / IMAGES).write_bytes(b"damaged")
     for place in order:
-        assert message_of("mnist", folder).startswith(f"{place / IMAGES}: ")
+        assert str(place / IMAGES) in message_of("mnist", folder)
         (place / IMAGES).unlink()  # what the message says; the place is incomplete now and passed over
     text = message_of("mnist", folder)
-    assert all(f"{place}, which lacks {IMAGES}" in text for place in order)
+    assert IMAGES in text
+    assert all(str(place) in text for place in order)
 
 
 def test_missing_says_where_it_looked_and_what_to_run(tmp_path, monkeypatch):
@@ -61,12 +62,13 @@ def test_missing_says_where_it_looked_and_what_to_run(tmp_path, monkeypatch):
     text = message_of("fashion-mnist", tmp_path / "mine")
     for place in (tmp_path / "mine", tmp_path / "env" / "fashion-mnist", cache_folder("fashion-mnist")):
         assert str(place) in text
-    assert text.endswith("run: skerry data fetch fashion-mnist")
+    assert "skerry data fetch fashion-mnist" in text
 
 
 def test_the_other_data_set_is_refused(tmp_path, put):
     text = message_of("fashion-mnist", put("mnist", tmp_path))
-    assert f"{tmp_path / IMAGES}: this is x_train of data set 'mnist', expected x_train of 'fashion-mnist'" in text
+    for name in (str(tmp_path / IMAGES), "x_train", "'mnist'", "'fashion-mnist'"):
+        assert name in text
 
 
 def test_both_data_sets_in_subfolders_of_one_place(tmp_path, put, tiny, monkeypatch):
@@ -82,7 +84,9 @@ def test_exchanged_files_are_refused(tmp_path, put):
     put("fashion-mnist", tmp_path / "other")
     labels = FILES["y_test"]
     (tmp_path / "other" / labels).rename(tmp_path / labels)
-    assert "this is y_test of data set 'fashion-mnist'" in message_of("mnist", tmp_path)
+    text = message_of("mnist", tmp_path)
+    for name in (str(tmp_path / labels), "y_test", "'mnist'", "'fashion-mnist'"):
+        assert name in text
 
 
 @pytest.mark.parametrize("file", FILES.values())
@@ -93,26 +97,31 @@ def test_damage_names_file_and_remedy(file, damage, tmp_path, put):
     content[-1] ^= 1
     path.write_bytes(content if damage == "flip" else content[:-1])
     text = message_of("mnist", tmp_path)
-    assert text.startswith(f"{path}: {'altered' if damage == 'flip' else 'truncated'}")
-    assert text.endswith("; remove it and run: skerry data fetch mnist")
+    size = len(content) - 4 - 4 * content[3]  # without the header
+    figures = {"sha256"} if damage == "flip" else {str(size - 1), str(size)}
+    assert str(path) in text
+    assert figures <= set(text.replace(",", " ").split())
+    assert "skerry data fetch mnist" in text
 
 
 def test_truncated_gzip_names_the_file(tmp_path, put):
     path = put("mnist", tmp_path, gz=True) / f"{IMAGES}.gz"
     path.write_bytes(path.read_bytes()[:-10])
-    assert message_of("mnist", tmp_path).startswith(f"{path}: truncated or altered gzip")
+    assert str(path) in message_of("mnist", tmp_path)
 
 
 def test_wrong_shape_with_the_right_bytes(tmp_path, put, tiny):
     path = put("mnist", tmp_path) / IMAGES
     path.write_bytes(bytes([0, 0, 8, 2, 0, 0, 0, 12, 0, 0, 0, 16]) + tiny["mnist"]["x_train"].tobytes())
-    assert "shape (12, 16), expected (12, 4, 4)" in message_of("mnist", tmp_path)
+    text = message_of("mnist", tmp_path)
+    for name in (str(path), "(12, 16)", "(12, 4, 4)"):
+        assert name in text
 
 
 def test_unknown_name_names_the_nearest():
     with pytest.raises(ValueError, match=r"'fashon-mnist'.*'fashion-mnist'"):
         load("fashon-mnist")
-    with pytest.raises(ValueError, match=r"'zzz'.*fashion-mnist, mnist, digits"):
+    with pytest.raises(ValueError, match=r"'zzz'.*\bfashion-mnist\b.*\bmnist\b.*\bdigits\b"):
         load("zzz")
 
 
@@ -141,17 +150,21 @@ def test_digits_are_scikit_learns_split_without_loss():
 
 def test_digits_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    assert message_of("digits", None).endswith("run: pip install scikit-learn")
+    assert "pip install scikit-learn" in message_of("digits", None)
 
 
 def test_digits_that_scikit_learn_keeps_elsewhere(monkeypatch, tmp_path):
     monkeypatch.setattr("skerry.experiments.datasets.loading.scikit_learn_folder", lambda: tmp_path)
-    assert "digits.csv.gz: no such file, expected scikit-learn's digits there" in message_of("digits", None)
+    text = message_of("digits", None)
+    assert str(tmp_path) in text
+    assert "digits.csv.gz" in text
 
 
 def test_digits_are_verified(monkeypatch):
     monkeypatch.setitem(CATALOGUE, "digits", CATALOGUE["mnist"])
-    assert "scikit-learn's digits (x_train): shape (1437, 8, 8)" in message_of("digits", None)
+    text = message_of("digits", None)
+    for name in ("scikit-learn", "x_train", "(1437, 8, 8)", "(12, 4, 4)"):
+        assert name in text
 
 
 def test_a_dataset_is_frozen():

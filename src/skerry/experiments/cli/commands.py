@@ -22,7 +22,7 @@ from skerry.experiments.reports.results_page import write_results
 from skerry.experiments.runs.execute import configure, export_run
 from skerry.experiments.runs.folder import check_folder, saved_config
 from skerry.runtimes.distributed.launch import WorkerDied
-from skerry.training.loop import TrainingFailed
+from skerry.training.phases.exchange_phase import TrainingFailed
 
 COMPARED = ("ist", "relay", "narrow", "ensemble")
 """The methods that ``compare`` runs by default, as far as the recipe supports them."""

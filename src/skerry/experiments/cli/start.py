@@ -16,8 +16,8 @@ from skerry.runtimes.distributed.launch import WorkerDied, launch
 from skerry.runtimes.distributed.processes import PeerLost, Processes
 from skerry.runtimes.runtime import Runtime
 from skerry.runtimes.serial import Serial
-from skerry.training.diagnosis import TheoryWarning
-from skerry.training.loop import TrainingFailed
+from skerry.training.diagnosis.theory_warnings import TheoryWarning
+from skerry.training.phases.exchange_phase import TrainingFailed
 
 EXPECTED = (ValueError, OSError, TrainingFailed, PeerLost, WorkerDied)
 """Errors that are reported in one line, without a traceback."""

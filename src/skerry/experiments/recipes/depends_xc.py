@@ -19,7 +19,7 @@ from skerry.experiments.recipes.recipe import (
 )
 from skerry.plan.rules import In, Out, Rules
 from skerry.plan.table import Plan
-from skerry.training.evaluate import precision_at
+from skerry.training.evaluation.metrics import precision_at
 
 PRECISIONS = (1, 3, 5)
 

@@ -15,7 +15,7 @@ from skerry.experiments.config import Config
 from skerry.plan.table import Plan
 from skerry.randomness import generator, seed_of
 from skerry.trained import Start
-from skerry.training.evaluate import Metric
+from skerry.training.evaluation.metrics import Metric
 from skerry.training.priors import log_priors
 from skerry.training.worker import Data, LossFn
 from skerry.weights.initializer import FromInitializer

@@ -16,7 +16,7 @@ from skerry.experiments.reports.comparison import (
 )
 from skerry.experiments.reports.pictures import curve_pictures, looks, set_style, unit_pictures
 from skerry.files import atomic
-from skerry.training.diagnosis import MEASURES
+from skerry.training.diagnosis.measures import MEASURES
 
 
 def write_report(folder: Path) -> Path:

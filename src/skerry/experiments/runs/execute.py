@@ -24,7 +24,9 @@ from skerry.experiments.runs.folder import RunFolder, checkpoints_of, saved_conf
 from skerry.runtimes.runtime import Runtime
 from skerry.runtimes.serial import Serial
 from skerry.runtimes.streamed import Streamed
-from skerry.training.session import Session, to_train
+from skerry.training.evaluation.test_set import Test
+from skerry.training.session import Session
+from skerry.training.setup import net_to_train
 from skerry.model.tensors import skeleton
 from skerry.training.train import OnRound, calibration_inputs, train
 
@@ -120,8 +122,8 @@ def export_run(folder: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> in
     config = saved_config(folder)
     job = RECIPES[config.recipe]().build(config)
     algorithm = build(config)
-    model, plan = to_train(job.model, job.plan, algorithm, config.seed)
-    checkpoint = checkpoints_of(folder, config, resume=True).last(plan, named_tensors(model), Serial())
+    model, plan = net_to_train(job.model, job.plan, algorithm, config.seed)
+    checkpoint = checkpoints_of(folder, config, resume=True).latest(plan, named_tensors(model), Serial())
     if checkpoint is None:
         raise ValueError(f"{folder}: no checkpoint to export; resume the run until it writes one")
     share = algorithm.partition.share(plan.axes, max(0, checkpoint.state.round - 1))
@@ -158,10 +160,7 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
         "schedule": SCHEDULES[config.schedule],
         "logit_adjustment": job.logit_adjustment,
         "seed": config.seed,
-        "test": job.test,
-        "metrics": job.metrics,
-        "eval_every": config.eval_every,
-        "eval_batch_size": config.eval_batch_size,
+        "test": Test(*job.test, metrics=job.metrics, every=config.eval_every, batch_size=config.eval_batch_size),
         "runtime": runtime,
         "start": job.start,
         "checkpoints": checkpoints_of(folder, config, resume=resume),

@@ -25,13 +25,13 @@ from typing import Any, Self
 import torch
 
 from skerry.files import atomic
-from skerry.checkpoint.checkpoint import Checkpoints
+from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.experiments.config import Config
 from skerry.training.cost import rank_memory
-from skerry.training.diagnosis import MEASURES
-from skerry.plan.table import Axis
+from skerry.training.diagnosis.measures import MEASURES
+from skerry.plan.dims import Axis
 from skerry.checkpoint.state import State
-from skerry.training.evaluate import Score
+from skerry.training.evaluation.evaluate import Score
 from skerry.training.record import Record
 from skerry.training.train import Result
 

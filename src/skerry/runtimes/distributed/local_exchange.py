@@ -1,0 +1,217 @@
+"""One exchange in one process: reads what leaves, writes what enters, averages what it collects."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from skerry.exchange.moves import Move
+from skerry.exchange.routes import Stages, Transfer, transfers
+from skerry.merge.aggregate import is_exact
+from skerry.runtimes.distributed.storage import InSubnet, Owned, Storage, read, write_
+from skerry.runtimes.distributed.wire import (
+    IN_CACHE,
+    Part,
+    Wire,
+    WireFormat,
+    messages,
+    num_bytes,
+    parts,
+    split,
+    wire_dtype,
+)
+from skerry.subnet.index import Cut
+
+Key = tuple[int, tuple[int, ...]]
+Messages = Mapping[int, Sequence[Sequence[Part]]]
+
+
+@dataclass(eq=False)
+class LocalExchange:
+    """What the process of one worker does in an exchange.
+
+    Attributes:
+        worker: which.
+        moves: all that concern it.
+        before: the subnet of the round that ends.
+        after: that of the next round, to be written; the same tensors if the worker keeps what it had.
+        owned: what the worker stores as an owner.
+        sizes: full-size tensors on the meta device.
+        good: for each worker whether its values count.
+        average: whether several holders have different values, of which the mean is meant.
+        wire: how floats are sent.
+        rng: of stochastic rounding.
+    """
+
+    worker: int
+    moves: Sequence[Move]
+    before: InSubnet
+    after: InSubnet
+    owned: Owned
+    sizes: Mapping[str, Tensor]
+    good: Sequence[bool]
+    average: bool
+    wire: WireFormat
+    rng: torch.Generator
+    _stages: Stages = field(init=False)
+    _sums: dict[Key, tuple[Tensor, int, int]] = field(default_factory=dict)
+    _means: dict[Key, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._stages = transfers(self.moves, self.sizes, average=self.average)
+
+    @property
+    def bytes_due(self) -> int:
+        """Bytes of the elements that this process has to send, unpacked."""
+        return self._stages.bytes_from(self.worker, self.sizes)
+
+    def bytes_to_send(self, chunk: int) -> int:
+        """Bytes of the messages that this process sends."""
+        sends = [self.messages(stage, chunk)[0] for stage in (self._stages.first, self._stages.second)]
+        return sum(num_bytes(message) for by_peer in sends for stream in by_peer.values() for message in stream)
+
+    def run(self, wire: Wire) -> None:
+        """Do it, together with all other processes."""
+        for move in self.moves:
+            if self._source(move) == self.worker and len(move.next_holders) > 1 and not self._is_collected(move):
+                self._round_(move)  # let all have the same bits
+        # What stays is copied while the first messages are on their way.
+        wire.run(*self.messages(self._stages.first, wire.chunk), self.read_first, self.write_first, self.keep_own)
+        wire.run(*self.messages(self._stages.second, wire.chunk), self.read_second, self.write_second)
+
+    def keep_own(self) -> None:
+        """Copy what stays in this process, from subnet to subnet or from or to its rest."""
+        for move in self.moves:
+            if self._is_collected(move) or (self._source(move) != self.worker and self.worker not in move.holders):
+                continue
+            if self.worker not in (move.next_holders or (move.owner,)):
+                continue
+            if move.holders and move.next_holders and self.before.tensors[move.name] is self.after.tensors[move.name]:
+                continue
+            for cut in self._split(move):
+                self._write_new(move, cut, self._read_old(move, cut))
+
+    def messages(self, some: Iterable[Transfer], chunk: int) -> tuple[Messages, Messages]:
+        """Return what this process sends to each other one, and what it receives."""
+        out: dict[int, list[Part]] = {}
+        into: dict[int, list[Part]] = {}
+        for transfer in some:
+            if self.worker in (transfer.source, transfer.target):
+                found = parts(transfer, self.sizes[transfer.move.name], self.wire, chunk)
+                ours = transfer.source == self.worker
+                (out if ours else into).setdefault(transfer.target if ours else transfer.source, []).extend(found)
+        sends, receives = ({p: messages(stream, chunk) for p, stream in sorted(way.items())} for way in (out, into))
+        return sends, receives
+
+    def read_first(self, part: Part) -> Tensor:
+        """Return what this process sends first."""
+        return self._for_wire(self._read_old(part.move, part.cut))
+
+    def write_first(self, peer: int, part: Part, tensor: Tensor) -> None:
+        """Take what ``peer`` sends first."""
+        tensor = tensor.to(self.sizes[part.move.name].dtype)
+        if self._is_collected(part.move):
+            self._collect(peer, part, tensor)
+        else:
+            self._write_new(part.move, part.cut, tensor)
+
+    def read_second(self, part: Part) -> Tensor:
+        """Return a mean that this process passes on."""
+        if self.worker in part.move.next_holders:
+            return read(self.after, part.move.name, self.sizes[part.move.name].shape, part.cut)
+        return self._means[_key(part)]
+
+    def write_second(self, peer: int, part: Part, tensor: Tensor) -> None:
+        """Take a mean that ``peer`` has collected."""
+        self._write_new(part.move, part.cut, tensor.to(self.sizes[part.move.name].dtype))
+
+    def _is_collected(self, move: Move) -> bool:
+        return self.average and len(move.holders) > 1
+
+    def _source(self, move: Move) -> int | None:
+        return move.holders[0] if move.holders else move.owner
+
+    def _collect(self, peer: int, part: Part, tensor: Tensor) -> None:
+        """Add what a holder sends; write the mean when all have."""
+        key, holders = _key(part), part.move.holders
+        exact = is_exact(tensor)
+        if key not in self._sums:
+            own = self._read_old(part.move, part.cut)
+            self._sums[key] = _start(own, self.good[self.worker], self.worker, exact)
+        total, first, arrived = self._sums[key]
+        if self.good[peer]:
+            if not exact:
+                total += tensor.to(total.dtype)
+            elif first < 0 or peer < first:  # counters: those of the first worker
+                total, first = tensor.clone(), peer
+        arrived += 1
+        if arrived < len(holders) - 1:
+            self._sums[key] = (total, first, arrived)
+            return
+        del self._sums[key]
+        count = sum(self.good[w] for w in holders)
+        if count == 0:
+            mean = self._read_old(part.move, part.cut)
+        else:
+            mean = total if exact else (total / count).to(tensor.dtype)
+        mean = self._for_wire(mean).to(mean.dtype)
+        if self.worker in part.move.next_holders or (not part.move.next_holders and part.move.owner == self.worker):
+            self._write_new(part.move, part.cut, mean)
+        else:
+            self._means[key] = mean
+
+    def _read_old(self, move: Move, cut: Cut) -> Tensor:
+        return read(self._old(move), move.name, self.sizes[move.name].shape, cut)
+
+    def _write_new(self, move: Move, cut: Cut, values: Tensor) -> None:
+        new: Storage = self.after if move.next_holders else self.owned
+        write_(new, move.name, self.sizes[move.name].shape, cut, values)
+
+    def _old(self, move: Move) -> Storage:
+        return self.before if move.holders else self.owned
+
+    def _split(self, move: Move) -> Iterable[Cut]:
+        size = self.sizes[move.name]
+        return split(move.cut, size.shape, IN_CACHE // size.element_size())
+
+    def _round_(self, move: Move) -> None:
+        size = self.sizes[move.name]
+        if wire_dtype(size.dtype, self.wire) == size.dtype:
+            return
+        for cut in self._split(move):
+            rounded = self._for_wire(self._read_old(move, cut)).to(size.dtype)
+            write_(self._old(move), move.name, size.shape, cut, rounded)
+
+    def _for_wire(self, tensor: Tensor) -> Tensor:
+        dtype = wire_dtype(tensor.dtype, self.wire)
+        return tensor if dtype == tensor.dtype else round_at_random(tensor, self.rng)
+
+
+def round_at_random(tensor: Tensor, rng: torch.Generator) -> Tensor:
+    """Round float32 to bfloat16, up or down at random so that the mean is right: E[round(x)] = x.
+
+    What has no finite neighbour away from zero is rounded towards it; infinities and NaN stay.
+
+    References:
+        Stochastic rounding as in Gupta, Agrawal, Gopalakrishnan, Narayanan: Deep Learning with Limited Numerical
+        Precision, ICML 2015, arXiv 1502.02551, section 3.
+    """
+    noise = torch.randint(0, 2**16, tensor.shape, generator=rng, dtype=torch.int32).to(tensor.device)
+    bits = tensor.contiguous().view(torch.int32)  # bfloat16 is the upper half of float32
+    up, down = ((b & -(2**16)).view(torch.float32) for b in (bits + noise, bits))
+    finite = torch.where(up.isfinite(), up, down)  # the largest are not rounded away to infinity
+    return torch.where(tensor.isfinite(), finite, tensor).to(torch.bfloat16)
+
+
+def _start(own: Tensor, good: bool, rank: int, exact: bool) -> tuple[Tensor, int, int]:
+    if exact:
+        return own, rank if good else -1, 0
+    # Twice the digits, so that the mean of equal float32 values is that value.
+    wide = own.to(torch.complex128 if own.is_complex() else torch.float64)
+    return wide if good else torch.full_like(wide, -0.0), -1, 0
+
+
+def _key(part: Part) -> Key:
+    """What tells the parts of moves apart: each begins with other indices."""
+    return id(part.move), tuple(-1 if index is None else index.first for index in part.cut)
