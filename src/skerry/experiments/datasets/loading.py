@@ -1,10 +1,8 @@
-"""Load a data set by name from files on this machine, and verify all of it; ``fetch`` brings the files here.
+"""Load a data set by name from files on this machine and verify it; ``fetch`` downloads the files.
 
-Everything loaded has the shapes and checksums of ``catalogue``, so two machines that load the same name
-hold the same bits, wherever the files came from.
+Shapes and checksums are those of ``catalogue``, so two machines that load the same name hold the same bits.
 """
 
-import difflib
 import hashlib
 import os
 from dataclasses import dataclass
@@ -14,22 +12,24 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from skerry.experiments.datasets.catalogue import CATALOGUE, FILES, Catalogue, DatasetSpec
+from skerry.choose import choose
+from skerry.experiments.datasets.catalogue import CATALOGUE, FILES
 from skerry.experiments.datasets.errors import DataError, OtherDatasetError
 from skerry.experiments.datasets.idx import read_idx
-
-__all__ = ["DataError", "Dataset", "cache_folder", "load"]
 
 Arrays = dict[str, NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set in memory, with the constants to normalise it: ``(x / 255 - mean) / std``.
+    """A data set in memory; models take ``(x / 255 - mean) / std``.
 
-    x_train, x_test: uint8, samples first, e.g. (60000, 28, 28). y_train, y_test: int64 class numbers, as
-    torch's losses want them. Arrays are writable and owned, so ``torch.from_numpy`` shares them without a
-    copy.
+    Attributes:
+        name: its name in the catalogue.
+        x_train, x_test: uint8, samples first, e.g. (60000, 28, 28); writable, so torch can share their memory.
+        y_train, y_test: class of each sample, int64.
+        num_classes: number of classes.
+        mean, std: over all values of x_train / 255.
     """
 
     name: str
@@ -42,29 +42,28 @@ class Dataset:
     std: float
 
 
-def load(name: str, folder: Path | None = None, *, catalogue: Catalogue = CATALOGUE) -> Dataset:
-    """Return the data set ``name`` from the first place that holds all its files; verified, never downloaded.
+def load(name: str, folder: Path | None = None) -> Dataset:
+    """Return the data set ``name``, verified, from the first place that holds all its files. Never downloads.
 
-    Places, in this order: ``folder``, ``$SKERRY_DATA`` (of both, the subfolder of the data set's name
-    first, then the folder itself), and the cache that ``fetch`` fills. ``digits`` is read from scikit-learn
-    instead.
+    Places, in this order: ``folder``, ``$SKERRY_DATA`` (for both, first the subfolder called ``name``, then the folder
+    itself), and the cache that ``fetch`` fills. ``digits`` comes from scikit-learn instead.
 
     Args:
         name: "fashion-mnist", "mnist" or "digits".
-        folder: holds the four IDX files of MNIST's names, plain or ``.gz``.
-        catalogue: what each name must be; only tests pass another.
+        folder: holds the four IDX files with MNIST's names, plain or ``.gz``.
 
     Raises:
-        DataError: unknown name; no place holds the files; or a file is damaged or of another data set.
+        ValueError: unknown name.
+        DataError: no place holds all files, or a file is damaged or belongs to another data set.
 
     Example:
         >>> data = load("digits")
         >>> data.x_train.shape, data.x_test.shape
         ((1437, 8, 8), (360, 8, 8))
     """
-    spec = spec_of(name, catalogue)
+    spec = CATALOGUE[choose(name, CATALOGUE, "data set")]
     if name == "digits":
-        arrays = read_digits(catalogue)
+        arrays = read_digits()
     else:
         places = _places(name, folder)
         complete = [place for place in places if not missing_files(place)]
@@ -73,8 +72,7 @@ def load(name: str, folder: Path | None = None, *, catalogue: Catalogue = CATALO
             raise DataError(
                 f"data set {name!r} is not on this machine (looked in {looked}); run: skerry data fetch {name}"
             )
-        remedy = f"remove it and run: skerry data fetch {name}"
-        arrays = read_folder(name, complete[0], catalogue, remedy)
+        arrays = read_folder(name, complete[0], remedy=f"remove it and run: skerry data fetch {name}")
     return Dataset(
         name=name,
         x_train=arrays["x_train"],
@@ -93,18 +91,9 @@ def cache_folder(name: str) -> Path:
     return Path(base).expanduser() / "skerry" / name
 
 
-def spec_of(name: str, catalogue: Catalogue) -> DatasetSpec:
-    """Return what the data set ``name`` must be, or raise a DataError that names the nearest known one."""
-    if name not in catalogue:
-        near = difflib.get_close_matches(name, catalogue, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DataError(f"unknown data set {name!r}: {hint}known: {', '.join(catalogue)}")
-    return catalogue[name]
-
-
 def find_file(folder: Path, file: str) -> Path | None:
-    """Return the path of ``file`` in ``folder``, plain before ``.gz``; None where neither is there."""
-    # os.path: unlike Path.is_file it answers no, not PermissionError, in a folder we may not enter.
+    """Return the path of ``file`` in ``folder``, plain before ``.gz``; None if neither exists."""
+    # Unlike Path.is_file, os.path.isfile returns False in a folder that we may not enter.
     return next((path for path in (folder / file, folder / f"{file}.gz") if os.path.isfile(path)), None)
 
 
@@ -113,22 +102,27 @@ def missing_files(folder: Path) -> list[str]:
     return [file for file in FILES.values() if find_file(folder, file) is None]
 
 
-def read_folder(name: str, folder: Path, catalogue: Catalogue, remedy: str) -> Arrays:
-    """Read and verify the four files in ``folder``; ``remedy`` ends the message about a damaged one.
+def read_folder(name: str, folder: Path, remedy: str) -> Arrays:
+    """Read and verify the four files of the data set ``name`` in ``folder``.
+
+    Args:
+        name: the data set.
+        folder: where the files are.
+        remedy: ends the message about a damaged file.
 
     Raises:
-        DataError: a file is missing, damaged, or of another data set; names the file.
+        DataError: a file is missing, damaged, or of another data set.
     """
     arrays: Arrays = {}
     for key, file in FILES.items():
         path = find_file(folder, file)
         if path is None:
             raise DataError(f"{folder}: no {file}, plain or .gz; expected the four files {', '.join(FILES.values())}")
-        arrays[key] = read_file(name, key, path, catalogue, remedy)
+        arrays[key] = read_file(name, key, path, remedy)
     return arrays
 
 
-def read_file(name: str, key: str, path: Path, catalogue: Catalogue, remedy: str) -> NDArray[np.uint8]:
+def read_file(name: str, key: str, path: Path, remedy: str) -> NDArray[np.uint8]:
     """Read one IDX file and verify that it is the array ``key`` ("x_train", ...) of the data set ``name``.
 
     Raises:
@@ -139,12 +133,16 @@ def read_file(name: str, key: str, path: Path, catalogue: Catalogue, remedy: str
         array = read_idx(path)
     except DataError as error:
         raise DataError(f"{error}; {remedy}") from error
-    _verify(array, name, key, str(path), remedy, catalogue)
+    _verify(array, name, key, str(path), remedy)
     return array
 
 
-def read_digits(catalogue: Catalogue) -> Arrays:
-    """Return scikit-learn's 8x8 digits as uint8 0..255, split 80/20 by a fixed permutation, verified."""
+def read_digits() -> Arrays:
+    """Return scikit-learn's 8x8 digits as uint8 0..255, split 80/20 by a fixed permutation, verified.
+
+    Raises:
+        DataError: scikit-learn is not installed, or its digits are altered.
+    """
     folder = scikit_learn_folder()
     if folder is None:
         raise DataError(
@@ -165,42 +163,35 @@ def read_digits(catalogue: Catalogue) -> Arrays:
     arrays = {"x_train": x[train], "y_train": y[train], "x_test": x[test], "y_test": y[test]}
     for key, array in arrays.items():
         remedy = "reinstall it: pip install --force-reinstall scikit-learn"
-        _verify(array, "digits", key, f"scikit-learn's digits ({key})", remedy, catalogue)
+        _verify(array, "digits", key, f"scikit-learn's digits ({key})", remedy)
     return arrays
 
 
 def scikit_learn_folder() -> Path | None:
-    """Where scikit-learn is installed, without importing it."""
+    """Return where scikit-learn is installed, without importing it; None if it is not."""
     found = find_spec("sklearn")
     return Path(found.origin).parent if found is not None and found.origin is not None else None
 
 
-def _verify(array: NDArray[np.uint8], name: str, key: str, where: str, remedy: str, catalogue: Catalogue) -> None:
-    expected = catalogue[name].arrays[key]
+def _verify(array: NDArray[np.uint8], name: str, key: str, where: str, remedy: str) -> None:
+    """Raise DataError unless ``array`` has the shape and checksum of ``key`` of the data set ``name``."""
+    expected = CATALOGUE[name].arrays[key]
     sha256 = hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
     if array.shape == expected.shape and sha256 == expected.sha256:
         return
-    owner = _owner(sha256, array.shape, catalogue)
-    if owner is not None:
-        raise OtherDatasetError(
-            f"{where}: this is {owner[1]} of data set {owner[0]!r}, expected {key} of {name!r} (file "
-            f"names are the same); use another folder, or keep each data set in a subfolder of its name"
-        )
+    for other, spec in CATALOGUE.items():
+        for part, known in spec.arrays.items():
+            if (known.sha256, known.shape) == (sha256, array.shape):
+                raise OtherDatasetError(
+                    f"{where}: this is {part} of data set {other!r}, expected {key} of {name!r} (file names are the "
+                    "same); use another folder, or keep each data set in a subfolder of its name"
+                )
     if array.shape != expected.shape:
         raise DataError(f"{where}: shape {array.shape}, expected {expected.shape} for {key} of {name!r}; {remedy}")
     raise DataError(
         f"{where}: altered, sha256 of its array {sha256[:12]}..., expected {expected.sha256[:12]}... "
         f"for {key} of {name!r}; {remedy}"
     )
-
-
-def _owner(sha256: str, shape: tuple[int, ...], catalogue: Catalogue) -> tuple[str, str] | None:
-    """Return (data set, key) of the known array with this checksum and shape."""
-    for name, spec in catalogue.items():
-        for key, known in spec.arrays.items():
-            if (known.sha256, known.shape) == (sha256, shape):
-                return name, key
-    return None
 
 
 def _places(name: str, folder: Path | None) -> list[Path]:
