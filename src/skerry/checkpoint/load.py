@@ -12,18 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from skerry.checkpoint import layout
 from skerry.checkpoint.checked_files import CheckedFiles
-from skerry.checkpoint.layout import (
-    HELD,
-    INDEX,
-    SETS,
-    TRAINED,
-    CheckpointError,
-    Index,
-    digests_from_tensor,
-    digests_to_tensor,
-    read_index,
-)
+from skerry.checkpoint.layout import CheckpointError, Index
 from skerry.checkpoint.state import TOTALS, State
 from skerry.exchange.homes import home_dim, home_range
 from skerry.partitions.assignment import Assignment
@@ -51,7 +42,7 @@ def load_latest(
     index = _latest_index(folder, runtime, run)
     if index is None:
         return None
-    files = CheckedFiles(folder / SETS / index.set_name, plan, run, index.checksums)
+    files = CheckedFiles(folder / layout.SETS / index.set_name, plan, run, index.checksums)
     saved = SavedTensors(files, plan, runtime.rank)
     saved.check_sizes(sizes)
     return saved
@@ -61,19 +52,19 @@ def _latest_index(folder: Path, runtime: Runtime, run: str) -> Index | None:
     """Return the first process's index: other processes may be on machines where there is none."""
     index = Index(-1, False, [])
     problem: CheckpointError | None = None
-    if runtime.rank == 0 and (folder / INDEX).exists():
+    if runtime.rank == 0 and (folder / layout.INDEX).exists():
         try:
-            index = read_index(folder, run)
+            index = layout.read_index(folder, run)
         except CheckpointError as error:
             problem = error
     numbers = torch.tensor([index.round + 1, index.again, len(index.checksums), problem is not None])
     round, again, num_files, failed = runtime.total(numbers * (runtime.rank == 0)).tolist()
-    digests = runtime.total(digests_to_tensor(index.checksums, num_files))
+    digests = runtime.total(layout.digests_to_tensor(index.checksums, num_files))
     if problem is not None:
         raise problem
     if failed:
-        raise CheckpointError(f"{folder / INDEX}: process 0 cannot read it")
-    return Index(round - 1, bool(again), digests_from_tensor(digests)) if round else None
+        raise CheckpointError(f"{folder / layout.INDEX}: process 0 cannot read it")
+    return Index(round - 1, bool(again), layout.digests_from_tensor(digests)) if round else None
 
 
 class SavedTensors:
@@ -90,7 +81,7 @@ class SavedTensors:
         self._mine = rank if rank < len(files) and files.path(rank).exists() else 0
         with files.open(self._mine) as file:
             metadata = file.metadata()
-            self._held, trained = file.get_tensor(HELD), file.get_tensor(TRAINED)
+            self._held, trained = file.get_tensor(layout.HELD), file.get_tensor(layout.TRAINED)
         numbers = json.loads(metadata["state"])
         totals = {key: float(numbers["totals"][key]) for key in TOTALS}
         self.state = State(int(numbers["round"]), trained, int(numbers["bad_rounds"]), totals)
