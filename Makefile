@@ -9,7 +9,7 @@ RUN ?= runs/demo
 demo: .venv/.done
 	$(BIN)/skerry data fetch fashion-mnist
 	rm -rf $(RUN)
-	$(BIN)/skerry compare fashion-mlp --methods ist,local_sgd,narrow,single --runtime processes --out $(RUN)
+	$(BIN)/skerry compare fashion-mlp --methods relay,ist,narrow,local_sgd --runtime processes --out $(RUN)
 
 test: lint types
 	$(BIN)/python -m pytest

@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional as F
 
 import skerry
-from skerry import exchange
+from skerry.exchange.owners import owner_dim
 from skerry.experiments.models.mlp import MLP
 from skerry.experiments.recipes.image_mlp import mlp_rules
 from skerry.plan.table import Plan
@@ -98,14 +98,14 @@ def work(runtime: skerry.Processes, hidden: int, out: Path) -> None:
     planned = 0.0
     for r in range(ROUNDS):
         ends, begins = (partition.assign(plan.axes, min(k, ROUNDS - 1)) for k in (r, r + 1))
-        planned += float(exchange.traffic(plan, sizes, ends, begins).sum())
+        planned += float(skerry.exchange.traffic(plan, sizes, ends, begins).sum())
     subnet = skerry.weights.materialize(subnet, skerry.weights.FromInitializer(subnet, 0))
     step_s = processor_time_of_a_step(subnet, x[:BATCH], y[:BATCH])
     if runtime.rank == 0:
         figures = {
             "n": n, "hidden": hidden,
-            "one": sum(t.nbytes for name, t in sizes.items() if exchange.home_dim(plan, name, t.shape) is None),
-            "two": sum(t.nbytes for name, t in sizes.items() if exchange.home_dim(plan, name, t.shape) is not None),
+            "one": sum(t.nbytes for name, t in sizes.items() if owner_dim(plan, name, t.shape) is None),
+            "two": sum(t.nbytes for name, t in sizes.items() if owner_dim(plan, name, t.shape) is not None),
             "sent": result.store.bytes_sent / ROUNDS, "planned": planned / n / ROUNDS,
             "peak": peak, "predicted": memory.peak - memory.buffers + runtime.buffer_bytes,
             "subnet": step.memory, "resting": memory.resting,

@@ -39,7 +39,7 @@ to 2, 3 and 5 workers at once, and write-back is exact to the bit.
   narrow module's numbers, or gives it another `forward`; `skerry.patches` has one for attention as nanoGPT writes it.
   `nn.MultiheadAttention`, and GPT-2's and GAT's layers, are known.
 
-  ```python
+  ```python notest
   def patch(narrow, full):  # for a forward that views by self.heads
       narrow.heads = full.heads * narrow.query.weight.shape[0] // full.query.weight.shape[0]
 

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#B8860B")  # one a worker
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#B8860B")  # one per worker
 INK, FAINT = "#1D2126", "#C4CBD3"
 HIDDEN, ENDS = 8, 3
 
@@ -46,7 +46,7 @@ def main() -> None:
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 9.6), ylim=(0, 3.5))
     axes.set_axis_off()
     all_colours = dict(enumerate(COLOURS))
-    before, after = [0, 2, 1, 3, 0, 1, 3, 2], [0, 2, 3, 1, 0, 1, 3, 2]
+    before, after = [0, 2, 1, 3, 0, 1, 3, 2], [1, 3, 0, 2, 2, 0, 1, 3]
 
     network(axes, 0.35, 2.9, before, all_colours, 0.3)
     for worker in range(4):
@@ -72,7 +72,7 @@ def main() -> None:
     for x, text in (
         (1.28, "1  deal the units out"),
         (4.75, "2  train small dense nets, no traffic"),
-        (8.28, "3  put together, deal a few again"),
+        (8.28, "3  put together, deal anew"),
     ):
         axes.text(x, 0.28, text, ha="center", color=INK, weight="bold", fontsize=9)
     figure.savefig(Path(__file__).with_name("how-it-works.svg"), metadata={"Date": None})

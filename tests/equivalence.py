@@ -11,7 +11,8 @@ from skerry.model.inputs import Inputs, call, map_tensors, tensors_of
 from skerry.model.tensors import named_tensors
 from skerry.partitions import Disjoint
 from skerry.subnet import extract, masked, write_back
-from skerry.subnet.cuts import cuts, take
+from skerry.subnet.cuts import Cuts
+from skerry.subnet.slicing import take
 
 
 def doubled(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
@@ -44,10 +45,10 @@ def assert_narrow_equals_masked(
         torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
     _weighted(a).backward()
     _weighted(b).backward()
-    by_name = cuts(plan, units)
+    held = Cuts(plan, units)
     wide = dict(full.named_parameters())
     for name, parameter in narrow.named_parameters():
-        cut = by_name.get(name, ())
+        cut = held.of(name)
         assert cut is not None
         if parameter.grad is None:
             assert wide[name].grad is None, name
@@ -59,7 +60,7 @@ def assert_narrow_equals_masked(
     if training:
         statistics = named_tensors(full)
         for name, buffer in narrow.named_buffers():
-            expected = take(statistics[name], by_name.get(name, ()))
+            expected = take(statistics[name], held.of(name))
             torch.testing.assert_close(buffer, expected, rtol=tolerance, atol=tolerance)
 
 

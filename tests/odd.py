@@ -10,7 +10,8 @@ from skerry.model.tensors import named_tensors
 from skerry.partitions import Assignment
 from skerry.plan import Axis, DealtDim
 from skerry.runtimes.runtime import RESTING, Handover, Report
-from skerry.subnet.cuts import cut_of, cuts, take
+from skerry.subnet.cuts import Cuts
+from skerry.subnet.slicing import take
 
 X, Y, BLOCKS = Axis("x", 5, start=0), Axis("y", 4, start=5), Axis("blocks", 2, "blocks", start=9)
 
@@ -114,7 +115,7 @@ def assert_kept(plan, full, assignment, shards):
         units = [None if d is None else d.units for d in plan.row(name, tensor.shape)] or [None] * tensor.dim()
         block = plan.block_of(name)
         for worker, kept in enumerate(shards):
-            cut = cut_of(plan, cuts(plan, assignment.units(worker)), name, tensor.shape)
+            cut = Cuts(plan, assignment.units(worker)).of(name, tensor.shape)
             assert (cut is None) == (name not in kept), (name, worker)
             if cut is not None:
                 assert same(take(tensor, cut), kept[name]), (name, worker)

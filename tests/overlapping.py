@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from skerry.partitions.assignment import Assignment, check_workers, none_held, too_few_units
-from skerry.plan.table import Axis
+from skerry.plan.dims import Axis
 from skerry.randomness import generator
 
 

@@ -1,11 +1,39 @@
-"""Generated pages are up to date."""
+"""README and docs: the README stays short, what pages show runs, links lead somewhere, generated pages are current."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> str:
+    """The Python blocks of a page, as one script; those marked "notest" are left out."""
+    return "\n".join(BLOCK.findall(page.read_text()))
+
+
+def test_the_readme_can_be_read_in_one_go():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 120
+    assert len(text.split()) <= 900
+
+
+@pytest.mark.filterwarnings("ignore")  # short runs are warned of
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
+def test_what_a_page_shows_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(blocks(page), str(page), "exec"), {"__name__": "page"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
 
 
 def test_the_page_on_models_is_what_discovery_finds():

@@ -126,7 +126,7 @@ def test_a_job_that_takes_too_long_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "sleep.py"
     script.write_text("import time; time.sleep(1000)")
     with bench.Hosts(1) as hosts:
-        with pytest.raises(TimeoutError, match=r"host 0 still runs after 0.3 s; see .*host-0.log"):
+        with pytest.raises(TimeoutError, match=r"host 0\b.*\b0\.3\b.*host-0\.log"):
             hosts.torchrun([str(script)], out=tmp_path, timeout_s=0.3)
         assert hosts.pids(0) == []
 
@@ -147,7 +147,7 @@ def test_the_rate_holds() -> None:
 
 @pytest.mark.parametrize("rate", ["100mb", "fast", "0mbit", "-1mbit"])
 def test_a_rate_that_is_none(rate: str) -> None:
-    with pytest.raises(ValueError, match="expected a number of bit, kbit, mbit or gbit"):
+    with pytest.raises(ValueError, match=rf"'{rate}'.*\bmbit\b"):
         bench.Hosts(2, rate=rate)
 
 

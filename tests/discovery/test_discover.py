@@ -1,6 +1,5 @@
 """Discovery at its edges: forwards that hide a width, notes and their reasons, blocks, and what it has to refuse."""
 
-import re
 import warnings
 
 import pytest
@@ -95,7 +94,7 @@ def test_functional_group_convolution_is_left_whole():
 
     plan = discover(Net(), torch.randn(2, 3, 8))
     assert not plan.axes
-    assert "hard-coded width" in str(plan)
+    assert any("groups=6" in note.why for note in plan.notes), plan.notes
 
 
 FREE_WIDTHS = {
@@ -136,15 +135,14 @@ def test_a_hard_coded_width_is_named_with_the_patch_to_pass_and_the_patch_works(
     model = nn.Sequential(nn.Linear(24, 24), model["attn"], nn.Linear(24, 3))
     plan = discover(model, x)
     assert not plan.axes or all(axis.kind != "heads" for axis in plan.axes)
-    (note,) = [note for note in plan.notes if note.what.startswith("axis 1")]
-    assert "hard-coded width in 1 " in note.why
+    (note,) = [note for note in plan.notes if note.what.endswith(" 1")]
     assert "patches={'*': skerry.patches.nanogpt_attention}" in note.why
     plan = discover(model, x, patches={"1": nanogpt_attention})
     assert [axis.kind for axis in plan.axes if axis.name == "1"] == ["heads"]
 
 
 def test_a_patch_that_matches_nothing_is_refused():
-    with pytest.raises(ValueError, match=r"patch 'secnd' matches no module.*did you mean 'second'"):
+    with pytest.raises(ValueError, match=r"'secnd'.*'second'"):
         discover(Around(torch.relu), torch.randn(2, 5), patches={"secnd": nanogpt_attention})
 
 
@@ -167,14 +165,14 @@ def test_notes_give_each_reason():
             h = h + self.odd_out(torch.special.i0(torch.cummax(self.odd_in(h), 0).values))
             return self.head(torch.softmax(self.mix(h), -1))
 
-    text = str(discover(Net(), torch.randint(9, (4, 5))))
-    for reason in (
-        "up", "8", "dealt out:", "on every worker:", "not dealt out, and why:",
-        "normalised over (aten::native_layer_norm) in norm",
-        "looked up by index (aten::embedding)", "softmax over it (aten::_softmax)", "the model's output",
-        "unknown op aten::cummax", "not used for the output on these inputs",
+    plan = discover(Net(), torch.randint(9, (4, 5)))
+    for part in ("up ", " 8 ", "down.weight", "104", "426", "24%", "322", "unused.weight"):
+        assert part in str(plan), str(plan)
+    for tensor, reason in (
+        ("embed.weight", "aten::embedding"), ("norm.weight", "aten::native_layer_norm"),
+        ("mix.weight", "aten::_softmax"), ("head.weight", "output"), ("odd_in.weight", "aten::cummax"),
     ):  # fmt: skip
-        assert reason in text, text
+        assert any(tensor in note.what and reason in note.why for note in plan.notes), str(plan)
 
 
 def test_data_dependent_control_flow_holds_for_the_path_taken_and_is_noted():
@@ -184,7 +182,7 @@ def test_data_dependent_control_flow_holds_for_the_path_taken_and_is_noted():
 
     plan = discover(Branches(torch.relu), torch.randn(4, 5))
     assert len(plan.axes) == 2
-    assert any("path taken" in note.why for note in plan.notes)
+    assert len(plan.notes) == len(discover(Around(torch.relu), torch.randn(4, 5)).notes) + 1
 
 
 def _written(x: Tensor, write) -> Tensor:
@@ -296,7 +294,7 @@ def test_a_net_that_keeps_a_reference_to_itself_is_left_whole():
 
     plan = discover(Closure(), torch.randn(4, 5))
     assert not plan.axes
-    assert "keeps a reference" in str(plan)
+    assert any("net.0.bias" in note.why for note in plan.notes), plan.notes
 
 
 def test_what_a_forward_does_in_training_counts():
@@ -321,14 +319,14 @@ def test_statistics_are_as_before_though_training_is_traced():
 
 def test_a_gradient_of_ones_own_is_found_by_verify():
     model, x = Around(CustomBackward.apply), torch.randn(7, 5)
-    with pytest.raises(ValueError, match=r"axis 'first': a narrow subnet's gradient of first\.weight"):
+    with pytest.raises(ValueError, match=r"axis 'first'.*\bfirst\.weight\b.*\b1e-04\b"):
         verify(model, discover(model, x), x)
 
 
 def test_two_parameters_in_one_memory_are_refused():
     model = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 5))
     model[1].weight.data = model[0].weight.data.t()
-    with pytest.raises(ValueError, match=r"1\.weight: lies in the memory of 0\.weight"):
+    with pytest.raises(ValueError, match=r"\b1\.weight\b.*\b0\.weight\b"):
         discover(model, torch.randn(4, 5))
 
 
@@ -336,7 +334,7 @@ def test_a_patch_that_fails_is_blamed():
     def patch(narrow: nn.Module, full: nn.Module) -> None:
         narrow.nothing.there = 3
 
-    with pytest.raises(ValueError, match=r"patch 'first' failed on first \(Linear\): AttributeError: .*mend the patch"):
+    with pytest.raises(ValueError, match=r"'first'.*\bLinear\b.*\bAttributeError\b.*'nothing'"):
         discover(Around(torch.relu), torch.randn(4, 5), patches={"first": patch})
 
 
@@ -361,24 +359,24 @@ REFUSED = {
     "inputs of another width": (
         lambda: Around(torch.relu),
         torch.randn(4, 6),
-        "does not run on the example inputs: in first",
+        r"\bfirst\b.*\b4x6 and 5x12\b",
     ),
-    "no inputs": (lambda: Around(torch.relu), (), "does not run on the example inputs"),
-    "unknown keyword": (lambda: Around(torch.relu), {"y": torch.randn(4, 5)}, "does not run on the example inputs"),
+    "no inputs": (lambda: Around(torch.relu), (), r"Around\.forward\(\).*'x'"),
+    "unknown keyword": (lambda: Around(torch.relu), {"y": torch.randn(4, 5)}, r"Around\.forward\(\).*'y'"),
     "lazy": (
         lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2)),
         torch.randn(4, 5),
-        "0.weight: not initialized yet",
+        r"\b0\.weight\b",
     ),
-    "meta": (lambda: Around(torch.relu).to("meta"), torch.randn(4, 5), "first.weight: on the meta device"),
+    "meta": (lambda: Around(torch.relu).to("meta"), torch.randn(4, 5), r"\bfirst\.weight\b.*\bmeta\b"),
     "sparse": (
         lambda: _with(Around(torch.relu), torch.eye(10).to_sparse()),
         torch.randn(4, 5),
-        "layout torch.sparse_coo",
+        r"\badjacency\b.*\btorch\.sparse_coo\b",
     ),
-    "no output": (lambda: _Silent(), torch.randn(4, 5), "without tensors"),
-    "writes to a parameter": (lambda: Writes(), torch.randn(4, 5), "first.bias: the forward of the model writes to it"),
-    "computed tensor": (lambda: Computed(), torch.randn(4, 5), "weight: a tensor computed from others"),
+    "no output": (lambda: _Silent(), torch.randn(4, 5), r"\bNoneType\b"),
+    "writes to a parameter": (lambda: Writes(), torch.randn(4, 5), r"\bfirst\.bias\b.*\bforward\b"),
+    "computed tensor": (lambda: Computed(), torch.randn(4, 5), r"\bweight\b.*\bforward\b"),
 }
 
 
@@ -415,12 +413,12 @@ class Computed(nn.Module):
         return F.linear(x, self.weight)
 
 
-@pytest.mark.parametrize(("build", "inputs", "words"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_changed(build, inputs, words):
+@pytest.mark.parametrize(("build", "inputs", "names"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_changed(build, inputs, names):
     model = build()
     model.train()
     before = {n: t.clone() for n, t in model.state_dict().items() if _is_plain(t)}
-    with pytest.raises(ValueError, match=re.escape(words)) as error:
+    with pytest.raises(ValueError, match=names) as error:
         discover(model, inputs)
     assert "\n" not in str(error.value)
     assert all(torch.equal(t, model.state_dict()[n]) for n, t in before.items())
@@ -439,7 +437,7 @@ def test_a_quantized_module_is_refused():
         def forward(self, x: Tensor) -> Tensor:
             return x
 
-    with pytest.raises(ValueError, match=r"0 \(QuantizedLinear\): a quantized module has no parameters to train"):
+    with pytest.raises(ValueError, match=r"\b0\b.*\bQuantizedLinear\b"):
         discover(nn.Sequential(QuantizedLinear(), nn.Linear(5, 2)), torch.randn(3, 5))
 
 
@@ -447,7 +445,7 @@ def test_a_model_compiled_to_torchscript_is_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch says that TorchScript is going away
         model = torch.jit.trace(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2)), torch.randn(3, 5))
-    with pytest.raises(ValueError, match=r"the model \(\w+\): compiled to TorchScript"):
+    with pytest.raises(ValueError, match=r"\bTopLevelTracedModule\b"):
         discover(model, torch.randn(3, 5))
 
 
@@ -535,23 +533,23 @@ class Strided(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("model", "inputs", "blocks", "words"),
+    ("model", "inputs", "blocks", "names"),
     [
-        (Strided(), torch.randn(2, 3, 8, 8), Blocks("layer.*"), "layer.0: takes (2, 3, 8, 8), returns (2, 6, 4, 4)"),
-        (Strided(), torch.randn(2, 3, 8, 8), Blocks("pair"), "pair: not run on the example inputs"),
-        (Strided(), torch.randn(2, 3, 8, 8), Blocks("layr.*"), "did you mean 'layer"),
-        (ResidualNet(), torch.randn(2, 4), Blocks("body.*", branch="conv2"), "body.0: no module 'conv2' in it"),
+        (Strided(), torch.randn(2, 3, 8, 8), Blocks("layer.*"), r"layer\.0\b.*\(2, 3, 8, 8\).*\(2, 6, 4, 4\)"),
+        (Strided(), torch.randn(2, 3, 8, 8), Blocks("pair"), r"\bpair\b"),
+        (Strided(), torch.randn(2, 3, 8, 8), Blocks("layr.*"), r"'layr\.\*'.*'layer"),
+        (ResidualNet(), torch.randn(2, 4), Blocks("body.*", branch="conv2"), r"body\.0\b.*'conv2'"),
     ],
 )  # fmt: skip
-def test_blocks_that_do_not_qualify_are_refused(model, inputs, blocks, words):
-    with pytest.raises(ValueError, match=re.escape(words)):
+def test_blocks_that_do_not_qualify_are_refused(model, inputs, blocks, names):
+    with pytest.raises(ValueError, match=names):
         blocks.plan(model, inputs)
 
 
 def test_blocks_that_share_a_tensor_or_contain_one_another_are_refused():
     model = ResidualNet()
     model.body[2].norm = model.body[0].norm
-    with pytest.raises(ValueError, match=r"body\.2\.norm.*shared between body\.2 and body\.0"):
+    with pytest.raises(ValueError, match=r"body\.2\.norm\b.*\bbody\.2\b.*\bbody\.0\b"):
         Blocks("body.*").plan(model, torch.randn(2, 4))
     nested = nn.Sequential(nn.Sequential(nn.Linear(4, 4)))
     both = Blocks("0").plan(nested, torch.randn(2, 4)) + Blocks("0.*").plan(nested, torch.randn(2, 4))

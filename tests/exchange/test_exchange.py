@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from overlapping import Overlapping
 from zoo import CASES, mlp
 
-from skerry.exchange.homes import home_dim, home_range
-from skerry.exchange.moves import moves, num_elements
+from skerry.exchange.moves import moves
+from skerry.exchange.owners import owned_range, owner_dim
 from skerry.exchange.routes import collected, traffic, transfers
 from skerry.model.tensors import named_tensors
 from skerry.partitions import Assignment, Disjoint, Everything, Sampled
+from skerry.subnet.index import cut_shape
 
 
 @cache
@@ -89,7 +90,7 @@ def homes(plan, name, shape, workers):
 
 
 def at(indices, shape):
-    return np.ix_(*(np.arange(s) if i is None else i.numpy() for i, s in zip(indices, shape, strict=True)))
+    return np.ix_(*(np.arange(s) if i is None else i.ids.numpy() for i, s in zip(indices, shape, strict=True)))
 
 
 @settings(max_examples=40)
@@ -106,14 +107,14 @@ def test_every_element_is_in_one_move_or_rests(boundary):
     }
     for move in moves(plan, sizes, now, then):
         has, will_have, home = table[move.name]
-        index = at(move.indices, sizes[move.name].shape)
+        index = at(move.cut, sizes[move.name].shape)
         seen[move.name][index] += 1
         for w in range(now.num_workers):
             assert (has[w][index] == (w in move.holders)).all()
             assert (will_have[w][index] == (w in move.next_holders)).all()
-        assert (home[index] == (-1 if move.home is None else move.home)).all()
-        for index in move.indices:
-            assert index is None or (index[1:] > index[:-1]).all()
+        assert (home[index] == (-1 if move.owner is None else move.owner)).all()
+        for index in move.cut:
+            assert index is None or (index.ids[1:] > index.ids[:-1]).all()
     for name, (has, will_have, _) in table.items():
         assert (seen[name] == (has.any(0) | will_have.any(0))).all(), name
 
@@ -121,7 +122,7 @@ def test_every_element_is_in_one_move_or_rests(boundary):
 def concerns(move, worker):
     """Whether a worker has the elements now or will have them."""
     resting = not move.holders or not move.next_holders
-    return worker in move.holders or worker in move.next_holders or (resting and worker == move.home)
+    return worker in move.holders or worker in move.next_holders or (resting and worker == move.owner)
 
 
 @settings(max_examples=40)
@@ -135,8 +136,8 @@ def test_a_worker_that_asks_for_its_own_moves_gets_them_in_the_order_of_all(boun
 
 
 def about(move):
-    indices = [None if index is None else index.tolist() for index in move.indices]
-    return move.name, indices, move.holders, move.next_holders, move.home
+    indices = [None if index is None else index.ids.tolist() for index in move.cut]
+    return move.name, indices, move.holders, move.next_holders, move.owner
 
 
 @settings(max_examples=40)
@@ -150,7 +151,7 @@ def test_each_element_arrives_once_where_it_has_to_and_nowhere_else(boundary, av
         for transfer in some:
             assert transfer.source != transfer.target
             name = transfer.move.name
-            index = at(transfer.indices, sizes[name].shape)
+            index = at(transfer.cut, sizes[name].shape)
             came[name][(stage, transfer.source, transfer.target, *index)] += 1
     for name, size in sizes.items():
         has, will_have = (who_has(plan, name, size.shape, a) for a in (now, then))
@@ -189,12 +190,12 @@ def test_holders_share_the_work_of_collecting(boundary):
             for collector, indices in collected(move, shape):
                 assert collector in move.holders
                 seen[at(indices, shape)] += 1
-                numbers.append(num_elements(indices, shape))
+                numbers.append(cut_shape(shape, indices).numel())
             expected = np.zeros(shape, dtype=int)
-            expected[at(move.indices, shape)] = 1
+            expected[at(move.cut, shape)] = 1
             assert (seen == expected).all()
-            total = num_elements(move.indices, shape)
-            longest = max((s if i is None else len(i) for i, s in zip(move.indices, shape, strict=True)), default=1)
+            total = cut_shape(shape, move.cut).numel()
+            longest = max((s if i is None else len(i) for i, s in zip(move.cut, shape, strict=True)), default=1)
             if total and longest >= len(move.holders):
                 assert len(numbers) == len(move.holders)
                 assert max(numbers) - min(numbers) <= total // longest
@@ -203,7 +204,7 @@ def test_holders_share_the_work_of_collecting(boundary):
 @pytest.mark.parametrize("workers", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("size", [0, 1, 4, 5, 8, 31])
 def test_homes_divide_a_dim(size, workers):
-    runs = [range(*home_range(size, worker, workers)) for worker in range(workers)]
+    runs = [range(*owned_range(size, worker, workers)) for worker in range(workers)]
     assert [i for run in runs for i in run] == list(range(size))
     assert max(map(len, runs)) - min(map(len, runs)) <= 1
     for worker, run in enumerate(runs):
@@ -212,13 +213,13 @@ def test_homes_divide_a_dim(size, workers):
 
 def test_only_what_two_deals_meet_in_has_homes():
     plan, sizes = built([case.name for case in CASES].index("mlp"))
-    found = {name: home_dim(plan, name, size.shape) for name, size in sizes.items()}
+    found = {name: owner_dim(plan, name, size.shape) for name, size in sizes.items()}
     assert {name for name, dim in found.items() if dim is not None} == {"layers.1.weight"}
     for number in range(len(CASES)):
         plan, sizes = built(number)
         for name, size in sizes.items():
             none = bool((homes(plan, name, size.shape, 2) == -1).all())
-            assert (home_dim(plan, name, size.shape) is None) == none
+            assert (owner_dim(plan, name, size.shape) is None) == none
 
 
 def test_a_unit_that_nobody_holds_is_refused_where_there_is_no_home():
@@ -238,12 +239,12 @@ def test_where_units_may_be_without_a_holder_all_that_is_theirs_has_a_home(numbe
     plan = replace(plan, rests=True)
     for name, size in sizes.items():
         dealt = [d for d, dim in enumerate(plan.row(name, size.shape)) if dim is not None]
-        assert home_dim(plan, name, size.shape) == (dealt[0] if dealt else None)
+        assert owner_dim(plan, name, size.shape) == (dealt[0] if dealt else None)
     now, then = (Sampled((0.4, 0.3, 0.2)).assign(plan.axes, round) for round in range(2))
     counted = sent(plan, sizes, now, then)[1]
     rests = [move for move in moves(plan, sizes, now, then) if not move.next_holders]
     assert rests
-    assert all(move.home is not None for move in rests)
+    assert all(move.owner is not None for move in rests)
     assert counted.sum() == pytest.approx(float(traffic(plan, sizes, now, then).sum()), rel=0.2)
 
 
@@ -258,7 +259,7 @@ def sent(plan, sizes, now, then):
     by_name, by_pair = dict.fromkeys(sizes, 0), torch.zeros(now.num_workers, now.num_workers, dtype=torch.float64)
     for transfer in (*stages.first, *stages.second):
         size = sizes[transfer.move.name]
-        num_bytes = num_elements(transfer.indices, size.shape) * size.element_size()
+        num_bytes = cut_shape(size.shape, transfer.cut).numel() * size.element_size()
         by_name[transfer.move.name] += num_bytes
         by_pair[transfer.source, transfer.target] += num_bytes
     assert by_pair.sum(1).tolist() == [stages.bytes_from(w, sizes) for w in range(now.num_workers)]
@@ -271,7 +272,7 @@ def test_a_slow_reshuffle_saves_most_of_the_bytes_between_two_axes_too():
         sent(plan, sizes, *(p.assign(plan.axes, round) for round in (1, 2)))[0]
         for p in (Disjoint(4), Disjoint(4, reshuffle=0.1))
     )
-    between = [name for name, size in sizes.items() if home_dim(plan, name, size.shape) is not None]
+    between = [name for name, size in sizes.items() if owner_dim(plan, name, size.shape) is not None]
     assert between == ["layers.1.weight", "layers.2.weight"]
     for names in (between, list(sizes)):
         assert sum(slow[name] for name in names) < sum(full[name] for name in names) / 5

@@ -205,7 +205,10 @@ def test_a_claim_that_does_not_hold_is_an_error(tmp_path, monkeypatch):
         (["train", "digits-mlp", "--out", "O", "--set", "local_steps=0"], r"local_steps\b.*\b0\b"),
         (["train", "digits-mlp", "--out", "O", "--set", "local_steps=2.5"], r"local_steps\b.*\b2\.5\b"),
         (["train", "digits-mlp", "--out", "O", "--set", "partition.reshuffle=2"], r"reshuffle\b.*\b2\.0\b"),
-        (["train", "digits-mlp", "--out", "O", "--set", "partition.capacities=[1,2]"], r"capacities.*\b2\b.*\b4\b"),
+        (
+            ["train", "digits-mlp", "--out", "O", "--set", "partition.capacities=[1,2]"],
+            r"(?=.*\b2\b)(?=.*\b4\b).*capacities",
+        ),
         (["train", "digits-mlp", "--out", "O", "--set", "model.hidden=0"], r"model\.hidden\b.*\b0\b"),
         (["train", "digits-mlp", "--out", "O", "--set", "split=by_lable"], "'by_lable'.*'by_label'"),
         (["train", "digits-mlp", "--out", "O", "--set", "reshuffle=1"], r"'reshuffle'.*'partition\.reshuffle'"),
@@ -220,7 +223,7 @@ def test_a_claim_that_does_not_hold_is_an_error(tmp_path, monkeypatch):
         ),
         (
             ["train", "digits-mlp", "--out", "O", "--set", "optimizer_state=keep"],
-            r"optimizer_state\b.*'keep'.*'reset'.*'travel'.*'stay'",
+            r"optimizer_state\b.*\bkeep\b.*\breset\b.*\btravel\b.*\bstay\b",
         ),
         (
             ["train", "digits-mlp", "--out", "O", "--method", "narrow", "--set", "partition.core=.5"],
@@ -260,7 +263,7 @@ def test_a_claim_that_does_not_hold_is_an_error(tmp_path, monkeypatch):
             r"narrow\.rounds\b.*--methods",
         ),
         (["compare", "digits-mlp", "--out", "O", "--seeds", "1,2", "--set", "seed=2"], r"\bseed\b.*--seeds"),
-        (["train", "digits-mlp", "--out", "O", "--workers", "200"], r"'h0'.*\b128\b.*\b200\b"),
+        (["train", "digits-mlp", "--out", "O", "--workers", "200"], r"(?=.*\b128\b)(?=.*\b200\b).*'h0'"),
         (["train", "digits-mlp", "--out", "O", "--resume"], r"\bO\b.*config\.json.*--resume"),
         (["train", "mnist-mlp", "--out", "O"], "skerry data fetch mnist"),
         (["data", "fetch", "mnits"], "'mnits'.*'mnist'"),

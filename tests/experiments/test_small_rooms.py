@@ -104,6 +104,7 @@ def test_state_of_a_parameter_without_dims_travels():
             model, F.cross_entropy, blobs(3), plan=plan, algorithm=algorithm, optimizer=optimizer, num_rounds=2
         )
     assert model.gate.isfinite()
+    assert model.gate != 1  # it was trained
 
 
 def test_inputs_keep_their_kind():

@@ -91,7 +91,7 @@ def test_only_without_and_sum():
     first, rest = plan.only("c0"), plan.without("c0")
     assert [a.name for a in first.axes] == ["c0"]
     assert [(a.name, a.start) for a in rest.axes] == [("c1", 0), ("h", 7)]
-    assert any(note.what == "axis c0" for note in rest.notes)
+    assert any("c0" in note.what for note in rest.notes)
     both = first + rest
     assert [a.name for a in both.axes] == ["c0", "c1", "h"]
     assert _same(replace(both, notes=()), plan)
@@ -136,5 +136,5 @@ def test_rules_in_the_words_of_tensor_parallelism_for_attention():
 
 def test_rules_for_heads_that_do_not_fit_are_refused():
     model = nn.ModuleDict({"qkv": nn.Linear(8, 24), "proj": nn.Linear(8, 8)})
-    with pytest.raises(ValueError, match=r"qkv\.weight\b.*\b24\b.*\b5\b.*'a'"):
+    with pytest.raises(ValueError, match=r"(?=.*\b24\b)(?=.*\b5\b)(?=.*'a').*qkv\.weight\b"):
         Plan.from_rules(model, {"qkv": Heads("a", 5, parts=3), "proj": In("a")})

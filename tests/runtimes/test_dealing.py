@@ -22,9 +22,10 @@ from skerry.model.tensors import named_tensors
 from skerry.partitions import Assignment, Disjoint
 from skerry.plan import In, Out
 from skerry.runtimes import Serial
-from skerry.runtimes.distributed.dealing import round_at_random
+from skerry.runtimes.distributed.local_exchange import round_at_random
 from skerry.runtimes.runtime import RESTING, Beginning, Handover, Report
-from skerry.subnet.cuts import cut_of, cuts, put_, take
+from skerry.subnet.cuts import Cuts
+from skerry.subnet.slicing import put_, take
 from skerry.training import Test
 from skerry.weights.source import FromModel
 
@@ -216,7 +217,7 @@ def assembled(plan, name, like, assignment, shards):
             full.index_copy_(dim, index, kept[f"{RESTING}{name}"])
     for worker, kept in reversed(list(enumerate(shards))):
         if name in kept:
-            cut = cut_of(plan, cuts(plan, assignment.units(worker)), name, like.shape)
+            cut = Cuts(plan, assignment.units(worker)).of(name, like.shape)
             put_(full, kept[name], cut)
     return full
 
@@ -225,7 +226,7 @@ def num_holders(plan, name, like, assignment):
     """How many workers have each element."""
     count = torch.zeros(like.shape)
     for worker in range(assignment.num_workers):
-        cut = cut_of(plan, cuts(plan, assignment.units(worker)), name, like.shape)
+        cut = Cuts(plan, assignment.units(worker)).of(name, like.shape)
         if cut is not None:
             put_(count, take(count, cut) + 1, cut)
     return count

@@ -155,23 +155,19 @@ def die(runtime, folder, how):
 
 
 @pytest.mark.parametrize(
-    ("how", "words"),
+    ("how", "names"),
     [
-        ("kill", "rank 1, round 2, local steps: killed by SIGKILL"),
-        ("raise", "rank 1, round 2, local steps: rank 1 cannot read its data; mend it"),
-        ("bug", "rank 1, round 2, local steps: Traceback"),
-        ("long", "rank 1, round 2, local steps: xxx"),
-        ("leave", "rank 1, round 2, local steps: ended before its work was done (exit code 0)"),
-        (
-            "stop",
-            "rank 1 is gone or does not answer; see what it has printed, then go on from the last checkpoint",
-        ),
+        ("kill", r"rank 1\b.*round 2\b.*local steps\b.*\bSIGKILL\b"),
+        ("raise", r"rank 1\b.*round 2\b.*local steps\b.*rank 1 cannot read its data; mend it"),  # as it was raised
+        ("bug", r"rank 1\b.*round 2\b.*local steps\b.*\bTraceback\b"),
+        ("long", r"rank 1\b.*round 2\b.*local steps\b.*xxx"),
+        ("leave", r"rank 1\b.*round 2\b.*local steps\b.*\b0\b"),
+        ("stop", r"rank 1\b.*--resume\b"),
     ],
 )
-def test_a_death_ends_all_and_names_rank_round_and_cause(tmp_path, how, words):
-    with pytest.raises(WorkerDied) as error:
+def test_a_death_ends_all_and_names_rank_round_and_cause(tmp_path, how, names):
+    with pytest.raises(WorkerDied, match=names) as error:
         launch(die, 3 if how in ("kill", "leave", "stop") else 2, tmp_path, how, timeout_s=4.0)
-    assert words in str(error.value)
     assert how == "bug" or "\n" not in str(error.value)
     assert not [p for p in multiprocessing.active_children() if p.name.startswith("skerry-")]
     with pytest.raises(ProcessLookupError):
@@ -221,7 +217,7 @@ def test_a_port_in_use_is_told_in_one_line():
         command = [sys.executable, "-m", "skerry", "train", "digits-mlp", "--workers", "2", "--out", "unused"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
-    assert "port is in use" in done.stderr
+    assert "--master-port" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -232,13 +228,13 @@ def two_too_few(runtime):
 
 def test_who_starts_processes_twice_or_never_is_told(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(ValueError, match="RANK is not set: torchrun must start this process"):
+    with pytest.raises(ValueError, match=r"\bRANK\b.*\btorchrun\b"):
         Processes.join()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    with pytest.raises(ValueError, match=r"torchrun has started.*Processes\.join"):
+    with pytest.raises(ValueError, match=r"\btorchrun\b.*\bProcesses\.join\b"):
         launch(print, 2)
 
 
 def test_workers_must_be_as_many_as_processes():
-    with pytest.raises(WorkerDied, match="3 workers in 1 processes"):
+    with pytest.raises(WorkerDied, match=r"(?=.*\b3\b).*\b1\b"):
         launch(two_too_few, 1)

@@ -11,9 +11,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from together import together
 
-from skerry.exchange.moves import Move, num_elements
+from skerry.exchange.moves import Move
 from skerry.exchange.routes import Transfer
 from skerry.runtimes.distributed.wire import Part, Wire, messages, num_bytes, parts, split, wire_dtype
+from skerry.subnet.index import Index, cut_shape
 
 DTYPES = [
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.bool, torch.complex64,
@@ -28,12 +29,12 @@ def products(draw):
     indices = []
     for size in shape:
         some = draw(st.one_of(st.none(), st.sets(st.integers(0, size - 1)) if size else st.just(set())))
-        indices.append(None if some is None else torch.tensor(sorted(some), dtype=torch.int64))
+        indices.append(None if some is None else Index(torch.tensor(sorted(some), dtype=torch.int64)))
     return torch.Size(shape), tuple(indices)
 
 
 def grid(indices, shape):
-    return np.ix_(*(np.arange(s) if i is None else i.numpy() for i, s in zip(indices, shape, strict=True)))
+    return np.ix_(*(np.arange(s) if i is None else i.ids.numpy() for i, s in zip(indices, shape, strict=True)))
 
 
 @given(products(), st.integers(1, 40))
@@ -46,7 +47,7 @@ def test_splitting_keeps_every_element_once_and_in_order(product, most):
     assert all(0 < len(part) <= most for part in found)
     assert [part[0] for part in found] == sorted(part[0] for part in found)
     # What tells the parts of a move apart: no two begin with the same indices.
-    begins = [tuple(-1 if i is None else int(i[0]) for i in part) for part in split(indices, shape, most)]
+    begins = [tuple(-1 if i is None else i.first for i in part) for part in split(indices, shape, most)]
     assert len(set(begins)) == len(begins)
 
 
@@ -55,12 +56,12 @@ def test_parts_fit_into_a_message(product, dtype, wire, chunk):
     shape, indices = product
     move = Move("t", indices, (0,), (1,), None)
     found = list(parts(Transfer(move, indices, 0, 1), torch.empty(shape, dtype=dtype, device="meta"), wire, chunk))
-    assert sum(math.prod(part.shape) for part in found) == num_elements(indices, shape)
+    assert sum(math.prod(part.shape) for part in found) == cut_shape(shape, indices).numel()
     for part in found:
         assert part.dtype == wire_dtype(dtype, wire)
         assert math.prod(part.shape) * part.dtype.itemsize <= part.num_bytes <= chunk
         assert part.num_bytes % part.dtype.itemsize == 0
-        assert list(part.shape) == [s if i is None else len(i) for s, i in zip(shape, part.indices, strict=True)]
+        assert list(part.shape) == [s if i is None else len(i) for s, i in zip(shape, part.cut, strict=True)]
 
 
 def test_only_float32_is_halved():
@@ -71,7 +72,7 @@ def test_only_float32_is_halved():
 
 def part_of(number, dtype):
     """A part of ``number`` elements that go by any name."""
-    indices = (torch.arange(number),) if number != 1 else ()
+    indices = (Index.run(0, number),) if number != 1 else ()
     return Part(Move(f"{number}", indices, (0,), (1,), None), indices, torch.Size([number] * len(indices)), dtype)
 
 

@@ -12,8 +12,9 @@ from zoo import cnn, mlp
 from skerry import Plan
 from skerry.partitions import Disjoint
 from skerry.subnet import extract, masked, write_back
-from skerry.subnet.cuts import put_, take
 from skerry.subnet.extract import narrow_model
+from skerry.subnet.index import Index
+from skerry.subnet.slicing import put_, take
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -84,10 +85,10 @@ def test_any_units_of_any_mlp(hidden, dtype, data):
 def test_take_and_put_against_plain_indexing(shape, data):
     tensor = torch.arange(torch.tensor(shape).prod()).view(shape).double()
     cut = tuple(
-        data.draw(st.none() | st.sets(st.integers(0, n - 1)).map(lambda s: torch.tensor(sorted(s), dtype=torch.int64)))
+        data.draw(st.none() | st.sets(st.integers(0, n - 1)).map(lambda s: Index(torch.tensor(sorted(s)).long())))
         for n in shape
     )
-    index = [range(n) if i is None else i.tolist() for n, i in zip(shape, cut, strict=True)]
+    index = [range(n) if i is None else i.ids.tolist() for n, i in zip(shape, cut, strict=True)]
     part = take(tensor, cut)
     expected = tensor.clone()
     for d, i in enumerate(index):

@@ -128,11 +128,11 @@ def go(session, *, steps=None, factor=1.0, turn=lambda worker: True):
 
 @pytest.mark.parametrize(
     ("steps", "figures"),
-    [(5, r"(?!.*\b3\b).*local_steps\b.*\b4\b"), (3, r".*\b3\b.*local_steps\b.*\b4\b")],
+    [(5, r"(?!.*\b3\b)"), (3, r"(?=.*\b3\b)")],
 )
 def test_another_number_of_steps_than_the_algorithms_is_refused(steps, figures):
     _, session = new_session(ist(3, local_steps=4))
-    with pytest.raises(ValueError, match=rf"worker 0\b.*round 0\b{figures}"):
+    with pytest.raises(ValueError, match=rf"(?=.*\bworker 0\b)(?=.*\bround 0\b){figures}(?=.*\b4\b).*\blocal_steps\b"):
         go(session, steps=steps)
 
 

@@ -21,7 +21,8 @@ from skerry.partitions import Everything
 from skerry.runtimes import Serial
 from skerry.runtimes.runtime import Handover
 from skerry.runtimes.serial import WholeModel
-from skerry.subnet.cuts import cuts, take
+from skerry.subnet.cuts import Cuts
+from skerry.subnet.slicing import take
 from skerry.trained import Given
 from skerry.training import Test, TheoryWarning, TrainingFailed, constant
 from skerry.weights import FromInitializer
@@ -294,18 +295,18 @@ def test_too_many_refusals_in_a_row_stop_the_run_with_a_remedy():
 
 
 def test_wrong_calls_are_refused():
-    with pytest.raises(ValueError, match=r"num_rounds=0\b"):
+    with pytest.raises(ValueError, match=r"num_rounds\b.*\b0\b"):
         run(ist(3), rounds=0)
-    with pytest.raises(ValueError, match=r"'h1'.*\b10\b.*\b11\b"):
+    with pytest.raises(ValueError, match=r"(?=.*\b10\b)(?=.*\b11\b).*'h1'"):
         run(ist(11), rounds=1)
-    with pytest.raises(ValueError, match=r"\b4\b.*'ist'.*\b3\b"):
+    with pytest.raises(ValueError, match=r"(?=.*\b4\b)(?=.*\b3\b).*'ist'"):
         run(ist(3), data=blobs(4))
-    with pytest.raises(ValueError, match=r"optimizer_state='keep'.*'reset'.*'travel'.*'stay'"):
+    with pytest.raises(ValueError, match=r"optimizer_state\b.*'keep'.*'reset'.*'travel'.*'stay'"):
         ist(3, optimizer_state="keep")
-    with pytest.raises(ValueError, match="local_steps=0"):
+    with pytest.raises(ValueError, match=r"local_steps\b.*\b0\b"):
         Algorithm(name="x", partition=Everything(1), local_steps=0)
-    with pytest.raises(ValueError, match=r"width=0\b"):
-        narrow(2, width=0.0)
+    with pytest.raises(ValueError, match=r"width\b.*\b0\b"):
+        narrow(3, width=0.0)
 
 
 def test_resting_elements_start_their_state_where_the_optimizer_would():
@@ -317,7 +318,7 @@ def test_resting_elements_start_their_state_where_the_optimizer_would():
 
 
 def test_state_that_cannot_be_cut_is_refused_and_shared_where_nothing_is_cut():
-    with pytest.raises(ValueError, match=r"'row_var' of layers\.0\.weight.*optimizer_state='reset'"):
+    with pytest.raises(ValueError, match=r"'row_var'.*layers\.0\.weight.*optimizer_state='reset'"):
         run(ist(3, local_steps=2, optimizer_state="travel"), rounds=2, optimizer="adafactor")
     run(local_sgd(3, local_steps=2, optimizer_state="travel"), rounds=2, optimizer="adafactor")
 
@@ -410,8 +411,8 @@ class Idle(WholeModel):
     def exchange(self, mine, then, **how):
         handovers = []
         for worker in range(3):
-            by_name = cuts(self.plan, self.assignment.units(worker))
-            tensors = {n: take(t, by_name.get(n, ())) for n, t in self.tensors.items()}
+            own = Cuts(self.plan, self.assignment.units(worker))
+            tensors = {n: take(t, own.of(n)) for n, t in self.tensors.items()}
             handovers.append(Handover(tensors, replace(mine[0].report, worker=worker)) if worker != 1 else mine[0])
         return super().exchange(handovers, then, **how)
 

@@ -19,8 +19,9 @@ from zoo import TiedAutoencoder, Transposed
 
 from skerry.model.tensors import named_tensors, skeleton
 from skerry.randomness import generator
-from skerry.subnet.cuts import take
-from skerry.weights import source as sources
+from skerry.subnet.index import Index
+from skerry.subnet.slicing import take
+from skerry.weights import slabs
 from skerry.weights.from_files import FromFiles
 from skerry.weights.initializer import Constant, FromInitializer, Normal, Uniform, default_init
 from skerry.weights.source import FromModel, materialize
@@ -59,9 +60,9 @@ def _cuts(draw, shape):
             return None
         if kind == "picked":
             held = draw(st.lists(st.booleans(), min_size=size, max_size=size))
-            return torch.tensor([k for k in range(size) if held[k]], dtype=torch.int64)
+            return Index(torch.tensor([k for k in range(size) if held[k]], dtype=torch.int64))
         ends = sorted(draw(st.lists(st.integers(0, size), min_size=2, max_size=4)))
-        return tuple(slice(a, b) for a, b in zip(ends[::2], ends[1::2], strict=False))
+        return Index(torch.tensor([k for a, b in zip(ends[::2], ends[1::2], strict=False) for k in range(a, b)]).long())
 
     return tuple(index(size) for size in shape) if draw(st.integers(0, 9)) else ()
 
@@ -76,7 +77,7 @@ def test_a_part_is_the_same_part_of_the_whole_to_the_bit(all_sources, slab_bytes
     name = data.draw(st.sampled_from(sorted(SHAPES)))
     cut = data.draw(_cuts(SHAPES[name]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "_SLAB_BYTES", slab_bytes)
+        patch.setattr(slabs, "_SLAB_BYTES", slab_bytes)
         for source in all_sources:
             part, whole = source.read(name, cut), source.read(name)
             expected = take(whole, cut)
@@ -114,13 +115,14 @@ def test_a_row_is_a_pure_function_of_seed_name_and_row():
 
 def test_neither_the_default_device_nor_dtype_nor_other_reads_matter():
     source = FromInitializer(_net(), 0)
-    expected = source.read("3.weight", (torch.tensor([1, 4]), None))
+    cut = (Index(torch.tensor([1, 4])), None)
+    expected = source.read("3.weight", cut)
     with torch.device("meta"):
-        assert torch.equal(source.read("3.weight", ((slice(1, 2), slice(4, 5)), None)), expected)
+        assert torch.equal(source.read("3.weight", cut), expected)
         assert source.read("3.bias").device.type == "cpu"
     torch.set_default_dtype(torch.float64)
     try:
-        assert torch.equal(source.read("3.weight", (torch.tensor([1, 4]), None)), expected)
+        assert torch.equal(source.read("3.weight", cut), expected)
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -227,7 +229,7 @@ def test_an_init_of_ones_own_goes_before_the_default():
 
     source = FromInitializer(skeleton(net), 0, init)
     assert torch.equal(source.read("0.scale"), torch.full((6,), 0.5))
-    assert torch.equal(source.read("0.mask", (None, torch.tensor([2]))), torch.ones(6, 6).triu()[:, 2:3])
+    assert torch.equal(source.read("0.mask", (None, Index(torch.tensor([2])))), torch.ones(6, 6).triu()[:, 2:3])
     assert torch.allclose(source.read("1.weight").mean(1), torch.tensor([0.0, 1.0]), atol=0.3)
     assert torch.equal(source.read("0.weight"), FromInitializer(net[:1], 0, init).read("0.weight"))
 
@@ -292,7 +294,7 @@ def test_dtypes_become_the_models(tmp_path):
     net.weight.data = torch.tensor([1.0, 1 / 3, 3.0, -0.0])
     save_file({**net.state_dict(), "extra": torch.ones(2)}, tmp_path / "f.safetensors")
     source = FromFiles(tmp_path / "f.safetensors", nn.BatchNorm1d(4).bfloat16())
-    assert torch.equal(source.read("weight", (torch.tensor([1, 2]),)), torch.tensor([1 / 3, 3.0]).bfloat16())
+    assert torch.equal(source.read("weight", (Index(torch.tensor([1, 2])),)), torch.tensor([1 / 3, 3.0]).bfloat16())
     assert source.read("num_batches_tracked").dtype == torch.int64
     assert source.unused == ("extra",)
 
@@ -329,7 +331,7 @@ def test_buffers_that_are_not_stored_keep_the_models_values(tmp_path):
     net[0].register_buffer("inner", torch.arange(3), persistent=False)
     save_model(net, tmp_path / "f.safetensors")
     source = FromFiles(tmp_path / "f.safetensors", net)
-    assert source.read("outer", (torch.tensor([1, 3]),)).tolist() == [1, 3]
+    assert source.read("outer", (Index(torch.tensor([1, 3])),)).tolist() == [1, 3]
     assert source.read("0.inner").tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match=r"'outer'.*\b1\b.*\bmeta\b"):
         FromFiles(tmp_path / "f.safetensors", skeleton(net))
@@ -399,6 +401,7 @@ def test_memory_stays_near_the_size_of_the_part(tmp_path):
     script = """
 import sys, torch
 from torch import nn
+from skerry.subnet import Index
 from skerry.weights import FromFiles, FromInitializer
 torch.set_num_threads(1)
 def resident(key):
@@ -406,9 +409,9 @@ def resident(key):
         return next(int(line.split()[1]) for line in file if line.startswith(key)) / 1024
 model = nn.Linear(2048, 8192, bias=False, device="meta")
 files, fresh = FromFiles(sys.argv[1], model), FromInitializer(model, 0)
-few_rows, few_columns = (torch.arange(5, 8192, 800), None), (None, torch.arange(3, 2048, 100))
+few_rows, few_columns = (Index(torch.arange(5, 8192, 800)), None), (None, Index(torch.arange(3, 2048, 100)))
 for source in (files, fresh):
-    source.read("weight", (torch.arange(3), torch.arange(3)))
+    source.read("weight", (Index.run(0, 3), Index.run(0, 3)))
     for cut in (few_rows, few_columns):
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # the peak starts anew

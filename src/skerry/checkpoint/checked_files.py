@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from skerry.checkpoint.layout import FORMAT, CheckpointError, checksum, file_name
-from skerry.plan.table import Plan, plan_digest
+from skerry.plan.table import Plan
 
 
 class CheckedFiles:
@@ -65,7 +65,7 @@ class CheckedFiles:
             )
         if own["run"] != self._run:
             raise CheckpointError(f"{path}: it is of a run with other settings; restore this run's file or start again")
-        if own["plan"] != plan_digest(self._plan):
+        if own["plan"] != self._plan.digest():
             raise CheckpointError(
                 f"{path}: it is of a run with another plan or number of nets; restore this run's file or start again"
             )

@@ -30,7 +30,7 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
-class Index:
+class SetIndex:
     """The latest complete set of a folder.
 
     Attributes:
@@ -54,7 +54,7 @@ class Index:
         atomic.write(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
 
 
-def read_index(folder: Path, run: str) -> Index:
+def read_index(folder: Path, run: str) -> SetIndex:
     """Return the index of ``folder``.
 
     Raises:
@@ -71,7 +71,7 @@ def read_index(folder: Path, run: str) -> Index:
         raise CheckpointError(f"{path}: expected format '{FORMAT}'; it is not Skerry's")
     if index.get("run") != run:
         raise CheckpointError(f"{path}: it is of a run with other settings; restore this run's file or start again")
-    return Index(index["round"], index["again"], index["checksums"])
+    return SetIndex(index["round"], index["again"], index["checksums"])
 
 
 def latest_set_name(folder: Path) -> str | None:

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from skerry.checkpoint import layout
 from skerry.checkpoint.checked_files import CheckedFiles
-from skerry.checkpoint.layout import CheckpointError, Index
+from skerry.checkpoint.layout import CheckpointError, SetIndex
 from skerry.checkpoint.state import TOTALS, State
-from skerry.exchange.homes import home_dim, home_range
+from skerry.exchange.gathering import stored_parts
 from skerry.partitions.assignment import Assignment
 from skerry.plan.table import Plan
 from skerry.runtimes.runtime import KEPT, RESTING, Runtime
-from skerry.subnet.cuts import Cut, cut_of, cuts, indices_of, put_
-from skerry.weights.from_files import read_part
+from skerry.subnet.index import Cut, Index
+from skerry.subnet.slicing import put_
+from skerry.weights.part_of_file import read_part
 
 
 def load_latest(
@@ -48,9 +49,9 @@ def load_latest(
     return saved
 
 
-def _latest_index(folder: Path, runtime: Runtime, run: str) -> Index | None:
+def _latest_index(folder: Path, runtime: Runtime, run: str) -> SetIndex | None:
     """Return the first process's index: other processes may be on machines where there is none."""
-    index = Index(-1, False, [])
+    index = SetIndex(-1, False, [])
     problem: CheckpointError | None = None
     if runtime.rank == 0 and (folder / layout.INDEX).exists():
         try:
@@ -64,7 +65,7 @@ def _latest_index(folder: Path, runtime: Runtime, run: str) -> Index | None:
         raise problem
     if failed:
         raise CheckpointError(f"{folder / layout.INDEX}: process 0 cannot read it")
-    return Index(round - 1, bool(again), layout.digests_from_tensor(digests)) if round else None
+    return SetIndex(round - 1, bool(again), layout.digests_from_tensor(digests)) if round else None
 
 
 class SavedTensors:
@@ -128,19 +129,12 @@ class SavedTensors:
 
     def read(self, name: str, cut: Cut = ()) -> Tensor:
         """Return the part of the full-size tensor ``name`` that ``cut`` names, from the files that have it."""
-        size, plan, num = self.sizes[name], self._plan, len(self._files)
+        size = self.sizes[name]
         wanted = _indices(cut, size.shape)
         result = torch.empty([len(index) for index in wanted], dtype=size.dtype)
-        dim = home_dim(plan, name, size.shape)
-        for worker in range(num):
-            if dim is not None and len(self._held) > 1:
-                run = torch.arange(*home_range(size.shape[dim], worker, num))
-                has = tuple(run if d == dim else torch.arange(s) for d, s in enumerate(size.shape))
-                self._copy(worker, f"{RESTING}{name}", wanted, has, result)
-        for worker in range(num):  # after the owner ranks' elements, which are old where a subnet has them
-            own = cut_of(plan, cuts(plan, Assignment(self._held).units(worker)), name, size.shape)
-            if own is not None:
-                self._copy(worker, name, wanted, _indices(own, size.shape), result)
+        for part in stored_parts(self._plan, name, size.shape, Assignment(self._held)):
+            stored_name = f"{RESTING}{name}" if part.owned else name
+            self._copy(part.worker, stored_name, wanted, _indices(part.cut, size.shape), result)
         return result
 
     def _copy(
@@ -149,8 +143,8 @@ class SavedTensors:
         """Copy into ``result`` the ``wanted`` indices among those that the file of ``worker`` has."""
         into = [torch.isin(w, h).nonzero().flatten() for w, h in zip(wanted, has, strict=True)]
         if all(len(index) for index in into):
-            out_of = tuple(torch.searchsorted(h, w[i]) for w, h, i in zip(wanted, has, into, strict=True))
-            put_(result, self._read_part(worker, name, out_of), tuple(into))
+            out_of = tuple(Index(torch.searchsorted(h, w[i])) for w, h, i in zip(wanted, has, into, strict=True))
+            put_(result, self._read_part(worker, name, out_of), tuple(Index(index) for index in into))
 
     def _read_part(self, worker: int, name: str, cut: Cut) -> Tensor:
         with self._files.open(worker) as file:
@@ -160,4 +154,5 @@ class SavedTensors:
 
 def _indices(cut: Cut, shape: torch.Size) -> tuple[Tensor, ...]:
     """Return for each dim the indices that ``cut`` names."""
-    return tuple(indices_of(index, size) for index, size in zip(cut or (None,) * len(shape), shape, strict=True))
+    pairs = zip(cut or (None,) * len(shape), shape, strict=True)
+    return tuple((Index.run(0, size) if index is None else index).ids for index, size in pairs)

@@ -15,7 +15,6 @@ from skerry.checkpoint import layout
 from skerry.checkpoint.state import State
 from skerry.files import atomic
 from skerry.files.tensor_file import save_tensors
-from skerry.plan.table import plan_digest
 from skerry.runtimes.runtime import Runtime, Store
 
 
@@ -40,7 +39,7 @@ def save_checkpoint(folder: Path, state: State, store: Store, runtime: Runtime, 
     digests[rank] = torch.tensor(list(bytes.fromhex(_save_file(here / layout.file_name(rank, num), state, store, run))))
     digests = runtime.total(digests)  # all files are there now
     if rank == 0:
-        layout.Index(state.round, again, layout.digests_from_tensor(digests)).write(folder, run)
+        layout.SetIndex(state.round, again, layout.digests_from_tensor(digests)).write(folder, run)
     runtime.total(torch.zeros(1))  # no process removes the old set before the new one is the latest
     for old in (folder / layout.SETS).iterdir():
         if old.name != here.name and re.fullmatch(r"round-\d{8}(-again)?", old.name):
@@ -56,7 +55,7 @@ def _save_file(path: Path, state: State, store: Store, run: str) -> str:
     metadata = {
         "format": layout.FORMAT,
         "run": run,
-        "plan": plan_digest(store.plan),
+        "plan": store.plan.digest(),
         "state": json.dumps(numbers),
         "sizes": json.dumps(sizes),
     }

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from skerry.discovery.running import quietly
 from skerry.model.inputs import Inputs, call
 from skerry.model.tensors import named_tensors
+from skerry.plan.dims import Axis
 from skerry.plan.rules import match
-from skerry.plan.table import Axis, Plan
+from skerry.plan.table import Plan
 
 
 class Blocks:

@@ -18,8 +18,9 @@ from skerry.discovery.trial import drop_what_fails
 from skerry.discovery.units import Touched, Units, alike, solve, wasted
 from skerry.model.inputs import Inputs
 from skerry.model.tensors import named_tensors
+from skerry.plan.dims import Axis, DealtDim
 from skerry.plan.rules import Role, match
-from skerry.plan.table import Axis, DealtDim, Note, Patch, Plan
+from skerry.plan.table import Note, Patch, Plan
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 

@@ -20,7 +20,8 @@ from skerry.discovery.numbers import Constants, numbers_of, written_by
 from skerry.discovery.running import module_names, quietly
 from skerry.discovery.trace import Step, Trace
 from skerry.model.inputs import Inputs, call
-from skerry.plan.table import Axis, Note, Plan
+from skerry.plan.dims import Axis
+from skerry.plan.table import Note, Plan
 from skerry.subnet.adapters import remedy
 from skerry.subnet.extract import extract
 

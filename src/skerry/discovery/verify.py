@@ -15,10 +15,10 @@ from skerry.model.tensors import fill_, named_tensors, skeleton
 from skerry.plan.table import Plan
 from skerry.randomness import generator
 from skerry.subnet.adapters import remedy
-from skerry.subnet.cuts import cuts as cuts_of
-from skerry.subnet.cuts import take
+from skerry.subnet.cuts import Cuts
 from skerry.subnet.extract import extract, plan_of_subnet
 from skerry.subnet.masked import masked
+from skerry.subnet.slicing import take
 
 _REMEDY = (
     "a module over it is in no rule, or takes statistics across it (layer norm, group norm), or it is added to another "
@@ -147,11 +147,11 @@ def _gradient_mismatch(
         )
         if isinstance(loss, Tensor):
             loss.backward()  # type: ignore[no-untyped-call]
-    by_name, wide = cuts_of(plan, units), dict(full.named_parameters())
+    cuts, wide = Cuts(plan, units), dict(full.named_parameters())
     largest = max((float(p.grad.abs().max()) for p in wide.values() if p.grad is not None and p.numel()), default=0.0)
     for name, parameter in narrow.named_parameters():
         reference = wide[name].grad
-        cut = by_name.get(name, ())
+        cut = cuts.of(name)
         if cut is None:
             continue
         if (parameter.grad is None) != (reference is None):

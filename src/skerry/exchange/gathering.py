@@ -1,41 +1,71 @@
-"""TODO."""
+"""Gathering: how a whole tensor is put together from what all workers store."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from skerry.exchange.homes import home_dim, home_range
-from skerry.exchange.moves import Move, num_elements
+from skerry.exchange.moves import Move
+from skerry.exchange.owners import owned_range, owner_dim
 from skerry.partitions.assignment import Assignment
 from skerry.plan.table import Plan
+from skerry.subnet.cuts import Cuts
+from skerry.subnet.index import Cut, Index, whole
+
+
+@dataclass(frozen=True, eq=False)
+class StoredPart:
+    """A part of a full tensor as one worker stores it.
+
+    Attributes:
+        worker: which.
+        cut: which elements.
+        owned: whether it stores them as their owner (else they are in its subnet).
+    """
+
+    worker: int
+    cut: Cut
+    owned: bool
+
+
+def stored_parts(plan: Plan, name: str, shape: torch.Size, now: Assignment) -> list[StoredPart]:
+    """Return parts that make up a tensor, in the order in which they must be written.
+
+    First what each owner stores, in which the places of elements that are in subnets have old values; then what is in
+    each subnet (several holders have the same values). A tensor that somebody holds whole comes from there.
+    """
+    found = []
+    for worker in range(now.num_workers):
+        cut = Cuts(plan, now.units(worker)).of(name, shape)
+        if cut is not None:
+            found.append(StoredPart(worker, cut, owned=False))
+    for part in found:
+        if whole(part.cut):
+            return [part]
+    dim, owned = owner_dim(plan, name, shape), []
+    if dim is not None:
+        for worker in range(now.num_workers):
+            run = Index.run(*owned_range(shape[dim], worker, now.num_workers))
+            cut = tuple(run if d == dim else None for d in range(len(shape)))
+            owned.append(StoredPart(worker, cut, owned=True))
+    return owned + found
 
 
 def gathering(
     plan: Plan, sizes: Mapping[str, Tensor], now: Assignment, targets: tuple[int, ...]
 ) -> tuple[list[Move], list[Move]]:
-    """Return the moves that bring tensors whole to ``targets``: at most 2 n a tensor, the second after the first.
+    """Return the moves that bring tensors whole to ``targets``: of owned parts, and then of those in subnets.
 
-    First each home sends its run, in which the places of what is in subnets have old values; then each worker what is
-    in its subnet, which is written over that (several holders have the same values). It is up to 1/n more than need be
-    sent. A tensor that somebody holds whole comes from there.
+    They are at most 2 n per tensor, and send up to 1/n more than the minimum.
     """
-    at_rest: list[Move] = []
-    in_subnets: list[Move] = []
+    first: list[Move] = []
+    second: list[Move] = []
     for name, size in sizes.items():
-        shape, block, home = size.shape, plan.block_of(name), home_dim(plan, name, size.shape)
-        row = plan.row(name, shape) or (None,) * len(shape)
-        found: list[Move] = []
-        for worker in range(now.num_workers):
-            held = torch.cat([now.held[worker], torch.ones(1, dtype=torch.bool)])  # id -1 looks at the last
-            if block is None or held[block]:
-                indices = tuple(None if dim is None else held[dim.units].nonzero().flatten() for dim in row)
-                found.append(Move(name, indices, (worker,), targets, None))
-        whole = [move for move in found if num_elements(move.indices, shape) == size.numel()]
-        if not whole and home is not None:
-            for worker in range(now.num_workers):
-                run = torch.arange(*home_range(shape[home], worker, now.num_workers))
-                indices = tuple(run if d == home else None for d in range(len(shape)))
-                at_rest.append(Move(name, indices, (), targets, worker))
-        in_subnets += whole[:1] or found
-    return at_rest, in_subnets
+        for part in stored_parts(plan, name, size.shape, now):
+            cut = part.cut or (None,) * size.dim()
+            if part.owned:
+                first.append(Move(name, cut, (), targets, part.worker))
+            else:
+                second.append(Move(name, cut, (part.worker,), targets, None))
+    return first, second

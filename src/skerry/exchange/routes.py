@@ -1,4 +1,4 @@
-"""TODO."""
+"""Routes: who sends what to whom, in transfers, and in bytes for all workers at once."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from skerry.exchange.homes import home_dim
-from skerry.exchange.moves import Indices, Move, _kinds, num_elements
+from skerry.exchange.moves import Move, kinds_of
+from skerry.exchange.owners import owner_dim
 from skerry.partitions.assignment import Assignment
-from skerry.plan.table import DealtDim, Plan
+from skerry.plan.dims import DealtDim, row_key
+from skerry.plan.table import Plan
+from skerry.subnet.index import Cut, Index, cut_shape
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -19,13 +21,13 @@ class Transfer:
 
     Attributes:
         move: what they have in common.
-        indices: which elements, a part of ``move.indices``.
+        cut: which elements, a part of ``move.cut``.
         source: the worker that sends.
         target: the worker that receives.
     """
 
     move: Move
-    indices: Indices
+    cut: Cut
     source: int
     target: int
 
@@ -40,7 +42,7 @@ class Stages:
     def bytes_from(self, worker: int, sizes: Mapping[str, Tensor]) -> int:
         """Return the bytes that ``worker`` sends."""
         sent = [t for t in (*self.first, *self.second) if t.source == worker]
-        return sum(num_elements(t.indices, sizes[t.move.name].shape) * sizes[t.move.name].element_size() for t in sent)
+        return sum(cut_shape(sizes[t.move.name].shape, t.cut).numel() * sizes[t.move.name].element_size() for t in sent)
 
 
 def transfers(some_moves: Sequence[Move], sizes: Mapping[str, Tensor], *, average: bool = True) -> Stages:
@@ -55,30 +57,29 @@ def transfers(some_moves: Sequence[Move], sizes: Mapping[str, Tensor], *, averag
     second: list[Transfer] = []
     for move in some_moves:
         if average and len(move.holders) > 1:
-            targets = move.next_holders or (move.home,)
-            for collector, indices in collected(move, sizes[move.name].shape):
-                first += [Transfer(move, indices, w, collector) for w in move.holders if w != collector]
-                second += [Transfer(move, indices, collector, t) for t in targets if t not in (None, collector)]
+            targets = move.next_holders or (move.owner,)
+            for collector, cut in collected(move, sizes[move.name].shape):
+                first += [Transfer(move, cut, w, collector) for w in move.holders if w != collector]
+                second += [Transfer(move, cut, collector, t) for t in targets if t not in (None, collector)]
         else:
-            at_home = () if move.home is None else (move.home,)
-            (source, *_), targets = move.holders or at_home, move.next_holders or at_home
+            by_owner = () if move.owner is None else (move.owner,)
+            (source, *_), targets = move.holders or by_owner, move.next_holders or by_owner
             new = set(targets) - set(move.holders) - {source}
-            first += [Transfer(move, move.indices, source, t) for t in sorted(new)]
+            first += [Transfer(move, move.cut, source, t) for t in sorted(new)]
     return Stages(tuple(first), tuple(second))
 
 
-def collected(move: Move, shape: torch.Size) -> list[tuple[int, Indices]]:
+def collected(move: Move, shape: torch.Size) -> list[tuple[int, Cut]]:
     """Return for each collector of a move the part that it collects."""
-    counts = [s if index is None else len(index) for s, index in zip(shape, move.indices, strict=True)]
-    if math.prod(counts) == 0:
+    counts = cut_shape(shape, move.cut)
+    if counts.numel() == 0:
         return []
     if not counts or max(counts) < len(move.holders):
-        return [(move.holders[len(move.name) % len(move.holders)], move.indices)]
+        return [(move.holders[len(move.name) % len(move.holders)], move.cut)]
     dim = counts.index(max(counts))
-    whole = move.indices[dim]
-    index = torch.arange(counts[dim]) if whole is None else whole
-    parts = zip(move.holders, index.tensor_split(len(move.holders)), strict=True)
-    return [(w, (*move.indices[:dim], part, *move.indices[dim + 1 :])) for w, part in parts]
+    index = move.cut[dim] or Index.run(0, counts[dim])
+    parts = zip(move.holders, index.split(len(move.holders)), strict=True)
+    return [(w, (*move.cut[:dim], part, *move.cut[dim + 1 :])) for w, part in parts]
 
 
 def traffic(plan: Plan, sizes: Mapping[str, Tensor], now: Assignment, then: Assignment) -> Tensor:
@@ -95,39 +96,38 @@ def traffic(plan: Plan, sizes: Mapping[str, Tensor], now: Assignment, then: Assi
     """
     alike: dict[tuple[object, ...], list[str]] = {}  # tensors with the same table row
     for name, size in sizes.items():
-        units = tuple(id(dim and dim.units) for dim in plan.row(name, size.shape))
-        alike.setdefault((units, plan.block_of(name)), []).append(name)
+        alike.setdefault((row_key(plan.row(name, size.shape)), plan.block_of(name)), []).append(name)
     total = torch.zeros(now.num_workers, now.num_workers, dtype=torch.float64)
     for names in alike.values():
         shape = sizes[names[0]].shape
-        row, block, home = plan.row(names[0], shape), plan.block_of(names[0]), home_dim(plan, names[0], shape)
+        row, block, along = plan.row(names[0], shape), plan.block_of(names[0]), owner_dim(plan, names[0], shape)
         cells = max(1, math.prod(len(dim.units) for dim in row if dim is not None))
-        total += sum(sizes[name].nbytes for name in names) / cells * _sends(row, block, home, now, then)
+        total += sum(sizes[name].nbytes for name in names) / cells * _sends(row, block, along, now, then)
     return total
 
 
 def _sends(
-    row: Sequence[DealtDim | None], block: int | None, home: int | None, now: Assignment, then: Assignment
+    row: Sequence[DealtDim | None], block: int | None, along: int | None, now: Assignment, then: Assignment
 ) -> Tensor:
     """Elements sent by and to each worker, of a tensor whose other dims have one index."""
     n = now.num_workers
     held, held_then = torch.ones(n, 1, dtype=torch.bool), torch.ones(n, 1, dtype=torch.bool)
     if block is not None:
         held, held_then = now.held[:, block, None], then.held[:, block, None]
-    number, at_home = torch.ones(1, dtype=torch.float64), torch.full((1,), -1)
+    number, owner = torch.ones(1, dtype=torch.float64), torch.full((1,), -1)
     for d, dim in enumerate(row):
         if dim is None:
             continue
-        kinds = _kinds(dim, now, then, homes=d == home)
+        kinds = kinds_of(dim, now, then, owners=d == along)
         held = (held[:, :, None] & torch.from_numpy(kinds.now.copy()).T[:, None, :]).flatten(1)
         held_then = (held_then[:, :, None] & torch.from_numpy(kinds.then.copy()).T[:, None, :]).flatten(1)
         counts = torch.tensor([len(index) for index in kinds.indices], dtype=torch.float64)
         number = (number[:, None] * counts).flatten()
-        at_home = torch.maximum(at_home[:, None], torch.from_numpy(kinds.home)[None, :]).flatten()
-    homes = torch.arange(n)[:, None] == at_home
+        owner = torch.maximum(owner[:, None], torch.from_numpy(kinds.owner)[None, :]).flatten()
+    owners = torch.arange(n)[:, None] == owner
     holders = held.sum(0)
-    targets = torch.where(held_then.any(0), held_then, homes).double()
-    one = torch.where(holders == 1, held, homes & (holders == 0)).double()  # the single source, where there is one
+    targets = torch.where(held_then.any(0), held_then, owners).double()
+    one = torch.where(holders == 1, held, owners & (holders == 0)).double()  # the single source, where there is one
     several = torch.where(holders > 1, held, False).double()  # collectors, each of an equal part
     sends = (one * number) @ (targets * ~held).T
     sends += (several * number / holders.clamp(min=1)) @ (several + targets).T

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from skerry.partitions.assignment import Assignment
-from skerry.plan.table import DealtDim, Plan
-from skerry.subnet.cuts import Cut, cut_of, cuts, put_, take
+from skerry.plan.dims import DealtDim, once_per_units
+from skerry.plan.table import Plan
+from skerry.subnet.cuts import Cuts
+from skerry.subnet.index import Cut, whole
+from skerry.subnet.slicing import put_, take
 
 Piece = Mapping[str, Tensor]
 """A worker's narrow tensors by name: parameters, buffers and, where it travels, optimizer state."""
@@ -42,18 +45,16 @@ def aggregate_(full: Mapping[str, Tensor], plan: Plan, assignment: Assignment, p
         assignment: who held which units.
         pieces: one a worker, in order; None for a refused one.
     """
-    present = [(piece, cuts(plan, assignment.units(w))) for w, piece in enumerate(pieces) if piece is not None]
-    held = assignment.held[[w for w, piece in enumerate(pieces) if piece is not None]]
-    known: dict[int, bool] = {}  # many dims share one tensor of unit ids
+    present = [(piece, Cuts(plan, assignment.units(w))) for w, piece in enumerate(pieces) if piece is not None]
 
+    @once_per_units
     def has_one_holder(dim: DealtDim) -> bool:
-        if id(dim.units) not in known:
-            known[id(dim.units)] = bool((dim.units >= 0).all()) and bool((held[:, dim.units].sum(0) <= 1).all())
-        return known[id(dim.units)]
+        masks = [cuts.mask(dim) for _, cuts in present]
+        return bool((torch.stack(masks).sum(0) <= 1).all()) if masks else True
 
     for name, tensor in full.items():
         row = plan.row(name, tensor.shape)
-        found = [(piece, cut_of(plan, by_name, name, tensor.shape)) for piece, by_name in present]
+        found = [(piece, cuts.of(name, tensor.shape)) for piece, cuts in present]
         parts = [(piece[name], cut) for piece, cut in found if cut is not None]
         one_holder = any(dim is not None and has_one_holder(dim) for dim in row)
         if one_holder or len(parts) == 1 or is_exact(tensor):
@@ -66,11 +67,11 @@ def aggregate_(full: Mapping[str, Tensor], plan: Plan, assignment: Assignment, p
 def _put_mean_(tensor: Tensor, parts: Sequence[tuple[Tensor, Cut]]) -> None:
     # Twice the digits, so that the mean of equal float32 values is that value; -0.0 + x == x to the bit for every x.
     wide = torch.complex128 if tensor.is_complex() else torch.float64
-    if all(index is None for _, cut in parts for index in cut):  # everybody held all of it
-        whole = parts[0][0].to(wide)
+    if all(whole(cut) for _, cut in parts):  # everybody held all of it
+        total = parts[0][0].to(wide)
         for part, _ in parts[1:]:
-            whole = whole + part
-        tensor.copy_(whole / len(parts))
+            total = total + part
+        tensor.copy_(total / len(parts))
         return
     total = torch.full(tensor.shape, -0.0, dtype=wide, device=tensor.device)
     count = torch.zeros(tensor.shape, dtype=torch.float64, device=tensor.device)

@@ -65,7 +65,7 @@ def scale_(name: str, tensor: Tensor, plan: Plan, share: Tensor) -> None:
     """Multiply the full-size tensor ``name`` by the shares of the units that it reads."""
     for dim, dealt in enumerate(plan.dims.get(name, ())):
         if dealt is not None and dealt.role == "in":
-            scale = torch.where(dealt.units >= 0, share[dealt.units.clamp(min=0)], 1.0)
+            scale = dealt.look_up(share, 1.0)
             tensor.mul_(scale.to(tensor).view([-1 if d == dim else 1 for d in range(tensor.dim())]))
     if name in plan.scaled:
         tensor.mul_(share[plan.scaled[name]].to(tensor))

@@ -1,4 +1,4 @@
-"""TODO."""
+"""A module's parameters and buffers: by name, replaced, or left out (a skeleton on meta)."""
 
 import copy
 from collections.abc import Mapping
@@ -20,20 +20,33 @@ def saved_names(model: nn.Module, name: str) -> list[str]:
     return [other for other, tensor in tensors.items() if tensor is own]
 
 
-def _canonical_names(model: nn.Module) -> dict[str, str]:
-    """Map each dotted name of a tensor to the first name of the same tensor."""
-    first: dict[int, str] = {}
-    names: dict[str, str] = {}
+def tensors_by_names(model: nn.Module) -> list[tuple[list[str], Tensor]]:
+    """Return each parameter and buffer once, with all its names; a tied tensor has several."""
+    known: dict[int, tuple[list[str], Tensor]] = {}
     for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
-        names[name] = first.setdefault(id(tensor), name)
-    return names
+        known.setdefault(id(tensor), ([], tensor))[0].append(name)
+    return list(known.values())
+
+
+def canonical_names(model: nn.Module) -> dict[str, str]:
+    """Map each name of a tensor to the first name of the same tensor."""
+    return {name: names[0] for names, _ in tensors_by_names(model) for name in names}
 
 
 def fill_(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Put ``tensors`` in the place of the parameters and buffers of ``module``, by name; ties stay tied."""
+    """Put ``tensors`` in the place of the parameters and buffers of ``module``, by name; ties stay tied.
+
+    A parameter stays the same object where its new values can take the place of its old ones, so that an optimizer of
+    it goes on; one on meta cannot.
+    """
     new: dict[int, Tensor] = {}
     for name, parameter in module.named_parameters():
-        new[id(parameter)] = parameter_like(tensors[name], parameter)
+        value = tensors[name]
+        if (parameter.device, parameter.dtype, parameter.shape) == (value.device, value.dtype, value.shape):
+            parameter.data = value.detach()
+            new[id(parameter)] = parameter
+        else:
+            new[id(parameter)] = parameter_like(value, parameter)
     for name, buffer in module.named_buffers():
         new[id(buffer)] = tensors[name]
     for each in module.modules():

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from skerry.plan.table import Axis
+from skerry.plan.dims import Axis
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from skerry.partitions.assignment import Assignment, check_workers, none_held
-from skerry.plan.table import Axis
+from skerry.plan.dims import Axis
 
 
 @dataclass(frozen=True)

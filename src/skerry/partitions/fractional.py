@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from skerry.partitions.assignment import Assignment, none_held, per_unit
-from skerry.plan.table import Axis
+from skerry.plan.dims import Axis
 from skerry.randomness import generator
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from skerry.partitions.assignment import Assignment, Partition
 from skerry.partitions.everything import Everything
-from skerry.plan.table import Axis
+from skerry.plan.dims import Axis
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from skerry.files import atomic
-from skerry.plan.table import Axis, DealtDim, Note, Patch, Plan
+from skerry.plan.dims import Axis, DealtDim
+from skerry.plan.table import Note, Patch, Plan
 
 _FORMAT = "skerry plan 1"
 

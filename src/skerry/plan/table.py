@@ -17,37 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from skerry.model.optimizer_state import parameter_of
-from skerry.model.tensors import _canonical_names, named_tensors
-from skerry.plan import rules as rules_module
-from skerry.plan.rules import Role, Rules
+from skerry.model.tensors import named_tensors
+from skerry.plan.dims import Axis, DealtDim, once_per_units, renumbered
+from skerry.plan.from_rules import axes_and_dims
+from skerry.plan.rules import Rules
 
 Patch = Callable[[nn.Module, nn.Module], None]
 """``patch(narrow, full)`` changes what a narrow module keeps beside its tensors (``num_heads``, its ``forward``), so
 that it fits them; ``full`` is the same module of the full model."""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A set of interchangeable units, with the global ids ``start .. start + num_units - 1``."""
-
-    name: str
-    num_units: int
-    kind: str = "neurons"
-    start: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class DealtDim:
-    """One tensor dim that is dealt out.
-
-    Attributes:
-        units: int32 of the dim's size: the global unit id of each index, -1 where an index is not dealt out.
-        role: ``"out"`` where the dim makes the units, ``"in"`` where it sums over them. The scale that makes up for
-            the units a subnet did not have is folded into the ``"in"`` dims (see ``calibrate.py``).
-    """
-
-    units: Tensor
-    role: Role
 
 
 @dataclass(frozen=True)
@@ -72,7 +49,7 @@ class Plan:
         patches: pattern of module names -> function that makes a narrow module fit its tensors.
         notes: what is not dealt out, and why.
         rests: whether units may be without a holder for a round, so that all that is theirs needs a home
-            (``exchange.home_dim``); training sets it by the partition.
+            (``owner_dim``); training sets it by the partition.
 
     Example:
         >>> from skerry.plan import In, Out
@@ -141,7 +118,7 @@ class Plan:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
     def _keep(self, axes: Sequence[Axis]) -> "Plan":
-        new_id = torch.full((self.num_units + 1,), -1, dtype=torch.int32)  # the last is where id -1 looks
+        new_id = torch.full((self.num_units,), -1, dtype=torch.int32)
         kept, start = [], 0
         for axis in axes:
             kept.append(replace(axis, start=start))
@@ -155,7 +132,7 @@ class Plan:
         return replace(
             self,
             axes=tuple(kept),
-            dims=_renumbered(self.dims, new_id),
+            dims=renumbered(self.dims, new_id),
             blocks=blocks,
             scaled=scaled,
             notes=self.notes + gone,
@@ -176,9 +153,8 @@ class Plan:
         for axis in other.axes:
             if axis.name in names:
                 raise ValueError(f"axis '{axis.name}' is in both plans; take it out of one with plan.without")
-        shift = torch.arange(self.num_units, self.num_units + other.num_units + 1, dtype=torch.int32)
-        shift[-1] = -1
-        theirs = _renumbered(other.dims, shift)
+        shift = torch.arange(self.num_units, self.num_units + other.num_units, dtype=torch.int32)
+        theirs = renumbered(other.dims, shift)
         dims = dict(self.dims)
         for name, row in theirs.items():
             pairs = zip(dims.get(name, (None,) * len(row)), row, strict=True)
@@ -204,37 +180,9 @@ class Plan:
             ValueError: a rule matches nothing or cannot hold, sizes disagree, an axis is made but never read or read
                 but never made, or a tied tensor is ruled on under only one of its names.
         """
-        tensors = named_tensors(model)
-        canonical = _canonical_names(model)
-        wanted = list(rules_module.entries(model, rules))
-        for entry in wanted:
-            if entry.tensor not in canonical:
-                raise ValueError(f"{entry.tensor}: not a parameter of its own (parametrized?); leave the axis whole")
-        axes = _axes(wanted, {entry.tensor: tensors[canonical[entry.tensor]] for entry in wanted})
-        by_name = {axis.name: axis for axis in axes}
-
-        ids: dict[
-            tuple[str, int, int], Tensor
-        ] = {}  # one tensor for all dims that run alike; others key on its identity
-        # tensor -> dim -> (how it is dealt, its axis, its name in the rule)
-        table: dict[str, dict[int, tuple[DealtDim, str, str]]] = {}
-        for entry in wanted:
-            name, axis = canonical[entry.tensor], by_name[entry.axis]
-            size = tensors[name].shape[entry.dim]
-            units = ids.setdefault((axis.name, size, entry.parts), _unit_ids(entry, axis, size))
-            dealt = DealtDim(units, entry.role)
-            before = table.setdefault(name, {}).setdefault(entry.dim, (dealt, entry.axis, entry.tensor))
-            if (before[1], before[0].role) != (entry.axis, entry.role):
-                raise ValueError(
-                    f"{entry.tensor} dim {entry.dim}: {entry.role} of axis '{entry.axis}', but {before[0].role} of "
-                    f"axis '{before[1]}' by the rule for {before[2]}; a dim belongs to one axis in one role"
-                )
-        _check_ties(canonical, table, {entry.tensor for entry in wanted})
-        dims = {
-            name: tuple(by_dim[d][0] if d in by_dim else None for d in range(tensors[name].dim()))
-            for name, by_dim in table.items()
-        }
-        return cls(axes, dims, {name: tensor.shape for name, tensor in tensors.items()}, patches=dict(patches or {}))
+        axes, dims = axes_and_dims(model, rules)
+        shapes = {name: tensor.shape for name, tensor in named_tensors(model).items()}
+        return cls(axes, dims, shapes, patches=dict(patches or {}))
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError, naming the tensor, unless ``model`` has just the tensors this plan was made for."""
@@ -246,6 +194,19 @@ class Plan:
                     f"{name}: the model has {_shape_text(got)}, the plan {_shape_text(expected)}; "
                     "make the plan from this model"
                 )
+
+    def digest(self) -> str:
+        """Return what tells plans of different dealings apart: a hash of axes, table, blocks and shapes."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(repr([(axis.name, axis.num_units) for axis in self.axes]).encode())
+        digest.update(repr(sorted((name, tuple(shape)) for name, shape in self.shapes.items())).encode())
+        digest.update(repr([sorted(self.blocks.items()), sorted(self.scaled.items())]).encode())
+        digest.update(b"rests" if self.rests else b"")
+        for name in sorted(self.dims):
+            for d, dim in enumerate(self.dims[name]):
+                if dim is not None:
+                    digest.update(f"{name} {d} {dim.role}".encode() + dim.units.to(torch.int32).numpy().tobytes())
+        return digest.hexdigest()
 
     def __str__(self) -> str:
         """A table: each axis with what it governs, the share dealt out, and what is not dealt out and why."""
@@ -282,103 +243,17 @@ class Plan:
 
     def governed(self, axis: Axis) -> list[str]:
         """The tensors that a unit of ``axis`` has a part of."""
-        ids: dict[int, bool] = {}
-        names = []
-        for name, row in self.dims.items():
-            for dim in row:
-                if dim is not None and ids.setdefault(id(dim.units), _touches(dim, axis)) and name not in names:
-                    names.append(name)
+        own = torch.zeros(self.num_units, dtype=torch.bool)
+        own[axis.start : axis.start + axis.num_units] = True
+        touches = once_per_units(lambda dim: bool(dim.look_up(own, False).any()))
+        names = [name for name, row in self.dims.items() if any(dim is not None and touches(dim) for dim in row)]
         inside = range(axis.start, axis.start + axis.num_units)
         return names + [n for n in self.shapes if n not in names and self.block_of(n) in inside]
-
-
-def plan_digest(plan: Plan) -> str:
-    """Return what tells plans apart: axes, the table, blocks and shapes."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr([(axis.name, axis.num_units) for axis in plan.axes]).encode())
-    digest.update(repr(sorted((name, tuple(shape)) for name, shape in plan.shapes.items())).encode())
-    digest.update(repr([sorted(plan.blocks.items()), sorted(plan.scaled.items())]).encode())
-    digest.update(b"rests" if plan.rests else b"")
-    for name in sorted(plan.dims):
-        for d, dim in enumerate(plan.dims[name]):
-            if dim is not None:
-                digest.update(f"{name} {d} {dim.role}".encode() + dim.units.to(torch.int32).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def trained_in_blocks(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
     """Return the trained parameters, if some worker may have none of a block's; none if the plan has no blocks."""
     return {n: p for n, p in model.named_parameters() if p.requires_grad} if plan.blocks else {}
-
-
-def _axes(wanted: list[rules_module.Entry], tensors: Mapping[str, Tensor]) -> tuple[Axis, ...]:
-    made: dict[str, tuple[int, rules_module.Entry]] = {}
-    for entry in wanted:
-        if entry.role == "out":
-            size = entry.num_units or tensors[entry.tensor].shape[entry.dim]
-            expected, by = made.setdefault(entry.axis, (size, entry))
-            if size != expected:
-                raise ValueError(
-                    f"{entry.tensor} dim {entry.dim}: {size} units of axis '{entry.axis}', expected {expected} "
-                    f"(from {by.tensor}); one of the two rules names the wrong axis"
-                )
-    read = {entry.axis for entry in wanted if entry.role == "in"}
-    for name in read - set(made):
-        raise ValueError(f"axis '{name}' is read (In) but nothing makes it; add Out('{name}') for the module before")
-    for name in set(made) - read:
-        raise ValueError(
-            f"axis '{name}' is made (Out) but nothing reads it, so a subnet's outputs would lack units; "
-            f"add In('{name}') for the module after, or leave the axis whole"
-        )
-    axes, start = [], 0
-    for name, (size, entry) in made.items():
-        axes.append(Axis(name, size, entry.kind, start))
-        start += size
-    return tuple(axes)
-
-
-def _unit_ids(entry: rules_module.Entry, axis: Axis, size: int) -> Tensor:
-    per_unit, rest = divmod(size, axis.num_units * entry.parts)
-    if rest or (per_unit != 1 and entry.role == "out" and not entry.num_units):
-        raise ValueError(
-            f"{entry.tensor} dim {entry.dim}: {size} indices, expected a multiple of the {axis.num_units} units of "
-            f"axis '{axis.name}'; the rule names the wrong axis or the wrong module"
-        )
-    ids = torch.arange(axis.start, axis.start + axis.num_units, dtype=torch.int32).repeat_interleave(per_unit)
-    return ids.repeat(entry.parts)
-
-
-def _check_ties(canonical: Mapping[str, str], table: Mapping[str, Mapping[int, object]], ruled: set[str]) -> None:
-    for alias, name in canonical.items():
-        if name in table and alias not in ruled:
-            by = next(other for other in ruled if canonical[other] == name)
-            raise ValueError(
-                f"{alias}: tied to {by}, which a rule deals out; give a rule for {alias.rpartition('.')[0]} as well, "
-                "or leave the axis whole"
-            )
-
-
-def _touches(dim: DealtDim, axis: Axis) -> bool:
-    return bool(((dim.units >= axis.start) & (dim.units < axis.start + axis.num_units)).any())
-
-
-def _renumbered(
-    dims: Mapping[str, tuple[DealtDim | None, ...]], new_id: Tensor
-) -> dict[str, tuple[DealtDim | None, ...]]:
-    """The same dims with unit u called ``new_id[u]``; dims with nothing dealt out any more are dropped."""
-    known: dict[int, Tensor | None] = {}  # dims that run alike keep sharing one tensor
-
-    def renumber(dim: DealtDim | None) -> DealtDim | None:
-        if dim is None:
-            return None
-        if id(dim.units) not in known:
-            units = new_id[dim.units]
-            known[id(dim.units)] = units if bool((units >= 0).any()) else None
-        units_or_none = known[id(dim.units)]
-        return None if units_or_none is None else DealtDim(units_or_none, dim.role)
-
-    rows = {name: tuple(renumber(dim) for dim in row) for name, row in dims.items()}
-    return {name: row for name, row in rows.items() if any(dim is not None for dim in row)}
 
 
 def _both(name: str, d: int, a: DealtDim | None, b: DealtDim | None) -> DealtDim | None:

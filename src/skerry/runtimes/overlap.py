@@ -7,7 +7,7 @@ stay in theirs, are averaged before the next round begins.
 import torch
 from torch import Tensor, nn
 
-from skerry.exchange.homes import held_by_all
+from skerry.exchange.owners import held_by_all
 from skerry.partitions.assignment import Assignment
 from skerry.plan.table import Plan
 

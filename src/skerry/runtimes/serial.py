@@ -16,8 +16,9 @@ from skerry.partitions.everything import Everything
 from skerry.plan.table import trained_in_blocks
 from skerry.runtimes.overlap import BEGAN, correction, late_names
 from skerry.runtimes.runtime import Beginning, FullModel, Handover, Kept, Report, named_kept
-from skerry.subnet.cuts import cut_of, cuts, take
+from skerry.subnet.cuts import Cuts
 from skerry.subnet.extract import extract
+from skerry.subnet.slicing import take
 from skerry.weights.source import FromModel, materialize
 
 
@@ -91,6 +92,7 @@ class WholeModel:
         # Counts stay where optimizers want them.
         self.tensors = named_tensors(model) | {n: t.to(device) if t.dim() else t for n, t in of_optimizer.items()}
         self.bytes_sent = 0.0
+        self._subnets: dict[int, tuple[Tensor, nn.Module]] = {}  # as long as a worker keeps its units
         self._start = beginning.start
         workers = range(assignment.num_workers) if isinstance(source, Kept) else ()
         own = {w: source.kept_by(w) for w in workers if isinstance(source, Kept)}
@@ -114,16 +116,17 @@ class WholeModel:
     def subnet(self, worker: int) -> tuple[nn.Module, dict[str, Tensor]]:
         """Cut the worker's subnet and optimizer state out."""
         units = self.assignment.units(worker)
-        by_name = cuts(self.plan, units)
-        state = {n: t for n, t in self.tensors.items() if optimizer_state.SEPARATOR in n}
-        found = {n: cut_of(self.plan, by_name, n, t.shape) for n, t in state.items()}
-        mine = {n: take(state[n], cut) for n, cut in found.items() if cut is not None}
-        subnet = extract(self.model, self.plan, units)
-        if began := self._began.get(worker):
-            with torch.no_grad():
-                for name, tensor in named_tensors(subnet).items():
-                    if name in began:
-                        tensor.copy_(began[name])
+        cuts, began = Cuts(self.plan, units), self._began.get(worker, {})
+        state = {n: (t, cuts.of(n, t.shape)) for n, t in self.tensors.items() if optimizer_state.SEPARATOR in n}
+        mine = {n: take(tensor, cut) for n, (tensor, cut) in state.items() if cut is not None}
+        known, subnet = self._subnets.get(worker, (units.new_empty(0), None))
+        if subnet is None or not torch.equal(known, units):
+            subnet = extract(self.model, self.plan, units)
+            self._subnets[worker] = units, subnet
+        for name, tensor in named_tensors(subnet).items():
+            cut = cuts.of(name)
+            assert cut is not None
+            tensor.copy_(began[name] if name in began else take(self.tensors[name], cut))
         return subnet, mine
 
     def late(self, worker: int) -> Iterator[tuple[str, Tensor]]:

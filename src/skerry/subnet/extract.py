@@ -1,9 +1,4 @@
-"""Subnets: cut the narrow module a worker trains out of the full model, and write it back.
-
-A *cut* says, for each dim of a tensor, which indices a worker holds. ``take`` and ``put_`` apply it to one tensor, so
-that weights, batch-norm statistics and optimizer state are all sliced by the same table. ``masked`` is the slow,
-obvious meaning of a subnet: the full model in which nothing reads what the worker does not hold.
-"""
+"""Subnets: the narrow module that a worker trains, cut out of the full model, and written back."""
 
 import copy
 from collections import OrderedDict
@@ -15,10 +10,12 @@ from torch import Tensor, nn
 
 from skerry.model.tensors import named_tensors
 from skerry.plan import rules
-from skerry.plan.rules import Role
-from skerry.plan.table import DealtDim, Patch, Plan
-from skerry.subnet import adapters as patches
-from skerry.subnet.cuts import cut_shape, cuts, put_, take
+from skerry.plan.dims import DealtDim, once_per_units
+from skerry.plan.table import Patch, Plan
+from skerry.subnet import adapters
+from skerry.subnet.cuts import Cuts
+from skerry.subnet.index import cut_shape, whole
+from skerry.subnet.slicing import put_, take
 
 
 class Skipped(nn.Module):
@@ -58,20 +55,19 @@ def extract(model: nn.Module, plan: Plan, units: Tensor, *, copy_shared: bool = 
     ``model`` is not changed. Tied tensors stay tied, and no full-size tensor is copied on the way. The subnet's tensors
     are new, but with ``copy_shared=False`` parameters that it holds whole are ``model``'s own (to look, not to train).
     """
-    by_name = cuts(plan, units)
+    cuts = Cuts(plan, units)
     memo: dict[int, object] = {}
     for block, unit in plan.blocks.items():
-        if unit not in units:
+        if not cuts.held[unit]:
             memo[id(model.get_submodule(block))] = Skipped()
     for name, parameter in model.named_parameters():
-        cut = by_name.get(name, ())
-        if cut is None:
-            continue
-        whole = all(index is None for index in cut)
-        part = parameter.detach() if whole and not copy_shared else take(parameter.detach(), cut)
-        memo[id(parameter)] = nn.Parameter(part, requires_grad=parameter.requires_grad)
+        cut = cuts.of(name)
+        if cut is not None:
+            shared = whole(cut) and not copy_shared
+            part = parameter.detach() if shared else take(parameter.detach(), cut)
+            memo[id(parameter)] = nn.Parameter(part, requires_grad=parameter.requires_grad)
     for name, buffer in model.named_buffers():
-        cut = by_name.get(name, ())
+        cut = cuts.of(name)
         if cut is not None:
             memo[id(buffer)] = take(buffer, cut)
     try:
@@ -83,7 +79,7 @@ def extract(model: nn.Module, plan: Plan, units: Tensor, *, copy_shared: bool = 
     fulls = dict(model.named_modules())
     for name, module in subnet.named_modules():
         if name in fulls:
-            patches.fit(module, fulls[name])
+            adapters.fit(module, fulls[name])
             for pattern, patch in plan.patches.items():
                 if rules.match(pattern, name) is not None:
                     _apply(patch, pattern, name, module, fulls[name])
@@ -103,10 +99,9 @@ def _apply(patch: Patch, pattern: str, name: str, narrow: nn.Module, full: nn.Mo
 @torch.no_grad()
 def write_back(model: nn.Module, plan: Plan, units: Tensor, subnet: nn.Module) -> None:
     """Write the subnet of ``units`` back into ``model``; elements the subnet does not have keep their bits."""
-    by_name = cuts(plan, units)
-    parts = named_tensors(subnet)
+    cuts, parts = Cuts(plan, units), named_tensors(subnet)
     for name, tensor in named_tensors(model).items():
-        cut = by_name.get(name, ())
+        cut = cuts.of(name)
         if cut is not None:
             put_(tensor, parts[name], cut)
 
@@ -133,34 +128,24 @@ def narrow_model(model: nn.Module, plan: Plan, fraction: float, seed: int) -> nn
 
 def plan_of_subnet(plan: Plan, units: Tensor) -> Plan:
     """Return the plan of the subnet of ``units``, which deals these units out again."""
-    held = torch.zeros(plan.num_units + 1, dtype=torch.bool)
-    held[units] = True
-    new_id = torch.cat([held[:-1].cumsum(0) - 1, torch.tensor([-1])]).to(torch.int32)  # the last is where id -1 looks
-    new_id[:-1][~held[:-1]] = -1
+    cuts = Cuts(plan, units)
+    new_id = torch.where(cuts.held, cuts.held.cumsum(0) - 1, -1).to(torch.int32)
     axes, start = [], 0
     for axis in plan.axes:
-        count = int(held[axis.start : axis.start + axis.num_units].sum())
+        count = int(cuts.held[axis.start : axis.start + axis.num_units].sum())
         axes.append(replace(axis, num_units=count, start=start))
         start += count
-    by_name, known = cuts(plan, units), dict[tuple[int, Role], DealtDim]()
-
-    def renumbered(dim: DealtDim) -> DealtDim:
-        key = (id(dim.units), dim.role)
-        if key not in known:
-            kept = held[dim.units] | (dim.units < 0)
-            known[key] = DealtDim(new_id[dim.units[kept]], dim.role)
-        return known[key]
-
-    cut_by_name = {name: by_name.get(name, ()) for name in plan.shapes}
+    kept = once_per_units(lambda dim: dim.look_up(new_id, -1)[cuts.mask(dim)])
+    found = {name: cuts.of(name) for name in plan.shapes}
     return Plan(
         axes=tuple(axes),
         dims={
-            name: tuple(None if dim is None else renumbered(dim) for dim in row)
+            name: tuple(None if dim is None else DealtDim(kept(dim), dim.role) for dim in row)
             for name, row in plan.dims.items()
-            if cut_by_name[name] is not None
+            if found[name] is not None
         },
-        shapes={name: cut_shape(plan.shapes[name], cut) for name, cut in cut_by_name.items() if cut is not None},
-        blocks={name: int(new_id[unit]) for name, unit in plan.blocks.items() if held[unit]},
-        scaled={name: int(new_id[unit]) for name, unit in plan.scaled.items() if held[unit]},
+        shapes={name: cut_shape(plan.shapes[name], cut) for name, cut in found.items() if cut is not None},
+        blocks={name: int(new_id[unit]) for name, unit in plan.blocks.items() if cuts.held[unit]},
+        scaled={name: int(new_id[unit]) for name, unit in plan.scaled.items() if cuts.held[unit]},
         patches=plan.patches,
     )

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from skerry.model.inputs import map_tensors, tensors_of
 from skerry.model.tensors import named_tensors
-from skerry.plan.table import Axis, Plan
+from skerry.plan.dims import Axis
+from skerry.plan.table import Plan
 from skerry.subnet.extract import Skipped, extract
 
 
@@ -20,6 +21,7 @@ class SideBySide(nn.Module):
         nets: narrow modules of the class of the model that they were cut out of.
 
     Example:
+        >>> import torch
         >>> pair = SideBySide([nn.Linear(2, 1), nn.Linear(2, 1)])
         >>> x = torch.ones(3, 2)
         >>> torch.equal(pair(x), (pair.nets[0](x) + pair.nets[1](x)) / 2)

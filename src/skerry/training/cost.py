@@ -1,7 +1,6 @@
 """What a plan costs a worker, predicted: operations and memory. (Bytes of the exchange: ``skerry.exchange``.)"""
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from skerry.exchange.homes import home_dim, home_range
+from skerry.exchange.owners import owned_range, owner_dim
 from skerry.model.inputs import Inputs, call, to
 from skerry.model.tensors import fill_, named_tensors
 from skerry.partitions.assignment import Assignment
 from skerry.plan.table import Plan
-from skerry.subnet.cuts import cut_of, cut_shape, cuts
+from skerry.subnet.cuts import Cuts
 from skerry.training.worker import LossFn, OptimizerFn
 
 
@@ -188,14 +187,12 @@ def rank_memory(
         step: what a local step costs (``step_cost``).
         buffer_bytes: the most bytes that buffers of the exchange take.
     """
-    by_name = cuts(plan, assignment.units(worker))
-    narrow = resting = 0
+    shapes = Cuts(plan, assignment.units(worker)).shapes(sizes)
+    narrow, resting = sum(shape.numel() * sizes[name].element_size() for name, shape in shapes.items()), 0
     for name, size in sizes.items():
-        cut = cut_of(plan, by_name, name, size.shape)
-        narrow += math.prod(cut_shape(size.shape, cut)) * size.element_size() if cut is not None else 0
-        dim = home_dim(plan, name, size.shape)
+        dim = owner_dim(plan, name, size.shape)
         if dim is not None:
-            begin, end = home_range(size.shape[dim], worker, assignment.num_workers)
+            begin, end = owned_range(size.shape[dim], worker, assignment.num_workers)
             resting += size.nbytes // max(1, size.shape[dim]) * (end - begin)
     largest = max((size.nbytes for size in sizes.values()), default=0)
     return RankMemory(step, narrow, resting, buffer_bytes, narrow, largest)

@@ -1,26 +1,19 @@
-"""Where full-size tensors come from, a part at a time.
-
-Where no process ever holds the full model, the full model is on the ``meta`` device (``skeleton``) and each process
-makes or reads just the part of each tensor that it holds. A *source* gives that part: ``FromInitializer`` draws it
-from a seed, ``FromFiles`` reads it from safetensors, ``FromModel`` cuts it out of a model with real tensors. It is the
-same part to the bit in whichever process asks, and whatever else that process asks for.
-"""
+"""Tensors out of safetensors files, as Hugging Face lays them out: only the rows that are needed are read."""
 
 import difflib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from skerry.subnet.cuts import Cut, Index, take
-from skerry.weights.source import _by_slabs
+from skerry.model.tensors import tensors_by_names
+from skerry.subnet.index import Cut
+from skerry.subnet.slicing import take
+from skerry.weights.part_of_file import opened, read_part
 
 
 @dataclass(frozen=True)
@@ -53,11 +46,12 @@ class FromFiles:
 
     Example:
         >>> import tempfile
+        >>> from skerry.subnet import Index
         >>> from safetensors.torch import save_model
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_model(nn.Linear(4, 3), f"{folder}/model.safetensors")
         ...     source = FromFiles(folder, nn.Linear(4, 3, device="meta"))
-        ...     source.read("weight", ((slice(0, 2),), None)).shape
+        ...     source.read("weight", (Index.run(0, 2), None)).shape
         torch.Size([2, 4])
     """
 
@@ -69,7 +63,7 @@ class FromFiles:
         self._stored: dict[str, _Stored] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         missing = []
-        for names, tensor in _tensors_by_names(model):
+        for names, tensor in tensors_by_names(model):
             if fleeting.issuperset(names) and not tensor.is_meta:
                 self._kept[names[0]] = tensor.detach()
                 continue
@@ -91,35 +85,6 @@ class FromFiles:
         return read_part(stored.path, stored.name, stored.shape, self._dtypes[name], cut)
 
 
-def read_part(path: Path, name: str, shape: torch.Size, dtype: torch.dtype, cut: Cut = ()) -> Tensor:
-    """Return the part of a tensor of ``shape`` in a safetensors file that ``cut`` names, as ``dtype``.
-
-    Raises:
-        ValueError: the file cannot be read.
-    """
-    if not shape:
-        with _opened(path) as file:
-            return take(file.get_tensor(name)).to(dtype)
-
-    def read_rows(rows: Tensor, rest: Cut) -> Tensor:
-        # Opened for each slab: the file is mapped into memory, and pages that were touched stay until it is closed.
-        with _opened(path) as file:
-            begin, end = int(rows[0]), int(rows[-1]) + 1
-            picked: Index = (slice(0, end - begin),) if end - begin == len(rows) else rows - begin
-            return take(file.get_slice(name)[begin:end], (picked, *rest))
-
-    return _by_slabs(shape, dtype, cut, read_rows)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error}); write or fetch it anew") from error
-
-
 _INDEX = "model.safetensors.index.json"
 
 
@@ -127,7 +92,7 @@ def _stored(path: Path) -> dict[str, _Stored]:
     """Return what the files at ``path`` hold, by name, from their headers alone."""
     stored = {}
     for file_path in _files(path):
-        with _opened(file_path) as file:
+        with opened(file_path) as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 part = file.get_slice(name)
                 stored[name] = _Stored(file_path, name, torch.Size(part.get_shape()), part.get_dtype())
@@ -171,14 +136,6 @@ def _shards(index: Path) -> list[Path]:
         if not file.is_file():
             raise ValueError(f"{file}: there is no such file, but {index.name} names it; fetch it")
     return files
-
-
-def _tensors_by_names(model: nn.Module) -> list[tuple[list[str], Tensor]]:
-    """Return each parameter and buffer once, with all its names."""
-    known: dict[int, tuple[list[str], Tensor]] = {}
-    for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
-        known.setdefault(id(tensor), ([], tensor))[0].append(name)
-    return list(known.values())
 
 
 def _not_stored(model: nn.Module) -> set[str]:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Fresh tensors, drawn row by row from a seed: a process makes only the rows that it has a part of."""
 
 import math
 from collections.abc import Callable
@@ -13,8 +13,9 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from skerry.model.tensors import named_tensors
 from skerry.randomness import seed_of
-from skerry.subnet.cuts import Cut, take
-from skerry.weights.source import _by_slabs
+from skerry.subnet.index import Cut, whole
+from skerry.subnet.slicing import take
+from skerry.weights.slabs import by_slabs
 
 Fill = Callable[[Tensor, torch.Generator, int], object]
 """``fill(block, rng, row)`` writes row ``row`` (its index along dim 0) of a tensor into ``block``, in place.
@@ -129,6 +130,7 @@ class FromInitializer:
         ValueError: there is no rule for a tensor.
 
     Example:
+        >>> from skerry.subnet import Index
         >>> with torch.device("meta"):
         ...     model = nn.Sequential(nn.Embedding(50_000, 64), nn.Linear(64, 10))
         >>> def init(module, name, shape):
@@ -136,7 +138,7 @@ class FromInitializer:
         ...         return Normal(0.02)
         >>> source = FromInitializer(model, seed=0, init=init)
         >>> rows = torch.tensor([3, 49_999])
-        >>> part = source.read("0.weight", (rows, None))
+        >>> part = source.read("0.weight", (Index(rows), None))
         >>> part.shape, bool(part.abs().max() < 0.2)
         (torch.Size([2, 64]), True)
         >>> torch.equal(part, source.read("0.weight")[rows])
@@ -185,8 +187,8 @@ class FromInitializer:
 
         if len(shape) < 2:
             return take(made(torch.zeros(1, dtype=torch.int64, device="cpu"))[0].to(dtype), cut)
-        return _by_slabs(shape, dtype, cut, lambda rows, rest: _rest_of(made(rows), rest))
+        return by_slabs(shape, dtype, cut, lambda rows, rest: _rest_of(made(rows), rest))
 
 
 def _rest_of(slab: Tensor, rest: Cut) -> Tensor:
-    return slab if all(index is None for index in rest) else take(slab, (None, *rest))
+    return slab if whole(rest) else take(slab, (None, *rest))

@@ -1,14 +1,19 @@
-"""TODO."""
+"""Sources: where the values of full-size tensors come from, a part at a time.
 
-from collections.abc import Callable, Sequence
+Where no process holds the full model, the full model is on the ``meta`` device and each process makes or reads just the
+part of each tensor that it holds. A source gives the same part, to the bit, in whichever process asks for it.
+"""
+
+from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from skerry.model.tensors import fill_, named_tensors
 from skerry.plan.table import Plan
-from skerry.subnet.cuts import Cut, Index, cut_shape, cuts, take
+from skerry.subnet.cuts import Cuts
+from skerry.subnet.index import Cut
+from skerry.subnet.slicing import take
 
 
 class Source(Protocol):
@@ -46,45 +51,20 @@ class FromSubnets:
 
     def __init__(self, source: Source, plan: Plan, nets: Sequence[Tensor]) -> None:
         self._source = source
-        self._cuts = [cuts(plan, units) for units in nets]
+        self._cuts = [Cuts(plan, units) for units in nets]
 
     def read(self, name: str, cut: Cut = ()) -> Tensor:
         """Return the part of ``name``."""
         _, net, own = name.split(".", 2)  # nets.K.NAME
-        return take(self._source.read(own, self._cuts[int(net)].get(own, ()) or ()), cut)
-
-
-_SLAB_BYTES = 2**23
-"""Rows of a large tensor that are made or read at a time, in bytes."""
-
-
-def _by_slabs(shape: torch.Size, dtype: torch.dtype, cut: Cut, slab: Callable[[Tensor, Cut], Tensor]) -> Tensor:
-    """Put a part together from slabs; ``slab(rows, rest)`` is ``rows`` of dim 0, cut by ``rest`` in the other dims."""
-    out = torch.empty(cut_shape(shape, cut), dtype=dtype, device="cpu")
-    if out.numel() == 0:
-        return out
-    first, *rest = cut or (None,)
-    rows = _indices(first, shape[0])
-    step = max(1, _SLAB_BYTES // max(1, shape[1:].numel() * max(4, dtype.itemsize)))
-    begin = 0
-    while begin < len(rows):  # rows[begin:end] lie within ``step`` neighbouring rows of the full tensor
-        end = int(torch.searchsorted(rows, rows[begin] + step))
-        out[begin:end] = slab(rows[begin:end], tuple(rest))
-        begin = end
-    return out
-
-
-def _indices(index: Index | None, size: int) -> Tensor:
-    if isinstance(index, Tensor):
-        return index.cpu()
-    runs = (slice(0, size),) if index is None else index
-    return torch.cat([torch.arange(run.start, run.stop, device="cpu") for run in runs])
+        return take(self._source.read(own, self._cuts[int(net)].of(own) or ()), cut)
 
 
 def materialize(model: nn.Module, source: Source) -> nn.Module:
     """Give ``model`` (on meta) the tensors of ``source``, whole and on the CPU; tied ones stay tied. Returns ``model``.
 
     Example:
+        >>> import torch
+        >>> from skerry.weights import FromInitializer
         >>> with torch.device("meta"):
         ...     model = nn.Linear(4, 3)
         >>> materialize(model, FromInitializer(model, seed=0))(torch.ones(4)).shape

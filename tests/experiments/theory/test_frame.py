@@ -15,7 +15,7 @@ from skerry.experiments.theory.frame.simulate import Trace, outputs, run, traine
 from skerry.experiments.theory.frame.table import to_markdown
 from skerry.experiments.theory.frame.verdict import Finding, Verdict
 from skerry.partitions import Disjoint
-from skerry.plan.table import Axis
+from skerry.plan.dims import Axis
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_known_exponent_is_found():
 
 
 def test_one_repeat_has_no_interval():
-    with pytest.raises(ValueError, match=r"\b1\b.*\b2\b"):
+    with pytest.raises(ValueError, match=r"(?=.*\b1\b).*\b2\b"):
         mean(torch.ones(1))
 
 
@@ -98,7 +98,7 @@ def test_dealings_are_what_disjoint_draws_from():
     assert len(listed) == math.comb(4, 2)
     drawn = {tuple(Disjoint(2, seed).assign((Axis("c", 4),), 0).held.flatten().tolist()) for seed in range(200)}
     assert drawn == listed
-    with pytest.raises(ValueError, match=r"\b5\b.*\b2\b"):
+    with pytest.raises(ValueError, match=r"(?=.*\b5\b).*\b2\b"):
         list(dealings(2, 5))
 
 

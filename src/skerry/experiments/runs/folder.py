@@ -30,7 +30,7 @@ from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.experiments.config import Config
 from skerry.training.cost import rank_memory
 from skerry.training.diagnosis.measures import Diagnosis, MEASURES
-from skerry.plan.table import Axis
+from skerry.plan.dims import Axis
 from skerry.checkpoint.state import State
 from skerry.training.record import Record
 from skerry.training.train import Result

@@ -16,8 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from skerry.exchange.moves import Indices, Move, num_elements
+from skerry.exchange.moves import Move
 from skerry.exchange.routes import Transfer
+from skerry.subnet.index import Cut, Index, cut_shape
 
 WireFormat = Literal["exact", "bf16"]
 
@@ -28,10 +29,10 @@ _ALIGN = 16  # bytes; every part starts where any dtype may
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Part:
-    """A part of a transfer that fits into a message: ``indices`` of ``move.name``, sent as ``dtype``."""
+    """A part of a transfer that fits into a message: ``cut`` of ``move.name``, sent as ``dtype``."""
 
     move: Move
-    indices: Indices
+    cut: Cut
     shape: torch.Size
     dtype: torch.dtype
 
@@ -46,27 +47,25 @@ def wire_dtype(dtype: torch.dtype, wire: WireFormat) -> torch.dtype:
     return torch.bfloat16 if wire == "bf16" and dtype == torch.float32 else dtype
 
 
-def split(indices: Indices, shape: torch.Size, most: int) -> Iterable[Indices]:
-    """Cut ``indices`` of a tensor of ``shape`` into products of at most ``most`` elements (at least one)."""
-    total = num_elements(indices, shape)
+def split(cut: Cut, shape: torch.Size, most: int) -> Iterable[Cut]:
+    """Divide a cut of a tensor of ``shape`` into cuts of at most ``most`` elements (at least one)."""
+    counts = cut_shape(shape, cut)
+    total = counts.numel()
     if total <= most or total <= 1:
         if total:
-            yield indices
+            yield cut
         return
-    counts = [s if index is None else len(index) for s, index in zip(shape, indices, strict=True)]
     dim = next(d for d, count in enumerate(counts) if count > 1)  # rows first: their elements are neighbours
-    whole = indices[dim]
-    index = torch.arange(counts[dim]) if whole is None else whole
-    for part in index.tensor_split(min(counts[dim], -(-total // most))):
-        yield from split((*indices[:dim], part, *indices[dim + 1 :]), shape, most)
+    index = cut[dim] or Index.run(0, counts[dim])
+    for part in index.split(min(counts[dim], -(-total // most))):
+        yield from split((*cut[:dim], part, *cut[dim + 1 :]), shape, most)
 
 
 def parts(transfer: Transfer, size: Tensor, wire: WireFormat, chunk: int) -> Iterable[Part]:
-    """Cut ``transfer`` of a tensor like ``size`` into parts of at most ``chunk`` bytes, and that fit into a cache."""
+    """Divide ``transfer`` of a tensor like ``size`` into parts of at most ``chunk`` bytes that fit into a cache."""
     dtype = wire_dtype(size.dtype, wire)
-    for indices in split(transfer.indices, size.shape, max(1, min(chunk, IN_CACHE) // dtype.itemsize)):
-        shape = torch.Size(s if i is None else len(i) for s, i in zip(size.shape, indices, strict=True))
-        yield Part(transfer.move, indices, shape, dtype)
+    for cut in split(transfer.cut, size.shape, max(1, min(chunk, IN_CACHE) // dtype.itemsize)):
+        yield Part(transfer.move, cut, cut_shape(size.shape, cut), dtype)
 
 
 def messages(stream: Iterable[Part], chunk: int) -> list[list[Part]]:

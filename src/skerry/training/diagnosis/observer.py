@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from skerry.checkpoint.state import State
-from skerry.exchange.homes import held_by_all
+from skerry.exchange.owners import held_by_all
 from skerry.model.inputs import call, map_tensors, tensors_of, to
 from skerry.training.diagnosis import measures, theory_warnings
 from skerry.training.diagnosis.label_counts import LabelCounts

@@ -31,7 +31,8 @@ from skerry.experiments.theory.frame.shallow import limit_kernel, shallow
 from skerry.experiments.theory.frame.simulate import Problem, Trace, extremes, outputs, trained
 from skerry.experiments.theory.frame.verdict import Finding, estimated
 from skerry.model.tensors import named_tensors
-from skerry.subnet.cuts import cuts, put_, take
+from skerry.subnet.cuts import Cuts
+from skerry.subnet.slicing import put_, take
 
 
 def serve(
@@ -46,9 +47,9 @@ def serve(
         units = partition.assign(problem.plan.axes, t).units(0)
         subnet, _ = trained(replace(problem, model=versions[0]), units, step=step, local=local)
         model = copy.deepcopy(versions[-1])
-        parts, by_name = named_tensors(subnet), cuts(problem.plan, units)
+        parts, cuts = named_tensors(subnet), Cuts(problem.plan, units)
         for name, tensor in named_tensors(model).items():
-            cut = by_name.get(name, ())
+            cut = cuts.of(name)
             assert cut is not None  # there are no dealt blocks
             put_(tensor, (1 - alpha) * take(tensor, cut) + alpha * parts[name], cut)
         versions = [*versions, model][-(delay + 1) :]

@@ -34,7 +34,8 @@ from skerry.experiments.theory.frame.simulate import Problem, Trace, extremes, k
 from skerry.experiments.theory.frame.verdict import Curve, Finding, Panel, Verdict
 from skerry.model.tensors import named_tensors
 from skerry.partitions.disjoint import Disjoint
-from skerry.plan.table import Axis, Plan
+from skerry.plan.dims import Axis
+from skerry.plan.table import Plan
 from skerry.randomness import generator
 
 

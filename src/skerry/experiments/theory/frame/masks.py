@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from skerry.partitions.assignment import Assignment
-from skerry.plan.table import Axis
+from skerry.plan.dims import Axis
 from skerry.randomness import generator
 
 

@@ -22,9 +22,11 @@ from torch import Tensor
 from skerry.merge.aggregate import aggregate_
 from skerry.partitions.assignment import Assignment
 from skerry.partitions.disjoint import Disjoint
-from skerry.plan.table import Axis, DealtDim, Plan
+from skerry.plan.dims import Axis, DealtDim
+from skerry.plan.table import Plan
 from skerry.randomness import generator
-from skerry.subnet.cuts import cuts, take
+from skerry.subnet.cuts import Cuts
+from skerry.subnet.slicing import take
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +86,7 @@ def round_(x: Tensor, problem: Quadratics, assignment: Assignment, sketch: Sketc
     plan, n = plan_of(len(x)), assignment.num_workers
     pieces = []
     for worker in range(n):
-        cut = cuts(plan, assignment.units(worker))["x"]
+        cut = Cuts(plan, assignment.units(worker)).of("x")
         assert cut is not None
         part = take(x, cut)
         b_part, s_part = sketch(take(problem.curvature[worker], cut * 2), take(problem.linear[worker], cut), n)

@@ -21,7 +21,8 @@ from skerry.experiments.theory.frame.verdict import Finding, Verdict, estimated
 from skerry.merge.aggregate import Piece, aggregate_
 from skerry.partitions.assignment import Assignment
 from skerry.plan.table import Plan
-from skerry.subnet.cuts import cuts, put_, take
+from skerry.subnet.cuts import Cuts
+from skerry.subnet.slicing import put_, take
 
 COUNTED = 6
 """After so many rounds dead units are counted: some are left."""
@@ -33,9 +34,9 @@ def zero_unheld_(
 ) -> None:
     """Aggregate as the release does: what makes a unit that nobody held becomes zero."""
     aggregate_(full, plan, assignment, pieces)
-    by_name = cuts(plan, (~assignment.held.any(0)).nonzero().flatten())
+    unheld = Cuts(plan, (~assignment.held.any(0)).nonzero().flatten())
     for name, row in plan.dims.items():
-        cut = by_name[name]
+        cut = unheld.of(name)
         if cut is not None and any(dim is not None and dim.role == "out" for dim in row):
             put_(full[name], torch.zeros_like(take(full[name], cut)), cut)
 

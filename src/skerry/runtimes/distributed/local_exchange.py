@@ -6,12 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from skerry.exchange.homes import home_dim, home_range
-from skerry.exchange.moves import Indices, Move
+from skerry.exchange.moves import Move
 from skerry.exchange.routes import Stages, Transfer, transfers
 from skerry.merge.aggregate import is_exact
-from skerry.partitions.assignment import Assignment
-from skerry.plan.table import Plan
+from skerry.runtimes.distributed.storage import InSubnet, Owned, Storage, read, write_
 from skerry.runtimes.distributed.wire import (
     IN_CACHE,
     Part,
@@ -23,46 +21,22 @@ from skerry.runtimes.distributed.wire import (
     split,
     wire_dtype,
 )
-from skerry.subnet.cuts import put_, take
+from skerry.subnet.index import Cut
 
 Key = tuple[int, tuple[int, ...]]
 Messages = Mapping[int, Sequence[Sequence[Part]]]
 
 
 @dataclass(eq=False)
-class Place:
-    """The narrow tensors of one worker under one assignment, and where in them an element of the full model is."""
-
-    plan: Plan
-    assignment: Assignment
-    worker: int
-    tensors: Mapping[str, Tensor]
-    _positions: dict[int, Tensor] = field(default_factory=dict)
-
-    def local(self, name: str, shape: torch.Size, indices: Indices) -> Indices:
-        """Return where the full-size ``indices`` of a tensor of ``shape`` are in the narrow one."""
-        row = self.plan.row(name, shape) or (None,) * len(shape)
-        return tuple(
-            index if dim is None or index is None else self._where(dim.units)[index]
-            for dim, index in zip(row, indices, strict=True)
-        )
-
-    def _where(self, units: Tensor) -> Tensor:
-        if id(units) not in self._positions:
-            held = torch.cat([self.assignment.held[self.worker], torch.ones(1, dtype=torch.bool)])
-            self._positions[id(units)] = held[units].cumsum(0) - 1
-        return self._positions[id(units)]
-
-
-@dataclass(eq=False)
-class Dealing:
-    """Who has what before and after an exchange.
+class LocalExchange:
+    """What the process of one worker does in an exchange.
 
     Attributes:
-        moves: all that concern this process.
-        here: the narrow tensors of the round that ends.
-        there: those of the next round, to be written; the same tensors where a worker keeps just what it had.
-        resting: the runs of tensors that this process is home to.
+        worker: which.
+        moves: all that concern it.
+        before: the subnet of the round that ends.
+        after: that of the next round, to be written; the same tensors if the worker keeps what it had.
+        owned: what the worker stores as an owner.
         sizes: full-size tensors on the meta device.
         good: for each worker whether its values count.
         average: whether several holders have different values, of which the mean is meant.
@@ -70,10 +44,11 @@ class Dealing:
         rng: of stochastic rounding.
     """
 
+    worker: int
     moves: Sequence[Move]
-    here: Place
-    there: Place
-    resting: Mapping[str, Tensor]
+    before: InSubnet
+    after: InSubnet
+    owned: Owned
     sizes: Mapping[str, Tensor]
     good: Sequence[bool]
     average: bool
@@ -87,14 +62,9 @@ class Dealing:
         self._stages = transfers(self.moves, self.sizes, average=self.average)
 
     @property
-    def rank(self) -> int:
-        """The worker here."""
-        return self.here.worker
-
-    @property
     def bytes_due(self) -> int:
         """Bytes of the elements that this process has to send, unpacked."""
-        return self._stages.bytes_from(self.rank, self.sizes)
+        return self._stages.bytes_from(self.worker, self.sizes)
 
     def bytes_to_send(self, chunk: int) -> int:
         """Bytes of the messages that this process sends."""
@@ -104,7 +74,7 @@ class Dealing:
     def run(self, wire: Wire) -> None:
         """Do it, together with all other processes."""
         for move in self.moves:
-            if self._source(move) == self.rank and len(move.next_holders) > 1 and not self._is_collected(move):
+            if self._source(move) == self.worker and len(move.next_holders) > 1 and not self._is_collected(move):
                 self._round_(move)  # let all have the same bits
         # What stays is copied while the first messages are on their way.
         wire.run(*self.messages(self._stages.first, wire.chunk), self.read_first, self.write_first, self.keep_own)
@@ -113,30 +83,30 @@ class Dealing:
     def keep_own(self) -> None:
         """Copy what stays in this process, from subnet to subnet or from or to its rest."""
         for move in self.moves:
-            if self._is_collected(move) or (self._source(move) != self.rank and self.rank not in move.holders):
+            if self._is_collected(move) or (self._source(move) != self.worker and self.worker not in move.holders):
                 continue
-            if self.rank not in (move.next_holders or (move.home,)):
+            if self.worker not in (move.next_holders or (move.owner,)):
                 continue
-            if move.holders and move.next_holders and self.here.tensors[move.name] is self.there.tensors[move.name]:
+            if move.holders and move.next_holders and self.before.tensors[move.name] is self.after.tensors[move.name]:
                 continue
-            for indices in self._split(move):
-                self._write_new(move, indices, self._read_old(move, indices))
+            for cut in self._split(move):
+                self._write_new(move, cut, self._read_old(move, cut))
 
     def messages(self, some: Iterable[Transfer], chunk: int) -> tuple[Messages, Messages]:
         """Return what this process sends to each other one, and what it receives."""
         out: dict[int, list[Part]] = {}
         into: dict[int, list[Part]] = {}
         for transfer in some:
-            if self.rank in (transfer.source, transfer.target):
+            if self.worker in (transfer.source, transfer.target):
                 found = parts(transfer, self.sizes[transfer.move.name], self.wire, chunk)
-                ours = transfer.source == self.rank
+                ours = transfer.source == self.worker
                 (out if ours else into).setdefault(transfer.target if ours else transfer.source, []).extend(found)
         sends, receives = ({p: messages(stream, chunk) for p, stream in sorted(way.items())} for way in (out, into))
         return sends, receives
 
     def read_first(self, part: Part) -> Tensor:
         """Return what this process sends first."""
-        return self._for_wire(self._read_old(part.move, part.indices))
+        return self._for_wire(self._read_old(part.move, part.cut))
 
     def write_first(self, peer: int, part: Part, tensor: Tensor) -> None:
         """Take what ``peer`` sends first."""
@@ -144,31 +114,31 @@ class Dealing:
         if self._is_collected(part.move):
             self._collect(peer, part, tensor)
         else:
-            self._write_new(part.move, part.indices, tensor)
+            self._write_new(part.move, part.cut, tensor)
 
     def read_second(self, part: Part) -> Tensor:
         """Return a mean that this process passes on."""
-        if self.rank in part.move.next_holders:
-            return take(self.there.tensors[part.move.name], self._local(self.there, part.move.name, part.indices))
+        if self.worker in part.move.next_holders:
+            return read(self.after, part.move.name, self.sizes[part.move.name].shape, part.cut)
         return self._means[_key(part)]
 
     def write_second(self, peer: int, part: Part, tensor: Tensor) -> None:
         """Take a mean that ``peer`` has collected."""
-        self._write_new(part.move, part.indices, tensor.to(self.sizes[part.move.name].dtype))
+        self._write_new(part.move, part.cut, tensor.to(self.sizes[part.move.name].dtype))
 
     def _is_collected(self, move: Move) -> bool:
         return self.average and len(move.holders) > 1
 
     def _source(self, move: Move) -> int | None:
-        return move.holders[0] if move.holders else move.home
+        return move.holders[0] if move.holders else move.owner
 
     def _collect(self, peer: int, part: Part, tensor: Tensor) -> None:
         """Add what a holder sends; write the mean when all have."""
         key, holders = _key(part), part.move.holders
         exact = is_exact(tensor)
         if key not in self._sums:
-            own = self._read_old(part.move, part.indices)
-            self._sums[key] = _start(own, self.good[self.rank], self.rank, exact)
+            own = self._read_old(part.move, part.cut)
+            self._sums[key] = _start(own, self.good[self.worker], self.worker, exact)
         total, first, arrived = self._sums[key]
         if self.good[peer]:
             if not exact:
@@ -182,56 +152,40 @@ class Dealing:
         del self._sums[key]
         count = sum(self.good[w] for w in holders)
         if count == 0:
-            mean = self._read_old(part.move, part.indices)
+            mean = self._read_old(part.move, part.cut)
         else:
             mean = total if exact else (total / count).to(tensor.dtype)
         mean = self._for_wire(mean).to(mean.dtype)
-        if self.rank in part.move.next_holders or (not part.move.next_holders and part.move.home == self.rank):
-            self._write_new(part.move, part.indices, mean)
+        if self.worker in part.move.next_holders or (not part.move.next_holders and part.move.owner == self.worker):
+            self._write_new(part.move, part.cut, mean)
         else:
             self._means[key] = mean
 
-    def _read_old(self, move: Move, indices: Indices) -> Tensor:
-        if move.holders:
-            return take(self.here.tensors[move.name], self._local(self.here, move.name, indices))
-        return take(self.resting[move.name], self._at_rest(move.name, indices))
+    def _read_old(self, move: Move, cut: Cut) -> Tensor:
+        return read(self._old(move), move.name, self.sizes[move.name].shape, cut)
 
-    def _write_new(self, move: Move, indices: Indices, tensor: Tensor) -> None:
-        if move.next_holders:
-            place = self.there.tensors[move.name]
-            put_(place, tensor.to(place.device), self._local(self.there, move.name, indices))
-        else:
-            place = self.resting[move.name]
-            put_(place, tensor.to(place.device), self._at_rest(move.name, indices))
+    def _write_new(self, move: Move, cut: Cut, values: Tensor) -> None:
+        new: Storage = self.after if move.next_holders else self.owned
+        write_(new, move.name, self.sizes[move.name].shape, cut, values)
 
-    def _split(self, move: Move) -> Iterable[Indices]:
+    def _old(self, move: Move) -> Storage:
+        return self.before if move.holders else self.owned
+
+    def _split(self, move: Move) -> Iterable[Cut]:
         size = self.sizes[move.name]
-        return split(move.indices, size.shape, IN_CACHE // size.element_size())
+        return split(move.cut, size.shape, IN_CACHE // size.element_size())
 
     def _round_(self, move: Move) -> None:
         size = self.sizes[move.name]
         if wire_dtype(size.dtype, self.wire) == size.dtype:
             return
-        for indices in self._split(move):
-            rounded = self._for_wire(self._read_old(move, indices)).to(size.dtype)
-            if move.holders:
-                put_(self.here.tensors[move.name], rounded, self._local(self.here, move.name, indices))
-            else:
-                put_(self.resting[move.name], rounded, self._at_rest(move.name, indices))
+        for cut in self._split(move):
+            rounded = self._for_wire(self._read_old(move, cut)).to(size.dtype)
+            write_(self._old(move), move.name, size.shape, cut, rounded)
 
     def _for_wire(self, tensor: Tensor) -> Tensor:
         dtype = wire_dtype(tensor.dtype, self.wire)
         return tensor if dtype == tensor.dtype else round_at_random(tensor, self.rng)
-
-    def _local(self, place: Place, name: str, indices: Indices) -> Indices:
-        return place.local(name, self.sizes[name].shape, indices)
-
-    def _at_rest(self, name: str, indices: Indices) -> Indices:
-        shape = self.sizes[name].shape
-        home = home_dim(self.here.plan, name, shape)
-        assert home is not None
-        begin, _ = home_range(shape[home], self.rank, self.here.assignment.num_workers)
-        return tuple(i - begin if d == home and i is not None else i for d, i in enumerate(indices))
 
 
 def round_at_random(tensor: Tensor, rng: torch.Generator) -> Tensor:
@@ -260,4 +214,4 @@ def _start(own: Tensor, good: bool, rank: int, exact: bool) -> tuple[Tensor, int
 
 def _key(part: Part) -> Key:
     """What tells the parts of moves apart: each begins with other indices."""
-    return id(part.move), tuple(-1 if index is None else int(index[0]) for index in part.indices)
+    return id(part.move), tuple(-1 if index is None else index.first for index in part.cut)

@@ -1,0 +1,28 @@
+"""Owner ranks: which worker stores the elements that no subnet has."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from skerry.partitions.assignment import Assignment
+from skerry.plan.table import Plan
+from skerry.subnet.cuts import Cuts
+
+
+def owned_range(size: int, worker: int, num_workers: int) -> tuple[int, int]:
+    """Return the indices ``begin .. end - 1`` along a dim of ``size`` that ``worker`` owns, the w-th of n runs."""
+    return -(-worker * size // num_workers), -(-(worker + 1) * size // num_workers)
+
+
+def owner_dim(plan: Plan, name: str, shape: torch.Size) -> int | None:
+    """Return the dim along which owners of a tensor are assigned; None if every element is always in some subnet."""
+    dealt = [d for d, dim in enumerate(plan.row(name, shape)) if dim is not None]
+    between = len(dealt) + (plan.block_of(name) is not None) > 1
+    return dealt[0] if dealt and (between or plan.rests) else None
+
+
+def held_by_all(plan: Plan, sizes: Mapping[str, Tensor], now: Assignment, then: Assignment) -> list[str]:
+    """Return the names of those tensors that every worker holds whole in both rounds."""
+    always = Cuts(plan, (now.held & then.held).all(0).nonzero().flatten())
+    return [name for name, size in sizes.items() if always.has_whole(name, size.shape)]
