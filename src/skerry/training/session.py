@@ -228,6 +228,7 @@ class Session:
                 assignment=assignment,
                 start=start_of_state,
                 state=of_optimizer,
+                saved=resumed,
             )
         )
         self.loop = Loop(
@@ -334,7 +335,7 @@ class Session:
 def to_train(model: nn.Module, plan: Plan, algorithm: Algorithm, seed: int) -> tuple[nn.Module, Plan]:
     """Return the model that ``algorithm`` trains in the place of ``model``, and its plan."""
     net, plan = algorithm.trains.net(model, plan, seed)
-    return net, plan if algorithm.partition.covers else replace(plan, rests=True)
+    return net, plan if algorithm.partition.covers else replace(plan, may_be_unassigned=True)
 
 
 def _never_finite(store: Store, runtime: Runtime) -> frozenset[str]:
