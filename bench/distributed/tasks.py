@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from skerry.choose import choose
 from skerry.data.shards import Shards
 from skerry.data.splits import split
-from skerry.experiments.datasets.sources import load
+from skerry.experiments.datasets.loading import load
 from skerry.experiments.datasets.speech import speech_commands
 from skerry.experiments.models.mlp import MLP
 from skerry.randomness import seed_of
