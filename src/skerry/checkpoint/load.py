@@ -12,18 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from skerry.checkpoint import layout
 from skerry.checkpoint.checked_files import CheckedFiles
-from skerry.checkpoint.layout import (
-    HELD,
-    INDEX,
-    SETS,
-    TRAINED,
-    CheckpointError,
-    SetIndex,
-    digests_from_tensor,
-    digests_to_tensor,
-    read_index,
-)
+from skerry.checkpoint.layout import CheckpointError, SetIndex
 from skerry.checkpoint.state import TOTALS, State
 from skerry.exchange.gathering import stored_parts
 from skerry.partitions.assignment import Assignment
@@ -52,7 +43,7 @@ def load_latest(
     index = _latest_index(folder, runtime, run)
     if index is None:
         return None
-    files = CheckedFiles(folder / SETS / index.set_name, plan, run, index.checksums)
+    files = CheckedFiles(folder / layout.SETS / index.set_name, plan, run, index.checksums)
     saved = SavedTensors(files, plan, runtime.rank)
     saved.check_sizes(sizes)
     return saved
@@ -62,19 +53,19 @@ def _latest_index(folder: Path, runtime: Runtime, run: str) -> SetIndex | None:
     """Return the first process's index: other processes may be on machines where there is none."""
     index = SetIndex(-1, False, [])
     problem: CheckpointError | None = None
-    if runtime.rank == 0 and (folder / INDEX).exists():
+    if runtime.rank == 0 and (folder / layout.INDEX).exists():
         try:
-            index = read_index(folder, run)
+            index = layout.read_index(folder, run)
         except CheckpointError as error:
             problem = error
     numbers = torch.tensor([index.round + 1, index.again, len(index.checksums), problem is not None])
     round, again, num_files, failed = runtime.total(numbers * (runtime.rank == 0)).tolist()
-    digests = runtime.total(digests_to_tensor(index.checksums, num_files))
+    digests = runtime.total(layout.digests_to_tensor(index.checksums, num_files))
     if problem is not None:
         raise problem
     if failed:
-        raise CheckpointError(f"{folder / INDEX}: process 0 cannot read it")
-    return SetIndex(round - 1, bool(again), digests_from_tensor(digests)) if round else None
+        raise CheckpointError(f"{folder / layout.INDEX}: process 0 cannot read it")
+    return SetIndex(round - 1, bool(again), layout.digests_from_tensor(digests)) if round else None
 
 
 class SavedTensors:
@@ -91,7 +82,7 @@ class SavedTensors:
         self._mine = rank if rank < len(files) and files.path(rank).exists() else 0
         with files.open(self._mine) as file:
             metadata = file.metadata()
-            self._held, trained = file.get_tensor(HELD), file.get_tensor(TRAINED)
+            self._held, trained = file.get_tensor(layout.HELD), file.get_tensor(layout.TRAINED)
         numbers = json.loads(metadata["state"])
         totals = {key: float(numbers["totals"][key]) for key in TOTALS}
         self.state = State(int(numbers["round"]), trained, int(numbers["bad_rounds"]), totals)
@@ -142,8 +133,8 @@ class SavedTensors:
         wanted = _indices(cut, size.shape)
         result = torch.empty([len(index) for index in wanted], dtype=size.dtype)
         for part in stored_parts(self._plan, name, size.shape, Assignment(self._held)):
-            stored = f"{RESTING}{name}" if part.owned else name
-            self._copy(part.worker, stored, wanted, _indices(part.cut, size.shape), result)
+            stored_name = f"{RESTING}{name}" if part.owned else name
+            self._copy(part.worker, stored_name, wanted, _indices(part.cut, size.shape), result)
         return result
 
     def _copy(
@@ -153,7 +144,7 @@ class SavedTensors:
         into = [torch.isin(w, h).nonzero().flatten() for w, h in zip(wanted, has, strict=True)]
         if all(len(index) for index in into):
             out_of = tuple(Index(torch.searchsorted(h, w[i])) for w, h, i in zip(wanted, has, into, strict=True))
-            put_(result, self._read_part(worker, name, out_of), tuple(map(Index, into)))
+            put_(result, self._read_part(worker, name, out_of), tuple(Index(index) for index in into))
 
     def _read_part(self, worker: int, name: str, cut: Cut) -> Tensor:
         with self._files.open(worker) as file:

@@ -1,4 +1,4 @@
-"""What is wrong with the arguments of a training, told before it starts instead of deep inside of it."""
+"""Checks of a training's arguments, made before it starts so that mistakes are named here and not deep inside."""
 
 import warnings
 from typing import Any

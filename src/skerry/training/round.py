@@ -80,7 +80,7 @@ class Round:
         self._stop_clock()
         if self.refused and not self._recorded:
             who = ", ".join(map(str, self.refused))
-            warnings.warn(f"round {self.number}: refused the piece of worker {who} (not finite)", stacklevel=3)
+            warnings.warn(f"round {self.number}: refused worker {who}: weights or loss not finite", stacklevel=3)
 
     def _stop_clock(self) -> None:
         if self._began is not None:

@@ -172,7 +172,7 @@ class Observer:
         new = {kind: text for kind, text in possible.items() if text is not None and kind not in self._warned}
         self._warned |= set(new)
         for text in new.values() if self._setup.runtime.rank == 0 else ():
-            warnings.warn(text, TheoryWarning, stacklevel=4)  # whose loop it is
+            warnings.warn(text, TheoryWarning, stacklevel=4)  # the caller's loop
         return replace(found, warnings={**found.warnings, **new})
 
     def _read_coordinates(self) -> Tensor:

@@ -1,79 +1,30 @@
-"""bench/rivals.py: DiLoCo against algorithm 1 written out for a quadratic, and all methods for some steps on digits.
+"""bench/distributed/train_rival.py: DiLoCo against algorithm 1 on a quadratic; all methods for some steps on digits.
 
-Two processes run the three methods one after the other: most of a run this short is importing torch.
+Two processes run everything one after the other, since most of a run this short is importing torch.
 """
 
 import argparse
-import importlib.util
 import json
 import math
 import subprocess
 import sys
-import warnings
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-BENCH = Path(__file__).parents[2] / "bench"
+FOLDER = Path(__file__).parents[2] / "bench" / "distributed"
 TARGETS = [torch.tensor([1.0, -2.0, 3.0]), torch.tensor([0.5, 4.0, -1.0])]  # worker i minimizes |w - target|^2 / 2
+QUADRATICS = [  # rounds, inner steps, inner lr, outer lr, outer momentum
+    (4, 5, 0.1, 0.7, 0.9),
+    (4, 5, 0.1, 0.7, 0.0),
+    (6, 1, 0.1, 1.0, 0.0),  # averaged SGD
+]
 
 
 @pytest.fixture(scope="module")
-def rivals() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        # torch.distributed.optim compiles some of its own with what torch has deprecated.
-        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
-        patch.syspath_prepend(str(BENCH))  # as when it is run as a script: it imports its neighbour
-        spec = importlib.util.spec_from_file_location("rivals", BENCH / "rivals.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return module
-
-
-def _simulate(rivals, rounds: int, inner_steps: int, inner_lr: float, outer_lr: float, momentum: float) -> Tensor:
-    """Two workers in turn, each with its own replica and its own outer optimizer; what they end with."""
-    replicas = [nn.Linear(3, 1, bias=False) for _ in TARGETS]
-    for replica in replicas:
-        nn.init.zeros_(replica.weight)
-    outers = [rivals.Outer(replica.parameters(), lr=outer_lr, momentum=momentum) for replica in replicas]
-    for _ in range(rounds):
-        for replica, target in zip(replicas, TARGETS, strict=True):
-            inner = torch.optim.SGD(replica.parameters(), lr=inner_lr)
-            for _ in range(inner_steps):
-                inner.zero_grad()
-                (0.5 * (replica.weight[0] - target).square().sum()).backward()
-                inner.step()
-        delta = torch.stack([outer.move() for outer in outers]).mean(0)
-        for outer in outers:
-            outer.step(delta.clone())
-    assert torch.equal(replicas[0].weight, replicas[1].weight)
-    return replicas[0].weight[0].detach()
-
-
-@pytest.mark.parametrize("momentum", [0.9, 0.0])
-def test_outer_step_is_algorithm_1(rivals, momentum):
-    theta, velocity = torch.zeros(3), torch.zeros(3)
-    for _ in range(4):
-        ends = []
-        for target in TARGETS:
-            w = theta
-            for _ in range(5):
-                w = w - 0.1 * (w - target)
-            ends.append(w)
-        delta = sum(theta - w for w in ends) / 2
-        velocity = momentum * velocity + delta
-        theta = theta - 0.7 * (delta + momentum * velocity)  # Nesterov, Sutskever et al. 2013, as in torch
-    assert torch.allclose(_simulate(rivals, 4, 5, 0.1, 0.7, momentum), theta, atol=1e-6)
-
-
-def test_one_inner_step_and_a_plain_outer_step_is_averaged_sgd(rivals):
-    theta = torch.zeros(3)
-    for _ in range(6):
-        theta = theta - 0.1 * sum(theta - target for target in TARGETS) / 2
-    assert torch.allclose(_simulate(rivals, 6, 1, 0.1, 1.0, 0.0), theta, atol=1e-6)
+def rivals(load_script):
+    return load_script("distributed/train_rival.py")
 
 
 def _options(**changed: float | None) -> argparse.Namespace:
@@ -113,25 +64,43 @@ WEIGHTS = 64 * 32 + 32 * 32 + 32 * 10 + 10 + 4 * 32  # of the MLP 64-32-32-10: m
 STATISTICS = 4 * 32
 
 WORKER = """
-import json, sys
+import argparse, json, sys
 import torch, torch.distributed as dist
-bench, runs = sys.argv[1:]
-sys.path.insert(0, bench)
-import rivals
+folder, runs, targets, quadratics = sys.argv[1], *map(json.loads, sys.argv[2:])
+sys.path.insert(0, folder)
+import train_rival as rivals
 dist.init_process_group("gloo")
 model = torch.nn.Linear(1, 1)
 for weight, same in ((dist.get_rank(), False), (7, True)):
     for parameter in model.parameters():
         torch.nn.init.constant_(parameter, weight)
     assert rivals.replicas_agree(model) == same
-for arguments in json.loads(runs):
+
+def outcome(rounds, inner_steps, inner_lr, outer_lr, momentum):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 1, bias=False), torch.nn.BatchNorm1d(1))
+    torch.nn.init.zeros_(model[0].weight)
+    options = argparse.Namespace(lr=0.1, local_steps=inner_steps, outer_lr=outer_lr, outer_momentum=momentum)
+    sync = rivals.diloco(model, options).sync
+    inner = torch.optim.SGD(model[0].parameters(), lr=inner_lr)
+    for _ in range(rounds):
+        for _ in range(inner_steps):
+            inner.zero_grad()
+            (0.5 * (model[0].weight[0] - torch.tensor(targets[dist.get_rank()])).square().sum()).backward()
+            inner.step()
+        sync()
+    assert rivals.replicas_agree(model)
+    return model[0].weight[0].tolist()
+
+print("outcomes", json.dumps([outcome(*quadratic) for quadratic in quadratics]))
+for arguments in runs:
     rivals.run(rivals.parse(arguments))
 dist.destroy_process_group()
 """
 
 
 @pytest.fixture(scope="module")
-def curves(tmp_path_factory) -> dict[str, list[dict]]:
+def ran(tmp_path_factory) -> tuple[list[torch.Tensor], dict[str, list[dict]]]:
+    """What DiLoCo ended with on each quadratic, and the curves of the runs on digits by name."""
     folder = tmp_path_factory.mktemp("rivals")
     few = ["--steps", str(STEPS), "--eval-every", str(EVERY)]
     given = {method: ["--method", method, "--lr", str(lr), *few] for method, lr in RATES.items()}
@@ -141,12 +110,39 @@ def curves(tmp_path_factory) -> dict[str, list[dict]]:
     runs = [[*arguments, *same, "--out", str(folder / f"{name}.jsonl")] for name, arguments in given.items()]
     (folder / "worker.py").write_text(WORKER)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, str(folder / "worker.py"), str(BENCH), json.dumps(runs)]
+    arguments = [json.dumps(each) for each in (runs, [target.tolist() for target in TARGETS], QUADRATICS)]
+    command = [*torchrun, str(folder / "worker.py"), str(FOLDER), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     assert json.loads((folder / "ddp.config.json").read_text())["workers"] == 2
-    return {name: list(map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())) for name in given}
+    (outcomes, *_) = [
+        line.removeprefix("outcomes ") for line in done.stdout.splitlines() if line.startswith("outcomes")
+    ]
+    curves = {name: list(map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())) for name in given}
+    return [torch.tensor(outcome) for outcome in json.loads(outcomes)], curves
+
+
+@pytest.fixture(scope="module")
+def curves(ran) -> dict[str, list[dict]]:
+    return ran[1]
+
+
+@pytest.mark.parametrize("number", range(len(QUADRATICS)))
+def test_diloco_is_algorithm_1(ran, number):
+    rounds, inner_steps, inner_lr, outer_lr, momentum = QUADRATICS[number]
+    theta, velocity = torch.zeros(3), torch.zeros(3)
+    for _ in range(rounds):
+        ends = []
+        for target in TARGETS:
+            w = theta
+            for _ in range(inner_steps):
+                w = w - inner_lr * (w - target)
+            ends.append(w)
+        delta = sum(theta - w for w in ends) / 2
+        velocity = momentum * velocity + delta
+        theta = theta - outer_lr * (delta + momentum * velocity)  # Nesterov, Sutskever et al. 2013, as in torch
+    assert torch.allclose(ran[0][number], theta, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", RATES)

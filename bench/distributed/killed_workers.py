@@ -1,21 +1,22 @@
-"""Kill or stop workers at random moments: the others say who and end in time, and nothing is lost on resume (Linux).
+"""Kill or stop workers at random moments: the others report which one, end in time, and resuming loses nothing (Linux).
 
-    python bench/kills.py                       # 50 times, under torchrun and with processes of our own in turn
-    python bench/kills.py --times 4 --seed 7    # less, elsewhere
+    python bench/distributed/killed_workers.py                       # 50 times, with torchrun and with launch in turn
+    python bench/distributed/killed_workers.py --times 4 --seed 7    # fewer, at other moments
 
-One run is made undisturbed. Then runs with the same settings are started, and some time later one of their workers gets
-SIGKILL or SIGSTOP; the run is resumed, hit again and so on, until it is done. Checked each time:
+One run is made undisturbed. Then runs with the same settings are started. Some time later one of their workers gets
+SIGKILL or SIGSTOP; the run is resumed, hit again and so on, until it is finished. Checked each time:
 
-- all other workers end within the run's timeout, and so does who started them, not with exit code 0; nobody is left;
-- each survivor (with processes of our own: the parent) tells in one line the lost rank, the round and the stage;
-- no file is half, but for drafts and checkpoints that the next start doesn't read.
+- all other workers end within the run's timeout, and so does the process that started them, with an exit code other
+  than 0; no process is left;
+- each survivor (with launch: the parent) reports in one line the lost rank, the round and the stage;
+- no file is incomplete, except drafts and checkpoints that the next start does not read.
 
-In the end the run's model, metrics and list of files must be those of the undisturbed one, to the bit. "Lost": rounds
-that metrics.jsonl had and the resumed run did again: one at most, if the signal came between that line and the round's
-checkpoint.
+In the end the run's model, metrics and list of files must equal those of the undisturbed one, bit for bit. "Lost" is
+the number of rounds in metrics.jsonl that the resumed run repeated: at most one, if the signal came between that line
+and the round's checkpoint.
 
-A stopped worker under torchrun is killed by this script once the others have ended: torchrun would ask it to end, and
-wait 30 s for an answer. So torchrun's own end is not held to the timeout.
+Under torchrun this script kills a stopped worker once the others have ended: torchrun would ask it to end and wait 30 s
+for an answer. So torchrun's own end is not held to the timeout.
 """
 
 import argparse
@@ -38,33 +39,33 @@ from pathlib import Path
 
 ROUNDS, LOCAL_STEPS = 24, 20
 HOWS = ("torchrun", "launch")
-SPAN = 8  # a signal comes within so many rounds of a start
-STARTER_S = 15.0  # for torchrun's own goodbye after its last worker's
+SPAN = 8  # a signal comes within this many rounds of a start
+STARTER_S = 15.0  # extra time for torchrun to end after its last worker
 LINE = re.compile(r"skerry: error: rank (\d+), round (\d+), ([^:]+): (.+)")
 STAGES = ("local steps", "exchange", "evaluation", "checkpoint", "export")
 KEPT = ("round", "rate_factor", "train_loss", "loss", "accuracy", "bytes_due", "units_covered", "refused")
-MARK = "SKERRY_BENCH_KILLS"  # in the environment of all processes of a start: finds those that were left alone, too
+MARK = "SKERRY_BENCH_KILLS"  # in the environment of all processes of a start, so that orphans are found too
 
 
 @dataclass
 class Kill:
-    """What came of one signal: a row of the table."""
+    """The outcome of one signal: a row of the table."""
 
     run: int
     how: str
     signal: str
     rank: int
-    round: int = -1  # as told
+    round: int = -1  # as reported
     stage: str = "?"
     workers_s: float = 0.0  # from the signal until all other workers had ended
-    starter_s: float = 0.0  # and who started them
-    resumed: int = -1  # after so many rounds
+    starter_s: float = 0.0  # until the process that started them had
+    resumed: int = -1  # after this many rounds
     lost: int = -1
     equal: bool = False
     problems: list[str] = field(default_factory=list)
 
     def row(self) -> str:
-        """Its line of the table."""
+        """Return its line of the table."""
         return " ".join(_cell(f.name, getattr(self, f.name)) for f in fields(self))
 
 
@@ -98,28 +99,28 @@ class Start:
                 command + ["--resume"] * resume, stdout=subprocess.DEVNULL, stderr=stderr, env=environment
             )
 
-    def said(self) -> str:
-        """What its processes wrote to stderr so far."""
+    def stderr(self) -> str:
+        """Return what its processes wrote to stderr so far."""
         return self._stderr.read_text(errors="replace")
 
     def rounds(self) -> int:
-        """How many rounds have their line in metrics.jsonl."""
+        """Return the number of rounds in metrics.jsonl."""
         metrics = self.folder / "metrics.jsonl"
         return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
     def is_alive(self, pid: int) -> bool:
-        """Whether ``pid`` is a process of this start, and no zombie."""
+        """Return whether ``pid`` is a running process of this start, not a zombie."""
         try:
             return f"{MARK}={self._mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes()
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             return False
 
     def alive(self) -> list[int]:
-        """All processes of this start, whoever is their parent now."""
+        """Return all running processes of this start, whoever their parent is now."""
         return [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and self.is_alive(int(p.name))]
 
     def workers(self) -> list[int]:
-        """The pids of its workers that are alive, in order of ranks."""
+        """Return the pids of its running workers, in order of ranks."""
         found = []
         for pid in self.alive():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -127,11 +128,11 @@ class Start:
                 rank = re.search(rb"\0RANK=(\d+)\0", Path(f"/proc/{pid}/environ").read_bytes())
                 is_ours = b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes() if rank is None else True
                 if int(stat[1]) == self.process.pid and is_ours:
-                    found.append((int(rank[1]) if rank else 0, int(stat[19]), pid))  # 19: when it was started
+                    found.append((int(rank[1]) if rank else 0, int(stat[19]), pid))  # 19: its start time
         return [pid for *_, pid in sorted(found)]
 
     def end(self) -> None:
-        """Kill what is left."""
+        """Kill the processes that are left."""
         for pid in self.alive():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -139,7 +140,7 @@ class Start:
 
 
 def until(condition: Callable[[], object], timeout_s: float, every_s: float = 0.01) -> bool:
-    """Wait until ``condition`` holds; return whether it did in time."""
+    """Wait until ``condition`` holds; return whether it did within ``timeout_s``."""
     give_up = time.monotonic() + timeout_s
     while not (holds := bool(condition())) and time.monotonic() < give_up:
         time.sleep(every_s)
@@ -147,7 +148,7 @@ def until(condition: Callable[[], object], timeout_s: float, every_s: float = 0.
 
 
 def disturb(start: Start, kill: Kill, moment: float, round_s: float, timeout_s: float) -> bool:
-    """Signal the worker ``kill.rank`` at ``moment`` (in rounds) and watch what happens; False: the run was done."""
+    """Signal worker ``kill.rank`` at ``moment`` (in rounds) and note what happens; False if the run had finished."""
     until(lambda: start.process.poll() is not None or start.rounds() >= int(moment), 600)
     time.sleep(moment % 1 * round_s)
     workers = start.workers()
@@ -165,13 +166,13 @@ def disturb(start: Start, kill: Kill, moment: float, round_s: float, timeout_s: 
     kill.starter_s = time.monotonic() - since
     if start.process.returncode == 0 and (start.folder / "summary.json").exists():
         return False
-    kill.problems += ended(start, kill, timeout_s) + told(start, kill) + half_files(start.folder)
+    kill.problems += ended(start, kill, timeout_s) + reported(start, kill) + incomplete_files(start.folder)
     start.end()
     return True
 
 
 def ended(start: Start, kill: Kill, timeout_s: float) -> list[str]:
-    """What is wrong with how the processes ended."""
+    """Return what is wrong with how the processes ended."""
     problems = []
     starter = timeout_s if start.how == "launch" else timeout_s + STARTER_S
     for who, took_s, most_s in (("workers", kill.workers_s, timeout_s), ("starter", kill.starter_s, starter)):
@@ -184,12 +185,12 @@ def ended(start: Start, kill: Kill, timeout_s: float) -> list[str]:
     return problems
 
 
-def told(start: Start, kill: Kill) -> list[str]:
-    """Note round and stage as told; return what is wrong with the lines."""
-    said = [line for line in start.said().splitlines() if "skerry: error:" in line]
+def reported(start: Start, kill: Kill) -> list[str]:
+    """Note the reported round and stage; return what is wrong with the reports."""
+    lines = [line for line in start.stderr().splitlines() if "skerry: error:" in line]
     expected, done = (1 if start.how == "launch" else start.num_workers - 1), start.rounds()
-    problems = [] if len(said) == expected else [f"{len(said)} lines of error, expected {expected}"]
-    for line in said:
+    problems = [] if len(lines) == expected else [f"{len(lines)} lines of error, expected {expected}"]
+    for line in lines:
         if not (found := LINE.search(line)):
             problems.append(f"no rank, round and stage in: {line.strip()}")
             continue
@@ -199,39 +200,39 @@ def told(start: Start, kill: Kill) -> list[str]:
             problems.append(f"names another rank than {kill.rank}: {line.strip()}")
         if kill.round not in (done - 1, done) or kill.stage not in STAGES:
             problems.append(f"{done} rounds were done, but: {line.strip()}")
-    if start.how == "launch" and "Traceback" in start.said():  # torchrun makes its own
+    if start.how == "launch" and "Traceback" in start.stderr():  # torchrun prints its own
         problems.append("a traceback")
     return problems
 
 
-def half_files(folder: Path) -> list[str]:
-    """What a reader of a run that has just been killed would stumble over."""
+def incomplete_files(folder: Path) -> list[str]:
+    """Return the files that a reader of a run that was just killed could not read."""
     problems = []
-    for path in folder.glob("*.json"):  # not those of drafts, which begin with a dot
+    for path in folder.glob("*.json"):  # the names of drafts begin with a dot
         try:
             json.loads(path.read_text())
         except ValueError:
-            problems.append(f"{path.name} is half")
+            problems.append(f"{path.name} is incomplete")
     return problems
 
 
 def differences(folder: Path, reference: Path) -> list[str]:
-    """How a finished run differs from the undisturbed one."""
+    """Return how a finished run differs from the undisturbed one."""
     names = [{str(p.relative_to(f)) for p in f.rglob("*")} for f in (folder, reference)]
-    problems = [f"{name}: in one run only" for name in sorted(names[0] ^ names[1])]
+    problems = [f"{name}: only in one of the runs" for name in sorted(names[0] ^ names[1])]
     name = "model.safetensors"
     if name in names[0] and (folder / name).read_bytes() != (reference / name).read_bytes():
-        problems.append(f"another {name}")
+        problems.append(f"{name} differs")
     lines = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (folder, reference)]
     if [line["round"] for line in lines[0]] != list(range(ROUNDS)):
-        problems.append("metrics.jsonl has not each round once")
+        problems.append("metrics.jsonl does not have each round once")
     elif [{k: line[k] for k in KEPT} for line in lines[0]] != [{k: line[k] for k in KEPT} for line in lines[1]]:
-        problems.append("other figures in metrics.jsonl")
+        problems.append("figures in metrics.jsonl differ")
     return problems
 
 
 def trial(number: int, how: str, signals: list[str], reference: Path, options: argparse.Namespace) -> list[Kill]:
-    """Start a run, disturb it, resume it and so on, until it is done."""
+    """Start a run, disturb it, resume it and so on, until it is finished."""
     dice, folder = random.Random(f"{options.seed} {number}"), reference.with_name(f"run-{number}")
     stamps = [json.loads(line)["time_s"] for line in (reference / "metrics.jsonl").read_text().splitlines()]
     round_s = (stamps[-1] - stamps[0]) / (ROUNDS - 1)
@@ -243,12 +244,12 @@ def trial(number: int, how: str, signals: list[str], reference: Path, options: a
         signals.pop()
         kills.append(kill)
         rounds, start = start.rounds(), Start(how, folder, options, resume=True)
-        base = kill.resumed = went_on_after(start)
+        base = kill.resumed = resumed_after(start)
         kill.lost = rounds - base
         if not 0 <= kill.lost <= 1:
-            kill.problems.append(f"{rounds} rounds were done, it went on after {base}")
+            kill.problems.append(f"{rounds} rounds were done, it resumed after {base}")
     until(lambda: start.process.poll() is not None, 600, 0.1)
-    wrong = [] if start.process.returncode == 0 else [f"ended with {start.process.returncode}: {start.said()[-300:]}"]
+    wrong = [] if start.process.returncode == 0 else [f"ended with {start.process.returncode}: {start.stderr()[-300:]}"]
     start.end()
     wrong = wrong or differences(folder, reference)
     if wrong and not kills:
@@ -259,19 +260,19 @@ def trial(number: int, how: str, signals: list[str], reference: Path, options: a
     return kills
 
 
-def went_on_after(start: Start) -> int:
-    """Wait until a resumed run tells after how many rounds it goes on; -1: it doesn't."""
-    until(lambda: "resuming after round" in start.said() or start.process.poll() is not None, 600)
-    found = re.search(r"resuming after round (\d+) of", start.said())
+def resumed_after(start: Start) -> int:
+    """Wait until a resumed run reports after how many rounds it resumes, and return that; -1 if it does not."""
+    until(lambda: "resuming after round" in start.stderr() or start.process.poll() is not None, 600)
+    found = re.search(r"resuming after round (\d+) of", start.stderr())
     return int(found[1]) if found else -1
 
 
 def main() -> int:
     """Run all trials; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=int, default=50, help="signals in all")
+    parser.add_argument("--times", type=int, default=50, help="the number of signals")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--timeout-s", type=float, default=10.0, help="of the runs, and what is expected")
+    parser.add_argument("--timeout-s", type=float, default=10.0, help="of the runs; workers must end within it")
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--how", choices=[*HOWS, "both"], default="both")
     parser.add_argument("--out", type=Path, default=Path("runs/kills.json"))
@@ -285,7 +286,7 @@ def main() -> int:
     work, number, kills = Path(tempfile.mkdtemp(prefix="skerry-kills-")), 0, list[Kill]()
     reference = Start(hows[0], work / "reference", options)
     if reference.process.wait():
-        raise SystemExit(f"the undisturbed run failed: {reference.said()}")
+        raise SystemExit(f"the undisturbed run failed: {reference.stderr()}")
     print(" ".join(_cell(f.name, f.name) for f in fields(Kill)))
     while any(signals.values()):
         how = hows[number % len(hows)]
@@ -300,10 +301,10 @@ def main() -> int:
         "took_s": time.monotonic() - began,
     }  # fmt: skip
     print("  ".join(f"{name} {value:.4g}" for name, value in summary.items()))
-    told = {name: value for name, value in vars(options).items() if name != "out"}
-    told |= {"skerry": version("skerry"), "torch": version("torch"), "rounds": ROUNDS, "local_steps": LOCAL_STEPS}
+    config = {name: value for name, value in vars(options).items() if name != "out"}
+    config |= {"skerry": version("skerry"), "torch": version("torch"), "rounds": ROUNDS, "local_steps": LOCAL_STEPS}
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    result = {"config": told, "summary": summary, "kills": [asdict(kill) for kill in kills]}
+    result = {"config": config, "summary": summary, "kills": [asdict(kill) for kill in kills]}
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     if bad:
         print(f"the runs are kept in {work}")

@@ -1,16 +1,16 @@
-"""n hosts on one machine: a slow link and little memory for each of them, and torchrun in all of them (Linux, root).
+"""n hosts on one machine, each with a slow link and little memory, and torchrun on all of them (Linux, root).
 
-    python bench/hosts.py --hosts 3 --rate 100mbit --memory 500M -- -m skerry train digits-mlp --out runs/x
-    python bench/hosts.py --clean    # remove what killed owners left; making hosts does so too
+    python bench/distributed/hosts.py --hosts 3 --rate 100mbit --memory 500M -- -m skerry train digits-mlp --out runs/x
+    python bench/distributed/hosts.py --clean    # remove what killed owners left; making hosts does so too
 
-A host is a network namespace with an interface ``eth0``, joined by a veth pair to one bridge. Token buckets (``tc ...
-tbf``) hold its egress (on ``eth0``) and its ingress (on the other end of the pair) to the rate, and a memory cgroup
-kills what goes over the limit. The bridge has a namespace of its own: hosts reach each other and nothing else. Names
-carry the owner's pid: ``sk<pid>h<k>``, and ``sk<pid>br`` for the bridge.
+A host is a network namespace with an interface ``eth0``, joined to a bridge by a veth pair. Token buckets (``tc ...
+tbf``) limit its egress (on ``eth0``) and its ingress (on the other end of the pair). A memory cgroup kills what goes
+over the limit. The bridge has a namespace of its own, so hosts reach each other and nothing else. Names carry the
+owner's pid: ``sk<pid>h<k>``, and ``sk<pid>br`` for the bridge.
 
-What this is not: hosts share the cores, the disk and the files of the machine, and links have no delay but their
-queues'. The counters are the interface's: what the kernel would cut into many packets later counts with one header,
-while the rate is charged with all. Files that a host is the first to read count as its memory, until room is needed.
+Limitations: hosts share the cores, the disk and the files of the machine. Links have no delay except that of their
+queues. The counters are the interface's: a packet that the kernel would split later counts with one header, while the
+rate is charged for all. A file's cached pages count as memory of the host that reads it first, until they are evicted.
 """
 
 import argparse
@@ -38,7 +38,7 @@ JOIN = 'echo $$ > "$0" && exec "$@"'  # a shell that enters the cgroup and becom
 
 
 def why_not(memory: bool = False) -> str | None:
-    """Why hosts (with ``memory``: of limited memory) can't be made here, or None if they can: it makes one to see."""
+    """Return why hosts (``memory``: with limited memory) can't be made here, or None; it tries by making one."""
     if sys.platform != "linux":
         return "network namespaces need Linux"
     if os.geteuid() != 0:
@@ -53,18 +53,18 @@ def why_not(memory: bool = False) -> str | None:
 
 
 def bucket(rate: str) -> list[str]:
-    """tc's options of a token bucket. TCP gets 95% of its rate."""
+    """Return tc's options for a token bucket. TCP reaches 95% of its rate."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]?)bit", rate)
     bits = float(found[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[found[2]] if found else 0
     if bits < 1:
         raise ValueError(f"rate {rate!r}: expected a number of bit, kbit, mbit or gbit, such as '100mbit'")
-    burst = max(2**16, int(bits / 8 * 0.002))  # the largest packet before it is cut; what passes while a timer sleeps
-    queue = max(2**20, int(bits / 8 * 0.2))  # 0.2 s: with less, many that send to one lose packets
+    burst = max(2**16, int(bits / 8 * 0.002))  # the largest unsplit packet; bytes between timer ticks
+    queue = max(2**20, int(bits / 8 * 0.2))  # 0.2 s; with less, many hosts that send to one lose packets
     return ["tbf", "rate", f"{int(bits)}bit", "burst", str(burst), "limit", str(burst + queue)]
 
 
 def tool(*command: str) -> str:
-    """Run a command that must succeed; return what it prints."""
+    """Run a command that must succeed; return its output."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or f'exit code {done.returncode}'}")
@@ -76,13 +76,13 @@ def tool(*command: str) -> str:
 
 @dataclass(frozen=True)
 class Memory:
-    """The memory controller, of cgroups v1 or v2, mounted at ``root``; the hosts' groups are right below it."""
+    """The memory controller of cgroups v1 or v2, mounted at ``root``; the hosts' groups are its children."""
 
     root: Path
     v2: bool
 
     def make(self, name: str, limit: int | None) -> None:
-        """Make a group that may hold ``limit`` bytes, swap included."""
+        """Make a group that may use ``limit`` bytes, swap included."""
         (self.root / name).mkdir()
         limits = {"memory.max": limit, "memory.swap.max": 0} if self.v2 else {}
         for file, most in (limits or {"memory.limit_in_bytes": limit, "memory.memsw.limit_in_bytes": limit}).items():
@@ -90,22 +90,22 @@ class Memory:
                 (self.root / name / file).write_text(str(most))
 
     def peak(self, name: str) -> int | None:
-        """The most bytes it ever held; None where the kernel (v2 before Linux 5.19) does not say."""
+        """Return the peak in bytes; None if the kernel does not record it (v2 before Linux 5.19)."""
         file = self.root / name / ("memory.peak" if self.v2 else "memory.max_usage_in_bytes")
         return int(file.read_text()) if file.exists() else None
 
     def kills(self, name: str) -> int:
-        """How many of its processes were killed at the limit."""
+        """Return the number of its processes that were killed at the limit."""
         text = (self.root / name / ("memory.events" if self.v2 else "memory.oom_control")).read_text()
         return int(dict(line.split() for line in text.splitlines())["oom_kill"])
 
 
 @functools.cache
 def memory_controller() -> Memory | None:
-    """The machine's memory controller, if one lets us make groups."""
+    """Return the machine's memory controller, if one lets us make groups."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     for _, root, kind, options, *_ in sorted(mounts, key=lambda mount: mount[2]):  # cgroup before cgroup2
-        with contextlib.suppress(OSError):  # not ours to change
+        with contextlib.suppress(OSError):  # no permission
             if kind == "cgroup" and "memory" in options.split(",") and os.access(root, os.W_OK):
                 return Memory(Path(root), v2=False)
             if kind == "cgroup2" and "memory" in Path(root, "cgroup.controllers").read_text().split():
@@ -118,14 +118,14 @@ def memory_controller() -> Memory | None:
 
 
 def names() -> list[str]:
-    """The namespaces and groups of all owners, dead or alive."""
+    """Return the namespaces and groups of all owners, dead or alive."""
     memory = memory_controller()
     folders = [NAMESPACES] * NAMESPACES.is_dir() + ([memory.root] if memory else [])
     return sorted({path.name for folder in folders for path in folder.iterdir() if NAME.fullmatch(path.name)})
 
 
 def alive(pid: int) -> bool:
-    """Whether a process has this pid and is no zombie."""
+    """Return whether a process has this pid and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -133,7 +133,7 @@ def alive(pid: int) -> bool:
 
 
 def in_namespace(pid: int, name: str) -> bool:
-    """Whether a process is in a namespace already."""
+    """Return whether a process has entered a namespace."""
     try:
         return Path(f"/proc/{pid}/ns/net").samefile(NAMESPACES / name)
     except OSError:  # it has ended
@@ -141,7 +141,7 @@ def in_namespace(pid: int, name: str) -> bool:
 
 
 def pids_of(name: str) -> list[int]:
-    """The processes in a namespace, or in the group of its name."""
+    """Return the processes in a namespace or in the memory group of the same name."""
     inside = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout
     if memory := memory_controller():
         with contextlib.suppress(FileNotFoundError):
@@ -150,7 +150,7 @@ def pids_of(name: str) -> list[int]:
 
 
 def kill(which: Sequence[str], timeout_s: float = 10) -> None:
-    """Kill every process in these namespaces and groups, and wait until there is none."""
+    """Kill every process in these namespaces and groups, and wait until all are gone."""
     deadline = time.monotonic() + timeout_s
     while pids := [pid for name in which for pid in pids_of(name)]:
         for pid in pids:
@@ -162,7 +162,7 @@ def kill(which: Sequence[str], timeout_s: float = 10) -> None:
 
 
 def remove(which: Sequence[str]) -> None:
-    """Remove these namespaces and groups and what runs in them; another process may be doing the same."""
+    """Remove these namespaces and groups, and kill what runs in them; another process may be doing the same."""
     kill(which)
     for name in which:
         subprocess.run(["ip", "netns", "delete", name], capture_output=True)
@@ -170,7 +170,7 @@ def remove(which: Sequence[str]) -> None:
         while (memory := memory_controller()) and (memory.root / name).is_dir():
             try:
                 (memory.root / name).rmdir()
-            except OSError:  # busy for a moment after its last process has gone, or one came late
+            except OSError:  # still busy after its last process, or a process came late
                 if time.monotonic() > deadline:
                     raise
                 kill([name])
@@ -178,7 +178,7 @@ def remove(which: Sequence[str]) -> None:
 
 
 def clean() -> list[str]:
-    """Remove what owners that no longer run have left; return the names."""
+    """Remove what owners that no longer run left behind; return the names."""
     left = [name for name in names() if (found := NAME.fullmatch(name)) and not alive(int(found[1]))]
     remove(left)
     return left
@@ -189,7 +189,7 @@ def clean() -> list[str]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What torchrun did in each host, in the hosts' order; traffic is that of this run, peaks are the hosts'."""
+    """Exit codes, traffic during this run, peak memory (of the host's whole life) and logs, one per host."""
 
     codes: list[int]
     seconds: float
@@ -201,14 +201,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Job:
-    """torchrun in every host: ``processes`` are its agents, and the other ``hosts.pids(k)`` are their workers."""
+    """torchrun on every host: ``processes`` are its agents; the other ``hosts.pids(k)`` are their workers."""
 
     hosts: "Hosts"
     processes: list[subprocess.Popen[str]]
     logs: list[Path]
 
     def wait(self, timeout_s: float | None = None) -> list[int]:
-        """Wait for all and return their exit codes; TimeoutError if one still runs after that (it runs on)."""
+        """Wait for all and return their exit codes; TimeoutError, without killing any, after ``timeout_s``."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         for process in self.processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -220,23 +220,25 @@ class Job:
         return [code for code in codes if code is not None]
 
     def kill(self) -> None:
-        """Kill everything that runs in the hosts, and wait until it is gone."""
+        """Kill everything that runs on the hosts, and wait until it is gone."""
         kill(self.hosts.names)
         self.wait()
 
 
 class Hosts:
-    """Hosts that are made on entering ``with`` and removed, with all that runs in them, on leaving it.
+    """Hosts that are made on entering ``with``, and removed with everything that runs on them on leaving it.
 
-    So they are when the interpreter ends or gets SIGINT, SIGTERM or SIGHUP; after SIGKILL, when the next are made.
+    They are also removed when the interpreter ends or gets SIGINT, SIGTERM or SIGHUP. After a SIGKILL they are removed
+    when the next hosts are made.
 
     Args:
         num_hosts: 1 to 99.
-        rate: of each host's egress and of its ingress, as tc writes it (``100mbit``, ``1.5gbit``); None: no bound.
-        memory: bytes that the processes of a host may hold together; None: no limit.
+        rate: of each host's egress and ingress, as tc writes it (``100mbit``, ``1.5gbit``); None: no limit.
+        memory: bytes that the processes of a host may use together; None: no limit.
 
     Raises:
         RuntimeError: on entering, if hosts can't be made here; see :func:`why_not`.
+        ValueError: a number of hosts or a rate that is not possible.
 
     Example:
         >>> with Hosts(4, rate="100mbit", memory=500 * 2**20) as hosts:
@@ -280,9 +282,9 @@ class Hosts:
         self.close()
 
     def close(self) -> None:
-        """Kill what runs in the hosts and remove them; twice is no error."""
+        """Kill what runs on the hosts and remove them; may be called twice."""
         if os.getpid() != self.owner:
-            return  # a fork that ends
+            return  # a forked child that ends
         for process in self._processes:
             process.kill()  # it may not have reached its host
         remove([name for name in names() if name in (*self.names, self.bridge)])
@@ -293,7 +295,7 @@ class Hosts:
         atexit.unregister(self.close)
 
     def _handle_signals(self) -> None:
-        """Make SystemExit of signals that would end the process at once, as SIGINT is KeyboardInterrupt."""
+        """Turn signals that would end the process at once into SystemExit, as SIGINT becomes KeyboardInterrupt."""
 
         def leave(signum: int, frame: FrameType | None) -> None:
             raise SystemExit(128 + signum)
@@ -313,7 +315,7 @@ class Hosts:
             tool("ip", "netns", "add", name)
             peer = ["peer", "name", f"h{k}", "netns", self.bridge]
             tool("ip", "link", "add", "eth0", "netns", name, "type", "veth", *peer)
-            # no IPv6 address, since looking for others' counts as traffic
+            # no IPv6 address: neighbour discovery counts as traffic
             tool("ip", "-n", self.bridge, "link", "set", f"h{k}", "master", "switch", "addrgenmode", "none", "up")
             tool("ip", "-n", name, "link", "set", "eth0", "addrgenmode", "none", "up")
             tool("ip", "-n", name, "link", "set", "lo", "up")
@@ -324,10 +326,10 @@ class Hosts:
         self._groups = self._make_groups()
 
     def _make_groups(self) -> Memory | None:
-        """Make the hosts' memory groups; None if that can't be done and no limit is asked for."""
+        """Make the hosts' memory groups; return None if that is impossible and no limit was given."""
         groups = memory_controller()
         if self.memory is not None and groups is None:
-            raise RuntimeError("no memory controller, of cgroups v1 or v2, lets us make groups here")
+            raise RuntimeError("no memory controller (cgroups v1 or v2) lets us make groups here")
         try:
             for name in self.names if groups else ():
                 assert groups is not None
@@ -341,7 +343,7 @@ class Hosts:
     def run(
         self, k: int, command: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s: float | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in host ``k`` to its end, whatever its exit code; ``env`` adds to this environment."""
+        """Run a command on host ``k`` to its end, whatever its exit code; ``env`` is added to this environment."""
         environment = {**os.environ, **(env or {})}
         inside = self._inside(k, command)
         return subprocess.run(inside, env=environment, timeout=timeout_s, capture_output=True, text=True)
@@ -349,7 +351,7 @@ class Hosts:
     def popen(
         self, k: int, command: Sequence[str], *, env: Mapping[str, str] | None = None, log: IO[str] | int | None = None
     ) -> subprocess.Popen[str]:
-        """Start a command in host ``k``; what it prints goes to ``log``, a file or one of subprocess's constants."""
+        """Start a command on host ``k``; its output goes to ``log``, a file or one of subprocess's constants."""
         process = subprocess.Popen(
             self._inside(k, command), env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL,
             stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -360,7 +362,7 @@ class Hosts:
         return process
 
     def _inside(self, k: int, command: Sequence[str]) -> list[str]:
-        """What becomes ``command`` in host ``k``, without another process: its pid is the command's."""
+        """Return a command line that turns into ``command`` on host ``k`` and keeps its pid."""
         inside = ["ip", "netns", "exec", self.names[k], *command]
         if self._groups is None:
             return inside
@@ -369,13 +371,13 @@ class Hosts:
     def start(
         self, args: Sequence[str], *, out: Path, env: Mapping[str, str] | None = None, nproc_per_node: int = 1
     ) -> Job:
-        """Start torchrun in every host; host ``k`` has group rank ``k``.
+        """Start torchrun on every host; host ``k`` has group rank ``k``.
 
         Args:
-            args: what torchrun is to run: ``["script.py", ...]`` or ``["-m", "package", ...]``.
-            out: the folder of the logs, ``host-<k>.log``.
-            env: adds to this environment, where ``OMP_NUM_THREADS`` is 1 unless it is set.
-            nproc_per_node: workers in each host.
+            args: for torchrun: ``["script.py", ...]`` or ``["-m", "package", ...]``.
+            out: the folder for the logs, ``host-<k>.log``.
+            env: added to this environment; ``OMP_NUM_THREADS`` is 1 unless it is set.
+            nproc_per_node: workers per host.
         """
         out.mkdir(parents=True, exist_ok=True)
         threads = os.environ.get("OMP_NUM_THREADS", "1")
@@ -389,15 +391,15 @@ class Hosts:
                 "--rdzv-endpoint", endpoint, "--rdzv-conf", f"is_host={'true' if k == 0 else 'false'}",
                 "--local-addr", self.addresses[k], *args,
             ]  # fmt: skip
-            with log.open("w") as said:
-                job.processes.append(self.popen(k, command, env=environment, log=said))
+            with log.open("w") as file:
+                job.processes.append(self.popen(k, command, env=environment, log=file))
         return job
 
     def torchrun(
         self, args: Sequence[str], *, out: Path, env: Mapping[str, str] | None = None, nproc_per_node: int = 1,
         timeout_s: float | None = None,
     ) -> Outcome:  # fmt: skip
-        """Start torchrun (see :meth:`start`), wait and count; TimeoutError, and all killed, after ``timeout_s``."""
+        """Start torchrun (see :meth:`start`), wait, and count; after ``timeout_s`` kill all and raise TimeoutError."""
         sent, received, started = self.sent_bytes(), self.received_bytes(), time.monotonic()
         job = self.start(args, out=out, env=env, nproc_per_node=nproc_per_node)
         try:
@@ -415,28 +417,28 @@ class Hosts:
         )
 
     def pids(self, k: int) -> list[int]:
-        """The processes in host ``k``, as this machine numbers them."""
+        """Return the processes on host ``k``, by this machine's pids."""
         return pids_of(self.names[k])
 
     def sent_bytes(self) -> list[int]:
-        """Bytes that each host has sent since it was made, headers and acknowledgements included."""
-        return self._passed("tx")
+        """Return the bytes that each host has sent since it was made, headers and acknowledgements included."""
+        return self._counted("tx")
 
     def received_bytes(self) -> list[int]:
-        """Bytes that each host has received since it was made."""
-        return self._passed("rx")
+        """Return the bytes that each host has received since it was made."""
+        return self._counted("rx")
 
-    def _passed(self, way: str) -> list[int]:
-        """A counter of each host's interface."""
+    def _counted(self, direction: str) -> list[int]:
+        """Return a counter of each host's interface."""
         links = (tool("ip", "-n", name, "-s", "-j", "link", "show", "eth0") for name in self.names)
-        return [int(json.loads(link)[0]["stats64"][way]["bytes"]) for link in links]
+        return [int(json.loads(link)[0]["stats64"][direction]["bytes"]) for link in links]
 
     def peak_memory(self) -> list[int | None]:
-        """The most bytes that each host ever held, its share of cached files included; None if that can't be told."""
+        """Return each host's peak memory in bytes, cached files included; None where it is not recorded."""
         return [self._groups.peak(name) if self._groups else None for name in self.names]
 
     def out_of_memory(self) -> list[int]:
-        """How many processes of each host were killed at its limit."""
+        """Return, per host, the number of processes that were killed at its limit."""
         return [self._groups.kills(name) if self._groups else 0 for name in self.names]
 
 
@@ -444,7 +446,7 @@ class Hosts:
 
 
 def size(text: str) -> int:
-    """Bytes of a size such as ``500M``, in powers of 1024."""
+    """Return the bytes of a size such as ``500M``, in powers of 1024."""
     found = re.fullmatch(r"(\d+)([KMG]?)", text.upper())
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number of bytes, or of K, M or G")
@@ -452,7 +454,7 @@ def size(text: str) -> int:
 
 
 def show(outcome: Outcome, killed: Sequence[int]) -> None:
-    """Print the ends of the logs that matter, and a row for each host."""
+    """Print the ends of the logs of host 0 and of failed hosts, and a row for each host."""
     for k, log in enumerate(outcome.logs):
         if k == 0 or outcome.codes[k]:
             print(f"--- {log}", *log.read_text(errors="replace").splitlines()[-15:], sep="\n")
@@ -465,16 +467,16 @@ def show(outcome: Outcome, killed: Sequence[int]) -> None:
 
 
 def main() -> int:
-    """Run a command by torchrun on hosts; return the worst exit code."""
-    parser = argparse.ArgumentParser(description="torchrun on several hosts, made on this machine (Linux, root)")
+    """Run a command by torchrun on all hosts; return the worst exit code."""
+    parser = argparse.ArgumentParser(description="run torchrun on several hosts, made on this machine (Linux, root)")
     parser.add_argument("--hosts", type=int, default=2)
-    parser.add_argument("--rate", help="of each host's link, such as 100mbit; no bound without")
-    parser.add_argument("--memory", type=size, help="of each host, such as 500M; no limit without")
+    parser.add_argument("--rate", help="of each host's link, such as 100mbit; default: no limit")
+    parser.add_argument("--memory", type=size, help="of each host, such as 500M; default: no limit")
     parser.add_argument("--nproc-per-node", type=int, default=1)
     parser.add_argument("--timeout", type=float, help="seconds")
     parser.add_argument("--logs", type=Path, default=Path("runs/hosts"))
     parser.add_argument("--clean", action="store_true", help="only remove what killed owners left")
-    parser.add_argument("command", nargs="*", help="what torchrun is to run: -- script.py ... or -- -m package ...")
+    parser.add_argument("command", nargs="*", help="for torchrun: -- script.py ... or -- -m package ...")
     o = parser.parse_args()
     if o.clean:
         print("removed:", *(clean() or ["nothing"]))

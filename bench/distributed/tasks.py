@@ -1,6 +1,7 @@
-"""The learning tasks that rivals are compared on: data dealt out to workers, sizes of the MLP, loss and test set.
+"""The learning tasks that methods are compared on: an MLP's sizes, the workers' data, the loss and the test set.
 
-Every script that compares methods gets its task here, so all start from the same weights and see the same batches.
+Every script that compares methods takes its task from here, so all start from the same weights and see the same
+batches.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from skerry.training.worker import LossFn
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be learned: an ``MLP``'s sizes, the workers' data, and ``test``: (inputs, labels) as it wants them."""
+    """The sizes of an ``MLP``, the workers' data, the loss, and ``test``: inputs and labels."""
 
     model_sizes: list[int]
     shards: Shards
@@ -31,7 +32,7 @@ class Task:
     test: tuple[Tensor, Tensor]
 
     def model(self, seed: int) -> MLP:
-        """Make the MLP with batch norm; weights depend on ``seed`` and the sizes only (as in recipes)."""
+        """Make the MLP with batch norm; its weights depend only on ``seed`` and the sizes, as in recipes."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(seed, "model"))
             return MLP(self.model_sizes)
@@ -39,7 +40,7 @@ class Task:
 
 @dataclass(frozen=True)
 class _Raw:
-    """A data set in memory: ``x`` as stored (uint8), and what makes a batch of it the model's input."""
+    """A data set in memory: ``x`` as stored (uint8), and how to turn a batch of it into the model's input."""
 
     x_train: Tensor
     y_train: Tensor
@@ -50,14 +51,18 @@ class _Raw:
 
 
 def task(name: str, workers: int, hidden: int, layers: int, batch_size: int, seed: int) -> Task:
-    """Return the task ``name`` for an MLP of ``layers`` hidden layers of ``hidden`` units, dealt out iid.
+    """Return the task ``name`` for an MLP with ``layers`` hidden layers of ``hidden`` units; the data is split iid.
 
     Args:
         name: "speech" (spectrograms, 4096 features, 12 classes), "fashion" (Fashion-MNIST, 784, 10) or "digits"
-            (scikit-learn's, 64, 10: needs no files).
+            (scikit-learn's, 64, 10: no download).
+        workers: the number of workers.
+        hidden, layers: of the MLP.
+        batch_size: per worker.
+        seed: of the split and of the order of samples.
 
     Raises:
-        DataError: the data is not on this machine.
+        DataError: the data set is not on this machine.
         ValueError: no such task.
     """
     raw = TASKS[choose(name, TASKS, "task")]()
@@ -71,13 +76,13 @@ def task(name: str, workers: int, hidden: int, layers: int, batch_size: int, see
 
 
 def _speech() -> _Raw:
-    """Google Speech Commands, official test set, split by speaker; each feature standardized by the training part."""
+    """Google Speech Commands with its official test set, split by speaker, standardized with training statistics."""
     speech = speech_commands()
     return _Raw(speech.x_train, speech.y_train, speech.x_test, speech.y_test, speech.num_classes, speech.standardize)
 
 
 def _images(name: str) -> _Raw:
-    """A data set of ``skerry.data``, normalised as the recipes do."""
+    """A data set of images, normalized as in the recipes."""
     images = load(name)
     return _Raw(
         torch.from_numpy(images.x_train),

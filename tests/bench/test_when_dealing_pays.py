@@ -1,26 +1,14 @@
-"""bench/map.py: points cost all methods the same; table and picture from run folders made up here."""
-
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
+"""bench/accuracy/when_dealing_pays.py: all methods cost the same at a point; table and picture from made-up runs."""
 
 import pytest
 from made_runs import make_run
 
 from skerry.experiments.runs.execute import configure
 
-BENCH = Path(__file__).parents[2] / "bench"
-
 
 @pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCH))  # as when it is run as a script: it imports its neighbour
-        spec = importlib.util.spec_from_file_location("bench_map", BENCH / "map.py")
-        module = sys.modules["bench_map"] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
-        spec.loader.exec_module(module)
-    return module
+def bench(load_script):
+    return load_script("accuracy/when_dealing_pays.py")
 
 
 def test_every_point_has_settings_that_its_recipe_takes_and_a_folder_of_its_own(bench):
@@ -45,21 +33,6 @@ def test_a_training_is_as_long_as_its_part_of_the_recipe(bench):
         assert own["rounds"] * own["local_steps"] == pytest.approx(budget * 29 * 250, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    ("values", "rates"),
-    [
-        ({0.2: 0.7, 0.1: 0.8}, (0.1, 0.2, 0.05)),
-        ({0.1: 0.7, 0.2: 0.8}, (0.1, 0.2, 0.4)),
-        ({0.1: 0.7, 0.2: 0.8, 0.4: 0.7}, (0.1, 0.2, 0.4)),
-        ({0.1: 0.7, 0.2: None}, (0.1, 0.2, 0.05)),  # failed
-        ({0.1: 0.1, 0.2: 0.1}, (0.1, 0.2)),  # both no better than chance: it would never end
-        ({0.1: None, 0.2: None}, (0.1, 0.2)),
-    ],
-)
-def test_a_best_rate_at_an_edge_asks_for_one_more(bench, values, rates):
-    assert bench.wider(values) == rates
-
-
 def test_table_and_picture_are_made_from_folders(bench, tmp_path, monkeypatch, capsys):
     def made(name, method, accuracy, rate=0.1, **config):
         folder = tmp_path / "map" / name / f"{method}-{rate}-{config.get('seed', 0)}"
@@ -78,19 +51,21 @@ def test_table_and_picture_are_made_from_folders(bench, tmp_path, monkeypatch, c
     made("depends-xc", "relay", 0.1, changes={3: {"metrics": {"P@1": 0.5, "P@3": 0.3}}})
     made("depends-xc", "narrow", 0.1, summary=False)  # not done yet
     picture = tmp_path / "map.png"
-    monkeypatch.setattr("sys.argv", ["map.py", "--report", "--out", str(tmp_path / "map"), "--picture", str(picture)])
+    monkeypatch.setattr(
+        "sys.argv", ["when_dealing_pays.py", "--report", "--out", str(tmp_path / "map"), "--picture", str(picture)]
+    )
     bench.main()
     lines = capsys.readouterr().out.splitlines()
     (base,) = [line for line in lines if line.startswith("| fashion-mlp: training samples | 60,000 |")]
     assert "| 256 | .8300 ± .0141 (4.00 MB, lr ≥0.1) | .8000 ± .0000 (4.00 MB, lr ≤0.1) | .7900 (" in base
     assert base.endswith("| +3.0 ± 1.4 |")
-    assert [line for line in lines if "skew of the labels | by label | 256 | .5300" in line]
+    assert [line for line in lines if "label skew | by label | 256 | .5300" in line]
     assert [line for line in lines if "depends-xc: labels | 17,860 | 256 | .5000 (" in line and line.endswith("| - |")]
     assert not any("2,000" in line for line in lines)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_no_runs_are_told(bench, tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["map.py", "--report", "--out", str(tmp_path)])
+def test_a_folder_without_runs_is_an_error(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["x.py", "--report", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match=rf"{tmp_path}\b.*--report"):
         bench.main()

@@ -1,31 +1,29 @@
 """When does dealing pay? Subnets handed on (relay), one small net for all (narrow), nets that never meet (ensemble).
 
-    SKERRY_DATA=... python bench/map.py                 # runs that are done are kept; table, picture
-    SKERRY_DATA=... python bench/map.py --edges         # goes on past rates that were the best at an edge
-    SKERRY_DATA=... python bench/map.py --report        # table and picture from the run folders alone
+    SKERRY_DATA=... python bench/accuracy/when_dealing_pays.py            # finished runs are kept; table and picture
+    SKERRY_DATA=... python bench/accuracy/when_dealing_pays.py --edges    # more rates where the best is at an edge
+    python bench/accuracy/when_dealing_pays.py --report                   # table and picture from the run folders alone
 
-From a base setting of two recipes one factor at a time is changed: training samples, labels, the length of the
-training, a worker's share of the units, skew. At every point all three methods have the same numbers of rounds and
-local steps, and a worker's net is the same: the same operations and memory. There are at least as many rounds as
-workers, so that each subnet is handed on to all of them. Rates are tried with seed 0, the best (by the recipe's first
-metric, on the test set) is run with the other seeds. Two runs at a time, one thread each.
+From a base setting of two recipes one factor at a time is changed: training samples, labels, length of the training,
+units per worker, label skew. At every point all three methods have the same number of rounds and local steps, and nets
+of the same size per worker: the same operations and memory. There are at least as many rounds as workers, so that each
+subnet reaches all of them. Rates are tried with seed 0. The best one, by the recipe's first metric on the test set, is
+run with the other seeds. Two runs at a time, one thread each.
 
-``narrow`` gains by averaging more often than ``relay`` hands nets on, for more bytes, and from an optimizer state that
-stays with its worker: it has the better of as many rounds and of five times as many with a state that stays; with
-unlike labels also of both without priors.
+``narrow`` gains from averaging more often, for more bytes, and from an optimizer state that stays with its worker. It
+has the better of two settings: the same number of rounds, or five times as many with a state that stays. With label
+skew it also has the better of with and without priors.
 """
 
 import argparse
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frontier import Key, Run, Settings, run_all, wider
+from rate_search import Key, Rates, Run, Settings, search
 
 from skerry.experiments.reports.comparison import Group, accuracy_text, flat, grouped, load_runs, number
 from skerry.experiments.reports.pictures import set_style
@@ -39,22 +37,22 @@ if TYPE_CHECKING:
 WORKERS = 4
 METHODS = ("relay", "narrow", "ensemble")
 OFTEN = 5
-"""``narrow-often`` has so many times as many rounds."""
+"""``narrow-often`` has this many times the rounds."""
 FRESH, STAY, TRAVEL = ({"optimizer_state": policy} for policy in ("reset", "stay", "travel"))
 RUNS: Mapping[str, Mapping[str, Settings]] = {
     "fashion-mlp": {"relay": {}, "ensemble": {}, "narrow": FRESH, "narrow-often": STAY},
-    # Adam forgets much with its moments.
+    # Fresh moments in each round cost Adam much.
     "depends-xc": {"relay": FRESH, "relay-travel": TRAVEL, "ensemble": {}, "narrow": STAY, "narrow-often": STAY},
 }
 UNADJUSTED: Mapping[str, Settings] = {
     "narrow-plain": {"prior_adjusted": False},
     "narrow-often-plain": STAY | {"prior_adjusted": False},
 }
-"""Beside these, where labels are unlike."""
-# "budget": the part of the recipe's steps.
+"""Also run with label skew."""
+# "budget": the fraction of the recipe's steps.
 BASE: Mapping[str, Settings] = {"fashion-mlp": {"budget": 0.2}, "depends-xc": {"budget": 0.2, "model.hidden": 64}}
 USUAL_RATES = (0.05, 0.1)
-RATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
+RATES: Mapping[str, Mapping[str, Rates]] = {
     "fashion-mlp": {"relay": (0.1, 0.2), "ensemble": (0.1,)},
     "depends-xc": {"narrow-often": (0.02, 0.05), "ensemble": (0.1,)},
 }
@@ -62,24 +60,24 @@ RATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class Point:
-    """A setting in which the methods are compared: the recipe's base with ``changes``."""
+    """A setting in which the methods are compared: the base of the recipe with ``changes``."""
 
     recipe: str
     changes: Settings
 
     @property
     def name(self) -> str:
-        """What its folder is called."""
+        """The name of its folder."""
         words = [f"{k.split('.')[-1]}{v}".replace(":", "") for k, v in self.changes.items()]
         return "-".join([self.recipe, *words])
 
     @property
     def runs(self) -> Mapping[str, Settings]:
-        """What is run here, and what it sets."""
+        """The runs of this point, by name, and their settings."""
         return {**RUNS[self.recipe], **(UNADJUSTED if self.changes.get("prior_adjusted") else {})}
 
     def settings(self, name: str) -> Settings:
-        """Return what to set for a run of this name, but for rate and seed; at least a round for each worker."""
+        """Return the settings of a run, without learning rate and seed; there is at least one round per worker."""
         changed = {**BASE[self.recipe], **self.changes}
         config = configure(self.recipe, "relay", {})
         steps = changed.pop("budget") * config.rounds * config.local_steps
@@ -90,7 +88,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Factor:
-    """What is changed: for each value, a number or a word, what differs from the base."""
+    """What is varied: for each value, a number or a word, what it changes in the base."""
 
     name: str
     recipe: str
@@ -103,22 +101,22 @@ class Factor:
 
 
 def length(recipe: str, budgets: Iterable[float]) -> Factor:
-    """Return the factor of training length, in steps."""
+    """Return the factor for the length of the training, in local steps."""
     changes = [{} if b == BASE[recipe]["budget"] else {"budget": b} for b in budgets]
     settings = [Point(recipe, c).settings("relay") for c in changes]
     steps = [s["rounds"] * s["local_steps"] for s in settings]
-    return Factor("local steps of a worker", recipe, dict(zip(steps, changes, strict=True)))
+    return Factor("local steps per worker", recipe, dict(zip(steps, changes, strict=True)))
 
 
 def share(recipe: str, own: int, hidden: Iterable[int]) -> Factor:
-    """Return the factor of a worker's units in each hidden layer; ``own``: hidden units of the base."""
+    """Return the factor for a worker's units in each hidden layer; ``own``: hidden units of the base."""
     return Factor(
-        "units of a worker in a layer", recipe, {h // WORKERS: {"model.hidden": h} if h != own else {} for h in hidden}
+        "units per worker in a layer", recipe, {h // WORKERS: {"model.hidden": h} if h != own else {} for h in hidden}
     )
 
 
 def factors(long: bool) -> list[Factor]:
-    """Return all of them; ``long``: with the whole length of one recipe and half of the other."""
+    """Return all factors; ``long``: also train for the full length of one recipe and half that of the other."""
     fashion, depends = "fashion-mlp", "depends-xc"
     skews = {"Dir(1)": "dirichlet:1", "Dir(.3)": "dirichlet:0.3", "by label": "by_label"}
     skewed = {name: {"split": how, "prior_adjusted": True} for name, how in skews.items()}
@@ -126,57 +124,36 @@ def factors(long: bool) -> list[Factor]:
         Factor("training samples", fashion, {n: {"data.samples": n} for n in (500, 2000, 8000)} | {60_000: {}}),
         length(fashion, (0.05, 0.2, *((1.0,) if long else ()))),
         share(fashion, 1024, (32, 128, 1024)),
-        Factor("skew of the labels", fashion, {"iid": {}} | skewed),
+        Factor("label skew", fashion, {"iid": {}} | skewed),
         Factor("labels", depends, {n: {"data.labels": n} for n in (100, 1000)} | {17_860: {}}),
         length(depends, (0.1, 0.2, *((0.5,) if long else ()))),
         share(depends, 64, (16, 64, 256)),
     ]
 
 
-def run_map(points: Sequence[Point], options: argparse.Namespace) -> list[Key]:
-    """Run what is not done yet; return what failed."""
+def run_points(points: Sequence[Point], options: argparse.Namespace) -> list[Key]:
+    """Run everything that is not finished yet; return what failed."""
     of = {f"{point.name}/{run}": (point, run) for point in points for run in point.runs}
-    rates = {name: RATES[point.recipe].get(run, USUAL_RATES) for name, (point, run) in of.items()}
-    found: dict[Key, float | None] = {}
+    rows = {name: (RATES[point.recipe].get(run, USUAL_RATES), options.seeds) for name, (point, run) in of.items()}
 
-    with ProcessPoolExecutor(options.at_once, mp_context=get_context("spawn")) as pool:
+    def run_of(name: str, rate: float, seed: int) -> Run:
+        point, run = of[name]
+        settings = {**point.settings(run), RATE: rate, "seed": seed}
+        return Run(point.recipe, options.out / f"{name}-lr{rate:g}-seed{seed}", settings)
 
-        def all_of(keys: Iterable[Key]) -> dict[Key, float | None]:
-            keys, waiting = list(keys), {}
-            for name, rate, seed in (key for key in keys if key not in found):
-                point, method = of[name]
-                run = Run(
-                    options.out / f"{name}-lr{rate:g}-seed{seed}",
-                    {**point.settings(method), RATE: rate, "seed": seed},
-                )
-                waiting[name, rate, seed] = pool.submit(run.go, point.recipe)
-            if waiting:
-                print(f"{len(waiting)} runs", flush=True)
-            found.update({key: future.result() for key, future in waiting.items()})
-            return {key: found[key] for key in keys}
-
-        def rows(seeds: int) -> list[tuple[tuple[str, Settings], tuple[float, ...], int]]:
-            return [((name, {}), tried, seeds) for name, tried in rates.items()]
-
-        while options.edges:
-            run_all(rows(1), all_of)
-            more = {name: wider({r: found[name, r, 0] for r in tried}) for name, tried in rates.items()}
-            if all(len(more[name]) == len(tried) for name, tried in rates.items()):
-                break
-            rates = more
-        return run_all(rows(options.seeds), all_of)
+    return search(rows, run_of, edges=options.edges, at_once=options.at_once)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method reached at a point, at the best of the rates that were tried."""
+    """What a method reached at a point, with the best of its learning rates; ``share``: units per worker in a layer."""
 
     metric: str
     value: float
     spread: float | None
     megabytes: float
     rate: float
-    tried: tuple[float, ...]
+    tried: Rates
     share: int
 
     def __str__(self) -> str:
@@ -185,7 +162,7 @@ class Outcome:
 
 
 def outcomes(folder: Path) -> dict[str, Outcome]:
-    """Return, by method, what the runs in a point's folder reached; only of those that are done."""
+    """Return, by method, what the finished runs in a point's folder reached."""
     runs = [run for run in load_runs(folder) if run.summary] if any(folder.glob("*/config.json")) else []
     if not runs:
         return {}
@@ -213,7 +190,7 @@ def outcomes(folder: Path) -> dict[str, Outcome]:
 
 
 def difference(found: Mapping[str, Outcome], method: str) -> tuple[float, float] | None:
-    """Return how much better than ``narrow`` a method is, in points, and the standard deviation of that."""
+    """Return how many points a method is above ``narrow``, and the standard deviation of the difference."""
     if method not in found or "narrow" not in found:
         return None
     one, other = found[method], found["narrow"]
@@ -224,7 +201,7 @@ Map = list[tuple[Factor, dict[Any, dict[str, Outcome]]]]
 
 
 def read(out: Path) -> Map:
-    """Return, for each factor and value, what the methods reached; without what has not been run."""
+    """Return, for each factor and value, what the methods reached; points without runs are left out."""
     found = []
     for factor in factors(long=True):
         own = {value: outcomes(out / point.name) for value, point in factor.points.items()}
@@ -234,7 +211,7 @@ def read(out: Path) -> Map:
 
 def table(found: Map) -> str:
     """Return the Markdown table."""
-    lines = [["factor", "value", "a worker's units", *METHODS, "relay - narrow"]]
+    lines = [["factor", "value", "units per worker", *METHODS, "relay - narrow"]]
     lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
     for factor, own in found:
         for value, methods in own.items():
@@ -242,13 +219,13 @@ def table(found: Map) -> str:
             cells = [str(methods.get(method, "-")) for method in METHODS]
             gain = difference(methods, "relay")
             spread = f" ± {gain[1]:.1f}" if gain and gain[1] else ""
-            told = f"{gain[0]:+.1f}{spread}" if gain else "-"
-            lines.append([f"{factor.recipe}: {factor.name}", _text(value), str(units), *cells, told])
+            shown = f"{gain[0]:+.1f}{spread}" if gain else "-"
+            lines.append([f"{factor.recipe}: {factor.name}", _text(value), str(units), *cells, shown])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def draw(found: Map, out: Path) -> None:
-    """Draw a panel for each factor: how much better than ``narrow`` the others are, as PNG; a row for each recipe."""
+    """Draw a panel per factor and a row per recipe: how many points the others are above ``narrow``; write a PNG."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -274,8 +251,8 @@ def draw(found: Map, out: Path) -> None:
 
 
 def _panel(axes: "Axes", factor: Factor, values: Mapping[Any, Mapping[str, Outcome]]) -> None:
-    words = isinstance(next(iter(values)), str)
-    at = dict(zip(values, range(len(values)) if words else values, strict=True))
+    is_text = isinstance(next(iter(values)), str)
+    at = dict(zip(values, range(len(values)) if is_text else values, strict=True))
     looks: dict[str, dict[str, Any]] = {
         "ensemble": {"fmt": "o--", "color": "#CC79A7", "linewidth": 1.0, "markersize": 3},
         "relay": {"fmt": "o-", "color": "#0072B2", "linewidth": 1.8, "markersize": 4.5},
@@ -287,13 +264,13 @@ def _panel(axes: "Axes", factor: Factor, values: Mapping[Any, Mapping[str, Outco
     if base := [(at[value], gain[0]) for value, changes in factor.values.items()
                 if not changes and value in at and (gain := difference(values[value], "relay"))]:  # fmt: skip
         axes.plot(*base[0], "o", markersize=10, fillstyle="none", color=looks["relay"]["color"], markeredgewidth=0.8)
-    if not words:
+    if not is_text:
         axes.set_xscale("log")
         axes.minorticks_off()
     axes.set_xticks(list(at.values()), [_text(value) for value in values])
     axes.margins(x=0.12)
     low, high = axes.dataLim.intervaly
-    room = 0.3 * max(high, -low, 0.5)  # for the words, and so that zero is well inside
+    room = 0.3 * max(high, -low, 0.5)  # for the text, and to keep zero well inside
     low, high = min(low, 0) - room, max(high, 0) + room
     axes.set_ylim(low, high)
     axes.axhspan(0, high, color="#0072B2", alpha=0.06, linewidth=0)
@@ -310,25 +287,25 @@ def _text(value: Any) -> str:
 
 
 def main() -> None:
-    """Read the command line."""
+    """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--report", action="store_true", help="train nothing")
-    parser.add_argument("--long", action="store_true", help="with longer trainings, too")
-    parser.add_argument("--edges", action="store_true", help="more rates where the best is at an edge of those tried")
+    parser.add_argument("--report", action="store_true", help="only table and picture, no training")
+    parser.add_argument("--long", action="store_true", help="also train longer")
+    parser.add_argument("--edges", action="store_true", help="try more rates where the best is at an edge")
     parser.add_argument("--only", choices=BASE, help="one recipe")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--at-once", type=int, default=2)
+    parser.add_argument("--at-once", type=int, default=2, help="runs at a time")
     parser.add_argument("--out", type=Path, default=Path("runs/map"))
     parser.add_argument("--picture", type=Path, default=Path("docs/when-dealing-pays.png"))
     options = parser.parse_args()
     failed: list[Key] = []
     if not options.report:
-        wanted = [factor for factor in factors(options.long) if options.only in (None, factor.recipe)]
-        points = {point.name: point for factor in wanted for point in factor.points.values()}
-        failed = run_map(list(points.values()), options)
+        chosen = [factor for factor in factors(options.long) if options.only in (None, factor.recipe)]
+        points = {point.name: point for factor in chosen for point in factor.points.values()}
+        failed = run_points(list(points.values()), options)
     found = read(options.out)
     if not found:
-        raise SystemExit(f"{options.out}: expected folders with runs that are done, got none; run it without --report")
+        raise SystemExit(f"{options.out}: expected folders with finished runs, got none; run without --report")
     print(f"\n{table(found)}")
     draw(found, options.picture)
     if failed:

@@ -1,10 +1,10 @@
-"""Train a wide MLP by one of skerry's methods and write a curve as ``rivals.py`` does; started by torchrun.
+"""Train a wide MLP by one of Skerry's methods and write a curve as ``train_rival.py`` does; started by torchrun.
 
-    SKERRY_DATA=... torchrun --standalone --nproc-per-node 4 bench/subnets.py --task speech --method ist \\
-        --local-steps 20 --lr 0.1 --hidden 2048 --layers 3 --steps 400 --out runs/ist.jsonl
+    SKERRY_DATA=... torchrun --standalone --nproc-per-node 4 bench/distributed/train_skerry.py --task speech \\
+        --method ist --local-steps 20 --lr 0.1 --hidden 2048 --layers 3 --steps 400 --out runs/ist.jsonl
 
-``train_s`` is the first process's wall time without evaluations; ``bytes_model`` what it sent in exchanges. No process
-ever holds the full model: it starts on the meta device.
+``train_s`` is the first process's wall time without evaluations; ``bytes_model`` is what it sent in exchanges. No
+process holds the full model, which starts on the meta device.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from skerry.randomness import seed_of
 
 
 def main() -> None:
-    """Train."""
+    """Train and write the curve."""
     options = arguments()
     torch.set_num_threads(1)
     runtime = skerry.Processes.join(60.0, wire=options.wire)
@@ -30,16 +30,12 @@ def main() -> None:
     job = task(options.task, workers, options.hidden, options.layers, options.batch_size, options.seed)
     with torch.device("meta"):
         model = MLP(job.model_sizes)
+    common = {"local_steps": options.local_steps, "overlap": options.overlap}
     methods = {
-        "ist": lambda: skerry.ist(
-            workers, local_steps=options.local_steps, seed=options.seed, reshuffle=options.reshuffle,
-            overlap=options.overlap,
-        ),
-        "narrow": lambda: skerry.narrow(workers, local_steps=options.local_steps, overlap=options.overlap),
-        "local_sgd": lambda: skerry.algorithms.local_sgd(
-            workers, local_steps=options.local_steps, overlap=options.overlap
-        ),
-    }  # fmt: skip
+        "ist": lambda: skerry.ist(workers, seed=options.seed, reshuffle=options.reshuffle, **common),
+        "narrow": lambda: skerry.narrow(workers, **common),
+        "local_sgd": lambda: skerry.algorithms.local_sgd(workers, **common),
+    }
     lines = []
 
     def on_round(record: skerry.training.Record, state: skerry.checkpoint.State) -> None:
@@ -90,7 +86,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--local-steps", type=int, default=20)
     parser.add_argument("--reshuffle", type=float, default=1.0)
-    parser.add_argument("--overlap", type=int, default=0, help="steps under which shared weights are averaged")
+    parser.add_argument("--overlap", type=int, default=0, help="steps during which shared weights are averaged")
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--momentum", type=float, default=0.9)
     parser.add_argument("--hidden", type=int, default=2048)

@@ -1,13 +1,13 @@
 """Time to accuracy on slow links: IST against DDP, post-local SGD and DiLoCo, each at its best settings.
 
-    SKERRY_DATA=... python bench/slow_link.py tune --task speech     # learning rates, on the loopback interface
-    SKERRY_DATA=... python bench/slow_link.py time --task speech     # the best of each on hosts with slow links (root)
-    python bench/slow_link.py table --task speech                    # the table and the picture again, from the curves
+    SKERRY_DATA=... python bench/distributed/slow_link.py tune --task speech   # learning rates, loopback interface
+    SKERRY_DATA=... python bench/distributed/slow_link.py time --task speech   # best of each, slow links (as root)
+    python bench/distributed/slow_link.py table --task speech                  # table and picture, from the curves
 
-How many steps a method needs does not depend on the link, so learning rates (three for each method and number of local
-steps) are chosen without it, by the number of steps to the target accuracy. Then every method runs with its best one on
-n hosts whose links have the given rate each way (``hosts.py``). Time is the first process's, without evaluations; all
-methods see the same batches. A method that has several numbers of local steps is shown with each of them.
+The number of steps that a method needs does not depend on the link. So its learning rate is chosen without one, by the
+number of steps to the target accuracy, for each number of local steps. Then every method runs with its best rate on n
+hosts whose links have the given rate each way (``hosts.py``). Time is the first process's, without evaluations. All
+methods see the same batches. A method with several numbers of local steps is shown with each of them.
 """
 
 import argparse
@@ -20,13 +20,13 @@ from typing import Any
 
 from hosts import Hosts, why_not
 
-BENCH = Path(__file__).parent
+FOLDER = Path(__file__).parent
 NUM_HOSTS = 4
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A method with its settings but for the learning rate, the rates to try, and how many steps it trains."""
+    """A method with its settings, the learning rates to try, and the number of steps it trains."""
 
     method: str
     local_steps: int
@@ -34,11 +34,11 @@ class Setting:
     steps: int
     reshuffle: float | None = None
     eval_every: int = 1  # rounds; ddp: steps
-    overlap: int | None = None  # a number, 0 too: skerry's own local SGD instead of torch's
+    overlap: int | None = None  # if given, even 0: Skerry's own local SGD instead of torch's
 
     @property
     def name(self) -> str:
-        """For files and tables."""
+        """Its name in files and tables."""
         return (
             f"{self.method}-{self.local_steps}"
             + (f"-r{self.reshuffle:g}" if self.reshuffle is not None else "")
@@ -46,9 +46,9 @@ class Setting:
         )
 
     def command(self, task: "Bench", rate: float, out: Path, seed: int) -> list[str]:
-        """The script that trains it, with its arguments."""
-        ours = self.method in ("ist", "relay", "narrow") or self.overlap is not None
-        script = "subnets.py" if ours else "rivals.py"
+        """Return the script that trains it, with its arguments."""
+        ours = self.method in ("ist", "narrow") or self.overlap is not None
+        script = "train_skerry.py" if ours else "train_rival.py"
         options: dict[str, Any] = {
             "task": task.name, "method": self.method, "local-steps": self.local_steps, "lr": rate, "steps": self.steps,
             "hidden": task.hidden, "layers": task.layers, "out": out, "seed": seed,
@@ -58,12 +58,12 @@ class Setting:
         if self.overlap is not None:
             options["overlap"] = self.overlap
         options["eval-every"] = self.eval_every
-        return [str(BENCH / script), *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
+        return [str(FOLDER / script), *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What is learned, how well, and by whom."""
+    """A task, the target accuracies, and the settings that are compared."""
 
     name: str
     hidden: int
@@ -111,40 +111,32 @@ BENCHES = {
             Setting("diloco", 20, (5e-4, 1e-3, 2e-3), 800, eval_every=5),
             Setting("diloco", 100, (5e-4, 1e-3, 2e-3), 1000),
             Setting("diloco", 250, (5e-4, 1e-3, 2e-3), 1000),
-            Setting("diloco", 500, (1e-3,), 1000),  # two outer steps: no rate could reach a target
+            Setting("diloco", 500, (1e-3,), 1000),  # two outer steps reach no target at any rate
         ),
     ),
 }  # fmt: skip
 
 
 def curve(path: Path) -> list[dict[str, Any]]:
-    """Read a curve; none if there is none yet."""
+    """Return the lines of a curve; empty if it does not exist yet."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def reached(lines: list[dict[str, Any]], target: float, what: str) -> float | None:
-    """What it took to the first evaluation at or above ``target``."""
+    """Return ``what`` (such as "step") at the first evaluation at or above ``target``; None if there is none."""
     return next((line[what] for line in lines if line["accuracy"] >= target), None)
 
 
 def tune(bench: Bench, folder: Path, seed: int) -> None:
-    """Run every setting at every rate without a slow link."""
+    """Run every setting at every learning rate, without slow links."""
     for setting in bench.settings:
         for rate in setting.rates:
             out = folder / "tune" / f"{setting.name}-lr{rate:g}.jsonl"
             if curve(out):
                 continue
-            command = [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                "--nproc-per-node",
-                str(NUM_HOSTS),
-            ]
-            done = subprocess.run(
-                [*command, *setting.command(bench, rate, out, seed)], capture_output=True, text=True, timeout=1800
-            )
+            torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(NUM_HOSTS)]
+            command = [sys.executable, *torchrun, *setting.command(bench, rate, out, seed)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
             best = max((line["accuracy"] for line in curve(out)), default=0)
             steps = [reached(curve(out), target, "step") for target in bench.targets]
             print(f"{out.stem}: best {best:.4f}, steps to {bench.targets}: {steps}", flush=True)
@@ -153,7 +145,7 @@ def tune(bench: Bench, folder: Path, seed: int) -> None:
 
 
 def best_rate(bench: Bench, setting: Setting, folder: Path) -> float:
-    """The rate that reaches the highest target it can in the fewest steps."""
+    """Return the rate that reaches the most targets, and the highest of these in the fewest steps."""
 
     def merit(rate: float) -> tuple[float, ...]:
         lines = curve(folder / "tune" / f"{setting.name}-lr{rate:g}.jsonl")
@@ -180,7 +172,7 @@ def measure(bench: Bench, folder: Path, rate: str, seed: int, only: list[str]) -
 
 
 def table(bench: Bench, folder: Path, rate: str) -> str:
-    """The table, in Markdown."""
+    """Return the table, in Markdown."""
     ist = [s for s in bench.settings if s.method == "ist"]
     rows = [
         "| method | local steps | lr | best accuracy |"
@@ -196,7 +188,7 @@ def table(bench: Bench, folder: Path, rate: str) -> str:
         if not lines:
             continue
         name = setting.method + (f", reshuffle {setting.reshuffle:g}" if setting.reshuffle is not None else "")
-        name += f" (skerry's), overlap {setting.overlap}" if setting.overlap is not None else ""
+        name += f" (Skerry's), overlap {setting.overlap}" if setting.overlap is not None else ""
         lr = f"{best_rate(bench, setting, folder):g}"
         row = f"| {name} | {setting.local_steps} | {lr} | {max(line['accuracy'] for line in lines):.4f} |"
         for t in bench.targets:
@@ -208,7 +200,7 @@ def table(bench: Bench, folder: Path, rate: str) -> str:
 
 
 def picture(bench: Bench, folder: Path, rate: str, out: Path) -> None:
-    """Accuracy against time and against bytes."""
+    """Draw accuracy against time and against bytes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -216,13 +208,8 @@ def picture(bench: Bench, folder: Path, rate: str, out: Path) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
     colors = {
-        "ist": "#0b6e99",
-        "relay": "#0072B2",
-        "ddp": "#888888",
-        "local_sgd": "#d9730d",
-        "diloco": "#6940a5",
-        "narrow": "#0f7b6c",
-    }
+        "ist": "#0b6e99", "ddp": "#888888", "local_sgd": "#d9730d", "diloco": "#6940a5", "narrow": "#0f7b6c",
+    }  # fmt: skip
     styles = ["-", "--", ":", "-."]
     seen: dict[str, int] = {}
     for setting in bench.settings:
@@ -237,7 +224,7 @@ def picture(bench: Bench, folder: Path, rate: str, out: Path) -> None:
                 [line[what] / scale for line in lines], [line["accuracy"] for line in lines], style,
                 color=colors[setting.method], label=setting.name, linewidth=1.6,
             )  # fmt: skip
-    for axis, label in ((left, "seconds (evaluations left out)"), (right, "MB sent by a worker")):
+    for axis, label in ((left, "seconds, without evaluations"), (right, "MB sent per worker")):
         axis.set_xscale("log")
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
@@ -249,13 +236,13 @@ def picture(bench: Bench, folder: Path, rate: str, out: Path) -> None:
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the stage that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["tune", "time", "table"])
     parser.add_argument("--task", choices=BENCHES, default="speech")
     parser.add_argument("--rate", default="100mbit")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="settings by name, comma-separated (time)")
+    parser.add_argument("--only", default="", help="time: only these settings, by name, comma-separated")
     parser.add_argument("--out", type=Path, default=Path("runs/slow-link"))
     options = parser.parse_args()
     bench, folder = BENCHES[options.task], options.out / options.task

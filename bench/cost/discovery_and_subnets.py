@@ -1,16 +1,16 @@
-"""What finding a plan, cutting subnets and training them cost, as ratios to the plain work measured beside them.
+"""What finding a plan, cutting subnets and training them cost, as ratios to plain work measured beside them.
 
-    .venv/bin/python bench/plan.py                    # all three tables, about three minutes
-    .venv/bin/python bench/plan.py discover cut step  # or only some of them
+    python bench/cost/discovery_and_subnets.py                    # all three tables, about three minutes
+    python bench/cost/discovery_and_subnets.py discover cut step  # or only some of them
 
-Whatever is compared is measured in turn within one run, on one thread, and medians are compared. Three tables:
+What is compared is measured in turn within one run, on one thread; medians are compared. Three tables:
 
-- ``discover`` against one plain forward (evaluation mode, no gradients), and the memory that it needs at its peak
-  beside the model, in a fresh process for each model. More threads make the forward faster, but hardly ``discover``.
+- ``discover`` against one plain forward (evaluation mode, no gradients), and its peak memory in addition to the model,
+  in a fresh process for each model. More threads speed up the forward but hardly ``discover``.
 - ``extract`` and ``write_back`` of one of 4 workers' subnets against ``copy_`` of all the subnet's parameters and
-  buffers into tensors that exist already. ``clone`` is the same copy into new memory, which ``extract`` needs as well.
+  buffers into existing tensors. ``clone`` is the same copy into new memory, which ``extract`` needs as well.
 - a training step (forward, backward, SGD) of a subnet against the same step of a net of that width written by hand. A
-  second net by hand says how much of the ratio is chance.
+  second net written by hand shows the noise of the ratio.
 """
 
 import ctypes
@@ -66,7 +66,7 @@ class Bottleneck(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the block to what goes in."""
+        """Add the block to its input."""
         return F.relu(self.body(x) + self.skip(x))
 
 
@@ -95,7 +95,7 @@ def vgg11() -> nn.Module:
 
 
 class SmallResNet(nn.Module):
-    """A stem and one block a stage; ``inner`` and ``streams`` are the channels inside and between the blocks."""
+    """A stem and one block per stage; ``inner`` and ``streams`` are the channels inside and between the blocks."""
 
     def __init__(self, inner: Sequence[int], streams: Sequence[int]) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class SmallResNet(nn.Module):
 
 
 class GPTBlock(nn.Module):
-    """A pre-norm transformer block that is told the width of a head, so that it can be built with fewer heads."""
+    """A pre-norm transformer block with a given width per head, so that it can be built with fewer heads."""
 
     def __init__(self, width: int, heads: int, head_dim: int, hidden: int) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ def gpt(heads: int, hidden: int) -> nn.Module:
 
 
 def in_turn(calls: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
-    """Run each of ``calls`` once a repeat, starting with another one each time; return the seconds of each."""
+    """Run each of ``calls`` once per repeat, each time starting with another one; return the seconds of each."""
     seconds: list[list[float]] = [[] for _ in calls]
     for repeat in range(repeats):
         for k in range(len(calls)):
@@ -152,18 +152,18 @@ def in_turn(calls: Sequence[Callable[[], object]], repeats: int) -> list[list[fl
 
 
 def medians(calls: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """The median seconds of each of ``calls``, run in turn; a turn before that does not count."""
+    """Return the median seconds of each of ``calls``, run in turn after a warm-up."""
     in_turn(calls, 1)
     return [statistics.median(times) for times in in_turn(calls, repeats)]
 
 
 def parameters_m(model: nn.Module) -> str:
-    """The number of parameters in millions."""
+    """Return the number of parameters in millions."""
     return f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M"
 
 
 def table(title: str, rows: Sequence[Sequence[str]]) -> None:
-    """Print rows under their header, aligned: the first column to the left, the others to the right."""
+    """Print rows under their header, the first column aligned left and the others right."""
     wide = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     print(f"\n{title}")
     for row in rows:
@@ -172,7 +172,7 @@ def table(title: str, rows: Sequence[Sequence[str]]) -> None:
 
 
 def bound(what: str, found: dict[str, float], most: float, form: str) -> None:
-    """Print whether all that was found is at most ``most``, and what is not."""
+    """Print whether all figures are at most ``most``, and which are not."""
     over = ", ".join(f"{name} {value:{form}}" for name, value in found.items() if not value <= most)
     worst = max(found, key=lambda name: found[name])
     met = f"met (worst: {worst} {found[worst]:{form}})"
@@ -190,7 +190,7 @@ BIG: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 
 @torch.no_grad()
 def discover_bench() -> None:
-    """Seconds and memory of ``skerry.discover``."""
+    """Measure seconds and memory of ``skerry.discover``."""
     rows = [["model", "parameters", "forward s", "discover s", "(d-1)/f", "forward +MB", "discover +MB", "of model"]]
     ratios, shares = {}, {}
     for name, build in BIG.items():
@@ -214,14 +214,14 @@ def discover_bench() -> None:
 
 
 def memory_of(name: str) -> tuple[float, float]:
-    """Bytes by which resident memory grows at the peak of a forward and of ``discover``, in a fresh process.
+    """Return the growth of resident memory at the peak of a forward and of ``discover``, in a fresh process, bytes.
 
-    There malloc gives what is freed back to the system, so that nothing hides in memory that was already resident.
+    There malloc returns freed memory to the system, so that growth cannot hide in memory that was already resident.
     """
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, __file__, "--memory", name]
-    said = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
-    forward, discover = map(float, said.split())
+    printed = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+    forward, discover = map(float, printed.split())
     return forward, discover
 
 
@@ -236,17 +236,17 @@ def print_memory(name: str) -> None:
 
 
 def growth(run: Callable[[], object]) -> float:
-    """Bytes by which the peak of resident memory during ``run`` exceeds what is resident before (Linux)."""
+    """Return the bytes by which resident memory peaks during ``run`` above its size before (Linux)."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident("VmRSS")
     run()
     return resident("VmHWM") - before
 
 
 def resident(which: str) -> float:
-    """A line of /proc/self/status, in bytes."""
+    """Return a line of /proc/self/status, in bytes."""
     found = re.search(rf"{which}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return 1024.0 * int(found[1])
@@ -264,7 +264,7 @@ CUT: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 
 @torch.no_grad()
 def cut_bench() -> None:
-    """``extract`` and ``write_back`` against a copy of the same bytes."""
+    """Compare ``extract`` and ``write_back`` with a copy of the same bytes."""
     rows = [["subnet of 1/4", "parameters", "MB", "copy_ ms", "clone", "extract", "write_back"]]
     found: dict[tuple[str, str], dict[str, float]] = {}
     for name, build in CUT.items():
@@ -290,7 +290,7 @@ def cut_bench() -> None:
 
 
 def cut_times(model: nn.Module, plan: skerry.Plan, units: Tensor, repeats: int) -> tuple[int, list[float]]:
-    """The bytes of a subnet; the seconds of ``copy_`` and ``clone`` of all its tensors, extract and write_back."""
+    """Return the bytes of a subnet; the seconds of ``copy_`` and ``clone`` of its tensors, extract and write_back."""
     subnet = skerry.subnet.extract(model, plan, units)
     source = [t.detach() for t in [*subnet.parameters(), *subnet.buffers()]]
     target = [torch.empty_like(t).copy_(t) for t in source]
@@ -314,18 +314,18 @@ STEP: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], Callable
     ),
     "GPT": (lambda: gpt(8, 1024), lambda: gpt(2, 256), lambda: torch.randint(0, 1000, (4, 64))),
 }
-"""The full model, the net of a quarter of its width written by hand, and inputs."""
+"""The full model, the net of a quarter of its width written by hand, and its inputs."""
 
 
 def step_bench() -> None:
-    """A step of a subnet against that of the same net by hand."""
+    """Compare a step of a subnet with that of the same net written by hand."""
     rows = [["net of 1/4", "parameters", "by hand ms", "by hand again", "subnet"]]
     ratios = {}
     for name, (full, by_hand, inputs) in STEP.items():
         model, x = full(), inputs()
         plan = skerry.discover(model, x)
         times: list[list[float]] = [[], [], []]
-        for deal in range(10):  # new nets each time, since where they lie in memory matters too
+        for deal in range(10):  # new nets each time, since their place in memory matters too
             subnet = skerry.subnet.extract(
                 model, plan, skerry.partitions.Disjoint(WORKERS, seed=deal).assign(plan.axes, round=0).units(0)
             )
@@ -338,14 +338,14 @@ def step_bench() -> None:
                 all_times.extend(new)
         hand, again, of_subnet = map(statistics.median, times)
         ratios[name] = of_subnet / hand
-        ms, chance = f"{1e3 * hand:.2f}", f"{again / hand:.3f}x"
-        rows.append([name, parameters_m(subnet), ms, chance, f"{ratios[name]:.3f}x"])
+        ms, noise = f"{1e3 * hand:.2f}", f"{again / hand:.3f}x"
+        rows.append([name, parameters_m(subnet), ms, noise, f"{ratios[name]:.3f}x"])
     table("a training step of a subnet, in times of a net of its width written by hand", rows)
     bound("a step of a subnet against one by hand", ratios, 1.03, ".3f")
 
 
 def step_of(net: nn.Module, x: Tensor) -> Callable[[], object]:
-    """Forward, backward and a step of SGD on ``x``; the step is so small that the net stays what it is."""
+    """Return a function that does one step of SGD on ``x``, so small that the net hardly changes."""
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-6, momentum=0.9)
     net.train()
 
@@ -364,7 +364,7 @@ BENCHES = {"discover": discover_bench, "cut": cut_bench, "step": step_bench}
 
 def main(chosen: Sequence[str]) -> None:
     """Run the benches of these names, all if none is given."""
-    print(".venv/bin/python bench/plan.py", *chosen)
+    print("python bench/cost/discovery_and_subnets.py", *chosen)
     started = time.perf_counter()
     for name in chosen or BENCHES:
         BENCHES[name]()

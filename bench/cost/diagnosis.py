@@ -1,12 +1,12 @@
-"""What a watched training shows, and what watching costs.
+"""What the diagnosis of a training run shows, and what it costs.
 
-    python bench/diagnosis.py measures     # the table of docs/your-run.md: digits, a minute
-    python bench/diagnosis.py cost         # what watching takes of the rounds
+    python bench/cost/diagnosis.py measures     # the table of docs/your-run.md: digits, a minute
+    python bench/cost/diagnosis.py cost         # the fraction of a round that the diagnosis takes
 
-*measures*: ``digits-mlp`` (1,437 images of scikit-learn, 4 workers, 20 rounds of 20 local steps, seed 0), with labels
-spread more and more unevenly and with other settings. *cost*: the MLP of ``fashion-mlp`` (784-1024-1024-10, batch 128,
-4 workers one after the other) on random data: processor time of the ``Observer``, and of the whole rounds.
-Both are of the same rounds of one thread, so other jobs on the machine weigh on both alike.
+*measures*: ``digits-mlp`` (1,437 images of scikit-learn, 4 workers, 20 rounds of 20 local steps, seed 0) with more and
+more label skew and with other settings. *cost*: the MLP of ``fashion-mlp`` (784-1024-1024-10, batch 128, 4 workers one
+after the other) on random data: the processor time of all that ``Observer`` does, as a fraction of the rounds. Both
+times are of the same rounds and one thread, so other jobs on the machine affect both alike.
 """
 
 import argparse
@@ -35,7 +35,7 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
 
 
 def measure(method: str, settings: dict[str, Any]) -> None:
-    """Train, and print what was seen."""
+    """Train, and print a row of the table."""
     config = configure("digits-mlp", method, {"rounds": 20, "local_steps": 20, **settings})
     job = RECIPES["digits-mlp"]().build(config)
     seen: list[skerry.training.Diagnosis] = []
@@ -51,19 +51,20 @@ def measure(method: str, settings: dict[str, Any]) -> None:
     )  # fmt: skip
     assert result.score is not None
     drifts = sorted(each.drift for each in seen if each.drift is not None)
+    drift = f"{drifts[0]:.1f} to {drifts[-1]:.1f}" if drifts else "-"  # a relay averages nothing
     worst = max((e.full_loss / e.subnet_loss for e in seen if e.full_loss and e.subnet_loss), default=float("nan"))
     kinds = ", ".join(kind for each in seen for kind in each.warnings) or "-"
     least = "-" if seen[-1].least_trained is None else seen[-1].least_trained
-    told = ", ".join(f"{key} {value}" for key, value in settings.items()) or "-"
+    changed = ", ".join(f"{key} {value}" for key, value in settings.items()) or "-"
     print(
-        f"| {method} | {told} | {result.score.accuracy:.4f} | {seen[0].label_skew:.2f} | {seen[0].dispersion:.2f} | "
-        f"{drifts[0]:.1f} to {drifts[-1]:.1f} | {worst:.2f} | {least} | {kinds} |",
+        f"| {method} | {changed} | {result.score.accuracy:.4f} | {seen[0].label_skew:.2f} | {seen[0].dispersion:.2f} | "
+        f"{drift} | {worst:.2f} | {least} | {kinds} |",
         flush=True,
     )
 
 
 def cost(rounds: int = 30, workers: int = 4) -> None:
-    """Print how much of the rounds goes into watching them."""
+    """Print the fraction of a round that the diagnosis takes."""
     spent = dict.fromkeys(("begin_worker", "end_worker", "end_round"), 0.0)
     for name in spent:
         inner = getattr(Observer, name)
@@ -93,9 +94,9 @@ def cost(rounds: int = 30, workers: int = 4) -> None:
             optimizer=lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), num_rounds=rounds, test=(x[:1000], y[:1000]),
             verify=False, on_round=on_round,
         )  # fmt: skip
-        (first, began), (last, ended) = ends[0], ends[-2]  # the last round is evaluated, too
+        (first, began), (last, ended) = ends[0], ends[-2]  # the last round also evaluates
         ours, all_of_it = ((b - a) * 1000 / (len(ends) - 2) for a, b in ((began, ended), (first, last)))
-        print(f"{steps} local steps: {ours:.1f} of {all_of_it:.0f} ms a round, {ours / all_of_it:.2%}")
+        print(f"{steps} local steps: {ours:.1f} of {all_of_it:.0f} ms per round, {ours / all_of_it:.2%}")
 
 
 if __name__ == "__main__":
@@ -107,7 +108,7 @@ if __name__ == "__main__":
     if what == "cost":
         cost()
     else:
-        print("| method | settings | accuracy | skew | disagreement | drift | full/subnets | least | warned of |")
+        print("| method | settings | accuracy | skew | disagreement | drift | full/subnets | least | warnings |")
         print("|---|---|---:|---:|---:|---:|---:|---:|---|")
         for method in HEALTHY:
             measure(method, {})

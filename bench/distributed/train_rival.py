@@ -1,26 +1,26 @@
-"""Train replicas of a whole MLP by one of IST's rivals and write a curve; started by torchrun, one process a worker.
+"""Train replicas of a whole MLP by one of IST's rivals and write a curve; started by torchrun, one process per worker.
 
-    SKERRY_DATA=... torchrun --standalone --nproc-per-node 4 bench/rivals.py --task speech --method local_sgd \\
-        --local-steps 100 --lr 0.02 --hidden 2048 --layers 3 --steps 2000 --out runs/rivals/local_sgd.jsonl
+    SKERRY_DATA=... torchrun --standalone --nproc-per-node 4 bench/distributed/train_rival.py --task speech \\
+        --method local_sgd --local-steps 100 --lr 0.02 --hidden 2048 --layers 3 --steps 2000 --out runs/local_sgd.jsonl
 
-All methods start from the same weights, see the same batches (those of skerry's workers) and follow the same cosine
-schedule, which ends at ``--steps`` also where ``--max-seconds`` stops training before.
+All methods start from the same weights, see the same batches (those of Skerry's workers) and follow the same cosine
+schedule. It ends at ``--steps``, even if ``--max-seconds`` stops training earlier.
 
-- ``ddp``: torch's DistributedDataParallel: gradients are averaged in every step. SGD with momentum.
-- ``local_sgd``: torch's own post-local SGD (PostLocalSGDOptimizer and its hook for DDP) without a warm-up: no gradient
-  is sent, parameters are averaged after every ``--local-steps`` steps; momenta stay on their worker, as there.
-- ``diloco``: our own, because torchft's (0.2.0) needs a lighthouse server: its Manager cannot be made without one.
-  Douillard et al.: DiLoCo, 2023, arXiv 2311.08105, algorithm 1: inner AdamW (its state stays on its worker), outer SGD
-  with Nesterov momentum. Differs from the paper: torch's default weight decay, 0.01 and not 0.1.
+- ``ddp``: torch's DistributedDataParallel. Gradients are averaged in every step. SGD with momentum.
+- ``local_sgd``: torch's own post-local SGD (PostLocalSGDOptimizer and its hook for DDP) without a warm-up. No gradient
+  is sent. Parameters are averaged every ``--local-steps`` steps; momenta stay on their worker, as in torch.
+- ``diloco``: Douillard et al.: DiLoCo, 2023, arXiv 2311.08105, algorithm 1. The inner optimizer is AdamW, whose state
+  stays on its worker; the outer one is torch's SGD with Nesterov momentum. torchft's DiLoCo (0.2.0) is not used, since
+  its Manager needs a lighthouse server. Differs from the paper: torch's default weight decay, .01 instead of .1.
 
-Batch norm: running statistics stay on their worker and are averaged with the parameters (``local_sgd``, ``diloco``), or
-for an evaluation (``ddp``, where they play no role in training and this is neither timed nor counted).
+Batch norm: running statistics stay on their worker. They are averaged with the parameters (``local_sgd``, ``diloco``),
+or for an evaluation (``ddp``, where training does not use them; this is neither timed nor counted).
 
-A line of the curve: ``step``; ``train_s``, the first process's wall time without evaluations; ``bytes_model``, what one
-process had to send so far for gradients, parameters and statistics, 2(n-1)/n times their size for each all-reduce, as
-in a ring; ``accuracy`` and ``loss`` on the test set; ``train_loss``, the mean over workers and steps since the line
-before; ``stopped``, whether this is an early end. The last line has ``replicas_agree`` as well: whether all processes
-ended with the same bits. Training also stops, at an evaluation, when a loss is not finite; that is null in the curve.
+A line of the curve has ``step``; ``train_s``, the first process's wall time without evaluations; ``bytes_model``, what
+one process has sent so far for gradients, parameters and statistics, 2(n-1)/n times their size for each all-reduce, as
+in a ring; ``accuracy`` and ``loss`` on the test set; ``train_loss``, the mean over workers and the steps since the last
+line; ``stopped``, whether training ends early here. The last line also has ``replicas_agree``: whether all processes
+ended with the same bits. Training stops at an evaluation when a loss is not finite; the curve then has null.
 """
 
 import argparse
@@ -47,7 +47,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from skerry import cosine
 from skerry.training import evaluate
 
-TIMEOUT = timedelta(minutes=30)  # a slow link takes minutes for a wide model
+TIMEOUT = timedelta(minutes=30)  # a wide model takes minutes on a slow link
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +55,12 @@ class Method:
     """One way to train replicas.
 
     Attributes:
-        module: what to call in a training step: the replica, or its wrapper.
+        module: what a training step calls: the replica, or its wrapper.
         optimizer: has ``param_groups``, ``zero_grad`` and ``step``.
-        period: the steps from one synchronization to the next; after one all replicas are the same.
-        sync: called after every ``period``-th step.
-        before_evaluation: called then, when the clock stands.
-        bytes_a_sync: what one process sends in a period.
+        period: the number of steps between synchronizations, after which all replicas are equal.
+        sync: called after every ``period`` steps.
+        before_evaluation: called before an evaluation, while the clock is stopped.
+        bytes_per_sync: what one process sends in a period.
     """
 
     module: nn.Module
@@ -68,7 +68,7 @@ class Method:
     period: int
     sync: Callable[[], None]
     before_evaluation: Callable[[], None]
-    bytes_a_sync: float
+    bytes_per_sync: float
 
 
 def ddp(model: nn.Module, options: argparse.Namespace) -> Method:
@@ -79,17 +79,17 @@ def ddp(model: nn.Module, options: argparse.Namespace) -> Method:
         period=1,
         sync=_nothing,
         before_evaluation=lambda: average_statistics_(model),
-        bytes_a_sync=ring_bytes(model.parameters()),
+        bytes_per_sync=ring_bytes(model.parameters()),
     )
 
 
 def local_sgd(model: nn.Module, options: argparse.Namespace) -> Method:
     """Parameters averaged every ``local_steps`` steps, by torch."""
     module = wrap(model)
-    # From the first step on the hook sends nothing: by default it would all-reduce gradients within each host.
+    # The hook sends nothing from the first step on. By default it would all-reduce gradients within each host.
     state = PostLocalSGDState(None, None, start_localSGD_iter=0, post_local_gradient_allreduce=False)
     module.register_comm_hook(state, post_localSGD_hook)
-    # The averager averages at its step warmup_steps and then once a period: this makes it the last step of a period.
+    # The averager averages at step warmup_steps and then once per period: this makes it the last step of each period.
     averager = PeriodicModelAverager(options.local_steps, warmup_steps=options.local_steps - 1)
     inner = torch.optim.SGD(model.parameters(), lr=options.lr, momentum=options.momentum)
     return Method(
@@ -98,25 +98,34 @@ def local_sgd(model: nn.Module, options: argparse.Namespace) -> Method:
         period=options.local_steps,
         sync=lambda: average_statistics_(model),
         before_evaluation=_nothing,
-        bytes_a_sync=ring_bytes([*model.parameters(), *statistics(model)]),
+        bytes_per_sync=ring_bytes([*model.parameters(), *statistics(model)]),
     )
 
 
 def diloco(model: nn.Module, options: argparse.Namespace) -> Method:
-    """An outer step on the mean of the workers' moves every ``local_steps`` steps."""
-    outer = Outer(model.parameters(), lr=options.outer_lr, momentum=options.outer_momentum)
+    """An outer step on the mean of the workers' moves, every ``local_steps`` steps.
+
+    With theta the weights after the last outer step, and theta_i those of worker i of k after its local steps:
+
+        Delta = (1/k) sum_i (theta - theta_i),   theta <- SGD(theta, Delta) with Nesterov momentum,   theta_i <- theta
+    """
+    params, momentum = list(model.parameters()), options.outer_momentum
+    theta = nn.Parameter(parameters_to_vector(params).detach().clone())
+    outer = torch.optim.SGD([theta], lr=options.outer_lr, momentum=momentum, nesterov=momentum > 0)
 
     def sync() -> None:
-        outer.step(mean_(outer.move()))
+        theta.grad = mean_(theta.detach() - parameters_to_vector(params).detach())
+        outer.step()
+        vector_to_parameters(theta.detach().clone(), params)  # parameters become views of the vector they are given
         average_statistics_(model)
 
     return Method(
         module=model,
-        optimizer=torch.optim.AdamW(model.parameters(), lr=options.lr),
+        optimizer=torch.optim.AdamW(params, lr=options.lr),
         period=options.local_steps,
         sync=sync,
         before_evaluation=_nothing,
-        bytes_a_sync=ring_bytes([*model.parameters(), *statistics(model)]),
+        bytes_per_sync=ring_bytes([*params, *statistics(model)]),
     )
 
 
@@ -124,34 +133,8 @@ METHODS = {"ddp": ddp, "local_sgd": local_sgd, "diloco": diloco}
 
 
 def wrap(model: nn.Module) -> DistributedDataParallel:
-    """Hand the model to torch's DDP, told to send nothing but gradients: replicas begin with the same weights."""
+    """Wrap the model in torch's DDP so that it sends only gradients; replicas already start with the same weights."""
     return DistributedDataParallel(model, forward_sync_buffers=False, init_sync=False, gradient_as_bucket_view=True)
-
-
-class Outer:
-    """The outer half of DiLoCo on one worker, which comes after H inner steps from theta to theta_i:
-
-        Delta = (1/k) sum_i (theta - theta_i)        i = 1 .. k, the workers
-        theta <- SGD(theta, Delta)                   Nesterov momentum
-        theta_i <- theta
-
-    ``move`` returns this worker's term of the sum; ``step`` takes Delta. Both are one flat vector.
-    """
-
-    def __init__(self, params: Iterable[nn.Parameter], *, lr: float, momentum: float) -> None:
-        self._params = list(params)
-        self._theta = nn.Parameter(parameters_to_vector(self._params).detach().clone())
-        self._sgd = torch.optim.SGD([self._theta], lr=lr, momentum=momentum, nesterov=momentum > 0)
-
-    def move(self) -> Tensor:
-        """Return theta - theta_i."""
-        return self._theta.detach() - parameters_to_vector(self._params).detach()
-
-    def step(self, delta: Tensor) -> None:
-        """Update theta and let the parameters start from there again."""
-        self._theta.grad = delta
-        self._sgd.step()
-        vector_to_parameters(self._theta.detach().clone(), self._params)  # makes them views of what it gets
 
 
 def sum_(tensor: Tensor) -> Tensor:
@@ -166,7 +149,7 @@ def mean_(tensor: Tensor) -> Tensor:
 
 
 def statistics(model: nn.Module) -> list[Tensor]:
-    """Return the running means and variances; batch counts are the same everywhere."""
+    """Return the running means and variances; batch counts are equal on all workers."""
     return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
 
 
@@ -179,13 +162,13 @@ def average_statistics_(model: nn.Module) -> None:
 
 
 def ring_bytes(tensors: Iterable[Tensor]) -> float:
-    """Return what each of n processes sends to all-reduce ``tensors`` in a ring: 2(n-1)/n of their size."""
+    """Return what each of n processes sends to all-reduce ``tensors`` in a ring: 2(n-1)/n times their bytes."""
     n = dist.get_world_size()
     return 2 * (n - 1) / n * sum(tensor.nbytes for tensor in tensors)
 
 
 def replicas_agree(model: nn.Module) -> bool:
-    """Whether parameters and buffers have the same bits in all processes."""
+    """Return whether parameters and buffers have the same bits in all processes."""
     digest = hashlib.blake2b(digest_size=8)
     for tensor in model.state_dict().values():
         digest.update(tensor.contiguous().numpy().tobytes())
@@ -196,14 +179,16 @@ def replicas_agree(model: nn.Module) -> bool:
 
 
 def next_stop(step: int, step_s: float, train_s: float, period: int, options: argparse.Namespace) -> int:
-    """Return the step to evaluate at next, a multiple of ``period`` or the last; ``step`` itself: to end here.
+    """Return the step of the next evaluation, a multiple of ``period`` or the last step; ``step`` means: stop here.
 
-    Plans ahead by the pace so far, so that nothing needs to be agreed on, and sent, between evaluations.
+    It is planned from the recent pace, so that processes need not communicate between evaluations.
 
     Args:
         step: steps done, at least 1.
-        step_s: recent seconds a step.
-        train_s: seconds since the start.
+        step_s: recent seconds per step.
+        train_s: seconds of training so far.
+        period: steps between synchronizations.
+        options: of the command line.
     """
     left_s = options.max_seconds - train_s
     if step >= options.steps or left_s < step_s * period / 2:
@@ -234,7 +219,7 @@ def train(model: nn.Module, method: Method, given: Task, options: argparse.Names
                     method.sync()
             spent_s = time.perf_counter() - started
             train_s += spent_s
-            dist.barrier()  # the clock stands from here to the next one
+            dist.barrier()  # the clock is stopped from here to the next barrier
             method.before_evaluation()
             score = evaluate(model, given.loss_fn, test, total=sum_)
             train_loss = mean_(torch.tensor(total_loss / (step - first), dtype=torch.float64)).item()
@@ -246,7 +231,7 @@ def train(model: nn.Module, method: Method, given: Task, options: argparse.Names
             line = {
                 "step": step,
                 "train_s": round(train_s, 4),
-                "bytes_model": round(step // method.period * method.bytes_a_sync),
+                "bytes_model": round(step // method.period * method.bytes_per_sync),
                 "accuracy": score.accuracy,
                 "loss": score.loss if math.isfinite(score.loss) else None,
                 "train_loss": train_loss if math.isfinite(train_loss) else None,
@@ -265,21 +250,23 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--method", choices=METHODS, required=True)
-    parser.add_argument("--lr", type=float, required=True, help="of the inner optimizer where there are two")
-    parser.add_argument("--steps", type=int, required=True, help="of every worker, and the length of the schedule")
-    parser.add_argument("--out", type=Path, required=True, help="curve; settings go to OUT with .config.json")
-    parser.add_argument("--local-steps", type=int, default=100, help="from one averaging to the next; not of ddp")
+    parser.add_argument("--lr", type=float, required=True, help="diloco: of the inner optimizer")
+    parser.add_argument("--steps", type=int, required=True, help="per worker; also the length of the schedule")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the curve; settings go to OUT with suffix .config.json"
+    )
+    parser.add_argument("--local-steps", type=int, default=100, help="between synchronizations; not used by ddp")
     parser.add_argument("--momentum", type=float, default=0.9, help="of SGD (ddp, local_sgd)")
     parser.add_argument("--outer-lr", type=float, default=0.7, help="of diloco")
     parser.add_argument("--outer-momentum", type=float, default=0.9, help="of diloco")
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=128, help="of each worker")
+    parser.add_argument("--batch-size", type=int, default=128, help="per worker")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-seconds", type=float, default=math.inf, help="of training, without evaluations")
     when = parser.add_mutually_exclusive_group()
-    when.add_argument("--eval-every-s", type=float, default=5.0, help="about so many seconds of training apart")
-    when.add_argument("--eval-every", type=int, help="steps apart, in whole periods of local steps")
+    when.add_argument("--eval-every-s", type=float, default=5.0, help="about this many seconds between evaluations")
+    when.add_argument("--eval-every", type=int, help="steps between evaluations, in whole periods")
     options = parser.parse_args(arguments)
     least = {"steps": 1, "local_steps": 1, "hidden": 1, "layers": 1, "batch_size": 1, "seed": 0, "eval_every": 1}
     for name, minimum in least.items():
@@ -291,7 +278,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Do this process's part, in a group of processes that is there."""
+    """Train as one process of an existing group."""
     torch.set_num_threads(1)
     workers = dist.get_world_size()
     if dist.get_rank() == 0:
@@ -307,7 +294,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Join the group that torchrun's environment names, and run."""
+    """Join torchrun's process group and train."""
     options = parse()
     dist.init_process_group("gloo", timeout=TIMEOUT)
     run(options)

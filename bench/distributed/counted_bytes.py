@@ -1,10 +1,10 @@
 """Bytes of exchanges: planned, packed by the runtime, and counted by the kernel on the hosts' own interfaces.
 
-    python bench/counted.py [--hosts 4] [--hidden 2048] [--wire bf16]      # as root, with iproute2
+    python bench/distributed/counted_bytes.py [--hosts 4] [--hidden 2048] [--wire bf16]      # as root, with iproute2
 
-An MLP 1024-h-h-16 is trained by IST on hosts (``hosts.py``; links without a limit), once for 4 rounds and once for 14.
-The difference of the two runs' counters is that of ten exchanges: start-up and the evaluation at the end cancel out,
-TCP's headers and acknowledgements and the signs of life stay in.
+An MLP 1024-h-h-16 is trained by IST on hosts (``hosts.py``) whose links have no limit, once for 4 rounds and once for
+14. The difference between the two runs' counters is the traffic of ten exchanges. It leaves out start-up and the
+evaluation at the end, and includes TCP headers, acknowledgements and heartbeats.
 """
 
 import argparse
@@ -14,35 +14,20 @@ from pathlib import Path
 
 import torch
 from hosts import Hosts, why_not
-from torch.nn import functional as F
+from random_mlp import random_data, train
 
 import skerry
-from skerry.experiments.models.mlp import MLP
-from skerry.experiments.recipes.image_mlp import mlp_rules
 
 ROUNDS = (4, 14)
 
 
 def work(hidden: int, rounds: int, reshuffle: float, wire: skerry.runtimes.WireFormat, out: Path) -> None:
-    """Train as one of the processes and write what was due and what was sent."""
+    """Train as one of the processes; write how many bytes were due and how many were sent."""
     torch.set_num_threads(1)
     runtime = skerry.Processes.join(60.0, wire=wire)
-    n = runtime.num_processes
-    with torch.device("meta"):
-        model = MLP([1024, hidden, hidden, 16])
-    rng = torch.Generator().manual_seed(0)
-    x, y = torch.randn(32 * n, 1024, generator=rng), torch.randint(0, 16, (32 * n,), generator=rng)
-    result = skerry.train(
-        model,
-        F.cross_entropy,
-        skerry.Shards(x, y, skerry.split(y, n, "iid", 0), batch_size=32, seed=0),
-        plan=skerry.Plan.from_rules(model, mlp_rules(2)),
-        algorithm=skerry.ist(n, local_steps=1, reshuffle=reshuffle),
-        optimizer=lambda p: torch.optim.SGD(p, 0.01),
-        num_rounds=rounds,
-        runtime=runtime,
-        start=lambda m: skerry.weights.FromInitializer(m, seed=0),
-    )
+    n, sizes = runtime.num_processes, [1024, hidden, hidden, 16]
+    data = random_data(sizes, n, samples=32, batch_size=32)
+    result = train(runtime, sizes, data, skerry.ist(n, local_steps=1, reshuffle=reshuffle), rounds)
     totals = {"due": result.state.totals["bytes_due"], "sent": result.store.bytes_sent}
     (out / f"{runtime.rank}.json").write_text(json.dumps(totals))
     runtime.close()
@@ -62,7 +47,7 @@ def main() -> None:
         return
     if (reason := why_not()) is not None:
         raise SystemExit(f"hosts can't be made here: {reason}")
-    print(f"{options.hosts} hosts, hidden {options.hidden}, wire {options.wire}; MB a worker in ten exchanges\n")
+    print(f"{options.hosts} hosts, hidden {options.hidden}, wire {options.wire}; MB per worker in ten exchanges\n")
     print("| reshuffle | planned | packed | counted | counted / packed |")
     print("|---:|---:|---:|---:|---:|")
     for reshuffle in ("1.0", "0.1"):
@@ -74,9 +59,9 @@ def main() -> None:
                 outcome = hosts.torchrun(script, out=Path(folder) / "logs", timeout_s=900)
                 if any(outcome.codes):
                     raise SystemExit(outcome.logs[0].read_text()[-3000:])
-                told = [json.loads(p.read_text()) for p in Path(folder).glob("*.json")]
-                sent = sum(t["sent"] for t in told) / len(told)
-                found.append((told[0]["due"], sent, sum(outcome.sent_bytes) / len(outcome.sent_bytes)))
+                totals = [json.loads(p.read_text()) for p in Path(folder).glob("*.json")]
+                sent = sum(t["sent"] for t in totals) / len(totals)
+                found.append((totals[0]["due"], sent, sum(outcome.sent_bytes) / len(outcome.sent_bytes)))
         due, packed, counted = (b - a for a, b in zip(*found, strict=True))
         print(
             f"| {reshuffle} | {due / 1e6:.2f} | {packed / 1e6:.2f} | {counted / 1e6:.2f} | {counted / packed:.3f} |",

@@ -1,18 +1,18 @@
 """What a round costs beside local steps and the wire, and how well the exchange uses a link.
 
-    python bench/overhead.py [--hidden 2048] [--hosts 2] [--rate 100mbit]      # as root, with iproute2 and iperf3
+    python bench/distributed/overhead.py [--hidden 2048] [--hosts 2] [--rate 100mbit]   # as root; iproute2, iperf3
 
-A speech-sized MLP (4096-h-h-h-12, batch norm, batch 128, random data) is trained by IST with a full reshuffle and 20
-local steps on hosts with slow links (``hosts.py``), one thread each; two hosts by default, since the machine has two
-cores. For each round, in the mean over rounds and workers:
+An MLP as wide as the speech model's (4096-h-h-h-12, batch norm, batch 128, random data) is trained by IST with 20 local
+steps, on hosts with slow links (``hosts.py``) and one thread each. Two hosts by default, for two cores. For each round,
+in the mean over rounds and workers:
 
 - *local*: local steps. *slower*: waiting for the slowest worker.
-- *wire*: from the first message that is packed to the last that is unpacked. What is done while others are under way
-  (packing the next, unpacking the last, copying what stays) is in it, and shows as a lower rate.
+- *wire*: from the first message that is packed to the last that is unpacked. Work done while messages are under way
+  (packing the next, unpacking the last, copying what stays) is included, and shows as a lower rate.
 - *rest*: everything else: planning, cutting, copying, checks, records.
-- *strict*: everything but local steps, waiting for the slowest, and the time that iperf3 would need for the bytes.
+- *strict*: everything except local steps, waiting for the slowest, and the time that iperf3 would need for the bytes.
 
-The rate, bytes over *wire*, is compared with what iperf3 gives between two of the same hosts.
+The rate, bytes over *wire*, is compared with what iperf3 reaches between two of the same hosts.
 """
 
 import argparse
@@ -26,18 +26,16 @@ from typing import Any
 
 import torch
 from hosts import Hosts, why_not
-from torch.nn import functional as F
+from random_mlp import random_data, train
 
 import skerry
-from skerry.experiments.models.mlp import MLP
-from skerry.experiments.recipes.image_mlp import mlp_rules
-from skerry.runtimes.runtime import Report
+from skerry.runtimes import Report
 
 ROUNDS, STEPS, BATCH = 6, 20, 128
 
 
 class Clocked(skerry.Processes):
-    """A runtime that knows what it waited for."""
+    """A runtime that measures how long it waits, in seconds: for the wire and for the slowest worker."""
 
     spent: dict[str, float]
 
@@ -53,7 +51,7 @@ class Clocked(skerry.Processes):
         self._wire.run = clocked  # type: ignore[method-assign]
 
     def reports(self, mine: Report, agreement: int) -> list[Report]:
-        """Wait for the slowest."""
+        """Collect the reports, and count the time spent waiting for the slowest worker."""
         started = time.perf_counter()
         reports = super().reports(mine, agreement)
         self.spent["slower"] += time.perf_counter() - started
@@ -65,29 +63,14 @@ def work(hidden: int, out: Path) -> None:
     torch.set_num_threads(1)
     Clocked.spent = defaultdict(float)
     runtime = Clocked.join(60.0)
-    n = runtime.num_processes
-    with torch.device("meta"):
-        model = MLP([4096, hidden, hidden, hidden, 12])
-    rng = torch.Generator().manual_seed(0)
-    x, y = torch.randn(512 * n, 4096, generator=rng), torch.randint(0, 12, (512 * n,), generator=rng)
+    n, sizes = runtime.num_processes, [4096, hidden, hidden, hidden, 12]
     stamps: list[dict[str, float]] = []
 
     def on_round(record: skerry.training.Record, state: skerry.checkpoint.State) -> None:
-        totals = {**Clocked.spent, **record.totals, "now": time.perf_counter()}
-        stamps.append(totals)
+        stamps.append({**Clocked.spent, **record.totals, "now": time.perf_counter()})
 
-    skerry.train(
-        model,
-        F.cross_entropy,
-        skerry.Shards(x, y, skerry.split(y, n, "iid", 0), batch_size=BATCH, seed=0),
-        plan=skerry.Plan.from_rules(model, mlp_rules(3)),
-        algorithm=skerry.ist(n, local_steps=STEPS),
-        optimizer=lambda p: torch.optim.SGD(p, 0.01, momentum=0.9),
-        num_rounds=ROUNDS,
-        runtime=runtime,
-        start=lambda m: skerry.weights.FromInitializer(m, seed=0),
-        on_round=on_round,
-    )
+    data = random_data(sizes, n, samples=512, batch_size=BATCH)
+    train(runtime, sizes, data, skerry.ist(n, local_steps=STEPS), ROUNDS, on_round)
     # The first round warms up; the last exchanges shared tensors only, and evaluates.
     first, last = stamps[0], stamps[-2]
     rounds = len(stamps) - 2
@@ -113,9 +96,9 @@ def main() -> None:
         with (Path(folder) / "iperf3.log").open("w") as log:
             server = hosts.popen(0, ["iperf3", "-s", "-1"], log=log)
         time.sleep(0.5)
-        told = json.loads(hosts.run(1, ["iperf3", "-c", hosts.addresses[0], "-t", "4", "-J"]).stdout)
+        measured = json.loads(hosts.run(1, ["iperf3", "-c", hosts.addresses[0], "-t", "4", "-J"]).stdout)
         server.wait(10)
-        link = told["end"]["sum_received"]["bits_per_second"]
+        link = measured["end"]["sum_received"]["bits_per_second"]
         script = [str(Path(__file__).absolute()), "--hidden", str(options.hidden), "--worker", folder]
         outcome = hosts.torchrun(script, out=Path(folder) / "logs", timeout_s=1800)
         if any(outcome.codes):

@@ -1,25 +1,26 @@
 """Weights of 8 times a worker's memory limit: trained, evaluated, checkpointed, resumed, exported by small workers.
 
-    python bench/small_memory.py             # 16 workers (Linux, root)
-    python bench/small_memory.py --quick     # 4 workers, small sizes, a minute or two
+    python bench/distributed/small_memory.py             # 16 workers (Linux, root)
+    python bench/distributed/small_memory.py --quick     # 4 workers, small sizes, a minute or two
 
-Each worker is a process on a host of its own (``hosts.py``), whose memory cgroup kills it at its limit: M bytes over
-the footprint, what a process needs that imports torch and takes one step of a tiny net in plain PyTorch (the first
-optimizer imports another third of PyTorch). Skerry's own modules count against M, as do gloo's connections.
+Each worker is a process on a host of its own (``hosts.py``), whose memory cgroup kills it at its limit: M bytes above
+the footprint. The footprint is what a process needs that imports torch and takes one step of a tiny net in plain
+PyTorch (the first optimizer imports another third of PyTorch). Skerry's own modules and gloo's connections count
+against M.
 
-The model is a deep residual MLP on synthetic data, dealt out along two axes, the stream and the hidden units of blocks
-(unit k of all blocks goes together). So nearly all of its elements are of two dealt dims: a worker trains 1/n^2 of them
-and is home to 1/n. Few steps are taken: the purpose is memory.
+The model is a deep residual MLP on synthetic data. Two axes are dealt out: the stream, and the hidden units of blocks
+(unit k of all blocks goes together). So nearly all elements have two dealt dims: a worker trains 1/n^2 of them and is
+home to 1/n. Few steps are taken, since the purpose is memory.
 
-The first start is interrupted after a checkpoint; the next one goes on from it, with the same bits, and exports at its
-end. The table has, for each stage, the most anonymous memory over the footprint's that any worker had (sampled every
-10 ms; mapped files, which a cgroup may drop, are left out: a resumed worker maps its checkpoint), what
-``cost.rank_memory`` predicts, and the bound: subnet (weights, gradients, optimizer, activations) + 1/n of the model +
-64 MiB. The proof of staying inside is the cgroup's: nobody was killed.
+The first start is interrupted after a checkpoint. The next one resumes from it, with the same bits, and exports at its
+end. For each stage the table has the highest anonymous memory of any worker above the footprint (sampled every 10 ms;
+mapped files are left out, since a cgroup may drop them: a resumed worker maps its checkpoint), the prediction of
+``cost.rank_memory``, and the bound: subnet (weights, gradients, optimizer, activations) + 1/n of the model + 64 MiB.
+The proof that the limit holds is the cgroup's: no worker was killed.
 
-Then the same model by DDP and by FSDP (``fully_shard`` of each matrix, from meta), and ``narrow``, a net of 1/n of the
-widths, on the same limits; and FSDP without a limit, for its peak. None has momentum: 1/n more for FSDP, nearly nothing
-for skerry. All run with the same settings of malloc, without which glibc keeps some of what was freed.
+Then the same model is trained by DDP and by FSDP (``fully_shard`` of each matrix, from meta), and by ``narrow``, a net
+of 1/n of the widths, with the same limits; and by FSDP without a limit, for its peak. None has momentum, which would
+cost FSDP 1/n more and Skerry almost nothing. All use the same malloc settings, without which glibc keeps freed memory.
 """
 
 import argparse
@@ -47,6 +48,7 @@ from torch.nn import functional as F
 
 import skerry
 from skerry.model.tensors import named_tensors
+from skerry.plan import In, Out
 from skerry.randomness import generator
 from skerry.runtimes.distributed.sharded import Sharded
 from skerry.training import cost
@@ -55,7 +57,7 @@ MIB = 2**20
 TIMEOUT_S = 3600.0
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
 SPREAD_S = 10.0
-"""When a worker has died, the others get so long to notice."""
+"""When a worker has died, the others have this long to notice."""
 
 FOOTPRINT = """
 import json, sys
@@ -75,23 +77,21 @@ print(json.dumps(memory()))
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What is trained, by how many, in how little.
+    """What is trained, the number of workers, and their memory limit.
 
     Attributes:
         workers: n.
-        limit: M, bytes of a worker over the footprint.
-        times: the weights are at least so many M.
+        limit: M, bytes per worker above the footprint.
+        times: the weights are at least this many times M.
         width: of the stream and of each block.
-        own_axes: whether the hidden units of each block are an axis of their own.
-        rounds: in all; the first start is interrupted after ``stop`` of them.
-        buffers: the most that buffers of an exchange take, bytes.
+        rounds: in total; the first start is interrupted after ``stop`` of them.
+        buffers: the limit for buffers of an exchange, bytes.
     """
 
     workers: int = 16
     limit: int = 192 * MIB
     times: float = 8.0
     width: int = 2048
-    own_axes: bool = False
     features: int = 64
     classes: int = 10
     batch_size: int = 64
@@ -104,26 +104,23 @@ class Setup:
 
     @property
     def blocks(self) -> int:
-        """As few as make the weights ``times`` M."""
+        """The smallest number that makes the weights at least ``times`` M."""
         return math.ceil(self.times * self.limit / (2 * 4 * self.width**2))
 
     def model(self) -> "Net":
-        """The model, where torch makes tensors now."""
+        """Return the model, on the current default device."""
         return Net(self.features, self.width, self.blocks, self.classes)
 
     def plan(self, model: nn.Module) -> skerry.Plan:
-        """Both dims of every matrix inside are dealt out."""
-        hidden = "hidden.*" if self.own_axes else "hidden"
-        up = [skerry.plan.In("stream"), skerry.plan.Out(hidden)]
-        down = [skerry.plan.In(hidden), skerry.plan.Out("stream")]
+        """Return the plan: both dims of every inner matrix are dealt out."""
         rules: dict[str, Any] = {
-            "stem": skerry.plan.Out("stream"), "blocks.*.up": up, "blocks.*.norm": skerry.plan.Out(hidden),
-            "blocks.*.down": down, "out": skerry.plan.In("stream"),
+            "stem": Out("stream"), "out": In("stream"), "blocks.*.up": [In("stream"), Out("hidden")],
+            "blocks.*.norm": Out("hidden"), "blocks.*.down": [In("hidden"), Out("stream")],
         }  # fmt: skip
         return skerry.Plan.from_rules(model, rules)
 
     def data(self) -> tuple[skerry.Shards, tuple[Tensor, Tensor]]:
-        """Noisy points around a centre for each class, dealt to the workers, and some to test on."""
+        """Return noisy points around one centre per class: the workers' data, and a test set."""
         rng = generator(self.seed, "blobs")
         centres = torch.randn(self.classes, self.features, generator=rng)
         y = torch.randint(self.classes, (4096 + 512,), generator=rng)
@@ -133,7 +130,7 @@ class Setup:
         return shards, (x[4096:], y[4096:])
 
     def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
-        """The same for everybody."""
+        """Return the optimizer, the same for all methods."""
         return torch.optim.SGD(parameters, self.lr)
 
 
@@ -174,10 +171,10 @@ class Net(nn.Module):
 
 
 class Stages:
-    """Writes down what each stage of this process took: peak memory, seconds, bytes sent."""
+    """Records what each stage of this process took: peak memory, seconds, bytes sent."""
 
     def __init__(self, path: Path) -> None:
-        self.told: dict[str, Any] = {"stages": {}, "now": "", "train_loss": [], "score": []}
+        self.record: dict[str, Any] = {"stages": {}, "now": "", "train_loss": [], "score": []}
         self._path = path
         self._began = (time.perf_counter(), sent_bytes())
         self._peak = 0
@@ -189,36 +186,38 @@ class Stages:
             time.sleep(0.01)
 
     def enter(self, name: str) -> None:
-        """End a stage and begin the next; one that comes again adds up, and has one peak."""
+        """End a stage and begin the next; a stage that is entered again adds up, and has one peak."""
         now = (time.perf_counter(), sent_bytes())
-        if self.told["now"]:
-            row = self.told["stages"].setdefault(self.told["now"], {"times": 0, "peak": 0, "seconds": 0.0, "sent": 0})
+        if self.record["now"]:
+            row = self.record["stages"].setdefault(
+                self.record["now"], {"times": 0, "peak": 0, "seconds": 0.0, "sent": 0}
+            )
             row["times"] += 1
             row["peak"] = max(row["peak"], self._peak, anonymous_bytes())
             row["seconds"] += now[0] - self._began[0]
             row["sent"] += now[1] - self._began[1]
-        self.told["now"], self._began, self._peak = name, now, 0
-        self._path.write_text(json.dumps(self.told))
+        self.record["now"], self._began, self._peak = name, now, 0
+        self._path.write_text(json.dumps(self.record))
 
 
 def anonymous_bytes() -> int:
-    """Resident memory of this process that is in no file."""
+    """Return the resident memory of this process that is not mapped from a file."""
     _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
     return (int(resident) - int(shared)) * resource.getpagesize()
 
 
 def sent_bytes() -> int:
-    """Bytes this host has sent."""
+    """Return the bytes this host has sent."""
     lines = Path("/proc/self/net/dev").read_text().splitlines()
     return next(int(line.split()[9]) for line in lines if line.strip().startswith("eth0:"))
 
 
 class Interrupted(Exception):
-    """The first start ends."""
+    """Ends the first start."""
 
 
 class Watched(skerry.Processes):
-    """The runtime, telling its stages."""
+    """The runtime, recording its stages."""
 
     def __init__(self, stages: Stages, setup: Setup, stop: int | None) -> None:
         super().__init__(buffer_bytes=setup.buffers)
@@ -226,23 +225,23 @@ class Watched(skerry.Processes):
         self.store: Sharded | None = None
 
     def keep(self, *args: Any) -> Sharded:
-        """Make the store and remember it."""
+        """Make the store and keep a reference to it."""
         self.store = super().keep(*args)
         return self.store
 
     def at(self, round: int, stage: str) -> None:
         """Note the stage; end the start before round ``stop``."""
         if stage == "local steps":
-            if "began" not in self._stages.told:
-                self._stages.told["began"] = [round, self.digest()]
+            if "began" not in self._stages.record:
+                self._stages.record["began"] = [round, self.digest()]
             if round == self._stop:
-                self._stages.told["ended"] = [round, self.digest()]
+                self._stages.record["ended"] = [round, self.digest()]
                 raise Interrupted
         self._stages.enter(stage)
         super().at(round, stage)
 
     def digest(self) -> str:
-        """A digest of all that this process keeps."""
+        """Return a digest of everything this process stores."""
         assert self.store is not None
         digest = hashlib.blake2b(digest_size=8)
         for name, tensor in sorted(self.store.shards().items()):
@@ -252,7 +251,7 @@ class Watched(skerry.Processes):
 
 
 def train(setup: Setup, stages: Stages, out: Path, *, stop: int | None, narrow: bool = False) -> None:
-    """Train with skerry: the first start to its interruption, or to the end and export."""
+    """Train with Skerry: up to the interruption, or to the end with an export."""
     runtime = Watched(stages, setup, stop)
     with torch.device("meta"):
         model = setup.model()
@@ -261,9 +260,9 @@ def train(setup: Setup, stages: Stages, out: Path, *, stop: int | None, narrow: 
     method = (skerry.narrow if narrow else skerry.ist)(setup.workers, local_steps=setup.local_steps)
 
     def on_round(record: skerry.training.Record, state: skerry.checkpoint.State) -> None:
-        stages.told["train_loss"].append(record.train_loss)
+        stages.record["train_loss"].append(record.train_loss)
         if record.score is not None:
-            stages.told["score"].append(asdict(record.score))
+            stages.record["score"].append(asdict(record.score))
         checkpoints.every_s = 0.0 if state.round == setup.stop else math.inf
 
     try:
@@ -283,7 +282,7 @@ def train(setup: Setup, stages: Stages, out: Path, *, stop: int | None, narrow: 
             on_round=on_round,
         )
         if not narrow:
-            result.export(out / "export", shard_bytes=1)  # a tensor a file
+            result.export(out / "export", shard_bytes=1)  # one tensor per file
     except Interrupted:
         pass
     stages.enter("end")
@@ -305,20 +304,20 @@ def rival(setup: Setup, stages: Stages, method: str) -> None:
         loss = F.cross_entropy(module(x), y)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        stages.told["train_loss"].append(loss.item())
+        stages.record["train_loss"].append(loss.item())
     stages.enter("end")
     dist.destroy_process_group()
 
 
 def ddp(setup: Setup, stages: Stages) -> nn.Module:
-    """A replica for each worker."""
+    """Return a replica for each worker."""
     model = setup.model()
     stages.enter("wrap")
     return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 def fsdp(setup: Setup, stages: Stages) -> nn.Module:
-    """Sharded matrix by matrix; nobody makes the full model."""
+    """Return the model, sharded matrix by matrix; no process makes all of it."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -342,7 +341,7 @@ def fsdp(setup: Setup, stages: Stages) -> nn.Module:
 
 
 def work(role: str, setup: Setup, out: Path) -> None:
-    """Do a worker's part."""
+    """Run one worker."""
     stages = Stages(out / f"{role}-{os.environ['RANK']}.json")
     stages.enter("start")
     torch.set_num_threads(1)
@@ -358,33 +357,33 @@ def work(role: str, setup: Setup, out: Path) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """What became of the workers of one start.
+    """The outcome of one start.
 
     Attributes:
         codes: exit codes.
-        killed: how many processes of each host were killed at its limit.
-        peaks: the most that each host's cgroup held.
-        told: what each worker wrote down.
+        killed: the number of processes of each host that were killed at its limit.
+        peaks: of each host's cgroup, bytes.
+        records: what each worker recorded.
     """
 
     codes: list[int]
     killed: list[int]
     peaks: list[int]
-    told: list[dict[str, Any]]
+    records: list[dict[str, Any]]
     seconds: float
 
     @property
     def good(self) -> bool:
-        """Whether everybody came to the end."""
+        """Whether all workers finished."""
         return not any(self.codes) and not any(self.killed)
 
     def most(self, stage: str, what: str) -> float:
-        """The most of any worker."""
-        return max((t["stages"][stage][what] for t in self.told if stage in t["stages"]), default=math.nan)
+        """Return the highest figure of any worker."""
+        return max((t["stages"][stage][what] for t in self.records if stage in t["stages"]), default=math.nan)
 
 
 def start(role: str, setup: Setup, memory: int | None, out: Path) -> Run:
-    """Run the workers on hosts of their own, each started directly, and wait."""
+    """Start each worker on a host of its own, and wait."""
     out.mkdir(parents=True, exist_ok=True)
     for left in out.glob(f"{role}-*.json"):
         left.unlink()
@@ -403,12 +402,12 @@ def start(role: str, setup: Setup, memory: int | None, out: Path) -> Run:
         peaks = [peak or 0 for peak in hosts.peak_memory()]
         run = Run([p.wait() for p in processes], hosts.out_of_memory(), peaks, [], time.monotonic() - began)
     files = [out / f"{role}-{k}.json" for k in range(setup.workers)]
-    told = [json.loads(f.read_text()) if f.exists() else {"stages": {}, "now": "import"} for f in files]
-    return replace(run, told=told)
+    records = [json.loads(f.read_text()) if f.exists() else {"stages": {}, "now": "import"} for f in files]
+    return replace(run, records=records)
 
 
 def wait(processes: list[subprocess.Popen[str]], end: Callable[[], None]) -> None:
-    """Wait for all; when one has failed, for the others no longer than they need to notice."""
+    """Wait for all; after a failure, only as long as the others need to notice."""
     deadline = time.monotonic() + TIMEOUT_S
     while any(p.poll() is None for p in processes):
         if any(p.poll() not in (None, 0) for p in processes):
@@ -418,11 +417,11 @@ def wait(processes: list[subprocess.Popen[str]], end: Callable[[], None]) -> Non
         time.sleep(0.2)
 
 
-def footprint(hosts_of: Callable[[], Hosts]) -> dict[str, dict[str, int]]:
+def footprint() -> dict[str, dict[str, int]]:
     """Measure a process that only imports torch, and one that takes a step as well."""
     found: dict[str, dict[str, int]] = {}
-    for _ in range(2):  # the first time files are read
-        with hosts_of() as hosts:
+    for _ in range(2):  # the first time reads the files
+        with Hosts(2, memory=2**31) as hosts:
             for k, what in enumerate(("import", "step")):
                 done = hosts.run(k, [sys.executable, "-c", FOOTPRINT, what], env={"OMP_NUM_THREADS": "1", **MALLOC})
                 done.check_returncode()
@@ -431,7 +430,7 @@ def footprint(hosts_of: Callable[[], Hosts]) -> dict[str, dict[str, int]]:
 
 
 def prediction(setup: Setup) -> tuple[cost.RankMemory, int]:
-    """What a worker is predicted to need (all have equally much), and the size of the model."""
+    """Return the predicted memory of a worker (all have the same) and the bytes of the model."""
     with torch.device("meta"):
         model = setup.model()
     plan, (shards, _) = setup.plan(model), setup.data()
@@ -445,7 +444,7 @@ def prediction(setup: Setup) -> tuple[cost.RankMemory, int]:
 
 
 def exported_score(setup: Setup, folder: Path) -> skerry.training.Score:
-    """Load what was exported, here where there is room, and score it."""
+    """Load the exported model, here without a memory limit, and score it."""
     with torch.device("meta"):
         model = setup.model()
     skerry.weights.materialize(model, skerry.weights.FromFiles(folder, model))
@@ -456,7 +455,7 @@ def exported_score(setup: Setup, folder: Path) -> skerry.training.Score:
 
 
 def ours(runs: Mapping[str, Run], memory: cost.RankMemory, weights: int, setup: Setup, base: int) -> list[str]:
-    """The table of skerry's stages."""
+    """Return the table of Skerry's stages."""
     share, most = weights / setup.workers, memory.step.memory
     predicted = {
         "local steps": memory.training,
@@ -466,11 +465,11 @@ def ours(runs: Mapping[str, Run], memory: cost.RankMemory, weights: int, setup: 
         "export": memory.evaluation,
     }
     rows = [
-        "| start | stage | times | peak over the footprint, MiB | predicted | bound | s | sent, MB a worker |",
+        "| start | stage | times | peak above the footprint, MiB | predicted | bound | s | sent, MB per worker |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, run in runs.items():
-        for stage in dict.fromkeys(stage for told in run.told for stage in told["stages"]):
+        for stage in dict.fromkeys(stage for record in run.records for stage in record["stages"]):
             peak = (run.most(stage, "peak") - base) / MIB
             guess = f"{predicted[stage] / MIB:.0f}" if stage in predicted else "-"
             bound = f"{(most + share + 64 * MIB) / MIB:.0f}"
@@ -481,28 +480,28 @@ def ours(runs: Mapping[str, Run], memory: cost.RankMemory, weights: int, setup: 
 
 
 def what_happened(run: Run) -> str:
-    """In a few words."""
+    """Return what became of a start, in a few words."""
     if run.good:
         return "trains"
     lost = [k for k, killed in enumerate(run.killed) if killed]
     if not lost:
         return f"fails, exit codes {sorted(set(run.codes))}"
-    stages = sorted({run.told[k]["now"] for k in lost})
+    stages = sorted({run.records[k]["now"] for k in lost})
     return f"{len(lost)} of {len(run.codes)} killed at the limit ({', '.join(stages)})"
 
 
 def rivals(runs: Mapping[str, Run], setup: Setup, base: int) -> list[str]:
-    """The table of all methods."""
+    """Return the table of all methods."""
     rows = [
-        "| method | outcome | peak over the footprint, MiB | a step: s | a step: sent, MB a worker |",
+        "| method | outcome | peak above the footprint, MiB | s per step | sent per step, MB per worker |",
         "|---|---|---:|---:|---:|",
     ]
     for name, run in runs.items():
-        steps = setup.local_steps if "local steps" in run.told[0]["stages"] else 1
+        steps = setup.local_steps if "local steps" in run.records[0]["stages"] else 1
         parts = ["local steps", "exchange"] if steps > 1 else ["steps"]
         times = run.most(parts[0], "times") * (setup.stop if steps == 1 else steps)
         seconds, sent = (sum(run.most(part, what) for part in parts) / times for what in ("seconds", "sent"))
-        peak = max((run.most(stage, "peak") for told in run.told for stage in told["stages"]), default=math.nan)
+        peak = max((run.most(stage, "peak") for record in run.records for stage in record["stages"]), default=math.nan)
         figures = (f"{(peak - base) / MIB:.0f}", f"{seconds:.2f}", f"{sent / 1e6:.1f}")
         cells = ["-" if "nan" in figure else figure for figure in figures]
         rows.append(f"| {name} | {what_happened(run)} | {' | '.join(cells)} |")
@@ -517,32 +516,32 @@ def report(
     weights: int,
     score: skerry.training.Score | None,
 ) -> list[str]:
-    """What is printed at the end."""
+    """Return the lines that are printed at the end."""
     step, bare = found["step"], found["import"]
     room = step["cgroup"] + setup.limit - bare["cgroup"]
     lines = [
         f"{setup.workers} workers; weights {weights / MIB:.0f} MiB, in {2 * setup.blocks} matrices of {setup.width} x "
         f"{setup.width} and a few small tensors; buffers of at most {setup.buffers / MIB:.0f} MiB.",
-        f"M = {setup.limit / MIB:.0f} MiB over a footprint of {step['cgroup'] / MIB:.0f} MiB: weights / M = "
-        f"{weights / setup.limit:.2f}. (Over the {bare['cgroup'] / MIB:.0f} MiB of importing torch alone it is "
+        f"M = {setup.limit / MIB:.0f} MiB above a footprint of {step['cgroup'] / MIB:.0f} MiB: weights / M = "
+        f"{weights / setup.limit:.2f}. (Above the {bare['cgroup'] / MIB:.0f} MiB of importing torch alone it is "
         f"{room / MIB:.0f} MiB, and weights / that = {weights / room:.2f}.)",
         "",
     ]
     starts = {name: runs[name] for name in ("first", "resumed") if name in runs}
     lines += ours(starts, memory, weights, setup, step["RssAnon"])
     over = {name: round((max(run.peaks) - step["cgroup"]) / MIB) for name, run in runs.items()}
-    told = [run.told[0] for run in starts.values()]
-    losses = [round(loss, 3) for t in told for loss in t.get("train_loss", [])]
-    scores = [f"{s['loss']:.3f} ({s['accuracy']:.3f})" for t in told for s in t.get("score", [])]
+    first = [run.records[0] for run in starts.values()]
+    losses = [round(loss, 3) for t in first for loss in t.get("train_loss", [])]
+    scores = [f"{s['loss']:.3f} ({s['accuracy']:.3f})" for t in first for s in t.get("score", [])]
     ended, began = (
-        [t.get(key) for t in run.told] for run, key in zip(starts.values(), ("ended", "began"), strict=True)
+        [t.get(key) for t in run.records] for run, key in zip(starts.values(), ("ended", "began"), strict=True)
     )
     lines += [
         "",
-        f"Killed at the limit: {[sum(run.killed) for run in starts.values()]}. Most in a cgroup over the footprint's, "
-        f"files it read or wrote included, MiB: {over}.",
+        f"Killed at the limit: {[sum(run.killed) for run in starts.values()]}. Peak of a cgroup above the footprint, "
+        f"cached files included, MiB: {over}.",
         f"Training loss by round: {losses}. Test loss (accuracy) after rounds {setup.stop} and {setup.rounds}: "
-        f"{scores}; of the exported model, elsewhere: {score}. The second start began with the first one's bits: "
+        f"{scores}; of the exported model: {score}. The second start began with the bits of the first: "
         f"{ended == began and None not in ended}.",
         "",
     ]
@@ -563,7 +562,7 @@ def main() -> None:
     setup = setup_of(options)
     began, out = time.monotonic(), options.out.absolute()
     shutil.rmtree(out, ignore_errors=True)
-    found = footprint(lambda: Hosts(2, memory=2**31))
+    found = footprint()
     limit = found["step"]["cgroup"] + setup.limit
     memory, weights = prediction(setup)
     print(f"footprint: {found}; weights {weights / MIB:.0f} MiB; {memory}", flush=True)
@@ -585,25 +584,17 @@ def main() -> None:
         return
     lines = report(runs, setup, found, memory, weights, score)
     print("\n".join(lines), f"\n{time.monotonic() - began:.0f} s", sep="\n")
-    kept = {
-        "setup": asdict(setup), "footprint": found, "weights": weights, "prediction": asdict(memory),
-        "runs": {name: asdict(run) for name, run in runs.items()}, "exported": asdict(score) if score else None,
-    }  # fmt: skip
-    (out.parent / "small-memory.json").write_text(json.dumps(kept, indent=1) + "\n")
-    if not options.keep:
-        shutil.rmtree(out / "run", ignore_errors=True)
-        shutil.rmtree(out / "export", ignore_errors=True)
+    shutil.rmtree(out / "run", ignore_errors=True)
+    shutil.rmtree(out / "export", ignore_errors=True)
 
 
 def setup_of(options: argparse.Namespace) -> Setup:
-    """The sizes that the command line asks for."""
+    """Return the sizes that the command line asks for."""
     quick = {"workers": 4, "limit": 128 * MIB, "times": 1.5, "width": 1024, "local_steps": 5}
+    limit = None if options.limit is None else options.limit * MIB
+    given = {"workers": options.workers, "width": options.width, "times": options.times, "limit": limit}
     chosen: dict[str, Any] = quick if options.quick else {}
-    given = {"workers": options.workers, "width": options.width, "times": options.times}
-    sizes = {"limit": options.limit, "buffers": options.buffers}
-    chosen |= {key: value for key, value in given.items() if value is not None}
-    chosen |= {key: value * MIB for key, value in sizes.items() if value is not None}
-    return Setup(**chosen, own_axes=options.own_axes)
+    return Setup(**chosen | {key: value for key, value in given.items() if value is not None})
 
 
 def arguments() -> argparse.Namespace:
@@ -613,14 +604,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int)
     parser.add_argument("--width", type=int)
     parser.add_argument("--limit", type=int, help="M, MiB")
-    parser.add_argument("--times", type=float, help="the weights are so many M")
-    parser.add_argument("--buffers", type=int, help="of an exchange, MiB")
-    parser.add_argument("--own-axes", action="store_true", help="the hidden units of each block are an axis")
+    parser.add_argument("--times", type=float, help="the weights are this many times M")
     parser.add_argument("--out", type=Path, default=Path("runs/small-memory"))
     some = parser.add_mutually_exclusive_group()
-    some.add_argument("--ours", action="store_true", help="leave the other methods out")
-    some.add_argument("--rivals", action="store_true", help="the other methods only")
-    parser.add_argument("--keep", action="store_true", help="checkpoint and export")
+    some.add_argument("--ours", action="store_true", help="without the other methods")
+    some.add_argument("--rivals", action="store_true", help="only the other methods")
     parser.add_argument("--role", help=argparse.SUPPRESS)
     parser.add_argument("--setup", default="{}", help=argparse.SUPPRESS)
     return parser.parse_args()
