@@ -1,7 +1,6 @@
 """Convolutional nets on CIFAR-10 (JPEG): a VGG and a ResNet-18 with channels dealt out, a deep ResNet with blocks."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,7 @@ from skerry.experiments.config import Config
 from skerry.experiments.datasets.cifar import cifar10
 from skerry.experiments.models.resnet import ResNet
 from skerry.experiments.models.vgg import VGG
-from skerry.experiments.recipes.recipe import Job, Recipe, job, settings_per_method, whole_number
+from skerry.experiments.recipes.recipe import Job, Recipe, job, settings_per_method, whole_number, with_label_skew
 from skerry.plan.rules import In, Out, Rules
 from skerry.plan.table import Plan
 
@@ -71,13 +70,7 @@ def resnet18_cifar() -> Recipe:
 
 def skewed_resnet() -> Recipe:
     """``resnet18_cifar`` with label skew (Dirichlet .3), as with private data; logits are adjusted by label priors."""
-    recipe = resnet18_cifar()
-    return replace(
-        recipe,
-        summary="the same ResNet, each worker with its own mix of classes (Dirichlet .3)",
-        config=recipe.config.change({"recipe": "skewed-resnet", "split": "dirichlet:0.3", "prior_adjusted": True}),
-        paper="",
-    )
+    return with_label_skew(resnet18_cifar(), "skewed-resnet", "the ResNet of resnet18-cifar")
 
 
 def resist_cifar() -> Recipe:

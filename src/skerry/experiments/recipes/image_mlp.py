@@ -11,7 +11,15 @@ from torch import Tensor
 from skerry.experiments.config import Config
 from skerry.experiments.datasets.loading import load
 from skerry.experiments.models.mlp import MLP
-from skerry.experiments.recipes.recipe import Job, Recipe, first_samples, hidden_sizes, job, settings_per_method
+from skerry.experiments.recipes.recipe import (
+    Job,
+    Recipe,
+    first_samples,
+    hidden_sizes,
+    job,
+    settings_per_method,
+    with_label_skew,
+)
 from skerry.plan.rules import In, Out, Rules
 from skerry.plan.table import Plan
 
@@ -57,12 +65,7 @@ def mnist_mlp() -> Recipe:
 
 def skewed_mlp() -> Recipe:
     """``fashion_mlp`` with label skew (Dirichlet .3), as with private data; logits are adjusted by label priors."""
-    recipe = fashion_mlp()
-    return replace(
-        recipe,
-        summary="the MLP of fashion-mlp, each worker with its own mix of classes (Dirichlet .3)",
-        config=recipe.config.change({"recipe": "skewed-mlp", "split": "dirichlet:0.3", "prior_adjusted": True}),
-    )
+    return with_label_skew(fashion_mlp(), "skewed-mlp", "the MLP of fashion-mlp")
 
 
 def digits_mlp() -> Recipe:

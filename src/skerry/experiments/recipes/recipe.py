@@ -1,7 +1,7 @@
 """What a recipe is: default settings, the settings of each method, and how to build model, plan and data."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -57,6 +57,13 @@ class Recipe:
     methods: Mapping[str, Settings]
     build: Callable[[Config], Job]
     paper: str = ""
+
+
+def with_label_skew(recipe: Recipe, name: str, model: str) -> Recipe:
+    """Return ``recipe`` with label skew and label priors, as ``name``; ``model`` begins its summary."""
+    summary = f"{model}, each worker with its own mix of classes (Dirichlet .3)"
+    config = recipe.config.change({"recipe": name, "split": "dirichlet:0.3", "prior_adjusted": True})
+    return replace(recipe, summary=summary, config=config, paper="")
 
 
 def settings_per_method(

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from skerry.experiments.theory.frame.fit import exponent, numbers
 from skerry.experiments.theory.frame.masks import Bernoulli
 from skerry.experiments.theory.frame.rates import at_rate, error_panel, floors, settled
-from skerry.experiments.theory.frame.shallow import limit_kernel, signs
+from skerry.experiments.theory.frame.shallow import fixed_signs, limit_kernel
 from skerry.experiments.theory.frame.simulate import Problem, Trace, extremes, run
 from skerry.experiments.theory.frame.verdict import Finding, Panel, Verdict, estimated
 from skerry.plan.rules import In, Out
@@ -43,11 +43,9 @@ class CNN(nn.Module):
     def __init__(self, filters: int, rng: torch.Generator) -> None:
         super().__init__()
         self.conv = nn.Conv1d(1, filters, FILTER, stride=FILTER, bias=False, dtype=torch.float64)
-        self.out = nn.Linear(filters * POSITIONS, 1, bias=False, dtype=torch.float64)
         with torch.no_grad():
             self.conv.weight.copy_(torch.randn(filters, 1, FILTER, generator=rng, dtype=torch.float64))
-            self.out.weight.copy_(signs(filters * POSITIONS, rng) / math.sqrt(filters * POSITIONS))
-        self.out.weight.requires_grad_(False)
+        self.out = fixed_signs(filters * POSITIONS, rng, divisor=math.sqrt(filters * POSITIONS))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, 1, FILTER * POSITIONS) to (n,)."""

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from skerry.experiments.theory.frame.fit import exponent, numbers
 from skerry.experiments.theory.frame.rates import at_rate, error_panel, floors
-from skerry.experiments.theory.frame.shallow import random_data, signs
+from skerry.experiments.theory.frame.shallow import fixed_signs, random_data
 from skerry.experiments.theory.frame.simulate import Problem, Trace, extremes, kernel, run
 from skerry.experiments.theory.frame.verdict import Finding, Panel, Verdict
 from skerry.model.tensors import named_tensors
@@ -60,10 +60,7 @@ class Residual(nn.Module):
     def __init__(self, depth: int, width: int, rng: torch.Generator) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*(Block(width, 1 / (depth * math.sqrt(width)), rng) for _ in range(depth)))
-        self.out = nn.Linear(width, 1, bias=False, dtype=torch.float64)
-        with torch.no_grad():
-            self.out.weight.copy_(signs(width, rng))
-        self.out.weight.requires_grad_(False)
+        self.out = fixed_signs(width, rng)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, width) to (n,)."""

@@ -24,11 +24,9 @@ class Shallow(nn.Module):
     def __init__(self, d: int, width: int, *, kappa: float, rng: torch.Generator) -> None:
         super().__init__()
         self.hidden = nn.Linear(d, width, bias=False, dtype=torch.float64)
-        self.out = nn.Linear(width, 1, bias=False, dtype=torch.float64)
         with torch.no_grad():
             self.hidden.weight.copy_(kappa * torch.randn(width, d, generator=rng, dtype=torch.float64))
-            self.out.weight.copy_(signs(width, rng) / math.sqrt(width))
-        self.out.weight.requires_grad_(False)
+        self.out = fixed_signs(width, rng, divisor=math.sqrt(width))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, d) to (n,)."""
@@ -36,9 +34,11 @@ class Shallow(nn.Module):
         return result.squeeze(-1)
 
 
-def signs(num: int, rng: torch.Generator) -> Tensor:
-    """Return ``num`` random signs, float64."""
-    return 2.0 * torch.randint(2, (num,), generator=rng).double() - 1.0
+def fixed_signs(num: int, rng: torch.Generator, divisor: float = 1.0) -> nn.Linear:
+    """Return a layer from ``num`` inputs to one output, with fixed weights: random signs over ``divisor``."""
+    layer = nn.Linear(num, 1, bias=False, dtype=torch.float64).requires_grad_(False)
+    layer.weight.copy_((2.0 * torch.randint(2, (num,), generator=rng).double() - 1.0) / divisor)
+    return layer
 
 
 def random_data(rng: torch.Generator, samples: int, inputs: int) -> tuple[Tensor, Tensor]:
