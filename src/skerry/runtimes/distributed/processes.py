@@ -66,6 +66,7 @@ class Processes:
         self._wire = Wire(self.num_processes, self.peers, buffer_bytes, self._group)
         self._buffer_bytes = buffer_bytes
         self._other_wire: Wire | None = None
+        self._replica: DistributedDataParallel | None = None
         self._beside: Callable[[], None] = lambda: None
 
     @classmethod
@@ -121,17 +122,18 @@ class Processes:
 
     def synchronized(self, module: nn.Module) -> tuple[nn.Module, Callable[[Tensor], None]]:
         """Hand the module to torch's DistributedDataParallel; buffers are left alone, averaged at the round's end."""
+        if self._replica is not None and self._replica.module is module:  # it has its hooks already
+            return self._replica, self._backward
         known = inspect.signature(DistributedDataParallel).parameters
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
         with self.peers():
             settings: dict[str, Any] = {"init_sync": False, "gradient_as_bucket_view": True, buffers: False}
-            wrapped = DistributedDataParallel(module, process_group=self._group, **settings)
+            self._replica = DistributedDataParallel(module, process_group=self._group, **settings)
+        return self._replica, self._backward
 
-        def backward(loss: Tensor) -> None:
-            with self.peers():
-                loss.backward()  # type: ignore[no-untyped-call]
-
-        return wrapped, backward
+    def _backward(self, loss: Tensor) -> None:
+        with self.peers():
+            loss.backward()  # type: ignore[no-untyped-call]
 
     def reports(self, mine: Report, agreement: int) -> list[Report]:
         """Return everybody's reports, in order of workers.
