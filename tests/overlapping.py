@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from skerry.partitions.assignment import Assignment, check_workers, num_units, too_few_units
+from skerry.partitions.assignment import Assignment, check_workers, none_held, too_few_units
 from skerry.plan.dims import Axis
 from skerry.randomness import generator
 
@@ -35,7 +35,7 @@ class Overlapping:
 
     def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
         """Deal the units of ``axes`` for ``round``."""
-        held = torch.zeros(self.num_workers, num_units(axes), dtype=torch.bool)
+        held = none_held(self.num_workers, axes)
         for axis in axes:
             if axis.num_units < self.num_workers:
                 raise too_few_units(axis, self.num_workers)

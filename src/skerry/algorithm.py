@@ -1,4 +1,4 @@
-"""An algorithm is a choice of the parts: who holds what, how long, and what becomes of momenta.
+"""An algorithm: who holds what, for how long, and what happens to optimizer state.
 
 The published ones are in ``skerry.algorithms``, a few lines each.
 """
@@ -15,26 +15,34 @@ StatePolicy = Literal["reset", "travel", "stay"]
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm:
-    """What the round loop needs to know of a method.
+    """A method, as a choice of parts.
 
-    Attributes:
-        name: for people and files.
+    Args:
+        name: in messages, files and tables.
         partition: who holds which units in each round.
         local_steps: steps between two exchanges.
-        optimizer_state: ``"reset"``: every round starts with a fresh optimizer. ``"travel"``: momenta stay with their
-            elements, move with the units and are averaged where weights are; it costs the bytes of the state.
-            ``"stay"``: each worker keeps its own and never shows it; only for workers that keep their units.
-        overlap: above 0 the mean of parameters that all workers hold whole travels while they do the first ``overlap``
-            steps of the next round. Each begins it with its own values V_w (a refused worker with those it began the
-            last round with), and is corrected when these steps are done: ``W_w <- W_w + mean_v V_v - V_w``. It hides
-            the time of these bytes; gradients of these steps are taken at points that differ by what the workers
-            disagreed on. The full model is what it is without: the mean. Zhou et al.: DaSGD, 2020, arXiv 2006.00441,
-            delays the averaging of local SGD so.
-        outer: what the workers' moves do to the weights; None: these become their mean. Only for workers that keep
-            their units.
-        synchronous: whether gradients are averaged over all workers in every step. Needs one process a worker.
-        trains: what is trained: the given model, or other nets instead (``trained.py``).
-        rounds_around: rounds until every piece has been with every worker, where fewer are a mistake.
+        optimizer_state: ``"reset"``: every round starts with a fresh optimizer. ``"travel"``: the state of an element
+            is sent and averaged with its weight, which costs the bytes of the state. ``"stay"``: each worker keeps its
+            own; only for workers that keep their units.
+        overlap: with overlap k > 0, parameters that all workers hold whole are averaged during the first k steps of
+            the next round. Worker w starts these steps with its own values V_w (a refused worker with those it started
+            the last round with), and is corrected after them: W_w <- W_w + mean_v V_v - V_w. This hides the time of
+            the transfer, but the gradients of these steps are taken at points that differ by V_w - mean_v V_v. The
+            full model is the mean, as without overlap. Zhou et al.: DaSGD, 2020, arXiv 2006.00441, delays the
+            averaging of local SGD like this.
+        outer: an optimizer that takes the workers' mean move as its gradient; None: weights become the workers' mean.
+            Only for workers that keep their units.
+        synchronous: whether gradients are averaged over all workers in every step, which needs one process per worker.
+        trains: what is trained: the given model, or other nets in its place (``trained.py``).
+        rounds_around: rounds after which every subnet has been with every worker; fewer rounds give a warning.
+
+    Raises:
+        ValueError: a value out of range, or ``overlap`` with an outer optimizer or a synchronous algorithm.
+
+    Example:
+        >>> from skerry.partitions import Disjoint
+        >>> Algorithm(name="IST", partition=Disjoint(4), local_steps=20).keeps
+        False
     """
 
     name: str
@@ -49,7 +57,7 @@ class Algorithm:
 
     @property
     def keeps(self) -> bool:
-        """Whether workers keep something of their units for themselves, and so must keep their units."""
+        """Whether workers keep something of their units from round to round, so that they must keep the units, too."""
         return self.optimizer_state == "stay" or self.outer is not None
 
     def __post_init__(self) -> None:

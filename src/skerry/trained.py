@@ -1,4 +1,4 @@
-"""What a method trains: the model that it is given, a narrow net instead, or narrow nets side by side."""
+"""What a method trains: the given model, one narrow net in its place, or several narrow nets side by side."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,37 +14,37 @@ from skerry.subnet.side_by_side import side_by_side
 from skerry.weights.source import FromModel, FromSubnets, Source
 
 Start = Callable[[nn.Module], Source]
-"""Given a model, where its values come from."""
+"""A function of a model that returns the source of its values."""
 
 
 class Trained(Protocol):
-    """What is trained in the place of a model, and where its values come from."""
+    """What is trained in place of a model, and where its values come from."""
 
     def net(self, model: nn.Module, plan: Plan, seed: int) -> tuple[nn.Module, Plan]:
-        """Return the module to train and its plan; ``model`` may be on meta and is not changed."""
+        """Return the module to train and its plan; ``model`` may be on the meta device and is not changed."""
         ...
 
     def source(self, model: nn.Module, plan: Plan, net: nn.Module, start: Start | None) -> Source:
-        """Return where the values of ``net`` come from; ``start``: if not from the tensors of ``model``."""
+        """Return the source of the values of ``net``: ``start`` of the model, or the model's own tensors without it."""
         ...
 
 
 @dataclass(frozen=True)
 class Given:
-    """The model itself."""
+    """The given model itself."""
 
     def net(self, model: nn.Module, plan: Plan, seed: int) -> tuple[nn.Module, Plan]:
         """Return the model."""
         return model, plan
 
     def source(self, model: nn.Module, plan: Plan, net: nn.Module, start: Start | None) -> Source:
-        """Return the source of its tensors."""
+        """Return ``start`` of the net, or its own tensors."""
         return FromModel(net) if start is None else start(net)
 
 
 @dataclass(frozen=True)
 class Narrow(Given):
-    """A fresh net with the fraction ``width`` of each axis; with all of it the model itself.
+    """A new net with the fraction ``width`` of each axis, initialized by its modules; with width 1 the model itself.
 
     Raises:
         ValueError: ``width`` is not above 0 and at most 1.
@@ -57,7 +57,7 @@ class Narrow(Given):
             raise ValueError(f"width={self.width}: expected a fraction above 0, at most 1")
 
     def net(self, model: nn.Module, plan: Plan, seed: int) -> tuple[nn.Module, Plan]:
-        """Return the narrow net; all of it is on every worker."""
+        """Return the narrow net, and a plan that deals nothing out."""
         if self.width == 1.0:
             return model, plan
         narrow = narrow_model(model, plan, self.width, seed_of(seed, "narrow"))
@@ -68,7 +68,11 @@ class Narrow(Given):
 class Apart:
     """``num_nets`` narrow nets that share nothing: the units of each axis are dealt to them once.
 
-    Weights between two nets do not exist. A net starts from the values that its units have in the model.
+    Weights between two nets do not exist. A net starts from the values of its units in the model.
+
+    Args:
+        num_nets: the number of nets.
+        seed: of the dealing.
     """
 
     num_nets: int
@@ -83,13 +87,13 @@ class Apart:
         shared = plan.shared(model)
         if shared is not None:
             raise ValueError(
-                f"{shared} is on every worker, so its subnets are not independent nets; use ist, or a plan that deals "
-                "every hidden axis out"
+                f"{shared} is on every worker, so subnets are not independent nets; use ist, or a plan that deals out "
+                "every hidden axis"
             )
         return side_by_side(model, plan, self._units(plan))
 
     def source(self, model: nn.Module, plan: Plan, net: nn.Module, start: Start | None) -> Source:
-        """Return the source of the nets' tensors: what their units have in the model."""
+        """Return the source of the nets' tensors: those of their units in the model."""
         return FromModel(net) if start is None else FromSubnets(start(model), plan, self._units(plan))
 
     def _units(self, plan: Plan) -> list[Tensor]:

@@ -18,9 +18,11 @@ from torch.nn import functional as F
 from zoo import METHODS, MODELS, mlp
 
 from skerry import Checkpoints, Plan, train
-from skerry.checkpoint import checkpoint
-from skerry.checkpoint.checkpoint import CheckpointError, last, write
+from skerry.checkpoint import CheckpointError, save
+from skerry.checkpoint.load import load_latest
+from skerry.checkpoint.save import save_checkpoint
 from skerry.checkpoint.state import State
+from skerry.files import atomic
 from skerry.model.optimizer_state import SEPARATOR
 from skerry.model.tensors import named_tensors
 from skerry.partitions import Everything
@@ -83,7 +85,7 @@ def sets(folder):
 
 
 def read_by_one(folder, plan, model):
-    found = last(folder, plan, named_tensors(model), Serial(), "mine")
+    found = load_latest(folder, plan, named_tensors(model), Serial(), "mine")
     return {name: found.read(name) for name in found.sizes}
 
 
@@ -175,11 +177,11 @@ def test_any_number_of_processes_reads_what_any_number_has_written(writers, read
 
     def write_it(member):
         store = trained(member, [member.rank], model)
-        write(folder, state, store, member, "mine")
+        save_checkpoint(folder, state, store, member, "mine")
         return copied(store.shards())
 
     def read_it(member, assignment):
-        found = last(folder, plan, named_tensors(model), member, "mine")
+        found = load_latest(folder, plan, named_tensors(model), member, "mine")
         assert (found.state.round, found.state.bad_rounds, found.state.totals) == (7, 2, state.totals)
         assert torch.equal(found.state.trained, state.trained)
         assert {n: (t.shape, t.dtype) for n, t in found.sizes.items()} == {
@@ -194,13 +196,13 @@ def test_any_number_of_processes_reads_what_any_number_has_written(writers, read
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        kept = together(writers, write_it) if writers else write(folder, state, serial, Serial(), "mine")
+        kept = together(writers, write_it) if writers else save_checkpoint(folder, state, serial, Serial(), "mine")
         assert all_same(read_by_one(folder, plan, model), expected)
         assert_kept(plan, expected, others, together(readers, lambda member: read_it(member, others)))
         if writers:  # the same again: everybody has its own file
             again = together(writers, lambda member: read_it(member, then))
             assert all(all_same(a, b) for a, b in zip(again, kept, strict=True))
-        found = last(folder, plan, named_tensors(model), Serial(), "mine")
+        found = load_latest(folder, plan, named_tensors(model), Serial(), "mine")
         for name in ("w", "three", "blocks.1.two", "shared"):
             some = [(torch.rand(s, generator=rng) < 0.5).nonzero().flatten() for s in expected[name].shape]
             cut = tuple(map(Index, some))
@@ -219,9 +221,9 @@ def other_of(model):
 @pytest.mark.parametrize("where", ["second file", "index", "old set", "total"])
 def test_what_breaks_off_a_write_leaves_the_last_set(tmp_path, undisturbed, monkeypatch, where):
     """A kill between the files of a set, before and after it becomes the last one."""
-    real_save, real_write, real_remove = checkpoint.save_tensors, checkpoint.atomic.write, shutil.rmtree
+    real_save, real_write, real_remove = save.save_tensors, atomic.write, shutil.rmtree
 
-    def save(tensors, path, told):
+    def save_some(tensors, path, told):
         real_save(tensors, path, told)
         if where == "second file" and "round-00000003" in str(path) and "1-of-3" in str(path):
             raise Stopped  # its draft is left
@@ -237,8 +239,8 @@ def test_what_breaks_off_a_write_leaves_the_last_set(tmp_path, undisturbed, monk
         real_remove(path, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "save_tensors", save)
-        patched.setattr(checkpoint.atomic, "write", write_index)
+        patched.setattr(save, "save_tensors", save_some)
+        patched.setattr(atomic, "write", write_index)
         patched.setattr(shutil, "rmtree", remove)
         with suppress(Stopped) if where == "total" else pytest.raises(Stopped):
             ends(tmp_path, "processes", stop=4 if where == "total" else None)
@@ -258,7 +260,7 @@ def test_what_breaks_off_a_write_leaves_the_last_set(tmp_path, undisturbed, monk
 
 def test_there_is_nothing_to_resume_from_before_the_first_set_is_complete(tmp_path, undisturbed, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint.atomic, "write", lambda *args: (_ for _ in ()).throw(Stopped))
+        patched.setattr(atomic, "write", lambda *args: (_ for _ in ()).throw(Stopped))
         with pytest.raises(Stopped):
             ends(tmp_path, "processes")
     assert sets(tmp_path) == ["round-00000001"]
@@ -299,7 +301,7 @@ def test_checkpoints_are_written_now_and_then_and_at_the_end(tmp_path):
         )
         keeps = Checkpoints(folder=tmp_path, every_s=1000)
         for round, done in ((1, False), (2, False), (3, True)):
-            keeps.write_if_due(State(round, torch.zeros(plan.num_units)), store, member, done=done)
+            keeps.save_if_due(State(round, torch.zeros(plan.num_units)), store, member, done=done)
             seen.append((round, (tmp_path / "checkpoint.json").exists()))
 
     together(2, work)
@@ -316,7 +318,7 @@ def written(tmp_path):
 
     def work(member):
         store = member.keep(beginning(model, plan, FromModel(model)))
-        write(tmp_path, State(3, torch.arange(plan.num_units)), store, member, "mine")
+        save_checkpoint(tmp_path, State(3, torch.arange(plan.num_units)), store, member, "mine")
 
     together(2, work)
     return tmp_path, plan, model
@@ -332,7 +334,7 @@ def files_of(folder):
 
 def read_by_two(folder, plan, model):
     def work(member):
-        found = last(folder, plan, named_tensors(model), member, "mine")
+        found = load_latest(folder, plan, named_tensors(model), member, "mine")
         return copied(member.keep(beginning(model, plan, found)).shards())
 
     return together(2, work)
@@ -348,18 +350,18 @@ def test_a_run_that_begins_anew_and_is_killed_leaves_the_last_set_of_the_same_ro
         store = member.keep(
             Beginning(model=other, plan=plan, source=FromModel(other), assignment=now, start={}, state={})
         )
-        write(folder, State(3, torch.arange(plan.num_units)), store, member, "mine")
+        save_checkpoint(folder, State(3, torch.arange(plan.num_units)), store, member, "mine")
 
     saved = []
 
-    def save(tensors, path, told):
+    def save_some(tensors, path, told):
         save_file(tensors, path, told)
         saved.append(path)
         if len(saved) == 2:  # the first has its name already
             raise Stopped
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "save_tensors", save)
+        patched.setattr(save, "save_tensors", save_some)
         with pytest.raises(Stopped):
             together(2, write_other_values)
     assert all_same(read_by_one(folder, plan, model), before)
@@ -458,7 +460,7 @@ def test_a_file_of_another_round_or_run_is_refused(written):
 
         def work(member):
             store = member.keep(beginning(model, plan, FromModel(model)))
-            write(folder, State(round, torch.arange(plan.num_units)), store, member, run)
+            save_checkpoint(folder, State(round, torch.arange(plan.num_units)), store, member, run)
 
         together(2, work)
         return (folder / "checkpoint" / f"round-{round:08d}" / "1-of-2.safetensors").read_bytes()
@@ -482,19 +484,19 @@ def test_another_models_checkpoint_is_refused(written):
     folder, plan, model = written
     sizes = {**named_tensors(model), "out.weight": torch.zeros(4, 3)}
     with pytest.raises(CheckpointError, match=r"out\.weight\b.*\(4, 2\).*\(4, 3\)"):
-        last(folder, plan, sizes, Serial(), "mine")
+        load_latest(folder, plan, sizes, Serial(), "mine")
     sizes["out.weight"] = torch.zeros(4, 2, dtype=torch.float64)
     with pytest.raises(CheckpointError, match=r"out\.weight\b.*\btorch\.float32\b.*\btorch\.float64\b"):
-        last(folder, plan, sizes, Serial(), "mine")
+        load_latest(folder, plan, sizes, Serial(), "mine")
     with pytest.raises(CheckpointError, match=r"\bextra\b.*\(1,\)"):
-        last(folder, plan, {**named_tensors(model), "extra": torch.zeros(1)}, Serial(), "mine")
+        load_latest(folder, plan, {**named_tensors(model), "extra": torch.zeros(1)}, Serial(), "mine")
 
 
 def test_another_plans_checkpoint_is_refused(written):
     folder, plan, model = written
     for other in (plan.without("h0"), Plan.whole(model)):
         with pytest.raises(CheckpointError, match=r"0-of-2\.safetensors\b.*\bplan\b"):
-            last(folder, other, named_tensors(model), Serial(), "mine")
+            load_latest(folder, other, named_tensors(model), Serial(), "mine")
 
 
 def test_all_processes_hear_of_a_damaged_index(written):
@@ -504,7 +506,7 @@ def test_all_processes_hear_of_a_damaged_index(written):
 
     def work(member):
         try:
-            last(folder, plan, named_tensors(model), member, "mine")
+            load_latest(folder, plan, named_tensors(model), member, "mine")
         except CheckpointError as error:
             told[member.rank] = str(error)
 

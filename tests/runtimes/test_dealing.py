@@ -26,6 +26,7 @@ from skerry.runtimes.distributed.local_exchange import round_at_random
 from skerry.runtimes.runtime import RESTING, Beginning, Handover, Report
 from skerry.subnet.cuts import Cuts
 from skerry.subnet.slicing import put_, take
+from skerry.training import Test
 from skerry.weights.source import FromModel
 
 FEW = {"phases": (Phase.explicit, Phase.reuse, Phase.generate)}  # what is drawn is small, and a seed has no smaller one
@@ -415,7 +416,7 @@ def test_evaluation_between_rounds_changes_nothing(build, algorithm):
         model, plan = build()
         return train(
             model, F.cross_entropy, blobs(3), plan=plan, algorithm=algorithm, optimizer=sgd, num_rounds=3,
-            test=next(iter(blobs(1).batches(0, 0, 1))), eval_every=1, runtime=runtime,
+            test=Test(*next(iter(blobs(1).batches(0, 0, 1))), every=1), runtime=runtime,
             on_round=lambda record, state: losses.setdefault(runtime, []).append(record.score.loss),
         )  # fmt: skip
 

@@ -16,11 +16,12 @@ from torch.nn import functional as F
 from zoo import METHODS, MODELS, fits
 
 from skerry import Checkpoints, Processes, cosine, launch, train
-from skerry.checkpoint.checkpoint import last
+from skerry.checkpoint.load import load_latest
 from skerry.model.tensors import named_tensors
 from skerry.runtimes import Serial
 from skerry.runtimes.distributed.launch import WorkerDied
-from skerry.training.session import to_train
+from skerry.training import Test
+from skerry.training.setup import net_to_train
 
 
 def work(runtime, folder, method, model_name):
@@ -33,7 +34,7 @@ def work(runtime, folder, method, model_name):
     out = folder / f"{method}-{model_name}"
     result = train(
         model, F.cross_entropy, data(algorithm.partition.num_workers), plan=plan, algorithm=algorithm,
-        optimizer=METHODS[method].optimizer, num_rounds=3, schedule=cosine, test=test, eval_batch_size=5,
+        optimizer=METHODS[method].optimizer, num_rounds=3, schedule=cosine, test=Test(*test, batch_size=5),
         checkpoints=Checkpoints(folder=out, run="mine"), runtime=runtime,
     )  # fmt: skip
     result.export(out, shard_bytes=800)
@@ -84,8 +85,8 @@ def kept(folder, method, model_name):
     """Every full tensor of a checkpoint, read by one process."""
     torch.manual_seed(1)
     model, plan, _ = MODELS[model_name][0]()
-    model, plan = to_train(model, plan, METHODS[method].algorithm, 0)
-    checkpoint = last(folder / f"{method}-{model_name}", plan, named_tensors(model), Serial(), "mine")
+    model, plan = net_to_train(model, plan, METHODS[method].algorithm, 0)
+    checkpoint = load_latest(folder / f"{method}-{model_name}", plan, named_tensors(model), Serial(), "mine")
     return {name: checkpoint.read(name) for name in checkpoint.sizes}, checkpoint
 
 

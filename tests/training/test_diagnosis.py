@@ -27,8 +27,8 @@ from skerry.experiments.runs.execute import run as run_in_folder
 from skerry.partitions import Disjoint, Everything, Rolling, Sampled
 from skerry.plan import In, Out
 from skerry.runtimes.serial import Serial
-from skerry.training import TheoryWarning
-from skerry.training import diagnosis as theory
+from skerry.training import Test, TheoryWarning
+from skerry.training.diagnosis import MEASURES, measures, theory_warnings
 
 STEPS = 20  # so that every round is looked at
 PROBE = STEPS // 2
@@ -38,7 +38,9 @@ def sgd(parameters):
     return torch.optim.SGD(parameters, 0.1)
 
 
-def run(algorithm, *, data=None, model=None, plan=None, rounds=8, loss_fn=F.cross_entropy, **more):
+def run(
+    algorithm, *, data=None, model=None, plan=None, rounds=8, loss_fn=F.cross_entropy, every=1, metrics=None, **more
+):
     """Train with a test set and return each round's diagnosis."""
     torch.manual_seed(1)
     workers = algorithm.partition.num_workers
@@ -47,9 +49,10 @@ def run(algorithm, *, data=None, model=None, plan=None, rounds=8, loss_fn=F.cros
     data = data or blobs(workers)
     test = more.pop("test", None) or next(iter(blobs(1, batch=60, seed=7).batches(0, 0, 1)))
     found = []
-    settings = {"optimizer": sgd, "eval_every": 1, "verify": False, **more}
+    settings = {"optimizer": sgd, "verify": False, **more}
     train(
-        model, loss_fn, data, plan=plan, algorithm=algorithm, num_rounds=rounds, test=test,
+        model, loss_fn, data, plan=plan, algorithm=algorithm, num_rounds=rounds,
+        test=Test(*test, every=every, metrics=metrics),
         on_round=lambda record, state: found.append(record.diagnosis), **settings,
     )  # fmt: skip
     return found
@@ -88,7 +91,7 @@ def test_the_identity():
     vectors = torch.randn(5, 7, dtype=torch.float64)
     mean = vectors.mean(0)
     pairs = sum((vectors[a] - vectors[b]).square().sum() for a in range(5) for b in range(a)) / 5**2
-    got = theory.apart(float(mean.square().sum()), float(vectors.square().sum(1).mean()))
+    got = measures.variance(float(mean.square().sum()), float(vectors.square().sum(1).mean()))
     assert got == pytest.approx(float(pairs))
     assert got == pytest.approx(float((vectors - mean).square().sum(1).mean()))
 
@@ -96,19 +99,19 @@ def test_the_identity():
 def test_independent_moves_drift_by_chance_equal_ones_not_and_opposite_ones_for_ever():
     moves = torch.randn(4, 100_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     mean, squares = moves.mean(0).square().sum(), moves.square().sum(1).mean()
-    assert theory.drift(float(mean), float(squares)) == pytest.approx(math.sqrt(3), rel=0.02)
-    assert theory.drift(2.0, 2.0) == 0
-    assert theory.drift(0.0, 1.0) == math.inf
-    assert theory.drift(0.0, 0.0) is None
+    assert measures.drift(float(mean), float(squares)) == pytest.approx(math.sqrt(3), rel=0.02)
+    assert measures.drift(2.0, 2.0) == 0
+    assert measures.drift(0.0, 1.0) == math.inf
+    assert measures.drift(0.0, 0.0) is None
 
 
 @pytest.mark.parametrize("num", [100, 1000])
 def test_label_skew_is_zero_in_the_mean_where_labels_are_drawn_alike(num):
     mean, rng = torch.tensor([0.1, 0.1, 0.3, 0.5], dtype=torch.float64), torch.Generator().manual_seed(0)
     draws = [torch.multinomial(mean, num, replacement=True, generator=rng).bincount(minlength=4) for _ in range(300)]
-    skews = torch.tensor([theory.label_skew(counts, mean) for counts in draws])
+    skews = torch.tensor([measures.label_skew(counts, mean) for counts in draws])
     assert abs(skews.mean()) < 4 * skews.std() / 300**0.5
-    apart = theory.label_skew(torch.tensor([num, 0, 0, 0]), mean)
+    apart = measures.label_skew(torch.tensor([num, 0, 0, 0]), mean)
     assert apart == pytest.approx(0.9, abs=0.5 / num**0.5 * 2)
 
 
@@ -241,7 +244,7 @@ def test_a_resumed_run_is_not_judged_by_its_short_last_moves(tmp_path):
     torch.manual_seed(0)
     found = opposed(local_steps=50, rounds=8, checkpoints=resumed)
     assert [each.rounds_left for each in found] == [5, 4, 3, 2, 1, 0]
-    assert min(each.drift for each in found) > 2 * theory.DRIFT_OVER_CHANCE
+    assert min(each.drift for each in found) > 2 * theory_warnings.DRIFT_OVER_CHANCE
     assert not warned(found)
 
 
@@ -270,7 +273,7 @@ def test_coverage_too_low_for_the_rounds_left():
         assert found[-1].least_trained == 0
         held = sum(partition.assign(mlp(hidden=(24,))[1].axes, r).held.sum(0) for r in range(4))
         assert f"coverage: {float((held == 0).double().mean()):.0%}" in str(told[0].message)
-        assert "coverage" not in warned(run(few, rounds=enough, eval_every=0))
+        assert "coverage" not in warned(run(few, rounds=enough, every=0))
 
 
 @dataclass(frozen=True)
@@ -307,7 +310,7 @@ def test_a_healthy_run_raises_none(name):
 def assert_same(found, serial):
     """In every process what the serial runtime tells."""
     for ours, meant in zip(found, serial, strict=True):
-        for measure in theory.MEASURES:
+        for measure in MEASURES:
             got, expected = getattr(ours, measure), getattr(meant, measure)
             assert got == (expected if expected is None else pytest.approx(expected, rel=1e-3, abs=1e-5)), measure
         assert ours.warnings.keys() == meant.warnings.keys()
@@ -346,7 +349,7 @@ def test_a_run_writes_its_measures_and_warnings_and_the_report_shows_them(tmp_pa
     with pytest.warns(TheoryWarning, match="label skew"):
         run_in_folder(config, tmp_path / "x", Serial(), resume=False)
     first, last = (json.loads(line) for line in (tmp_path / "x" / "metrics.jsonl").read_text().splitlines())
-    assert set(first["diagnosis"]) == set(theory.MEASURES)
+    assert set(first["diagnosis"]) == set(MEASURES)
     assert all(value is not None for value in first["diagnosis"].values())
     assert (list(first["warnings"]), last["warnings"]) == (["label skew"], {})
     assert json.loads((tmp_path / "x" / "summary.json").read_text())["warnings"] == first["warnings"]

@@ -7,8 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import skerry
-from skerry.training import evaluate
-from skerry.training.evaluate import precision_at
+from skerry.training import Test, evaluate, precision_at
 
 
 class Said(nn.Module):
@@ -107,7 +106,7 @@ def test_a_model_of_several_inputs_is_trained_and_scored(of):
     data = skerry.from_loaders([torch.utils.data.DataLoader(s, batch_size=5) for s in sets])
     result = skerry.train(
         model, F.cross_entropy, data, plan=plan, algorithm=skerry.ist(2, local_steps=2), num_rounds=2,
-        optimizer=lambda p: torch.optim.SGD(p, lr=0.1), test=(of((a, b)), y), eval_batch_size=7,
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.1), test=Test(of((a, b)), y, batch_size=7),
     )  # fmt: skip
     trained = result.model
     assert result.score.loss == pytest.approx(F.cross_entropy(trained(a, b), y).item())

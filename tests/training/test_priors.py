@@ -12,7 +12,7 @@ from zoo import METHODS, Shards, blobs, mlp
 from skerry import Session, cosine, ist, launch, train
 from skerry.algorithms import ddp, local_sgd
 from skerry.runtimes import Serial
-from skerry.training import log_priors
+from skerry.training import Test, log_priors
 from skerry.training.train import calibration_inputs
 
 
@@ -54,7 +54,7 @@ def by_train(rows, algorithm, *, runtime=None, optimizer=METHODS["ist"].optimize
     test = next(iter(blobs(1, seed=5).batches(0, 0, 1)))
     result = train(
         model, F.cross_entropy, data, plan=plan, algorithm=algorithm, optimizer=optimizer, num_rounds=rounds,
-        schedule=cosine, logit_adjustment=rows, runtime=runtime, test=test, eval_every=1,
+        schedule=cosine, logit_adjustment=rows, runtime=runtime, test=Test(*test, every=1),
         on_round=lambda record, state: seen.append((record.train_loss, record.diagnosis)),
     )  # fmt: skip
     return result, seen

@@ -15,7 +15,7 @@ from zoo import METHODS, Residual, blobs, cnn, images, mlp
 from skerry import Blocks, Checkpoints, cosine, ist, narrow, relay, train
 from skerry.algorithm import Algorithm
 from skerry.algorithms import local_sgd, single
-from skerry.checkpoint.checkpoint import CheckpointError
+from skerry.checkpoint import CheckpointError
 from skerry.model.tensors import named_tensors
 from skerry.partitions import Everything
 from skerry.runtimes import Serial
@@ -24,9 +24,7 @@ from skerry.runtimes.serial import WholeModel
 from skerry.subnet.cuts import Cuts
 from skerry.subnet.slicing import take
 from skerry.trained import Given
-from skerry.training import constant
-from skerry.training.diagnosis import TheoryWarning
-from skerry.training.loop import TrainingFailed
+from skerry.training import Test, TheoryWarning, TrainingFailed, constant
 from skerry.weights import FromInitializer
 
 OPTIMIZERS = {
@@ -154,7 +152,7 @@ def test_every_algorithm_learns_and_its_records_add_up(name):
     records = []
     test = next(iter(blobs(1, samples=600, batch=600, seed=5).batches(0, 0, 1)))
     _, result = run(
-        ALGORITHMS[name], rounds=25, test=test, eval_every=10, on_round=lambda record, state: records.append(record)
+        ALGORITHMS[name], rounds=25, test=Test(*test, every=10), on_round=lambda record, state: records.append(record)
     )
     assert result.score.accuracy > 0.5  # four classes
     assert [r.round for r in records] == list(range(25))
@@ -436,7 +434,7 @@ def test_all_processes_end_with_the_same_state():
     def work(member):
         starts, records = [], []
         _, result = run(
-            algorithm, runtime=member, test=test, eval_every=2,
+            algorithm, runtime=member, test=Test(*test, every=2),
             on_start=lambda session: starts.append(session.state.round),
             on_round=lambda record, state: records.append((record.round, record.score, record.train_loss)),
         )  # fmt: skip

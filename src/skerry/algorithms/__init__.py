@@ -1,4 +1,4 @@
-"""Published methods and honest rivals, each a choice of the parts."""
+"""Published methods and their rivals, one file each, as choices of parts (``skerry.algorithm``)."""
 
 from skerry.algorithm import Algorithm
 from skerry.algorithms.ddp import ddp

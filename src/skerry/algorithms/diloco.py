@@ -1,4 +1,4 @@
-"""DiLoCo: rare averaging, with an outer optimizer."""
+"""DiLoCo: averaging after many local steps, with an outer optimizer."""
 
 from skerry.algorithm import Algorithm
 from skerry.merge.outer import Outer
@@ -6,15 +6,22 @@ from skerry.partitions.everything import Everything
 
 
 def diloco(workers: int, *, local_steps: int = 100, outer_lr: float = 0.7, outer_momentum: float = 0.9) -> Algorithm:
-    """Replicas take H inner steps, with AdamW whose state stays with its worker; then one outer step with their mean:
+    """Replicas take H local steps, each with an optimizer of its own; then the outer optimizer takes a step:
 
         Delta = (1/n) sum_w (W - W_w),   m <- mu m + Delta,   W <- W - eta (Delta + mu m).
 
-    The inner optimizer is the one that training is given; the paper's is AdamW. Buffers are averaged.
+    Args:
+        workers: n.
+        local_steps: H.
+        outer_lr: eta.
+        outer_momentum: mu.
 
     References:
         Douillard et al.: DiLoCo: Distributed Low-Communication Training of Language Models, 2023, arXiv 2311.08105,
-        algorithm 1 (H = 500, eta .7, mu .9).
+        algorithm 1 (H = 500, eta = 0.7, mu = 0.9).
+
+    Differs from the paper: the inner optimizer is the one that training is given, where the paper has AdamW; buffers
+    are averaged; H is 100 by default.
     """
     return Algorithm(
         name="diloco",

@@ -1,4 +1,4 @@
-"""Independent narrow nets whose outputs are averaged."""
+"""An ensemble: independent narrow nets whose outputs are averaged."""
 
 from skerry.algorithm import Algorithm, StatePolicy
 from skerry.partitions.cyclic import Cyclic
@@ -6,25 +6,28 @@ from skerry.trained import Apart
 
 
 def ensemble(workers: int, *, local_steps: int = 20, seed: int = 0, optimizer_state: StatePolicy = "stay") -> Algorithm:
-    """Deal units once, to n narrow nets that share nothing; worker w trains net w from beginning to end:
+    """Deal units once to n narrow nets that share nothing; worker w trains net w all the time:
 
-        f(x) = (1/n) sum_w f_w(x),
+        f(x) = (1/n) sum_w f_w(x).
 
-    the mean of outputs. It is a ``relay`` in which nobody hands anything on: no traffic at all. What is trained and
-    exported are the nets side by side (``skerry.subnet.SideBySide``), and the given model is not changed.
+    It is a ``relay`` in which nets are not handed on: it sends nothing. The nets are trained and exported side by side
+    (``skerry.subnet.SideBySide``), and the given model is not changed.
 
     Args:
         workers: n.
-        local_steps: steps a round, which is only a place to measure and to save.
+        local_steps: steps per round, which is only a point at which to evaluate and to save.
         seed: of the dealing.
-        optimizer_state: what becomes of momenta between rounds, see ``Algorithm``.
+        optimizer_state: what happens to optimizer state between rounds, see ``Algorithm``.
 
     Raises:
-        ValueError: on training, where subnets share matrices or blocks.
+        ValueError: in training, where subnets share matrices or blocks.
 
     References:
         Lakshminarayanan, Pritzel, Blundell: Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles,
-        NeurIPS 2017, arXiv 1612.01474 (there outputs are averaged after softmax).
+        NeurIPS 2017, arXiv 1612.01474.
+
+    Differs from the paper: outputs are averaged before softmax; nets are narrow, each trains on the data of its worker
+    only, and without adversarial examples.
     """
     return Algorithm(
         name="ensemble",

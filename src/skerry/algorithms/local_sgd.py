@@ -1,4 +1,4 @@
-"""Local SGD."""
+"""Local SGD: replicas that are averaged after some local steps."""
 
 from skerry.algorithm import Algorithm, StatePolicy
 from skerry.partitions.everything import Everything
@@ -11,10 +11,19 @@ def local_sgd(
 
         W <- (1/n) sum_w (W - eta * sum_{j=1..J} grad L_w(W_{w,j})).
 
+    Args:
+        workers: n.
+        local_steps: J.
+        optimizer_state: what happens to optimizer state between rounds, see ``Algorithm``.
+        overlap: local steps during which parameters are averaged, see ``Algorithm``.
+
     References:
         Stich: Local SGD Converges Fast and Communicates Little, ICLR 2019, arXiv 1805.09767, algorithm 1.
         McMahan, Moore, Ramage, Hampson, Agüera y Arcas: Communication-Efficient Learning of Deep Networks from
-        Decentralized Data, AISTATS 2017, arXiv 1602.05629, algorithm 1.
+        Decentralized Data, AISTATS 2017, arXiv 1602.05629, algorithm 1 (FedAvg).
+
+    Differs from the paper: FedAvg samples some of the workers each round and weights each by its number of samples;
+    here all take part, take the same number of steps, and are averaged without weights.
     """
     return Algorithm(
         name="local_sgd",

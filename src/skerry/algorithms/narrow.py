@@ -1,4 +1,4 @@
-"""The honest rival of independent subnets: one small net, trained by everybody."""
+"""One narrow net, replicated on all workers: the rival that subnet methods must beat."""
 
 from skerry.algorithm import Algorithm, StatePolicy
 from skerry.partitions.everything import Everything
@@ -13,17 +13,25 @@ def narrow(
     optimizer_state: StatePolicy = "reset",
     overlap: int = 0,
 ) -> Algorithm:
-    """Local SGD on a fresh net with 1/n of each axis: the memory and compute that IST asks of a worker, without IST.
-
-    Where a worker's subnet has another share of each axis (blocks that several workers hold), ``width`` is that share.
-    Of an axis of blocks it is the first ones: a shallower net.
-
-    What IST must beat to be worth its while: the same cost a worker, but n replicas of one narrow net V,
+    """Local SGD on a new net V with 1/n of each axis, which costs a worker what its subnet in IST costs:
 
         V <- (1/n) sum_w (V - eta * sum_{j=1..J} grad L_w(V_{w,j})),   width(V) = width(W) / n.
 
+    The given model is not changed. Of an axis of blocks V has the first ones, so it is shallower.
+
+    Args:
+        workers: n.
+        local_steps: J.
+        width: the fraction of each axis in V; None: 1/n. Where a worker's subnet has another share (blocks that
+            several workers hold), give that share for an equal cost.
+        optimizer_state: what happens to optimizer state between rounds, see ``Algorithm``.
+        overlap: local steps during which parameters are averaged, see ``Algorithm``.
+
+    Raises:
+        ValueError: ``width`` is not above 0 and at most 1.
+
     References:
-        Local SGD as in arXiv 1805.09767; that the IST papers leave this comparison out is our observation.
+        Local SGD: Stich, ICLR 2019, arXiv 1805.09767, algorithm 1. The IST papers do not compare with it.
     """
     return Algorithm(
         name="narrow",

@@ -1,4 +1,4 @@
-"""Subnets that are handed on from worker to worker."""
+"""A relay: narrow nets that are handed on from worker to worker."""
 
 from skerry.algorithm import Algorithm, StatePolicy
 from skerry.partitions.cyclic import Cyclic
@@ -6,33 +6,40 @@ from skerry.trained import Apart
 
 
 def relay(workers: int, *, local_steps: int = 20, seed: int = 0, optimizer_state: StatePolicy = "reset") -> Algorithm:
-    """Deal units once, to n narrow nets that share nothing; after each round every worker hands its net to the next.
+    """Deal units once to n narrow nets that share nothing; after each round every worker hands its net to the next.
 
     With W_k the weights of net k and J local steps of SGD on the data of worker w:
 
         W_k <- W_k - eta * sum_{j=1..J} grad L_w(W_{k,j}),   w = (k + t) mod n in round t;   f(x) = (1/n) sum_k f_k(x).
 
-    After n rounds every net has met the data of all workers, and every worker has seen every net. Nothing is averaged
-    but outputs: what is trained and exported are the nets side by side (``skerry.subnet.SideBySide``), and the given
-    model is not changed. A round sends each worker's net once.
+    After n rounds every net has been trained on the data of all workers, and every worker has seen every net. Only
+    outputs are averaged. The nets are trained and exported side by side (``skerry.subnet.SideBySide``), and the given
+    model is not changed. In a round each worker sends its net once.
 
-    **With label skew** a net that is handed on forgets the classes that its next worker lacks: give ``skerry.train``
-    the workers' ``log_priors``, or use ``narrow`` (docs/your-run.md).
+    **With label skew** a net forgets the classes that its next worker lacks: give ``skerry.train`` the workers'
+    ``log_priors``, or use ``narrow`` (docs/your-run.md).
 
     Args:
         workers: n.
         local_steps: J.
         seed: of the dealing.
-        optimizer_state: what becomes of momenta, see ``Algorithm``.
+        optimizer_state: what happens to optimizer state between rounds, see ``Algorithm``.
 
     Raises:
-        ValueError: on training, where subnets share matrices or blocks; use ``ist`` there.
+        ValueError: in training, where subnets share matrices or blocks; use ``ist`` there.
+
+    Example:
+        >>> relay(workers=4, local_steps=50).rounds_around
+        4
 
     References:
-        Chang et al.: Distributed deep learning networks among institutions for medical imaging, JAMIA 25(8), 2018:
-        cyclical weight transfer, of one whole model. Here n parts of one model go round at the same time.
+        Chang et al.: Distributed deep learning networks among institutions for medical imaging, JAMIA 25(8), 2018
+        (cyclical weight transfer).
         Li, Lyu: Convergence Analysis of Sequential Federated Learning on Heterogeneous Data, NeurIPS 2023, arXiv
-        2311.03154: how training that goes from worker to worker converges.
+        2311.03154 (how such sequential training converges).
+
+    Differs from the paper: Chang et al. hand one whole model on, which one worker trains at a time; here n parts of a
+    model go round at once, and all workers train.
     """
     return Algorithm(
         name="relay",

@@ -1,7 +1,8 @@
 """Checkpoints and exports: what a run leaves on disk."""
 
-from skerry.checkpoint.checkpoint import CheckpointError, Checkpoints
+from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.checkpoint.export import export
+from skerry.checkpoint.layout import CheckpointError
 from skerry.checkpoint.state import State
 
 __all__ = [

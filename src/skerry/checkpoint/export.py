@@ -1,11 +1,11 @@
-"""Export: the calibrated full model as safetensors, as Hugging Face lays it out, through one process's small memory.
+"""Export: the calibrated full model as safetensors files in Hugging Face's layout.
 
     model.safetensors                      if one file is enough; else
     model-00001-of-00003.safetensors, ...
     model.safetensors.index.json           which tensor is in which file
 
-Tensors arrive one after the other and are written a file at a time, so the writer needs the memory of one file. A tied
-tensor is written under each of its names, which is what ``load_state_dict`` wants.
+Tensors arrive one after the other and are written one file at a time, so the writer needs the memory of one file. A
+tied tensor is written under each of its names, as ``load_state_dict`` expects.
 """
 
 import json
@@ -19,20 +19,20 @@ from skerry.files.tensor_file import save_tensors
 from skerry.runtimes.runtime import FullModel
 
 SHARD_BYTES = 256 * 2**20
-"""What a file may have, unless a single tensor has more."""
+"""The most bytes per file, unless a single tensor has more."""
 
 _INDEX = "model.safetensors.index.json"
 _OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|\.export-\d{5}\.draft")
 
 
 def export(full: FullModel, folder: Path, *, first: bool = True, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write ``full`` into ``folder``; every process must call it, the first one writes.
+    """Write ``full`` to files in ``folder``; every process must call it, and the first one writes.
 
     Args:
         full: the calibrated full model.
-        folder: made if it is missing. What an earlier export left there is replaced once all files are written.
+        folder: created if it is missing. The files of an earlier export are replaced once all new ones are written.
         first: whether this is the first process.
-        shard_bytes: the most a file may have, unless a single tensor has more.
+        shard_bytes: the most bytes per file, unless a single tensor has more.
     """
     writer = _Writer(folder, shard_bytes)
     for name, tensor in full.tensors():
@@ -44,7 +44,7 @@ def export(full: FullModel, folder: Path, *, first: bool = True, shard_bytes: in
 
 
 class _Writer:
-    """Writes files one by one under names of drafts, and gives them their names when all are there."""
+    """Writes files one by one as drafts, and gives them their final names when all are written."""
 
     def __init__(self, folder: Path, shard_bytes: int) -> None:
         self._folder, self._most = folder, shard_bytes
@@ -65,7 +65,7 @@ class _Writer:
         names = [f"model-{k:05d}-of-{num:05d}.safetensors" for k in range(1, num + 1)]
         if num == 1:
             names = ["model.safetensors"]
-        # Without an index the files of an earlier export, or half of ours, are no model.
+        # First, so that a reader never takes files of an earlier export, or half of ours, for a model.
         (self._folder / _INDEX).unlink(missing_ok=True)
         for (draft, _), name in zip(self._files, names, strict=True):
             draft.rename(self._folder / name)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The state of a training beside its tensors: counts and sums, small enough for every process to have all of it."""
 
 from dataclasses import dataclass, field
 
@@ -12,11 +12,12 @@ class State:
     """What changes from round to round beside the tensors, which a ``Store`` keeps.
 
     Attributes:
-        round: the next round.
-        trained: for each unit how many workers' rounds it was trained in, int64.
-        bad_rounds: rounds in a row in which a piece was refused.
-        totals: sums so far: ``time_s``, ``local_s``, ``evaluate_s``, ``checkpoint_s``, ``bytes_due``, ``bytes_sent``,
-            ``flop``.
+        round: number of the next round, so the number of rounds that are done.
+        trained: for each unit the number of workers' rounds in which it was trained, (num_units,) int64.
+        bad_rounds: rounds in a row, up to now, in which a worker was refused.
+        totals: sums over all rounds: seconds of rounds and checkpoints (``time_s``), of local steps per process
+            (``local_s``), of evaluation (``evaluate_s``) and of checkpoints (``checkpoint_s``); bytes per worker by the
+            assignments (``bytes_due``) and bytes sent (``bytes_sent``); operations per worker (``flop``).
     """
 
     round: int

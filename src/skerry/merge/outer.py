@@ -1,12 +1,13 @@
-"""The outer optimizer: what the workers' moves in a round do to the weights, as a gradient would.
+"""The outer optimizer: it takes the mean of the workers' moves in a round as a gradient.
 
-It needs no traffic of its own. With theta the weights that all begin the round with, theta_w those of worker w at its
-end, m the outer momentum and Delta = mean_w (theta - theta_w), SGD with Nesterov momentum is
+With theta the weights that all workers start the round with, theta_w those of worker w at its end, m the outer momentum
+and Delta = mean_w (theta - theta_w), SGD with Nesterov momentum is
 
     m' = mu m + Delta,    theta' = theta - eta (Delta + mu m').
 
-It is linear in Delta, so each worker hands over the outcome of its own move, ``theta - eta ((1 + mu)(theta - theta_w) +
-mu^2 m)``, and the mean of these is theta'. Of theta' each gets Delta, and so m', back by itself.
+No traffic of its own is needed: theta' is linear in Delta, so each worker hands over the result for its own move,
+theta - eta ((1 + mu)(theta - theta_w) + mu^2 m), and the mean of these is theta'. From theta' every worker computes
+Delta, and so m'.
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 OUTER = "outer::"
-"""Before the names of what a worker keeps for it."""
+"""The prefix of names of tensors that a worker keeps for the outer optimizer."""
 _START, _MOMENTUM = f"{OUTER}start::", f"{OUTER}momentum::"
 
 
@@ -47,7 +48,12 @@ class Outer:
 
     @torch.no_grad()
     def begin(self, model: nn.Module, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what a worker has to keep of the round that begins: theta and m; ``kept`` is that of the last one."""
+        """Return what a worker keeps in the round that begins: theta and m.
+
+        Args:
+            model: with the weights theta.
+            kept: what it kept in the round before; empty in the first round.
+        """
         mu, now = self.momentum, {}
         for name, theta in _trained(model).items():
             if f"{_START}{name}" in kept:
@@ -61,7 +67,7 @@ class Outer:
 
     @torch.no_grad()
     def end_(self, model: nn.Module, kept: Mapping[str, Tensor]) -> None:
-        """Turn the weights that a worker has at the end of its local steps into what it hands over, in place."""
+        """Replace a worker's weights at the end of its local steps, in place, by what it hands over."""
         mu = self.momentum
         for name, theta in _trained(model).items():
             before, momentum = kept[f"{_START}{name}"], kept[f"{_MOMENTUM}{name}"]

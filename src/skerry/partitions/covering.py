@@ -1,4 +1,4 @@
-"""Covering: every unit on some worker, and at least so many units on every worker, as residual blocks need."""
+"""Covering: every unit on some worker, and a minimum of units on every worker, as residual blocks need."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from skerry.partitions.assignment import Assignment
+from skerry.partitions.assignment import Assignment, check_workers, none_held, per_unit, too_few_units
 from skerry.plan.dims import Axis
 from skerry.randomness import generator
 
@@ -17,21 +17,21 @@ class Covering:
     """Deal each axis out evenly; where that gives a worker less than ``min_units``, some units go to several workers.
 
     With m units and n workers each worker has max(min_units, m/n) of them, m/n rounded up for some and down for the
-    rest. The units lie in a circle in random order and each worker takes the next ones, so the numbers of holders of
-    any two units differ by at most one, and nobody has a unit twice. Everything is dealt anew each round.
+    rest. The units are put on a circle in random order and each worker takes the next ones, so the numbers of holders
+    of any two units differ by at most one, and no worker has a unit twice. All units are dealt again each round.
 
     Args:
         num_workers: the number of workers n.
-        min_units: the least of each axis on a worker; 1 is disjoint dealing.
+        min_units: the minimum of units of each axis per worker; with 1 every unit has one holder.
         seed: of the dealing.
 
     Raises:
-        ValueError: a value out of range, or, on dealing, an axis with fewer than ``min_units`` units or too few for a
-            unit a worker.
+        ValueError: a value out of range; or, when dealing, an axis with fewer than ``min_units`` units, or with fewer
+            units than workers where ``min_units`` is 1.
 
     References:
         Dun, Wolfe, Jermaine, Kyrillidis: ResIST: Layer-Wise Decomposition of ResNets for Distributed Training, UAI
-        2022, arXiv 2107.00961: the minimum depth, by blocks given to several workers.
+        2022, arXiv 2107.00961 (the minimum depth, by blocks that several workers have).
     """
 
     num_workers: int
@@ -40,13 +40,13 @@ class Covering:
     covers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name, value in (("num_workers", self.num_workers), ("min_units", self.min_units)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: expected at least 1")
+        check_workers(self.num_workers)
+        if self.min_units < 1:
+            raise ValueError(f"min_units={self.min_units}: expected at least 1")
 
     def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
         """Deal the units of ``axes`` for ``round``."""
-        held = torch.zeros(self.num_workers, sum(axis.num_units for axis in axes), dtype=torch.bool)
+        held = none_held(self.num_workers, axes)
         for axis in axes:
             sizes = self._sizes(axis)
             rng = generator(self.seed, "cover", axis.name, round)
@@ -59,21 +59,16 @@ class Covering:
         return Assignment(held)
 
     def share(self, axes: Sequence[Axis], round: int) -> Tensor:
-        """Return for each unit the chance that a subnet has it: the mean over dealings, the same for a whole axis."""
-        parts = [sum(self._sizes(axis)) / (self.num_workers * axis.num_units) for axis in axes]
-        numbers = torch.tensor([axis.num_units for axis in axes], dtype=torch.int64)
-        return torch.tensor(parts, dtype=torch.float64).repeat_interleave(numbers)
+        """Return the mean over dealings of the fraction of workers that hold a unit, the same for all of an axis."""
+        return per_unit(axes, [sum(self._sizes(axis)) / (self.num_workers * axis.num_units) for axis in axes])
 
     def _sizes(self, axis: Axis) -> list[int]:
-        """How many units of ``axis`` each worker has, in every round."""
+        """Return how many units of ``axis`` each worker has, in every round."""
         if axis.num_units < self.min_units:
             raise ValueError(
                 f"axis '{axis.name}': {axis.num_units} units, expected at least min_units={self.min_units}; lower it"
             )
         each, more = divmod(axis.num_units, self.num_workers)
-        if max(each, self.min_units - 1) < 1:
-            raise ValueError(
-                f"axis '{axis.name}': {axis.num_units} units for {self.num_workers} workers, expected at least one a "
-                "worker; use fewer workers or a higher min_units"
-            )
+        if each < 1 and self.min_units == 1:
+            raise too_few_units(axis, self.num_workers, "a higher min_units")
         return [max(self.min_units, each + (worker < more)) for worker in range(self.num_workers)]

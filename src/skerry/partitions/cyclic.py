@@ -1,4 +1,4 @@
-"""Cyclic dealing: units go from worker to worker, all together."""
+"""Cyclic dealing: each set of units goes from worker to worker and is never mixed with another."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from skerry.partitions.assignment import Assignment, check_workers, num_units
+from skerry.partitions.assignment import Assignment, check_workers, none_held
 from skerry.plan.dims import Axis
 
 
 @dataclass(frozen=True)
 class Cyclic:
-    """In round t unit u of each axis is with worker (u + t * step) mod n.
+    """In round t worker (u + t * step) mod n holds unit u of each axis.
 
     Args:
         num_workers: the number of workers n.
-        step: by how many workers units move on in a round; 0: they stay.
+        step: how many workers further units go each round; 0: they stay.
 
     Raises:
         ValueError: no workers, or a negative step.
@@ -30,11 +30,11 @@ class Cyclic:
     def __post_init__(self) -> None:
         check_workers(self.num_workers)
         if self.step < 0:
-            raise ValueError(f"step={self.step}: expected 0 or more workers a round")
+            raise ValueError(f"step={self.step}: expected 0 or more workers per round")
 
     def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
         """Return who holds which units in ``round``."""
-        held = torch.zeros(self.num_workers, num_units(axes), dtype=torch.bool)
+        held = none_held(self.num_workers, axes)
         for axis in axes:
             units = torch.arange(axis.num_units)
             held[(units + round * self.step) % self.num_workers, axis.start + units] = True

@@ -1,7 +1,7 @@
-"""Parts: each worker holds a part of every axis, drawn at random, rolling on, or nested; some units rest with nobody.
+"""Fractional dealing: each worker holds a fraction of every axis, drawn at random, as a rolling window, or nested.
 
-What several hold is averaged, and what nobody holds waits at its home (``exchange.py``). Methods of federated learning
-deal so; workers may have parts of different sizes.
+Methods of federated learning deal like this, with different fractions for different workers. A unit may have several
+holders, which are averaged, or none; an owner rank stores unassigned units until they are dealt again.
 """
 
 from collections.abc import Sequence
@@ -11,60 +11,61 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from skerry.partitions.assignment import Assignment
+from skerry.partitions.assignment import Assignment, none_held, per_unit
 from skerry.plan.dims import Axis
 from skerry.randomness import generator
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """What the partitions of this file have in common: a fraction of each axis for each worker."""
+class _Fractional:
+    """What the partitions of this file have in common: a fraction of each axis per worker."""
 
     fractions: tuple[float, ...]
     covers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.fractions or not all(0.0 < fraction <= 1.0 for fraction in self.fractions):
-            raise ValueError(f"fractions={self.fractions}: expected a number for each worker, above 0 and at most 1")
+            raise ValueError(f"fractions={self.fractions}: expected one number per worker, above 0 and at most 1")
 
     @property
     def num_workers(self) -> int:
-        """One a fraction."""
+        """The number of workers, one per fraction."""
         return len(self.fractions)
 
     def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
         """Return who holds which units in ``round``."""
-        held = torch.zeros(self.num_workers, sum(axis.num_units for axis in axes), dtype=torch.bool)
+        held = none_held(self.num_workers, axes)
         for axis in axes:
             for worker, num in enumerate(self._sizes(axis)):
                 held[worker, axis.start + self._units(axis, num, worker, round)] = True
         return Assignment(held)
 
     def share(self, axes: Sequence[Axis], round: int) -> Tensor:
-        """Return the mean fraction, of whole units: the chance over rounds, not what is held in this one."""
-        parts = [sum(self._sizes(axis)) / self.num_workers / axis.num_units for axis in axes]
-        numbers = torch.tensor([axis.num_units for axis in axes], dtype=torch.int64)
-        return torch.tensor(parts, dtype=torch.float64).repeat_interleave(numbers)
+        """Return the mean fraction, in whole units: the probability over all rounds, not what is held in this one."""
+        return per_unit(axes, [sum(self._sizes(axis)) / self.num_workers / axis.num_units for axis in axes])
 
     def _sizes(self, axis: Axis) -> list[int]:
         return [max(1, int(fraction * axis.num_units + 0.5)) for fraction in self.fractions]
 
     def _units(self, axis: Axis, num: int, worker: int, round: int) -> Tensor:
-        """The ``num`` units of the axis, counted from its first, that ``worker`` holds."""
+        """Return the ``num`` units that ``worker`` holds, counted from the first of the axis, int64."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Sampled(_Parts):
-    """Every worker draws its own units anew each round: a unit may have several holders, which are averaged, or none.
+class Sampled(_Fractional):
+    """Each round every worker draws its own units at random.
 
     Args:
-        fractions: for each worker the fraction of each axis that it holds, above 0 to 1.
+        fractions: for each worker the fraction of each axis that it holds, above 0 and at most 1.
         seed: of the drawing.
+
+    Raises:
+        ValueError: a fraction is out of range.
 
     References:
         Caldas, Konečný, McMahan, Talwalkar: Expanding the Reach of Federated Learning by Reducing Client Resource
-        Requirements, 2018, arXiv 1812.07210, section 3.2: federated dropout, each client with its own random subset.
+        Requirements, 2018, arXiv 1812.07210, section 3.2 (federated dropout; each client has its own random subset).
     """
 
     seed: int = 0
@@ -75,18 +76,22 @@ class Sampled(_Parts):
 
 
 @dataclass(frozen=True)
-class Rolling(_Parts):
-    """In a round every worker holds the units of a window, as wide as its fraction, that rolls on round by round.
+class Rolling(_Fractional):
+    """Every worker holds a window of units, as wide as its fraction, that moves on each round.
 
-    The window of round t begins at unit t * step of the axis and goes on at its start where it comes to its end.
-    Workers of the same fraction hold the same units.
+    With N units of an axis, the window of round t is {(t * step + k) mod N : k < fraction * N}. Workers of the same
+    fraction hold the same units.
 
     Args:
-        fractions: for each worker the fraction of each axis that it holds, above 0 to 1.
+        fractions: for each worker the fraction of each axis that it holds, above 0 and at most 1.
         step: units that the window moves on each round.
 
+    Raises:
+        ValueError: a fraction or the step is out of range.
+
     References:
-        Alam, Liu, Yan, Zhang: FedRolex, NeurIPS 2022, arXiv 2212.01548, section 3.2 (there the step is 1).
+        Alam, Liu, Yan, Zhang: FedRolex: Model-Heterogeneous Federated Learning with Rolling Sub-Model Extraction,
+        NeurIPS 2022, arXiv 2212.01548, section 3.2 (with step 1).
     """
 
     step: int = 1
@@ -94,31 +99,35 @@ class Rolling(_Parts):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.step < 1:
-            raise ValueError(f"step={self.step}: expected at least 1 unit a round")
+            raise ValueError(f"step={self.step}: expected at least 1 unit per round")
 
     def _units(self, axis: Axis, num: int, worker: int, round: int) -> Tensor:
         return (round * self.step + torch.arange(num)) % axis.num_units
 
 
 @dataclass(frozen=True)
-class Nested(_Parts):
-    """Worker w always holds the first units of each axis, as many as its fraction says.
+class Nested(_Fractional):
+    """Worker w holds the first ``fractions[w]`` of each axis in every round.
 
     Units beyond the largest fraction are never trained.
 
     Args:
-        fractions: for each worker the fraction of each axis that it holds, above 0 to 1.
+        fractions: for each worker the fraction of each axis that it holds, above 0 and at most 1.
+
+    Raises:
+        ValueError: a fraction is out of range.
 
     References:
-        Diao, Ding, Tarokh: HeteroFL, ICLR 2021, arXiv 2010.01264, section 3.
+        Diao, Ding, Tarokh: HeteroFL: Computation and Communication Efficient Federated Learning for Heterogeneous
+        Clients, ICLR 2021, arXiv 2010.01264, section 3.
     """
 
     def _units(self, axis: Axis, num: int, worker: int, round: int) -> Tensor:
         return torch.arange(num)
 
     def share(self, axes: Sequence[Axis], round: int) -> Tensor:
-        """Return 1 for what some worker holds, 0 for the rest.
+        """Return 1 for units that some worker holds, 0 for the others.
 
-        The worker with the most units has trained exactly the net that this leaves, so nothing is scaled.
+        So the full model is the net of the worker with most units, which needs no scale.
         """
         return self.assign(axes, round).held.any(0).double()

@@ -1,4 +1,4 @@
-"""Warm-up: everything on every worker first, dealt out after that."""
+"""Warm-up: full replicas for the first rounds, dealing after that."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +12,13 @@ from skerry.plan.dims import Axis
 
 @dataclass(frozen=True)
 class Warmup:
-    """Local SGD for the first ``rounds`` rounds, then ``then``, which goes on as if it had begun at 0.
+    """Every worker holds every unit for the first ``rounds`` rounds, then what ``then`` says for the round.
 
-    It costs the workers the memory and operations of the full model while it lasts.
+    During warm-up a worker needs the memory and operations of the full model.
+
+    Args:
+        rounds: of warm-up.
+        then: the partition of later rounds; it sees their numbers unchanged.
 
     Raises:
         ValueError: ``rounds`` is negative.
@@ -42,7 +46,7 @@ class Warmup:
         return self._at(round).assign(axes, round)
 
     def share(self, axes: Sequence[Axis], round: int) -> Tensor:
-        """Return ones while it lasts, then the shares of ``then``."""
+        """Return ones during warm-up, then the shares of ``then``."""
         return self._at(round).share(axes, round)
 
     def _at(self, round: int) -> Partition:

@@ -1,12 +1,16 @@
-"""Training: rounds, sessions, evaluation, and what is watched meanwhile."""
+"""Training: sessions and rounds, evaluation, and the diagnosis of a run."""
 
-from skerry.training.diagnosis import Diagnosis, TheoryWarning
-from skerry.training.evaluate import Score, evaluate, precision_at
-from skerry.training.loop import TrainingFailed
+from skerry.training.diagnosis.measures import Diagnosis
+from skerry.training.diagnosis.theory_warnings import TheoryWarning
+from skerry.training.evaluation.evaluate import Score, evaluate
+from skerry.training.evaluation.metrics import precision_at
+from skerry.training.evaluation.test_set import Test
+from skerry.training.phases.exchange_phase import TrainingFailed
 from skerry.training.priors import log_priors
 from skerry.training.record import Record
+from skerry.training.round import Round
 from skerry.training.schedules import constant, cosine
-from skerry.training.session import Round, Session
+from skerry.training.session import Session
 from skerry.training.train import Result, train
 from skerry.training.worker import Data, Worker
 
@@ -18,6 +22,7 @@ __all__ = [
     "Round",
     "Score",
     "Session",
+    "Test",
     "TheoryWarning",
     "TrainingFailed",
     "Worker",

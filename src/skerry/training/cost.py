@@ -1,8 +1,8 @@
-"""What a plan costs a worker, predicted: operations and memory. (Bytes that change hands: ``exchange.py``.)"""
+"""What a plan costs a worker, predicted: operations and memory. (Bytes of the exchange: ``skerry.exchange``.)"""
 
 import copy
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,8 +27,8 @@ class StepCost:
         flop: floating-point operations of forward and backward (matrix products and convolutions; a multiply-add is 2).
         weights: bytes of parameters and buffers.
         gradients: bytes of gradients.
-        optimizer: bytes of optimizer state, that of an outer optimizer included.
-        activations: bytes kept for the backward pass, parameters not counted.
+        optimizer: bytes of optimizer state, including that of an outer optimizer.
+        activations: bytes stored for the backward pass, without parameters.
     """
 
     parameters: int
@@ -40,21 +40,27 @@ class StepCost:
 
     @property
     def memory(self) -> int:
-        """Bytes a worker needs in all."""
+        """Bytes that a worker needs in total."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
 def step_cost(subnet: nn.Module, loss_fn: LossFn, batch: tuple[Inputs, Any], optimizer: OptimizerFn) -> StepCost:
-    """Measure one training step of a copy of ``subnet``; no state changes.
+    """Measure one training step of a copy of ``subnet``; the subnet and torch's random state do not change.
 
-    The copy is on the meta device, where nothing is computed. A model or loss that cannot run there (it looks at values
-    or has tensors of its own) takes one real step of a real copy instead.
+    The copy is on the meta device, where nothing is computed. If the model or the loss cannot run there (because it
+    reads values or has tensors of its own), one real step of a real copy is measured instead.
+
+    Args:
+        subnet: the narrow module; it may be on the meta device.
+        loss_fn: ``loss_fn(output, labels)``, the mean over a batch.
+        batch: (inputs, labels) of the size that is trained with.
+        optimizer: a function of parameters that returns the optimizer.
     """
     try:
         return _step_cost(subnet, loss_fn, batch, optimizer, torch.device("meta"))
     except (RuntimeError, NotImplementedError, ValueError, TypeError):
         parameters = {n: t for n, t in named_tensors(subnet).items() if t.is_meta}
-        if parameters:  # values do not matter, sizes do
+        if parameters:  # their values do not change the cost
             subnet = fill_(copy.deepcopy(subnet), {n: torch.zeros_like(t, device="cpu") for n, t in parameters.items()})
         with torch.random.fork_rng(devices=[]):
             return _step_cost(subnet, loss_fn, batch, optimizer, next(subnet.parameters()).device)
@@ -65,12 +71,12 @@ def _step_cost(
 ) -> StepCost:
     copied = copy.deepcopy(subnet).to(device).train()
     parameters = list(copied.parameters())
-    held_anyway = {t.untyped_storage()._cdata for t in [*parameters, *copied.buffers()]}
+    not_counted = {t.untyped_storage()._cdata for t in [*parameters, *copied.buffers()]}
     saved: dict[int, Tensor] = {}
 
     def remember(tensor: Tensor) -> Tensor:
         key = tensor.untyped_storage()._cdata
-        if key not in held_anyway:
+        if key not in not_counted:
             saved[key] = tensor
         return tensor
 
@@ -96,14 +102,39 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
+class StepCosts:
+    """Costs of local steps, measured once per size of subnet.
+
+    Args:
+        loss_fn: ``loss_fn(output, labels)``, the mean over a batch.
+        optimizer: a function of parameters that returns the optimizer.
+        batch: returns a batch (inputs, labels).
+        outer: whether an outer optimizer keeps two tensors per parameter: where the round began, and its momentum.
+    """
+
+    def __init__(
+        self, loss_fn: LossFn, optimizer: OptimizerFn, batch: Callable[[], tuple[Inputs, Any]], *, outer: bool
+    ) -> None:
+        self._loss_fn, self._optimizer, self._batch, self._outer = loss_fn, optimizer, batch, outer
+        self._known: dict[tuple[torch.Size, ...], StepCost] = {}
+
+    def of(self, subnet: nn.Module) -> StepCost:
+        """Return the cost of a local step of ``subnet``."""
+        sizes = tuple(parameter.shape for parameter in subnet.parameters())
+        if sizes not in self._known:
+            found = step_cost(subnet, self._loss_fn, self._batch(), self._optimizer)
+            self._known[sizes] = replace(found, optimizer=found.optimizer + 2 * found.gradients * self._outer)
+        return self._known[sizes]
+
+
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes that a process of the distributed runtime needs, over those of an idle one.
+    """Bytes that a process of the distributed runtime needs beyond those of an idle one.
 
     Attributes:
         step: its worker's training step: subnet, gradients, optimizer state, activations.
-        previous: the copy of what its worker hands over, kept in case it must be refused.
-        resting: what it is home to.
+        previous: the copy of what its worker hands over, kept in case the worker is refused.
+        resting: the unassigned elements that this rank owns.
         buffers: of the exchange.
         entering: the next round's subnet, which is written while the last one is still read.
         largest: the largest tensor of the full model, which evaluation and export gather.
@@ -118,22 +149,22 @@ class RankMemory:
 
     @property
     def training(self) -> int:
-        """While local steps run."""
+        """Bytes during local steps."""
         return self.step.memory + self.previous + self.resting + self.buffers
 
     @property
     def exchange(self) -> int:
-        """At a round's end, when gradients and activations are gone."""
+        """Bytes at the end of a round, when gradients and activations are gone."""
         return self.previous + self.entering + self.resting + self.buffers
 
     @property
     def evaluation(self) -> int:
-        """While the full model passes by; its activations on the test batch come on top."""
+        """Bytes during evaluation, without the full model's activations on a test batch."""
         return self.entering + self.resting + self.buffers + 2 * self.largest
 
     @property
     def peak(self) -> int:
-        """The most of the three."""
+        """The largest of the three."""
         return max(self.training, self.exchange, self.evaluation)
 
 
@@ -150,11 +181,11 @@ def rank_memory(
 
     Args:
         plan: what is dealt out.
-        sizes: the full-size tensors that are kept, by name; with optimizer state where that travels.
+        sizes: the full-size tensors by name, of any device; including optimizer state where it travels.
         assignment: of a round.
-        worker: which.
+        worker: its number.
         step: what a local step costs (``step_cost``).
-        buffer_bytes: the most that buffers of the exchange take.
+        buffer_bytes: the most bytes that buffers of the exchange take.
     """
     shapes = Cuts(plan, assignment.units(worker)).shapes(sizes)
     narrow, resting = sum(shape.numel() * sizes[name].element_size() for name, shape in shapes.items()), 0

@@ -1,18 +1,26 @@
-"""What changes from round to round, and what is told of each round."""
+"""The record of a round: its figures, for progress, files and reports."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from skerry.training.diagnosis import Diagnosis
-from skerry.training.evaluate import Score
+from skerry.training.diagnosis.measures import Diagnosis
+from skerry.training.evaluation.evaluate import Score
 
 
 @dataclass(frozen=True)
 class Record:
-    """One round in figures. Times, bytes and operations are sums since the start; ``score`` where it was evaluated.
+    """The figures of one round.
 
-    ``exchange_s`` is all that is not local steps, evaluation or checkpoint: cutting, packing, waiting, traffic,
-    aggregation. ``bytes_due`` is what a worker had to send by the assignments, ``bytes_sent`` what this runtime sent.
+    Attributes:
+        round: its number, from 0.
+        train_loss: mean over the workers' steps.
+        rate_factor: what learning rates were multiplied by in its first step.
+        score: of the calibrated full model; None where it was not evaluated.
+        refused: workers whose weights or losses were not finite.
+        units_covered: fraction of units that some worker has trained so far.
+        totals: sums since the start, in seconds, bytes and operations (``State.totals``). ``bytes_due`` is what a
+            worker had to send by the assignments, ``bytes_sent`` what this runtime sent.
+        diagnosis: what was measured in the round.
     """
 
     round: int
@@ -26,6 +34,6 @@ class Record:
 
     @property
     def exchange_s(self) -> float:
-        """Seconds of overhead so far."""
+        """Seconds of overhead so far: all but local steps, evaluation and checkpoints."""
         t = self.totals
         return max(0.0, t["time_s"] - t["local_s"] - t["evaluate_s"] - t["checkpoint_s"])

@@ -1,4 +1,4 @@
-"""Local steps: ordinary PyTorch training of one subnet, between two exchanges."""
+"""A worker's local steps: ordinary PyTorch training of one subnet, between two exchanges."""
 
 import math
 import time
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from skerry.model.inputs import Inputs, call
 
 LossFn = Callable[[Any, Any], Tensor]
-"""``loss_fn(what the model returns, y)``: the mean over the batch, a scalar."""
+"""``loss_fn(output, labels)``: the mean over the batch, a scalar."""
 OptimizerFn = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+"""A function of parameters that returns a ``torch.optim`` optimizer of them."""
 
 
 class Data(Protocol):
@@ -24,35 +25,39 @@ class Data(Protocol):
         ...
 
     def batches(self, worker: int, first_step: int, num_steps: int) -> Iterable[tuple[Inputs, Any]]:
-        """Return the (x, y) of steps ``first_step ...`` of ``worker``: the same ones whenever it is asked."""
+        """Return the (inputs, labels) of steps ``first_step ...`` of ``worker``: the same ones in every call."""
         ...
 
     def sample(self, worker: int, num: int) -> Inputs:
-        """Return ``num`` (or all) inputs of ``worker``, to calibrate with."""
+        """Return inputs of ``num`` samples of ``worker``, or of all it has, for calibration."""
         ...
 
 
 class Worker:
-    """One worker's local steps in one round: its subnet, and an optimizer that takes them.
+    """One worker in one round: its subnet, and the optimizer of its local steps.
+
+    Args:
+        subnet: the narrow module to train.
+        optimizer: over its parameters.
+        factors: for each step what the optimizer's learning rates are multiplied by.
+        number: the worker's.
+        round: of the training.
+        around: what to call in place of ``subnet``, and a function that takes the backward pass from its loss; all
+            workers are in step then, so none leaves out steps after a loss that is not finite.
+        on_step: called after each step with the worker and the number of steps done.
 
     Attributes:
-        number: which worker.
-        round: of the training.
+        number: the worker's, from 0.
+        round: of the training, from 0.
         num_steps: the steps it takes in this round, no more and no fewer.
-        subnet: the narrow module to train, in training mode and in place; for a synchronous algorithm one around it,
-            whose backward averages gradients over all workers.
+        subnet: the narrow module to train, in training mode and in place; for a synchronous algorithm a module around
+            it, whose backward averages gradients over all workers.
         narrow: the narrow module itself.
         optimizer: over its parameters.
         in_step: whether every step waits for all workers.
         local_s: seconds from the beginning to the end of the last step.
-        flop: floating-point operations; not known where nobody counts them.
-        on_labels: called with the worker and the labels of a step; ``watch.py`` sets it while it counts them.
-
-    Args:
-        factors: for each step what the optimizer's learning rates are multiplied by.
-        around: what to call in the place of the subnet, and what goes down the gradient of its loss; all workers are in
-            step then, so none leaves steps out after a loss that is not finite.
-        on_step: called after each step with the worker and the number of steps done.
+        flop: floating-point operations of its steps; NaN if not measured.
+        on_labels: called with the worker and the labels of each step; set while label skew is measured.
     """
 
     def __init__(
@@ -86,19 +91,19 @@ class Worker:
 
     @property
     def loss(self) -> float:
-        """The mean loss of its steps; NaN or infinite as soon as one step's is."""
+        """The mean loss of its steps; NaN or infinite as soon as that of one step is."""
         return self._total / max(1, self._done)
 
     def step(self, loss: Tensor, labels: Any = None) -> None:
         """Take one step down the gradient of ``loss``, at this step's learning rate.
 
-        Gradients of an earlier ``backward`` of your own are added, and an optimizer's ``register_step_pre_hook`` may
-        clip them. After a loss that is not finite the piece will be refused, and steps do nothing.
+        Gradients of earlier ``backward`` calls of yours are added, and an optimizer's ``register_step_pre_hook`` may
+        clip them. After a loss that is not finite the worker will be refused, and further steps do nothing.
 
         Args:
-            loss: the mean over a batch, a scalar, made with ``self.subnet``.
-            labels: of the batch, (B,) int64 where they are classes. Nothing is learned of them: they are counted in the
-                first round, to tell how unlike workers' labels are (``Diagnosis.label_skew``).
+            loss: the mean over a batch, a scalar, computed with ``self.subnet``.
+            labels: of the batch, (B,) int64 where they are classes. They are counted in the first round to measure
+                label skew (``Diagnosis.label_skew``), and used for nothing else.
 
         Raises:
             ValueError: it has taken all steps of the round.
@@ -107,8 +112,8 @@ class Worker:
             return
         if self._done == self.num_steps:
             raise ValueError(
-                f"worker {self.number}, round {self.round}: a step more than the algorithm's local_steps="
-                f"{self.num_steps}; give it as many batches a round, or other local_steps"
+                f"worker {self.number}, round {self.round}: one step more than the algorithm's local_steps="
+                f"{self.num_steps}; give it that number of batches per round, or change local_steps"
             )
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * self._factors[self._done]
@@ -123,24 +128,30 @@ class Worker:
         self.local_s = ended - self._began
         if self._on_step is not None and math.isfinite(self._total):
             self._on_step(self, self._done)
-            self._began += time.perf_counter() - ended  # waiting for others is no local step
+            self._began += time.perf_counter() - ended  # waiting for others does not count as local steps
 
-    def check_done(self) -> None:
-        """Raise ValueError unless it has taken all its steps."""
+    def finish(self) -> None:
+        """Check that it has taken all its steps, and let go of its modules: who keeps the worker keeps no memory.
+
+        Raises:
+            ValueError: steps are missing.
+        """
         if self._done < self.num_steps and math.isfinite(self._total):
             raise ValueError(
                 f"worker {self.number}, round {self.round}: {self._done} steps, expected the algorithm's local_steps="
-                f"{self.num_steps}; give it as many batches a round, or other local_steps"
+                f"{self.num_steps}; give it that number of batches per round, or change local_steps"
             )
+        del self.subnet, self.narrow, self.optimizer
 
 
 def local_steps(worker: Worker, loss_fn: LossFn, batches: Iterable[tuple[Inputs, Any]]) -> None:
-    """Take one step a batch, as long as the loss is finite.
+    """Take one step per batch, as long as the loss is finite.
 
     Args:
         worker: whose subnet is trained.
-        loss_fn: ``loss_fn(call(subnet, x), y)`` is the scalar to minimize.
-        batches: pairs (x, y); x is one argument of the subnet, a tuple of several, or a dict of named ones.
+        loss_fn: ``loss_fn(output, labels)``, the mean over a batch.
+        batches: pairs (inputs, labels); inputs are one argument of the subnet, a tuple of several, or a dict of named
+            ones.
     """
     for x, y in batches:
         worker.step(loss_fn(call(worker.subnet, x), y), y)

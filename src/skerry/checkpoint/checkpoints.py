@@ -1,0 +1,57 @@
+"""Where and how often a training saves checkpoints, and whether it resumes from the latest."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from skerry.checkpoint.load import SavedTensors, load_latest
+from skerry.checkpoint.save import save_checkpoint
+from skerry.checkpoint.state import State
+from skerry.plan.table import Plan
+from skerry.runtimes.runtime import Runtime, Store
+
+
+@dataclass(kw_only=True)
+class Checkpoints:
+    """Checkpoints of a run, for ``train`` and ``Session``.
+
+    Args:
+        folder: of the run.
+        run: identifies the run (its settings); a checkpoint of another run is refused.
+        every_s: seconds between two checkpoints; 0: after every round. The last round always has one.
+        resume: whether to resume from the latest checkpoint in ``folder``, if there is one.
+
+    Example:
+        >>> Checkpoints(folder="runs/digits", every_s=60, resume=True).folder.name
+        'digits'
+    """
+
+    folder: Path
+    run: str = ""
+    every_s: float = 10.0
+    resume: bool = False
+    _saved: float = field(default_factory=time.monotonic, init=False)
+
+    def __post_init__(self) -> None:
+        self.folder = Path(self.folder)
+
+    def latest(self, plan: Plan, sizes: Mapping[str, Tensor], runtime: Runtime) -> SavedTensors | None:
+        """Return the checkpoint to resume from; None for a start from the beginning. See ``load_latest``."""
+        return load_latest(self.folder, plan, sizes, runtime, self.run) if self.resume else None
+
+    def save_if_due(self, state: State, store: Store, runtime: Runtime, *, done: bool) -> None:
+        """Save a checkpoint if it is time by the first process's clock or ``done``; every process must call it."""
+        due = runtime.rank == 0 and (done or time.monotonic() - self._saved >= self.every_s)
+        runtime.at(state.round - 1, "checkpoint")
+        if not runtime.total(torch.tensor(int(due))):
+            return
+        started = time.perf_counter()
+        save_checkpoint(self.folder, state, store, runtime, self.run)
+        self._saved = time.monotonic()
+        took = time.perf_counter() - started
+        state.totals["checkpoint_s"] += took
+        state.totals["time_s"] += took

@@ -1,0 +1,197 @@
+"""The observer of a session: gathers measures and warnings, the same in every process, at a small overhead.
+
+It sends at most 128 numbers of the subnets' outputs and 128 of the workers' moves, each summed over workers, and a few
+counts: about 2 KB per round that is measured. The probe has half as many samples as a round has local steps (at most
+64), so its forward is 1 / (6 b) of a round's operations for batches of b, a training step being three forwards.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from skerry.checkpoint.state import State
+from skerry.exchange.owners import held_by_all
+from skerry.model.inputs import call, map_tensors, tensors_of, to
+from skerry.training.diagnosis import measures, theory_warnings
+from skerry.training.diagnosis.label_counts import LabelCounts
+from skerry.training.diagnosis.measures import Diagnosis
+from skerry.training.diagnosis.theory_warnings import TheoryWarning
+from skerry.training.diagnosis.vector_sums import coordinates, coordinates_of, squares, to_row
+from skerry.training.evaluation.test_set import Test
+from skerry.training.setup import Setup
+from skerry.training.worker import LossFn, Worker
+
+STEPS_BETWEEN = 20
+"""Local steps from one round that is measured to the next; shorter rounds are not all measured."""
+MAX_PROBE_SAMPLES = 64
+
+
+class Observer:
+    """Measures a session's rounds and warns. Every process must make the same calls.
+
+    Args:
+        setup: of the session.
+        loss_fn: the mean loss over a batch; None only without ``test``.
+        test: where the probe is taken from, evenly spaced; None: outputs are not measured.
+        resumed: whether there were rounds before; drift and scale are judged only from the first round on.
+
+    Attributes:
+        probe: indices of the probe's samples in the test set, int64; None without a test set.
+    """
+
+    def __init__(self, setup: Setup, loss_fn: LossFn | None, test: Test | None, *, resumed: bool = False) -> None:
+        self._setup, self._loss_fn, self._resumed = setup, loss_fn, resumed
+        self.probe: Tensor | None = None
+        if test is not None:
+            steps, num_samples = setup.algorithm.local_steps, len(test.labels)
+            num = min(num_samples, max(1, steps // 2), test.batch_size, MAX_PROBE_SAMPLES)
+            self.probe = probe = torch.arange(num) * (num_samples // num)
+            picked = (map_tensors(lambda t: t[probe.to(t.device)], half) for half in (test.inputs, test.labels))
+            self._inputs, self._labels = (to(half, setup.device) for half in picked)
+        self._trained = {n: p for n, p in setup.model.named_parameters() if p.requires_grad and p.is_floating_point()}
+        self._on_all: Tensor | None = None  # which units every worker holds
+        self._never_trained: float | None = None
+        self._label_counts: LabelCounts | None = LabelCounts()  # until the first round is over
+        self._moves, self._num_judged = (0.0, 0.0), 0  # sums of squares over the rounds by which drift is judged
+        self._first_loss = math.inf  # of the subnets
+        self._losses: list[tuple[float, float]] = []  # of subnets and full model, in rounds that have both
+        self._warned: set[str] = set()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._outputs, self._moved = list[Tensor](), list[Tensor]()
+        self._loss, self._num_shared, self._num_weights = 0.0, 0.0, 0.0
+
+    def begin_worker(self, worker: Worker) -> None:
+        """Note where a worker starts its local steps; in the first round, count its labels."""
+        if self._label_counts is not None:
+            worker.on_labels = self._label_counts.add
+        if not self._is_measured(worker.round):
+            return
+        now = self._setup.store.assignment
+        on_all = now.held.all(0)
+        if self._on_all is None or not torch.equal(on_all, self._on_all):
+            self._on_all, self._deals = on_all, not bool(on_all.all())
+            shared = held_by_all(self._setup.plan, self._trained, now, now)
+            self._coordinates = coordinates_of(shared, self._trained)
+            self._shared = sum(self._trained[name].numel() for name in shared)
+        self._num_shared += self._shared
+        parameters = (p for group in worker.optimizer.param_groups for p in group["params"])
+        self._num_weights += sum(p.numel() for p in parameters if p.requires_grad)
+        self._tensors = [worker.narrow.get_parameter(name).detach() for name, _ in self._coordinates]
+        self._began = self._read_coordinates()
+
+    @torch.no_grad()
+    def end_worker(self, worker: Worker) -> None:
+        """Measure a worker after its local steps, unless it will be refused."""
+        if not self._is_measured(worker.round):
+            return
+        moved = self._read_coordinates() - self._began
+        self._tensors = []  # else the worker's memory is not freed
+        if not math.isfinite(worker.loss) or not _is_finite(moved):
+            return
+        self._moved.append(moved)
+        if self.probe is not None and self._loss_fn is not None:
+            output = call(worker.narrow.eval(), self._inputs)  # it will not be trained any more
+            loss = float(self._loss_fn(output, self._labels))
+            numbers = next(tensors_of(output)).reshape(-1)
+            numbers = numbers[coordinates("outputs", len(numbers)).to(numbers.device)].cpu().double()
+            if math.isfinite(loss) and _is_finite(numbers):
+                self._outputs.append(numbers)
+                self._loss += loss
+
+    def end_round(self, state: State) -> Diagnosis:
+        """Return the measures of the round that has just ended, after its exchange; warn of what is new."""
+        setup = self._setup
+        num_workers, left = setup.algorithm.partition.num_workers, setup.num_rounds - state.round
+        counts, self._label_counts = self._label_counts, None
+        found = Diagnosis(
+            least_trained=int(state.trained.min()) if len(state.trained) else None,
+            mean_trained=float(state.trained.double().mean()) if len(state.trained) else None,
+            rounds_left=left,
+            label_skew=counts.skew(setup.runtime, num_workers) if counts is not None else None,
+        )
+        if self._is_measured(state.round - 1):
+            found = self._add_workers(found)
+        possible = {
+            "drift": theory_warnings.drift_warning(*self._moves, self._num_judged, num_workers),
+            "label skew": theory_warnings.label_skew_warning(found.label_skew, num_workers),
+            "coverage": theory_warnings.coverage_warning(self._fraction_never_trained(state), left),
+        }
+        return self._warn(found, possible)
+
+    def add_full_loss(self, found: Diagnosis, full_loss: float) -> Diagnosis:
+        """Return ``found`` with the full model's loss on the probe; warn if that is new."""
+        found = replace(found, full_loss=full_loss)
+        if found.subnet_loss is not None and self._deals:
+            self._losses.append((found.subnet_loss, full_loss))
+        return self._warn(found, {"scale": theory_warnings.scale_warning(self._losses, self._first_loss)})
+
+    def _is_measured(self, round: int) -> bool:
+        steps, last = self._setup.algorithm.local_steps, self._setup.num_rounds - 1
+        return round in (0, last) or (round + 1) * steps // STEPS_BETWEEN > round * steps // STEPS_BETWEEN
+
+    def _add_workers(self, found: Diagnosis) -> Diagnosis:
+        """Return ``found`` with what was measured of the workers of all processes."""
+        sums = torch.tensor([self._loss, self._num_shared, self._num_weights], dtype=torch.float64)
+        rows = [to_row(self._outputs), to_row(self._moved), sums]
+        # All in one: on a slow link the round-trip is what costs.
+        total = self._setup.runtime.total(torch.cat(rows))
+        outputs, moves, sums = torch.split(total, [len(row) for row in rows])
+        self._clear()
+        num_measured, (loss, shared, weights) = float(outputs[0]), sums.tolist()
+        of_outputs, of_moves = squares(outputs), squares(moves)
+        if of_moves is not None and shared >= theory_warnings.MIN_SHARED_FRACTION * weights:
+            self._add_to_drift(of_moves)
+        subnet_loss = loss / num_measured if num_measured else None
+        if subnet_loss is not None and math.isinf(self._first_loss) and not self._resumed:
+            self._first_loss = subnet_loss
+        return replace(
+            found,
+            dispersion=measures.dispersion(*of_outputs) if of_outputs else None,
+            subnet_loss=subnet_loss,
+            drift=measures.drift(*of_moves) if of_moves else None,
+        )
+
+    def _add_to_drift(self, of_moves: tuple[float, float]) -> None:
+        """Add a round to the sums by which drift is judged, where it can be."""
+        algorithm = self._setup.algorithm
+        # One local step per round averages gradients; with overlap moves contain a part of the last round's.
+        if algorithm.local_steps == 1 or algorithm.overlap or self._resumed:
+            return
+        if self._num_judged < theory_warnings.MAX_DRIFT_ROUNDS:
+            self._moves = (self._moves[0] + of_moves[0], self._moves[1] + of_moves[1])
+            self._num_judged += 1
+
+    def _warn(self, found: Diagnosis, possible: Mapping[str, str | None]) -> Diagnosis:
+        """Return ``found`` with warnings of new kinds, and issue them in the first process."""
+        new = {kind: text for kind, text in possible.items() if text is not None and kind not in self._warned}
+        self._warned |= set(new)
+        for text in new.values() if self._setup.runtime.rank == 0 else ():
+            warnings.warn(text, TheoryWarning, stacklevel=4)  # the caller's loop
+        return replace(found, warnings={**found.warnings, **new})
+
+    def _read_coordinates(self) -> Tensor:
+        """Return the worker's values at the coordinates that are looked at, float64."""
+        pairs = zip(self._tensors, self._coordinates, strict=True)
+        parts = [tensor.reshape(-1)[indices.to(tensor.device)] for tensor, (_, indices) in pairs]
+        return torch.cat(parts).cpu().double() if parts else torch.empty(0, dtype=torch.float64)
+
+    def _fraction_never_trained(self, state: State) -> float:
+        """Return the fraction of units that no worker holds in any round; refused workers do not count."""
+        if self._never_trained is None and bool((state.trained == 0).any()):
+            unheld, possible = torch.ones_like(state.trained, dtype=torch.bool), self._setup.share(state.round) > 0
+            for round in range(self._setup.num_rounds):  # assignments of rounds to come are known, too
+                unheld &= ~self._setup.assignment(round).held.any(0)
+                if not bool((unheld & possible).any()):
+                    break
+            self._never_trained = float(unheld.double().mean())
+        return self._never_trained or 0.0
+
+
+def _is_finite(vector: Tensor) -> bool:
+    return math.isfinite(float(vector.sum()))

@@ -1,0 +1,1 @@
+"""Evaluation: a test set, metrics, and the score of a full model on it."""

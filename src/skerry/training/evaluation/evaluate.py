@@ -1,0 +1,135 @@
+"""The score of a model on held-out data: mean loss, accuracy and other metrics."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skerry.model.inputs import Inputs, call, map_tensors, tensors_of
+from skerry.training.evaluation.metrics import (
+    Metric,
+    MetricObject,
+    sum_over_processes_,
+    sum_over_samples,
+)
+from skerry.training.worker import LossFn
+
+
+@dataclass(frozen=True)
+class Score:
+    """The score of a model on a test set.
+
+    Attributes:
+        loss: mean over the samples.
+        accuracy: fraction of samples whose largest output is at their label; NaN where labels are not classes.
+        count: number of samples.
+        metrics: the values of further metrics by name.
+        probe_loss: mean loss over the probe's samples (docs/your-run.md); None without a probe, or where the model
+            does not return a single tensor.
+    """
+
+    loss: float
+    accuracy: float
+    count: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    probe_loss: float | None = field(default=None, compare=False)  # scores with and without a probe are equal
+
+    def __str__(self) -> str:
+        accuracy = {} if math.isnan(self.accuracy) else {"accuracy": self.accuracy}
+        rest = "".join(f", {name} {value:.4f}" for name, value in (accuracy | dict(self.metrics)).items())
+        return f"loss {self.loss:.4f}{rest} ({self.count} samples)"
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loss_fn: LossFn,
+    test: tuple[Inputs, Tensor],
+    *,
+    metrics: Mapping[str, Metric] | None = None,
+    batch_size: int = 1024,
+    num_batches: int | None = None,
+    example: Inputs | None = None,
+    probe: Tensor | None = None,
+    total: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Score:
+    """Score ``model`` on a test set in evaluation mode.
+
+    With samples (x_i, y_i), i = 1 .. N, and outputs f(x_i): loss = (1/N) sum_i loss_fn(f(x_i), y_i), and accuracy =
+    (1/N) sum_i [argmax_c f_c(x_i) = y_i] where labels are classes, (N,) integers.
+
+    Several processes may each score a part of the test set. Where all of them must run the model equally often
+    (``runtimes/streamed.py``), each runs it ``num_batches`` times.
+
+    Args:
+        model: takes inputs as in training; its training mode is restored afterwards.
+        loss_fn: ``loss_fn(output, labels)``, the mean over a batch.
+        test: (inputs, labels), this process's part; a model of several inputs has a tuple or a dict of them.
+        metrics: what else to report, by name; see ``Test``.
+        batch_size: samples per forward.
+        num_batches: number of forwards; None: enough for all samples.
+        example: inputs of one sample, to run the model on when the samples are used up; its output is not counted.
+        probe: (num_samples,) bool, the samples whose mean loss is reported as ``Score.probe_loss``, too.
+        total: sums a tensor over all processes.
+
+    Raises:
+        ValueError: the test set is empty, a function among the metrics does not return one number per sample, or a
+            metric keeps something that cannot be summed over processes.
+
+    Example:
+        >>> model = nn.Linear(8, 2)
+        >>> evaluate(model, nn.functional.cross_entropy, (torch.randn(5, 8), torch.zeros(5, dtype=torch.int64))).count
+        5
+    """
+    inputs, labels = test
+    if not len(labels) and num_batches is None:
+        raise ValueError("the test set is empty; pass test=None to train without one")
+    sums = _Sums(loss_fn, metrics or {}, classes=not labels.is_floating_point() and labels.dim() == 1)
+    was_training = model.training
+    model.eval()
+    for batch in range(-(-len(labels) // batch_size) if num_batches is None else num_batches):
+        part = slice(batch * batch_size, (batch + 1) * batch_size)
+        x, y = map_tensors(itemgetter(part), inputs), labels[part]
+        output = call(model, x if len(y) or example is None else example)
+        if len(y):
+            sums.add(output, y, None if probe is None else probe[part].to(y.device))
+    model.train(was_training)
+    return sums.score(total)
+
+
+class _Sums:
+    """Sums of loss, right answers and metrics over the batches of this process."""
+
+    def __init__(self, loss_fn: LossFn, metrics: Mapping[str, Metric], *, classes: bool) -> None:
+        self._loss_fn, self._names, self._classes = loss_fn, list(metrics), classes
+        self._objects = {name: metric for name, metric in metrics.items() if isinstance(metric, MetricObject)}
+        self._functions = {name: metric for name, metric in metrics.items() if not isinstance(metric, MetricObject)}
+        for metric in self._objects.values():
+            metric.reset()
+        self._sums = torch.zeros(5 + len(self._functions), dtype=torch.float64)
+
+    def add(self, output: Any, y: Tensor, probe: Tensor | None) -> None:
+        """Add a batch; ``probe``: bool, which of its samples are in the probe."""
+        right = (next(tensors_of(output)).argmax(-1) == y).sum().item() if self._classes else math.nan
+        found = [sum_over_samples(name, metric(output, y), len(y)) for name, metric in self._functions.items()]
+        num, probe_loss = 0, 0.0
+        if probe is not None and isinstance(output, Tensor) and (num := int(probe.sum())):
+            probe_loss = self._loss_fn(output[probe], y[probe]).item() * num
+        figures = [self._loss_fn(output, y).item() * len(y), right, len(y), probe_loss, num, *found]
+        self._sums += torch.tensor(figures, dtype=torch.float64)
+        for metric in self._objects.values():
+            metric.update(output, y)
+
+    def score(self, total: Callable[[Tensor], Tensor]) -> Score:
+        """Return the score over all processes."""
+        loss, right, count, probe_loss, num, *found = total(self._sums).tolist()
+        values = {name: value / count for name, value in zip(self._functions, found, strict=True)}
+        for name, metric in self._objects.items():
+            sum_over_processes_(name, metric, total)
+            values[name] = float(metric.compute())
+        in_order = {name: values[name] for name in self._names}
+        return Score(loss / count, right / count, int(count), in_order, probe_loss / num if num else None)

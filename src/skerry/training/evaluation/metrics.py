@@ -1,0 +1,79 @@
+"""Metrics: numbers to report beside loss and accuracy, as functions or as objects that keep sums (torchmetrics)."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+SampleMetric = Callable[[Any, Any], Tensor]
+"""``metric(output, labels)``: one number per sample, (B,); the mean over all samples is reported."""
+
+
+@runtime_checkable
+class MetricObject(Protocol):
+    """A metric that keeps sums, as those of torchmetrics do; ``compute`` returns a scalar."""
+
+    def reset(self) -> None:
+        """Set the sums to zero."""
+        ...
+
+    def update(self, output: Any, y: Any) -> None:
+        """Add a batch to the sums."""
+        ...
+
+    def compute(self) -> Any:
+        """Return the value over all batches since the last reset."""
+        ...
+
+
+Metric = SampleMetric | MetricObject
+
+
+def precision_at(k: int) -> SampleMetric:
+    """Return P@k for samples with several labels: the fraction of the k largest outputs that are labels.
+
+    The metric takes outputs (B, classes) and labels (B, most labels), int64, padded with -1.
+
+    Example:
+        >>> precision_at(2)(torch.tensor([[0.1, 0.9, 0.5]]), torch.tensor([[1, -1]]))
+        tensor([0.5000], dtype=torch.float64)
+    """
+
+    def metric(output: Tensor, y: Tensor) -> Tensor:
+        best = output.topk(k, dim=-1).indices
+        return (best[:, :, None] == y[:, None, :]).any(-1).double().mean(-1)
+
+    return metric
+
+
+def sum_over_samples(name: str, values: Any, count: int) -> float:
+    """Return the sum of what a ``SampleMetric`` returned for ``count`` samples; ValueError if it has another shape."""
+    if not isinstance(values, Tensor) or values.shape != (count,):
+        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"metric '{name}' returned {got}, expected a number for each of {count} samples")
+    return float(values.double().sum())
+
+
+def sum_over_processes_(name: str, metric: MetricObject, total: Callable[[Tensor], Tensor]) -> None:
+    """Replace the sums that ``metric`` keeps by their sums over all processes.
+
+    Raises:
+        ValueError: with several processes, ``metric`` keeps something that cannot be summed.
+    """
+    if total(torch.ones(1)).item() == 1:
+        return
+    reductions = getattr(metric, "_reductions", {})
+    if not reductions:
+        raise ValueError(
+            f"metric '{name}' ({type(metric).__name__}): what it keeps is not known; with several processes give a "
+            "metric of torchmetrics, or a function that returns one number per sample"
+        )
+    for key, reduce in reductions.items():
+        if getattr(reduce, "__name__", "") != "dim_zero_sum" or not isinstance(getattr(metric, key), Tensor):
+            raise ValueError(
+                f"metric '{name}' ({type(metric).__name__}) keeps '{key}', which cannot be summed over processes; "
+                "give a function that returns one number per sample"
+            )
+    for key in reductions:
+        setattr(metric, key, total(getattr(metric, key)))

@@ -1,0 +1,70 @@
+"""The end of a round: workers' tensors are exchanged and averaged, and the counts of the state go on."""
+
+import math
+
+from torch import nn
+
+from skerry.checkpoint.state import State
+from skerry.runtimes.runtime import Handover, Report
+from skerry.training.check import check_units_stay
+from skerry.training.setup import Setup
+
+
+class TrainingFailed(RuntimeError):
+    """Training cannot go on; the message says what to change."""
+
+
+def exchange(setup: Setup, state: State, handed: list[Handover]) -> tuple[tuple[int, ...], float]:
+    """End the round; every process must call it.
+
+    Args:
+        setup: of the session.
+        state: of the training; it goes on to the next round.
+        handed: what the workers of this process hand over.
+
+    Returns:
+        The workers whose tensors were refused because they are not finite, and the mean training loss of the others.
+    """
+    algorithm, store = setup.algorithm, setup.store
+    now, then, sent = store.assignment, setup.assignment(state.round + 1), store.bytes_sent
+    check_units_stay(algorithm, now, then)
+    setup.runtime.at(state.round, "exchange")
+    overlap = algorithm.overlap > 0 and state.round + 1 < setup.num_rounds
+    reports = store.exchange(handed, then, overlap=overlap)
+    good = [report for report in reports if report.good]
+    state.trained += now.held[[report.worker for report in good]].sum(0)
+    state.round += 1
+    state.bad_rounds = 0 if len(good) == len(reports) else state.bad_rounds + 1
+    _add_to_totals(setup, state, reports, store.bytes_sent - sent)
+    loss = sum(report.loss for report in good) / len(good) if good else math.nan
+    return tuple(report.worker for report in reports if not report.good), loss
+
+
+def stop_if_failed(state: State, max_bad_rounds: int, refused: tuple[int, ...] = ()) -> None:
+    """Raise TrainingFailed after ``max_bad_rounds`` rounds in a row with a refused worker (``refused``: the last)."""
+    if state.bad_rounds >= max_bad_rounds:
+        who = f" (last of worker {', '.join(map(str, refused))})" if refused else ""
+        raise TrainingFailed(
+            f"round {state.round - 1}: weights or losses that are not finite were refused in {state.bad_rounds} rounds "
+            f"in a row{who}; start again with a lower learning rate, or check the data"
+        )
+
+
+def _add_to_totals(setup: Setup, state: State, reports: list[Report], sent: float) -> None:
+    """Add a round's times (seconds), operations and bytes to the totals."""
+    num, totals = len(reports), state.totals
+    due = sum(report.bytes_due for report in reports) / num
+    totals["local_s"] += sum(report.local_s for report in reports) / setup.runtime.num_processes
+    totals["flop"] += sum(report.flop for report in reports) / num
+    totals["bytes_sent"] += sent
+    totals["bytes_due"] += due
+    if setup.algorithm.synchronous:
+        of_gradients = setup.algorithm.local_steps * _gradient_bytes(setup.model, num)
+        totals["bytes_sent"] += of_gradients
+        totals["bytes_due"] += of_gradients
+
+
+def _gradient_bytes(model: nn.Module, num_workers: int) -> float:
+    """Return what a worker sends to average gradients once: 2 (n - 1) / n of their size, as in a ring."""
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    return 2 * (num_workers - 1) / num_workers * trained

@@ -1,0 +1,96 @@
+"""The local phase: a worker gets its subnet and optimizer, takes its local steps, and hands its tensors over."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from skerry.merge.aggregate import is_finite
+from skerry.merge.outer import OUTER
+from skerry.model import optimizer_state
+from skerry.model.tensors import named_tensors
+from skerry.plan.table import Plan
+from skerry.randomness import seed_of
+from skerry.runtimes.runtime import Handover, Report
+from skerry.training.setup import Setup
+from skerry.training.worker import Worker
+
+
+@contextmanager
+def lend_worker(setup: Setup, round: int, number: int, handed: list[Handover]) -> Iterator[Worker]:
+    """Lend a worker for its local steps of ``round``, with a random state of its own for torch.
+
+    Args:
+        setup: of the session.
+        round: the round that runs.
+        number: the worker's.
+        handed: gets what the worker hands over, unless an exception ends its steps.
+    """
+    algorithm, store = setup.algorithm, setup.store
+    setup.runtime.at(round, "local steps")
+    subnet, travelled = store.subnet(number)
+    optimizer = setup.optimizer(subnet.parameters())
+    kept = store.kept.get(number, {})
+    to_keep = algorithm.outer.begin(subnet, kept) if algorithm.outer else {}
+    if algorithm.optimizer_state != "reset":
+        own = {name: t for name, t in kept.items() if not name.startswith(OUTER)}
+        optimizer_state.load_(optimizer, subnet, {**travelled, **own})
+    around = setup.runtime.synchronized(subnet) if algorithm.synchronous else None
+    if not algorithm.overlap:  # a run resumed without overlap after a round with it
+        _add_late_means_(setup, number, subnet)
+
+    def on_step(worker: Worker, num_done: int) -> None:
+        if num_done == algorithm.overlap:
+            _add_late_means_(setup, number, worker.narrow)
+
+    steps = algorithm.local_steps
+    factors = [setup.schedule((round + step / steps) / setup.num_rounds) for step in range(steps)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(setup.seed, "local", number, round))
+        worker = Worker(subnet, optimizer, factors, number=number, round=round, around=around, on_step=on_step)
+        yield worker
+    worker.finish()
+    del around
+    handed.append(_hand_over(setup, worker, subnet, optimizer, to_keep))
+
+
+def _hand_over(
+    setup: Setup, worker: Worker, subnet: nn.Module, optimizer: torch.optim.Optimizer, to_keep: dict[str, Tensor]
+) -> Handover:
+    """Return what a worker hands over after its local steps; store what it keeps for itself."""
+    algorithm, tensors = setup.algorithm, named_tensors(subnet)
+    if algorithm.optimizer_state == "travel":
+        tensors |= optimizer_state.read(optimizer, subnet, setup.state_start)
+        _check_state_can_be_cut(setup.plan, tensors)
+    stays = algorithm.optimizer_state == "stay"
+    own = optimizer_state.read(optimizer, subnet, setup.state_start) if stays else {}
+    watched = {n: t for n, t in (tensors | own).items() if optimizer_state.parameter_of(n) not in setup.never_finite}
+    good = math.isfinite(worker.loss) and is_finite(watched)
+    if good:
+        to_keep |= own  # the optimizer of a refused worker starts afresh
+        if algorithm.outer:
+            algorithm.outer.end_(subnet, to_keep)
+    setup.store.kept[worker.number] = to_keep
+    return Handover(tensors, Report(worker.number, good, worker.loss, worker.flop, worker.local_s))
+
+
+@torch.no_grad()
+def _add_late_means_(setup: Setup, worker: int, subnet: nn.Module) -> None:
+    """Add to the parameters the part of the last exchange's means that has arrived during local steps (overlap)."""
+    parameters = named_tensors(subnet)
+    for name, missing in setup.store.late(worker):
+        parameters[name].add_(missing)
+
+
+def _check_state_can_be_cut(plan: Plan, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for optimizer state of a dealt parameter that has dims but not the parameter's shape."""
+    for name, tensor in tensors.items():
+        owner, _, key = name.partition(optimizer_state.SEPARATOR)
+        is_dealt = tensors[owner].shape != plan.shapes[owner]
+        if key and is_dealt and tensor.dim() and tensor.shape != tensors[owner].shape:
+            raise ValueError(
+                f"optimizer state '{key}' of {owner} has shape {tuple(tensor.shape)}, expected "
+                f"{tuple(tensors[owner].shape)} to travel with its units; use optimizer_state='reset'"
+            )

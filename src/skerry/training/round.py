@@ -1,0 +1,88 @@
+"""One round of a session: its workers one after the other, the exchange, and the round's figures."""
+
+import math
+import time
+import warnings
+from collections.abc import Generator
+
+from skerry.checkpoint.state import State
+from skerry.runtimes.runtime import Handover
+from skerry.training.diagnosis.measures import Diagnosis
+from skerry.training.diagnosis.observer import Observer
+from skerry.training.evaluation.evaluate import Score
+from skerry.training.phases.exchange_phase import exchange
+from skerry.training.phases.local_phase import lend_worker
+from skerry.training.record import Record
+from skerry.training.setup import Setup
+from skerry.training.worker import Worker
+
+
+class Round:
+    """One round of a session; ``Session.rounds`` makes it.
+
+    Attributes:
+        number: from 0.
+        workers: the workers that run in this process, one after the other; iterate exactly once, to exhaustion. Each
+            is ready for its ``num_steps`` local steps, with a state of torch's random generator of its own; its subnet
+            and optimizer are gone when the next one comes. After the last one the exchange takes place.
+        train_loss: mean over the workers' steps; NaN before the exchange.
+        refused: numbers of the workers whose weights or losses were not finite; empty before the exchange.
+        diagnosis: what was measured in the round (docs/your-run.md); blank before the exchange. ``Session.score`` adds
+            the full model's loss.
+    """
+
+    def __init__(self, setup: Setup, state: State, observer: Observer) -> None:
+        self.number = state.round
+        self.workers = self._workers()
+        self.train_loss = math.nan
+        self.refused: tuple[int, ...] = ()
+        self.diagnosis = Diagnosis()
+        self._setup, self._state, self._observer = setup, state, observer
+        self._began: float | None = time.perf_counter()
+        self._recorded = False
+
+    def _workers(self) -> Generator[Worker, None, None]:
+        handed: list[Handover] = []
+        for number in self._setup.runtime.mine(self._setup.algorithm.partition.num_workers):
+            with lend_worker(self._setup, self._state.round, number, handed) as worker:
+                self._observer.begin_worker(worker)
+                yield worker
+                self._observer.end_worker(worker)
+        self.refused, self.train_loss = exchange(self._setup, self._state, handed)
+        self.diagnosis = self._observer.end_round(self._state)
+
+    def record(self, score: Score | None = None) -> Record:
+        """Return the figures of the round, with ``score``; the time after this call is not counted."""
+        self._recorded = True
+        self._stop_clock()
+        trained = self._state.trained
+        return Record(
+            round=self.number,
+            train_loss=self.train_loss,
+            rate_factor=self._setup.schedule(self.number / self._setup.num_rounds),
+            score=score,
+            refused=self.refused,
+            units_covered=float((trained > 0).double().mean()) if len(trained) else 1.0,
+            totals=dict(self._state.totals),
+            diagnosis=self.diagnosis,
+        )
+
+    def end(self) -> None:
+        """Check that all workers were trained; warn of refused ones if ``record`` was not called. The session does it.
+
+        Raises:
+            ValueError: the workers were not iterated to exhaustion.
+        """
+        if self._state.round == self.number:
+            raise ValueError(
+                f"round {self.number}: ended before all workers were trained; iterate round.workers to exhaustion"
+            )
+        self._stop_clock()
+        if self.refused and not self._recorded:
+            who = ", ".join(map(str, self.refused))
+            warnings.warn(f"round {self.number}: refused worker {who}: weights or loss not finite", stacklevel=3)
+
+    def _stop_clock(self) -> None:
+        if self._began is not None:
+            self._state.totals["time_s"] += time.perf_counter() - self._began
+            self._began = None
