@@ -1,21 +1,22 @@
-"""The model zoo that axis discovery is tested against: small models as people write them, and the axes one expects.
+"""The model zoo that axis discovery is tested against: small models as people write them, and the expected axes.
 
-Nothing in the models knows about dealing. The axes are derived by hand, from what each model means and from no tool.
-A set of units is an axis if any of them can be dropped (the rows that make it, the columns that read it) so that the
-smaller network of the same code computes what the full one computes with everything that reads the dropped units at
-zero. Never dealt: inputs, outputs, vocabulary, dims that are normalised or averaged over (so the residual streams of
+The models know nothing about Skerry. The axes are derived by hand from what each model means, not by a tool.
+A set of units is an axis if any of them can be dropped (the rows that make it, the columns that read it): the smaller
+network of the same code then computes what the full one computes when everything that reads the dropped units is zero.
+Never dealt out: inputs, outputs, vocabulary, dims that are normalised or averaged over (so the residual streams of
 transformers), and dims of a tensor that both make units and read them.
 
 Kinds: ``neurons`` (outputs of a dense layer), ``channels`` (of a convolution), ``groups`` (of a grouped convolution or
-a group norm, several channels a unit), ``heads`` (with grouped queries: a key-value head with its query heads).
+a group norm, several channels per unit), ``heads`` (with grouped queries: a key-value head with its query heads).
 
-Widths differ wherever they may, so that a coincidence cannot hide a mistake; every axis has at least five units.
+Widths differ where possible, so that equal sizes cannot hide a mistake. Every axis has at least five units.
 """
 
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -300,39 +301,18 @@ def conv_bn_relu(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, gr
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
-class VGG(nn.Module):
-    """Convolutions, then dense layers that see each channel as 2 x 2 neighbouring columns."""
-
-    def __init__(self, channels: Sequence[int | str], hidden: tuple[int, int], outputs: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        inputs = 3
-        for width in channels:
-            if isinstance(width, str):
-                layers.append(nn.MaxPool2d(2))
-            else:
-                layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-                inputs = width
-        self.features = nn.Sequential(*layers)
-        self.pool = nn.AdaptiveAvgPool2d(2)
-        self.classifier = nn.Sequential(
-            nn.Linear(inputs * 2 * 2, hidden[0]),
-            nn.ReLU(inplace=True),
-            nn.Dropout(),
-            nn.Linear(hidden[0], hidden[1]),
-            nn.ReLU(inplace=True),
-            nn.Dropout(),
-            nn.Linear(hidden[1], outputs),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(self.features(x))
-        return self.classifier(torch.flatten(x, 1))
-
-
+# The dense layers see each channel as 2 x 2 neighbouring columns.
 @family("vgg", "VGG with batch norm, flatten to four columns a channel", channels=[8, 10, 14], neurons=[18, 22])
 def vgg() -> Example:
-    return VGG((8, "M", 10, 14, "M"), (22, 18), 5), torch.randn(3, 3, 16, 16)
+    def conv(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+
+    def dense(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Linear(inputs, outputs), nn.ReLU(inplace=True), nn.Dropout()]
+
+    features = [*conv(3, 8), nn.MaxPool2d(2), *conv(8, 10), *conv(10, 14), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(2)]
+    classifier = [nn.Flatten(), *dense(14 * 2 * 2, 22), *dense(22, 18), nn.Linear(18, 5)]
+    return nn.Sequential(*features, *classifier), torch.randn(3, 3, 16, 16)
 
 
 def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
@@ -665,7 +645,7 @@ def gan_generator() -> Example:
 class WaveNet(nn.Module):
     """Dilated causal convolutions with tanh and sigmoid gates, residual and skip sums; no norm.
 
-    As in many such codes, the last layer's residual convolution writes to a sum that nobody reads any more.
+    As in many such codes, the last layer's residual convolution writes to a sum that is not read any more.
     """
 
     def __init__(self, residual: int, gated: Sequence[int], skip: int, hidden: int) -> None:
@@ -796,9 +776,7 @@ class NanoAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, T, C = x.size()
         q, k, v = self.c_attn(x).split(self.n_embd, dim=2)
-        k = k.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
-        q = q.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
-        v = v.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
+        q, k, v = (part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for part in (q, k, v))
         dropout = self.dropout if self.training else 0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=None, dropout_p=dropout, is_causal=True)
         y = y.transpose(1, 2).contiguous().view(B, T, C)
@@ -821,9 +799,7 @@ class ManualAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, T, _ = x.size()
         q, k, v = self.c_attn(x).chunk(3, dim=2)
-        k = k.view(B, T, -1, self.head_dim).transpose(1, 2)
-        q = q.view(B, T, -1, self.head_dim).transpose(1, 2)
-        v = v.view(B, T, -1, self.head_dim).transpose(1, 2)
+        q, k, v = (part.view(B, T, -1, self.head_dim).transpose(1, 2) for part in (q, k, v))
         att = (q @ k.transpose(-2, -1)) * (1.0 / math.sqrt(k.size(-1)))
         att = att.masked_fill(self.bias[:, :, :T, :T] == 0, float("-inf"))
         att = self.attn_dropout(F.softmax(att, dim=-1))
@@ -946,9 +922,7 @@ class RelativeAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, T, _ = x.shape
-        q = self.q(x).view(B, T, -1, self.head_dim).transpose(1, 2)
-        k = self.k(x).view(B, T, -1, self.head_dim).transpose(1, 2)
-        v = self.v(x).view(B, T, -1, self.head_dim).transpose(1, 2)
+        q, k, v = (part(x).view(B, T, -1, self.head_dim).transpose(1, 2) for part in (self.q, self.k, self.v))
         place = torch.arange(T, device=x.device)
         distance = place[None, :] - place[:, None] + self.max_tokens - 1
         scores = torch.matmul(q, k.transpose(2, 3)) + self.distance_bias(distance).permute(2, 0, 1).unsqueeze(0)
@@ -1159,7 +1133,7 @@ def transformer_encoder() -> Example:
 
 
 class MultiheadBlock(nn.Module):
-    """``nn.MultiheadAttention`` as it comes: it also returns the weights averaged over heads, which nobody uses."""
+    """``nn.MultiheadAttention`` with its defaults: it also returns the weights averaged over heads, unused."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1241,119 +1215,71 @@ def lstm() -> Example:
 # From transformers: tiny configurations, random weights
 
 
-@family(
-    "hf-gpt2", "GPT2LMHeadModel of transformers", heads=[6, 6], neurons=[44, 44], undealt=STREAM, needs="transformers"
-)
-def hf_gpt2() -> Example:
-    from transformers import GPT2Config, GPT2LMHeadModel
+def from_transformers(model: str, **sizes: int | bool) -> nn.Module:
+    import transformers
 
-    config = GPT2Config(
-        vocab_size=40, n_positions=16, n_embd=24, n_layer=2, n_head=6, n_inner=44, bos_token_id=0, eos_token_id=0
-    )
-    return GPT2LMHeadModel(config), {"input_ids": torch.randint(40, (3, 9))}
-
-
-@family(
-    "hf-llama",
-    "LlamaForCausalLM of transformers, grouped queries",
-    heads=[6, 6],
-    neurons=[34, 34],
-    undealt=RMS_STREAM,
-    needs="transformers",
-)
-def hf_llama() -> Example:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=40,
-        hidden_size=36,
-        intermediate_size=34,
-        num_hidden_layers=2,
-        num_attention_heads=12,
-        num_key_value_heads=6,
-        head_dim=4,
-        max_position_embeddings=16,
-        use_cache=False,
-    )
-    return LlamaForCausalLM(config), {"input_ids": torch.randint(40, (3, 9))}
+    small = {
+        "vocab_size": 40, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 6, "intermediate_size": 44,
+        "max_position_embeddings": 16, "num_labels": 5,
+    }  # fmt: skip
+    kind = getattr(transformers, model)
+    return kind(kind.config_class(**{**small, **sizes}))
 
 
-def bert_config() -> Any:
-    from transformers import BertConfig
-
-    return BertConfig(
-        vocab_size=40,
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        intermediate_size=44,
-        max_position_embeddings=16,
-        num_labels=5,
-    )
-
-
-def bert_inputs() -> dict[str, Tensor]:
-    """Two sentences of nine tokens, the second one padded."""
+def two_sentences() -> dict[str, Tensor]:
+    """Nine tokens each, the second sentence padded."""
     attention_mask = torch.ones(2, 9, dtype=torch.long)
     attention_mask[1, 6:] = 0
     return {"input_ids": torch.randint(40, (2, 9)), "attention_mask": attention_mask}
 
 
-# The last transform is normed like the residual stream, and read by the tied decoder.
-@family(
-    "hf-bert-masked",
-    "BertForMaskedLM of transformers",
-    heads=[6, 6],
-    neurons=[44, 44],
-    undealt=STREAM,
-    needs="transformers",
-)
-def hf_bert_masked() -> Example:
-    from transformers import BertForMaskedLM
+hf_family = partial(family, needs="transformers")
 
-    return BertForMaskedLM(bert_config()), bert_inputs()
+
+@hf_family("hf-gpt2", "GPT2LMHeadModel of transformers", heads=[6, 6], neurons=[44, 44], undealt=STREAM)
+def hf_gpt2() -> Example:
+    model = from_transformers("GPT2LMHeadModel", n_inner=44, bos_token_id=0, eos_token_id=0)
+    return model, {"input_ids": torch.randint(40, (3, 9))}
+
+
+@hf_family(
+    "hf-llama", "LlamaForCausalLM of transformers, grouped queries", heads=[6, 6], neurons=[34, 34], undealt=RMS_STREAM
+)
+def hf_llama() -> Example:
+    sizes = {"hidden_size": 36, "intermediate_size": 34, "head_dim": 4, "use_cache": False}
+    model = from_transformers("LlamaForCausalLM", num_attention_heads=12, num_key_value_heads=6, **sizes)
+    return model, {"input_ids": torch.randint(40, (3, 9))}
+
+
+# The last transform is normed like the residual stream, and read by the tied decoder.
+@hf_family("hf-bert-masked", "BertForMaskedLM of transformers", heads=[6, 6], neurons=[44, 44], undealt=STREAM)
+def hf_bert_masked() -> Example:
+    return from_transformers("BertForMaskedLM"), two_sentences()
 
 
 # The pooler's outputs (24) are made by one dense layer and read by the classifier, with no norm between.
-@family(
+@hf_family(
     "hf-bert-classifier",
     "BertForSequenceClassification of transformers",
     heads=[6, 6],
     neurons=[24, 44, 44],
     undealt=STREAM,
-    needs="transformers",
 )
 def hf_bert_classifier() -> Example:
-    from transformers import BertForSequenceClassification
-
-    return BertForSequenceClassification(bert_config()), bert_inputs()
+    return from_transformers("BertForSequenceClassification"), two_sentences()
 
 
-@family(
-    "hf-vit",
-    "ViTForImageClassification of transformers",
-    heads=[6, 6],
-    neurons=[44, 44],
-    undealt=STREAM,
-    needs="transformers",
-)
+@hf_family("hf-vit", "ViTForImageClassification of transformers", heads=[6, 6], neurons=[44, 44], undealt=STREAM)
 def hf_vit() -> Example:
-    from transformers import ViTConfig, ViTForImageClassification
-
-    config = ViTConfig(
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        intermediate_size=44,
-        image_size=12,
-        patch_size=4,
-        num_labels=5,
-    )
-    return ViTForImageClassification(config), {"pixel_values": torch.randn(2, 3, 12, 12)}
+    model = from_transformers("ViTForImageClassification", image_size=12, patch_size=4)
+    return model, {"pixel_values": torch.randn(2, 3, 12, 12)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # From torch_geometric
+
+
+pyg_family = partial(family, needs="torch_geometric")
 
 
 def torch_geometric_nn() -> Any:
@@ -1384,23 +1310,22 @@ def graph() -> tuple[Tensor, Tensor]:
     return torch.randn(11, 10), torch.cat([ring, torch.randint(11, (2, 22))], dim=1)
 
 
-@family("pyg-gcn", "GCN of torch_geometric", neurons=[18, 14], needs="torch_geometric")
+@pyg_family("pyg-gcn", "GCN of torch_geometric", neurons=[18, 14])
 def pyg_gcn() -> Example:
     GCNConv = torch_geometric_nn().GCNConv
     return GraphNet([GCNConv(10, 18), GCNConv(18, 14), GCNConv(14, 5)]), graph()
 
 
 # A unit has a row in the layer for neighbours and in the one for the node itself, and a column in both after.
-@family("pyg-sage", "GraphSAGE of torch_geometric, mean of neighbours", neurons=[18, 14], needs="torch_geometric")
+@pyg_family("pyg-sage", "GraphSAGE of torch_geometric, mean of neighbours", neurons=[18, 14])
 def pyg_sage() -> Example:
     SAGEConv = torch_geometric_nn().SAGEConv
-    return GraphNet(
-        [SAGEConv(10, 18, aggr="mean"), SAGEConv(18, 14, aggr="mean"), SAGEConv(14, 5, aggr="mean")]
-    ), graph()
+    sizes = [(10, 18), (18, 14), (14, 5)]
+    return GraphNet([SAGEConv(*size, aggr="mean") for size in sizes]), graph()
 
 
 # The last layer's single head is the output.
-@family("pyg-gat", "GAT of torch_geometric, several heads", heads=[6, 7], needs="torch_geometric")
+@pyg_family("pyg-gat", "GAT of torch_geometric, several heads", heads=[6, 7])
 def pyg_gat() -> Example:
     GATConv = torch_geometric_nn().GATConv
     layers = [GATConv(10, 4, heads=6), GATConv(6 * 4, 3, heads=7), GATConv(7 * 3, 5, heads=1, concat=False)]
@@ -1408,9 +1333,7 @@ def pyg_gat() -> Example:
 
 
 # Hidden units of three MLPs, and the node features between them.
-@family(
-    "pyg-gin", "GIN of torch_geometric, MLPs with batch norm", neurons=[18, 22, 16, 14, 12], needs="torch_geometric"
-)
+@pyg_family("pyg-gin", "GIN of torch_geometric, MLPs with batch norm", neurons=[18, 22, 16, 14, 12])
 def pyg_gin() -> Example:
     GINConv = torch_geometric_nn().GINConv
 
@@ -1419,6 +1342,3 @@ def pyg_gin() -> Example:
         return GINConv(mlp, train_eps=True)
 
     return GraphNet([layer(10, 18, 14), layer(14, 22, 12), layer(12, 16, 5)]), graph()
-
-
-# ---------------------------------------------------------------------------------------------------------------------

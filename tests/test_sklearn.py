@@ -1,4 +1,4 @@
-"""Estimators in what scikit-learn does with them, against training by hand, and against its own figures."""
+"""Estimators inside scikit-learn's tools, against training with ``train``, and against its own scores."""
 
 import copy
 import subprocess
@@ -43,10 +43,10 @@ def test_a_classifier_predicts_labels_and_probabilities(fitted):
     assert fitted.score(x, y) == accuracy_score(y, fitted.predict(x))
     weights = np.random.default_rng(0).random(len(y))
     assert fitted.score(x, y, weights) == pytest.approx(accuracy_score(y, fitted.predict(x), sample_weight=weights))
-    chances = fitted.predict_proba(x)
-    assert chances.shape == (len(x), 10)
-    np.testing.assert_allclose(chances.sum(1), 1, rtol=1e-5)
-    assert (fitted.classes_[chances.argmax(1)] == fitted.predict(x)).all()
+    probabilities = fitted.predict_proba(x)
+    assert probabilities.shape == (len(x), 10)
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+    assert (fitted.classes_[probabilities.argmax(1)] == fitted.predict(x)).all()
     assert fitted.classes_.tolist() == NAMES.tolist()
     assert fitted.n_features_in_ == 64
 
@@ -117,7 +117,7 @@ def test_the_same_random_state_gives_the_same_bits():
     assert not (a == c).all()
 
 
-def test_what_does_not_fit_is_told(fitted):
+def test_what_does_not_fit_is_named(fitted):
     x, y = DIGITS[0], DIGITS[2]
     with pytest.raises(ValueError, match=r"\bClassifier\b.*\bfit\b"):
         Classifier(net(64, 10)).predict(x)

@@ -104,7 +104,7 @@ class Noisy(Dataset):
         return torch.rand(2), random.random()
 
 
-def test_chance_in_a_dataset_is_repeated_where_it_is_torchs_and_the_global_state_is_left_alone():
+def test_randomness_from_torch_is_repeated_and_the_global_state_is_left_alone():
     data = from_dataset(Noisy(), num_workers=2, batch_size=3, seed=0)
     before = torch.get_rng_state()
     once, again = (list(data.batches(1, 2, 3)) for _ in range(2))

@@ -182,7 +182,7 @@ def _notes(trace: Trace, units: Units, id_of: NDArray[np.int32]) -> tuple[Note, 
             few = ", ".join(dims[:2]) + (f" and {len(dims) - 2} more" if len(dims) > 2 else "")
             notes.setdefault(why, []).append(f"{few} ({size})")
     if readers:
-        notes["they read what is whole"] = [f"{readers} more dims of weights"]
+        notes["their inputs are not dealt out"] = [f"{readers} more dims of weights"]
     looked = tuple(
         Note("the forward looks at values" + (f" in {module}" if module else ""), "the plan holds for the path taken")
         for module in dict.fromkeys(trace.looked_at_values)
@@ -206,7 +206,7 @@ _WHY = [
 def _why(trace: Trace, reason: int) -> str | None:
     """Return the reason in words; None for a weight (or a kernel in space) that is whole because what it reads is."""
     if reason == -2:
-        return "one unit only, or no weight sums over it"
+        return "a single unit, or no weight sums over it"
     if reason < 0:
         return "not used for the output on these inputs"
     step = trace.steps[reason]

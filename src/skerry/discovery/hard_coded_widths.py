@@ -118,16 +118,16 @@ class Held:
 
 
 def _held(everything: Plan, plan: Plan, unit_of_label: Tensor) -> Held:
-    start = {axis.name: axis.start for axis in plan.axes}
-    mine = torch.zeros(plan.num_units, dtype=torch.bool)
-    mine[some_units(plan)] = True
-    held, of_axis = torch.ones(len(unit_of_label), dtype=torch.bool), torch.full((len(unit_of_label),), -1)
+    """``everything`` is the plan whose unit ids ``unit_of_label`` has; ``plan`` has some of its axes."""
+    dealt = {axis.name for axis in plan.axes}
+    size = everything.num_units + 1  # the last entry is for labels that are not dealt out, whose unit is -1
+    held, of_axis = torch.ones(size, dtype=torch.bool), torch.full((size,), -1)
     for number, axis in enumerate(everything.axes):
-        here = (unit_of_label >= axis.start) & (unit_of_label < axis.start + axis.num_units)
-        of_axis[here] = number
-        if axis.name in start:
-            held[here] = mine[unit_of_label[here].long() - axis.start + start[axis.name]]
-    return Held(held, of_axis, [axis.name for axis in everything.axes])
+        units = slice(axis.start, axis.start + axis.num_units)
+        of_axis[units] = number
+        held[units] = axis.name not in dealt
+    held[some_units(everything)] = True
+    return Held(held[unit_of_label], of_axis[unit_of_label], [axis.name for axis in everything.axes])
 
 
 def _failure(model: nn.Module, inputs: Inputs, plan: Plan, trace: Trace, labels: Held) -> Failure | None:

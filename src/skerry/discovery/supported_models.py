@@ -41,4 +41,4 @@ def check_supported(model: nn.Module) -> None:
         if tensor.numel():
             other = at.setdefault(tensor.data_ptr(), name)
             if other != name:
-                raise ValueError(f"{name}: lies in the memory of {other}, expected one nn.Parameter under both names")
+                raise ValueError(f"{name}: shares memory with {other}, expected one nn.Parameter under both names")
