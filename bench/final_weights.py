@@ -1,11 +1,11 @@
 """Prints a digest of the final weights of eight small runs, to show that a change of the code changes no result.
 
-    .venv/bin/python bench/final_weights.py > before.txt     # on the commit before
-    .venv/bin/python bench/final_weights.py | diff before.txt -
+    python bench/final_weights.py > before.txt     # on the commit before
+    python bench/final_weights.py | diff before.txt -
 
-Digests depend on the machine and on torch, so they are compared between two commits on one machine and never kept. The
-runs cover each kind of dealing (anew, in part, a core, capacities, blocks, sampled units), each policy for optimizer
-state, overlap, an outer optimizer, a convolutional net, and the processes runtime.
+Digests depend on the machine and on torch, so compare two commits on one machine; do not store them. The runs cover all
+ways of dealing units (new subnets, partly new ones, a core, capacities, blocks, sampled units), all policies for
+optimizer state, overlap, an outer optimizer, a convolutional net, and the processes runtime.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ import skerry
 WORKERS, STEPS, ROUNDS = 3, 5, 4
 
 
-def part(name: str) -> Any:
-    """Return what Skerry calls ``name``, at the top or in one of its rooms."""
+def find(name: str) -> Any:
+    """Return Skerry's object of this name, at the top level or in a room: it may have moved between two commits."""
     rooms = [getattr(skerry, room, None) for room in ("algorithms", "runtimes", "training", "weights", "plan")]
     return next(getattr(where, name) for where in (skerry, *rooms) if where is not None and hasattr(where, name))
 
 
 class Residual(nn.Module):
-    """A block that can be left out."""
+    """A residual block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def run(runtime: Any, name: str, out: str) -> None:
         F.cross_entropy,
         skerry.Shards(x, y, skerry.split(y, WORKERS, "iid", seed=0), batch_size=16, seed=0),
         plan=plan,
-        algorithm=part(method)(WORKERS, local_steps=STEPS, **settings),
+        algorithm=find(method)(WORKERS, local_steps=STEPS, **settings),
         optimizer=optimizer,
         num_rounds=ROUNDS,
         schedule=skerry.cosine,
@@ -115,7 +115,7 @@ def main() -> None:
         for kind in ("serial", "processes"):
             with tempfile.TemporaryDirectory() as out:
                 if kind == "serial":
-                    run(part("Serial")(), name, out)
+                    run(find("Serial")(), name, out)
                 else:
                     skerry.launch(run, WORKERS, name, out)
                 print(f"{name}, {kind}: {digest(load_file(Path(out) / 'model.safetensors'))}", flush=True)

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from skerry.subnet.adapters import nanogpt_attention
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]  # one tensor; positional arguments; keyword arguments
+Example = tuple[nn.Module, Inputs]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,62 +36,106 @@ class Family:
         name: short and unique.
         about: a line for the docs' page.
         build: makes the model and example inputs for it, in float32 unless ``about`` says otherwise. Seed before it.
-        axes: sorted (kind, number of units), one an axis that should be dealt out.
-        undealt: what stays whole and why, inputs and outputs aside.
+        axes: (kind, number of units) of each axis that should be dealt out.
+        undealt: what stays whole and why, apart from inputs and outputs.
         needs: the package it needs, "" for torch alone.
         patches: what to pass to ``discover`` beside the model, for modules that hard-code a width.
     """
 
     name: str
     about: str
-    build: Callable[[], tuple[nn.Module, Inputs]]
-    axes: tuple[tuple[str, int], ...]
+    build: Callable[[], Example]
+    axes: Sequence[tuple[str, int]]
     undealt: str = ""
     needs: str = ""
     patches: Mapping[str, Callable[[nn.Module, nn.Module], None]] = field(default_factory=dict)
 
 
-def dealt(**units: Sequence[int]) -> tuple[tuple[str, int], ...]:
-    """Sorted (kind, number of units) pairs: ``dealt(heads=[6], neurons=[44, 12])``."""
-    return tuple(sorted((kind, number) for kind, numbers in units.items() for number in numbers))
+FAMILIES: list[Family] = []
+KINDS = ("neurons", "channels", "groups", "heads")
+
+STREAM = "the residual stream: layer norm takes its statistics across it"
+RMS_STREAM = "the residual stream: RMS norm takes its statistics across it"
+
+
+def family(name: str, about: str, **given: Any) -> Callable[[Callable[[], Example]], Callable[[], Example]]:
+    """Add a family, built by the decorated function. Axes are given by kind: ``heads=[6], neurons=[44, 12]``."""
+    axes = [(kind, number) for kind in KINDS for number in given.pop(kind, ())]
+
+    def add(build: Callable[[], Example]) -> Callable[[], Example]:
+        FAMILIES.append(Family(name=name, about=about, build=build, axes=axes, **given))
+        return build
+
+    return add
+
+
+class Apply(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class Residual(nn.Module):
+    """x + branch(norm(x))"""
+
+    def __init__(self, norm: nn.Module, branch: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(self.norm(x))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Dense nets
 
 
-class NormedMLP(nn.Module):
-    """A normalised first layer, then residual blocks, each with its norm first."""
-
-    def __init__(self, inputs: int, width: int, hidden: Sequence[int], outputs: int) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Linear(inputs, width), nn.LayerNorm(width), nn.ReLU())
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, h), nn.GELU(), nn.Linear(h, width)) for h in hidden
-        )
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for block in self.blocks:
-            x = x + block(x)
-        return self.head(self.norm(x))
+@family("mlp-batch-norm", "MLP with batch norm", neurons=[14, 18])
+def mlp_batch_norm() -> Example:
+    layers = [nn.Linear(10, 14), nn.BatchNorm1d(14), nn.ReLU(), nn.Linear(14, 18), nn.BatchNorm1d(18), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(18, 5)), torch.randn(8, 10)
 
 
-class GatedMLP(nn.Module):
-    """``F.glu`` halves the width: a unit is a value row and its gate row, half the tensor apart."""
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
 
-    def __init__(self, inputs: int, first: int, second: int, outputs: int) -> None:
-        super().__init__()
-        self.first = nn.Linear(inputs, 2 * first)
-        self.second = nn.Linear(first, 2 * second)
-        self.head = nn.Linear(second, outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.glu(self.first(x), dim=-1)
-        x = F.glu(self.second(x), dim=-1)
-        return self.head(x)
+@family("mlp-layer-norm", "residual MLP, layer norm before each block", neurons=[22, 26], undealt=STREAM)
+def mlp_layer_norm() -> Example:
+    stem = [nn.Linear(10, 16), nn.LayerNorm(16), nn.ReLU()]
+    blocks = [Residual(nn.LayerNorm(16), mlp(16, hidden, 16)) for hidden in (22, 26)]
+    return nn.Sequential(*stem, *blocks, nn.LayerNorm(16), nn.Linear(16, 5)), torch.randn(8, 10)
+
+
+@family("mlp-dropout", "MLP with dropout, without biases", neurons=[14, 18])
+def mlp_dropout() -> Example:
+    layers = [nn.Linear(10, 14, bias=False), nn.ReLU(), nn.Dropout(0.2), nn.Linear(14, 18, bias=False), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Dropout(0.2), nn.Linear(18, 5, bias=False)), torch.randn(8, 10)
+
+
+@family("mlp-frozen", "MLP with a frozen layer", neurons=[14, 18])
+def mlp_frozen() -> Example:
+    frozen = nn.Linear(14, 18).requires_grad_(False)
+    return nn.Sequential(nn.Linear(10, 14), nn.ReLU(), frozen, nn.ReLU(), nn.Linear(18, 5)), torch.randn(8, 10)
+
+
+@family("mlp-bfloat16", "MLP in bfloat16", neurons=[14, 18])
+def mlp_bfloat16() -> Example:
+    model = nn.Sequential(nn.Linear(10, 14), nn.ReLU(), nn.Linear(14, 18), nn.ReLU(), nn.Linear(18, 5))
+    return model.bfloat16(), torch.randn(8, 10, dtype=torch.bfloat16)
+
+
+# GLU halves the width: a unit is a value row and its gate row, half the tensor apart.
+@family("mlp-glu", "MLP of gated linear units (F.glu)", neurons=[14, 18])
+def mlp_glu() -> Example:
+    layers = [nn.Linear(10, 28), nn.GLU(), nn.Linear(14, 36), nn.GLU(), nn.Linear(18, 5)]
+    return nn.Sequential(*layers), torch.randn(8, 10)
 
 
 class LayerScaleMLP(nn.Module):
@@ -99,7 +144,7 @@ class LayerScaleMLP(nn.Module):
     def __init__(self, inputs: int, width: int, hidden: Sequence[int], outputs: int) -> None:
         super().__init__()
         self.stem = nn.Linear(inputs, width)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(width, h), nn.GELU(), nn.Linear(h, width)) for h in hidden)
+        self.blocks = nn.ModuleList(mlp(width, h, width) for h in hidden)
         self.gammas = nn.ParameterList(0.1 + 0.1 * torch.rand(width) for _ in hidden)
         self.head = nn.Linear(width, outputs)
 
@@ -108,6 +153,12 @@ class LayerScaleMLP(nn.Module):
         for block, gamma in zip(self.blocks, self.gammas, strict=True):
             x = x + gamma * block(x)
         return self.head(x)
+
+
+# The residual stream: stem, both second layers and both gammas write to it.
+@family("mlp-layer-scale", "residual MLP with layer scale, without norms", neurons=[14, 18, 22])
+def mlp_layer_scale() -> Example:
+    return LayerScaleMLP(10, 14, (18, 22), 5), torch.randn(8, 10)
 
 
 class TiedAutoencoder(nn.Module):
@@ -121,6 +172,15 @@ class TiedAutoencoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden = torch.relu(self.encoder(x))
         return F.linear(hidden, self.encoder.weight.t(), self.bias)
+
+
+@family(
+    "autoencoder-tied",
+    "autoencoder that decodes with the encoder's weight, transposed",
+    undealt="the hidden units: one dim of one tensor both makes and reads them",
+)
+def autoencoder_tied() -> Example:
+    return TiedAutoencoder(10, 14), torch.randn(8, 10)
 
 
 class TiedEmbedding(nn.Module):
@@ -139,6 +199,16 @@ class TiedEmbedding(nn.Module):
         return self.decoder(self.fc2(torch.relu(self.fc1(x))))
 
 
+@family(
+    "embedding-tied",
+    "embedding, MLP, the embedding again as decoder; without norms",
+    neurons=[18],
+    undealt="the embedding's width: one dim of one tensor both makes and reads it",
+)
+def embedding_tied() -> Example:
+    return TiedEmbedding(40, 12, 18), torch.randint(40, (3, 7))
+
+
 class SharedLayer(nn.Module):
     """One square layer, used twice: its rows make the units that its own columns read."""
 
@@ -153,6 +223,12 @@ class SharedLayer(nn.Module):
         x = torch.relu(self.shared(x))
         x = torch.relu(self.shared(x))
         return self.head(x)
+
+
+# Rows of stem and shared, columns of shared and head: all one axis.
+@family("shared-layer", "one layer used twice", neurons=[14])
+def shared_layer() -> Example:
+    return SharedLayer(10, 14, 5), torch.randn(8, 10)
 
 
 class SharedBlock(nn.Module):
@@ -171,6 +247,11 @@ class SharedBlock(nn.Module):
         return self.head(x)
 
 
+@family("shared-block", "one block of two layers used three times", neurons=[14, 18])
+def shared_block() -> Example:
+    return SharedBlock(10, 14, 18, 5), torch.randn(8, 10)
+
+
 class TwoTowers(nn.Module):
     """A picture and a table row, each through its own tower, concatenated."""
 
@@ -184,6 +265,11 @@ class TwoTowers(nn.Module):
     def forward(self, picture: Tensor, row: Tensor) -> Tensor:
         x = torch.cat([self.picture(picture), self.row(row)], dim=1)
         return self.head(torch.relu(self.joint(x)))
+
+
+@family("two-towers", "two inputs, two towers, concatenated", channels=[12], neurons=[14, 18])
+def two_towers() -> Example:
+    return TwoTowers(12, 14, 18, 5), (torch.randn(3, 3, 8, 8), torch.randn(3, 10))
 
 
 class TwoHeads(nn.Module):
@@ -200,24 +286,9 @@ class TwoHeads(nn.Module):
         return {"label": self.label(x), "box": self.box(x)}
 
 
-def mlp_batch_norm() -> tuple[nn.Module, Inputs]:
-    layers = [nn.Linear(10, 14), nn.BatchNorm1d(14), nn.ReLU(), nn.Linear(14, 18), nn.BatchNorm1d(18), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(18, 5)), torch.randn(8, 10)
-
-
-def mlp_dropout() -> tuple[nn.Module, Inputs]:
-    layers = [nn.Linear(10, 14, bias=False), nn.ReLU(), nn.Dropout(0.2), nn.Linear(14, 18, bias=False), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Dropout(0.2), nn.Linear(18, 5, bias=False)), torch.randn(8, 10)
-
-
-def mlp_frozen() -> tuple[nn.Module, Inputs]:
-    frozen = nn.Linear(14, 18).requires_grad_(False)
-    return nn.Sequential(nn.Linear(10, 14), nn.ReLU(), frozen, nn.ReLU(), nn.Linear(18, 5)), torch.randn(8, 10)
-
-
-def mlp_bfloat16() -> tuple[nn.Module, Inputs]:
-    model = nn.Sequential(nn.Linear(10, 14), nn.ReLU(), nn.Linear(14, 18), nn.ReLU(), nn.Linear(18, 5))
-    return model.bfloat16(), torch.randn(8, 10, dtype=torch.bfloat16)
+@family("two-heads", "two outputs in a dict", neurons=[12, 14, 18])
+def two_heads() -> Example:
+    return TwoHeads(10, 14, 18, 12), torch.randn(8, 10)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -257,6 +328,11 @@ class VGG(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(self.features(x))
         return self.classifier(torch.flatten(x, 1))
+
+
+@family("vgg", "VGG with batch norm, flatten to four columns a channel", channels=[8, 10, 14], neurons=[18, 22])
+def vgg() -> Example:
+    return VGG((8, "M", 10, 14, "M"), (22, 18), 5), torch.randn(3, 3, 16, 16)
 
 
 def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
@@ -360,20 +436,32 @@ class ResNet(nn.Module):
         return self.fc(torch.flatten(self.pool(x), 1))
 
 
-def resnet18() -> tuple[nn.Module, Inputs]:
+# A residual stream a stage (the stem's channels are stage 1's), and the inner channels of each of 8 blocks.
+@family("resnet18-basic", "ResNet-18: basic blocks, batch norm", channels=[8, 10, 12, 14] + 2 * [8, 10, 12, 14])
+def resnet18() -> Example:
     return ResNet(BasicBlock, 8, widths=(8, 10, 12, 14), depths=(2, 2, 2, 2)), torch.randn(3, 3, 16, 16)
 
 
-def resnet50() -> tuple[nn.Module, Inputs]:
+# Stem; a residual stream a stage, four times as wide; two inner axes in each of the 2 + 2 + 1 + 1 blocks.
+@family(
+    "resnet50-bottleneck",
+    "ResNet-50 style: bottleneck blocks",
+    channels=[8] + [20, 24, 28, 36] + 4 * [5] + 4 * [6] + 2 * [7] + 2 * [9],
+)
+def resnet50() -> Example:
     return ResNet(Bottleneck, 8, widths=(5, 6, 7, 9), depths=(2, 2, 1, 1)), torch.randn(3, 3, 16, 16)
 
 
-def preactivation_resnet() -> tuple[nn.Module, Inputs]:
+# As in resnet18-basic: a stream a stage (the stem's is stage 1's), and one inner axis in each of 6 blocks.
+@family("resnet-preactivation", "pre-activation ResNet", channels=[8, 12, 18] + 2 * [8, 12, 18])
+def preactivation_resnet() -> Example:
     model = ResNet(PreactivationBlock, 8, widths=(8, 12, 18), depths=(2, 2, 2), normed_stem=False)
     return model, torch.randn(3, 3, 16, 16)
 
 
-def resnext() -> tuple[nn.Module, Inputs]:
+# Stem and streams; in each of four blocks, the channels before and after the grouped convolution by group.
+@family("resnext", "ResNeXt: bottleneck blocks with grouped convolutions", channels=[10, 20, 28], groups=[6, 6, 6, 6])
+def resnext() -> Example:
     def block(inputs: int, width: int, stride: int) -> nn.Module:
         return Bottleneck(inputs, width, stride, groups=6, width_per_group=width // 2)
 
@@ -417,24 +505,26 @@ class InvertedResidual(nn.Module):
         return x + self.layers(x) if self.skip else self.layers(x)
 
 
-class MobileNet(nn.Module):
-    """The first block does not expand: its depthwise convolution runs on the stem's channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 10, 3, 2, 1, bias=False), nn.BatchNorm2d(10), nn.Hardswish())
-        self.blocks = nn.Sequential(
-            InvertedResidual(10, hidden=10, squeezed=5, outputs=12, stride=1),
-            InvertedResidual(12, hidden=20, squeezed=6, outputs=12, stride=1),
-            InvertedResidual(12, hidden=26, squeezed=7, outputs=16, stride=2),
-            InvertedResidual(16, hidden=30, squeezed=8, outputs=16, stride=1),
-        )
-        self.last = nn.Sequential(nn.Conv2d(16, 34, 1, bias=False), nn.BatchNorm2d(34), nn.Hardswish())
-        self.classifier = nn.Sequential(nn.Linear(34, 38), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(38, 5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.last(self.blocks(self.stem(x)))
-        return self.classifier(x.mean(dim=(2, 3)))
+# Stem; the outputs of blocks 1 and 2 (a skip joins them), of 3 and 4 (likewise); the last convolution. Then the
+# expanded channels of blocks 2 to 4, and the squeezed ones of all four. At last the classifier's hidden layer.
+@family(
+    "mobilenet",
+    "MobileNetV3 style: inverted residuals, depthwise convolutions, squeeze-and-excite",
+    channels=[10, 12, 16, 34, 20, 26, 30, 5, 6, 7, 8],
+    neurons=[38],
+)
+def mobilenet() -> Example:
+    # The first block does not expand: its depthwise convolution runs on the stem's channels.
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 10, 3, 2, 1, bias=False), nn.BatchNorm2d(10), nn.Hardswish()),
+        InvertedResidual(10, hidden=10, squeezed=5, outputs=12, stride=1),
+        InvertedResidual(12, hidden=20, squeezed=6, outputs=12, stride=1),
+        InvertedResidual(12, hidden=26, squeezed=7, outputs=16, stride=2),
+        InvertedResidual(16, hidden=30, squeezed=8, outputs=16, stride=1),
+        nn.Sequential(nn.Conv2d(16, 34, 1, bias=False), nn.BatchNorm2d(34), nn.Hardswish()),
+        Apply(lambda x: x.mean(dim=(2, 3))),
+        nn.Sequential(nn.Linear(34, 38), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(38, 5)),
+    ), torch.randn(3, 3, 16, 16)
 
 
 class SqueezeExcite(nn.Module):
@@ -450,16 +540,11 @@ class SqueezeExcite(nn.Module):
         return x * gate[:, :, None, None]
 
 
-class SqueezeExciteNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            conv_bn_relu(3, 12), SqueezeExcite(12, 5), nn.MaxPool2d(2), conv_bn_relu(12, 18), SqueezeExcite(18, 7)
-        )
-        self.fc = nn.Linear(18, 6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.features(x).amax(dim=(2, 3)))
+@family("squeeze-excite", "CNN with squeeze-and-excite", channels=[12, 18], neurons=[5, 7])
+def squeeze_excite() -> Example:
+    first, second = [conv_bn_relu(3, 12), SqueezeExcite(12, 5)], [conv_bn_relu(12, 18), SqueezeExcite(18, 7)]
+    largest = Apply(lambda x: x.amax(dim=(2, 3)))
+    return nn.Sequential(*first, nn.MaxPool2d(2), *second, largest, nn.Linear(18, 6)), torch.randn(3, 3, 8, 8)
 
 
 class DenseLayer(nn.Module):
@@ -498,6 +583,16 @@ class DenseNet(nn.Module):
         return self.classifier(torch.flatten(x, 1))
 
 
+# Stem and transition; what each of the four layers appends; the bottleneck inside each.
+@family(
+    "densenet",
+    "DenseNet: each layer reads the concatenation of all before it",
+    channels=[11, 13, 5, 6, 7, 8, 10, 12, 14, 16],
+)
+def densenet() -> Example:
+    return DenseNet(), torch.randn(3, 3, 8, 8)
+
+
 class UNet(nn.Module):
     """Two levels down, two up, each level two normed convolutions; the skips are concatenated.
 
@@ -532,39 +627,39 @@ class UNet(nn.Module):
         return self.head(x)
 
 
-def unet_batch_norm() -> tuple[nn.Module, Inputs]:
+# Two convolutions at each of three levels down and two up, and two upsamplings.
+@family("unet-batch-norm", "UNet with batch norm", channels=2 * [8, 12, 18] + 2 * [13, 9] + [14, 10])
+def unet_batch_norm() -> Example:
     return UNet(nn.BatchNorm2d, down=(8, 12, 18), up=(14, 13, 10, 9)), torch.randn(2, 3, 8, 8)
 
 
-def unet_group_norm() -> tuple[nn.Module, Inputs]:
+# The same; ten convolutions have a norm of six groups, the two upsamplings have none. A skip goes by groups
+# into the concatenation, after which no norm comes before the next convolution: nothing is joined there.
+@family("unet-group-norm", "UNet with group norm", channels=[14, 10], groups=10 * [6])
+def unet_group_norm() -> Example:
     def norm(channels: int) -> nn.Module:
         return nn.GroupNorm(6, channels)
 
     return UNet(norm, down=(12, 18, 24), up=(14, 18, 10, 12)), torch.randn(2, 3, 8, 8)
 
 
-class Generator(nn.Module):
-    """A dense layer makes 4 x 4 pictures of many channels, 16 of its rows a channel; then it is doubled twice."""
-
-    def __init__(self, noise: int, channels: tuple[int, int, int]) -> None:
-        super().__init__()
-        first, second, third = channels
-        self.project = nn.Linear(noise, first * 4 * 4)
-        self.layers = nn.Sequential(
-            nn.BatchNorm2d(first),
-            nn.ReLU(),
-            nn.ConvTranspose2d(first, second, 4, 2, 1, bias=False),
-            nn.BatchNorm2d(second),
-            nn.ReLU(),
-            nn.ConvTranspose2d(second, third, 4, 2, 1, bias=False),
-            nn.BatchNorm2d(third),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(third, 3, 3, padding=1),
-            nn.Tanh(),
-        )
-
-    def forward(self, noise: Tensor) -> Tensor:
-        return self.layers(self.project(noise).view(len(noise), -1, 4, 4))
+# The dense layer's outputs are 14 channels of 16 rows each.
+@family("gan-generator", "GAN generator: dense layer, view to 4 x 4, transposed convolutions", channels=[14, 12, 8])
+def gan_generator() -> Example:
+    return nn.Sequential(
+        nn.Linear(11, 14 * 4 * 4),
+        Apply(lambda x: x.view(len(x), -1, 4, 4)),
+        nn.BatchNorm2d(14),
+        nn.ReLU(),
+        nn.ConvTranspose2d(14, 12, 4, 2, 1, bias=False),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.ConvTranspose2d(12, 8, 4, 2, 1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(8, 3, 3, padding=1),
+        nn.Tanh(),
+    ), torch.randn(3, 11)
 
 
 class WaveNet(nn.Module):
@@ -592,24 +687,19 @@ class WaveNet(nn.Module):
         return self.head(skips)
 
 
-class PReLUNet(nn.Module):
-    """``nn.PReLU(channels)`` has a slope a channel, which goes with it."""
+# The residual sum, three times value and gate, the skip sum, the head's hidden channels. There is no norm.
+@family("wavenet", "1-d convolutions with gates, residual and skip sums", channels=[10, 12, 14, 16, 18, 22])
+def wavenet() -> Example:
+    return WaveNet(10, (12, 14, 16), 18, 22), torch.randn(3, 3, 20)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 10, 3, padding=1),
-            nn.PReLU(10),
-            nn.Conv2d(10, 14, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(14),
-            nn.PReLU(14),
-            nn.Conv2d(14, 18, 3, padding=1),
-            nn.PReLU(18),
-        )
-        self.fc = nn.Linear(18, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.layers(x).mean((2, 3)))
+@family("prelu", "CNN with a PReLU slope a channel", channels=[10, 14, 18])
+def prelu() -> Example:
+    first = [nn.Conv2d(3, 10, 3, padding=1), nn.PReLU(10)]
+    second = [nn.Conv2d(10, 14, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(14), nn.PReLU(14)]
+    third = [nn.Conv2d(14, 18, 3, padding=1), nn.PReLU(18)]
+    mean = Apply(lambda x: x.mean((2, 3)))
+    return nn.Sequential(*first, *second, *third, mean, nn.Linear(18, 5)), torch.randn(3, 3, 8, 8)
 
 
 class ConvNeXtBlock(nn.Module):
@@ -629,17 +719,16 @@ class ConvNeXtBlock(nn.Module):
         return x + branch.permute(0, 3, 1, 2)
 
 
-class ConvNeXt(nn.Module):
-    def __init__(self, channels: int, hidden: Sequence[int]) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, channels, 2, stride=2)
-        self.blocks = nn.Sequential(*(ConvNeXtBlock(channels, h) for h in hidden))
-        self.norm = nn.LayerNorm(channels)
-        self.head = nn.Linear(channels, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(self.stem(x))
-        return self.head(self.norm(x.mean((-2, -1))))
+@family(
+    "convnext",
+    "ConvNeXt: depthwise convolution, layer norm, dense bottleneck, layer scale",
+    neurons=[34, 38],
+    undealt=STREAM,
+)
+def convnext() -> Example:
+    stem, mean = nn.Conv2d(3, 16, 2, stride=2), Apply(lambda x: x.mean((-2, -1)))
+    blocks = [ConvNeXtBlock(16, 34), ConvNeXtBlock(16, 38)]
+    return nn.Sequential(stem, *blocks, mean, nn.LayerNorm(16), nn.Linear(16, 5)), torch.randn(3, 3, 8, 8)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -660,11 +749,13 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Attention and a feed-forward net, each with its norm first and added to the residual stream."""
 
-    def __init__(self, width: int, attention: nn.Module, feed_forward: nn.Module) -> None:
+    def __init__(
+        self, width: int, attention: nn.Module, feed_forward: nn.Module, norm: type[nn.Module] = nn.LayerNorm
+    ) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
+        self.ln_1 = norm(width)
         self.attn = attention
-        self.ln_2 = nn.LayerNorm(width)
+        self.ln_2 = norm(width)
         self.mlp = feed_forward
 
     def forward(self, x: Tensor) -> Tensor:
@@ -761,9 +852,37 @@ class GPT(nn.Module):
         return self.lm_head(self.ln_f(x))
 
 
-def gpt(attention: Callable[[], nn.Module]) -> tuple[nn.Module, Inputs]:
+def gpt_of(attention: Callable[[], nn.Module]) -> Example:
     blocks = [Block(24, attention(), FeedForward(24, 44)) for _ in range(2)]
     return GPT(40, 16, 24, blocks), torch.randint(40, (3, 9))
+
+
+@family("gpt", "GPT with fused QKV by chunk, tied embedding", heads=[6, 6], neurons=[44, 44], undealt=STREAM)
+def gpt() -> Example:
+    return gpt_of(lambda: FusedAttention(24, 6))
+
+
+@family(
+    "gpt-nano",
+    "GPT as nanoGPT writes it: split(n_embd), view(n_head, C // n_head)",
+    heads=[6, 6],
+    neurons=[44, 44],
+    undealt=STREAM,
+    patches={"h.*.attn": nanogpt_attention},
+)
+def gpt_nano() -> Example:
+    return gpt_of(lambda: NanoAttention(24, 6))
+
+
+@family(
+    "gpt-manual-attention",
+    "GPT with a softmax by hand and a mask buffer",
+    heads=[6, 6],
+    neurons=[44, 44],
+    undealt=STREAM,
+)
+def gpt_manual_attention() -> Example:
+    return gpt_of(lambda: ManualAttention(24, 6, block_size=16))
 
 
 class ViTAttention(nn.Module):
@@ -805,6 +924,13 @@ class ViT(nn.Module):
         return self.head(x[:, 0])
 
 
+@family(
+    "vit", "ViT: patches, class token, QKV by one reshape as in timm", heads=[6, 6], neurons=[44, 44], undealt=STREAM
+)
+def vit() -> Example:
+    return ViT(24, 6, 44), torch.randn(2, 3, 12, 12)
+
+
 class RelativeAttention(nn.Module):
     """Separate queries, keys and values, and a learned bias for each distance and head, as in T5."""
 
@@ -830,23 +956,22 @@ class RelativeAttention(nn.Module):
         return self.o(y.transpose(1, 2).reshape(B, T, -1))
 
 
-class SequenceTagger(nn.Module):
-    """A dense layer in, blocks on the residual stream, a norm and a dense layer out."""
-
-    def __init__(self, inputs: int, width: int, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.stem = nn.Linear(inputs, width)
-        self.blocks = nn.Sequential(*blocks)
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.blocks(self.stem(x))))
+def tagger(width: int, block: nn.Module) -> nn.Module:
+    """A dense layer in, a block on the residual stream, a norm and a dense layer out."""
+    return nn.Sequential(nn.Linear(10, width), block, nn.LayerNorm(width), nn.Linear(width, 5))
 
 
-def relative_attention() -> tuple[nn.Module, Inputs]:
+# A head owns its column of the bias table too.
+@family(
+    "relative-attention",
+    "attention with a learned bias a distance and head, as in T5",
+    heads=[6],
+    neurons=[46],
+    undealt=STREAM,
+)
+def relative_attention() -> Example:
     attention = RelativeAttention(22, num_heads=6, head_dim=4, max_tokens=12)
-    return SequenceTagger(10, 22, [Block(22, attention, FeedForward(22, 46))]), torch.randn(3, 9, 10)
+    return tagger(22, Block(22, attention, FeedForward(22, 46))), torch.randn(3, 9, 10)
 
 
 class RMSNorm(nn.Module):
@@ -921,19 +1046,6 @@ class FusedSwiGLU(nn.Module):
         return self.down_proj(F.silu(gate) * up)
 
 
-class LlamaLayer(nn.Module):
-    def __init__(self, width: int, attention: nn.Module, mlp: nn.Module) -> None:
-        super().__init__()
-        self.input_norm = RMSNorm(width)
-        self.self_attn = attention
-        self.post_attention_norm = RMSNorm(width)
-        self.mlp = mlp
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_norm(x))
-        return x + self.mlp(self.post_attention_norm(x))
-
-
 class Llama(nn.Module):
     """12 query heads on 6 key-value heads of dim 4; the heads together are wider than the residual stream."""
 
@@ -941,7 +1053,7 @@ class Llama(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(40, 20)
         self.layers = nn.ModuleList(
-            LlamaLayer(20, LlamaAttention(20, 12, 6, 4, qk_norm), mlp(20, hidden)) for _ in range(2)
+            Block(20, LlamaAttention(20, 12, 6, 4, qk_norm), mlp(20, hidden), RMSNorm) for _ in range(2)
         )
         self.norm = RMSNorm(20)
         self.lm_head = nn.Linear(20, 40, bias=False)
@@ -951,6 +1063,30 @@ class Llama(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return self.lm_head(self.norm(x))
+
+
+# A unit is a key-value head with its two query heads.
+@family(
+    "llama",
+    "Llama style: grouped queries, rotary positions, SwiGLU, RMS norm",
+    heads=[6, 6],
+    neurons=[34, 34],
+    undealt=RMS_STREAM,
+)
+def llama() -> Example:
+    return Llama(SwiGLU, 34, qk_norm=False), torch.randint(40, (3, 9))
+
+
+# The norms of queries and keys are inside a head; their weights are shared by all heads.
+@family(
+    "llama-fused",
+    "the same with gate and up in one layer, and norms of queries and keys",
+    heads=[6, 6],
+    neurons=[34, 34],
+    undealt=RMS_STREAM + "; the query and key norms, which all heads share",
+)
+def llama_fused() -> Example:
+    return Llama(FusedSwiGLU, 34, qk_norm=True), torch.randint(40, (3, 9))
 
 
 class MixtureOfExperts(nn.Module):
@@ -994,38 +1130,32 @@ class BatchedExperts(nn.Module):
         return torch.einsum("te,etd->td", share, out).view_as(x)
 
 
-class ResidualNorm(nn.Module):
-    """x + branch(norm(x))"""
-
-    def __init__(self, width: int, branch: nn.Module) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.branch = branch
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.branch(self.norm(x))
-
-
-def experts_in_a_loop() -> tuple[nn.Module, Inputs]:
-    return SequenceTagger(10, 16, [ResidualNorm(16, MixtureOfExperts(16, 14, 4))]), torch.randn(5, 9, 10)
+# Each of the four experts has its own hidden axis.
+@family(
+    "experts-loop",
+    "mixture of experts: top 2, a loop over experts, index_add",
+    neurons=[14, 14, 14, 14],
+    undealt=STREAM + "; the experts themselves: the router's softmax is over them",
+)
+def experts_in_a_loop() -> Example:
+    return tagger(16, Residual(nn.LayerNorm(16), MixtureOfExperts(16, 14, 4))), torch.randn(5, 9, 10)
 
 
-def experts_in_a_batch() -> tuple[nn.Module, Inputs]:
-    return SequenceTagger(10, 16, [ResidualNorm(16, BatchedExperts(16, 14, 6))]), torch.randn(5, 9, 10)
+@family(
+    "experts-batched",
+    "mixture of experts: all weights in one tensor, einsum",
+    neurons=[14],
+    undealt=STREAM + "; the experts themselves: the router's softmax is over them",
+)
+def experts_in_a_batch() -> Example:
+    return tagger(16, Residual(nn.LayerNorm(16), BatchedExperts(16, 14, 6))), torch.randn(5, 9, 10)
 
 
-class EncoderClassifier(nn.Module):
-    """``nn.TransformerEncoder`` with its defaults (norms after the sums), averaged over tokens."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Linear(10, 24)
-        layer = nn.TransformerEncoderLayer(24, 6, dim_feedforward=44, dropout=0.1, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, num_layers=2)
-        self.head = nn.Linear(24, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.encoder(self.stem(x)).mean(dim=1))
+@family("transformer-encoder", "nn.TransformerEncoder", heads=[6, 6], neurons=[44, 44], undealt=STREAM)
+def transformer_encoder() -> Example:
+    layer = nn.TransformerEncoderLayer(24, 6, dim_feedforward=44, dropout=0.1, batch_first=True)
+    encoder, mean = nn.TransformerEncoder(layer, num_layers=2), Apply(lambda x: x.mean(dim=1))
+    return nn.Sequential(nn.Linear(10, 24), encoder, mean, nn.Linear(24, 5)), torch.randn(3, 9, 10)
 
 
 class MultiheadBlock(nn.Module):
@@ -1048,6 +1178,11 @@ class MultiheadBlock(nn.Module):
         return self.head(x)
 
 
+@family("multihead-attention", "nn.MultiheadAttention with its defaults", heads=[6], neurons=[38], undealt=STREAM)
+def multihead_attention() -> Example:
+    return MultiheadBlock(), torch.randn(3, 9, 10)
+
+
 class AttentionPooling(nn.Module):
     """A learned query weighs the tokens by their keys; the weighted values are summed. One head."""
 
@@ -1067,34 +1202,22 @@ class AttentionPooling(nn.Module):
         return self.head(pooled)
 
 
-class MixerBlock(nn.Module):
-    """A dense net over tokens, then one over channels."""
-
-    def __init__(self, tokens: int, channels: int, token_hidden: int, channel_hidden: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(channels)
-        self.token_mix = nn.Sequential(nn.Linear(tokens, token_hidden), nn.GELU(), nn.Linear(token_hidden, tokens))
-        self.norm2 = nn.LayerNorm(channels)
-        self.channel_mix = nn.Sequential(
-            nn.Linear(channels, channel_hidden), nn.GELU(), nn.Linear(channel_hidden, channels)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.token_mix(self.norm1(x).transpose(1, 2)).transpose(1, 2)
-        return x + self.channel_mix(self.norm2(x))
+# The encoder's outputs; the keys' dims, which the query reads; the values' dims, which the head reads.
+@family("attention-pooling", "pooling over tokens by a learned query", neurons=[14, 12, 18])
+def attention_pooling() -> Example:
+    return AttentionPooling(14, key=12, value=18), torch.randn(3, 7, 10)
 
 
-class Mixer(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(3, 16, 4, 4)
-        self.blocks = nn.Sequential(MixerBlock(9, 16, 14, 26), MixerBlock(9, 16, 12, 22))
-        self.norm = nn.LayerNorm(16)
-        self.head = nn.Linear(16, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.patches(x).flatten(2).transpose(1, 2)
-        return self.head(self.norm(self.blocks(x)).mean(dim=1))
+@family("mlp-mixer", "MLP-Mixer", neurons=[14, 26, 12, 22], undealt=STREAM + "; the tokens, which come from the input")
+def mlp_mixer() -> Example:
+    patches = nn.Conv2d(3, 16, 4, 4), Apply(lambda x: x.flatten(2).transpose(1, 2))
+    blocks = []
+    for token_hidden, channel_hidden in ((14, 26), (12, 22)):
+        swap = Apply(lambda x: x.transpose(1, 2))
+        blocks.append(Residual(nn.LayerNorm(16), nn.Sequential(swap, mlp(9, token_hidden, 9), swap)))
+        blocks.append(Residual(nn.LayerNorm(16), mlp(16, channel_hidden, 16)))
+    mean = Apply(lambda x: x.mean(dim=1))
+    return nn.Sequential(*patches, *blocks, nn.LayerNorm(16), mean, nn.Linear(16, 5)), torch.randn(3, 3, 12, 12)
 
 
 class LSTMLanguageModel(nn.Module):
@@ -1109,11 +1232,19 @@ class LSTMLanguageModel(nn.Module):
         return self.decoder(x)
 
 
+@family("lstm", "LSTM language model", undealt="everything: the LSTM runs as one operation")
+def lstm() -> Example:
+    return LSTMLanguageModel(), torch.randint(40, (3, 7))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # From transformers: tiny configurations, random weights
 
 
-def hf_gpt2() -> tuple[nn.Module, Inputs]:
+@family(
+    "hf-gpt2", "GPT2LMHeadModel of transformers", heads=[6, 6], neurons=[44, 44], undealt=STREAM, needs="transformers"
+)
+def hf_gpt2() -> Example:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
@@ -1122,7 +1253,15 @@ def hf_gpt2() -> tuple[nn.Module, Inputs]:
     return GPT2LMHeadModel(config), {"input_ids": torch.randint(40, (3, 9))}
 
 
-def hf_llama() -> tuple[nn.Module, Inputs]:
+@family(
+    "hf-llama",
+    "LlamaForCausalLM of transformers, grouped queries",
+    heads=[6, 6],
+    neurons=[34, 34],
+    undealt=RMS_STREAM,
+    needs="transformers",
+)
+def hf_llama() -> Example:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -1160,19 +1299,45 @@ def bert_inputs() -> dict[str, Tensor]:
     return {"input_ids": torch.randint(40, (2, 9)), "attention_mask": attention_mask}
 
 
-def hf_bert_masked() -> tuple[nn.Module, Inputs]:
+# The last transform is normed like the residual stream, and read by the tied decoder.
+@family(
+    "hf-bert-masked",
+    "BertForMaskedLM of transformers",
+    heads=[6, 6],
+    neurons=[44, 44],
+    undealt=STREAM,
+    needs="transformers",
+)
+def hf_bert_masked() -> Example:
     from transformers import BertForMaskedLM
 
     return BertForMaskedLM(bert_config()), bert_inputs()
 
 
-def hf_bert_classifier() -> tuple[nn.Module, Inputs]:
+# The pooler's outputs (24) are made by one dense layer and read by the classifier, with no norm between.
+@family(
+    "hf-bert-classifier",
+    "BertForSequenceClassification of transformers",
+    heads=[6, 6],
+    neurons=[24, 44, 44],
+    undealt=STREAM,
+    needs="transformers",
+)
+def hf_bert_classifier() -> Example:
     from transformers import BertForSequenceClassification
 
     return BertForSequenceClassification(bert_config()), bert_inputs()
 
 
-def hf_vit() -> tuple[nn.Module, Inputs]:
+@family(
+    "hf-vit",
+    "ViTForImageClassification of transformers",
+    heads=[6, 6],
+    neurons=[44, 44],
+    undealt=STREAM,
+    needs="transformers",
+)
+def hf_vit() -> Example:
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(
@@ -1219,25 +1384,34 @@ def graph() -> tuple[Tensor, Tensor]:
     return torch.randn(11, 10), torch.cat([ring, torch.randint(11, (2, 22))], dim=1)
 
 
-def pyg_gcn() -> tuple[nn.Module, Inputs]:
+@family("pyg-gcn", "GCN of torch_geometric", neurons=[18, 14], needs="torch_geometric")
+def pyg_gcn() -> Example:
     GCNConv = torch_geometric_nn().GCNConv
     return GraphNet([GCNConv(10, 18), GCNConv(18, 14), GCNConv(14, 5)]), graph()
 
 
-def pyg_sage() -> tuple[nn.Module, Inputs]:
+# A unit has a row in the layer for neighbours and in the one for the node itself, and a column in both after.
+@family("pyg-sage", "GraphSAGE of torch_geometric, mean of neighbours", neurons=[18, 14], needs="torch_geometric")
+def pyg_sage() -> Example:
     SAGEConv = torch_geometric_nn().SAGEConv
     return GraphNet(
         [SAGEConv(10, 18, aggr="mean"), SAGEConv(18, 14, aggr="mean"), SAGEConv(14, 5, aggr="mean")]
     ), graph()
 
 
-def pyg_gat() -> tuple[nn.Module, Inputs]:
+# The last layer's single head is the output.
+@family("pyg-gat", "GAT of torch_geometric, several heads", heads=[6, 7], needs="torch_geometric")
+def pyg_gat() -> Example:
     GATConv = torch_geometric_nn().GATConv
     layers = [GATConv(10, 4, heads=6), GATConv(6 * 4, 3, heads=7), GATConv(7 * 3, 5, heads=1, concat=False)]
     return GraphNet(layers, F.elu), graph()
 
 
-def pyg_gin() -> tuple[nn.Module, Inputs]:
+# Hidden units of three MLPs, and the node features between them.
+@family(
+    "pyg-gin", "GIN of torch_geometric, MLPs with batch norm", neurons=[18, 22, 16, 14, 12], needs="torch_geometric"
+)
+def pyg_gin() -> Example:
     GINConv = torch_geometric_nn().GINConv
 
     def layer(inputs: int, hidden: int, outputs: int) -> nn.Module:
@@ -1248,365 +1422,3 @@ def pyg_gin() -> tuple[nn.Module, Inputs]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-
-STREAM = "the residual stream: layer norm takes its statistics across it"
-RMS_STREAM = "the residual stream: RMS norm takes its statistics across it"
-
-FAMILIES: list[Family] = [
-    Family(
-        name="mlp-batch-norm",
-        about="MLP with batch norm",
-        build=mlp_batch_norm,
-        axes=dealt(neurons=[14, 18]),
-    ),
-    Family(
-        name="mlp-layer-norm",
-        about="residual MLP, layer norm before each block",
-        build=lambda: (NormedMLP(10, 16, (22, 26), 5), torch.randn(8, 10)),
-        axes=dealt(neurons=[22, 26]),
-        undealt=STREAM,
-    ),
-    Family(
-        name="mlp-dropout",
-        about="MLP with dropout, without biases",
-        build=mlp_dropout,
-        axes=dealt(neurons=[14, 18]),
-    ),
-    Family(
-        name="mlp-frozen",
-        about="MLP with a frozen layer",
-        build=mlp_frozen,
-        axes=dealt(neurons=[14, 18]),
-    ),
-    Family(
-        name="mlp-bfloat16",
-        about="MLP in bfloat16",
-        build=mlp_bfloat16,
-        axes=dealt(neurons=[14, 18]),
-    ),
-    Family(
-        name="mlp-glu",
-        about="MLP of gated linear units (F.glu)",
-        build=lambda: (GatedMLP(10, 14, 18, 5), torch.randn(8, 10)),
-        axes=dealt(neurons=[14, 18]),
-    ),
-    Family(
-        name="mlp-layer-scale",
-        about="residual MLP with layer scale, without norms",
-        build=lambda: (LayerScaleMLP(10, 14, (18, 22), 5), torch.randn(8, 10)),
-        # The residual stream: stem, both second layers and both gammas write to it.
-        axes=dealt(neurons=[14, 18, 22]),
-    ),
-    Family(
-        name="autoencoder-tied",
-        about="autoencoder that decodes with the encoder's weight, transposed",
-        build=lambda: (TiedAutoencoder(10, 14), torch.randn(8, 10)),
-        axes=(),
-        undealt="the hidden units: one dim of one tensor both makes and reads them",
-    ),
-    Family(
-        name="embedding-tied",
-        about="embedding, MLP, the embedding again as decoder; without norms",
-        build=lambda: (TiedEmbedding(40, 12, 18), torch.randint(40, (3, 7))),
-        axes=dealt(neurons=[18]),
-        undealt="the embedding's width: one dim of one tensor both makes and reads it",
-    ),
-    Family(
-        name="shared-layer",
-        about="one layer used twice",
-        build=lambda: (SharedLayer(10, 14, 5), torch.randn(8, 10)),
-        # Rows of stem and shared, columns of shared and head: all one axis.
-        axes=dealt(neurons=[14]),
-    ),
-    Family(
-        name="shared-block",
-        about="one block of two layers used three times",
-        build=lambda: (SharedBlock(10, 14, 18, 5), torch.randn(8, 10)),
-        axes=dealt(neurons=[14, 18]),
-    ),
-    Family(
-        name="two-towers",
-        about="two inputs, two towers, concatenated",
-        build=lambda: (TwoTowers(12, 14, 18, 5), (torch.randn(3, 3, 8, 8), torch.randn(3, 10))),
-        axes=dealt(channels=[12], neurons=[14, 18]),
-    ),
-    Family(
-        name="two-heads",
-        about="two outputs in a dict",
-        build=lambda: (TwoHeads(10, 14, 18, 12), torch.randn(8, 10)),
-        axes=dealt(neurons=[12, 14, 18]),
-    ),
-    Family(
-        name="vgg",
-        about="VGG with batch norm, flatten to four columns a channel",
-        build=lambda: (VGG((8, "M", 10, 14, "M"), (22, 18), 5), torch.randn(3, 3, 16, 16)),
-        axes=dealt(channels=[8, 10, 14], neurons=[18, 22]),
-    ),
-    Family(
-        name="resnet18-basic",
-        about="ResNet-18: basic blocks, batch norm",
-        build=resnet18,
-        # A residual stream a stage (the stem's channels are stage 1's), and the inner channels of each of 8 blocks.
-        axes=dealt(channels=[8, 10, 12, 14] + 2 * [8, 10, 12, 14]),
-    ),
-    Family(
-        name="resnet50-bottleneck",
-        about="ResNet-50 style: bottleneck blocks",
-        build=resnet50,
-        # Stem; a residual stream a stage, four times as wide; two inner axes in each of the 2 + 2 + 1 + 1 blocks.
-        axes=dealt(channels=[8] + [20, 24, 28, 36] + 4 * [5] + 4 * [6] + 2 * [7] + 2 * [9]),
-    ),
-    Family(
-        name="resnet-preactivation",
-        about="pre-activation ResNet",
-        build=preactivation_resnet,
-        # As in resnet18-basic: a stream a stage (the stem's is stage 1's), and one inner axis in each of 6 blocks.
-        axes=dealt(channels=[8, 12, 18] + 2 * [8, 12, 18]),
-    ),
-    Family(
-        name="resnext",
-        about="ResNeXt: bottleneck blocks with grouped convolutions",
-        build=resnext,
-        # Stem and streams; in each of four blocks, the channels before and after the grouped convolution by group.
-        axes=dealt(channels=[10, 20, 28], groups=[6, 6, 6, 6]),
-    ),
-    Family(
-        name="mobilenet",
-        about="MobileNetV3 style: inverted residuals, depthwise convolutions, squeeze-and-excite",
-        build=lambda: (MobileNet(), torch.randn(3, 3, 16, 16)),
-        # Stem; the outputs of blocks 1 and 2 (a skip joins them), of 3 and 4 (likewise); the last convolution. Then the
-        # expanded channels of blocks 2 to 4, and the squeezed ones of all four. At last the classifier's hidden layer.
-        axes=dealt(channels=[10, 12, 16, 34, 20, 26, 30, 5, 6, 7, 8], neurons=[38]),
-    ),
-    Family(
-        name="squeeze-excite",
-        about="CNN with squeeze-and-excite",
-        build=lambda: (SqueezeExciteNet(), torch.randn(3, 3, 8, 8)),
-        axes=dealt(channels=[12, 18], neurons=[5, 7]),
-    ),
-    Family(
-        name="densenet",
-        about="DenseNet: each layer reads the concatenation of all before it",
-        build=lambda: (DenseNet(), torch.randn(3, 3, 8, 8)),
-        # Stem and transition; what each of the four layers appends; the bottleneck inside each.
-        axes=dealt(channels=[11, 13, 5, 6, 7, 8, 10, 12, 14, 16]),
-    ),
-    Family(
-        name="unet-batch-norm",
-        about="UNet with batch norm",
-        build=unet_batch_norm,
-        # Two convolutions at each of three levels down and two up, and two upsamplings.
-        axes=dealt(channels=2 * [8, 12, 18] + 2 * [13, 9] + [14, 10]),
-    ),
-    Family(
-        name="unet-group-norm",
-        about="UNet with group norm",
-        build=unet_group_norm,
-        # The same; ten convolutions have a norm of six groups, the two upsamplings have none. A skip goes by groups
-        # into the concatenation, after which no norm comes before the next convolution: nothing is joined there.
-        axes=dealt(channels=[14, 10], groups=10 * [6]),
-    ),
-    Family(
-        name="gan-generator",
-        about="GAN generator: dense layer, view to 4 x 4, transposed convolutions",
-        build=lambda: (Generator(11, (14, 12, 8)), torch.randn(3, 11)),
-        # The dense layer's outputs are 14 channels of 16 rows each.
-        axes=dealt(channels=[14, 12, 8]),
-    ),
-    Family(
-        name="wavenet",
-        about="1-d convolutions with gates, residual and skip sums",
-        build=lambda: (WaveNet(10, (12, 14, 16), 18, 22), torch.randn(3, 3, 20)),
-        # The residual sum, three times value and gate, the skip sum, the head's hidden channels. There is no norm.
-        axes=dealt(channels=[10, 12, 14, 16, 18, 22]),
-    ),
-    Family(
-        name="prelu",
-        about="CNN with a PReLU slope a channel",
-        build=lambda: (PReLUNet(), torch.randn(3, 3, 8, 8)),
-        axes=dealt(channels=[10, 14, 18]),
-    ),
-    Family(
-        name="convnext",
-        about="ConvNeXt: depthwise convolution, layer norm, dense bottleneck, layer scale",
-        build=lambda: (ConvNeXt(16, (34, 38)), torch.randn(3, 3, 8, 8)),
-        axes=dealt(neurons=[34, 38]),
-        undealt=STREAM,
-    ),
-    Family(
-        name="gpt",
-        about="GPT with fused QKV by chunk, tied embedding",
-        build=lambda: gpt(lambda: FusedAttention(24, 6)),
-        axes=dealt(heads=[6, 6], neurons=[44, 44]),
-        undealt=STREAM,
-    ),
-    Family(
-        name="gpt-nano",
-        about="GPT as nanoGPT writes it: split(n_embd), view(n_head, C // n_head)",
-        build=lambda: gpt(lambda: NanoAttention(24, 6)),
-        axes=dealt(heads=[6, 6], neurons=[44, 44]),
-        patches={"h.*.attn": nanogpt_attention},
-        undealt=STREAM,
-    ),
-    Family(
-        name="gpt-manual-attention",
-        about="GPT with a softmax by hand and a mask buffer",
-        build=lambda: gpt(lambda: ManualAttention(24, 6, block_size=16)),
-        axes=dealt(heads=[6, 6], neurons=[44, 44]),
-        undealt=STREAM,
-    ),
-    Family(
-        name="vit",
-        about="ViT: patches, class token, QKV by one reshape as in timm",
-        build=lambda: (ViT(24, 6, 44), torch.randn(2, 3, 12, 12)),
-        axes=dealt(heads=[6, 6], neurons=[44, 44]),
-        undealt=STREAM,
-    ),
-    Family(
-        name="relative-attention",
-        about="attention with a learned bias a distance and head, as in T5",
-        build=relative_attention,
-        # A head owns its column of the bias table too.
-        axes=dealt(heads=[6], neurons=[46]),
-        undealt=STREAM,
-    ),
-    Family(
-        name="llama",
-        about="Llama style: grouped queries, rotary positions, SwiGLU, RMS norm",
-        build=lambda: (Llama(SwiGLU, 34, qk_norm=False), torch.randint(40, (3, 9))),
-        # A unit is a key-value head with its two query heads.
-        axes=dealt(heads=[6, 6], neurons=[34, 34]),
-        undealt=RMS_STREAM,
-    ),
-    Family(
-        name="llama-fused",
-        about="the same with gate and up in one layer, and norms of queries and keys",
-        build=lambda: (Llama(FusedSwiGLU, 34, qk_norm=True), torch.randint(40, (3, 9))),
-        # The norms of queries and keys are inside a head; their weights are shared by all heads.
-        axes=dealt(heads=[6, 6], neurons=[34, 34]),
-        undealt=RMS_STREAM + "; the query and key norms, which all heads share",
-    ),
-    Family(
-        name="experts-loop",
-        about="mixture of experts: top 2, a loop over experts, index_add",
-        build=experts_in_a_loop,
-        # Each of the four experts has its own hidden axis.
-        axes=dealt(neurons=[14, 14, 14, 14]),
-        undealt=STREAM + "; the experts themselves: the router's softmax is over them",
-    ),
-    Family(
-        name="experts-batched",
-        about="mixture of experts: all weights in one tensor, einsum",
-        build=experts_in_a_batch,
-        axes=dealt(neurons=[14]),
-        undealt=STREAM + "; the experts themselves: the router's softmax is over them",
-    ),
-    Family(
-        name="transformer-encoder",
-        about="nn.TransformerEncoder",
-        build=lambda: (EncoderClassifier(), torch.randn(3, 9, 10)),
-        axes=dealt(heads=[6, 6], neurons=[44, 44]),
-        undealt=STREAM,
-    ),
-    Family(
-        name="multihead-attention",
-        about="nn.MultiheadAttention with its defaults",
-        build=lambda: (MultiheadBlock(), torch.randn(3, 9, 10)),
-        axes=dealt(heads=[6], neurons=[38]),
-        undealt=STREAM,
-    ),
-    Family(
-        name="attention-pooling",
-        about="pooling over tokens by a learned query",
-        build=lambda: (AttentionPooling(14, key=12, value=18), torch.randn(3, 7, 10)),
-        # The encoder's outputs; the keys' dims, which the query reads; the values' dims, which the head reads.
-        axes=dealt(neurons=[14, 12, 18]),
-    ),
-    Family(
-        name="mlp-mixer",
-        about="MLP-Mixer",
-        build=lambda: (Mixer(), torch.randn(3, 3, 12, 12)),
-        axes=dealt(neurons=[14, 26, 12, 22]),
-        undealt=STREAM + "; the tokens, which come from the input",
-    ),
-    Family(
-        name="lstm",
-        about="LSTM language model",
-        build=lambda: (LSTMLanguageModel(), torch.randint(40, (3, 7))),
-        axes=(),
-        undealt="everything: the LSTM runs as one operation",
-    ),
-    Family(
-        name="hf-gpt2",
-        about="GPT2LMHeadModel of transformers",
-        build=hf_gpt2,
-        axes=dealt(heads=[6, 6], neurons=[44, 44]),
-        undealt=STREAM,
-        needs="transformers",
-    ),
-    Family(
-        name="hf-llama",
-        about="LlamaForCausalLM of transformers, grouped queries",
-        build=hf_llama,
-        axes=dealt(heads=[6, 6], neurons=[34, 34]),
-        undealt=RMS_STREAM,
-        needs="transformers",
-    ),
-    Family(
-        name="hf-bert-masked",
-        about="BertForMaskedLM of transformers",
-        build=hf_bert_masked,
-        # The last transform is normed like the residual stream, and read by the tied decoder.
-        axes=dealt(heads=[6, 6], neurons=[44, 44]),
-        undealt=STREAM,
-        needs="transformers",
-    ),
-    Family(
-        name="hf-bert-classifier",
-        about="BertForSequenceClassification of transformers",
-        build=hf_bert_classifier,
-        # The pooler's outputs (24) are made by one dense layer and read by the classifier, with no norm between.
-        axes=dealt(heads=[6, 6], neurons=[24, 44, 44]),
-        undealt=STREAM,
-        needs="transformers",
-    ),
-    Family(
-        name="hf-vit",
-        about="ViTForImageClassification of transformers",
-        build=hf_vit,
-        axes=dealt(heads=[6, 6], neurons=[44, 44]),
-        undealt=STREAM,
-        needs="transformers",
-    ),
-    Family(
-        name="pyg-gcn",
-        about="GCN of torch_geometric",
-        build=pyg_gcn,
-        axes=dealt(neurons=[18, 14]),
-        needs="torch_geometric",
-    ),
-    Family(
-        name="pyg-sage",
-        about="GraphSAGE of torch_geometric, mean of neighbours",
-        build=pyg_sage,
-        # A unit has a row in the layer for neighbours and in the one for the node itself, and a column in both after.
-        axes=dealt(neurons=[18, 14]),
-        needs="torch_geometric",
-    ),
-    Family(
-        name="pyg-gat",
-        about="GAT of torch_geometric, several heads",
-        build=pyg_gat,
-        # The last layer's single head is the output.
-        axes=dealt(heads=[6, 7]),
-        needs="torch_geometric",
-    ),
-    Family(
-        name="pyg-gin",
-        about="GIN of torch_geometric, MLPs with batch norm",
-        build=pyg_gin,
-        # Hidden units of three MLPs, and the node features between them.
-        axes=dealt(neurons=[18, 22, 16, 14, 12]),
-        needs="torch_geometric",
-    ),
-]

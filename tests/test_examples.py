@@ -1,8 +1,7 @@
-"""Examples run as they stand and do what they say; docstring examples too."""
+"""Examples run as they stand and learn something; docstring examples too."""
 
 import doctest
 import importlib
-import os
 import pkgutil
 import re
 import runpy
@@ -14,53 +13,30 @@ import pytest
 
 import skerry
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("own_*.py"))
-STARTS_PROCESSES = Path(__file__).parents[1] / "examples" / "own_processes.py"
-NEED_DATA = [p for p in sorted((Path(__file__).parents[1] / "examples").glob("*.py")) if p not in EXAMPLES]
+FOLDER = Path(__file__).parents[1] / "examples"
+NEEDS = {"pyg_graph_sage": "torch_geometric", "transformers_llama": "transformers"}
+STARTS_PROCESSES = FOLDER / "several_processes.py"
 
 
 @pytest.mark.filterwarnings("ignore")  # a Python of its own has its own filters
-@pytest.mark.parametrize("path", [p for p in EXAMPLES if p != STARTS_PROCESSES], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
 def test_example(path, tmp_path, monkeypatch, capsys):
+    if path.stem in NEEDS:
+        pytest.importorskip(NEEDS[path.stem])
     monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(path), run_name="__main__")  # what starting Python would do, without importing torch again
-    assert_learned(capsys.readouterr().out)
-
-
-def test_example_that_starts_processes(tmp_path):
-    done = subprocess.run([sys.executable, STARTS_PROCESSES], capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert_learned(done.stdout)
-
-
-def assert_learned(told):
-    accuracy = re.findall(r"accuracy.* (0\.\d+)", told)
-    assert float(accuracy[-1]) > 0.95
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("path", NEED_DATA, ids=lambda path: path.stem)
-def test_an_example_without_its_data_says_in_one_line_what_to_do(path, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("SKERRY_DATA", raising=False)
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(path), run_name="__main__")
-    assert isinstance(end.value.code, str)  # which Python prints, and ends with code 1
-    assert "SKERRY_DATA" in end.value.code
-    assert "\n" not in end.value.code
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", NEED_DATA, ids=lambda path: path.stem)
-def test_an_example_on_real_data(path, tmp_path):
-    if "SKERRY_DATA" not in os.environ:
-        pytest.skip("set SKERRY_DATA to the folder with the data")
-    folder = Path(os.environ["SKERRY_DATA"]).resolve()
-    done = subprocess.run(
-        [sys.executable, path], capture_output=True, text=True, cwd=tmp_path, timeout=600,
-        env={**os.environ, "SKERRY_DATA": str(folder)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    if path == STARTS_PROCESSES:
+        done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        printed = done.stdout
+    else:
+        runpy.run_path(str(path), run_name="__main__")  # what starting Python would do, without importing torch again
+        printed = capsys.readouterr().out
+    if path.stem == "transformers_llama":
+        by_frequency, of_model = map(float, re.findall(r"([\d.]+) nats", printed))
+        assert of_model < by_frequency - 0.3
+    else:
+        accuracy = re.findall(r"accuracy (0\.\d+)", printed)
+        assert float(accuracy[-1]) > (0.85 if path.stem == "pyg_graph_sage" else 0.95)
 
 
 def test_docstrings():

@@ -106,7 +106,7 @@ def test_a_regressor_scores_as_scikit_learn_does():
 def test_parameters_are_set_by_name():
     classifier = Classifier(net(64, 10)).set_params(workers=3, epochs=7)
     assert (classifier.get_params()["workers"], classifier.epochs) == (3, 7)
-    with pytest.raises(ValueError, match=r"unknown parameter of Classifier: +'worker'; did you mean 'workers'\?"):
+    with pytest.raises(ValueError, match=r"Classifier.*'worker'.*'workers'"):
         classifier.set_params(worker=3)
 
 
@@ -119,19 +119,19 @@ def test_the_same_random_state_gives_the_same_bits():
 
 def test_what_does_not_fit_is_told(fitted):
     x, y = DIGITS[0], DIGITS[2]
-    with pytest.raises(ValueError, match="not fitted yet; call fit first"):
+    with pytest.raises(ValueError, match=r"\bClassifier\b.*\bfit\b"):
         Classifier(net(64, 10)).predict(x)
-    with pytest.raises(ValueError, match=r"rows of shape \(9,\), expected \(10,\): a logit for each label"):
+    with pytest.raises(ValueError, match=r"\(9,\).*\(10,\)"):
         Classifier(net(64, 9)).fit(x, y)
-    with pytest.raises(ValueError, match=r"rows of shape \(2,\), expected \(1,\): a number for each target"):
+    with pytest.raises(ValueError, match=r"\(2,\).*\(1,\)"):
         Regressor(net(64, 2)).fit(x, Y[: len(x)])
-    with pytest.raises(ValueError, match=r"samples of shape \(63,\), expected \(64,\) as in fit"):
+    with pytest.raises(ValueError, match=r"\(63,\).*\(64,\).*\bfit\b"):
         fitted.predict(x[:, 1:])
-    with pytest.raises(ValueError, match="X has 1347 samples and y 5"):
+    with pytest.raises(ValueError, match=r"\bX\b.*\b1347\b.*\by\b.*\b5\b"):
         Classifier(net(64, 5)).fit(x, y[:5])
-    with pytest.raises(ValueError, match=r"y: shape \(1347, 1\), expected one label a sample"):
+    with pytest.raises(ValueError, match=r"\by\b.*\(1347, 1\)"):
         Classifier(net(64, 10)).fit(x, y[:, None])
-    with pytest.raises(ValueError, match="NaN or infinite"):
+    with pytest.raises(ValueError, match=r"\bX\b.*\bNaN\b"):
         fitted.predict(x * np.nan)
     with pytest.raises(ValueError, match="epochs=0"):
         Classifier(net(64, 10), epochs=0).fit(x, y)

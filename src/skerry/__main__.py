@@ -1,4 +1,7 @@
-"""``python -m skerry``, and what torchrun starts: ``torchrun --standalone --nproc-per-node 4 -m skerry train ...``."""
+"""``python -m skerry``, also for torchrun: ``torchrun --standalone --nproc-per-node 4 -m skerry train ...``.
+
+Without the extra ``experiments`` it prints the command that installs it.
+"""
 
 from skerry.experiments.cli import entry
 

@@ -1,7 +1,7 @@
-"""Estimators as scikit-learn has them: ``fit`` and ``predict`` on numpy arrays, in pipelines and cross-validation too.
+"""Estimators for scikit-learn: ``fit`` and ``predict`` on numpy arrays, in pipelines and cross-validation too.
 
-They inherit nothing of scikit-learn, which is an extra and takes long to import; they have what it asks an estimator
-for: parameters by name, ``fit`` that returns ``self``, tags, what was learned in names that end in "_".
+They inherit nothing from scikit-learn, which is an extra and slow to import. They follow its protocol instead:
+parameters by name, ``fit`` returns ``self``, tags, and learned attributes whose names end in "_".
 """
 
 import copy
@@ -28,12 +28,12 @@ from skerry.training.worker import LossFn, OptimizerFn
 
 METHODS = {"ist": ist, "relay": relay}
 
-_AT_ONCE = 1024
-"""Samples a forward."""
+_BATCH = 1024
+"""Samples per forward in ``predict``."""
 
 
 class _Estimator:
-    """What classifier and regressor have in common; ``Classifier`` says what the parameters are."""
+    """What classifier and regressor have in common; ``Classifier`` documents the parameters."""
 
     _estimator_type: str
 
@@ -63,27 +63,30 @@ class _Estimator:
         self.random_state = random_state
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the parameters by name; there are none deeper."""
+        """Return the parameters by name; none of them is an estimator, so ``deep`` has no effect."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def set_params(self, **params: Any) -> Self:
-        """Change parameters.
+        """Set parameters by name and return ``self``.
 
         Raises:
-            ValueError: one is unknown.
+            ValueError: a name is unknown.
         """
         for name, value in params.items():
             setattr(self, choose(name, self.get_params(), f"parameter of {type(self).__name__}: "), value)
         return self
 
-    def _fit(self, x: ArrayLike, y: Tensor, loss_fn: LossFn) -> Self:
+    def _fit(self, x: ArrayLike, y: Tensor, loss_fn: LossFn, outputs: tuple[int, ...], meaning: str) -> Self:
+        """Train; ``outputs`` is the expected shape of the model's output for a sample, and ``meaning`` what it is."""
         rows = _rows(x)
         if len(rows) != len(y):
-            raise ValueError(f"X has {len(rows)} samples and y {len(y)}, expected as many")
+            raise ValueError(f"X has {len(rows)} samples and y {len(y)}, expected the same number")
         if self.epochs < 1:
             raise ValueError(f"epochs={self.epochs}: expected at least 1")
         model = copy.deepcopy(self.model)
-        self._check_output(self._run(model.eval(), rows[:2]), y)
+        shape = tuple(self._run(model.eval(), rows[:2]).shape[1:])
+        if shape != outputs:
+            raise ValueError(f"the model returns rows of shape {shape}, expected {outputs}: {meaning}")
         self.plan_ = discover(model, rows[:8]) if self.plan is None else self.plan
         data = Shards(
             rows, y, split(y, self.workers, "iid", self.random_state),
@@ -119,10 +122,7 @@ class _Estimator:
     def _run(model: nn.Module, rows: Tensor) -> Tensor:
         device = next(model.parameters()).device
         with torch.no_grad():
-            return torch.cat([model(part.to(device)).float().cpu() for part in torch.split(rows, _AT_ONCE)])
-
-    def _check_output(self, output: Tensor, y: Tensor) -> None:
-        raise NotImplementedError
+            return torch.cat([model(part.to(device)).float().cpu() for part in torch.split(rows, _BATCH)])
 
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import ClassifierTags, RegressorTags, Tags, TargetTags  # an extra
@@ -140,24 +140,26 @@ class Classifier(_Estimator):
     """Trains ``model``, which returns a row of logits for each sample, as independent subnets.
 
     Args:
-        model: takes a batch of rows of X as float32. It is not changed: ``fit`` trains a copy, from the values it has.
-        workers: subnets that the model is dealt out to.
-        epochs: how often each worker sees its part of the data, at least.
-        batch_size: samples a local step.
+        model: takes a batch of rows of X as float32. It is not changed: ``fit`` trains a copy that starts from its
+            values.
+        workers: number of subnets the model is dealt out to.
+        epochs: each worker sees its part of the data at least this many times.
+        batch_size: samples per local step.
         learning_rate: of AdamW, falling to 0 by a cosine.
-        optimizer: makes another ``torch.optim`` optimizer of parameters; then ``learning_rate`` has no meaning.
+        optimizer: makes another ``torch.optim`` optimizer from parameters; then ``learning_rate`` has no effect.
         local_steps: steps between two exchanges.
-        method: ``"ist"`` deals new subnets in every round, whatever the model. ``"relay"`` trains one narrow net per
-            worker and hands them on; ``model_`` is then their mean. It is often better where every hidden layer can be
-            dealt out (MLPs), and refused elsewhere. Momenta travel with the units in both.
+        method: ``"ist"`` deals new subnets in every round and works for every model. ``"relay"`` trains one narrow net
+            per worker and hands them on; ``model_`` then returns the mean of their outputs. It is often better where
+            every hidden layer can be dealt out (MLPs), and raises an error elsewhere. In both, momenta travel with the
+            units.
         plan: what is dealt out; discovered if None.
-        random_state: everything random comes from it.
+        random_state: determines all random draws.
 
     Attributes:
         model_: the trained full model, calibrated.
         plan_: what was dealt out.
-        n_features_in_: features a sample; where a sample has several dims, the first.
-        classes_: the labels in y, sorted; column k of the logits is of the k-th.
+        n_features_in_: features per sample; for samples of several dims, the size of the first.
+        classes_: the labels in y, sorted; column k of the logits belongs to ``classes_[k]``.
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(200, 5))
@@ -173,16 +175,17 @@ class Classifier(_Estimator):
         """Train on samples X, (n, ...), and labels y, (n,), of any type that can be sorted.
 
         Raises:
-            ValueError: X and y do not fit each other or the model, there are NaN in X, or whatever ``train`` says.
+            ValueError: X and y do not fit each other or the model, X has NaN or infinite values, or ``train`` raises.
         """
         labels = np.asarray(y)
         if labels.ndim != 1:
-            raise ValueError(f"y: shape {labels.shape}, expected one label a sample, (n,)")
+            raise ValueError(f"y: shape {labels.shape}, expected one label per sample, (n,)")
         self.classes_, numbers = np.unique(labels, return_inverse=True)
-        return self._fit(X, torch.from_numpy(numbers.astype(np.int64)), F.cross_entropy)
+        targets, shape = torch.from_numpy(numbers.astype(np.int64)), (len(self.classes_),)
+        return self._fit(X, targets, F.cross_entropy, shape, "a logit for each label in y")
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the most likely label of each sample."""
+        """Return the most likely label of each sample, (n,)."""
         numbers = self._outputs(X).argmax(1).numpy()
         found: NDArray[Any] = self.classes_[numbers]
         return found
@@ -192,27 +195,20 @@ class Classifier(_Estimator):
         return self._outputs(X).softmax(1).numpy()
 
     def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """Return the fraction of samples that are predicted right."""
+        """Return the fraction of samples whose label is predicted correctly."""
         weights = None if sample_weight is None else np.asarray(sample_weight)
         return float(np.average(self.predict(X) == np.asarray(y), weights=weights))
-
-    def _check_output(self, output: Tensor, y: Tensor) -> None:
-        if output.shape[1:] != (len(self.classes_),):
-            raise ValueError(
-                f"the model returns rows of shape {tuple(output.shape[1:])}, expected ({len(self.classes_)},): a logit "
-                "for each label in y"
-            )
 
 
 class Regressor(_Estimator):
     """Trains ``model``, which returns a row of numbers for each sample, as independent subnets.
 
-    Parameters and attributes are those of ``Classifier``, but for ``classes_``. The loss is the mean squared error, so
-    targets are best scaled to about 1 (scikit-learn: ``TransformedTargetRegressor``).
+    Parameters and attributes are those of ``Classifier``, except ``classes_``. The loss is the mean squared error, so
+    scale targets to about 1 (scikit-learn: ``TransformedTargetRegressor``).
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(200, 5))
-        >>> net = nn.Sequential(nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 1))
+        >>> net = nn.Sequential(nn.Linear(5, 64), nn.ReLU(), nn.Linear(64, 1))
         >>> Regressor(net, workers=2).fit(x, x[:, 0]).score(x, x[:, 0]) > 0.9
         True
     """
@@ -223,11 +219,12 @@ class Regressor(_Estimator):
         """Train on samples X, (n, ...), and targets y, (n,) or (n, targets).
 
         Raises:
-            ValueError: X and y do not fit each other or the model, there are NaN in X, or whatever ``train`` says.
+            ValueError: X and y do not fit each other or the model, X has NaN or infinite values, or ``train`` raises.
         """
         targets = torch.as_tensor(np.asarray(y, dtype=np.float32))
         self._flat = targets.dim() == 1
-        return self._fit(X, targets[:, None] if self._flat else targets, F.mse_loss)
+        targets = targets[:, None] if self._flat else targets
+        return self._fit(X, targets, F.mse_loss, tuple(targets.shape[1:]), "a number for each target in y")
 
     def predict(self, X: ArrayLike) -> NDArray[np.float32]:
         """Return the prediction for each sample, in the shape of y."""
@@ -235,19 +232,12 @@ class Regressor(_Estimator):
         return (output[:, 0] if self._flat else output).numpy()
 
     def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """Return R^2, the mean over targets: 1 - sum (y - prediction)^2 / sum (y - mean of y)^2."""
+        """Return R^2, averaged over targets: 1 - sum (y - prediction)^2 / sum (y - mean of y)^2."""
         y = np.asarray(y, dtype=np.float64).reshape(len(np.asarray(y)), -1)
         weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight)
         off = np.average((y - self.predict(X).reshape(y.shape)) ** 2, axis=0, weights=weights)
         spread = np.average((y - np.average(y, axis=0, weights=weights)) ** 2, axis=0, weights=weights)
         return float(np.mean(1 - off / np.maximum(spread, np.finfo(np.float64).tiny)))
-
-    def _check_output(self, output: Tensor, y: Tensor) -> None:
-        if output.shape[1:] != y.shape[1:]:
-            raise ValueError(
-                f"the model returns rows of shape {tuple(output.shape[1:])}, expected {tuple(y.shape[1:])}: a number "
-                "for each target in y"
-            )
 
 
 def _rows(x: ArrayLike) -> Tensor:

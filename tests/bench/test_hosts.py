@@ -1,6 +1,6 @@
-"""bench/hosts.py against what it promises: a group that works, counters, the rate, the memory limit, nothing left over.
+"""bench/distributed/hosts.py: torchrun on hosts, counters, the rate, the memory limit, and that nothing is left over.
 
-Bytes are checked against those of a ring all-reduce, the rate against the time that the bytes need at least.
+Bytes are checked against those of a ring all-reduce, the rate against the least time that the bytes need.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from skerry.experiments.cli import call
 
-PATH = Path(__file__).parents[2] / "bench" / "hosts.py"
+PATH = Path(__file__).parents[2] / "bench" / "distributed" / "hosts.py"
 _spec = importlib.util.spec_from_file_location("bench_hosts", PATH)
 assert _spec is not None
 assert _spec.loader is not None
@@ -94,7 +94,7 @@ def end_owner(sent: signal.Signals) -> tuple[int, int, int]:
 
 
 def test_three_hosts_train_for_two_rounds(tmp_path: Path) -> None:
-    """Against the serial runtime: the same model; nobody else is needed for a run's files."""
+    """The model equals the serial runtime's; the run's files are complete."""
     settings = ["train", "digits-mlp", "--workers", "3", "--rounds", "2", "--set", "threads=1", "--out"]
     with bench.Hosts(3, rate="1gbit") as hosts:
         command = ["-m", "skerry", *settings, str(tmp_path / "hosts")]
@@ -119,7 +119,7 @@ def test_torchrun_in_three_hosts(tmp_path: Path) -> None:
         ring = 2 * (3 - 1) / 3 * 1e6
         for num_bytes in (*outcome.sent_bytes, *outcome.received_bytes):
             assert ring <= num_bytes <= 1.1 * ring + 100e3
-    assert owned_by(os.getpid()) == []  # also when all went well
+    assert owned_by(os.getpid()) == []  # also after a success
 
 
 def test_a_job_that_takes_too_long_is_killed(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_the_rate_holds() -> None:
         assert sent.returncode == 0, sent.stderr
         received, seconds = receiver.communicate(timeout=60)[0].split()
         assert int(received) == num_bytes
-        assert float(seconds) >= 0.95 * (num_bytes - 2**16) * 8 / 20e6  # what the bucket holds goes at once
+        assert float(seconds) >= 0.95 * (num_bytes - 2**16) * 8 / 20e6  # the bucket's burst is sent at once
         assert hosts.sent_bytes()[0] >= num_bytes
         assert hosts.received_bytes()[1] >= num_bytes
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from odd import all_same, any_assignment, assert_kept, copied, odd, one_round, same
+from mixed_tensors import all_same, any_assignment, assert_kept, copied, mixed_model, one_round, same
 from safetensors.torch import save_file
 from together import together
 from torch.nn import functional as F
@@ -158,7 +158,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 def test_any_number_of_processes_reads_what_any_number_has_written(writers, readers, density, seed):
     """0 writers: the serial runtime, of two workers."""
     torch.manual_seed(seed)
-    model, plan = odd(complex128=False)
+    model, plan = mixed_model(complex128=False)
     rng = torch.Generator().manual_seed(seed)
     now, then = (any_assignment(plan.num_units, writers or 2, density, rng) for _ in range(2))
     others = any_assignment(plan.num_units, readers, density, rng)

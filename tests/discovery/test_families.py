@@ -6,14 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from equivalence import (
-    assert_narrow_equals_masked,
-    assert_write_back_is_exact,
-    bits,
-    dealt_to,
-    doubled,
-    same_bits,
-)
+from equivalence import assert_narrow_equals_masked, assert_write_back_is_exact, bits, dealt_to, doubled, same_bits
 from families import FAMILIES, Family
 from torch import nn
 

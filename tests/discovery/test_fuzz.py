@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skerry import discover
+from skerry.discovery.trace import trace
 
 Draw = Callable[[st.SearchStrategy], object]
 
@@ -92,9 +93,13 @@ def programs(draw: Draw) -> tuple[Program, tuple[Tensor, ...]]:
         elif kind == "act":
             f = draw(st.sampled_from(ACTIVATIONS))
             add(lambda n, v, a=a, f=f: f(v[a]), w)
-        elif kind in ("add", "mul", "sub", "maximum"):
-            b = pick(w)
-            f = {"add": torch.add, "mul": torch.mul, "sub": torch.sub, "maximum": torch.maximum}[kind]
+        elif kind in SAME_WIDTH:
+            add(lambda n, v, a=a, f=SAME_WIDTH[kind]: f(v[a]), w)
+        elif kind in EVEN_WIDTH and w % 2 == 0:
+            f, divisor = EVEN_WIDTH[kind]
+            add(lambda n, v, a=a, f=f: f(v[a]), w // divisor)
+        elif kind in OF_TWO:
+            b, f = pick(w), OF_TWO[kind]
             add(lambda n, v, a=a, b=b, f=f: f(v[a], v[b]), w)
         elif kind == "cat":
             b = pick()
@@ -103,10 +108,6 @@ def programs(draw: Draw) -> tuple[Program, tuple[Tensor, ...]]:
         elif kind == "chunk" and w % 2 == 0:
             k = draw(st.integers(0, 1))
             add(lambda n, v, a=a, k=k: v[a].chunk(2, -1)[k], w // 2)
-        elif kind == "glu" and w % 2 == 0:
-            add(lambda n, v, a=a: F.glu(v[a], -1), w // 2)
-        elif kind == "swiglu" and w % 2 == 0:
-            add(lambda n, v, a=a: F.silu(v[a].chunk(2, -1)[0]) * v[a].chunk(2, -1)[1], w // 2)
         elif kind == "split" and w > 2:
             at = draw(st.integers(1, w - 1))
             part = draw(st.integers(0, 1))
@@ -116,23 +117,9 @@ def programs(draw: Draw) -> tuple[Program, tuple[Tensor, ...]]:
         elif kind == "slice" and w > 2:
             at = draw(st.integers(1, w - 1))
             add(lambda n, v, a=a, at=at: v[a][..., :at], at)
-        elif kind == "strided" and w % 2 == 0:
-            add(lambda n, v, a=a: v[a][..., ::2], w // 2)
-        elif kind == "flip":
-            add(lambda n, v, a=a: v[a].flip(-1), w)
-        elif kind == "roll":
-            add(lambda n, v, a=a: v[a].roll(1, -1), w)
         elif kind == "index":
             order = torch.tensor(draw(st.lists(st.integers(0, w - 1), min_size=1, max_size=4)))
             add(lambda n, v, a=a, order=order: v[a][..., order], len(order))
-        elif kind == "regroup" and w % 2 == 0:  # heads before dims of heads, then back in another order
-            add(lambda n, v, a=a: v[a].unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2), w)
-        elif kind == "regroup_back" and w % 2 == 0:
-            add(lambda n, v, a=a: v[a].unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2), w)
-        elif kind == "pairs" and w % 2 == 0:
-            add(lambda n, v, a=a: v[a].unflatten(-1, (-1, 2)).sum(-1), w // 2)
-        elif kind == "halves" and w % 2 == 0:
-            add(lambda n, v, a=a: v[a].unflatten(-1, (2, -1)).mean(-2), w // 2)
         elif kind == "stack":
             b = pick(w)
             add(lambda n, v, a=a, b=b: torch.stack([v[a], v[b]], -1).amax(-1), w)
@@ -170,8 +157,6 @@ def programs(draw: Draw) -> tuple[Program, tuple[Tensor, ...]]:
         elif kind == "transposed":
             m = keep(nn.ConvTranspose1d(w, o := draw(st.sampled_from([4, 6])), 3, padding=1))
             add(lambda n, v, a=a, m=m: _conv(v[a], n.parts[m]), o)
-        elif kind == "softmax":
-            add(lambda n, v, a=a: v[a].softmax(-1), w)
         elif kind == "attention":
             heads, dim = draw(st.sampled_from([2, 3])), 2
             qkv, out = keep(nn.Linear(w, 3 * heads * dim)), keep(nn.Linear(heads * dim, w))
@@ -192,14 +177,6 @@ def programs(draw: Draw) -> tuple[Program, tuple[Tensor, ...]]:
         elif kind == "einsum":
             p = free(2, w, 4)
             add(lambda n, v, a=a, p=p: torch.einsum("btw,ewo->beto", v[a], n.loose[p]).sum(1), 4)
-        elif kind == "into_zeros":  # a sum gathered in a fresh tensor
-            add(lambda n, v, a=a: v[a].new_zeros(v[a].shape).index_add_(1, torch.tensor([0, 0, 1, 2, 3]), v[a]), w)
-        elif kind == "in_place":
-            add(lambda n, v, a=a: (v[a] * 1.0).add_(v[a]).relu_(), w)
-        elif kind == "mean_tokens":
-            add(lambda n, v, a=a: v[a] - v[a].mean(1, keepdim=True), w)
-        elif kind == "statistic":
-            add(lambda n, v, a=a: v[a] - v[a].mean(-1, keepdim=True), w)
         elif kind == "weight_norm":
             m = linear(w, 4)
             add(
@@ -242,43 +219,39 @@ def _grouped_queries(q: Tensor, kv: Tensor) -> Tensor:
 
 ACTIVATIONS = [torch.relu, torch.tanh, torch.sigmoid, F.gelu, F.silu, torch.square, torch.cos, F.softplus, F.elu]
 
+SAME_WIDTH = {
+    "flip": lambda x: x.flip(-1),
+    "roll": lambda x: x.roll(1, -1),
+    "softmax": lambda x: x.softmax(-1),
+    "in_place": lambda x: (x * 1.0).add_(x).relu_(),
+    "into_zeros": lambda x: x.new_zeros(x.shape).index_add_(1, torch.tensor([0, 0, 1, 2, 3]), x),
+    "mean_tokens": lambda x: x - x.mean(1, keepdim=True),
+    "statistic": lambda x: x - x.mean(-1, keepdim=True),
+}
+EVEN_WIDTH = {  # and by what it divides the width
+    "glu": (lambda x: F.glu(x, -1), 2),
+    "swiglu": (lambda x: F.silu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1], 2),
+    "strided": (lambda x: x[..., ::2], 2),
+    "regroup": (lambda x: x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2), 1),  # heads, then dims of heads
+    "regroup_back": (lambda x: x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2), 1),
+    "pairs": (lambda x: x.unflatten(-1, (-1, 2)).sum(-1), 2),
+    "halves": (lambda x: x.unflatten(-1, (2, -1)).mean(-2), 2),
+}
+OF_TWO = {"add": torch.add, "mul": torch.mul, "sub": torch.sub, "maximum": torch.maximum}
+
 KINDS = [
-    "add", "mul", "sub", "maximum", "cat", "chunk", "glu", "swiglu", "split", "slice", "strided", "flip", "roll",
-    "index", "regroup", "regroup_back", "pairs", "halves", "stack", "layer_norm", "head_norm", "rms", "scale",
-    "constant",
-    "batch_norm", "group_norm", "conv", "depthwise", "grouped", "transposed", "softmax", "attention", "gqa", "gate",
-    "tied", "low_rank", "einsum", "into_zeros", "in_place", "mean_tokens", "statistic", "weight_norm", "pad",
-    "matmul_tokens",
+    *SAME_WIDTH, *EVEN_WIDTH, *OF_TWO, "cat", "chunk", "split", "slice", "index", "stack", "layer_norm", "head_norm",
+    "rms", "scale", "constant", "batch_norm", "group_norm", "conv", "depthwise", "grouped", "transposed", "attention",
+    "gqa", "gate", "tied", "low_rank", "einsum", "weight_norm", "pad", "matmul_tokens",
 ]  # fmt: skip
-
-
-class Running(nn.Module):
-    """A net with an operation that discovery does not know."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.cummax(self.first(x), 0).values)
-
-
-def _around_an_unknown_op() -> tuple[str, str]:
-    """What a note says before and after the name of an operation that discovery does not know."""
-    (why,) = [n.why for n in discover(Running(), torch.randn(5, 4)).notes if "aten::cummax" in n.why]
-    before, _, after = why.partition("aten::cummax")
-    return before, after
-
-
-BEFORE, AFTER = _around_an_unknown_op()
 
 
 def check(model: nn.Module, inputs: tuple[Tensor, ...], seed: int) -> None:
     """Discover, and check what was discovered, all axes at once."""
     model, inputs = doubled(model, inputs)
     plan = discover(model, inputs)
-    unknown = [n for n in plan.notes if "aten::" in n.why and n.why.startswith(BEFORE) and AFTER in n.why]
-    assert unknown == []
+    steps = trace(model, inputs, dict(model.named_parameters())).steps
+    assert [step.name for step in steps if not step.known] == []
     event(f"{min(len(plan.axes), 4)} axes")
     if not plan.axes:
         return

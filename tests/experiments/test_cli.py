@@ -3,13 +3,16 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from skerry.experiments import theory
-from skerry.experiments.cli import call, main
+from skerry.experiments.cli import EXTRA, call
+from skerry.experiments.cli.commands import main
 from skerry.experiments.reports import pictures
 from skerry.experiments.theory.quadratics import counterexample
 
@@ -359,3 +362,13 @@ def test_another_runs_checkpoint_is_refused(finished, tmp_path):
     shutil.copytree(finished / "checkpoint", other / "checkpoint", dirs_exist_ok=True)
     code, message = call(["train", "--resume", "--out", str(other)])
     assert (code, str(other / "checkpoint" / "round-00000003" / "0-of-1.safetensors") in message) == (1, True)
+
+
+@pytest.mark.parametrize("package", EXTRA)
+def test_without_the_extra_one_line_says_what_to_install(package):
+    code = f"import sys; sys.modules['{package}'] = None; from skerry.experiments.cli import entry; entry()"
+    module = f"import runpy, sys; sys.modules['{package}'] = None; runpy.run_module('skerry', run_name='__main__')"
+    for program in (code, module):
+        ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert ran.returncode == 1
+        assert re.fullmatch(rf"skerry: error: {package}\b.*pip install 'skerry\[experiments\]'\n", ran.stderr)

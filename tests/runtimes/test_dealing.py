@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from odd import all_same, any_assignment, assert_kept, copied, odd, one_round, same, trained
+from mixed_tensors import all_same, any_assignment, assert_kept, copied, mixed_model, one_round, same, trained
 from overlapping import Overlapping
 from together import together
 from torch import nn
@@ -191,7 +191,7 @@ def test_halved_values_are_neighbours_and_the_same_for_all_holders(workers, dens
 
 def any_run(workers, density, num_rounds, seed):
     torch.manual_seed(seed)
-    model, plan = odd()
+    model, plan = mixed_model()
     rng = torch.Generator().manual_seed(seed)
     return model, plan, [any_assignment(plan.num_units, workers, density, rng) for _ in range(num_rounds + 1)]
 
@@ -295,7 +295,7 @@ def test_nothing_crosses_the_wire_but_what_is_due():
 
 
 def test_what_a_worker_keeps_stays_where_it_is():
-    model, plan = odd()
+    model, plan = mixed_model()
     assignment = any_assignment(plan.num_units, 2, 0.0, torch.Generator().manual_seed(0))
 
     def work(member):

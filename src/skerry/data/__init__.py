@@ -1,4 +1,4 @@
-"""Data: how samples are dealt to workers, and in which order each worker sees its own."""
+"""Data: which worker has which samples, and in which order each worker sees its own."""
 
 from skerry.data.datasets import FromDataset, from_dataset
 from skerry.data.loaders import FromLoaders, from_loaders

@@ -1,6 +1,6 @@
-"""Data out of any ``torch.utils.data.Dataset`` that has a length, those of Hugging Face ``datasets`` too.
+"""Data from any ``torch.utils.data.Dataset`` that has a length, including those of Hugging Face ``datasets``.
 
-Samples are read one by one when they are needed, each only by the process of its worker.
+Samples are read when they are needed, and only by the process of their worker.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from skerry.data.columns import Columns, inputs_and_label
-from skerry.data.order import Order
+from skerry.data.inputs_and_label import Columns, inputs_and_label
+from skerry.data.sample_order import SampleOrder
 from skerry.data.shards import check_part
 from skerry.data.splits import split as split_labels
 from skerry.model.inputs import Inputs
@@ -20,7 +20,7 @@ from skerry.randomness import seed_of
 
 
 class MapStyle(Protocol):
-    """A dataset with a length, of which each sample is had by its number."""
+    """A dataset with a length whose samples are read by index."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -32,7 +32,7 @@ class MapStyle(Protocol):
 
 
 class FromDataset:
-    """The data of all workers, read from a dataset; made by ``from_dataset``."""
+    """The data of all workers, read from one dataset; ``from_dataset`` makes it."""
 
     def __init__(
         self,
@@ -50,15 +50,15 @@ class FromDataset:
         self.num_workers = len(parts)
         self._dataset, self._parts, self._seed, self._collate = dataset, parts, seed, collate
         self._inputs, self._label = inputs, label
-        self._orders = [Order(len(p), batch_size=batch_size, seed=seed, worker=w) for w, p in enumerate(parts)]
+        self._orders = [SampleOrder(len(p), batch_size=batch_size, seed=seed, worker=w) for w, p in enumerate(parts)]
 
     def batches(self, worker: int, first_step: int, num_steps: int) -> Iterator[tuple[Inputs, Any]]:
-        """Yield the batches (x, y) of steps ``first_step ...`` of ``worker``."""
+        """Yield the batches (x, y) of steps first_step .. first_step + num_steps - 1 of ``worker``."""
         for step in range(first_step, first_step + num_steps):
             yield self._read(worker, self._orders[worker].batch(step), step)
 
     def sample(self, worker: int, num: int) -> Inputs:
-        """Return ``num`` (or all) inputs of ``worker``, always the same."""
+        """Return ``num`` inputs of ``worker``, capped at all it has; always the same ones."""
         return self._read(worker, self._orders[worker].sample(num), -1)[0]
 
     def _read(self, worker: int, order: Tensor, step: int) -> tuple[Inputs, Any]:
@@ -83,25 +83,28 @@ def from_dataset(
 ) -> FromDataset:
     """Return the data of ``num_workers`` workers, read from a dataset that has a length.
 
-    Batches are a pure function of (seed, worker, step), in the order of ``Shards``, so resume is exact. Chance in the
-    dataset (augmentation) is, too, where it is drawn from torch's global generator; where it is drawn from Python's or
-    numpy's, a resumed run sees other augmentations.
+    Batches are a pure function of (seed, worker, step), in the order of ``Shards``, so resume is exact. This includes
+    random augmentation in a dataset that only uses torch's random generator. If it uses Python's or numpy's, a resumed
+    run sees other augmentations.
 
     Args:
-        dataset: its samples are pairs (input, label), or dicts of columns, as those of Hugging Face ``datasets``.
-        num_workers: as many as the algorithm has.
+        dataset: its samples are pairs (input, label), or dicts of columns as in Hugging Face ``datasets``.
+        num_workers: the algorithm's number of workers.
         batch_size: samples in each batch of each worker.
-        seed: of the split and the order.
-        split: ``"iid"``, ``"by_label"`` or ``"dirichlet:ALPHA"`` (``skerry.split``), or each worker's indices. For the
-            last two names every process looks at all labels: one column of a Hugging Face dataset, else all samples
-            once. Where that takes long, give indices: ``skerry.split(labels, ...)``.
-        inputs: columns that the model is called with, where samples are dicts: one by its name, several as keyword
-            arguments; None: all but the label, as keyword arguments, even if it is one.
-        label: the column with the label, where samples are dicts.
-        collate: makes a batch of a list of samples; torch's own stacks tensors, arrays and numbers.
+        seed: determines the split, the order and the augmentation.
+        split: ``"iid"``, ``"by_label"`` or ``"dirichlet:ALPHA"`` (see ``skerry.split``), or the indices of each
+            worker's samples. For the last two names every process reads all labels: one column of a Hugging Face
+            dataset, otherwise every sample once. If that takes long, pass indices: ``skerry.split(labels, ...)``.
+        inputs: for dict samples, the columns to call the model with: one name for its only argument, several for
+            keyword arguments. None: all columns but the label, as keyword arguments.
+        label: for dict samples, the column with the label.
+        collate: makes a batch from a list of samples. The default stacks tensors, arrays and numbers.
+
+    Returns:
+        An object to pass as the data of ``train``.
 
     Raises:
-        ValueError: the dataset has no length, the split does not fit, or (with the first batch) columns do not.
+        ValueError: the dataset has no length, or the split does not fit; with the first batch: columns do not fit.
 
     Example:
         >>> dataset = torch.utils.data.TensorDataset(torch.arange(6.0), torch.tensor([0, 0, 0, 1, 1, 1]))
@@ -111,8 +114,8 @@ def from_dataset(
     """
     if not hasattr(dataset, "__len__"):
         raise ValueError(
-            f"dataset: {type(dataset).__name__} has no length, expected a map-style one; of a streamed one write what "
-            "skerry.training.Data asks for, or load it (Hugging Face: streaming=False)"
+            f"dataset: {type(dataset).__name__} has no length, expected a map-style dataset; for a stream implement "
+            "skerry.training.Data, or load it (Hugging Face: streaming=False)"
         )
     if not isinstance(split, str):
         parts = list(split)
@@ -121,9 +124,7 @@ def from_dataset(
     else:
         labels = range(len(dataset)) if split == "iid" else _labels(dataset, label)
         parts = split_labels(np.asarray(labels), num_workers, split, seed)
-    return FromDataset(
-        dataset, parts, batch_size=batch_size, seed=seed, inputs=inputs, label=label, collate=collate
-    )  # fmt: skip
+    return FromDataset(dataset, parts, batch_size=batch_size, seed=seed, inputs=inputs, label=label, collate=collate)
 
 
 def _labels(dataset: Any, label: str) -> Any:

@@ -1,4 +1,4 @@
-"""Data out of ordinary ``torch.utils.data.DataLoader`` objects, one a worker."""
+"""Data from ordinary ``torch.utils.data.DataLoader`` objects, one per worker."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from skerry.data.columns import Columns, inputs_and_label
+from skerry.data.inputs_and_label import Columns, inputs_and_label
 from skerry.model.inputs import Inputs, fit, join, map_tensors
 from skerry.randomness import seed_of
 
 
 class _Epoch:
-    """One pass over a loader, with a random state of its own."""
+    """One pass over a loader, from its first batch, with its own random state."""
 
     def __init__(self, loader: DataLoader[Any], number: int, seed: int) -> None:
         self.number, self.position = number, 0
@@ -38,7 +38,7 @@ class _Epoch:
 
 
 class FromLoaders:
-    """The data of all workers, read from their loaders; made by ``from_loaders``."""
+    """The data of all workers, read from their loaders; ``from_loaders`` makes it."""
 
     def __init__(self, loaders: Sequence[DataLoader[Any]], *, seed: int, inputs: Columns, label: str) -> None:
         for worker, loader in enumerate(loaders):
@@ -49,7 +49,7 @@ class FromLoaders:
         self._samples: dict[int, tuple[int, Inputs]] = {}
 
     def batches(self, worker: int, first_step: int, num_steps: int) -> Iterator[tuple[Inputs, Any]]:
-        """Yield the batches (x, y) of steps ``first_step ...`` of ``worker``."""
+        """Yield the batches (x, y) of steps first_step .. first_step + num_steps - 1 of ``worker``."""
         for step in range(first_step, first_step + num_steps):
             number, position = divmod(step, len(self._loaders[worker]))
             epoch = self._running.get(worker)
@@ -60,9 +60,9 @@ class FromLoaders:
             yield inputs_and_label(epoch.next(), self._inputs, self._label)
 
     def sample(self, worker: int, num: int) -> Inputs:
-        """Return ``num`` inputs of ``worker``, or all it has where that is fewer.
+        """Return ``num`` inputs of ``worker``, capped at all it has.
 
-        Where batches are padded each to its own length: of the first that are alike.
+        If batches are padded to different lengths, only the first batches of the same shape are used.
         """
         known, inputs = self._samples.get(worker, (0, ()))
         if known < num:
@@ -86,24 +86,29 @@ class FromLoaders:
 def from_loaders(
     loaders: Sequence[DataLoader[Any]], *, seed: int = 0, inputs: Columns = None, label: str = "label"
 ) -> FromLoaders:
-    """Return the data of as many workers as there are loaders; the batches are the loaders'.
+    """Return the data of one worker per loader; batches are the loaders'.
 
-    Each epoch of each loader begins with torch's random state (and that of a generator of the loader's or its
-    sampler's own) set by (seed, worker, epoch). So a loader gives the same batches whenever it is asked, and resume is
-    exact, if all its chance comes from torch: not if a dataset, a sampler or a collate function draws from Python's or
-    numpy's generators, or remembers what it did. A step in the middle of an epoch is had by reading from the epoch's
-    beginning: resuming takes the time of that, where ``from_dataset`` goes there directly. Epochs are kept apart, so
-    the last batch of one may be smaller (``drop_last=True`` leaves it out).
+    Each epoch of a loader starts with torch's random state, and that of the loader's or its sampler's own generator,
+    set by (seed, worker, epoch). So a loader gives the same batches whenever it is asked, and resume is exact, for a
+    dataset, sampler and collate function that only use torch's random generator. It is not exact if one of them uses
+    Python's or numpy's generator, or keeps state.
+
+    A step in the middle of an epoch requires replaying the epoch from its beginning. Resuming takes that long;
+    ``from_dataset`` reads any step directly. A batch never spans two epochs, so the last batch of an epoch may be
+    smaller (``drop_last=True`` leaves it out).
 
     Args:
-        loaders: one a worker, each over the worker's own samples; with one process a worker only its own is read.
-        seed: of the epochs.
-        inputs: columns that the model is called with, where batches are dicts; see ``from_dataset``.
-        label: the column with the label, where batches are dicts.
+        loaders: one per worker, over the worker's own samples. A process reads only the loaders of its own workers.
+        seed: determines the random state of every epoch.
+        inputs: for dict batches, the columns to call the model with; see ``from_dataset``.
+        label: for dict batches, the column with the label.
+
+    Returns:
+        An object to pass as the data of ``train``.
 
     Raises:
-        ValueError: there is none; one is no DataLoader, has no length (of an ``IterableDataset``), or has
-            ``persistent_workers=True``, whose processes keep random state from epoch to epoch.
+        ValueError: there are no loaders; one is not a DataLoader, has no length (it reads an ``IterableDataset``), has
+            no batches, or has ``persistent_workers=True``, so that its processes keep random state between epochs.
 
     Example:
         >>> sets = [torch.utils.data.TensorDataset(torch.arange(3.0) + 3 * w, torch.arange(3)) for w in range(2)]
@@ -126,9 +131,9 @@ def _check(worker: int, loader: Any) -> None:
     if num < 1:
         raise ValueError(
             f"loaders[{worker}]: {'no length' if num < 0 else 'no batches'}, expected batches of a map-style dataset; "
-            "for a stream write what skerry.training.Data asks for"
+            "for a stream implement skerry.training.Data"
         )
     if loader.persistent_workers:
         raise ValueError(
-            f"loaders[{worker}]: persistent_workers=True keeps random state from epoch to epoch, expected False"
+            f"loaders[{worker}]: persistent_workers=True keeps random state between epochs, expected False"
         )

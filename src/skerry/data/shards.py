@@ -1,34 +1,34 @@
-"""Data in memory, of which each worker sees its own samples, in an order that is a pure function of its step."""
+"""Shards: data in memory, of which each worker sees its own samples."""
 
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from skerry.data.order import Order
+from skerry.data.sample_order import SampleOrder
 
 
 class Shards:
-    """The data of all workers in memory, of which each worker touches only its own part.
+    """The data of all workers in memory, of which each worker uses only its own part.
 
-    The order of a worker's batches is that of ``data/order.py``: epochs are shuffled one by one, a batch may span two,
-    nothing is dropped, and step 500 is had directly, which makes resume exact.
+    A worker's batches are a pure function of (seed, worker, step). Every epoch is shuffled anew, a batch may span two
+    epochs, and no sample is dropped. Any step is computed directly, so resume is exact.
 
-    A worker's samples are copied out of ``x`` and ``y`` on first use of that worker: a process that runs
-    one worker copies one part, the serial runtime one more copy of the whole in all.
+    A worker's samples are copied out of ``x`` and ``y`` when the worker is first used. A process that runs one worker
+    copies one part; the serial runtime makes one more copy of all data.
 
     Args:
-        x: inputs, samples first; kept as they are (uint8 images take a quarter of the memory of floats).
-        y: targets, as many samples as ``x``.
-        parts: for each worker the indices of its samples, as ``split`` returns them. They may overlap.
+        x: inputs, (num_samples, ...), kept as they are (uint8 images take a quarter of the memory of floats).
+        y: targets, (num_samples, ...).
+        parts: for each worker the int64 indices of its samples, as ``split`` returns them. They may overlap.
         batch_size: samples in each batch of each worker.
-        seed: everything about the order comes from this.
-        transform: turns a batch of stored inputs into the model's input, e.g. to normalised floats. Should be
-            deterministic, else resume is not exact.
+        seed: determines the order.
+        transform: turns a batch of stored inputs into the model's input, e.g. into normalised floats. If it is not
+            deterministic, resume is not exact.
 
     Raises:
-        ValueError: lengths of x and y differ; no parts; a part is empty, not one dim of int64, or has
-            indices out of range; batch_size below 1.
+        ValueError: x and y have different lengths; there are no parts; a part is empty, not one dim of int64, or has
+            indices out of range; ``batch_size`` is below 1.
 
     Example:
         >>> shards = Shards(torch.arange(4), torch.arange(4), [torch.tensor([0, 1]), torch.tensor([2, 3])],
@@ -56,14 +56,14 @@ class Shards:
         self.num_workers = len(parts)
         self._x, self._y, self._parts = x, y, list(parts)
         self._transform = transform
-        self._orders = [Order(len(p), batch_size=batch_size, seed=seed, worker=w) for w, p in enumerate(parts)]
+        self._orders = [SampleOrder(len(p), batch_size=batch_size, seed=seed, worker=w) for w, p in enumerate(parts)]
         self._own: dict[int, tuple[Tensor, Tensor]] = {}  # by worker, gathered on first use
 
     def batches(self, worker: int, first_step: int, num_steps: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches (x, y) of steps first_step .. first_step + num_steps - 1 of ``worker``.
 
         Raises:
-            ValueError: no such worker, or a negative step or count; at the call, not at the first batch.
+            ValueError: no such worker, or a negative step or count. Raised by the call, not by the first batch.
         """
         self._check_worker(worker)
         if first_step < 0 or num_steps < 0:
@@ -71,11 +71,12 @@ class Shards:
         return (self._batch(worker, step) for step in range(first_step, first_step + num_steps))
 
     def sample(self, worker: int, num: int) -> Tensor:
-        """Return ``num`` transformed inputs of ``worker``, or all it has where that is fewer; for
-        calibration.
+        """Return ``num`` transformed inputs of ``worker``, capped at all it has, to calibrate with.
 
-        They are the first of a fixed shuffled order of its part, so a larger sample begins with a smaller
-        one.
+        They are the first of a fixed shuffled order, so a larger sample begins with a smaller one.
+
+        Raises:
+            ValueError: no such worker, or ``num`` is below 1.
         """
         self._check_worker(worker)
         x, _ = self._gather(worker)
@@ -104,7 +105,7 @@ class Shards:
 
 
 def check_part(worker: int, part: Tensor, num_samples: int) -> None:
-    """Raise ValueError unless ``part`` has numbers of samples."""
+    """Raise ValueError unless ``part`` has indices of samples, at least one, each 0 .. num_samples - 1."""
     if part.ndim != 1 or part.dtype != torch.int64:
         raise ValueError(f"parts[{worker}]: {part.dtype} of shape {tuple(part.shape)}, expected one dim of torch.int64")
     if len(part) == 0:

@@ -1,7 +1,6 @@
-"""Deal samples out to workers: evenly mixed, sorted by class, or skewed by a Dirichlet draw.
+"""Split samples among workers: evenly mixed, sorted by class, or with label skew from a Dirichlet draw.
 
-Not to be confused with dealing *units* out (``skerry.partition``): this is done once, before training, and
-says which worker owns which samples.
+This says which worker has which samples, once, before training. ``skerry.partitions`` deals out *units* instead.
 """
 
 import math
@@ -20,33 +19,37 @@ Ints = NDArray[np.int64]
 
 
 def split(labels: NDArray[np.integer] | Tensor, num_workers: int, how: str, seed: int) -> list[Tensor]:
-    """Return, for each worker, the sorted int64 indices of its samples: disjoint, non-empty, covering all.
+    """Return for each worker the sorted int64 indices of its samples: disjoint, not empty, together all samples.
 
-    A pure function of its arguments. ``how`` is one of
-
-    - ``iid``: a random deal; sizes differ by at most one.
-    - ``by_label``: samples in order of class, cut into contiguous shares whose sizes differ by at most one,
-      so that a worker sees few classes. Nothing is drawn: ``seed`` has no effect.
-    - ``dirichlet:ALPHA``: of each class c, worker w gets the share p_cw, with (p_c1 .. p_cn) ~
-      Dirichlet(ALPHA). Small ALPHA: few workers hold a class; large ALPHA: as iid. Sizes differ. A worker
-      that drew nothing is given one sample of the worker that then has most.
+    A pure function of its arguments.
 
     Args:
-        labels: class of each sample, (num_samples,), any integer type; for ``iid`` anything that has a length.
+        labels: class of each sample, (num_samples,), any integer type. For ``iid`` anything that has a length.
+        num_workers: at most the number of samples.
+        how: one of
+
+            - ``iid``: at random; sizes differ by at most one.
+            - ``by_label``: samples sorted by class and cut into contiguous parts whose sizes differ by at most one, so
+              each worker sees few classes. Nothing is random: ``seed`` has no effect.
+            - ``dirichlet:ALPHA``: of each class c, worker w gets the share p_cw, with (p_c1 .. p_cn) ~
+              Dirichlet(ALPHA). With small ALPHA few workers have a class; large ALPHA approaches ``iid``. Sizes differ.
+              A worker that would get nothing gets one sample of the worker that has most.
+        seed: determines all random draws.
 
     Raises:
-        ValueError: unknown ``how``, bad ALPHA, labels not one dim of integers, or fewer samples than workers.
+        ValueError: ``how`` is unknown, ALPHA is out of range, labels are not one dim of integers, or there are fewer
+            samples than workers.
 
     Example:
         >>> [part.tolist() for part in split(np.array([1, 0, 1, 0]), 2, "by_label", seed=0)]
         [[1, 3], [0, 2]]
 
-    References: the Dirichlet split is that of Hsu, Qi, Brown: Measuring the effects of non-identical data
-    distribution for federated visual classification, 2019, arXiv:1909.06335. Differs from the paper: there
-    each worker draws its mix of classes and all have equal sizes; here each class draws its mix of workers
-    (as Li et al., arXiv:2102.02079, do), so every sample is dealt out exactly once.
+    References: the Dirichlet split is from Hsu, Qi, Brown: Measuring the effects of non-identical data distribution for
+    federated visual classification, 2019, arXiv 1909.06335. Differs from the paper: there each worker draws its mix of
+    classes and all sizes are equal; here each class draws its mix of workers (as in Li et al., arXiv 2102.02079), so
+    every sample is used exactly once.
     """
-    # An iid deal does not look at the labels, so they may be anything (a regression's targets).
+    # An iid split does not look at the labels, so they may be anything (a regression's targets).
     classes = np.arange(len(labels)) if how == "iid" else _as_array(labels)
     if num_workers < 1:
         raise ValueError(f"num_workers: got {num_workers}, expected at least 1")
@@ -94,7 +97,7 @@ def _dirichlet(classes: Ints, num_workers: int, alpha: float, rng: np.random.Gen
 
 
 def _feed_empty(parts: list[Ints]) -> list[Ints]:
-    """Give each empty part the last sample of the part that is largest then; the lowest worker at a tie."""
+    """Give each empty part the last sample of the largest part; on a tie that of the lowest worker."""
     for worker, part in enumerate(parts):
         if len(part) == 0:
             giver = int(np.argmax([len(other) for other in parts]))

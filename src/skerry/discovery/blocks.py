@@ -1,13 +1,11 @@
-"""Blocks: residual blocks as units. A subnet without a block has the identity in its place, and none of its tensors."""
+"""Blocks: residual blocks as units. A subnet without a block has the identity in its place and none of its tensors."""
 
-import difflib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from skerry.discovery.running import quietly
+from skerry.choose import did_you_mean
+from skerry.discovery.forward_contexts import after_each, without_side_effects
 from skerry.model.inputs import Inputs, call
 from skerry.model.tensors import named_tensors
 from skerry.plan.dims import Axis
@@ -16,16 +14,18 @@ from skerry.plan.table import Plan
 
 
 class Blocks:
-    """The modules that match one of ``patterns`` (``"layer3.[1-9]"``) are the units of an axis.
+    """Deals out residual blocks whole: each module that matches one of ``patterns`` is a unit of one axis.
 
-    Only blocks that give back the shape they get qualify: ``x + f(x)``, of which the identity is left without ``f``.
+    A block must return the shape it gets: ``x + f(x)``, which is the identity without ``f``.
 
     Args:
-        patterns: of module names; ``*``, ``?`` and ``[12]`` stand for parts of one component of a dotted name.
-        axis: the axis's name; "blocks" and the patterns if None.
+        patterns: patterns of module names (``"layer3.[1-9]"``); ``*``, ``?`` and ``[12]`` match within one component of
+            a dotted name.
+        axis: the axis's name; by default "blocks" and the patterns.
         branch: the module within a block whose output is added to the block's input (``"conv2"``). The full model adds
-            up all branches, a subnet only its own; with this, calibration multiplies the branch's parameters by the
-            chance that a subnet had the block, as ResIST does (Dun et al., 2022, arXiv 2107.00961). None: unscaled.
+            up all branches, but a subnet only its own. With this set, calibration multiplies the branch's parameters by
+            the fraction of subnets that had the block, as ResIST does (Dun et al., 2022, arXiv 2107.00961). None: not
+            scaled.
 
     Example:
         >>> import torch
@@ -38,17 +38,20 @@ class Blocks:
         self.patterns, self.axis, self.branch = patterns, axis or f"blocks {' '.join(patterns)}", branch
 
     def plan(self, model: nn.Module, example_inputs: Inputs) -> Plan:
-        """Return the plan that deals these blocks out; add it to others with ``+``.
+        """Return the plan that deals out these blocks; add it to others with ``+``.
+
+        Args:
+            model: is run once and not changed.
+            example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
 
         Raises:
-            ValueError: a pattern matches nothing, a block changes the shape or is not run, blocks contain one
-                another, share a tensor with something else, or have no such branch.
+            ValueError: a pattern matches nothing, or a block changes the shape, does not run on the inputs, contains
+                another block, shares a tensor with something else, or has no such branch.
         """
         modules = dict(model.named_modules())
         for pattern in self.patterns:
             if not any(name and match(pattern, name) is not None for name in modules):
-                near = difflib.get_close_matches(pattern, modules, n=1)
-                hint = f"; did you mean '{near[0]}'?" if near else ""
+                hint = did_you_mean(pattern, modules)
                 raise ValueError(f"Blocks('{pattern}') matches no module (a * is one component of the name){hint}")
         names = [n for n in modules if n and any(match(pattern, n) is not None for pattern in self.patterns)]
         _check_shapes(model, example_inputs, names)
@@ -66,39 +69,27 @@ class Blocks:
 
 
 def _check_shapes(model: nn.Module, inputs: Inputs, names: list[str]) -> None:
+    """Refuse a block that does not run on the inputs or that changes the shape."""
     seen: set[str] = set()
-    with quietly(model), _watch(model, names, seen):
+
+    def check(name: str, args: tuple[Any, ...], output: Any) -> None:
+        seen.add(name)
+        x = args[0] if args else None
+        if not isinstance(x, Tensor) or not isinstance(output, Tensor):
+            kinds = f"takes {type(x).__name__} first and returns {type(output).__name__}"
+            raise ValueError(f"{name}: {kinds}, expected one tensor each, so that the identity can replace it")
+        if x.shape != output.shape or x.dtype != output.dtype:
+            raise ValueError(
+                f"{name}: takes {tuple(x.shape)}, returns {tuple(output.shape)}, expected the same shape; a block "
+                "that changes it cannot be skipped: leave it out, as in Blocks('layer3.[1-9]')"
+            )
+
+    blocks = {name: model.get_submodule(name) for name in names}
+    with without_side_effects(model), after_each(blocks, check):
         call(model, inputs)
     for name in names:
         if name not in seen:
             raise ValueError(f"{name}: not run on the example inputs, so its shapes are not known; leave it out")
-
-
-@contextmanager
-def _watch(model: nn.Module, names: list[str], seen: set[str]) -> Iterator[None]:
-    """Note which blocks ran; refuse one that changes the shape."""
-
-    def watcher(name: str) -> Any:
-        def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            seen.add(name)
-            x = args[0] if args else None
-            if not isinstance(x, Tensor) or not isinstance(output, Tensor):
-                kinds = f"takes {type(x).__name__} first and returns {type(output).__name__}"
-                raise ValueError(f"{name}: {kinds}, expected one tensor each, so that the identity can stand for it")
-            if x.shape != output.shape or x.dtype != output.dtype:
-                raise ValueError(
-                    f"{name}: takes {tuple(x.shape)}, returns {tuple(output.shape)}, expected the same shape; a block "
-                    "that changes it cannot be skipped: leave it out, as in Blocks('layer3.[1-9]')"
-                )
-
-        return look
-
-    hooks = [model.get_submodule(name).register_forward_hook(watcher(name), with_kwargs=True) for name in names]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _check_tensors(model: nn.Module, names: list[str]) -> None:

@@ -1,7 +1,7 @@
-"""Discover: the plan of any module, from one forward on example inputs."""
+"""Discover: make the plan of any module from one forward on example inputs."""
 
-import difflib
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from skerry.choose import did_you_mean
 from skerry.discovery.blocks import Blocks
-from skerry.discovery.labels import Origin
-from skerry.discovery.operations import rule_of
-from skerry.discovery.refuse import refuse_unfit
-from skerry.discovery.trace import ForwardRefused, Trace, both, trace
-from skerry.discovery.trial import drop_what_fails
-from skerry.discovery.units import Touched, Units, alike, solve, wasted
+from skerry.discovery.hard_coded_widths import drop_hard_coded
+from skerry.discovery.index_labels import Origin
+from skerry.discovery.supported_models import check_supported
+from skerry.discovery.trace import ForwardRefused, Trace, trace
+from skerry.discovery.unit_solver import Touched, Units, alike, solve, wasted
 from skerry.model.inputs import Inputs
 from skerry.model.tensors import named_tensors
 from skerry.plan.dims import Axis, DealtDim
@@ -34,27 +34,33 @@ def discover(
 ) -> Plan:
     """Find what can be dealt out of ``model``, whatever its architecture.
 
-    Every index of every parameter dim gets a label. One forward runs on the example inputs; each operation says which
-    labels must be held together, so that the operation on narrow tensors gives the narrow result. Labels that are
-    joined make a unit; units that look alike make an axis. Outputs, inputs and whatever is normalised or averaged over
-    are not dealt out, nor is what goes through an operation without a rule: when in doubt, less is dealt out. Finally a
-    narrow net is run; axes with which it does anything else than planned (a width is written into some ``forward``) are
-    left out. The plan's notes say what is not dealt out and why; ``print(plan)`` shows them.
+    Every index of every parameter dim gets a label. The model runs once on the example inputs, in each mode. Each
+    operation says which labels must be held together, so that it gives the narrow result on narrow tensors. Joined
+    labels make a unit, and units that look alike make an axis.
 
-    It holds for the forward in both modes (in evaluation mode alone, if the other does not run on the inputs) and for
-    ordinary gradients, not those of an ``autograd.Function`` of your own: ``verify`` checks gradients, too. Values that
-    a forward leaves in attributes are not outputs.
+    Some dims are not dealt out: inputs, outputs, dims that are normalised or averaged over, and all that passes through
+    an operation without a rule. When in doubt, less is dealt out. Finally a narrow net is run, and axes for which it
+    does not run as planned (a width is hard-coded in some ``forward``) are left out. The plan's notes say what is not
+    dealt out and why; ``print(plan)`` shows them.
+
+    The plan holds for the forward in both modes, or in evaluation mode alone if training mode does not run on the
+    inputs. It assumes ordinary gradients, not those of an ``autograd.Function`` of your own; ``verify`` checks
+    gradients too. Values that a forward leaves in attributes do not count as outputs.
 
     Args:
-        model: any module; it is not changed. It is run in both modes.
-        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. A small batch is enough, if of
-            more than one sample.
-        blocks: residual blocks to deal out as wholes, beside the units within them.
+        model: any module; it is not changed.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. A small batch is enough, but
+            batch norm needs more than one sample to run in training mode.
+        blocks: residual blocks to deal out whole, beside the units within them.
         patches: pattern of module names -> ``patch(narrow, full)``, for modules that hard-code a width
-            (``skerry.patches``).
+            (``skerry.subnet.adapters``).
+
+    Returns:
+        The plan. Its axes are named after the modules that have the dealt tensors.
 
     Raises:
-        ValueError: the model does not run on the inputs, writes to its parameters, or has parameters without data.
+        ValueError: the model does not run on the inputs, writes to its parameters, or has parameters without data; a
+            pattern of ``patches`` or ``blocks`` matches nothing.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
@@ -63,29 +69,24 @@ def discover(
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: got {type(model).__name__}, expected an nn.Module; discover(model, example_inputs)")
-    refuse_unfit(model)
+    check_supported(model)
     _check_patterns(model, patches or {})
-    tensors = named_tensors(model)
-    of_norms = {
-        f"{name}.{buffer}" if name else buffer: getattr(module, buffer)
-        for name, module in model.named_modules()
-        if isinstance(module, _NormBase)
-        for buffer in ("running_mean", "running_var")
-        if getattr(module, buffer, None) is not None
+    statistics = {
+        name: buffer
+        for name, buffer in model.named_buffers()
+        if name.endswith(("running_mean", "running_var"))
+        and isinstance(model.get_submodule(name.rpartition(".")[0]), _NormBase)
     }
-    labelled: dict[str, Tensor] = {
-        **dict(model.named_parameters()),
-        **{n: t for n, t in of_norms.items() if n in tensors},
-    }
+    labelled: dict[str, Tensor] = {**dict(model.named_parameters()), **statistics}
 
     def look(without: frozenset[Origin]) -> tuple[Trace, Trace, Units]:
-        """Trace both modes (a narrow net is compared in evaluation mode, where chance has no part)."""
-        found = trace(model, example_inputs, rule_of, labelled, without=without)
+        """Return the trace in evaluation mode, in which the narrow net runs too, and that of both modes together."""
+        found = trace(model, example_inputs, labelled, without=without)
         try:
-            together = both(found, trace(model, example_inputs, rule_of, labelled, training=True, without=without))
+            together = found + trace(model, example_inputs, labelled, training=True, without=without)
         except ForwardRefused:
             raise
-        except ValueError:  # batch norm wants more samples than one
+        except ValueError:  # batch norm does not train on one sample
             together = found
         return found, together, solve(together)
 
@@ -96,14 +97,14 @@ def discover(
         if (again[2].of > 0).sum() > (units.of > 0).sum():
             found, together, units = again
     plan, unit_of_label = _plan(model, together, units, patches or {})
-    plan = drop_what_fails(model, example_inputs, plan, found, unit_of_label)
+    plan = drop_hard_coded(model, example_inputs, plan, found, unit_of_label)
     for one in [blocks] if isinstance(blocks, Blocks) else blocks:
         plan = plan + one.plan(model, example_inputs)
     return plan
 
 
 def _plan(model: nn.Module, trace: Trace, units: Units, patches: Mapping[str, Patch]) -> tuple[Plan, Tensor]:
-    """The plan, and for each label the id of its unit in the plan, -1 for labels that are not dealt out."""
+    """Return the plan, and for each label the id of its unit in it, -1 for labels that are not dealt out."""
     groups = [
         (group, dims)
         for group, dims in alike(trace, units)
@@ -111,12 +112,12 @@ def _plan(model: nn.Module, trace: Trace, units: Units, patches: Mapping[str, Pa
     ]
     names = _names([[name for name, _ in dims] for _, dims in groups])
     axes, start = [], 0
-    id_of = np.full(trace.num_labels, -1, dtype=np.int32)  # unit, as the solver calls it -> its id in the plan
+    id_of = np.full(trace.num_labels, -1, dtype=np.int32)  # unit of the solver -> its id in the plan
     for (group, dims), name in zip(groups, names, strict=True):
         axes.append(Axis(name, len(group), _kind(model, units, group, dims), start))
         id_of[np.array(group)] = np.arange(start, start + len(group))
         start += len(group)
-    known: dict[bytes, Tensor] = {}  # dims that run alike share one tensor of ids
+    known: dict[bytes, Tensor] = {}  # dims with the same ids share one tensor
     rows: dict[str, tuple[DealtDim | None, ...]] = {}
     for name, origins in trace.origins.items():
         row: list[DealtDim | None] = []
@@ -133,7 +134,7 @@ def _plan(model: nn.Module, trace: Trace, units: Units, patches: Mapping[str, Pa
 
 
 def _names(tensors: Sequence[Sequence[str]]) -> list[str]:
-    """Name each axis for the module all its tensors are in, or, where that would not tell it apart, for its maker."""
+    """Name each axis after the module that has all its tensors, or, if that is not unique, after its first tensor's."""
     inside = [_common([name.rpartition(".")[0] for name in names]) for names in tensors]
     makers = [names[0].rpartition(".")[0] or names[0] for names in tensors]
     chosen = [
@@ -146,13 +147,9 @@ def _names(tensors: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _common(modules: Sequence[str]) -> str:
-    parts = [module.split(".") for module in modules]
-    shared = []
-    for column in zip(*parts, strict=False):
-        if len(set(column)) > 1:
-            break
-        shared.append(column[0])
-    return ".".join(shared)
+    """Return the module that contains all of ``modules``, "" if it is the model itself."""
+    columns = zip(*(module.split(".") for module in modules), strict=False)
+    return ".".join(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def _kind(model: nn.Module, units: Units, group: Sequence[int], dims: Touched) -> str:
@@ -166,7 +163,7 @@ def _kind(model: nn.Module, units: Units, group: Sequence[int], dims: Touched) -
 
 
 def _notes(trace: Trace, units: Units, id_of: NDArray[np.int32]) -> tuple[Note, ...]:
-    """A note for each reason for which parameter dims are whole."""
+    """Return a note for each reason why parameter dims are not dealt out."""
     by_reason: dict[tuple[int, int], list[str]] = {}
     for name, origins in trace.origins.items():
         for d, ids in enumerate(origins):
@@ -207,7 +204,7 @@ _WHY = [
 
 
 def _why(trace: Trace, reason: int) -> str | None:
-    """The reason in words; None for a weight (or a kernel in space) that is whole because what it reads is."""
+    """Return the reason in words; None for a weight (or a kernel in space) that is whole because what it reads is."""
     if reason == -2:
         return "one unit only, or no weight sums over it"
     if reason < 0:
@@ -227,6 +224,4 @@ def _check_patterns(model: nn.Module, patches: Mapping[str, Patch]) -> None:
     names = [name for name, _ in model.named_modules()]
     for pattern in patches:
         if not any(match(pattern, name) is not None for name in names):
-            near = difflib.get_close_matches(pattern, names, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise ValueError(f"patch '{pattern}' matches no module of the model{hint}")
+            raise ValueError(f"patch '{pattern}' matches no module of the model{did_you_mean(pattern, names)}")

@@ -1,11 +1,11 @@
-"""Trace: run a model once and note what each operation demands of labels.
+"""Trace: run a model once and collect the constraints that each operation puts on labels.
 
-The forward runs for real, in eager mode, on the example inputs; nothing is compiled or exported, so any model that runs
+The forward runs for real, in eager mode, on the example inputs. Nothing is compiled or exported, so any model that runs
 can be traced. A ``TorchDispatchMode`` sees every operation with the tensors it works on. The rules that say what an
-operation means for labels are in ``operations.py``.
+operation demands are in ``operations``.
 """
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,16 +15,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from skerry.discovery.labels import Bonds, Field, Labels, Origin
-from skerry.discovery.numbers import Constants, numbers_of, written_by
-from skerry.discovery.running import module_names, quietly
+from skerry.discovery.constraints import Constraints
+from skerry.discovery.forward_contexts import Running, first_line, without_side_effects
+from skerry.discovery.index_labels import Field, Labels, Origin
+from skerry.discovery.invariant_numbers import InvariantNumbers, written_by
+from skerry.discovery.operations.operation import Operation, pin_everything, wide_dims
+from skerry.discovery.operations.rules import rule_of
 from skerry.model.inputs import Inputs, call, tensors_of
-
-Rule = Callable[["Operation"], Sequence[Labels]]
 
 
 class ForwardRefused(ValueError):
-    """The model's forward does something for which no subnet can stand."""
+    """The model's forward does something that no subnet can reproduce."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,17 +33,16 @@ class Step:
     """An operation that ran.
 
     Attributes:
-        name: of the operation.
+        name: the operation's.
         module: name of the module that ran it.
-        reads: the memory it read, by number.
-        writes: the memory it wrote.
-        fields: the labels of its (first) result.
-        numbers: the numbers among its arguments, and the extremes of a result that comes from neither inputs nor
-            weights: in a narrow net they must be the same.
+        reads: the memories it read, by number.
+        writes: the memories it wrote.
+        fields: the labels of its first result.
+        numbers: what ``InvariantNumbers`` found; it must be the same in a narrow net.
         known: whether there is a rule for it.
-        shape: of its (first) result, None for dims that are broadcast; None if there is no result.
-        free: whether the result goes with any width (``Labels.uniform``).
-        loose: whether an operation before it looked at values, so that a narrow net may do something else.
+        shape: of its first result, None for dims that are broadcast; None if there is no result.
+        any_width: whether the result fits any width (``Labels.uniform``).
+        after_values: whether an earlier operation looked at values, so that a narrow net may go another way.
     """
 
     name: str
@@ -53,39 +53,25 @@ class Step:
     numbers: tuple[float, ...] = ()
     known: bool = True
     shape: tuple[int | None, ...] | None = None
-    free: bool = False
-    loose: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Operation:
-    """What a rule gets: the operation, its arguments and results, and the means to look labels up and join them."""
-
-    bonds: Bonds
-    labels_of: Callable[[Tensor], Labels]
-    packet: Any
-    args: Sequence[Any]
-    kwargs: Mapping[str, Any]
-    outs: Sequence[Tensor]
-    module: nn.Module | None
-    layout: tuple[torch.Size, tuple[int, ...]] | None  # shape and strides of the first tensor before it ran
-
-    def arg(self, position: int, name: str = "", default: Any = None) -> Any:
-        """An argument by position or, where it was given so, by name."""
-        if len(self.args) > position:
-            return self.args[position]
-        return self.kwargs.get(name, default)
-
-    def tensors(self) -> list[Tensor]:
-        """All tensor arguments."""
-        return [t for t in tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor)]
+    any_width: bool = False
+    after_values: bool = False
 
 
 @dataclass
 class Trace:
-    """What a forward left behind: all bonds; which operations and labelled tensors the outputs depend on."""
+    """What one forward, or two together, have shown.
 
-    bonds: Bonds
+    Attributes:
+        constraints: what the operations demand of labels.
+        steps: the operations, in order; the last is the model's output.
+        live: for each step whether an output depends on it.
+        origins: for each labelled tensor the labels of each of its dims, None for a dim without labels.
+        num_labels: the number of labels, with label 0.
+        used: the labelled tensors that an output depends on.
+        looked_at_values: the modules that looked at values.
+    """
+
+    constraints: Constraints
     steps: list[Step]
     live: list[bool] = field(default_factory=list)
     origins: dict[str, tuple[Tensor | None, ...]] = field(default_factory=dict)
@@ -93,51 +79,89 @@ class Trace:
     used: frozenset[str] = frozenset()
     looked_at_values: list[str] = field(default_factory=list)
 
+    def __add__(self, other: "Trace") -> "Trace":
+        """Return what two forwards of one model, with the same labels, demand together."""
+        a, b, shift = self.constraints, other.constraints, len(self.steps)
+        constraints = Constraints(
+            edges=a.edges + [replace(edge, op=edge.op + shift) for edge in b.edges],
+            outermost=a.outermost + [(ids, op + shift) for ids, op in b.outermost],
+            even_cuts=a.even_cuts + [(ids, dim, ends, op + shift) for ids, dim, ends, op in b.even_cuts],
+            roles=a.roles + [(origin, role, op + shift) for origin, role, op in b.roles],
+            heads=a.heads + b.heads,
+            preferred=a.preferred + b.preferred,
+        )
+        steps, live, used = self.steps + other.steps, self.live + other.live, self.used | other.used
+        return replace(self, constraints=constraints, steps=steps, live=live, used=used)
 
-def both(a: Trace, b: Trace) -> Trace:
-    """What two forwards of one model, with the same labels, demand together."""
-    shift = len(a.steps)
-    bonds = Bonds(
-        edges=a.bonds.edges + [replace(edge, op=edge.op + shift) for edge in b.bonds.edges],
-        outermost=a.bonds.outermost + [(ids, op + shift) for ids, op in b.bonds.outermost],
-        prefixes=a.bonds.prefixes + [(ids, dim, ends, op + shift) for ids, dim, ends, op in b.bonds.prefixes],
-        roles=a.bonds.roles + [(origin, role, op + shift) for origin, role, op in b.bonds.roles],
-        heads=a.bonds.heads + b.bonds.heads,
-        preferred=a.bonds.preferred + b.bonds.preferred,
-    )
-    return replace(a, bonds=bonds, steps=a.steps + b.steps, live=a.live + b.live, used=a.used | b.used)
+
+def trace(
+    model: nn.Module,
+    inputs: Inputs,
+    labelled: Mapping[str, Tensor],
+    *,
+    training: bool = False,
+    without: Container[Origin] = (),
+) -> Trace:
+    """Run ``model`` once on ``inputs`` and return what its operations demand of labels.
+
+    Args:
+        model: is not changed.
+        inputs: example inputs.
+        labelled: the parameters and buffers whose indices get labels, by name.
+        training: run in training mode instead of evaluation mode.
+        without: dims that get no labels because they are known not to be dealt out.
+
+    Raises:
+        ForwardRefused: the forward writes to a parameter.
+        ValueError: the model does not run on the inputs, or returns no tensors.
+    """
+    tracer = _Tracer(model, labelled, without)
+    if training:  # batch norm updates its statistics without telling the dispatcher
+        tracer.saved = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
+    try:
+        with without_side_effects(model, training), tracer.running.tracked():
+            with tracer:
+                try:
+                    output = call(model, inputs)
+                except ForwardRefused:
+                    raise
+                except Exception as error:
+                    where = f"in {tracer.running.innermost}: " if tracer.running.innermost else ""
+                    raise ValueError(
+                        f"the model does not run on the example inputs: {where}{first_line(error)}; give inputs as the "
+                        "model takes them (a tensor, a tuple of positional or a dict of keyword arguments)"
+                    ) from error
+            return tracer.finish(output)
+    finally:
+        with torch.no_grad():
+            for buffer, before in tracer.saved.values():
+                buffer.copy_(before)
 
 
-class Tracer(TorchDispatchMode):
-    """Applies the rules to every operation of a forward."""
+class _Tracer(TorchDispatchMode):
+    """Applies the rules to every operation of a forward.
 
-    def __init__(
-        self,
-        model: nn.Module,
-        rule_of: Callable[[Any], Rule | None],
-        labelled: Mapping[str, Tensor],
-        without: Container[Origin],
-    ) -> None:
+    Tensors that share storage lie in one *memory*, which has a number.
+    """
+
+    def __init__(self, model: nn.Module, labelled: Mapping[str, Tensor], without: Container[Origin]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.trace = Trace(Bonds(), [])
-        self.rule_of = rule_of
+        self.trace = Trace(Constraints(), [])
         self.labelled = labelled
         self.labels: Any = WeakTensorKeyDictionary()
-        self.memory: Any = WeakTensorKeyDictionary()  # tensor -> number of the memory it lies in
+        self.memory: Any = WeakTensorKeyDictionary()
         self.num_memories = 0
-        self.written: set[int] = set()  # memories written to in part: no tensor in them is uniform any more
+        self.written: set[int] = set()  # memories that were written in part: no tensor in them is uniform any more
         self.viewed: set[int] = set()  # memories that several tensors lie in
-        self.constants = Constants()
-        self.looked = False
-        self.modules: list[str] = []
-        self.by_name = dict(model.named_modules())
-        self.frozen: dict[int, str] = {}  # storage -> the parameter in it
+        self.numbers = InvariantNumbers()
+        self.looked = False  # at values
+        self.running = Running(model)
+        self.modules = dict(model.named_modules())
+        self.parameters = {p.untyped_storage()._cdata: name for name, p in model.named_parameters()}
         self.buffers = {b.untyped_storage()._cdata: (name, b) for name, b in model.named_buffers()}
-        self.saved: dict[str, tuple[Tensor, Tensor]] = {}  # buffers that the forward changed, as they were
+        self.saved: dict[str, tuple[Tensor, Tensor]] = {}  # buffers that the forward changed, and their old values
         for name, tensor in labelled.items():
             self._give_labels(name, tensor, without)
-        for name, parameter in model.named_parameters():
-            self.frozen[parameter.untyped_storage()._cdata] = name
 
     def _give_labels(self, name: str, tensor: Tensor, without: Container[Origin]) -> None:
         fields: list[Field] = []
@@ -154,14 +178,14 @@ class Tracer(TorchDispatchMode):
         self.labels[tensor] = Labels(tuple(fields), weight=True)
 
     def labels_of(self, tensor: Tensor) -> Labels:
-        """The labels of a tensor; one never seen (an input, a constant) has fixed dims."""
+        """Return the labels of a tensor. One that was never seen (an input, a constant) has fixed dims."""
         found: Labels | None = self.labels.get(tensor)
         if found is None or (found.uniform and self.memory_of(tensor) in self.written):
             return Labels(uniform=tensor.dim() == 0)
         return found
 
     def memory_of(self, tensor: Tensor) -> int:
-        """The number of the memory that a tensor lies in."""
+        """Return the number of the memory that a tensor lies in."""
         if tensor not in self.memory:
             self.memory[tensor] = self.num_memories
             self.num_memories += 1
@@ -180,8 +204,8 @@ class Tracer(TorchDispatchMode):
         result = func(*args, **kwargs)
         outs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
 
-        bonds, steps = self.trace.bonds, self.trace.steps
-        bonds.now = len(steps)
+        constraints, steps = self.trace.constraints, self.trace.steps
+        constraints.op = len(steps)
         before = {t.untyped_storage()._cdata: t for t in inputs}
         for out in outs:
             base = before.get(out.untyped_storage()._cdata)
@@ -189,57 +213,58 @@ class Tracer(TorchDispatchMode):
                 self.memory[out] = self.memory_of(base)
                 if not any(out is t for t in inputs):
                     self.viewed.add(self.memory_of(base))
-        running = self.modules[-1] if self.modules else ""
-        module = self.by_name.get(running)
-        operation = Operation(bonds, self.labels_of, func.overloadpacket, args, kwargs, outs, module, layout)
-        ids = frozenset(map(self.memory_of, inputs))
-        to = frozenset(map(self.memory_of, [*outs, *written]))
+        module = self.running.innermost
+        operation = Operation(
+            constraints, self.labels_of, func.overloadpacket, args, kwargs, outs, self.modules.get(module), layout
+        )
+        reads = frozenset(map(self.memory_of, inputs))
+        writes = frozenset(map(self.memory_of, [*outs, *written]))
         if func.overloadpacket is torch.ops.aten._local_scalar_dense:
-            self.trace.looked_at_values.append(running)
-        rule = self.rule_of(func)
+            self.trace.looked_at_values.append(module)
+        rule = rule_of(func)
         labels: list[Labels] = []
         try:
-            labels = [bonds.varying(found) for found in (rule or pin_everything)(operation)] if outs else []
+            labels = [constraints.varying(found) for found in (rule or pin_everything)(operation)] if outs else []
             assert len(labels) == len(outs), func
-        except Exception:  # a use of the operation that its rule does not foresee: like an operation without one
+        except Exception:  # the rule does not expect this use of the operation: treat it like one without a rule
             rule, labels = None, pin_everything(operation)
         first = labels[0] if labels else Labels()
-        numbers = numbers_of(func, args, kwargs)
-        numbers += self.constants.note(func, inputs, outs, written)
+        numbers = self.numbers.of(func, args, kwargs, outs, written)
         shape = tuple(n if outs[0].stride(d) else None for d, n in enumerate(outs[0].shape)) if outs else None
-        name = str(func.overloadpacket)
         steps.append(
-            Step(name, running, ids, to, first.fields, numbers, rule is not None, shape, first.uniform, self.looked)
-        )
+            Step(
+                str(func.overloadpacket), module, reads, writes, first.fields, numbers, rule is not None, shape,
+                any_width=first.uniform, after_values=self.looked,
+            )
+        )  # fmt: skip
         self.looked = self.looked or _looks_at_values(func, args)
-        if outs:
-            for out, found in zip(outs, labels, strict=True):
-                self.labels[out] = self._settle(out, found) if any(out is w for w in written) else found
+        for out, found in zip(outs, labels, strict=True):
+            self.labels[out] = self._settle(out, found) if any(out is w for w in written) else found
         return result
 
     def _settle(self, tensor: Tensor, found: Labels) -> Labels:
-        """The labels of a tensor that was written in place: its elements keep theirs, so the new ones join them."""
+        """Return the labels of a tensor that was written in place: its old labels, joined with the new ones."""
         before = self.labels_of(tensor)
         if before is found or (before.uniform and found.uniform and tensor._base is None):
             return found
         memory = self.memory_of(tensor)
         fresh = before.uniform and tensor.dim() and memory not in self.viewed
         self.written.add(memory)
-        if fresh:  # filled for the first time: what is written decides
+        if fresh:  # filled for the first time: only what is written matters
             return replace(found, uniform=False)
-        bonds = self.trace.bonds
         wide = wide_dims(tensor)
         before = self.labels_of(tensor)  # not uniform any more
-        fields = bonds.unify([(before, wide), (found, wide)])
+        fields = self.trace.constraints.unify([(before, wide), (found, wide)])
         return Labels(fields) if fields else Labels(uniform=tensor.dim() == 0)
 
     def _guard(self, written: Sequence[Tensor]) -> None:
+        """Refuse writes to parameters; keep the old values of buffers."""
         for tensor in written:
             key = tensor.untyped_storage()._cdata
-            if key in self.frozen:
+            if key in self.parameters:
                 raise ForwardRefused(
-                    f"{self.frozen[key]}: the forward of {self.modules[-1] or 'the model'} writes to it, expected a "
-                    "forward that leaves parameters alone; make it a buffer, or do the update outside of forward"
+                    f"{self.parameters[key]}: the forward of {self.running.innermost or 'the model'} writes to it, "
+                    "expected a forward that leaves parameters alone; make it a buffer, or update it outside of forward"
                 )
             if key in self.buffers and self.buffers[key][0] not in self.saved:
                 name, buffer = self.buffers[key]
@@ -247,9 +272,9 @@ class Tracer(TorchDispatchMode):
 
     def finish(self, output: Any) -> Trace:
         """Pin the outputs and find the operations they depend on."""
-        bonds = self.trace.bonds
+        constraints = self.trace.constraints
         needed = set()
-        bonds.now = len(self.trace.steps)
+        constraints.op = len(self.trace.steps)
         outputs = list(tensors_of(output))
         if not outputs:
             raise ValueError(
@@ -257,8 +282,8 @@ class Tracer(TorchDispatchMode):
                 "lists, dicts or dataclasses"
             )
         for tensor in outputs:
-            bonds.pin(self.labels_of(tensor).fields)
-            bonds.used(self.labels_of(tensor).fields)
+            constraints.pin(self.labels_of(tensor).fields)
+            constraints.mark(self.labels_of(tensor).fields, "out")
             needed.add(self.memory_of(tensor))
         live = []
         for step in reversed(self.trace.steps):
@@ -271,58 +296,9 @@ class Tracer(TorchDispatchMode):
         return self.trace
 
 
-def pin_everything(op: Operation) -> list[Labels]:
-    """For an operation without a rule: nothing that goes through it is dealt out."""
-    for tensor in op.tensors():
-        op.bonds.pin(op.labels_of(tensor).fields)
-    return [Labels() for _ in op.outs]
-
-
 def _looks_at_values(func: Any, args: Sequence[Any]) -> bool:
-    """Whether what comes out, or what is done next, may depend on values: a narrow net has others."""
+    """Return whether the result's shape, or what the forward does next, may depend on values, which differ by width."""
     if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags):
         return True
     taken = args[1] if func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put) else ()
     return any(isinstance(t, Tensor) and t.dtype in (torch.bool, torch.uint8) for t in taken or ())
-
-
-def wide_dims(tensor: Tensor) -> frozenset[int]:
-    """The dims with more than one index in memory; expanded ones are broadcast."""
-    return frozenset(d for d, n in enumerate(tensor.shape) if n > 1 and tensor.stride(d) != 0)
-
-
-def trace(
-    model: nn.Module,
-    inputs: Inputs,
-    rule_of: Callable[[Any], Rule | None],
-    labelled: Mapping[str, Tensor],
-    *,
-    training: bool = False,
-    without: Container[Origin] = (),
-) -> Trace:
-    """Run ``model`` once on ``inputs`` and return what its operations demand of the labels of ``labelled``.
-
-    In evaluation or training mode. Dims in ``without`` get no labels: they are known not to be dealt out.
-    """
-    tracer = Tracer(model, rule_of, labelled, without)
-    if training:  # batch norm updates its statistics without saying so to the dispatcher
-        tracer.saved = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
-    try:
-        with quietly(model, training), module_names(model, tracer.modules):
-            with tracer:
-                try:
-                    output = call(model, inputs)
-                except ForwardRefused:
-                    raise
-                except Exception as error:
-                    where = f"in {tracer.modules[-1]}: " if tracer.modules and tracer.modules[-1] else ""
-                    said = (str(error).splitlines() or [type(error).__name__])[0]
-                    raise ValueError(
-                        f"the model does not run on the example inputs: {where}{said}; give inputs as the model takes "
-                        "them (a tensor, a tuple of positional or a dict of keyword arguments)"
-                    ) from error
-            return tracer.finish(output)
-    finally:
-        with torch.no_grad():
-            for buffer, before in tracer.saved.values():
-                buffer.copy_(before)

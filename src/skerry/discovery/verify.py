@@ -1,15 +1,13 @@
-"""Check that a plan means what it says for a model: a narrow subnet computes what the masked full model computes."""
+"""Verify a plan: check that a narrow subnet computes what the masked full model computes."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from skerry.discovery.running import module_names
-from skerry.discovery.trial import some_units
+from skerry.discovery.forward_contexts import Running, after_each, first_line
+from skerry.discovery.hard_coded_widths import some_units
 from skerry.model.inputs import Inputs, call, map_tensors, tensors_of
 from skerry.model.tensors import fill_, named_tensors, skeleton
 from skerry.plan.table import Plan
@@ -27,19 +25,27 @@ _REMEDY = (
 
 
 def verify(model: nn.Module, plan: Plan, example_inputs: Inputs, *, tolerance: float = 1e-4) -> None:
-    """Raise unless some units of each axis compute what ``model`` computes when nothing reads the others.
+    """Check that a subnet of ``plan`` computes what ``model`` computes when nothing reads the units it does not have.
 
-    About 2 of 11 units; outputs and gradients, all axes at once, in evaluation mode and double precision (of copies: it
-    takes twice the model's memory and two forwards and backwards). Where it is not so, axis by axis, to name the one.
+    The subnet has about 2 of 11 units of each axis. Outputs and gradients are compared in evaluation mode, and in
+    double precision if the model runs in it. If they differ, each axis is checked alone, to name the wrong one. This
+    works on copies: it takes twice the model's memory and two forwards and backwards.
 
     Args:
         model: the full model; not changed.
         plan: its plan.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
-        tolerance: relative to the largest element of each output and gradient.
+        tolerance: the largest allowed difference, relative to the largest element of each output, and of all gradients;
+            at least 1e-2 where double precision does not run.
 
     Raises:
-        ValueError: naming axis, module and tensor, and what to do.
+        ValueError: the subnet does not run, or computes something else; the message names axis, module and tensor, and
+            says what to do.
+
+    Example:
+        >>> from skerry.discovery import discover
+        >>> model, x = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(4, 8)
+        >>> verify(model, discover(model, x), x)
     """
     plan.check(model)
     found = _mismatch(model, plan, some_units(plan), example_inputs, tolerance)
@@ -56,21 +62,26 @@ def verify(model: nn.Module, plan: Plan, example_inputs: Inputs, *, tolerance: f
 
 
 def verify_small(model: nn.Module, plan: Plan, example_inputs: Inputs) -> None:
-    """Verify a small net of the modules of ``model``, which may be on the meta device, with random values.
+    """Verify a small net with random values, made of the modules of ``model``, which may be on the meta device.
 
-    It has the first few units of each axis. It takes the memory of these and of what is not dealt out.
+    The net has the first few units of each axis. It takes the memory of these and of all that is not dealt out.
+
+    Args:
+        model: the full model; not changed.
+        plan: its plan.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
 
     Raises:
-        ValueError: naming module or axis, and what to do.
+        ValueError: as ``verify``.
     """
     small, its_plan = _small(model, plan)
     small.eval()
-    running: list[str] = []
+    running = Running(small)
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), module_names(small, running):
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), running.tracked():
             call(small, example_inputs)
     except Exception as error:
-        raise ValueError(_does_not_run(small, running, error)) from error
+        raise ValueError(_does_not_run(small, running.innermost, error)) from error
     verify(small, its_plan, example_inputs)
 
 
@@ -92,26 +103,36 @@ def _small(model: nn.Module, plan: Plan, most_units: int = 11) -> tuple[nn.Modul
 
 
 def _mismatch(model: nn.Module, plan: Plan, units: Tensor, inputs: Inputs, tolerance: float) -> str | None:
-    """Tell in words how the subnet of ``units`` differs from the masked full model, None if it does not."""
+    """Return in words how the subnet of ``units`` differs from the masked full model, None if it does not."""
     full, inputs, exact = _in_double(masked(model, plan, units).eval(), inputs)
     narrow = extract(model, plan, units).eval()
     if exact:
         narrow = narrow.double()
     else:
         tolerance = max(tolerance, 1e-2)
-    running: list[str] = []
+    running = Running(narrow)
     seen_narrow: dict[str, Tensor] = {}
     seen_full: dict[str, Tensor] = {}
+
+    def run(net: nn.Module, seen: dict[str, Tensor]) -> list[Tensor]:
+        """Return the outputs of ``net``, and keep in ``seen`` the first output of each submodule, in order."""
+
+        def keep(name: str, args: Any, output: Any) -> None:
+            first = next(tensors_of(output), None)
+            if first is not None and first.is_floating_point():
+                seen.setdefault(name, first.detach())
+
+        torch.manual_seed(0)
+        with after_each({name: module for name, module in net.named_modules() if name}, keep):
+            return list(tensors_of(call(net, inputs)))
+
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(0)
-        with _outputs(full, seen_full):
-            expected = list(tensors_of(call(full, inputs)))
-        torch.manual_seed(0)
+        expected = run(full, seen_full)
         try:
-            with module_names(narrow, running), _outputs(narrow, seen_narrow):
-                got = list(tensors_of(call(narrow, inputs)))
+            with running.tracked():
+                got = run(narrow, seen_narrow)
         except Exception as error:
-            return _does_not_run(model, running, error)
+            return _does_not_run(model, running.innermost, error)
     if [t.shape for t in got] != [t.shape for t in expected]:
         shapes = f"{[tuple(t.shape) for t in got]}, expected {[tuple(t.shape) for t in expected]}"
         return f"a narrow subnet's outputs have shapes {shapes}; {_REMEDY}"
@@ -126,14 +147,13 @@ def _mismatch(model: nn.Module, plan: Plan, units: Tensor, inputs: Inputs, toler
     return _gradient_mismatch(plan, units, narrow, full, got, expected, tolerance) if exact else None
 
 
-def _does_not_run(model: nn.Module, running: list[str], error: Exception) -> str:
-    where, said = (running[-1] if running else ""), (str(error).splitlines() or [type(error).__name__])[0]
+def _does_not_run(model: nn.Module, where: str, error: Exception) -> str:
     what_to_do = remedy(where, model.get_submodule(where)) if where else _REMEDY
     if where and isinstance(model.get_submodule(where), nn.modules.batchnorm._BatchNorm):
         what_to_do = (
             f"if the plan has no rule for it, add one: '{where}': Out(the axis before it); else leave the axis whole"
         )
-    return f"a narrow subnet does not run, in {where or 'the model itself'} ({said}); {what_to_do}"
+    return f"a narrow subnet does not run, in {where or 'the model itself'} ({first_line(error)}); {what_to_do}"
 
 
 def _gradient_mismatch(
@@ -169,7 +189,7 @@ def _gradient_mismatch(
 
 
 def _in_double(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, bool]:
-    """The model and inputs in double precision, if it runs so; else as they are."""
+    """Return model and inputs in double precision and True; if that does not run, unchanged and False."""
     doubled = copy.deepcopy(model).double()
     wide = map_tensors(lambda t: t.double() if t.is_floating_point() else t, inputs)
     try:
@@ -180,28 +200,8 @@ def _in_double(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, boo
     return doubled, wide, True
 
 
-@contextmanager
-def _outputs(model: nn.Module, seen: dict[str, Tensor]) -> Iterator[None]:
-    """Keep in ``seen`` the first output tensor of each submodule, in the order in which they finish."""
-
-    def keeper(name: str) -> Any:
-        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            first = next(tensors_of(output), None)
-            if first is not None and first.is_floating_point():
-                seen.setdefault(name, first.detach())
-
-        return keep
-
-    hooks = [module.register_forward_hook(keeper(name)) for name, module in model.named_modules() if name]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def _off(a: Tensor, b: Tensor) -> float:
-    """The largest difference, relative to the largest element of ``b``."""
+    """Return the largest difference, relative to the largest element of ``b``."""
     if not a.numel():
         return 0.0
     a, b = (t.to(torch.float64) for t in (a.detach(), b.detach()))

@@ -1,4 +1,4 @@
-"""The settings of one run: what ``--set`` changes, ``config.json`` keeps and resume checks."""
+"""The settings of one run: changed by ``--set``, saved in ``config.json``, compared on resume."""
 
 import json
 import math
@@ -15,11 +15,16 @@ from skerry.runtimes.distributed.wire import WireFormat
 
 @dataclass(frozen=True, kw_only=True)
 class Dealing:
-    """Who holds what.
+    """Which worker holds which units. Each setting belongs to some of the partitions in ``skerry.partitions``.
 
-    ``reshuffle``, ``core``, ``capacities`` (a weight a worker, None: equal): of
-    ``Disjoint``. ``fractions`` (of each axis, for each worker; None: the method's own), ``step``: of ``Sampled``,
-    ``Rolling`` and ``Nested``. ``min_units``: of ``Covering``. ``warmup_rounds``: of ``Warmup``.
+    Attributes:
+        reshuffle: fraction of units dealt anew each round (``Disjoint``).
+        core: fraction of units that every worker holds (``Disjoint``).
+        capacities: relative share of each worker, None: equal (``Disjoint``).
+        fractions: fraction of each axis for each worker, None: the method's own (``Sampled``, ``Rolling``, ``Nested``).
+        step: units that the window moves per round (``Rolling``).
+        min_units: fewest units per worker (``Covering``).
+        warmup_rounds: rounds in which every worker holds everything (``Warmup``).
     """
 
     reshuffle: float = 1.0
@@ -33,13 +38,15 @@ class Dealing:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """One run.
+    """All settings of one run.
 
-    ``optimizer`` holds the ``name`` of a class of ``torch.optim`` and its keyword arguments; ``model`` what the recipe
-    lets one change of its model, ``data`` of its data. ``width`` is the fraction of each axis that method ``narrow``
-    has, None: 1/workers. ``optimizer_state``: None is the method's own default. ``prior_adjusted``: in local steps
-    workers' logits get the log prior of their labels
-    (``priors.py``). ``threads=0`` means: serial all cores, processes an equal part of them, at least one.
+    Attributes:
+        optimizer: the ``name`` of a class in ``torch.optim``, and its keyword arguments.
+        model, data: what the recipe lets one change of its model and data.
+        width: fraction of each axis that method ``narrow`` keeps; None: 1/workers.
+        optimizer_state: None: the method's own default.
+        prior_adjusted: train each worker on logits plus the log prior of its labels (``log_priors``).
+        threads: torch threads per process; 0: all cores if serial, else an equal part of them, at least one.
     """
 
     recipe: str
@@ -88,10 +95,14 @@ class Config:
     def change(self, settings: Mapping[str, Any]) -> Self:
         """Return a copy with ``settings`` (dotted name -> value) changed.
 
-        A new ``optimizer.name`` starts from that class's own defaults.
+        A new ``optimizer.name`` starts from the defaults of that class.
 
         Raises:
-            ValueError: an unknown name (the nearest known one is told) or a value of the wrong type.
+            ValueError: an unknown name (the message gives the nearest known one), or a value of the wrong type.
+
+        Example:
+            >>> Config(recipe="digits-mlp").change({"partition.core": 0.1}).partition.core
+            0.1
         """
         changed = self
         optimizer = settings.get("optimizer.name", self.optimizer.get("name"))
@@ -102,18 +113,22 @@ class Config:
         return changed
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
+        """Return all settings as JSON values."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Self:
-        """Return what ``to_json`` wrote; keys that are no settings are an error."""
+        """Return the config that ``to_json`` wrote; unknown keys are an error."""
         return cls(recipe="").change({name: value for name, value in plain.items() if name != "versions"})
 
 
 def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
-    """Turn ``["optimizer.lr=.3", ...]`` into a mapping; values are JSON where they can be, text otherwise."""
+    """Turn ``["optimizer.lr=.3", ...]`` into a mapping. Values are parsed as JSON, or kept as text.
+
+    Raises:
+        ValueError: not of the form key=value, or a key given twice.
+    """
     settings: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -126,7 +141,7 @@ def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    for attempt in (text, f"0{text}"):  # .3 is not JSON, people write it all the same
+    for attempt in (text, f"0{text}"):  # .3 is not JSON, but people write it
         try:
             return json.loads(attempt)
         except json.JSONDecodeError:
@@ -159,8 +174,8 @@ def _change(config: Any, path: list[str], value: Any, full: str) -> Any:
     return replace(config, **{name: _typed(kind, value, full)})
 
 
-_NUMBERS = tuple[float, ...]
-_IN_WORDS = {bool: "true or false", _NUMBERS: "a list of numbers, for example [1,1,2]", float: "a number", int: "int"}
+NUMBERS = tuple[float, ...]
+EXPECTED = {bool: "true or false", NUMBERS: "a list of numbers, for example [1,1,2]", float: "a number", int: "int"}
 
 
 def _typed(kind: Any, value: Any, name: str) -> Any:
@@ -177,7 +192,7 @@ def _typed(kind: Any, value: Any, name: str) -> Any:
         return int(value)
     if kind is float and number:
         return float(value)
-    if kind == _NUMBERS and isinstance(value, list) and all(isinstance(v, int | float) for v in value):
+    if kind == NUMBERS and isinstance(value, list) and all(isinstance(v, int | float) for v in value):
         return tuple(float(v) for v in value)
     if get_origin(kind) is Literal and isinstance(value, str):
         return choose(value, get_args(kind), name)
@@ -185,5 +200,5 @@ def _typed(kind: Any, value: Any, name: str) -> Any:
         return value
     if isinstance(value, Mapping) and get_origin(kind) is Mapping:
         return dict(value)
-    expected = _IN_WORDS.get(kind, "text" if kind is str else "a group of settings")
+    expected = EXPECTED.get(kind, "text" if kind is str else "a group of settings")
     raise ValueError(f"{name}={value!r}: expected {expected}{', or null for its default' if optional else ''}")

@@ -1,7 +1,7 @@
-"""Methods by name: the algorithm that a config means, and which of its settings that takes.
+"""Methods by name: build the algorithm that a config names, and tell which settings it takes.
 
-A method's settings are the arguments of its function in ``skerry.algorithms``; each is found in the config under its
-own name, under ``partition``, or (``outer_lr``) under ``outer``.
+A method's settings are the arguments of its function in ``skerry.algorithms``. The config has each under the same name,
+under ``partition``, or (``outer_lr``) under ``outer``.
 """
 
 import inspect
@@ -22,12 +22,12 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
 }  # fmt: skip
 
 SOME_METHODS_ONLY = ("optimizer_state", "outer", "overlap", "partition", "width")
-"""Settings, and groups of settings, that only those methods take which have an argument for them."""
+"""Settings, and groups of settings, that only methods with such an argument take. All methods take the others."""
 
 
 @cache
 def settings_of(method: str) -> Mapping[str, str]:
-    """Return for each argument of ``method`` the setting that it comes from."""
+    """Return, for each argument of ``method``, the dotted name of its setting."""
     of_partition = {field.name for field in fields(Dealing)}
     found = {}
     for name in inspect.signature(METHODS[method]).parameters:
@@ -37,7 +37,11 @@ def settings_of(method: str) -> Mapping[str, str]:
 
 
 def build(config: Config) -> Algorithm:
-    """Return the algorithm that ``config`` means; settings that are None are left to the method's own default."""
+    """Return the algorithm that ``config`` names; a setting of None keeps the method's own default.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
     arguments = {}
     for name, setting in settings_of(config.method).items():
         value = config
@@ -49,7 +53,7 @@ def build(config: Config) -> Algorithm:
 
 
 def takes(method: str, setting: str) -> bool:
-    """Tell whether ``method`` takes ``setting``; a group such as ``partition`` if it takes anything in it."""
+    """Return whether ``method`` takes ``setting``, or any setting of a group such as ``partition``."""
     if setting.split(".")[0] not in SOME_METHODS_ONLY:
         return True
     return any(taken == setting or taken.startswith(f"{setting}.") for taken in settings_of(method).values())

@@ -1,9 +1,9 @@
-"""Patches: what makes a narrow module consistent with its tensors.
+"""Adapters: make a narrow module consistent with its narrow tensors.
 
-A module keeps numbers beside its tensors (``out_features``, ``num_heads``), and some write a width into ``forward``. A
-patch is a plain function ``patch(narrow, full)`` that mends the narrow module after its tensors have been cut; ``full``
-is the same module of the full model. ``fit`` knows torch's own modules and those of libraries named below. For others
-pass ``patches={"pattern.of.*.names": patch}`` to ``discover`` or ``Plan.from_rules``.
+A module keeps numbers beside its tensors (``out_features``, ``num_heads``), and some hard-code a width in ``forward``.
+``fit`` updates the numbers of torch's own modules and of the libraries below. Other modules need a patch, a function
+``patch(narrow, full)`` that changes the narrow module after its tensors were cut; ``full`` is the same module of the
+full model. Pass it to ``discover`` or ``Plan.from_rules`` as ``patches={"pattern.of.*.names": patch}``.
 """
 
 import types
@@ -14,23 +14,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 
 def fit(narrow: nn.Module, full: nn.Module) -> None:
-    """Make what a known module keeps beside its tensors agree with them."""
+    """Update the numbers that a known module keeps beside its tensors.
+
+    Args:
+        narrow: a module of a subnet, changed in place; left alone if its class is unknown.
+        full: the same module of the full model.
+    """
     widths: Mapping[str, Any] = {}
     before: Any = full  # of the same class as ``narrow``
     match narrow:
         case nn.Linear():
             widths = {"out_features": narrow.weight.shape[0], "in_features": narrow.weight.shape[1]}
-        case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
+        case _ConvNd():
             groups = _scaled(before.groups, narrow.weight, before.weight) if before.groups > 1 else 1
-            into = narrow.weight.shape[1] * groups
-            widths = {"groups": groups, "out_channels": narrow.weight.shape[0], "in_channels": into}
-        case nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
-            groups = _scaled(before.groups, narrow.weight, before.weight) if before.groups > 1 else 1
-            out = narrow.weight.shape[1] * groups
-            widths = {"groups": groups, "in_channels": narrow.weight.shape[0], "out_channels": out}
+            rows, columns = ("in", "out") if narrow.transposed else ("out", "in")
+            weight = narrow.weight.shape
+            widths = {"groups": groups, f"{rows}_channels": weight[0], f"{columns}_channels": weight[1] * groups}
         case _NormBase():
             tensors = (narrow.weight, narrow.bias, narrow.running_mean, narrow.running_var)
             known = [t for t in tensors if t is not None]
@@ -61,14 +64,16 @@ def _scaled(number: int, narrow: Tensor, full: Tensor, dim: int = 0) -> int:
 
 
 def multihead_attention(narrow: nn.MultiheadAttention, full: nn.MultiheadAttention) -> None:
-    """``nn.MultiheadAttention`` takes its heads' width from that of its input; give it a forward that does not."""
+    """Give ``nn.MultiheadAttention`` fewer heads, and a forward that does not derive their width from its input's.
+
+    With ``bias_k`` or ``add_zero_attn`` it is left alone. Then it does not run narrow, and discovery leaves its heads
+    whole.
+    """
     heads = _scaled(full.num_heads, narrow.out_proj.weight, full.out_proj.weight, dim=1)
-    if heads == full.num_heads:
+    if heads == full.num_heads or narrow.bias_k is not None or narrow.add_zero_attn:
         return
-    if narrow.bias_k is not None or narrow.add_zero_attn:
-        return  # not known: it will not run, and discovery leaves its heads whole
     narrow.num_heads = heads
-    narrow._qkv_same_embed_dim = False  # also keeps torch's fused encoder layer from reading the weights by itself
+    narrow._qkv_same_embed_dim = False  # also keeps torch's fused encoder layer from reading the weights directly
     narrow.forward = types.MethodType(_attend, narrow)  # type: ignore[method-assign]
 
 
@@ -83,7 +88,7 @@ def _attend(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """The forward of ``nn.MultiheadAttention`` for any number of heads of the width it was built with."""
+    """The forward of ``nn.MultiheadAttention`` for any number of heads, each as wide as in the full model."""
     batched = query.dim() == 3
     if not batched:
         query, key, value = (t.unsqueeze(0) for t in (query, key, value))
@@ -92,7 +97,7 @@ def _attend(
         query, key, value = (t.transpose(0, 1) for t in (query, key, value))
     if attn_mask is not None and attn_mask.dim() == 3:
         raise ValueError(
-            f"attn_mask of shape {tuple(attn_mask.shape)}: a mask for each head cannot be narrowed, expected (L, S)"
+            f"attn_mask of shape {tuple(attn_mask.shape)}: a mask per head cannot be narrowed, expected (L, S)"
         )
     if self.in_proj_weight is not None:
         weights: tuple[Tensor, ...] = self.in_proj_weight.chunk(3)
@@ -132,10 +137,14 @@ def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def nanogpt_attention(narrow: nn.Module, full: nn.Module) -> None:
-    """Attention as nanoGPT writes it, with ``split(self.n_embd)`` and views by ``C // self.n_head``.
+    """Patch attention as in nanoGPT, with ``split(self.n_embd)`` and views by ``C // self.n_head``.
 
-    For causal self-attention with ``c_attn`` (q, k, v fused), ``c_proj``, ``n_head`` and ``n_embd``; dropouts are
-    taken from ``attn_dropout`` or ``dropout`` (a rate), and from ``resid_dropout``.
+    For causal self-attention with ``c_attn`` (q, k, v fused), ``c_proj``, ``n_head`` and ``n_embd``. Dropout is taken
+    from ``attn_dropout`` or ``dropout`` (a rate), and from ``resid_dropout``.
+
+    Args:
+        narrow: the module of a subnet; it gets another ``forward``.
+        full: the same module of the full model.
     """
     narrow.head_dim = full.n_embd // full.n_head  # type: ignore[operator]
     narrow.forward = types.MethodType(_attend_nanogpt, narrow)
@@ -173,17 +182,22 @@ _LIBRARIES: Mapping[str, Callable[[Any, Any], None]] = {
     "torch_geometric.Linear": _pyg_linear,
     "torch_geometric.GATConv": _gat,
 }
-"""By the package and the name of the class."""
+"""Adapters of library modules, by package and class name."""
 
 
 def remedy(name: str, module: nn.Module) -> str:
-    """What to pass for a module that does not run narrow, in one line."""
+    """Return in one line what to pass for a module that does not run narrow.
+
+    Args:
+        name: the module's name in the model.
+        module: the module of the full model.
+    """
     pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
     if all(hasattr(module, key) for key in ("c_attn", "c_proj", "n_head", "n_embd")):
         return f"pass patches={{'{pattern}': skerry.subnet.adapters.nanogpt_attention}}"
     numbers = {key: value for key, value in vars(module).items() if type(value) is int and key[0] != "_" and value > 1}
     own = ", ".join(f"{key}={value}" for key, value in list(numbers.items())[:4])
-    hint = f"it keeps {own} of the full model" if own else "its forward spells a width out"
+    hint = f"it keeps {own} of the full model" if own else "its forward hard-codes a width"
     first = next(iter(numbers), "width")
     return (
         f"{hint}: pass patches={{'{pattern}': patch}} with 'def patch(narrow, full): narrow.{first} = ...' (or a new "

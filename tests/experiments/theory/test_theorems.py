@@ -92,7 +92,7 @@ def test_it_holds(name):
     assert finding.verdicts
     assert [(v.claim, v.measured, v.margin) for v in finding.verdicts if not v.holds] == []
     for panel in finding.panels:
-        assert all(len(curve.x) == len(curve.y) for curve in panel.curves)
+        assert all(len(x) == len(y) for x, y in panel.curves.values())
 
 
 # What is broken: the theorem, the sizes at which both are run, what is broken, and the number of the claim among those

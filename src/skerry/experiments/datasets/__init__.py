@@ -1,10 +1,10 @@
-"""Public data sets: fetched, checked and kept."""
+"""Public data sets: downloaded, verified and cached."""
 
 from skerry.experiments.datasets.cifar import cifar10
 from skerry.experiments.datasets.depends import debian_depends
 from skerry.experiments.datasets.errors import DataError
 from skerry.experiments.datasets.fetch import fetch
-from skerry.experiments.datasets.sources import Dataset, cache_folder, load
+from skerry.experiments.datasets.loading import Dataset, cache_folder, load
 from skerry.experiments.datasets.speech import speech_commands
 
 __all__ = [

@@ -1,10 +1,5 @@
-"""What each data set must be: shapes, checksums, and the constants to normalise with.
+"""Facts about the IDX data sets: file names, shapes, checksums, and the constants to normalise with."""
 
-A table of facts, read by ``sources`` and ``fetch``. Both take the table as an argument, so a test passes a
-small one.
-"""
-
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 FILES = {
@@ -13,7 +8,7 @@ FILES = {
     "x_test": "t10k-images-idx3-ubyte",
     "y_test": "t10k-labels-idx1-ubyte",
 }
-"""The file of each array, the same in MNIST and Fashion-MNIST: only checksums tell the two apart."""
+"""The file of each array. MNIST and Fashion-MNIST use the same names; only checksums tell them apart."""
 
 
 @dataclass(frozen=True)
@@ -26,21 +21,22 @@ class ArraySpec:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """What a data set must be. ``arrays`` has the keys of ``FILES``.
+    """Expected content of a data set.
 
-    ``mean`` and ``std`` are those of all values of x_train/255 (not per pixel, and never of x_test).
+    Attributes:
+        num_classes: number of classes.
+        mean, std: over all values of x_train / 255 (not per pixel, never of x_test).
+        arrays: by the keys of ``FILES``.
     """
 
     num_classes: int
     mean: float
     std: float
-    arrays: Mapping[str, ArraySpec]
+    arrays: dict[str, ArraySpec]
 
 
-Catalogue = Mapping[str, DatasetSpec]
-
-# mean and std are (x_train / 255).mean() and .std() in float64, computed once from arrays of these sums.
-CATALOGUE: Catalogue = {
+# mean and std are (x_train / 255).mean() and .std() in float64, computed once from arrays with these checksums.
+CATALOGUE = {
     "fashion-mnist": DatasetSpec(
         num_classes=10,
         mean=0.2860405969887955,
@@ -63,7 +59,7 @@ CATALOGUE: Catalogue = {
             "y_test": ArraySpec((10000,), "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5"),
         },
     ),
-    # scikit-learn's 1797 digits, values 0..16 rescaled to 0..255, split 80/20 by sources.read_digits.
+    # scikit-learn's 1797 digits, values 0..16 rescaled to 0..255, split 80/20 by loading.read_digits.
     "digits": DatasetSpec(
         num_classes=10,
         mean=0.3054434961180018,

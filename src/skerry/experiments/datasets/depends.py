@@ -1,4 +1,4 @@
-"""Extreme classification on Debian's packages: from the words of a description to the packages it depends on."""
+"""Extreme classification on Debian's packages: predict a package's dependencies from the words of its description."""
 
 from dataclasses import dataclass, replace
 
@@ -12,11 +12,11 @@ from skerry.experiments.datasets.archives import read_archive
 
 @dataclass(frozen=True, eq=False)
 class Depends:
-    """Samples in memory, rows filled up.
+    """Samples in memory, one padded row each.
 
     Attributes:
-        x_train, x_test: words, int64, (samples, most words): 1 .. num_words, 0 where there are no more.
-        y_train, y_test: labels, int64, (samples, most labels): 0 .. num_labels - 1, -1 where there are no more.
+        x_train, x_test: words, int64, (samples, most words): 1 .. num_words, padded with 0.
+        y_train, y_test: labels, int64, (samples, most labels): 0 .. num_labels - 1, padded with -1.
     """
 
     x_train: Tensor
@@ -28,33 +28,33 @@ class Depends:
 
 
 def debian_depends() -> Depends:
-    """Return the task: 54,678 packages, 8,128 words, 17,860 labels, 4.7 labels a sample; our own, with a fixed split.
+    """Return the task: 54,678 packages, 8,128 words, 17,860 labels, 4.7 labels per sample; our own, with a fixed split.
 
     Raises:
-        DataError: the file is not in ``$SKERRY_DATA``, or altered.
+        DataError: the file in ``$SKERRY_DATA`` is missing or altered.
     """
     arrays = read_archive("debian_depends.npz")
-    x = _filled(arrays["x_indptr"], arrays["x_indices"].astype(np.int64) + 1, 0)
-    y = _filled(arrays["y_indptr"], arrays["y_indices"].astype(np.int64), -1)
+    x = _padded(arrays["x_indptr"], arrays["x_indices"].astype(np.int64) + 1, 0)
+    y = _padded(arrays["y_indptr"], arrays["y_indices"].astype(np.int64), -1)
     test = torch.from_numpy(arrays["test"])
     num_words, num_labels = int(arrays["x_shape"][1]), int(arrays["y_shape"][1])
     return Depends(x[~test], y[~test], x[test], y[test], num_words, num_labels)
 
 
 def most_frequent(task: Depends, num_labels: int) -> Depends:
-    """Return ``task`` with only the labels that most training samples have, the most frequent first.
+    """Return ``task`` with only the ``num_labels`` labels that are most frequent in training, most frequent first.
 
-    Samples without any of them are left out. Of labels as frequent as each other the first count as more frequent.
+    Samples without any of them are dropped. Ties go to the label that comes first.
     """
     if num_labels == task.num_labels:
         return task
     counts = task.y_train[task.y_train >= 0].bincount(minlength=task.num_labels)
-    new = torch.full((task.num_labels + 1,), -1)  # the last one for the filler
+    new = torch.full((task.num_labels + 1,), -1)  # the last entry maps the padding
     new[counts.argsort(descending=True, stable=True)[:num_labels]] = torch.arange(num_labels)
 
     def kept(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         y = new[y]
-        y = y.gather(1, (y < 0).long().argsort(dim=1, stable=True))  # fillers last
+        y = y.gather(1, (y < 0).long().argsort(dim=1, stable=True))  # padding last
         some = y[:, 0] >= 0
         return x[some], y[some]
 
@@ -62,9 +62,9 @@ def most_frequent(task: Depends, num_labels: int) -> Depends:
     return replace(task, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, num_labels=num_labels)
 
 
-def _filled(starts: NDArray[np.int64], values: NDArray[np.int64], filler: int) -> Tensor:
-    """Turn rows of different lengths into a table."""
+def _padded(starts: NDArray[np.int64], values: NDArray[np.int64], padding: int) -> Tensor:
+    """Return rows of different lengths as one padded table."""
     lengths = np.diff(starts)
-    table = np.full((len(lengths), lengths.max()), filler, dtype=np.int64)
+    table = np.full((len(lengths), lengths.max()), padding, dtype=np.int64)
     table[np.arange(table.shape[1]) < lengths[:, None]] = values
     return torch.from_numpy(table)

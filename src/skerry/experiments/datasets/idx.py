@@ -1,8 +1,7 @@
-"""IDX, the file format of MNIST and its kin: four magic bytes, big-endian uint32 dims, then the array's
-bytes.
+"""IDX, the file format of MNIST: four magic bytes, the dims as big-endian uint32, then the array's bytes.
 
-The magic is 0, 0, the element type (8: uint8, the only one here) and the number of dims. Files are read
-whole: the largest in use has 47 MB. Nothing here knows which data set a file belongs to.
+The magic bytes are 0, 0, the element type (8: uint8, the only one supported) and the number of dims. Files are read
+whole: the largest in use has 47 MB.
 """
 
 import gzip
@@ -22,13 +21,13 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """Read one IDX file, plain or gzip, into a writable uint8 array of the shape its header tells.
+    """Read one IDX file, plain or gzip, into a writable uint8 array of the shape given by its header.
 
     Gzip is recognised by content, not by name: browsers unpack ``.gz`` files without renaming them.
 
     Raises:
-        DataError: the file can't be read, is not IDX of uint8, or is shorter or longer than its header says.
-            The remedy is the caller's to add: it depends on whose file this is.
+        DataError: the file can't be read, is not IDX of uint8, or is shorter or longer than its header says. The
+            caller, who knows where the file comes from, adds the remedy.
     """
     content = _read_bytes(path)
     if len(content) < 4 or content[:2] != b"\0\0" or not 1 <= content[3] <= MAX_DIMS:
@@ -45,7 +44,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     if got != expected or expected == 0:
         fault = "empty" if expected == 0 else "truncated" if got < expected else "too long"
         raise DataError(f"{path}: {fault}, {got} bytes after the header, expected {expected} for shape {shape}")
-    # A copy, because an array over bytes is read-only and torch.from_numpy warns of that.
+    # A copy, because an array over bytes is read-only and torch.from_numpy warns about that.
     return np.frombuffer(content, np.uint8, offset=header_bytes).reshape(shape).copy()
 
 
@@ -61,7 +60,7 @@ def _read_bytes(path: Path) -> bytes:
     try:
         content = path.read_bytes()
         return gzip.decompress(content) if content.startswith(GZIP_MAGIC) else content
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:  # BadGzipFile is an OSError: it goes first
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:  # before OSError, the base class of BadGzipFile
         raise DataError(f"{path}: truncated or altered gzip ({error})") from error
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror})") from error

@@ -1,1 +1,1 @@
-"""Ordinary PyTorch modules. Nothing in them knows of Skerry."""
+"""Ordinary PyTorch modules. They import nothing from Skerry."""

@@ -1,4 +1,4 @@
-"""A bag of words through hidden layers to very many labels: extreme classification."""
+"""Extreme classification: a bag of words, hidden layers, and very many labels."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -8,12 +8,12 @@ from torch.nn import functional as F
 
 
 class BagMLP(nn.Module):
-    """Words -> sum of their vectors -> hidden layers with batch norm -> a score for each label.
+    """Sum of word vectors -> hidden layers with batch norm -> one logit per label.
 
     Args:
-        num_words: words are 1 .. num_words; 0 is none, to fill rows up.
-        hidden: sizes of the hidden layers; the first is that of the word vectors.
-        num_labels: of the output.
+        num_words: words are 1 .. num_words; 0 is padding.
+        hidden: sizes of the hidden layers; the first is the size of the word vectors.
+        num_labels: number of logits.
     """
 
     def __init__(self, num_words: int, hidden: Sequence[int], num_labels: int) -> None:
@@ -25,9 +25,9 @@ class BagMLP(nn.Module):
 
     def forward(self, words: Tensor) -> Tensor:
         """Map (B, L) int64 to (B, num_labels)."""
-        # Sums over the words that are there, read from the table row by row: never a dense (B, num_words).
-        there = (words > 0).to(self.words.weight.dtype)
-        x = F.embedding_bag(words, self.words.weight, mode="sum", per_sample_weights=there)
+        # embedding_bag sums rows of the table, without a dense (B, num_words).
+        is_word = (words > 0).to(self.words.weight.dtype)
+        x = F.embedding_bag(words, self.words.weight, mode="sum", per_sample_weights=is_word)
         x = F.relu(self.norms[0](x))
         for layer, norm in zip(self.layers, self.norms[1:], strict=True):
             x = F.relu(norm(layer(x)))

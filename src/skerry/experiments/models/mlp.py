@@ -13,7 +13,7 @@ class MLP(nn.Module):
     def __init__(self, sizes: Sequence[int], *, norm: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
         pairs = list(pairwise(sizes[:-1]))
-        # Batch norm subtracts the mean, so a bias before it would do nothing.
+        # Batch norm subtracts the mean, so a bias before it would have no effect.
         self.layers = nn.ModuleList(nn.Linear(a, b, bias=not norm) for a, b in pairs)
         self.norms = nn.ModuleList(nn.BatchNorm1d(b) if norm else nn.Identity() for _, b in pairs)
         self.dropout = nn.Dropout(dropout)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 class PreActBlock(nn.Module):
     """``x + conv2(relu(norm2(conv1(h))))`` with ``h = relu(norm1(x))``.
 
-    Where it changes the shape, a 1x1 convolution of ``h`` takes the place of ``x``.
+    If the shape changes, ``x`` is replaced by a 1x1 convolution of ``h``.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -31,17 +31,17 @@ class PreActBlock(nn.Module):
 class ResNet(nn.Module):
     """A 3x3 stem, stages of blocks, a last norm, the mean over the image, and a linear classifier.
 
-    Stage k has ``2**k * width`` channels; each but the first begins with a block of stride 2. ``blocks=(2, 2, 2, 2)``
-    is the layout of ResNet-18, ``(3, 4, 23, 3)`` that of ResNet-101 with basic blocks.
+    Stage k has ``2**k * width`` channels; all but the first start with a block of stride 2. ``blocks=(2, 2, 2, 2)`` is
+    the layout of ResNet-18, ``(3, 4, 23, 3)`` that of ResNet-101 with basic blocks.
 
     Args:
         blocks: number of blocks of each stage.
         width: channels of the stem and of the first stage.
-        classes: of the output.
-        stem_stride: 1; 2 halves the images first, for a quarter of the operations.
+        classes: number of logits.
+        stem_stride: 2 halves the images first, for a quarter of the operations.
 
     References: He, Zhang, Ren, Sun: Identity Mappings in Deep Residual Networks, ECCV 2016, arXiv 1603.05027, the
-    "full pre-activation" unit. The 3x3 stem without pooling is that for 32x32 images of He et al., arXiv 1512.03385,
+    "full pre-activation" unit. The 3x3 stem without pooling is the one for 32x32 images in He et al., arXiv 1512.03385,
     section 4.2.
     """
 

@@ -1,4 +1,4 @@
-"""VGG: stages of 3x3 convolutions with batch norm, each halved by max pooling, then dense layers."""
+"""VGG: stages of 3x3 convolutions with batch norm, each followed by 2x2 max pooling, then dense layers."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,7 +15,7 @@ class VGG(nn.Module):
         width: channels of the first stage.
         hidden: units of the dense layer.
         image_size: a multiple of ``2**len(convs)``: each stage ends with 2x2 pooling.
-        classes: of the output.
+        classes: number of logits.
 
     References: Simonyan, Zisserman: Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015,
     arXiv 1409.1556, table 1; smaller, and with batch norm.

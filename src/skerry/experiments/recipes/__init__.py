@@ -1,4 +1,4 @@
-"""Recipes: one function a published result or headline, each a line of the CLI."""
+"""Recipes: one function per experiment, each run by its name on the command line."""
 
 from collections.abc import Callable
 
@@ -9,17 +9,12 @@ from skerry.experiments.recipes.recipe import Job, Recipe
 from skerry.experiments.recipes.speech_mlp import speech_mlp2, speech_mlp3
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    "fashion-mlp": fashion_mlp,
-    "mnist-mlp": mnist_mlp,
-    "digits-mlp": digits_mlp,
-    "depends-xc": depends_xc,
-    "speech-mlp2": speech_mlp2,
-    "speech-mlp3": speech_mlp3,
-    "vgg-cifar": vgg_cifar,
-    "resnet18-cifar": resnet18_cifar,
-    "resist-cifar": resist_cifar,
-    "skewed-mlp": skewed_mlp,
-    "skewed-resnet": skewed_resnet,
-}
+    recipe.__name__.replace("_", "-"): recipe
+    for recipe in (
+        fashion_mlp, mnist_mlp, digits_mlp, depends_xc, speech_mlp2, speech_mlp3, vgg_cifar, resnet18_cifar,
+        resist_cifar, skewed_mlp, skewed_resnet,
+    )
+}  # fmt: skip
+"""Recipes by name, in the order of ``skerry recipes``."""
 
 __all__ = ["RECIPES", "Job", "Recipe"]

@@ -1,6 +1,7 @@
 """Convolutional nets on CIFAR-10 (JPEG): a VGG and a ResNet-18 with channels dealt out, a deep ResNet with blocks."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,8 +13,7 @@ from skerry.experiments.config import Config
 from skerry.experiments.datasets.cifar import cifar10
 from skerry.experiments.models.resnet import ResNet
 from skerry.experiments.models.vgg import VGG
-from skerry.experiments.recipes.compared import compared
-from skerry.experiments.recipes.recipe import Job, Recipe, job
+from skerry.experiments.recipes.recipe import Job, Recipe, job, settings_per_method, whole_number
 from skerry.plan.rules import In, Out, Rules
 from skerry.plan.table import Plan
 
@@ -22,17 +22,17 @@ ADAMW: Mapping[str, Any] = {"optimizer.name": "AdamW", "optimizer.lr": 0.001}
 
 
 def vgg_cifar() -> Recipe:
-    """A small VGG; every layer's channels are dealt out, as the paper does with neurons.
+    """A small VGG; the channels of every layer are dealt out, as the paper does with neurons.
 
-    So most weights lie between two dealt axes, and a worker's step costs a fourteenth of the full net's. Learning rates
-    are not tuned yet.
+    Both dims of most weights are dealt out, so a worker's step costs a fourteenth of the full net's. Learning rates are
+    not tuned.
 
     References: Yuan et al., VLDB 2022, arXiv 1910.02120, section 5 (a VGG12 on ImageNet-21k).
     """
     return Recipe(
         summary="VGG with 6 convolutions, 16 to 128 channels, on CIFAR-10 (JPEG)",
         config=_config("vgg-cifar", {"convs": [1, 1, 2, 2], "width": 16, "hidden": 256}),
-        methods=compared(
+        methods=settings_per_method(
             subnets={"rounds": 58, "local_steps": 50, "optimizer.lr": 0.1},
             replicas={"rounds": 10, "local_steps": 20, "optimizer.lr": 0.05},
             nested={"rounds": 12, "local_steps": 50, "optimizer.lr": 0.1},
@@ -45,24 +45,24 @@ def vgg_cifar() -> Recipe:
 
 
 def resnet18_cifar() -> Recipe:
-    """ResNet-18's layout; in each block conv1's filters with norm2 and conv2's inputs are dealt out. Learning rates are
-    not tuned yet.
+    """ResNet-18's layout; in each block the filters of conv1, norm2 and the inputs of conv2 are dealt out.
 
-    Stem, shortcuts, the residual stream and the classifier are on every worker. Differs from LoFT, arXiv
-    2210.16169, which shares the first stage and strided blocks as well: that costs a worker 2.6 times as much a step
-    (a first trial, docs/log.md, got less in as many operations).
+    Stem, shortcuts, residual stream and classifier are on every worker. Learning rates are not tuned.
+
+    Differs from LoFT, arXiv 2210.16169, which also shares the first stage and strided blocks: a step then costs a
+    worker 2.6 times as much, and a first trial (docs/log.md) was worse at equal operations.
 
     References: Yuan et al., VLDB 2022, arXiv 1910.02120, section 5 (ResNet18 on CIFAR-10).
     """
     return Recipe(
         summary="pre-activation ResNet-18 layout, 16 to 128 channels, on CIFAR-10 (JPEG)",
         config=_config("resnet18-cifar", {"blocks": [2, 2, 2, 2], "width": 16, "stem_stride": 2}),
-        methods=compared(
+        methods=settings_per_method(
             subnets={"rounds": 60, "local_steps": 50, "optimizer.lr": 0.1},
             replicas={"rounds": 40, "local_steps": 20, "optimizer.lr": 0.05},
             nested={"rounds": 33, "local_steps": 50, "optimizer.lr": 0.1},
             own={"diloco": ADAMW},
-            without=("relay", "ensemble"),  # the residual stream is on every worker, so subnets share matrices
+            without=("relay", "ensemble"),  # subnets share the residual stream
         ),
         build=partial(_build, make=_resnet_channels),
         paper="Yuan et al. (arXiv 1910.02120), ResNet18 on CIFAR-10: data parallel .9128, local SGD .9087, IST .9102.",
@@ -70,24 +70,22 @@ def resnet18_cifar() -> Recipe:
 
 
 def skewed_resnet() -> Recipe:
-    """The same net and methods where each class is spread unevenly over the workers, in the role of private data.
-
-    All methods are adjusted by the workers' label priors (``priors.py``).
-    """
+    """``resnet18_cifar`` with label skew (Dirichlet .3), as with private data; logits are adjusted by label priors."""
     recipe = resnet18_cifar()
-    return Recipe(
+    return replace(
+        recipe,
         summary="the same ResNet, each worker with its own mix of classes (Dirichlet .3)",
         config=recipe.config.change({"recipe": "skewed-resnet", "split": "dirichlet:0.3", "prior_adjusted": True}),
-        methods=recipe.methods,
-        build=recipe.build,
+        paper="",
     )
 
 
 def resist_cifar() -> Recipe:
-    """A deep, thin ResNet; the blocks of section 3 after its strided first one are dealt out, all else is shared.
+    """A deep, thin ResNet; the blocks of section 3 after the strided first one are dealt out, the rest is shared.
 
-    ``narrow`` is its rival of the same memory and operations: a net with only as many of these blocks as a worker has,
-    trained by all. Methods in which a unit may have no holder cannot deal blocks. Learning rates are not tuned yet.
+    ``narrow`` is its rival with the same memory and operations: all workers train one net that has only as many of
+    these blocks as a worker holds. Methods that may leave a unit unassigned cannot deal out blocks. Learning rates are
+    not tuned.
 
     References: Dun, Wolfe, Jermaine, Kyrillidis: ResIST, UAI 2022, arXiv 2107.00961 (sections of 3, 4, 23 and 3 blocks;
     50 local steps of SGD with momentum .9 and weight decay 5e-4, batch 128).
@@ -113,7 +111,7 @@ def resist_cifar() -> Recipe:
 
 
 def vgg_rules(num_convs: int) -> Rules:
-    """The rules of ``VGG``: convolution k makes axis ``ck``, the hidden layer ``h``; images and classes stay whole."""
+    """Return the rules of ``VGG``: convolution k makes axis ``ck``, the hidden layer ``h``."""
     rules: dict[str, Any] = {f"norms.{k}": Out(f"c{k}") for k in range(num_convs)}
     for k in range(num_convs):
         rules[f"convs.{k}"] = (In(f"c{k - 1}"), Out(f"c{k}")) if k else Out("c0")
@@ -122,39 +120,40 @@ def vgg_rules(num_convs: int) -> Rules:
 
 
 def channel_rules() -> Rules:
-    """The rules of ``ResNet`` for what lies inside of blocks: an axis a block. The residual stream stays whole."""
+    """Return the rules of ``ResNet``: one axis inside each block. The residual stream is not dealt out."""
     block = "stages.*.*"
     return {f"{block}.conv1": Out(block), f"{block}.norm2": Out(block), f"{block}.conv2": In(block)}
 
 
 def _config(recipe: str, model: Mapping[str, Any]) -> Config:
-    """What the recipes of this file have in common; ``data.images`` is how many training images, of 50,000."""
+    """Return the settings that all recipes here share; ``data.images`` is the number of training images, of 50,000."""
     sgd = {"name": "SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
     return Config(
         recipe=recipe, model=model, data={"images": 50_000}, batch_size=64, optimizer=sgd, eval_batch_size=1000
     )
 
 
-def _vgg(settings: Mapping[str, Any]) -> tuple[nn.Module, Plan]:
-    convs, (width, hidden) = _counts(settings, "convs"), _numbers(settings, "width", "hidden")
+def _vgg(config: Config) -> tuple[nn.Module, Plan]:
+    convs = _counts(config, "convs")
+    width, hidden = whole_number(config, "model.width"), whole_number(config, "model.hidden")
     with torch.device("meta"):
         model = VGG(convs, width=width, hidden=hidden, image_size=SIZE, classes=CLASSES)
     return model, Plan.from_rules(model, vgg_rules(sum(convs)))
 
 
-def _resnet(settings: Mapping[str, Any]) -> ResNet:
-    width, stride = _numbers(settings, "width", "stem_stride")
+def _resnet(config: Config) -> ResNet:
+    width, stride = whole_number(config, "model.width"), whole_number(config, "model.stem_stride")
     with torch.device("meta"):
-        return ResNet(_counts(settings, "blocks"), width=width, classes=CLASSES, stem_stride=stride)
+        return ResNet(_counts(config, "blocks"), width=width, classes=CLASSES, stem_stride=stride)
 
 
-def _resnet_channels(settings: Mapping[str, Any]) -> tuple[nn.Module, Plan]:
-    model = _resnet(settings)
+def _resnet_channels(config: Config) -> tuple[nn.Module, Plan]:
+    model = _resnet(config)
     return model, Plan.from_rules(model, channel_rules())
 
 
-def _resnet_blocks(settings: Mapping[str, Any]) -> tuple[nn.Module, Plan]:
-    model, blocks = _resnet(settings), _counts(settings, "blocks")
+def _resnet_blocks(config: Config) -> tuple[nn.Module, Plan]:
+    model, blocks = _resnet(config), _counts(config, "blocks")
     if len(blocks) < 3 or blocks[2] < 2:
         raise ValueError(
             f"model.blocks={blocks}: expected at least 2 blocks in section 3, of which all but one are dealt"
@@ -163,9 +162,9 @@ def _resnet_blocks(settings: Mapping[str, Any]) -> tuple[nn.Module, Plan]:
     return model, pattern.plan(model, torch.empty(2, 3, SIZE, SIZE, device="meta"))
 
 
-def _build(config: Config, make: Callable[[Mapping[str, Any]], tuple[nn.Module, Plan]]) -> Job:
-    (num_images,) = _numbers(config.data, "images", group="data")
-    model, plan = make(config.model)
+def _build(config: Config, make: Callable[[Config], tuple[nn.Module, Plan]]) -> Job:
+    num_images = whole_number(config, "data.images")
+    model, plan = make(config)
     cifar = cifar10()
     x, y = cifar.x_train[:num_images], cifar.y_train[:num_images]
     if len(x) < num_images:
@@ -174,17 +173,9 @@ def _build(config: Config, make: Callable[[Mapping[str, Any]], tuple[nn.Module, 
     return job(config, model, plan, (x, y), test, transform=cifar.standardize, num_classes=CLASSES)
 
 
-def _numbers(settings: Mapping[str, Any], *names: str, group: str = "model") -> list[int]:
-    """Return the settings of these names; raise ValueError unless all are whole numbers from 1."""
-    for name in names:
-        if not isinstance(settings[name], int) or settings[name] < 1:
-            raise ValueError(f"{group}.{name}={settings[name]!r}: expected a whole number from 1")
-    return [settings[name] for name in names]
-
-
-def _counts(settings: Mapping[str, Any], name: str) -> Sequence[int]:
-    """Return the setting of this name; raise ValueError unless it is a list of whole numbers from 1."""
-    counts = settings[name]
+def _counts(config: Config, name: str) -> Sequence[int]:
+    """Return the setting ``model.NAME``; raise ValueError unless it is a list of whole numbers from 1."""
+    counts = config.model[name]
     if not (isinstance(counts, list) and counts and all(isinstance(c, int) and c >= 1 for c in counts)):
         raise ValueError(f"model.{name}={counts!r}: expected a list of whole numbers from 1, for example [2,2,2,2]")
     return counts

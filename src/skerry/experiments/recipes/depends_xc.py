@@ -1,4 +1,4 @@
-"""Extreme classification: a wide hidden layer between words and very many labels, in the role of Amazon-670k."""
+"""Extreme classification: a wide hidden layer between words and very many labels, in place of Amazon-670k."""
 
 from typing import Any
 
@@ -8,9 +8,15 @@ from torch import Tensor
 from skerry.experiments.config import Config
 from skerry.experiments.datasets.depends import debian_depends, most_frequent
 from skerry.experiments.models.bag import BagMLP
-from skerry.experiments.recipes.compared import compared
-from skerry.experiments.recipes.image_mlp import check_widths
-from skerry.experiments.recipes.recipe import Job, Recipe, first_samples, how_many, job
+from skerry.experiments.recipes.recipe import (
+    Job,
+    Recipe,
+    first_samples,
+    hidden_sizes,
+    job,
+    limited,
+    settings_per_method,
+)
 from skerry.plan.rules import In, Out, Rules
 from skerry.plan.table import Plan
 from skerry.training.evaluation.metrics import precision_at
@@ -19,14 +25,14 @@ PRECISIONS = (1, 3, 5)
 
 
 def depends_xc() -> Recipe:
-    """8,128 words -> h -> 17,860 labels. A worker's share of both weights is 1/n: nothing lies between two axes.
+    """8,128 words -> h -> 17,860 labels. A worker holds 1/n of both weights, as each has one dim that is dealt out.
 
-    ``data.labels``: only so many of the most frequent labels, and the samples that have one; ``data.samples``: only so
-    many of these for training; 0: all.
+    ``data.labels``: keep only that many of the most frequent labels, and the samples that have one. ``data.samples``:
+    train on only that many samples. 0: all.
 
-    Learning rates were tuned with 64 hidden units and half of the steps, only for ``ist``, ``narrow``, ``local_sgd``
-    (docs/results.md). Adam's moments go with a subnet, or stay with a worker that keeps its units: starting anew each
-    round costs points of P@1.
+    Learning rates were tuned with 64 hidden units and half of the steps, and only for ``ist``, ``narrow`` and
+    ``local_sgd`` (docs/results.md). Adam's moments travel with a subnet, or stay with a worker that keeps its units:
+    resetting them each round costs points of P@1.
 
     References: Yuan et al., VLDB 2022, arXiv 1910.02120, section 5 (Amazon-670k: 135,909 -> 512 .. 2560 -> 670,091).
     """
@@ -40,7 +46,7 @@ def depends_xc() -> Recipe:
             data={"samples": 0, "labels": 0},
             eval_batch_size=512,
         ),
-        methods=compared(
+        methods=settings_per_method(
             subnets=settings | adam,
             replicas=settings | adam | {"rounds": 6, "local_steps": 50},
             nested=settings | adam | {"rounds": 13, "local_steps": 50, "eval_every": 4},
@@ -61,7 +67,7 @@ def depends_xc() -> Recipe:
 
 
 def bag_rules(num_hidden: int) -> Rules:
-    """The rules of ``BagMLP``: hidden layer k makes axis ``hk``; words and labels are never dealt out."""
+    """Return the rules of ``BagMLP``: hidden layer k makes axis ``hk``; words and labels are never dealt out."""
     rules: dict[str, Any] = {"words": Out("h0"), "out": In(f"h{num_hidden - 1}")}
     for k in range(num_hidden):
         rules[f"norms.{k}"] = Out(f"h{k}")
@@ -71,30 +77,29 @@ def bag_rules(num_hidden: int) -> Rules:
 
 
 def several_labels(logits: Tensor, y: Tensor) -> Tensor:
-    """Return the mean over samples of the cross entropy between softmax and the labels, each with the same weight.
+    """Return the mean cross entropy of samples with several labels of equal weight.
 
-    ``-(1/B) sum_b (1/|Y_b|) sum_{l in Y_b} log softmax(logits_b)_l``; ``y`` has the labels in rows, -1 as a filler.
+    ``-(1/B) sum_b (1/|Y_b|) sum_{l in Y_b} log softmax(logits_b)_l``
+
+    Args:
+        logits: (B, num_labels).
+        y: (B, most labels), int64, padded with -1.
     """
-    there = (y >= 0).to(logits.dtype)
+    is_label = (y >= 0).to(logits.dtype)
     picked = logits.gather(1, y.clamp(min=0))
-    losses = (picked * there).sum(1) / there.sum(1) - logits.logsumexp(1)
+    losses = (picked * is_label).sum(1) / is_label.sum(1) - logits.logsumexp(1)
     return -losses.mean()
 
 
 def _build(config: Config) -> Job:
-    hidden, layers = check_widths(config)
+    sizes = hidden_sizes(config)
     task = debian_depends()
-    task = most_frequent(task, how_many(config, "labels", task.num_labels, least=max(PRECISIONS)))
+    task = most_frequent(task, limited(config, "labels", task.num_labels, least=max(PRECISIONS)))
     x, y = first_samples(config, task.x_train, task.y_train)
     with torch.device("meta"):
-        model = BagMLP(task.num_words, [hidden] * layers, task.num_labels)
+        model = BagMLP(task.num_words, sizes, task.num_labels)
+    plan, metrics = Plan.from_rules(model, bag_rules(len(sizes))), {f"P@{k}": precision_at(k) for k in PRECISIONS}
     return job(
-        config,
-        model,
-        Plan.from_rules(model, bag_rules(layers)),
-        (x, y),
-        (task.x_test, task.y_test),
-        loss_fn=several_labels,
-        labels=y[:, 0],
-        metrics={f"P@{k}": precision_at(k) for k in PRECISIONS},
-    )
+        config, model, plan, (x, y), (task.x_test, task.y_test),
+        loss_fn=several_labels, labels=y[:, 0], metrics=metrics,
+    )  # fmt: skip

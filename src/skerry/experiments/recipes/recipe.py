@@ -1,6 +1,6 @@
-"""What a recipe is: default settings, what differs from method to method, and how to build the job."""
+"""What a recipe is: default settings, the settings of each method, and how to build model, plan and data."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,10 +20,15 @@ from skerry.training.priors import log_priors
 from skerry.training.worker import Data, LossFn
 from skerry.weights.initializer import FromInitializer
 
+Settings = Mapping[str, Any]
+
+TRAIN_SUBNETS = ("ist", "relay", "narrow", "ensemble", "federated_dropout", "fedrolex")
+TRAIN_REPLICAS = ("local_sgd", "diloco", "ddp", "single")
+
 
 @dataclass(frozen=True)
 class Job:
-    """The objects that training needs and that a recipe knows how to build; ``start`` for a model on meta."""
+    """What ``train`` needs and a recipe builds. ``start`` gives the weights of a model on the meta device."""
 
     model: nn.Module
     plan: Plan
@@ -33,6 +38,45 @@ class Job:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     start: Start | None = None
     logit_adjustment: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """An experiment that the command line runs by name.
+
+    Attributes:
+        summary: one line about it.
+        config: the default settings.
+        methods: for each method the settings that differ, chosen so that all methods cost a worker the same operations.
+        build: makes the job of a config; all randomness comes from ``config.seed``.
+        paper: published figures with their source, in a sentence or two, for ``docs/results.md``.
+    """
+
+    summary: str
+    config: Config
+    methods: Mapping[str, Settings]
+    build: Callable[[Config], Job]
+    paper: str = ""
+
+
+def settings_per_method(
+    subnets: Settings,
+    replicas: Settings,
+    nested: Settings,
+    own: Mapping[str, Settings],
+    without: Collection[str] = (),
+) -> dict[str, Settings]:
+    """Return the settings of every method.
+
+    Args:
+        subnets: of methods whose workers train 1/n of each axis.
+        replicas: of methods whose workers train the whole model, so with fewer steps.
+        nested: of HeteroFL, whose workers train parts of different sizes; the mean over workers counts.
+        own: what single methods change, such as their learning rate.
+        without: methods that the recipe does not support.
+    """
+    shared = dict.fromkeys(TRAIN_SUBNETS, subnets) | dict.fromkeys(TRAIN_REPLICAS, replicas) | {"heterofl": nested}
+    return {method: {**settings, **own.get(method, {})} for method, settings in shared.items() if method not in without}
 
 
 def job(
@@ -48,29 +92,29 @@ def job(
     num_classes: int | None = None,
     metrics: Mapping[str, Metric] | None = None,
 ) -> Job:
-    """Return the job of learning ``train``, dealt to the workers of the config, with ``model`` on meta.
+    """Return the job of training ``model`` on ``train``, split between the workers of the config.
 
     Args:
-        config: workers, split, batch size and seed, and whether logits are adjusted by priors.
-        model: on the meta device: each process makes only the weights that it holds.
+        config: gives workers, split, batch size, seed and ``prior_adjusted``.
+        model: on the meta device; each process creates only the weights that it holds.
         plan: its plan.
-        train: inputs as stored, and targets.
+        train: stored inputs and targets.
         test: likewise.
-        loss_fn: of what the model returns and the targets.
-        transform: from inputs as stored to the model's.
-        labels: what splits by label go by, if not the targets.
-        num_classes: where the targets are classes, the number of logits; None: there are no priors of them.
-        metrics: to report beside the loss.
+        loss_fn: of the model's outputs and the targets.
+        transform: maps stored inputs to the model's.
+        labels: (samples,), what a split by label uses; default: the targets.
+        num_classes: number of logits if the targets are classes; None: label priors are not defined.
+        metrics: reported beside the loss.
 
     Raises:
-        ValueError: the config wants logits adjusted, and the targets are not classes.
+        ValueError: ``prior_adjusted`` is set and the targets are not classes.
     """
     x, y = train
     parts = split(y if labels is None else labels, config.workers, config.split, config.seed)
     if config.prior_adjusted and num_classes is None:
         raise ValueError(
-            f"prior_adjusted=true: the targets of recipe '{config.recipe}' are not single classes, so workers have no "
-            "priors of them; expected false"
+            f"prior_adjusted=true: the targets of recipe '{config.recipe}' are not single classes, so label priors are "
+            "not defined; expected false"
         )
     return Job(
         model=model,
@@ -84,41 +128,42 @@ def job(
     )
 
 
-def how_many(config: Config, name: str, there: int, least: int = 1) -> int:
-    """Return the number of ``there`` that ``data.NAME`` takes; 0, or a run of before there was this setting: all.
+def whole_number(config: Config, setting: str) -> int:
+    """Return a setting such as "model.hidden".
 
     Raises:
-        ValueError: not a whole number, or fewer than ``least``, or more than there are.
+        ValueError: it is not a whole number from 1.
+    """
+    group, name = setting.split(".")
+    value = getattr(config, group)[name]
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{setting}={value!r}: expected a whole number from 1")
+    return value
+
+
+def hidden_sizes(config: Config) -> list[int]:
+    """Return the sizes of the hidden layers: ``model.hidden``, ``model.layers`` times."""
+    return [whole_number(config, "model.hidden")] * whole_number(config, "model.layers")
+
+
+def limited(config: Config, name: str, available: int, least: int = 1) -> int:
+    """Return how many of ``available`` items the setting ``data.NAME`` uses.
+
+    0 means all, and so does a missing setting (in runs older than the setting).
+
+    Raises:
+        ValueError: it is not 0 or a whole number from ``least`` to ``available``.
     """
     num = config.data.get(name, 0)
-    if isinstance(num, bool) or not isinstance(num, int) or not (num == 0 or least <= num <= there):
-        raise ValueError(f"data.{name}={num!r}: expected 0 (all) or a whole number from {least} to {there}")
-    return num or there
+    if isinstance(num, bool) or not isinstance(num, int) or not (num == 0 or least <= num <= available):
+        raise ValueError(f"data.{name}={num!r}: expected 0 (all) or a whole number from {least} to {available}")
+    return num or available
 
 
 def first_samples(config: Config, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first ``data.samples`` of a shuffle that is the same for all seeds; all of them as they stand."""
-    num = how_many(config, "samples", len(x))
+    """Return ``data.samples`` of the samples, chosen by a shuffle that is the same for all seeds."""
+    num = limited(config, "samples", len(x))
     if num == len(x):
         return x, y
     chosen = torch.randperm(len(x), generator=generator("samples"))[:num]
     return x[chosen], y[chosen]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """One line of the CLI.
-
-    Attributes:
-        summary: one line for people.
-        config: the settings it starts from.
-        methods: for each method the settings that differ, chosen so that all cost a worker the same operations.
-        build: makes the job of a config; all randomness from ``config.seed``.
-        paper: what is published, in a sentence or two with its source, for ``docs/results.md``.
-    """
-
-    summary: str
-    config: Config
-    methods: Mapping[str, Mapping[str, Any]]
-    build: Callable[[Config], Job]
-    paper: str = ""

@@ -2,31 +2,26 @@
 
 from typing import Any
 
-import torch
-
 from skerry.experiments.config import Config
 from skerry.experiments.datasets.speech import speech_commands
-from skerry.experiments.models.mlp import MLP
-from skerry.experiments.recipes.compared import compared
-from skerry.experiments.recipes.image_mlp import check_widths, mlp_rules
-from skerry.experiments.recipes.recipe import Job, Recipe, job
-from skerry.plan.table import Plan
+from skerry.experiments.recipes.image_mlp import mlp_job
+from skerry.experiments.recipes.recipe import Job, Recipe, settings_per_method
 
 
 def speech_mlp2() -> Recipe:
-    """Two layers of weights, 4096-h-12: every weight has one dealt dim."""
+    """Two layers of weights, 4096-h-12: each weight has one dim that is dealt out."""
     return _recipe(1)
 
 
 def speech_mlp3() -> Recipe:
-    """Three layers of weights, 4096-h-h-12: the middle one lies between two dealt axes."""
+    """Three layers of weights, 4096-h-h-12: both dims of the middle one are dealt out."""
     return _recipe(2)
 
 
 def _recipe(layers: int) -> Recipe:
-    """The paper's, smaller: 1024 hidden units by default, 12 of 35 classes, 4,036 clips; and momentum .9.
+    """Return the paper's net in small: 1024 hidden units, 12 of 35 classes, 4,036 clips, and momentum .9.
 
-    Learning rates: those of ``docs/performance.md``, found with one more hidden layer.
+    Learning rates are those of ``docs/performance.md``, tuned with one more hidden layer.
 
     References: Yuan et al., VLDB 2022, arXiv 1910.02120, section 5 (4096 hidden units with two layers of weights, 8192
     with three; SGD, batch 128, 20 local steps).
@@ -36,7 +31,7 @@ def _recipe(layers: int) -> Recipe:
     return Recipe(
         summary=f"MLP 4096{'-1024' * layers}-12 with batch norm on Speech Commands",
         config=Config(recipe=name, model={"hidden": 1024, "layers": layers}),
-        methods=compared(
+        methods=settings_per_method(
             subnets=settings,
             replicas=settings | {"rounds": 6 - layers, "eval_every": 1},
             nested=settings | {"rounds": 12 - layers},
@@ -60,10 +55,6 @@ def _recipe(layers: int) -> Recipe:
 
 
 def _build(config: Config) -> Job:
-    hidden, layers = check_widths(config)
     speech = speech_commands()
     train, test = (speech.x_train, speech.y_train), (speech.x_test, speech.y_test)
-    with torch.device("meta"):
-        model = MLP([speech.x_train.shape[1], *[hidden] * layers, speech.num_classes])
-    plan = Plan.from_rules(model, mlp_rules(layers))
-    return job(config, model, plan, train, test, transform=speech.standardize, num_classes=speech.num_classes)
+    return mlp_job(config, train, test, speech.standardize, speech.num_classes)

@@ -1,12 +1,12 @@
-"""Runs side by side: read run folders, make one row of runs that differ only in their seed, print tables.
+"""Compare runs: read their folders, average runs that differ only in the seed, and print tables.
 
-Everything is taken from the files in the folders and from nothing else; nothing here trains or evaluates.
+Everything comes from the files in the folders; nothing here trains or evaluates.
 """
 
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,17 +19,17 @@ Group = tuple["Row", list["Run"]]
 
 _TIMES = ("time_s", "local_s", "exchange_s", "evaluate_s", "checkpoint_s")
 _METRICS = ("round", "train_loss", "loss", "accuracy", "refused", "bytes_due", "bytes_sent", "flop", *_TIMES)
-# Runs that differ only in these are one row: they say how it ran and was watched, not what was trained.
+# Runs that differ only in these are one row: they do not change what is trained.
 _NOT_COMPARED = ("seed", "runtime", "versions", "threads", "timeout_s", "eval_every", "checkpoint_every_s")
 
 
 class ReportError(ValueError):
-    """A run folder that cannot be reported, or a missing optional package."""
+    """There is no run in a folder, or one of its files is broken."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one run folder holds; ``units`` and ``summary`` are empty when their files do not exist (yet)."""
+    """The content of a run folder; ``units`` and ``summary`` are empty if their files do not exist (yet)."""
 
     folder: Path
     config: dict[str, Any]
@@ -50,7 +50,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a comparison: the mean over runs that differ only in their seed. Costs are a worker's."""
+    """One line of a comparison: the mean over runs that differ only in the seed. Costs are per worker."""
 
     label: str
     method: str
@@ -67,14 +67,18 @@ class Row:
     flop: float
     memory_bytes: float | None
     time_s: float
-    outside_share: float | None  # the part of time_s that was not spent in local steps
+    outside_share: float | None  # fraction of time_s not spent in local steps
 
 
 # ---- from files to runs
 
 
 def load_run(folder: Path) -> Run:
-    """Read one run folder; a half-written last line of metrics.jsonl (a killed run) is ignored."""
+    """Read one run folder. A half-written last line of metrics.jsonl, left by a killed run, is ignored.
+
+    Raises:
+        ReportError: a file is missing or broken.
+    """
     config, path = _read_json(folder / "config.json"), folder / "config.json"
     if not isinstance(config.get("method"), str):
         got = repr(config["method"]) if "method" in config else "no such key"
@@ -85,12 +89,16 @@ def load_run(folder: Path) -> Run:
 
 
 def load_runs(folder: Path) -> list[Run]:
-    """Read the run in ``folder``, or else the runs in its subfolders, sorted by name."""
+    """Read the run in ``folder``, or else the runs in its subfolders, sorted by name.
+
+    Raises:
+        ReportError: there is none, or a file is broken.
+    """
     if (folder / "config.json").exists():
         return [load_run(folder)]
     found = sorted(path.parent for path in folder.glob("*/config.json"))
     if not found:
-        raise ReportError(f"{folder}: expected config.json here or in a subfolder, got none; name another")
+        raise ReportError(f"{folder}: expected config.json here or in a subfolder, got none; choose another folder")
     return [load_run(path) for path in found]
 
 
@@ -126,15 +134,16 @@ def _read_metrics(path: Path) -> list[Metric]:
 
 
 def comparison(runs: Sequence[Run]) -> list[Row]:
-    """Return one row for each setting, averaged over seeds, methods in order of appearance."""
+    """Return one row per setting, averaged over seeds; methods in order of appearance."""
     return [row for row, _ in grouped(runs)]
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
+    """Return the rows of ``comparison``, each with its runs."""
     groups: dict[tuple[str, int], list[Run]] = {}
     for run in runs:
         setting = json.dumps([run.config["method"], flat(run.config)], sort_keys=True)
-        repeats = 0  # a run with the same seed is no further seed, but a row of its own
+        repeats = 0  # a second run with the same seed gets a row of its own
         while any(run.config.get("seed") == other.config.get("seed") for other in groups.get((setting, repeats), [])):
             repeats += 1
         groups.setdefault((setting, repeats), []).append(run)
@@ -145,21 +154,20 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 
     ordered = sorted(groups.values(), key=place)
     labels = _labels([group[0].config for group in ordered])
-    again = [labels.count(label) > 1 for label in labels]
-    labels = [
-        f"{label}, {g[0].name}" if twice else label for label, g, twice in zip(labels, ordered, again, strict=True)
-    ]
-    return [(_row(label, group), group) for label, group in zip(labels, ordered, strict=True)]
+    rows = []
+    for label, group in zip(labels, ordered, strict=True):
+        unique = label if labels.count(label) == 1 else f"{label}, {group[0].name}"
+        rows.append((_row(unique, group), group))
+    return rows
 
 
 def _labels(configs: list[dict[str, Any]]) -> list[str]:
-    """The method of each, and the settings in which it differs from others of the same method."""
+    """Return the method of each config, and the settings in which it differs from others of the same method."""
     labels = []
     for config in configs:
         mine, peers = flat(config), [flat(peer) for peer in configs if peer["method"] == config["method"]]
-        keys = dict.fromkeys(["local_steps", *(key for peer in peers for key in peer)])
-        differ = [key for key in keys if len({peer.get(key) for peer in peers}) > 1]
-        brief = [key for key in differ if key != "rounds"]  # has its own column, often follows from the steps
+        differ = differing(peers)
+        brief = [key for key in differ if key != "rounds"]  # has a column, and often follows from the steps
         if len({tuple(peer.get(key) for key in brief) for peer in peers}) == len(peers):
             differ = brief
         words = {key: in_words(key, mine) for key in differ if key in mine}
@@ -169,13 +177,19 @@ def _labels(configs: list[dict[str, Any]]) -> list[str]:
     return labels
 
 
+def differing(settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the keys whose values differ between several results of ``flat``, local steps first."""
+    keys = dict.fromkeys(["local_steps", *(key for each in settings for key in each)])
+    return [key for key in keys if len({each.get(key) for each in settings}) > 1]
+
+
 def in_words(key: str, settings: Mapping[str, str]) -> str:
-    """Return one of the settings of ``flat`` as tables and legends have it."""
+    """Return a setting of ``flat`` as shown in tables and legends, such as "reshuffle 0.1"."""
     return f"{key.split('.')[-1].replace('_', ' ')} {settings[key]}"
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """{"partition": {"reshuffle": 0.1}} -> {"partition.reshuffle": "0.1"}, without what is not compared."""
+    """Return {"partition": {"reshuffle": 0.1}} as {"partition.reshuffle": "0.1"}, without settings not compared."""
     found: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, dict) and value and (prefix or key not in _NOT_COMPARED):
@@ -232,13 +246,14 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def number(value: float | None, unit: float = 1, digits: int = 3) -> str:
-    """Three significant digits, never an exponent: 1234, 38.1, 4.02, 0.00310."""
+    """Format ``value / unit`` with three significant digits and no exponent: 1234, 38.1, 4.02, 0.00310."""
     if value is None or value == 0 or not math.isfinite(value):
         return "-" if value is None else f"{value:.0f}"
     return f"{value / unit:.{max(0, digits - 1 - math.floor(math.log10(abs(value / unit))))}f}"
 
 
 def accuracy_text(value: float | None, spread: float | None = None) -> str:
+    """Format an accuracy as .8968, or .8968 ± .0014."""
     if value is None:
         return "-"
     text = f"{value:.4f}".removeprefix("0")
@@ -246,11 +261,12 @@ def accuracy_text(value: float | None, spread: float | None = None) -> str:
 
 
 def duration(time_s: float) -> str:
+    """Format seconds as s, min or h."""
     unit, name = (1, "s") if time_s <= 120 else (60, "min") if time_s <= 7200 else (3600, "h")
     return f"{number(time_s, unit)} {name}"
 
 
-_COLUMNS: dict[str, Callable[[Row], str]] = {  # what each means is said in report.html.jinja
+_COLUMNS: dict[str, Callable[[Row], str]] = {  # report.html.jinja explains them
     "run": lambda row: row.label,
     "seeds": lambda row: str(row.num_runs),
     "rounds": lambda row: str(row.rounds),
@@ -267,7 +283,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {  # what each means is said in repo
 
 
 def table_lines(rows: Sequence[Row], skip: Sequence[str] = ()) -> list[list[str]]:
-    """Titles, then cells; columns in which no row has a value are left out."""
+    """Return the titles, then the cells of each row; columns without any value are left out."""
     columns: dict[str, list[str]] = {}
     for title, text in _COLUMNS.items():
         if title not in skip:
@@ -280,14 +296,20 @@ def table_lines(rows: Sequence[Row], skip: Sequence[str] = ()) -> list[list[str]
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    """Return the rows as a Markdown table for a README."""
+    """Return the rows as a Markdown table."""
     titles, *lines = table_lines(rows)
-    lines = [titles, ["---"] + ["---:"] * (len(titles) - 1), *lines]
-    return "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |\n" for line in lines)
+    return markdown_table(titles, lines, left=titles[:1])
+
+
+def markdown_table(titles: Sequence[str], lines: Sequence[Sequence[str]], left: Collection[str]) -> str:
+    """Return a Markdown table; columns are aligned to the right, except those whose title is in ``left``."""
+    rule = ["---" if title in left else "---:" for title in titles]
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in (titles, rule, *lines)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
 
 def to_rich(rows: Sequence[Row]) -> "Table":
-    """Return the rows as a table for ``rich.print``, with the columns that fit a terminal."""
+    """Return the rows as a table for a terminal, with the most important columns."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -299,9 +321,10 @@ def to_rich(rows: Sequence[Row]) -> "Table":
     for title in titles[1:]:
         table.add_column(title.replace(", ", " ").replace(" ", "\n"), justify="right", no_wrap=True)
     for line in lines:
-        table.add_row(*map(Text, line))  # Text: a label is never read as markup
+        table.add_row(*map(Text, line))  # Text: labels are not parsed as markup
     return table
 
 
 def run_label(row: Row, run: Run) -> str:
+    """Return the label of one run in a row of several seeds."""
     return f"{row.label}, seed {run.config.get('seed', '?')}" if row.num_runs > 1 else row.label

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page about a run or a folder of runs (its words are in report.html.jinja)."""
+"""The report: one self-contained HTML page about a run or a folder of runs, from the template report.html.jinja."""
 
 from pathlib import Path
 
@@ -20,17 +20,17 @@ from skerry.training.diagnosis.measures import MEASURES
 
 
 def write_report(folder: Path) -> Path:
-    """Write ``folder/report.html``, one self-contained page about the run or runs in ``folder``.
+    """Write ``report.html``, one self-contained page about the run or runs in ``folder``, and return its path.
 
     Raises:
-        ReportError: no run here, or a broken file.
+        ReportError: there is no run, or a file is broken.
     """
-    import jinja2  # slow to import, as matplotlib is
+    import jinja2  # slow to import, like matplotlib
     import matplotlib
 
     runs = load_runs(folder)
     groups = grouped(runs)
-    with matplotlib.rc_context():  # undone at once: a caller's own figures keep their look
+    with matplotlib.rc_context():  # restored at the end: a caller's own figures keep their style
         set_style()
         pictures, units = curve_pictures(groups), unit_pictures(groups)
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
@@ -60,14 +60,14 @@ def write_report(folder: Path) -> Path:
 
 
 def _measures(run: Run) -> dict[str, str]:
-    """What the last round that has it says of each measure."""
+    """Return the last known value of each measure."""
     rounds = [m.get("diagnosis", {}) for m in run.metrics]
     found = {name: [each[name] for each in rounds if each.get(name) is not None] for name in MEASURES}
     return {name: number(values[-1] if values else None) for name, values in found.items()}
 
 
 def _warnings(runs: list[Run]) -> list[tuple[str, int, str]]:
-    """Run, round and words of each kind of warning, where it came first."""
+    """Return run, round and text of each kind of warning, at its first occurrence."""
     found: dict[tuple[str, str], tuple[str, int, str]] = {}
     for run in runs:
         for m in run.metrics:
@@ -77,7 +77,7 @@ def _warnings(runs: list[Run]) -> list[tuple[str, int, str]]:
 
 
 def _settings(groups: list[Group]) -> list[tuple[str, list[str]]]:
-    """Each setting with its value in every row, or with one value where all rows agree."""
+    """Return each setting with its value in every row, or with one value if all rows agree."""
     columns = []
     for row, runs in groups:
         column = {"method": row.method}

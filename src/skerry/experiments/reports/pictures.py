@@ -1,8 +1,8 @@
-"""Pictures of runs, drawn with matplotlib (extra ``report``) as SVG that can stand inside a page."""
+"""Pictures of runs, drawn with matplotlib: SVG to embed in a page, and PNG files."""
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO, StringIO
 from itertools import cycle
 from pathlib import Path
@@ -15,27 +15,36 @@ from skerry.files import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-# Okabe and Ito's palette, safe for colour-blind readers; the usual methods look the same in every report.
-_COLOURS = {"relay": "#0072B2", "ist": "#56B4E9", "local_sgd": "#D55E00", "narrow": "#009E73", "single": "#555555"}
-_MORE_COLOURS = ("#CC79A7", "#E69F00", "#B8860B", "#7A5195", "#8C6D1F")
-_LINES = ("solid", "dashed", "dotted", "dashdot")  # tell rows of one method apart
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+"""Okabe and Ito's colours, safe for colour-blind readers."""
+
+LINES = ("solid", "dashed", "dotted", "dashdot")
+
+# The usual methods look the same in every report.
+_COLOURS = {
+    "ist": "#56B4E9", "relay": "#0072B2", "narrow": "#009E73", "ensemble": "#CC79A7", "local_sgd": "#D55E00",
+    "single": "#555555",
+}  # fmt: skip
+_MORE_COLOURS = ("#E69F00", "#B8860B", "#7A5195", "#8C6D1F", "#A65E7A")
 _MOST_POINTS, _MOST_AXES = 60, 12
 _NOISY = {
     "train_loss": "training loss",
     "dispersion": "disagreement, part of the outputs",
     "drift": "drift (1: as far apart as forward)",
 }
-"""What is averaged over stretches of rounds, and what its axis says."""
+"""Values that are averaged over stretches of rounds, and the labels of their axes."""
 
 
 def set_style() -> None:
+    """Set matplotlib's style for all pictures of Skerry, globally; wrap it in ``rc_context`` to restore the old one."""
     from matplotlib import rc, rcdefaults
 
     rcdefaults()
-    rc("svg", fonttype="none")  # text stays text, in the reader's own font
+    rc("svg", fonttype="none")  # text stays text, in the reader's font
     rc("text", parse_math=False, color="#1D2126")  # a "$" in a recipe's name is a "$"
     rc("font", size=9)
     rc("axes", grid=True, axisbelow=True, labelsize=9, titlesize=9, titlelocation="left", edgecolor="#8A94A0")
@@ -47,33 +56,43 @@ def set_style() -> None:
     rc("ytick.major", size=0)
 
 
+def plain_log_axis(axis: "Axis", digits: Sequence[int]) -> None:
+    """Label a logarithmic axis with plain numbers that begin with one of ``digits``."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=digits))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _svg(figure: "Figure", salt: str) -> str:
-    """The figure as markup to be set inside a page: its own ids, no links, as wide as its place."""
+    """Return the figure as markup to embed in a page: unique ids, no links, as wide as its container."""
     from matplotlib import rc_context
 
-    text, unsaid = StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))  # they come with links
+    text, omitted = StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))  # they contain links
     with rc_context({"svg.hashsalt": salt}):
-        figure.savefig(text, format="svg", transparent=True, metadata=unsaid)
+        figure.savefig(text, format="svg", transparent=True, metadata=omitted)
     svg = re.sub(r'<g id="[^"]*"', "<g", text.getvalue())
     return re.sub(r' (xmlns(:xlink)?="[^"]*"|(width|height)="[\d.]+pt")', "", svg[svg.index("<svg") :])
 
 
 def looks(groups: list[Group]) -> list[dict[str, Any]]:
-    """For each row a colour, the same for all rows of a method, and a line style that tells those apart."""
+    """Return the colour and line style of each row: one colour per method, a line style for each of its rows."""
     more, seen = cycle(_MORE_COLOURS), dict[str, tuple[str, Iterator[str]]]()
     for row, _ in groups:
         if row.method not in seen:
-            seen[row.method] = (_COLOURS.get(row.method) or next(more), cycle(_LINES))
+            seen[row.method] = (_COLOURS.get(row.method) or next(more), cycle(LINES))
     return [{"color": seen[row.method][0], "linestyle": next(seen[row.method][1])} for row, _ in groups]
 
 
 def curve_pictures(groups: list[Group]) -> dict[str, str]:
+    """Return the SVG of each picture with curves, by name: rounds, compute, bytes, train_loss, dispersion, drift."""
     score = "accuracy" if any(row.accuracy is not None for row, _ in groups) else "loss"
     flop, unit = (1e12, "TFLOP") if any(row.flop > 1e11 for row, _ in groups) else (1e9, "GFLOP")
     curves: dict[str, tuple[str, str, Callable[[Metric], float]]] = {
         "rounds": (score, "rounds", lambda m: m["round"] + 1),
-        "compute": (score, f"compute, {unit} a worker", lambda m: m["flop"] / flop),
-        "bytes": (score, "bytes due, MB a worker (log scale)", lambda m: m["bytes_due"] / 1e6),
+        "compute": (score, f"compute, {unit} per worker", lambda m: m["flop"] / flop),
+        "bytes": (score, "bytes due, MB per worker (log scale)", lambda m: m["bytes_due"] / 1e6),
         "train_loss": ("train_loss", "rounds", lambda m: m["round"] + 1),
     }
     seen = [m for _, runs in groups for run in runs for m in run.metrics]
@@ -87,15 +106,15 @@ def curve_pictures(groups: list[Group]) -> dict[str, str]:
 
 
 def _value(metric: Metric, name: str) -> float | None:
-    """A figure of the round, or one of its diagnosis; None in runs that were not watched."""
+    """Return a value of the round or of its diagnosis; None if it was not measured."""
     value: float | None = metric[name] if name in metric else metric.get("diagnosis", {}).get(name)
     return value
 
 
 def _curve(runs: list[Run], x: Callable[[Metric], float], y: str) -> "NDArray[np.float64]":
-    """[points, 2]: the mean over ``runs`` at the rounds where each of them has a value.
+    """Return [points, 2]: the mean over ``runs`` at the rounds where each of them has a value.
 
-    Of more than ``_MOST_POINTS`` the last of each stretch; but what is noisy, as a training loss, is averaged.
+    More than ``_MOST_POINTS`` are thinned out: the last of each stretch is kept, or for noisy values their mean.
     """
     rows = [
         {m["round"]: (x(m), _value(m, y)) for m in run.metrics if _value(m, y) is not None}
@@ -113,7 +132,6 @@ def _curve(runs: list[Run], x: Callable[[Metric], float], y: str) -> "NDArray[np
 
 def _draw_curves(groups: list[Group], y: str, xlabel: str, x: Callable[[Metric], float], log: bool) -> "Figure":
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     ylabel = _NOISY.get(y, f"test {y}")
     figure = Figure(figsize=(4.6, 3.1), layout="constrained")
@@ -125,7 +143,7 @@ def _draw_curves(groups: list[Group], y: str, xlabel: str, x: Callable[[Metric],
         if not len(known):
             continue
         end = (float(known[-1, 0]), float(known[-1, 1]))
-        if log and end[0] <= 0:  # it exchanges nothing and so has no place on a log axis: show its level
+        if log and end[0] <= 0:  # no exchange, so no place on a log axis: draw a level line
             axes.axhline(end[1], linewidth=1.2, **look)
             known, end = known[-1:], (math.inf, end[1])
         else:
@@ -143,16 +161,14 @@ def _draw_curves(groups: list[Group], y: str, xlabel: str, x: Callable[[Metric],
     axes.set_ylim(low - pad, high + pad)  # the first steep steps may start outside
     if log:
         first, last = axes.get_xlim()
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if last > 30 * first else (1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        plain_log_axis(axes.xaxis, (1, 3) if last > 30 * first else (1, 2, 5))
     if len(groups) > 1:
         _name_ends(axes, ends)
     return figure
 
 
 def _name_ends(axes: "Axes", ends: list[tuple[str, tuple[float, float], dict[str, Any]]]) -> None:
-    """Write each curve's name beside the axes, at the height of its end or as near as other names allow."""
+    """Write each curve's name beside the axes, as close to the height of its end as other names allow."""
     (low, high), right = axes.get_ylim(), axes.get_xlim()[1]
     ends = sorted(ends, key=lambda end: end[1][1])
     names = [label.replace(", ", "\n") for label, _, _ in ends]
@@ -172,7 +188,10 @@ def _name_ends(axes: "Axes", ends: list[tuple[str, tuple[float, float], dict[str
 
 
 def unit_pictures(groups: list[Group]) -> list[tuple[str, int, str]]:
-    """For the first run of each row: its name, how often each unit was trained, a picture if that differs."""
+    """Return, for the first run of each row: its label, the least number of times a unit was trained, and an SVG.
+
+    The SVG is empty if all units were trained equally often.
+    """
     found = []
     for row, runs in groups:
         label = run_label(row, runs[0])
@@ -188,7 +207,7 @@ def unit_pictures(groups: list[Group]) -> list[tuple[str, int, str]]:
 
 
 def _draw_units(unit_axes: list[dict[str, Any]], low: int, high: int) -> "Figure":
-    """Each axis as a map (units in reading order) beside a histogram of the same counts."""
+    """Draw each axis as a map, units in reading order, beside a histogram of the same counts."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -197,7 +216,7 @@ def _draw_units(unit_axes: list[dict[str, Any]], low: int, high: int) -> "Figure
     bins = np.unique(np.linspace(low, high + 1, 25).round()) - 0.5
     for axis, (heat, bars) in zip(unit_axes, grid, strict=True):
         counts = np.array(axis["counts"], dtype=np.float64)
-        least = max(64, math.isqrt(6 * len(counts)))  # units a line; even lines where that can be had
+        least = max(64, math.isqrt(6 * len(counts)))  # units per line; lines of equal length if possible
         wide = next((w for w in range(least, 2 * least + 1) if len(counts) % w == 0), min(least, len(counts)))
         lines = np.append(counts, [np.nan] * (-len(counts) % wide)).reshape(-1, wide)
         picture = heat.imshow(lines, "cividis", aspect="auto", vmin=low, vmax=high, interpolation="nearest")
@@ -215,9 +234,14 @@ def _draw_units(unit_axes: list[dict[str, Any]], low: int, high: int) -> "Figure
 
 
 def frontier_picture(points: dict[str, list[tuple[float, float, float]]], ylabel: str, out: Path) -> None:
-    """Draw, for each method, its (bytes, value, spread) and the best it reaches with at most so many bytes, as PNG.
+    """Draw the frontier of each method: the best value it reaches with at most a given number of bytes.
 
-    What sends nothing has no place on the log axis and is a dashed level.
+    A method that sends nothing has no place on the log axis and is drawn as a dashed level line.
+
+    Args:
+        points: (bytes, value, spread) by method, sorted by bytes.
+        ylabel: name of the value.
+        out: the PNG file.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -239,9 +263,9 @@ def frontier_picture(points: dict[str, list[tuple[float, float, float]]], ylabel
             axes.step(xs, np.maximum.accumulate(ys), where="post", color=colour, linewidth=1.2, alpha=0.7)
         axes.set_xscale("log")
         low, high = axes.get_xlim()
-        # The first digits of what has a label between powers of ten.
+        # The first digits of the labels between powers of ten.
         between = "123456789" if high / low < 3 else "25" if high / low < 1e3 else ""
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")  # math is not parsed here
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")  # the style turns math off
         axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in between else "")
         axes.set_xlabel("MB sent by a worker")
         axes.set_ylabel(f"test {ylabel}")

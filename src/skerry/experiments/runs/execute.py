@@ -1,4 +1,4 @@
-"""From names to objects: build what a config names, and run it in a folder."""
+"""Build what a config names, and run it in a folder or export its model."""
 
 import inspect
 import os
@@ -34,21 +34,25 @@ SCHEDULES = {"constant": schedule.constant, "cosine": schedule.cosine}
 
 
 def configure(recipe: str, method: str, settings: Mapping[str, Any]) -> Config:
-    """Return the config of ``recipe`` for ``method`` with ``settings`` changed.
+    """Return the config of ``recipe`` for ``method``, changed by ``settings`` (dotted name -> value).
 
     Raises:
-        ValueError: an unknown name, a bad value, or a setting the method has no use for.
+        ValueError: an unknown name, a bad value, or a setting that the method does not take.
+
+    Example:
+        >>> configure("digits-mlp", "ist", {"partition.core": 0.1, "rounds": 5}).rounds
+        5
     """
     built = RECIPES[choose(recipe, RECIPES, "recipe")]()
     choose(method, METHODS, "method")
     if method not in built.methods:
-        known = ", ".join(built.methods)
-        raise ValueError(f"method '{method}': recipe '{recipe}' has no settings for it, expected one of {known}")
+        supported = ", ".join(built.methods)
+        raise ValueError(f"method '{method}': recipe '{recipe}' has no settings for it, expected one of {supported}")
     own = {"method": method, **built.methods[method]}
     if method == "single":
         own["workers"] = 1
         if settings.get("workers", 1) != 1:
-            raise ValueError(f"workers={settings['workers']}: method 'single' is one machine, expected 1")
+            raise ValueError(f"workers={settings['workers']}: method 'single' has one worker, expected 1")
     if method == "ddp":
         own["runtime"] = "processes"
         if settings.get("runtime", "processes") != "processes":
@@ -57,18 +61,22 @@ def configure(recipe: str, method: str, settings: Mapping[str, Any]) -> Config:
     for name in settings:
         if not takes(method, name):
             users = ", ".join(other for other in METHODS if takes(other, name)) or "no method"
-            raise ValueError(f"{name}: method '{method}' has no use for it, leave it out; {users} would")
-    if unknown := set(config.model) - set(built.config.model):
-        choose(unknown.pop(), built.config.model, "setting of the model: model.")
-    if unknown := set(config.data) - set(built.config.data):
-        choose(unknown.pop(), built.config.data, "setting of the data: data.")
+            raise ValueError(f"{name}: method '{method}' does not take it, leave it out; taken by {users}")
+    for group in ("model", "data"):
+        known = getattr(built.config, group)
+        for name in getattr(config, group):
+            choose(name, known, f"setting of the {group}: {group}.")
     make_optimizer(config)
     build(config)
     return config
 
 
 def make_optimizer(config: Config) -> OptimizerFn:
-    """Return the factory of the ``torch.optim`` class that the config names."""
+    """Return a function that creates the optimizer of the config for given parameters.
+
+    Raises:
+        ValueError: an unknown class of ``torch.optim``, or wrong arguments for it.
+    """
     settings = dict(config.optimizer)
     known = {name for name, value in vars(torch.optim).items() if inspect.isclass(value)} - {"Optimizer"}
     name = choose(settings.pop("name", "SGD"), known, "optimizer")
@@ -84,21 +92,32 @@ def make_optimizer(config: Config) -> OptimizerFn:
 
 
 def num_threads(config: Config) -> int:
-    """Return the torch threads a process gets: as set (here or by OMP_NUM_THREADS), or its part of the cores."""
+    """Return the torch threads per process: as set (in the config or by OMP_NUM_THREADS), or its part of the cores."""
     if config.threads or "OMP_NUM_THREADS" in os.environ:
         return config.threads or torch.get_num_threads()
     return max(1, num_cores() // config.workers) if config.runtime == "processes" else num_cores()
 
 
 def num_cores() -> int:
-    """Return the cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def export_run(folder: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> int:
-    """Write the full model of the last checkpoint in ``folder``, calibrated, to ``out``; return its round.
+    """Write the calibrated full model of the last checkpoint in ``folder`` to ``out``.
 
-    One process does it, and holds one tensor (and the vectors) of the full model at a time.
+    Runs in one process, which holds one tensor (and the vectors) of the full model at a time.
+
+    Args:
+        folder: the run.
+        out: receives safetensors files, with an index if there are several.
+        shard_bytes: size limit of a file; a larger tensor gets its own.
+
+    Returns:
+        The round of the checkpoint.
+
+    Raises:
+        ValueError: there is no run or no checkpoint in ``folder``.
     """
     config = saved_config(folder)
     job = RECIPES[config.recipe]().build(config)
@@ -106,7 +125,7 @@ def export_run(folder: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> in
     model, plan = net_to_train(job.model, job.plan, algorithm, config.seed)
     checkpoint = checkpoints_of(folder, config, resume=True).latest(plan, named_tensors(model), Serial())
     if checkpoint is None:
-        raise ValueError(f"{folder}: no checkpoint to export; run it until the first one")
+        raise ValueError(f"{folder}: no checkpoint to export; resume the run until it writes one")
     share = algorithm.partition.share(plan.axes, max(0, checkpoint.state.round - 1))
     full = Streamed(
         skeleton(model), plan, share, lambda names, *, only_first: {name: checkpoint.read(name) for name in names}
@@ -119,11 +138,18 @@ def export_run(folder: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> in
 
 
 def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_round: OnRound | None = None) -> None:
-    """Run ``config`` in ``folder``: in every process of ``runtime``; the first one writes.
+    """Run ``config`` in ``folder``. Every process of ``runtime`` calls this; rank 0 writes the files.
+
+    Args:
+        config: the run.
+        folder: its folder.
+        runtime: where the workers run.
+        resume: continue the run in ``folder``.
+        on_round: called on rank 0 after each round, with its ``Record`` and ``State``.
 
     Raises:
-        ValueError, OSError: whatever the settings, the data or the folder are wrong in, in one line.
-        TrainingFailed: training broke down; the last checkpoint is good.
+        ValueError, OSError: the settings, the data or the folder are wrong.
+        TrainingFailed: the loss stayed non-finite for too many rounds; the last checkpoint is intact.
     """
     job = RECIPES[config.recipe]().build(config)
     arguments: dict[str, Any] = {
@@ -153,8 +179,8 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
         def begin(session: Session) -> None:
             files.begin(session.plan.axes, session.state.round)
             if resume:
-                told = f"{folder}: resuming after round {session.state.round} of {config.rounds}"
-                print(told, file=sys.stderr, flush=True)
+                round = session.state.round
+                print(f"{folder}: resuming after round {round} of {config.rounds}", file=sys.stderr, flush=True)
 
         result = train(job.model, job.loss_fn, job.data, on_start=begin, on_round=each_round, **arguments)
         result.export(folder)

@@ -1,15 +1,15 @@
-"""One run in one folder: settings, metrics, checkpoints and the trained model, so that nothing is ever lost.
+"""One run in one folder: settings, metrics, checkpoints and the trained model.
 
-    config.json            settings and versions (of each part, where it was resumed)
-    metrics.jsonl          one line a round
-    checkpoint.json        the last complete set of checkpoint files (``checkpoint.py``)
-    checkpoint/            that set: a file a process
+    config.json            settings, and versions of the packages that ran it last
+    metrics.jsonl          one line per round
+    checkpoint.json        names the last complete set of checkpoint files
+    checkpoint/            that set: one file per process
     units.json             how often each unit was trained
     summary.json           written when the run is done
-    model.safetensors      the calibrated full model, written when the run is done (``export.py``)
+    model.safetensors      the calibrated full model, written when the run is done
 
-But for checkpoints only the first process writes. Every file but ``metrics.jsonl`` is replaced in one step; that one is
-cut back to the checkpoint's round on resume.
+Only rank 0 writes, except for checkpoints. Every file is replaced atomically, except ``metrics.jsonl``, which is
+truncated to the checkpoint's round on resume.
 """
 
 import fcntl
@@ -20,7 +20,6 @@ import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -29,32 +28,37 @@ from skerry.files import atomic
 from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.experiments.config import Config
 from skerry.training.cost import rank_memory
+<<<<<<< HEAD
+from skerry.training.diagnosis.measures import MEASURES
+=======
 from skerry.training.diagnosis.measures import Diagnosis, MEASURES
+>>>>>>> h-train
 from skerry.plan.dims import Axis
 from skerry.checkpoint.state import State
+from skerry.training.evaluation.evaluate import Score
 from skerry.training.record import Record
 from skerry.training.train import Result
 
-# May differ between the parts of a resumed run: they change how it runs, and what comes out at most by rounding.
+# May change when a run is resumed: they change how it runs, and the result by rounding at most.
 _FREE_ON_RESUME = ("runtime", "threads", "timeout_s", "checkpoint_every_s")
 
 
 class FolderInUse(ValueError):
-    """The output folder holds another run, or another process writes to it."""
+    """The output folder holds something else, or another process writes to it."""
 
 
 def saved_config(folder: Path) -> Config:
     """Return the config of the run in ``folder``.
 
     Raises:
-        ValueError: there is no run, or its config.json is damaged.
+        ValueError: there is no run, or its config.json is broken.
     """
     path = folder / "config.json"
     try:
         return Config.from_json(json.loads(path.read_text()))
     except FileNotFoundError:
         raise ValueError(
-            f"{folder}: no run there (config.json is missing); name its folder, or start one without --resume"
+            f"{folder}: no run there (config.json is missing); give its folder, or start one without --resume"
         ) from None
     except (json.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a readable config ({error}); start anew in another folder") from error
@@ -70,13 +74,11 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise FolderInUse(f"{folder}: is a file, expected a folder; choose another --out")
     if not resume:
-        held = (
-            [p.name for p in folder.glob("*") if p.name != "lock" and not atomic.is_draft(p)] if folder.is_dir() else []
-        )
+        held = sorted(p.name for p in folder.glob("*") if p.name != "lock" and not atomic.is_draft(p))
+        if "config.json" in held:
+            raise FolderInUse(f"{folder}: holds a run; continue it with --resume, or choose another --out")
         if held:
-            if "config.json" in held:
-                raise FolderInUse(f"{folder}: holds a run; go on with --resume, or choose another --out")
-            raise FolderInUse(f"{folder}: is not empty ({sorted(held)[0]}, ...) and no run; choose another --out")
+            raise FolderInUse(f"{folder}: is not empty ({held[0]}, ...) and holds no run; choose another --out")
         return
     new, old = config.to_json(), saved_config(folder).to_json()
     for name, value in new.items():
@@ -87,15 +89,15 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
 
 
 def run_id(config: Config) -> str:
-    """Return what tells runs apart: all settings that may not differ between the parts of a resumed run."""
-    told = {k: v for k, v in config.to_json().items() if k not in _FREE_ON_RESUME}
-    if not config.prior_adjusted:  # checkpoints of before there was such a setting do not tell of it
-        del told["prior_adjusted"]
-    return json.dumps(told, sort_keys=True)
+    """Return the text that identifies a run in its checkpoints: all settings that may not change on resume."""
+    settings = {k: v for k, v in config.to_json().items() if k not in _FREE_ON_RESUME}
+    if not config.prior_adjusted:  # older checkpoints do not have this setting
+        del settings["prior_adjusted"]
+    return json.dumps(settings, sort_keys=True)
 
 
 def checkpoints_of(folder: Path, config: Config, *, resume: bool) -> Checkpoints:
-    """Return where the run in ``folder`` keeps its checkpoints; one killed before its first starts anew."""
+    """Return the checkpoints of the run in ``folder``; without any, a resumed run starts from the beginning."""
     return Checkpoints(folder=folder, run=run_id(config), every_s=config.checkpoint_every_s, resume=resume)
 
 
@@ -103,9 +105,13 @@ class RunFolder:
     """The writing side of a run folder; locked while open.
 
     Args:
-        folder: where; made if it is missing.
-        config: the run's settings.
-        resume: whether to keep what is there.
+        folder: created if it is missing.
+        config: the settings of the run.
+        resume: continue the run in ``folder``.
+
+    Raises:
+        FolderInUse: the folder holds something else, or another process writes to it.
+        ValueError: ``config`` differs from the saved settings.
     """
 
     def __init__(self, folder: Path, config: Config, *, resume: bool) -> None:
@@ -130,19 +136,17 @@ class RunFolder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._metrics.close()
         if error is not None and self._new and not (self.folder / "metrics.jsonl").stat().st_size:
-            for name in ("config.json", "metrics.jsonl", "lock"):  # it never began: leave the way free
+            for name in ("config.json", "metrics.jsonl", "lock"):  # it never started: leave the folder usable
                 (self.folder / name).unlink()
             if not any(self.folder.iterdir()):
                 self.folder.rmdir()
         self._lock.close()
 
     def begin(self, axes: tuple[Axis, ...], round: int) -> None:
-        """Note the axes of what is trained; forget the lines of ``round`` and later ones: they will be written again."""
+        """Set the axes of the trained model, and remove the metrics of ``round`` and later ones, which will run again."""
         self._axes = axes
         path = self.folder / "metrics.jsonl"
         self._metrics.close()
@@ -151,7 +155,7 @@ class RunFolder:
         self._metrics = path.open("a")
 
     def on_round(self, record: Record, state: State) -> None:
-        """Write the round's line and now and then the units' counts."""
+        """Write the line of the round, and from time to time the counts of the units."""
         self._metrics.write(json.dumps(metrics_line(record)) + "\n")
         self._metrics.flush()
         last = state.round == self.config.rounds
@@ -163,32 +167,20 @@ class RunFolder:
         """Write the summary."""
         self._write_units(result.state)
         cost, now = result.step_cost, result.store.assignment
-        at_rest = not bool(now.held.all())  # what everybody holds rests nowhere
-        resting = rank_memory(result.plan, result.store.sizes, now, 0, cost).resting if at_rest else 0
-        self._write_json(
-            "summary.json",
-            {
-                "finished": True,
-                "accuracy": _finite(result.score.accuracy) if result.score else None,
-                "loss": _finite(result.score.loss) if result.score else None,
-                "metrics": {n: _finite(v) for n, v in result.score.metrics.items()} if result.score else {},
-                "parameters": {"full": result.num_parameters, "subnet": cost.parameters},
-                "memory_bytes": {
-                    "weights": cost.weights,
-                    "gradients": cost.gradients,
-                    "optimizer": cost.optimizer,
-                    "activations": cost.activations,
-                    "resting": resting,
-                },
-                "totals": result.state.totals,
-                "warnings": self._warnings(),
-            },
-        )
-
-    def _warnings(self) -> dict[str, str]:
-        """What theory warned of in all rounds, those before a resume included."""
+        unassigned = not bool(now.held.all())
+        memory = {name: getattr(cost, name) for name in ("weights", "gradients", "optimizer", "activations")}
+        memory["resting"] = rank_memory(result.plan, result.store.sizes, now, 0, cost).resting if unassigned else 0
+        # From the file, so that rounds before a resume count, too.
         lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
-        return {kind: text for line in reversed(lines) for kind, text in line.get("warnings", {}).items()}
+        summary = {
+            "finished": True,
+            **_scores(result.score),
+            "parameters": {"full": result.num_parameters, "subnet": cost.parameters},
+            "memory_bytes": memory,
+            "totals": result.state.totals,
+            "warnings": {kind: text for line in reversed(lines) for kind, text in line.get("warnings", {}).items()},
+        }
+        self._write_json("summary.json", summary)
 
     def _write_units(self, state: State) -> None:
         counts = [
@@ -202,8 +194,8 @@ class RunFolder:
 
 
 def metrics_line(record: Record) -> dict[str, Any]:
-    """Return the JSON line of a round; figures that are not finite become null."""
-    score, totals = record.score, record.totals
+    """Return the JSON object of a round; values that are not finite become null."""
+    totals = record.totals
     return {
         "round": record.round,
         **{name: totals[name] for name in ("time_s", "local_s")},
@@ -211,24 +203,24 @@ def metrics_line(record: Record) -> dict[str, Any]:
         **{name: totals[name] for name in ("evaluate_s", "checkpoint_s")},
         "rate_factor": record.rate_factor,
         "train_loss": _finite(record.train_loss),
-        "loss": _finite(score.loss) if score else None,
-        "accuracy": _finite(score.accuracy) if score else None,
-        "metrics": {n: _finite(v) for n, v in score.metrics.items()} if score else {},
+        **_scores(record.score),
         **{name: totals[name] for name in ("bytes_due", "bytes_sent", "flop")},
         "units_covered": record.units_covered,
         "refused": list(record.refused),
-        "diagnosis": _diagnosis(record.diagnosis),
+        "diagnosis": {name: _finite(getattr(record.diagnosis, name)) for name in MEASURES},
         "warnings": dict(record.diagnosis.warnings),
     }
 
 
-def _diagnosis(found: Diagnosis) -> dict[str, float | None]:
-    figures = {name: getattr(found, name) for name in MEASURES}
-    return {name: None if value is None else _finite(value) for name, value in figures.items()}
+def _scores(score: Score | None) -> dict[str, Any]:
+    if score is None:
+        return {"loss": None, "accuracy": None, "metrics": {}}
+    metrics = {name: _finite(value) for name, value in score.metrics.items()}
+    return {"loss": _finite(score.loss), "accuracy": _finite(score.accuracy), "metrics": metrics}
 
 
-def _finite(x: float) -> float | None:
-    return x if math.isfinite(x) else None
+def _finite(x: float | None) -> float | None:
+    return x if x is not None and math.isfinite(x) else None
 
 
 def _versions() -> dict[str, str]:

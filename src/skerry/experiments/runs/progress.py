@@ -1,46 +1,45 @@
-"""Progress of a run on the terminal: a bar where somebody watches, a line an evaluation where not."""
+"""Progress of a run: a bar on a terminal, otherwise one line per evaluation."""
 
 import math
 import sys
-from types import TracebackType
 from typing import Self
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from skerry.checkpoint.state import State
 from skerry.training.record import Record
 
 
 class RunProgress:
-    """Shows rounds, loss, accuracy, bytes and time left; ``on_round`` fits ``skerry.train``."""
+    """Shows rounds, loss, accuracy, bytes and time left; pass ``on_round`` to ``train``.
+
+    Args:
+        title: shown before each line.
+        num_rounds: the length of the run.
+    """
 
     def __init__(self, title: str, num_rounds: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         self._title, self._num_rounds = title, num_rounds
-        self._console = Console(stderr=True)
-        self._bar: Progress | None = None
         self._score = "test accuracy   -  "
-        if self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
-                TimeRemainingColumn(),
-                console=self._console,
-            )
-            self._task = self._bar.add_task(title, total=num_rounds, figures="")
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=num_rounds, figures="")
 
     def __enter__(self) -> Self:
-        if self._bar:
-            self._bar.start()
+        self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar:
-            self._bar.stop()
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._bar.stop()
 
     def on_round(self, record: Record, state: State) -> None:
         """Show the round that has just ended."""
@@ -48,22 +47,19 @@ class RunProgress:
             shown = {"accuracy": record.score.accuracy} if math.isfinite(record.score.accuracy) else {}
             shown |= dict(record.score.metrics)
             self._score = "  ".join(f"test {n} {v:.4f}" for n, v in (shown or {"loss": record.score.loss}).items())
-        figures = (
-            f"training loss {record.train_loss:.3f}  {self._score}  "
-            f"{record.totals['bytes_due'] / 1e6:.3g} MB due a worker"
-        )
+        sent = f"{record.totals['bytes_due'] / 1e6:.3g} MB due per worker"
+        figures = f"training loss {record.train_loss:.3f}  {self._score}  {sent}"
         if record.refused:
-            who = ", ".join(map(str, record.refused))
-            self._say(f"round {record.round}: refused the piece of worker {who} (loss or weights not finite)")
+            workers = ", ".join(map(str, record.refused))
+            self._say(f"round {record.round}: rejected the update of worker {workers} (loss or weights not finite)")
         for text in record.diagnosis.warnings.values():
             self._say(f"round {record.round}: {text} (docs/your-run.md)")
-        if self._bar:
-            self._bar.update(self._task, completed=record.round + 1, figures=figures)
-        elif record.score is not None:
+        self._bar.update(self._task, completed=record.round + 1, figures=figures)
+        if self._bar.disable and record.score is not None:
             self._say(f"round {record.round + 1}/{self._num_rounds}  {figures}  {record.totals['time_s']:.0f} s")
 
     def _say(self, text: str) -> None:
-        if self._bar:
-            self._bar.console.print(text, highlight=False)
-        else:
+        if self._bar.disable:
             print(f"{self._title}: {text}", file=sys.stderr, flush=True)
+        else:
+            self._bar.console.print(text, highlight=False)

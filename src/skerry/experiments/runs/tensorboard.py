@@ -1,4 +1,4 @@
-"""TensorBoard events of a run (extra ``tensorboard``)."""
+"""TensorBoard events of a run; needs the extra ``tensorboard``."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ from skerry.training.record import Record
 
 
 class Events:
-    """Writes each round's figures to ``folder``; ``on_round`` fits ``skerry.train``.
+    """Writes the values of each round to ``folder``; pass ``on_round`` to ``train``.
 
     Raises:
         ValueError: the extra is not installed.
@@ -19,14 +19,12 @@ class Events:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ValueError(
-                "--tensorboard: tensorboard is not installed; pip install 'skerry[tensorboard]'"
-            ) from error
+            raise ValueError("--tensorboard: not installed; run: pip install 'skerry[tensorboard]'") from error
         self._open: Callable[[int], Any] = lambda round: SummaryWriter(str(folder), purge_step=round)
-        self._writer: Any = None  # opened in the first round, when the folder is known to be ours
+        self._writer: Any = None  # opened in the first round, when the run owns the folder
 
     def on_round(self, record: Record, state: State) -> None:
-        """Write the figures of a round."""
+        """Write the values of one round."""
         scalars = {"loss/train": record.train_loss, "units/covered": record.units_covered}
         scalars |= {f"cost/{name}": record.totals[name] for name in ("bytes_due", "bytes_sent", "flop", "time_s")}
         if record.score is not None:

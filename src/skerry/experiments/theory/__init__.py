@@ -1,7 +1,7 @@
-"""The theorems about independent subnets as code: a file each with statement, constants, simulation and verdicts.
+"""The theorems about independent subnets: one file each, with statement, constants, simulation and verdicts.
 
-Simulations deal, cut, train and aggregate by the parts that train real models, in float64 and on small problems. A
-bound that holds is not proved here; one that does not hold is refuted, or one of its assumptions is not met.
+Simulations use the functions that train real models, in float64 and on small problems. A bound that holds here is not
+proved by that; if one fails, it is refuted or one of its assumptions is not met.
 """
 
 from collections.abc import Callable
@@ -28,25 +28,15 @@ from skerry.experiments.theory.quadratics import (
     stationarity,
 )
 
+_CHECKED = (
+    aggregation_identity, masked_kernel, one_worker, local_decrease, bernoulli_masks, mask_corollaries, zeroed_units,
+    categorical_masks, quadratic_rate, counterexample, scaled_sketch, irreducible_bias, stationarity,
+    gist, loft, resist, asyncdrop,
+)  # fmt: skip
+
 THEOREMS: dict[str, Callable[[], Finding]] = {
-    "aggregation-identity": aggregation_identity.check,
-    "masked-kernel": masked_kernel.check,
-    "one-worker": one_worker.check,
-    "local-decrease": local_decrease.check,
-    "bernoulli-masks": bernoulli_masks.check,
-    "mask-corollaries": mask_corollaries.check,
-    "zeroed-units": zeroed_units.check,
-    "categorical-masks": categorical_masks.check,
-    "quadratic-rate": quadratic_rate.check,
-    "counterexample": counterexample.check,
-    "scaled-sketch": scaled_sketch.check,
-    "irreducible-bias": irreducible_bias.check,
-    "stationarity": stationarity.check,
-    "gist": gist.check,
-    "loft": loft.check,
-    "resist": resist.check,
-    "asyncdrop": asyncdrop.check,
+    module.__name__.rpartition(".")[2].replace("_", "-"): module.check for module in _CHECKED
 }
-"""Each check by its name, at the sizes that ``skerry theory`` uses."""
+"""The check of each theorem, by the name of its file, at the sizes that ``skerry theory`` uses."""
 
 __all__ = ["THEOREMS", "Finding", "Verdict", "draw", "to_markdown", "to_rich"]

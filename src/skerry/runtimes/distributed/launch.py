@@ -82,12 +82,14 @@ def launch(
         workers.append(process)
         pipes.append(ours)
     try:
-        # `alive` is looked up once a turn: waiting on nothing would be waiting for ever.
-        while alive := [w for w in workers if w.exitcode is None]:
-            connection.wait([w.sentinel for w in alive])
-            if any(w.exitcode or (w.exitcode == 0 and not done[rank]) for rank, w in enumerate(workers)):
+        while True:
+            # One look per turn: whoever is seen to have failed ends the loop, and whoever is not is waited for. (A
+            # process closes its sentinel a moment before it has an exit code.)
+            codes = [w.exitcode for w in workers]
+            failed = any(code or (code == 0 and not done[rank]) for rank, code in enumerate(codes))
+            if failed or None not in codes:
                 break
-        codes = [w.exitcode for w in workers]
+            connection.wait([w.sentinel for w, code in zip(workers, codes, strict=True) if code is None])
         if any(codes) or not all(done):
             where = [
                 stages[r * _STAGE_BYTES : (r + 1) * _STAGE_BYTES].split(b"\0")[0].decode() for r in range(num_workers)

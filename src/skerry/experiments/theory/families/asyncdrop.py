@@ -1,21 +1,21 @@
-"""AsyncDrop: masked clients that arrive late. Delays slow training down; masks, not delays, make the floor.
+"""AsyncDrop: masked clients that arrive late. Delays slow training down; the floor comes from masks, not delays.
 
-The server never waits. At step t a client arrives that was sent the masked network E steps ago, and is mixed in:
+The server never waits. At step t a client returns that got the masked network E steps ago, and is mixed in:
 
     W <- W (1 - M) + ((1 - alpha) W + alpha W_i) M,   W_i from tau local steps on M W_{t-E}, M Bernoulli with keep xi.
 
 Checked, with lambda_0 = lambda_min(xi H_infinity) and u_t the full network's outputs times xi:
 
     E = 0:   E ||y - u_t||^2 <= (1 - eta alpha xi tau lambda_0 / 4)^t ||y - u_0||^2 + floor,   floor 0 at xi = 1;
-    E > 0 and xi = 1: no floor either (a network that fits all data is left alone by every client), but slower;
+    E > 0 and xi = 1: no floor either (clients do not change a network that fits all data), but slower;
     the floor grows with 1 - xi; errors before the floor grow with E.
 
 The first line is theorem 3 of arXiv 2112.02668 with one mask a step (theta = xi) and a step damped by alpha.
 
 Source: Dun, Hipolito, Jermaine, Dimitriadis, Kyrillidis: Efficient and Light-Weight Federated Learning via Asynchronous
 Distributed Dropout, 2022, arXiv 2210.16105: the server's rule. Its theorem is for a one-hidden-layer CNN with bounded
-delays; neither statement nor constants are in what we have of the paper, so directions are what can be checked, not its
-floor's terms. Delays are constant here, and clients have all data.
+delays. We have neither its statement nor its constants, so directions are checked, not the terms of its floor. Delays
+are constant here, and clients have all data.
 """
 
 import copy
@@ -38,10 +38,10 @@ from skerry.subnet.slicing import put_, take
 def serve(
     problem: Problem, *, keep: float, delay: int, alpha: float, step: float, local: int, num_steps: int, seed: int
 ) -> Trace:
-    """Let ``num_steps`` clients arrive, each ``delay`` steps late (the first ones as late as can be)."""
+    """Let ``num_steps`` clients return, each ``delay`` steps late (the first ones less: there is no older network)."""
     partition = Bernoulli(1, keep, seed)
     share = partition.share(problem.plan.axes, 0)
-    versions = [problem.model]  # of the server's network, from the one that the next client has to the newest
+    versions = [problem.model]  # of the server's network: the next client has the first, the last is current
     found = [outputs(problem, share)]
     for t in range(num_steps):
         units = partition.assign(problem.plan.axes, t).units(0)
@@ -50,7 +50,7 @@ def serve(
         parts, cuts = named_tensors(subnet), Cuts(problem.plan, units)
         for name, tensor in named_tensors(model).items():
             cut = cuts.of(name)
-            assert cut is not None  # there are no dealt blocks
+            assert cut is not None  # no blocks are dealt out here
             put_(tensor, (1 - alpha) * take(tensor, cut) + alpha * parts[name], cut)
         versions = [*versions, model][-(delay + 1) :]
         found.append(outputs(replace(problem, model=model), share))
@@ -74,9 +74,9 @@ def check(
     """Measure errors over ``repeats`` problems.
 
     Args:
-        delays: steps a client is late, from 0 up.
-        alpha: how much of a client is mixed in.
-        step: eta in units of 1 / lambda_max; above 2 it breaks the assumption.
+        delays: by how many steps a client is late, from 0 up.
+        alpha: the weight of a client.
+        step: eta in units of 1 / lambda_max; a value above 2 breaks the assumption.
     """
 
     def traces(xi: float, delay: int) -> tuple[list[Trace], list[float]]:
@@ -97,7 +97,7 @@ def check(
     by_drop = [by_delay[0][0] if 1 - drop == keep else traces(1 - drop, 0)[0] for drop in drops]
     in_drop = exponent(numbers(drops), floors(by_drop))
     ratios = [float(b.errors[early] / a.errors[early]) for a, b in zip(whole[0], late, strict=True)]
-    slower = mean(numbers(ratios).log())
+    slower, falls = mean(numbers(ratios).log()), mean(later_over_earlier(late))
     of_delay = floors([by_delay[delay][0] for delay in (0, longest)])
     higher = mean((of_delay[:, 1] / of_delay[:, 0]).log())
     return Finding(
@@ -106,10 +106,7 @@ def check(
             at_rate("xi = 1, E = 0", *whole, floor=False),
             at_rate(f"xi = {keep:g}, E = 0", *by_delay[0]),
             estimated(
-                f"xi = 1, E = {longest}: no floor, log of the error's last over its middle third",
-                "<",
-                0.0,
-                mean(later_over_earlier(late)),
+                f"xi = 1, E = {longest}: no floor, log of the error's last over its middle third", "<", 0.0, falls
             ),
             estimated(f"delays slow down: log of error at E = {longest} over E = 0, step {early}", ">", 0.0, slower),
             estimated("floor grows with 1 - xi, exponent", ">", 0.0, in_drop),

@@ -6,71 +6,60 @@ With m subnets, zeta local steps, gamma = (1 - 1/m)^(1/3), lambda_0 = lambda_min
 
     E ||y - yhat(t)||^2 <= (gamma + (1 - gamma)(1 - eta lambda_0 / 2)^zeta)^t ||y - yhat(0)||^2 + O(...),
 
-where the floor O(...) is 0 at m = 1 and grows with kappa^2, the scale of the first weights.
+where the floor O(...) is 0 at m = 1 and grows with kappa^2; kappa is the scale of the initial weights.
 
 Source: Wolfe, Yang, Chowdhury, Dun, Bayer, Segarra, Kyrillidis: GIST: Distributed Training for Large-Scale Graph
-Convolutional Networks, 2021, arXiv 2102.10424, its convergence theorem (after the team's summary).
+Convolutional Networks, 2021, arXiv 2102.10424, its convergence theorem (from a summary).
 
-Can be checked: the rate, the absence of a floor at m = 1, the direction and exponent in kappa. Cannot be checked with
-what we have of the paper: the size of the floor. lambda_0 holds about the fourth power of the smallest eigenvalue of A
-(two convolutions, in a kernel), so the graph is a weakly joined one; eta is half of 1 / lambda_max.
+Checked: the rate, that there is no floor at m = 1, the direction and exponent in kappa. Not checked, for lack of the
+constants: the size of the floor. lambda_0 contains about the fourth power of the smallest eigenvalue of A (two
+convolutions, in a kernel), so the graph is weakly connected; eta is half of 1 / lambda_max.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from skerry.experiments.theory.frame.fit import exponent, numbers
 from skerry.experiments.theory.frame.rates import at_rate, error_panel, floors, settled
-from skerry.experiments.theory.frame.shallow import limit_kernel, signs
+from skerry.experiments.theory.frame.shallow import Shallow, limit_kernel, random_data
 from skerry.experiments.theory.frame.simulate import Problem, Trace, extremes, run
-from skerry.experiments.theory.frame.verdict import Curve, Finding, Panel, estimated
+from skerry.experiments.theory.frame.verdict import Finding, Panel, estimated
 from skerry.partitions.disjoint import Disjoint
 from skerry.plan.rules import In, Out
 from skerry.plan.table import Plan
 from skerry.randomness import generator
 
 EDGE = 0.1
-"""The weight of an edge of the graph, a self loop's being 1."""
+"""Weight of an edge of the graph; self loops have weight 1."""
 
 
-class GCN(nn.Module):
+class GCN(Shallow):
     """Two graph convolutions with one output; inputs are the features (nodes, d) of a fixed graph."""
 
     adjacency: Tensor
 
     def __init__(self, adjacency: Tensor, d: int, width: int, *, kappa: float, rng: torch.Generator) -> None:
-        super().__init__()
+        super().__init__(d, width, kappa=kappa, rng=rng)
         self.register_buffer("adjacency", adjacency)
-        self.hidden = nn.Linear(d, width, bias=False, dtype=torch.float64)
-        self.out = nn.Linear(width, 1, bias=False, dtype=torch.float64)
-        with torch.no_grad():
-            self.hidden.weight.copy_(kappa * torch.randn(width, d, generator=rng, dtype=torch.float64))
-            self.out.weight.copy_(signs(width, rng) / math.sqrt(width))
-        self.out.weight.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (nodes, d) to (nodes,)."""
-        result: Tensor = self.adjacency @ self.out(F.relu(self.hidden(self.adjacency @ x)))
-        return result.squeeze(-1)
+        return (self.adjacency @ super().forward(self.adjacency @ x)[:, None]).squeeze(-1)
 
 
 def rings(num: int) -> Tensor:
-    """The normalised adjacency of ``num`` rings of four nodes with self loops of weight 1 and edges of weight EDGE."""
+    """Return the normalised adjacency of ``num`` rings of four nodes: self loops of weight 1, edges of weight EDGE."""
     one = torch.eye(4, dtype=torch.float64)
     ring = (one + EDGE * (one.roll(1, 0) + one.roll(-1, 0))) / (1 + 2 * EDGE)
     return torch.kron(torch.eye(num, dtype=torch.float64), ring)
 
 
 def graph(*, seed: int, width: int, kappa: float = 1.0, num_rings: int = 2, d: int = 20) -> Problem:
-    """Random unit features and targets on rings."""
-    rng, adjacency = generator(seed, "graph"), rings(num_rings)
-    nodes = len(adjacency)
-    x = F.normalize(torch.randn(nodes, d, generator=rng, dtype=torch.float64))
-    y = 2 * torch.rand(nodes, generator=rng, dtype=torch.float64) - 1
+    """Return a GCN on rings with random unit features and targets."""
+    adjacency = rings(num_rings)
+    x, y = random_data(generator(seed, "graph"), len(adjacency), d)
     model = GCN(adjacency, d, width, kappa=kappa, rng=generator(seed, "weights", width))
     return Problem(model, Plan.from_rules(model, {"hidden": Out("hidden"), "out": In("hidden")}), x, y)
 
@@ -89,8 +78,8 @@ def check(
     """Measure rates and floors over ``repeats`` graphs.
 
     Args:
-        width: of the hidden dim; too small it breaks the assumption.
-        step: eta in units of 1 / lambda_max; above 2 it breaks the assumption.
+        width: of the hidden dim; too small a value breaks the assumption.
+        step: eta in units of 1 / lambda_max; a value above 2 breaks the assumption.
     """
 
     def traces(m: int, kappa: float = 1.0) -> tuple[list[Trace], list[float]]:
@@ -124,12 +113,12 @@ def check(
                 {f"m = {m}": found for m, (found, _) in {1: alone, **by_subnets}.items()},
             ),
             Panel(
-                title=f"floor, m = {most}",
-                xlabel="kappa",
-                ylabel="squared error",
-                curves=[Curve(f"exponent {in_kappa.value:.2f}", kappas, floors(by_kappa).mean(0).tolist())],
+                f"floor, m = {most}",
+                "kappa",
+                "squared error",
+                {f"exponent {in_kappa.value:.2f}": (kappas, floors(by_kappa).mean(0))},
                 log="xy",
             ),
         ],
-        notes=["the floor's O(...) is not known to us: its size and its other dependences are not checked"],
+        notes=["the floor's O(...) is not known to us: its size and what else it depends on are not checked"],
     )

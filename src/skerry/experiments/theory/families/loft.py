@@ -2,19 +2,19 @@
 
     f(x) = (m P)^(-1/2) sum_r sum_j a_rj relu(<w_r, patch_j(x)>),   m filters, P positions, a = +-1 fixed.
 
-The paper's theorem bounds how far the trajectory is from that of gradient descent on the whole network; its statement
-is not in what we have of the paper. The network is that of theorem 3 of arXiv 2112.02668 with patches for inputs, the
-masks are the same, so its form is what is checked:
+The paper's theorem bounds the distance from the trajectory of gradient descent on the whole network; we do not have its
+statement. The network is that of theorem 3 of arXiv 2112.02668 with patches as inputs, and the masks are the same, so
+the form of that theorem is checked:
 
     E ||y - u_k||^2 <= (1 - eta theta tau lambda_0 / 4)^k ||y - u_0||^2 + floor,   lambda_0 = lambda_min(xi K_infinity),
 
-K_infinity the mean over positions of the patches' kernels; the floor falls with the workers p. The distance from
+K_infinity is the mean of the patches' kernels over positions; the floor falls with the workers p. The distance from
 gradient descent, the mean over k of ||u_k - u_k^GD||^2, is 0 at xi = 1 and grows with 1 - xi.
 
 Source: Wang, Dun, Liao, Jermaine, Kyrillidis: LoFT: Finding Lottery Tickets through Filter-wise Training, 2022,
 arXiv 2210.16169; the rate after arXiv 2112.02668, theorem 3.
 
-Cannot be checked: the theorem's own constants and its exponents in time and width.
+Not checked: the theorem's own constants and its exponents in time and width.
 """
 
 import math
@@ -29,7 +29,7 @@ from skerry.experiments.theory.frame.masks import Bernoulli
 from skerry.experiments.theory.frame.rates import at_rate, error_panel, floors, settled
 from skerry.experiments.theory.frame.shallow import limit_kernel, signs
 from skerry.experiments.theory.frame.simulate import Problem, Trace, extremes, run
-from skerry.experiments.theory.frame.verdict import Curve, Finding, Panel, Verdict, estimated
+from skerry.experiments.theory.frame.verdict import Finding, Panel, Verdict, estimated
 from skerry.plan.rules import In, Out
 from skerry.plan.table import Plan
 from skerry.randomness import generator
@@ -38,7 +38,7 @@ FILTER, POSITIONS = 6, 4
 
 
 class CNN(nn.Module):
-    """One convolution (stride its size, so that patches do not overlap) and fixed output weights."""
+    """One convolution, with a stride of its size so that patches do not overlap, and fixed output weights."""
 
     def __init__(self, filters: int, rng: torch.Generator) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class CNN(nn.Module):
 
 
 def images(*, seed: int, filters: int, samples: int = 8) -> Problem:
-    """Random inputs whose patches are unit vectors, and random targets."""
+    """Return a CNN with random inputs, whose patches are unit vectors, and random targets."""
     rng = generator(seed, "images")
     patches = F.normalize(torch.randn(samples, POSITIONS, FILTER, generator=rng, dtype=torch.float64), dim=2)
     y = 2 * torch.rand(samples, generator=rng, dtype=torch.float64) - 1
@@ -66,7 +66,7 @@ def images(*, seed: int, filters: int, samples: int = 8) -> Problem:
 
 
 def patch_kernel(x: Tensor) -> Tensor:
-    """K_infinity: the mean over positions of the limit kernels of patches."""
+    """Return K_infinity, the mean over positions of the patches' limit kernels."""
     patches = x.view(len(x), POSITIONS, FILTER)
     return torch.stack([limit_kernel(patches[:, j]) for j in range(POSITIONS)]).mean(0)
 
@@ -87,7 +87,7 @@ def check(
 
     Args:
         keep: xi; at 1 there is no floor that could fall.
-        step: eta in units of 1 / lambda_max; above 2 it breaks the assumption.
+        step: eta in units of 1 / lambda_max; a value above 2 breaks the assumption.
     """
 
     def traces(p: int, xi: float) -> tuple[list[Trace], list[float]]:
@@ -96,7 +96,7 @@ def check(
         for s in range(seed, seed + repeats):
             problem = images(seed=s, filters=filters)
             low, high = extremes(patch_kernel(problem.x))
-            eta = step / high  # the same for all xi, so that gradient descent is the same one
+            eta = step / high  # the same for all xi, so that all compare with the same gradient descent
             found.append(run(problem, Bernoulli(p, xi, s), step=eta, local=local, num_rounds=num_rounds))
             rates.append(1 - eta * theta * local * xi * low / 4)
         return found, rates
@@ -116,11 +116,7 @@ def check(
             *(at_rate(f"p = {p}", *by_workers[p]) for p in workers),
             estimated("floor falls with p, exponent", "<", 0.0, in_p),
             settled([found for found, _ in by_workers.values()]),
-            Verdict(
-                claim=f"xi = 1, p = {some}: squared distance from gradient descent",
-                bound=1e-20,
-                measured=float(none.max()),
-            ),
+            Verdict(f"xi = 1, p = {some}: squared distance from gradient descent", "<=", 1e-20, float(none.max())),
             estimated("squared distance from gradient descent grows with 1 - xi, exponent", ">", 0.0, in_drop),
         ],
         panels=[
@@ -129,10 +125,10 @@ def check(
                 {f"p = {p}": found for p, (found, _) in by_workers.items()},
             ),
             Panel(
-                title=f"distance from gradient descent, p = {some}",
-                xlabel="1 - xi",
-                ylabel="mean over rounds of ||u - u_GD||^2",
-                curves=[Curve(f"exponent {in_drop.value:.2f}", drops, away.mean(0).tolist())],
+                f"distance from gradient descent, p = {some}",
+                "1 - xi",
+                "mean over rounds of ||u - u_GD||^2",
+                {f"exponent {in_drop.value:.2f}": (drops, away.mean(0))},
                 log="xy",
             ),
         ],
@@ -141,5 +137,5 @@ def check(
 
 
 def _away(traces: Sequence[Trace], whole: Sequence[Trace]) -> Tensor:
-    """For each problem the mean over rounds of ||u_k - u_k^GD||^2."""
+    """Return, for each problem, the mean over rounds of ||u_k - u_k^GD||^2."""
     return torch.stack([(a.outputs - b.outputs).square().sum(1).mean() for a, b in zip(traces, whole, strict=True)])

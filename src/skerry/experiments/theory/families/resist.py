@@ -6,17 +6,17 @@ W_h trained, a = +-1 fixed, w the width; each worker has H/S of the blocks, the 
 
     L(k) <= (1 - eta l lambda / 2)^k L(0),   eta = O(lambda H^2 / (n^2 l^2 S)),   width Omega(poly(n, 1/lambda)).
 
-lambda is evaluated as the smallest eigenvalue of the last block's kernel at the start, divided by S for a block is on
-one of S workers: our reading, and the weakest one, since a worker's kernel is the sum over its blocks. L is that of the
-network whose dealt branches are scaled by 1/S at inference, as the paper does; without that scale L has a floor.
+We take for lambda the smallest eigenvalue of the last block's kernel at the start, divided by S because a block is on
+one of S workers. This is the weakest reading, since a worker's kernel is the sum over its blocks. L is the loss of the
+network with branches scaled by 1/S at inference, as in the paper; without that scale L has a floor.
 
 Source: Dun, Wolfe, Jermaine, Kyrillidis: ResIST: Layer-Wise Decomposition of ResNets for Distributed Training, 2022,
-arXiv 2107.00961, its convergence theorem (after the team's summary).
+arXiv 2107.00961, its convergence theorem (from a summary).
 
-Can be checked: the rate, that one worker has no floor, that the scale of inference matters. The theorem as summarised
-has no floor for S > 1 either. A network of finite width, with our steps, has one: rate^k L(0) holds until it reaches
-that floor and not after (230 rounds show it); the round, the floor and how it falls with depth are printed. Cannot be
-checked: the width's polynomial, and whether there is a floor with the paper's own step, far below our half of
+Checked: the rate, that one worker has no floor, and that the scale at inference matters. The theorem as summarised has
+no floor for S > 1 either. A network of finite width has one with our steps: rate^k L(0) holds until it reaches that
+floor and not after (230 rounds show it). The notes give the round, the floor, and how it falls with depth. Not checked:
+the polynomial in the width, and whether there is a floor with the paper's own step, which is far below our half of
 1 / lambda_max.
 """
 
@@ -29,9 +29,9 @@ from torch.nn import functional as F
 
 from skerry.experiments.theory.frame.fit import exponent, numbers
 from skerry.experiments.theory.frame.rates import at_rate, error_panel, floors
-from skerry.experiments.theory.frame.shallow import signs
+from skerry.experiments.theory.frame.shallow import random_data, signs
 from skerry.experiments.theory.frame.simulate import Problem, Trace, extremes, kernel, run
-from skerry.experiments.theory.frame.verdict import Curve, Finding, Panel, Verdict
+from skerry.experiments.theory.frame.verdict import Finding, Panel, Verdict
 from skerry.model.tensors import named_tensors
 from skerry.partitions.disjoint import Disjoint
 from skerry.plan.dims import Axis
@@ -40,7 +40,7 @@ from skerry.randomness import generator
 
 
 class Block(nn.Module):
-    """x + gain * softplus(W x); ``gain`` is fixed and a parameter, so that calibration can scale it."""
+    """x + gain * softplus(W x). ``gain`` is a fixed parameter, so that calibration can scale it."""
 
     def __init__(self, width: int, gain: float, rng: torch.Generator) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Block(nn.Module):
 
 
 class Residual(nn.Module):
-    """A fixed read-out of ``depth`` blocks."""
+    """``depth`` blocks and fixed output weights."""
 
     def __init__(self, depth: int, width: int, rng: torch.Generator) -> None:
         super().__init__()
@@ -72,10 +72,8 @@ class Residual(nn.Module):
 
 
 def residual(*, seed: int, depth: int, width: int, samples: int = 6) -> Problem:
-    """Random unit inputs and targets; the plan's units are the blocks."""
-    rng = generator(seed, "residual")
-    x = F.normalize(torch.randn(samples, width, generator=rng, dtype=torch.float64))
-    y = 2 * torch.rand(samples, generator=rng, dtype=torch.float64) - 1
+    """Return a residual network with random unit inputs and targets; the units of its plan are the blocks."""
+    x, y = random_data(generator(seed, "residual"), samples, width)
     model = Residual(depth, width, generator(seed, "weights", depth, width))
     plan = Plan(
         axes=(Axis("blocks", depth, "blocks"),),
@@ -103,7 +101,7 @@ def check(
 
     Args:
         depths: the middle one for the rates, all for the floor.
-        step: eta in units of 1 / lambda_max; above 2 it breaks the assumption.
+        step: eta in units of 1 / lambda_max; a value above 2 breaks the assumption.
         scaled: whether branches are scaled by 1/S at inference.
     """
 
@@ -122,6 +120,7 @@ def check(
     alone, by_workers = traces(middle, 1), {s: traces(middle, s) for s in workers}
     by_depth = [by_workers[most][0] if depth == middle else traces(depth, most)[0] for depth in depths]
     in_depth = exponent(numbers(depths), floors(by_depth)) if len(depths) > 1 else None
+    over_targets = {s: _over_targets(by_workers[s][0], seed, middle, width) for s in workers}
     fell = "" if in_depth is None else f"exponent {in_depth.value:.2f} ± {in_depth.margin:.2f}"
     return Finding(
         source="arXiv 2107.00961, convergence theorem",
@@ -129,12 +128,7 @@ def check(
             at_rate("S = 1", *alone, floor=False),
             *(at_rate(f"S = {s}, {num_rounds} rounds", *by_workers[s], floor=False) for s in workers),
             *(
-                Verdict(
-                    claim=f"S = {s}: floor over ||y||^2, far below predicting 0",
-                    bound=0.1,
-                    measured=_over_targets(by_workers[s][0], seed, middle, width),
-                    sense="<",
-                )
+                Verdict(f"S = {s}: floor over ||y||^2, far below predicting 0", "<", 0.1, over_targets[s])
                 for s in workers
             ),
         ],
@@ -144,11 +138,7 @@ def check(
                 {f"S = {s}": found for s, (found, _) in {1: alone, **by_workers}.items()},
             ),
             Panel(
-                title=f"floor, S = {most}",
-                xlabel="blocks",
-                ylabel="squared error",
-                curves=[Curve(fell, depths, floors(by_depth).mean(0).tolist())],
-                log="xy",
+                f"floor, S = {most}", "blocks", "squared error", {fell: (depths, floors(by_depth).mean(0))}, log="xy"
             ),
         ],
         notes=[
@@ -160,16 +150,16 @@ def check(
 
 
 def last_block(problem: Problem) -> tuple[float, float]:
-    """The extreme eigenvalues of the last block's kernel."""
+    """Return the extreme eigenvalues of the last block's kernel."""
     assert isinstance(problem.model, Residual)
     last = problem.model.get_parameter(f"blocks.{len(problem.model.blocks) - 1}.dense.weight")
     return extremes(kernel(problem.model, problem.x, [last]))
 
 
 def _fails(s: int, traces: Sequence[Trace], rates: Sequence[float]) -> str:
-    """The floor, and the round from which rate^k L(0) is below it."""
+    """Describe the floor, and the round from which rate^k L(0) is below it."""
     shares = numbers([t.floor() / float(t.errors[0]) for t in traces])
-    rounds = shares.log() / numbers(rates).log()  # NaN where steps were too large
+    rounds = shares.log() / numbers(rates).log()  # NaN if steps were too large
     floor = sum(t.floor() for t in traces) / len(traces)
     return f"S = {s} {floor:.2g} (rate^k L(0) is below it from round {float(rounds.min()):.0f})"
 

@@ -1,1 +1,1 @@
-"""What all theorems share: verdicts, fitted rates, simulations, tables, pictures."""
+"""Shared by all theorems: verdicts, estimates, rates, problems, simulations, tables, pictures."""

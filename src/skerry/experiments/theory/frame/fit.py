@@ -11,14 +11,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over independent repeats and half of its 95% interval."""
+    """A mean over independent repeats, and half of its 95% interval."""
 
     value: float
     margin: float
 
 
 def student_quantile(dof: int, probability: float = 0.975) -> float:
-    """The quantile of Student's t by its expansion around the normal one, within .01 from 4 degrees of freedom on.
+    """Return the quantile of Student's t, by its expansion around the normal one; within .01 from 4 degrees of freedom.
 
     References:
         Abramowitz and Stegun: Handbook of Mathematical Functions, 1964, 26.7.5.
@@ -34,7 +34,7 @@ def student_quantile(dof: int, probability: float = 0.975) -> float:
 
 
 def mean(values: Tensor) -> Estimate:
-    """The mean of independent ``values`` [repeats].
+    """Return the mean of independent ``values`` [repeats].
 
     Raises:
         ValueError: fewer than two repeats.
@@ -47,7 +47,7 @@ def mean(values: Tensor) -> Estimate:
 
 
 def exponent(x: Tensor, y: Tensor) -> Estimate:
-    """The a of y ~ x^a: the slope for each repeat, then the mean over repeats.
+    """Return the a of y ~ x^a: the slope for each repeat, then the mean over repeats.
 
     Args:
         x: [points], positive.
@@ -57,12 +57,12 @@ def exponent(x: Tensor, y: Tensor) -> Estimate:
 
 
 def slope(x: Tensor, y: Tensor) -> Tensor:
-    """The least-squares slope of log y on log x, for each row of ``y`` [..., points]."""
+    """Return the least-squares slope of log y on log x, for each row of ``y`` [..., points]."""
     log_x = x.log() - x.log().mean()
     slopes: Tensor = (y.log() @ log_x) / log_x.square().sum()
     return slopes
 
 
 def numbers(values: Sequence[float]) -> Tensor:
-    """``values`` as a float64 tensor."""
+    """Return ``values`` as a float64 tensor."""
     return torch.tensor(values, dtype=torch.float64)

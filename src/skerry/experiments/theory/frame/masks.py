@@ -1,6 +1,6 @@
-"""The random masks of the theorems, as partitions: they give the same assignments as those that train.
+"""The random masks of the theorems, as partitions.
 
-``Disjoint`` deals equal numbers of units; theorems mostly draw each unit by itself, which is what these two do.
+``Disjoint`` deals equal numbers of units; most theorems draw each unit independently, as these two do.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from skerry.randomness import generator
 
 @dataclass(frozen=True)
 class Bernoulli:
-    """Each worker holds each unit with probability ``keep``, all independent: dropout with several samples a round."""
+    """Each worker holds each unit with probability ``keep``, independently: dropout with several samples per round."""
 
     num_workers: int
     keep: float
@@ -36,13 +36,13 @@ class Bernoulli:
         return Assignment(drawn < self.keep)
 
     def share(self, axes: Sequence[Axis], round: int) -> Tensor:
-        """Return ``keep`` for every unit: the chance, not what was drawn."""
+        """Return ``keep`` for every unit: the probability, not the draw."""
         return torch.full((sum(axis.num_units for axis in axes),), self.keep, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class Categorical:
-    """Each unit goes to one worker, drawn uniformly and by itself: ``Disjoint`` without equal numbers of units."""
+    """Each unit goes to one worker, drawn uniformly and independently: ``Disjoint`` without equal numbers of units."""
 
     num_workers: int
     seed: int = 0

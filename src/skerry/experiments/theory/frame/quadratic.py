@@ -1,4 +1,4 @@
-"""The setting of the quadratic theorems: workers' quadratics, of which each sees a permuted part of the coordinates.
+"""The setting of the quadratic theorems: each worker has a quadratic and works on a part of the coordinates.
 
     f_i(x) = x' L_i x / 2 - x' b_i,   f = (1/n) sum_i f_i,   Lbar = (1/n) sum L_i,   bbar = (1/n) sum b_i,
     x^{k+1} = x^k - gamma g^k,   g^k = (1/n) sum_i C_i grad f_i(C_i x^k) = Bbar x^k - s,
@@ -6,7 +6,7 @@
 
 A permutation sketch gives worker i an equal part S_i of the coordinates: C_i = n P_i (so that E C_i = I), with P_i the
 projection on S_i. It is what ``Disjoint`` deals, with coordinates as units. The scaled sketch is C_i = sqrt(n)
-([L_i]_{S_i S_i})^(-1/2) on S_i. Expectations over the dealing are exact: all dealings are listed.
+([L_i]_{S_i S_i})^(-1/2) on S_i. Expectations over the dealing are exact: all dealings are enumerated.
 
 Source: Shulgin, Richtarik: Towards a Better Theoretical Understanding of Independent Subnetwork Training, 2023,
 arXiv 2306.16484 (sketches of one coordinate there; parts of any equal size here, which is the same algebra).
@@ -19,6 +19,7 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
+from skerry.experiments.theory.frame.verdict import Panel, over_rounds
 from skerry.merge.aggregate import aggregate_
 from skerry.partitions.assignment import Assignment
 from skerry.partitions.disjoint import Disjoint
@@ -31,7 +32,7 @@ from skerry.subnet.slicing import take
 
 @dataclass(frozen=True, eq=False)
 class Quadratics:
-    """L [n, d, d], symmetric positive definite, and b [n, d] of the n workers."""
+    """The n workers' L [n, d, d], symmetric positive definite, and b [n, d]."""
 
     curvature: Tensor
     linear: Tensor
@@ -48,7 +49,7 @@ class Quadratics:
         return solution
 
     def gaps(self, x: Tensor) -> Tensor:
-        """f(x) - f(x*) = ||x - x*||^2_Lbar / 2 for each x of [..., d]."""
+        """Return f(x) - f(x*) = ||x - x*||^2_Lbar / 2 for each x of [..., d]."""
         e = x - self.solution
         return 0.5 * ((e @ self.mean_curvature) * e).sum(-1)
 
@@ -68,7 +69,7 @@ def scaled_permutation(curvature: Tensor, linear: Tensor, n: int) -> tuple[Tenso
 
 
 def random_quadratics(seed: int, n: int, d: int, *, linear: float) -> Quadratics:
-    """Workers with different, well conditioned curvature; ``linear`` is the size of their b_i, each its own."""
+    """Return workers with different, well conditioned curvature; ``linear`` is the size of their b_i."""
     rng = generator(seed, "quadratics", n, d)
     a = torch.randn(n, d, d, generator=rng, dtype=torch.float64) / d**0.5
     b = torch.randn(n, d, generator=rng, dtype=torch.float64)
@@ -76,13 +77,13 @@ def random_quadratics(seed: int, n: int, d: int, *, linear: float) -> Quadratics
 
 
 def plan_of(d: int) -> Plan:
-    """The plan whose units are the d coordinates of one tensor ``x``."""
+    """Return the plan whose units are the d coordinates of one tensor ``x``."""
     dealt = DealtDim(torch.arange(d, dtype=torch.int32), "out")
     return Plan((Axis("coordinates", d, "coordinates"),), {"x": (dealt,)}, {"x": torch.Size([d])})
 
 
 def round_(x: Tensor, problem: Quadratics, assignment: Assignment, sketch: Sketch, step: float) -> None:
-    """One step of each worker on its coordinates of x [d], put together in place."""
+    """Let each worker take one step on its coordinates of x [d], and aggregate in place."""
     plan, n = plan_of(len(x)), assignment.num_workers
     pieces = []
     for worker in range(n):
@@ -97,7 +98,7 @@ def round_(x: Tensor, problem: Quadratics, assignment: Assignment, sketch: Sketc
 def simulate(
     problem: Quadratics, sketch: Sketch, start: Tensor, *, step: float, num_rounds: int, runs: int, seed: int
 ) -> Tensor:
-    """Return x^k [runs, num_rounds + 1, d] of independent dealings."""
+    """Return x^k [runs, num_rounds + 1, d]; each run draws its own dealings."""
     axes, n = plan_of(len(start)).axes, len(problem.linear)
     found = start.new_empty(runs, num_rounds + 1, len(start))
     for run in range(runs):
@@ -108,14 +109,21 @@ def simulate(
     return found
 
 
+def gap_panel(problem: Quadratics, x: Tensor, bound: Tensor) -> Panel:
+    """Return the plot of f - f* in the mean over runs x [runs, rounds + 1, d], beside its bound [rounds + 1]."""
+    n, d = problem.linear.shape
+    title = f"{n} workers, {d} coordinates, {len(x)} runs"
+    return over_rounds(title, "f - f*", {"measured": problem.gaps(x).mean(0), "bound": bound})
+
+
 def dealings(n: int, d: int) -> Iterator[Assignment]:
-    """Every way to deal d coordinates to n workers in equal parts: what ``Disjoint`` draws from, all as likely.
+    """Yield every way to deal d coordinates to n workers in equal parts; ``Disjoint`` draws from them uniformly.
 
     Raises:
         ValueError: n does not divide d.
     """
     if d % n:
-        raise ValueError(f"{d} coordinates for {n} workers, expected a multiple: parts must be equal")
+        raise ValueError(f"{d} coordinates for {n} workers, expected a multiple of n, as parts must be equal")
     owners = [worker for worker in range(n) for _ in range(d // n)]
     for dealt in sorted(set(permutations(owners))):
         yield Assignment(torch.tensor(dealt) == torch.arange(n)[:, None])
@@ -128,7 +136,7 @@ class Moments:
     Attributes:
         mean: E Bbar.
         symmetric: Wbar = E[Lbar Bbar + Bbar Lbar] / 2.
-        theta: the least with E[Bbar Lbar Bbar] <= theta Wbar; infinite where Wbar is not positive definite.
+        theta: the least with E[Bbar Lbar Bbar] <= theta Wbar; infinite if Wbar is not positive definite.
         rate: lambda_min(Lbar^(-1/2) Wbar Lbar^(-1/2)).
         shift: E h [d].
         noise: E ||h||^2_Lbar.
@@ -147,7 +155,7 @@ class Moments:
 
 
 def moments(problem: Quadratics, sketch: Sketch) -> Moments:
-    """List all dealings and average."""
+    """Return the moments, averaged over all dealings."""
     n, d = problem.linear.shape
     bs, ss = [], []
     for assignment in dealings(n, d):
@@ -178,7 +186,7 @@ def moments(problem: Quadratics, sketch: Sketch) -> Moments:
 
 
 def power(matrix: Tensor, exponent: float) -> Tensor:
-    """``matrix`` (symmetric, positive definite) to a real power."""
+    """Return ``matrix`` (symmetric, positive definite) to a real power."""
     values, vectors = torch.linalg.eigh(matrix)
     result: Tensor = (vectors * values**exponent) @ vectors.T
     return result

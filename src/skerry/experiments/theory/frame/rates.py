@@ -1,4 +1,4 @@
-"""How errors fall: against the rate of a theorem, to a floor, and whether that is one."""
+"""How errors fall: compared with the rate of a theorem, down to a floor, and whether that floor is one."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,27 +8,29 @@ from torch import Tensor
 
 from skerry.experiments.theory.frame.fit import numbers
 from skerry.experiments.theory.frame.simulate import ROUNDING, Trace
-from skerry.experiments.theory.frame.verdict import Curve, Panel, Verdict
+from skerry.experiments.theory.frame.verdict import Panel, Verdict, over_rounds
 
 HIGHEST = 0.25
-"""Of the first error: what stays above it is no floor that a rate could lead to."""
+"""Fraction of the first error. Errors that stay above it have not fallen, so they do not count as a floor."""
 
 
 def at_rate(who: str, traces: Sequence[Trace], rates: Sequence[float], *, floor: bool = True) -> Verdict:
-    """The verdict on ||y - u_k||^2 <= rate^k ||y - u_0||^2 + floor; ``floor=False``: that it is 0."""
+    """Return the verdict on ||y - u_k||^2 <= rate^k ||y - u_0||^2 + floor; ``floor=False``: the floor is 0."""
     what = "rate^k plus the measured floor" if floor else "rate^k, no floor"
-    return Verdict(claim=f"{who}: worst error over {what}", bound=1.0, measured=over_rate(traces, rates, floor=floor))
+    return Verdict(f"{who}: worst error over {what}", "<=", 1.0, over_rate(traces, rates, floor=floor))
 
 
 def over_rate(traces: Sequence[Trace], rates: Sequence[float], *, floor: bool = True) -> float:
-    """The largest ||y - u_k||^2 / (rate^k ||y - u_0||^2 + floor) over rounds k, as a mean over traces.
+    """Return the largest ||y - u_k||^2 / (rate^k ||y - u_0||^2 + floor) over rounds k, as a mean over traces.
 
-    It is at most 1 where the error falls at least at the theorem's rate until it is at its floor.
+    It is at most 1 if the error falls at least at the theorem's rate until it reaches its floor.
 
     Args:
-        floor: take the mean error of the last third of the rounds for the floor, and compare the rounds before; where
-            it is above ``HIGHEST``, errors did not fall and any rate would do: infinite. Else no floor: compare all
-            rounds but those whose errors are rounding.
+        traces: one per repeat.
+        rates: the theorem's rate for each of them.
+        floor: True: the floor is the mean error of the last third of the rounds, and earlier rounds are compared. If it
+            is above ``HIGHEST``, errors did not fall and any rate would pass: infinite. False: no floor; all rounds
+            are compared, except those with errors at rounding level.
     """
     worst = []
     for trace, rate in zip(traces, rates, strict=True):
@@ -45,32 +47,33 @@ def over_rate(traces: Sequence[Trace], rates: Sequence[float], *, floor: bool = 
 
 
 def later_over_earlier(traces: Sequence[Trace]) -> Tensor:
-    """For each trace log(mean error of the last third of the rounds / of the middle third)."""
+    """Return, for each trace, log(mean error of the last third of the rounds / of the middle third)."""
     third = len(traces[0].errors) // 3
     return torch.stack([(t.errors[-third:].mean() / t.errors[-2 * third : -third].mean()).log() for t in traces])
 
 
 def settled(points: Sequence[Sequence[Trace]]) -> Verdict:
-    """The verdict on floors being floors: at no point do errors still halve from the middle to the last third.
+    """Return the verdict that floors are floors: nowhere do errors still halve from the middle to the last third.
 
-    Exponents of floors mean nothing where a run was too short to reach them.
+    Exponents of floors mean nothing if a run was too short to reach them.
     """
     least = torch.stack([later_over_earlier(point).mean() for point in points]).min()
-    claim = "floors have settled: least log of errors' last over their middle third"
-    return Verdict(claim=claim, bound=-math.log(2), measured=float(least), sense=">")
+    return Verdict(
+        "floors have settled: least log of errors' last over their middle third", ">", -math.log(2), float(least)
+    )
 
 
-def mean_errors(traces: Sequence[Trace]) -> list[float]:
-    """The mean of ||y - u_k||^2 over traces, for each round."""
-    return [float(value) for value in torch.stack([trace.errors for trace in traces]).mean(0)]
+def mean_errors(traces: Sequence[Trace]) -> Tensor:
+    """Return the mean of ||y - u_k||^2 over traces, [rounds + 1]."""
+    return torch.stack([trace.errors for trace in traces]).mean(0)
 
 
 def floors(points: Sequence[Sequence[Trace]]) -> Tensor:
-    """The floors [repeats, points] of traces given point by point."""
+    """Return the floors [repeats, points] of the traces at each point."""
     return numbers([trace.floor() for point in points for trace in point]).view(len(points), -1).T
 
 
 def error_panel(title: str, traces: Mapping[str, Sequence[Trace]], *, xlabel: str = "rounds") -> Panel:
-    """The plot of mean errors against rounds, a curve a label."""
-    curves = [Curve(label, range(len(found[0].errors)), mean_errors(found)) for label, found in traces.items()]
-    return Panel(title=title, xlabel=xlabel, ylabel="squared error", curves=curves)
+    """Return the plot of mean errors against rounds, one curve per label."""
+    curves = {label: mean_errors(found) for label, found in traces.items()}
+    return over_rounds(title, "squared error", curves, xlabel=xlabel)

@@ -1,4 +1,4 @@
-"""The network of the mask theorems: one hidden layer, of which only the first weights are trained.
+"""The network of the mask theorems: one hidden layer; only the weights into it are trained.
 
     f(x) = m^(-1/2) sum_r a_r relu(<w_r, x>),   w_r ~ N(0, kappa^2 I), a_r = +-1 fixed, ||x_i|| = 1.
 
@@ -41,22 +41,21 @@ def signs(num: int, rng: torch.Generator) -> Tensor:
     return 2.0 * torch.randint(2, (num,), generator=rng).double() - 1.0
 
 
-def shallow(
-    *, seed: int, width: int, samples: int = 10, inputs: int = 20, kappa: float = 1.0, targets: float = 1.0
-) -> Problem:
-    """Return a net of ``width`` units and ``samples`` random unit inputs with targets uniform in +-``targets``.
-
-    Data depend on the seed only, so nets of all widths are asked the same.
-    """
-    rng = generator(seed, "data")
+def random_data(rng: torch.Generator, samples: int, inputs: int) -> tuple[Tensor, Tensor]:
+    """Return random unit vectors (samples, inputs) and targets (samples,) uniform in -1 .. 1."""
     x = F.normalize(torch.randn(samples, inputs, generator=rng, dtype=torch.float64))
-    y = targets * (2 * torch.rand(samples, generator=rng, dtype=torch.float64) - 1)
+    return x, 2 * torch.rand(samples, generator=rng, dtype=torch.float64) - 1
+
+
+def shallow(*, seed: int, width: int, samples: int = 10, inputs: int = 20, kappa: float = 1.0) -> Problem:
+    """Return a net of ``width`` units with random data, which depend on the seed only and not on the width."""
+    x, y = random_data(generator(seed, "data"), samples, inputs)
     model = Shallow(inputs, width, kappa=kappa, rng=generator(seed, "weights", width))
     return Problem(model, Plan.from_rules(model, {"hidden": Out("hidden"), "out": In("hidden")}), x, y)
 
 
 def limit_kernel(x: Tensor) -> Tensor:
-    """The kernel of infinite width: E_w [<x_i, x_j> 1{<w, x_i> >= 0, <w, x_j> >= 0}], by the angle between inputs."""
+    """Return the kernel of infinite width, E_w [<x_i, x_j> 1{<w, x_i> >= 0, <w, x_j> >= 0}], from angles of inputs."""
     directions = F.normalize(x)
     angle = torch.arccos((directions @ directions.T).clamp(-1, 1))
     return (x @ x.T) * (math.pi - angle) / (2 * math.pi)

@@ -1,8 +1,8 @@
-"""Rounds of subnet training on a small full-batch problem, by the parts that train real models.
+"""Rounds of subnet training on a small full-batch problem, with the functions that train real models.
 
-Subnets are cut by ``extract``, trained by ``local_steps``, put together by ``aggregate_`` and made one network by
-``scaled``; a theorem's simulation therefore tests these. The loss is that of the theorems, (1/2) ||y - f(x)||^2, and
-every worker has all data.
+Subnets are cut by ``extract``, trained by ``local_steps``, merged by ``aggregate_`` and evaluated as one network by
+``scaled``, so the simulations test these. The loss is (1/2) ||y - f(x)||^2, as in the theorems, and every worker has
+all data.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,10 +21,10 @@ from skerry.subnet.extract import extract
 from skerry.training.worker import Worker, local_steps
 
 Aggregate = Callable[[Mapping[str, Tensor], Plan, Assignment, Sequence[Piece | None]], None]
-"""How pieces become the full tensors, in place."""
+"""Merges pieces into the full tensors, in place."""
 
 ROUNDING = 1e-20
-"""Of the first error: below it a factor between two errors is one of rounding."""
+"""Fraction of the first error. Below it, the ratio of two errors is rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +39,12 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What happened.
+    """The course of a run.
 
     Attributes:
         outputs: u_k [rounds + 1, n] of the scaled full network, before the first round and after each one.
         errors: ||y - u_k||^2 [rounds + 1].
-        worst_local: the largest factor by which ||y - f_l||^2 of a subnet changed in a local step.
+        worst_local: the largest factor by which a local step changed ||y - f_l||^2 of a subnet.
     """
 
     outputs: Tensor
@@ -52,7 +52,7 @@ class Trace:
     worst_local: float
 
     def floor(self) -> float:
-        """The mean over the last third of the rounds."""
+        """Return the mean error over the last third of the rounds."""
         return float(self.errors[-(len(self.errors) // 3) :].mean())
 
 
@@ -69,8 +69,8 @@ def run(
     """Train ``problem.model``, in place, for ``num_rounds`` rounds of ``local`` gradient steps of size ``step``.
 
     Args:
-        share: [units], what the full network's inputs from each unit are multiplied by; default: the chance that a
-            subnet has the unit, which the partition says, as in real training.
+        share: [units], scale of each unit's output in the full network; default: the probability that a subnet has the
+            unit, given by the partition, as in real training.
     """
     share = partition.share(problem.plan.axes, 0) if share is None else share
     found, worst = [outputs(problem, share)], 0.0
@@ -89,7 +89,7 @@ def run(
 
 
 def trained(problem: Problem, units: Tensor, *, step: float, local: int) -> tuple[nn.Module, list[float]]:
-    """Return the subnet of ``units`` after ``local`` gradient steps, and its ||y - f||^2 before, between and after."""
+    """Return the subnet of ``units`` after ``local`` gradient steps, and its ||y - f||^2 before and after each."""
     subnet = extract(problem.model, problem.plan, units)
     losses: list[float] = []
 
@@ -106,7 +106,7 @@ def trained(problem: Problem, units: Tensor, *, step: float, local: int) -> tupl
 
 
 def outputs(problem: Problem, share: Tensor) -> Tensor:
-    """Return u [n], the outputs of the full network whose inputs from unit r are multiplied by ``share[r]``."""
+    """Return u [n], the outputs of the full network with the output of unit r scaled by ``share[r]``."""
     with torch.no_grad():
         result: Tensor = scaled(problem.model, problem.plan, share)(problem.x)
     return result
@@ -118,7 +118,7 @@ def error(problem: Problem, share: Tensor) -> float:
 
 
 def kernel(model: nn.Module, x: Tensor, parameters: Sequence[nn.Parameter] = ()) -> Tensor:
-    """Return H [n, n], the inner products of the outputs' gradients in ``parameters``; default: all trained ones."""
+    """Return H [n, n], inner products of the outputs' gradients in ``parameters`` (default: all trained ones)."""
     wanted = list(parameters) or [p for p in model.parameters() if p.requires_grad]
     rows = []
     for out in model(x):
@@ -129,6 +129,6 @@ def kernel(model: nn.Module, x: Tensor, parameters: Sequence[nn.Parameter] = ())
 
 
 def extremes(kernel: Tensor) -> tuple[float, float]:
-    """The smallest and the largest eigenvalue of a symmetric matrix."""
+    """Return the smallest and the largest eigenvalue of a symmetric matrix."""
     values = torch.linalg.eigvalsh(kernel)
     return float(values[0]), float(values[-1])

@@ -1,1 +1,1 @@
-"""Theorems on nets with one hidden layer, masked at random or dealt out."""
+"""Theorems on nets with one hidden layer, masked at random or dealt to workers."""

@@ -5,14 +5,14 @@ p workers, categorical masks (each unit has one holder), tau local steps; u_k th
     E ||y - u_k||^2 <= (1/2 + 1/2 (1 - eta lambda_0 / 2)^tau)^k C^2 n + O(tau (p-1)^2 n^3 d / (lambda_0^2 m)),
 
 with ||y - u_0||^2 at most C^2 n. The floor is 0 at p = 1, grows at most as (p-1)^2, and falls at least as 1/m. Its
-constant is not given, so what is checked of it are exponents: an O() is a bound at every p and m only if the floor
-grows no faster in p - 1 and falls no slower in m.
+constant is not given, so exponents are checked: an O() is a bound at every p and m only if the floor grows no faster
+in p - 1 and falls no slower in m.
 
-Source: Liao, Kyrillidis, 2022, arXiv 2112.02668, theorem 7 (after the team's summary).
+Source: Liao, Kyrillidis, 2022, arXiv 2112.02668, theorem 7 (from a summary).
 
-Differs from the paper: dealt by ``Disjoint``, which gives workers equal numbers of units, and by ``Categorical`` for
-comparison; eta is 1/2 over lambda_max(H_infinity / p), above the paper's O(lambda_0 / n^2). In place of C^2 n stands
-||y - u_0||^2, which is smaller.
+Differs from the paper: units are dealt by ``Disjoint``, in equal numbers, and by ``Categorical`` for comparison; eta is
+1/2 over lambda_max(H_infinity / p), above the paper's O(lambda_0 / n^2). C^2 n is replaced by ||y - u_0||^2, which is
+smaller.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from skerry.experiments.theory.frame.masks import Categorical
 from skerry.experiments.theory.frame.rates import at_rate, error_panel, floors, settled
 from skerry.experiments.theory.frame.shallow import limit_kernel, shallow
 from skerry.experiments.theory.frame.simulate import Trace, extremes, run
-from skerry.experiments.theory.frame.verdict import Curve, Finding, Panel, estimated
+from skerry.experiments.theory.frame.verdict import Finding, Panel, estimated
 from skerry.partitions.assignment import Partition
 from skerry.partitions.disjoint import Disjoint
 
@@ -41,9 +41,9 @@ def check(
     """Measure rate and floors over ``repeats`` problems.
 
     Args:
-        width: of the nets dealt to different numbers of ``workers``.
-        widths: of nets dealt to the middle number of workers; too small ones break the assumption.
-        step: eta in units of 1 / lambda_max; above 2 it breaks the assumption.
+        width: of the nets for different numbers of ``workers``.
+        widths: of the nets for the middle number of workers; too small ones break the assumption.
+        step: eta in units of 1 / lambda_max; a value above 2 breaks the assumption.
     """
 
     def traces(m: int, p: int, deal: Callable[[int, int], Partition] = Disjoint) -> tuple[list[Trace], list[float]]:
@@ -83,13 +83,13 @@ def check(
                 {f"p = {p}": found for p, (found, _) in {1: alone, **by_workers}.items()},
             ),
             Panel(
-                title="floor",
-                xlabel="p - 1, or m / 1000",
-                ylabel="squared error",
-                curves=[
-                    Curve(f"p, exponent {in_p.value:.2f}", [p - 1 for p in workers], floors_p.mean(0).tolist()),
-                    Curve(f"m, exponent {in_m.value:.2f}", [m / 1000 for m in widths], floors_m.mean(0).tolist()),
-                ],
+                "floor",
+                "p - 1, or m / 1000",
+                "squared error",
+                {
+                    f"p, exponent {in_p.value:.2f}": ([p - 1 for p in workers], floors_p.mean(0)),
+                    f"m, exponent {in_m.value:.2f}": ([m / 1000 for m in widths], floors_m.mean(0)),
+                },
                 log="xy",
             ),
         ],

@@ -1,12 +1,11 @@
-"""Every local step of every subnet lowers its own error: masked nets train as nets of their own.
+"""Every local step of every subnet lowers its own error: masked nets train as networks of their own.
 
 If the width is large enough and eta small enough, then with high probability, for all rounds k, subnets l, steps t,
 
     ||y - u^l_{k,t+1}||^2 <= (1 - eta lambda_0 / 2) ||y - u^l_{k,t}||^2,   lambda_0 = lambda_min(xi H_infinity).
 
-Source: Liao, Kyrillidis, 2022, arXiv 2112.02668, theorem 2 (after the team's summary). There eta = O(lambda_0 / n^2)
-with a constant that we do not know; eta = 1/2 over the largest eigenvalue is far above it, and the claim is checked for
-both.
+Source: Liao, Kyrillidis, 2022, arXiv 2112.02668, theorem 2 (from a summary). There eta = O(lambda_0 / n^2) with a
+constant that we do not know. 1/2 over the largest eigenvalue is far above it; the claim is checked for both.
 """
 
 from skerry.experiments.theory.frame.masks import Bernoulli
@@ -29,12 +28,12 @@ def check(
     step: float = 0.5,
     aggregate: Aggregate = aggregate_,
 ) -> Finding:
-    """Look for the local step that lowered a subnet's error least.
+    """Find the local step that lowered a subnet's error least.
 
     Args:
         width: hidden units of the full network; too few break the assumption.
-        step: eta in units of 1 / lambda_max(xi H_infinity); above 2 it breaks the assumption.
-        aggregate: how pieces are put together; one that zeroes units breaks the assumption.
+        step: eta in units of 1 / lambda_max(xi H_infinity); a value above 2 breaks the assumption.
+        aggregate: the aggregation; one that zeroes units breaks the assumption.
     """
     keep = 1 / workers
     x = shallow(seed=seed, width=width).x
@@ -51,7 +50,7 @@ def check(
             trace = run(problem, partition, step=eta, local=local, num_rounds=num_rounds, aggregate=aggregate)
             claim = f"{name} masks{size}: least decrease of a local step over eta lambda_0 / 2"
             decrease = (1 - trace.worst_local) / (eta * low / 2)
-            verdicts.append(Verdict(claim=claim, bound=1.0, measured=decrease, sense=">"))
+            verdicts.append(Verdict(claim, ">", 1.0, decrease))
             traces[name + size] = [trace]
     return Finding(
         source="arXiv 2112.02668, theorem 2",

@@ -1,20 +1,20 @@
-"""The floor of training by Bernoulli masks: which way it goes with workers, keeping, steps and initial scale.
+"""The floor of training by Bernoulli masks: how it depends on workers, xi, local steps, width and initial scale.
 
-From theorem 3 (``bernoulli_masks.py``) with tau = 1, a step a round: p = 1 is dropout, p > 1 multi-sample dropout,
+From theorem 3 (``bernoulli_masks.py``) with tau = 1, one step per round: p = 1 is dropout, p > 1 multi-sample dropout,
 
     B1 = 64 (1-xi)^2 n^3 d / (m lambda_0^2) + 68 eta (theta - xi^2) n^3 kappa^2 / (p lambda_0)
          + (theta - xi^2) n kappa^2 / (6 p):
 
 it falls as p grows, towards its first term; it is 0 at xi = 1 and grows with 1 - xi; it grows with kappa, at most as
-kappa^2; it falls with m, towards its other terms. With more local steps it grows. A bound only says "at most": what the
-floor itself does is printed as exponents with 95% intervals over problems, beside the bound's.
+kappa^2; it falls with m, towards its other terms; it grows with local steps. A bound only says "at most", so the notes
+give the exponents of the measured floor, with 95% intervals over problems, beside those of the bound.
 
-Source: Liao, Kyrillidis, 2022, arXiv 2112.02668, corollaries of theorem 3 (after the team's summary).
+Source: Liao, Kyrillidis, 2022, arXiv 2112.02668, corollaries of theorem 3 (from a summary).
 
-Differs from the paper: eta is half of 1 / lambda_max at each xi. The step therefore shrinks as xi grows.
+Differs from the paper: eta is half of 1 / lambda_max at each xi, so the step shrinks as xi grows.
 
-With one step a round floors are reached late: after 24 rounds errors at small kappa or 1 - xi were still falling, and
-exponents were in part those of the start. Therefore that floors have settled is a claim, too.
+With one step per round floors are reached late: after 24 rounds errors at small kappa or 1 - xi were still falling and
+distorted the exponents. That floors have settled is therefore a claim, too.
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ from skerry.experiments.theory.frame.masks import Bernoulli
 from skerry.experiments.theory.frame.rates import at_rate, floors, settled
 from skerry.experiments.theory.frame.shallow import limit_kernel, shallow
 from skerry.experiments.theory.frame.simulate import Trace, extremes, run
-from skerry.experiments.theory.frame.verdict import Curve, Finding, Panel, estimated
+from skerry.experiments.theory.frame.verdict import Finding, Panel, estimated
 from skerry.experiments.theory.masked_nets.bernoulli_masks import floor_bound
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What floors depend on, in the symbols of the statement."""
+    """What a floor depends on, in the symbols of the statement."""
 
     m: int
     p: int
@@ -58,14 +58,14 @@ def check(
     """Measure floors over ``repeats`` problems, changing one thing at a time from m = width, p = 2, tau = kappa = 1.
 
     Args:
-        num_rounds: too few of them and floors are not reached.
-        keep: xi, where it is not what changes; at 1 there is no floor that could fall with p.
+        num_rounds: with too few of them floors are not reached.
+        keep: xi, unless it is what changes; at 1 there is no floor that could fall with p.
         drops: values of 1 - xi.
         step: eta in units of 1 / lambda_max(xi H_infinity).
     """
     spectra = [extremes(limit_kernel(shallow(seed=s, width=1).x)) for s in range(seed, seed + repeats)]
 
-    @cache  # what changes passes through the same setting each time
+    @cache  # the usual setting occurs in every sweep
     def traces(at: Setting) -> list[Trace]:
         found = []
         for s, (_, high) in zip(range(seed, seed + repeats), spectra, strict=True):
@@ -89,10 +89,10 @@ def check(
     }
     measured = {name: floors([traces(at) for at in settings]) for name, (_, settings) in changed.items()}
     found = {name: exponent(numbers(values), measured[name]) for name, (values, _) in changed.items()}
-    of_bound = {
-        name: float(slope(numbers(values), numbers([bound(at) for at in settings])))
-        for name, (values, settings) in changed.items()
-    }
+    compared = []
+    for name, (values, settings) in changed.items():
+        of_bound = float(slope(numbers(values), numbers([bound(at) for at in settings])))
+        compared.append(f"{name} {found[name].value:.2f} ± {found[name].margin:.2f} and {of_bound:.2f}")
     whole = traces(replace(usual, xi=1.0, p=1))
     return Finding(
         source="arXiv 2112.02668, corollaries of theorem 3",
@@ -107,24 +107,18 @@ def check(
         ],
         panels=[
             Panel(
-                title=f"floors, {width} units, keep {keep:g}",
-                xlabel="p, 1 - xi, kappa, local steps, or m / 100",
-                ylabel="squared error",
-                curves=[
-                    Curve(
-                        f"{name}, exponent {found[name].value:.2f}",
+                f"floors, {width} units, keep {keep:g}",
+                "p, 1 - xi, kappa, local steps, or m / 100",
+                "squared error",
+                {
+                    f"{name}, exponent {found[name].value:.2f}": (
                         [value / (100 if name == "m" else 1) for value in values],
-                        measured[name].mean(0).tolist(),
+                        measured[name].mean(0),
                     )
                     for name, (values, _) in changed.items()
-                ],
+                },
                 log="xy",
             )
         ],
-        notes=[
-            "exponents, floor and B1: "
-            + ", ".join(
-                f"{name} {found[name].value:.2f} ± {found[name].margin:.2f} and {of_bound[name]:.2f}" for name in found
-            )
-        ],
+        notes=["exponents, floor and B1: " + ", ".join(compared)],
     )

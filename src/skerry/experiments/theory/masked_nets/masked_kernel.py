@@ -1,17 +1,17 @@
-"""The expected masked kernel: a subnet sees, in the mean, the full network's kernel times the chance xi of a unit.
+"""The expected masked kernel: a subnet has, on average, the full network's kernel times the probability xi of a unit.
 
 With H = (1/m) sum_r C_r, (C_r)_ij = <x_i, x_j> 1{<w_r, x_i> >= 0, <w_r, x_j> >= 0}, and H_M the same sum over the units
 of a mask M:
 
     E H_M = xi H;   for p disjoint masks that cover all units, (1/p) sum_l H_l = H / p exactly;
-    E ||H_M - xi H||_F^2 = xi (1 - xi) / m^2 sum_r ||C_r||_F^2   for Bernoulli masks, so it is as 1/m;
+    E ||H_M - xi H||_F^2 = xi (1 - xi) / m^2 sum_r ||C_r||_F^2   for Bernoulli masks, so it falls as 1/m;
     lambda_min(H_l) > lambda_0 / 2 for all subnets l if m is large enough, lambda_0 = lambda_min(xi H_infinity).
 
-The last is what every rate below rests on. Liao and Kyrillidis give the width as Omega(n^2 ...); we compute the
-eigenvalues instead.
+The last line is the base of every rate in this folder. Liao and Kyrillidis give the width as Omega(n^2 ...); we compute
+the eigenvalues instead.
 
-Source: Liao, Kyrillidis, 2022, arXiv 2112.02668, theorem 1 (after the team's summary; that lambda_0 includes xi is our
-reading: with the unmasked kernel's the later rates would be false for small xi).
+Source: Liao, Kyrillidis, 2022, arXiv 2112.02668, theorem 1 (from a summary; that lambda_0 includes xi is our reading:
+with the unmasked kernel's eigenvalue the later rates would be false for small xi).
 """
 
 import math
@@ -22,7 +22,7 @@ from torch import Tensor
 from skerry.experiments.theory.frame.masks import Bernoulli
 from skerry.experiments.theory.frame.shallow import limit_kernel, shallow
 from skerry.experiments.theory.frame.simulate import Problem, extremes, kernel
-from skerry.experiments.theory.frame.verdict import Curve, Finding, Panel, Verdict
+from skerry.experiments.theory.frame.verdict import Finding, Panel, Verdict
 from skerry.partitions.assignment import Partition
 from skerry.partitions.disjoint import Disjoint
 from skerry.subnet.extract import extract
@@ -31,7 +31,7 @@ from skerry.subnet.extract import extract
 def check(
     *, seed: int = 0, width: int = 1000, workers: int = 4, draws: int = 50, partition: Partition | None = None
 ) -> Finding:
-    """Compare kernels of extracted subnets with the full network's.
+    """Compare the kernels of extracted subnets with that of the full network.
 
     Args:
         draws: the number of Bernoulli masks, with keep = 1 / workers.
@@ -44,35 +44,25 @@ def check(
     off = float((parts.mean(0) - full / workers).norm() / full.norm())
     drawn = torch.stack([h for k in range(draws) for h in kernels(problem, Bernoulli(1, keep, seed), k)])
     predicted = math.sqrt(keep * (1 - keep) * squares(problem))
-    smallest = min(extremes(part)[0] for part in parts)
-    lowest = keep * extremes(limit_kernel(problem.x))[0]
+    smallest = min(extremes(part)[0] for part in parts) / (keep * extremes(limit_kernel(problem.x))[0])
     shown = torch.arange(1, draws + 1)
     means = [float((drawn[:k].mean(0) - keep * full).norm()) for k in shown]
+    away = means[-1] * math.sqrt(draws) / predicted
     return Finding(
         source="arXiv 2112.02668, theorem 1",
         verdicts=[
-            Verdict(claim="disjoint subnets' mean kernel is H/p (relative difference)", bound=1e-12, measured=off),
+            Verdict("disjoint subnets' mean kernel is H/p (relative difference)", "<=", 1e-12, off),
             Verdict(
-                claim="Bernoulli masks: distance of the mean of draws from xi H, in standard deviations",
-                bound=2.0,
-                measured=means[-1] * math.sqrt(draws) / predicted,
+                "Bernoulli masks: distance of the mean of draws from xi H, in standard deviations", "<=", 2.0, away
             ),
-            Verdict(
-                claim="a subnet kernel's smallest eigenvalue, over lambda_0",
-                bound=0.5,
-                measured=smallest / lowest,
-                sense=">",
-            ),
+            Verdict("a subnet kernel's smallest eigenvalue, over lambda_0", ">", 0.5, smallest),
         ],
         panels=[
             Panel(
-                title=f"mean of masked kernels, keep {keep:.3g}",
-                xlabel="draws",
-                ylabel="distance from xi H",
-                curves=[
-                    Curve("measured", shown.tolist(), means),
-                    Curve("predicted", shown.tolist(), [predicted / math.sqrt(k) for k in shown]),
-                ],
+                f"mean of masked kernels, keep {keep:.3g}",
+                "draws",
+                "distance from xi H",
+                {"measured": (shown, means), "predicted": (shown, [predicted / math.sqrt(k) for k in shown])},
                 log="xy",
             )
         ],
@@ -80,7 +70,7 @@ def check(
 
 
 def kernels(problem: Problem, partition: Partition, round: int) -> list[Tensor]:
-    """The kernel of each worker's subnet in ``round``."""
+    """Return the kernel of each worker's subnet in ``round``."""
     assignment = partition.assign(problem.plan.axes, round)
     return [
         kernel(extract(problem.model, problem.plan, assignment.units(w)), problem.x)
@@ -89,6 +79,6 @@ def kernels(problem: Problem, partition: Partition, round: int) -> list[Tensor]:
 
 
 def squares(problem: Problem) -> float:
-    """sum_r ||C_r||_F^2 / m^2, as written: the sum over pairs i, j that are both active at r of <x_i, x_j>^2."""
+    """Return sum_r ||C_r||_F^2 / m^2: the sum of <x_i, x_j>^2 over pairs i, j that are both active at unit r."""
     on = (problem.x @ problem.model.get_parameter("hidden.weight").detach().T >= 0).double()  # [n, m]
     return float(((problem.x @ problem.x.T).square() * (on @ on.T)).sum()) / on.shape[1] ** 2

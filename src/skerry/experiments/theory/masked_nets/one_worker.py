@@ -3,8 +3,8 @@
     W_{k+1} = W_k - eta * grad (1/2) ||y - f(W_k)||^2,
     grad_r = m^(-1/2) a_r sum_i (f(x_i) - y_i) 1{<w_r, x_i> > 0} x_i,
 
-here written out by hand, against rounds of the library. With keep = 1 all Bernoulli masks are full, and the mean of
-equal pieces is that piece.
+written out by hand here and compared with rounds of the library. With keep = 1 all Bernoulli masks are full, and the
+mean of equal pieces is that piece.
 
 Source: the case p = 1 (xi = 1) of Liao, Kyrillidis, 2022, arXiv 2112.02668, algorithm 1.
 """
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from skerry.experiments.theory.frame.masks import Bernoulli
-from skerry.experiments.theory.frame.shallow import Shallow, limit_kernel, shallow
+from skerry.experiments.theory.frame.shallow import limit_kernel, shallow
 from skerry.experiments.theory.frame.simulate import Problem, error, extremes, run
-from skerry.experiments.theory.frame.verdict import Curve, Finding, Panel, Verdict
+from skerry.experiments.theory.frame.verdict import Finding, Verdict, over_rounds
 from skerry.partitions.disjoint import Disjoint
 
 
@@ -25,8 +25,8 @@ def check(
     """Compare the weights after all rounds.
 
     Args:
-        workers: of the Bernoulli masks.
-        keep: the chance that a mask has a unit; below 1 it breaks the assumption.
+        workers: the number of Bernoulli masks.
+        keep: the probability that a mask has a unit; a value below 1 breaks the assumption.
     """
     by_hand = shallow(seed=seed, width=width)
     step = 0.5 / extremes(limit_kernel(by_hand.x))[1]
@@ -39,31 +39,21 @@ def check(
     alone, copies = shallow(seed=seed, width=width), shallow(seed=seed, width=width)
     one = run(alone, Disjoint(1, seed), step=step, local=local, num_rounds=num_rounds)
     several = run(copies, Bernoulli(workers, keep, seed), step=step, local=local, num_rounds=num_rounds)
-    rounds = range(num_rounds + 1)
     return Finding(
         source="arXiv 2112.02668, algorithm 1 with one full mask",
         verdicts=[
-            Verdict(
-                claim="one worker: distance of weights from gradient descent's",
-                bound=1e-12,
-                measured=_apart(alone, by_hand),
-            ),
-            Verdict(
-                claim=f"{workers} workers with full masks: the same",
-                bound=1e-12,
-                measured=_apart(copies, by_hand),
-            ),
+            Verdict("one worker: distance of weights from gradient descent's", "<=", 1e-12, _apart(alone, by_hand)),
+            Verdict(f"{workers} workers with full masks: the same", "<=", 1e-12, _apart(copies, by_hand)),
         ],
         panels=[
-            Panel(
-                title=f"{local} local steps a round",
-                xlabel="rounds",
-                ylabel="squared error",
-                curves=[
-                    Curve("gradient descent by hand", rounds, errors),
-                    Curve("one worker", rounds, one.errors.tolist()),
-                    Curve(f"{workers} workers, keep {keep:g}", rounds, several.errors.tolist()),
-                ],
+            over_rounds(
+                f"{local} local steps per round",
+                "squared error",
+                {
+                    "gradient descent by hand": errors,
+                    "one worker": one.errors,
+                    f"{workers} workers, keep {keep:g}": several.errors,
+                },
             )
         ],
     )
@@ -71,17 +61,15 @@ def check(
 
 @torch.no_grad()
 def descend_(problem: Problem, step: float) -> None:
-    """One step of gradient descent on (1/2) ||y - f(x)||^2, written out."""
-    assert isinstance(problem.model, Shallow)
-    w, a = problem.model.hidden.weight, problem.model.out.weight[0]
+    """Take one step of gradient descent on (1/2) ||y - f(x)||^2, written out."""
+    w, a = _weights(problem), problem.model.get_parameter("out.weight")[0]
     before = problem.x @ w.T
     residual = before.clamp(min=0) @ a - problem.y
     w -= step * a[:, None] * (((before > 0) * residual[:, None]).T @ problem.x)
 
 
 def _weights(problem: Problem) -> Tensor:
-    assert isinstance(problem.model, Shallow)
-    return problem.model.hidden.weight.detach()
+    return problem.model.get_parameter("hidden.weight").detach()
 
 
 def _apart(a: Problem, b: Problem) -> float:

@@ -24,7 +24,7 @@ from skerry.experiments.theory.frame.quadratic import (
     scaled_permutation,
     simulate,
 )
-from skerry.experiments.theory.frame.verdict import Curve, Finding, Panel, Verdict, estimated
+from skerry.experiments.theory.frame.verdict import Finding, Verdict, estimated, over_rounds
 
 
 def check(
@@ -41,7 +41,7 @@ def check(
 
     Args:
         linear: the size of b_i; at 0 there is no bias.
-        sketch: another one than the scaled sketch breaks the assumption.
+        sketch: any but the scaled sketch breaks the assumption.
     """
     problem = random_quadratics(seed, n, n, linear=linear)
     diagonal = problem.curvature.diagonal(dim1=1, dim2=2)
@@ -53,33 +53,33 @@ def check(
     bias = mean((x[:, -1] - problem.solution) @ towards)
     scatter = math.sqrt(step / (2 - step) * moments(problem, scaled_permutation).spread / runs)
     centre = x.mean(0)
-    rounds = range(num_rounds + 1)
     return Finding(
         source="arXiv 2306.16484, bias under heterogeneity",
         verdicts=[
             Verdict(
-                claim="distance of the mean iterate from x_inf, in standard deviations",
-                bound=2.0,
-                measured=float((centre[-1] - limit).norm()) / max(scatter, 1e-12),
+                "distance of the mean iterate from x_inf, in standard deviations",
+                "<=",
+                2.0,
+                float((centre[-1] - limit).norm()) / max(scatter, 1e-12),
             ),
             Verdict(
-                claim=f"bias along x_inf - x*, difference from the formula's {distance:.3g}",
-                bound=0.0,
-                measured=abs(bias.value - distance),
-                margin=bias.margin,
+                f"bias along x_inf - x*, difference from the formula's {distance:.3g}",
+                "<=",
+                0.0,
+                abs(bias.value - distance),
+                bias.margin,
             ),
             estimated("bias along x_inf - x*, above zero", ">", 0.0, bias),
         ],
         panels=[
-            Panel(
-                title=f"{n} workers, {runs} runs",
-                xlabel="rounds",
-                ylabel="distance of the mean iterate",
-                curves=[
-                    Curve("from x*", rounds, (centre - problem.solution).norm(dim=1).tolist()),
-                    Curve("from x_inf", rounds, (centre - limit).norm(dim=1).tolist()),
-                    Curve("one standard deviation", rounds, [scatter] * (num_rounds + 1)),
-                ],
+            over_rounds(
+                f"{n} workers, {runs} runs",
+                "distance of the mean iterate",
+                {
+                    "from x*": (centre - problem.solution).norm(dim=1),
+                    "from x_inf": (centre - limit).norm(dim=1),
+                    "one standard deviation": [scatter] * (num_rounds + 1),
+                },
             )
         ],
     )

@@ -13,8 +13,8 @@ Source: Shulgin, Richtarik, 2023, arXiv 2306.16484, theorem 1. All constants are
 import torch
 
 from skerry.experiments.theory.frame.fit import mean
-from skerry.experiments.theory.frame.quadratic import moments, permutation, random_quadratics, simulate
-from skerry.experiments.theory.frame.verdict import Curve, Finding, Panel, Verdict, estimated
+from skerry.experiments.theory.frame.quadratic import gap_panel, moments, permutation, random_quadratics, simulate
+from skerry.experiments.theory.frame.verdict import Finding, Verdict, estimated
 
 
 def check(
@@ -30,47 +30,24 @@ def check(
     """Compare the mean of ``runs`` with the bound, round by round.
 
     Args:
-        step: gamma in units of 1 / theta; far above 1 it breaks the assumption.
-        linear: the size of b_i; not 0 it breaks the assumption.
+        step: gamma in units of 1 / theta; a value far above 1 breaks the assumption.
+        linear: the size of b_i; any but 0 breaks the assumption.
     """
     problem = random_quadratics(seed, n, d, linear=linear)
     exact = moments(problem, permutation)
     gamma = step / exact.theta
-    x = simulate(
-        problem,
-        permutation,
-        torch.ones(d, dtype=torch.float64),
-        step=gamma,
-        num_rounds=num_rounds,
-        runs=runs,
-        seed=seed,
-    )
+    start = torch.ones(d, dtype=torch.float64)
+    x = simulate(problem, permutation, start, step=gamma, num_rounds=num_rounds, runs=runs, seed=seed)
     gaps = problem.gaps(x)
     bound = gaps[0, 0] * (1 - gamma * exact.rate) ** torch.arange(num_rounds + 1, dtype=torch.float64)
     over = (gaps / bound).mean(0)
     worst = mean((gaps / bound)[:, 1 + int(over[1:].argmax())])
-    rounds = range(num_rounds + 1)
     return Finding(
         source="arXiv 2306.16484, theorem 1",
         verdicts=[
-            Verdict(
-                claim="Wbar: smallest eigenvalue",
-                bound=0.0,
-                measured=float(torch.linalg.eigvalsh(exact.symmetric)[0]),
-                sense=">",
-            ),
+            Verdict("Wbar: smallest eigenvalue", ">", 0.0, float(torch.linalg.eigvalsh(exact.symmetric)[0])),
             estimated("worst mean gap over rate^k", "<", 1.0, worst),
         ],
-        panels=[
-            Panel(
-                title=f"{n} workers, {d} coordinates, {runs} runs",
-                xlabel="rounds",
-                ylabel="f - f*",
-                curves=[
-                    Curve("measured", rounds, gaps.mean(0).tolist()),
-                    Curve("bound", rounds, bound.tolist()),
-                ],
-            )
-        ],
-        notes=[f"theta {exact.theta:.3g}, rate {gamma * exact.rate:.3g} a round"],
+        panels=[gap_panel(problem, x, bound)],
+        notes=[f"theta {exact.theta:.3g}, rate {gamma * exact.rate:.3g} per round"],
     )

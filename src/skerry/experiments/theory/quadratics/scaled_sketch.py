@@ -1,4 +1,4 @@
-"""The scaled sketch makes dealing harmless without linear terms: every dealing takes the same step.
+"""With the scaled sketch and no linear terms, it does not matter who holds what: every dealing takes the same step.
 
 With C_i = sqrt(n) ([L_i]_SS)^(-1/2) on S_i, (1/n) C_i L_i C_i is the projection on S_i, so Bbar = I for every dealing,
 Wbar = Lbar, theta = 1, and with b_i = 0
@@ -12,12 +12,13 @@ import torch
 
 from skerry.experiments.theory.frame.quadratic import (
     Sketch,
+    gap_panel,
     moments,
     random_quadratics,
     scaled_permutation,
     simulate,
 )
-from skerry.experiments.theory.frame.verdict import Curve, Finding, Panel, Verdict
+from skerry.experiments.theory.frame.verdict import Finding, Verdict
 
 
 def check(
@@ -34,8 +35,8 @@ def check(
     """Compute Wbar and theta over all dealings, and follow runs.
 
     Args:
-        linear: the size of b_i; not 0 it breaks the assumption.
-        sketch: another one than the scaled sketch breaks the assumption.
+        linear: the size of b_i; any but 0 breaks the assumption.
+        sketch: any but the scaled sketch breaks the assumption.
     """
     problem = random_quadratics(seed, n, d, linear=linear)
     exact = moments(problem, sketch)
@@ -43,31 +44,13 @@ def check(
     x = simulate(problem, sketch, start, step=step, num_rounds=num_rounds, runs=runs, seed=seed)
     gaps = problem.gaps(x)
     bound = gaps[0, 0] * (1 - step) ** torch.arange(num_rounds + 1, dtype=torch.float64)
-    rounds = range(num_rounds + 1)
+    apart = float((exact.symmetric - problem.mean_curvature).abs().max())
     return Finding(
         source="arXiv 2306.16484, scaled permutation sketch",
         verdicts=[
-            Verdict(
-                claim="distance of Wbar from Lbar",
-                bound=1e-12,
-                measured=float((exact.symmetric - problem.mean_curvature).abs().max()),
-            ),
-            Verdict(claim="distance of theta from 1", bound=1e-12, measured=abs(exact.theta - 1)),
-            Verdict(
-                claim="worst gap of any run over (1 - gamma)^k",
-                bound=1.0,
-                measured=float((gaps / bound)[:, 1:].max()),
-            ),
+            Verdict("distance of Wbar from Lbar", "<=", 1e-12, apart),
+            Verdict("distance of theta from 1", "<=", 1e-12, abs(exact.theta - 1)),
+            Verdict("worst gap of any run over (1 - gamma)^k", "<=", 1.0, float((gaps / bound)[:, 1:].max())),
         ],
-        panels=[
-            Panel(
-                title=f"{n} workers, {d} coordinates, {runs} runs",
-                xlabel="rounds",
-                ylabel="f - f*",
-                curves=[
-                    Curve("measured", rounds, gaps.mean(0).tolist()),
-                    Curve("bound", rounds, bound.tolist()),
-                ],
-            )
-        ],
+        panels=[gap_panel(problem, x, bound)],
     )

@@ -10,21 +10,15 @@ It follows from E f(x^{k+1}) = f - gamma e'Wbar e - gamma e'Lbar E h + (gamma^2/
 ||a + b||^2 <= 2 ||a||^2 + 2 ||b||^2, and |e'Lbar E h| <= ||e||^2_Wbar / 4 + ||Lbar E h||^2_{Wbar^-1}. The bias stays:
 E e^k converges to e_inf = -(E Bbar)^-1 E h, so by Jensen's inequality the summands end at ||e_inf||^2_Wbar or above.
 
-Source: Shulgin, Richtarik, 2023, arXiv 2306.16484, theorem 2: its terms and their roles (after the team's summary); the
+Source: Shulgin, Richtarik, 2023, arXiv 2306.16484, theorem 2: its terms and their roles (from a summary); the
 constants are those of the derivation above, not the paper's.
 """
 
 import torch
 
 from skerry.experiments.theory.frame.fit import mean
-from skerry.experiments.theory.frame.quadratic import (
-    moments,
-    permutation,
-    power,
-    random_quadratics,
-    simulate,
-)
-from skerry.experiments.theory.frame.verdict import Curve, Finding, Panel, Verdict, estimated
+from skerry.experiments.theory.frame.quadratic import moments, permutation, power, random_quadratics, simulate
+from skerry.experiments.theory.frame.verdict import Finding, Verdict, estimated, over_rounds
 
 
 def check(
@@ -40,7 +34,7 @@ def check(
     """Average gradients over rounds and runs.
 
     Args:
-        step: gamma in units of 1 / theta; above 1/4 it breaks the assumption.
+        step: gamma in units of 1 / theta; a value above 1/4 breaks the assumption.
         linear: the size of b_i; at 0 there is no bias.
     """
     problem = random_quadratics(seed, n, d, linear=linear)
@@ -59,35 +53,25 @@ def check(
     stays = torch.linalg.solve(exact.mean, exact.shift)
     least = float(stays @ exact.symmetric @ stays)
     late = mean(gradients[:, -num_rounds // 4 :].mean(1))
-    rounds = range(num_rounds + 1)
     return Finding(
         source="arXiv 2306.16484, theorem 2",
         verdicts=[
             estimated("mean squared gradient, all rounds", "<", bound, measured),
             Verdict(
-                claim="bias ||e_inf||^2_Wbar, at most the late mean squared gradient",
-                bound=late.value,
-                measured=least,
-                margin=late.margin,
+                "bias ||e_inf||^2_Wbar, at most the late mean squared gradient", "<=", late.value, least, late.margin
             ),
-            Verdict(
-                claim="the bias is most of the late mean squared gradient: its share",
-                bound=0.5,
-                measured=least / late.value,
-                sense=">",
-            ),
+            Verdict("the bias is most of the late mean squared gradient: its share", ">", 0.5, least / late.value),
         ],
         panels=[
-            Panel(
-                title=f"{n} workers, {d} coordinates, {runs} runs",
-                xlabel="rounds",
-                ylabel="mean squared gradient",
-                curves=[
-                    Curve("measured", rounds, gradients.mean(0).tolist()),
-                    Curve("bias term of the bound", rounds, [bias] * len(rounds)),
-                    Curve("noise term of the bound", rounds, [noise] * len(rounds)),
-                    Curve("||e_inf||^2", rounds, [least] * len(rounds)),
-                ],
+            over_rounds(
+                f"{n} workers, {d} coordinates, {runs} runs",
+                "mean squared gradient",
+                {
+                    "measured": gradients.mean(0),
+                    "bias term of the bound": [bias] * (num_rounds + 1),
+                    "noise term of the bound": [noise] * (num_rounds + 1),
+                    "||e_inf||^2": [least] * (num_rounds + 1),
+                },
             )
         ],
         notes=[f"the bound's terms: {bound - bias - noise:.3g} start, {bias:.3g} bias, {noise:.3g} noise"],

@@ -1,0 +1,53 @@
+"""Trains an MLP on random data in one process per worker, for benches that measure the cost and not the result."""
+
+import torch
+from torch.nn import functional as F
+
+import skerry
+from skerry.experiments.models.mlp import MLP
+from skerry.experiments.recipes.image_mlp import mlp_rules
+from skerry.training.train import OnRound, Result
+
+
+def mlp_and_plan(sizes: list[int]) -> tuple[MLP, skerry.Plan]:
+    """Return the MLP on the meta device, and its plan."""
+    with torch.device("meta"):
+        model = MLP(sizes)
+    return model, skerry.Plan.from_rules(model, mlp_rules(len(sizes) - 2))
+
+
+def random_data(sizes: list[int], workers: int, samples: int, batch_size: int) -> skerry.Shards:
+    """Return noise and random labels for the MLP: ``samples`` per worker."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(samples * workers, sizes[0], generator=rng)
+    y = torch.randint(0, sizes[-1], (samples * workers,), generator=rng)
+    return skerry.Shards(x, y, skerry.split(y, workers, "iid", 0), batch_size=batch_size, seed=0)
+
+
+def sgd(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """Return SGD with momentum."""
+    return torch.optim.SGD(parameters, 0.01, momentum=0.9)
+
+
+def train(
+    runtime: skerry.Processes,
+    sizes: list[int],
+    data: skerry.Shards,
+    algorithm: skerry.algorithms.Algorithm,
+    num_rounds: int,
+    on_round: OnRound | None = None,
+) -> Result:
+    """Train the MLP; no process holds all of it."""
+    model, plan = mlp_and_plan(sizes)
+    return skerry.train(
+        model,
+        F.cross_entropy,
+        data,
+        plan=plan,
+        algorithm=algorithm,
+        optimizer=sgd,
+        num_rounds=num_rounds,
+        runtime=runtime,
+        start=lambda m: skerry.weights.FromInitializer(m, seed=0),
+        on_round=on_round,
+    )

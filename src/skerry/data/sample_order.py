@@ -1,0 +1,56 @@
+"""The order in which a worker sees its samples: a pure function of (seed, worker, step)."""
+
+import torch
+from torch import Tensor
+
+from skerry.randomness import generator
+
+
+class SampleOrder:
+    """The samples of each of a worker's batches.
+
+    A worker's samples form a stream: one permutation of them per epoch, drawn from (seed, worker, epoch). Step s takes
+    positions [s * batch_size, (s + 1) * batch_size) of the stream. So a batch may span epochs, no sample is dropped,
+    and a batch may be larger than the number of samples. Any step is computed directly, so resume is exact.
+
+    Args:
+        num_samples: the worker's number of samples, at least 1.
+        batch_size: samples in each batch.
+        seed: determines the order, together with ``worker``.
+        worker: the worker's number.
+
+    Raises:
+        ValueError: ``batch_size`` is below 1.
+    """
+
+    def __init__(self, num_samples: int, *, batch_size: int, seed: int, worker: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
+        self._num_samples, self._batch_size, self._seed, self._worker = num_samples, batch_size, seed, worker
+        self._latest: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))  # epoch and its permutation
+
+    def batch(self, step: int) -> Tensor:
+        """Return the indices of the samples of ``step``, (batch_size,), each 0 .. num_samples - 1."""
+        position, end = step * self._batch_size, (step + 1) * self._batch_size
+        pieces = []
+        while position < end:
+            epoch, offset = divmod(position, self._num_samples)
+            piece = self._permutation(epoch)[offset : offset + end - position]
+            pieces.append(piece)
+            position += len(piece)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def sample(self, num: int) -> Tensor:
+        """Return the first ``num`` indices, capped at num_samples, of a fixed shuffled order of the samples.
+
+        So a larger sample begins with a smaller one.
+        """
+        if num < 1:
+            raise ValueError(f"num: got {num}, expected at least 1")
+        return torch.randperm(self._num_samples, generator=generator(self._seed, "sample", self._worker))[:num]
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if self._latest[0] != epoch:
+            rng = generator(self._seed, "data", self._worker, epoch)
+            self._latest = (epoch, torch.randperm(self._num_samples, generator=rng))
+        return self._latest[1]

@@ -1,0 +1,107 @@
+"""Operation: what a rule gets to see, and the table in which a file collects its rules."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from skerry.discovery.constraints import Constraints, Why
+from skerry.discovery.index_labels import Labels, padded
+
+Rule = Callable[["Operation"], Sequence[Labels]]
+"""Adds an operation's constraints and returns the labels of each of its results."""
+
+
+class RuleTable(dict[str, Rule]):
+    """Rules by the names of the ATen operations that they are for."""
+
+    def add(self, *names: str) -> Callable[[Rule], Rule]:
+        """Return a decorator that enters a rule under ``names``."""
+
+        def enter(rule: Rule) -> Rule:
+            self.update(dict.fromkeys(names, rule))
+            return rule
+
+        return enter
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """One operation of a forward, after it ran.
+
+    Attributes:
+        constraints: where a rule adds what it demands.
+        labels_of: returns the labels of a tensor.
+        packet: the ATen operation, without its overload.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        outs: the tensors it returned.
+        module: the module that ran it, if known.
+        layout: shape and strides of its first tensor before it ran, None without tensor arguments.
+    """
+
+    constraints: Constraints
+    labels_of: Callable[[Tensor], Labels]
+    packet: Any
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    outs: Sequence[Tensor]
+    module: nn.Module | None
+    layout: tuple[torch.Size, tuple[int, ...]] | None
+
+    @property
+    def in_place(self) -> bool:
+        """Whether it writes to its first argument, by the convention of names that end in "_"."""
+        return str(self.packet).endswith("_")
+
+    @property
+    def name(self) -> str:
+        """The name without ``aten.``, and without the "_" of an operation in place."""
+        return aten_name(self.packet).removesuffix("_")
+
+    def arg(self, position: int, name: str = "", default: Any = None) -> Any:
+        """Return an argument by position or, if it was passed so, by name."""
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+
+    def tensors(self) -> list[Tensor]:
+        """Return all tensor arguments."""
+        return [t for t in tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor)]
+
+    def aligned(self, tensor: Tensor, num_dims: int) -> tuple[Labels, frozenset[int]]:
+        """Return the labels and wide dims of a tensor broadcast to ``num_dims`` dims, for ``Constraints.unify``."""
+        labels = self.labels_of(tensor)
+        shift = num_dims - tensor.dim()
+        wide = frozenset() if labels.uniform else frozenset(d + shift for d in wide_dims(tensor))
+        return replace(labels, fields=tuple(padded(one, num_dims) for one in labels.fields)), wide
+
+    def collapsed(self, labels: Labels, dims: Iterable[int], why: Why = "shape") -> Labels:
+        """Collapse every field of ``labels`` along ``dims``."""
+        return replace(labels, fields=self.constraints.collapse_all(labels.fields, dims, why))
+
+    def combined(self, inputs: Sequence[tuple[Labels, frozenset[int]]]) -> Labels:
+        """Return the labels of an activation computed element by element from ``inputs``."""
+        return Labels(self.constraints.activation(self.constraints.unify(inputs)))
+
+    def first_has(self, labels: Labels) -> list[Labels]:
+        """Return ``labels`` for the first result, and no labels for the others (indices, statistics)."""
+        return [labels, *(Labels() for _ in self.outs[1:])]
+
+
+def aten_name(packet: Any) -> str:
+    """Return the name of an ATen operation without ``aten.``."""
+    return str(packet).removeprefix("aten.")
+
+
+def wide_dims(tensor: Tensor) -> frozenset[int]:
+    """Return the dims with more than one index in memory; expanded dims are not among them."""
+    return frozenset(d for d, n in enumerate(tensor.shape) if n > 1 and tensor.stride(d) != 0)
+
+
+def pin_everything(op: Operation) -> list[Labels]:
+    """For an operation without a rule: nothing that passes through it is dealt out."""
+    for tensor in op.tensors():
+        op.constraints.pin(op.labels_of(tensor).fields)
+    return [Labels() for _ in op.outs]

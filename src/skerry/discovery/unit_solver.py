@@ -1,0 +1,155 @@
+"""Units: which labels must be held together in the end, and why the rest is not dealt out.
+
+Joined labels form connected components. A component is a unit unless it contains label 0. Some constraints can only be
+checked once the units are known: that parts of a dim have the same share of each unit, and that a tensor's units lie
+along one dim. Each violation joins more labels, until there is none left. This ends because every pass joins something.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from skerry.discovery.index_labels import Origin
+from skerry.discovery.trace import Trace
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """The units that a trace allows.
+
+    Attributes:
+        of: for each label its unit, a number; 0 for labels that are not dealt out.
+        reads: the parameter dims that sum over units.
+        heads: the units that an attention softmax treats one by one.
+        reasons: for each label the operation (its number in the trace) that kept it from being dealt out, or -1.
+    """
+
+    of: Ids
+    reads: frozenset[Origin]
+    heads: frozenset[int]
+    reasons: Ids
+
+
+def solve(trace: Trace) -> Units:
+    """Join labels until all constraints are met, and return the units."""
+    constraints = trace.constraints
+    edges = [
+        (e.a.numpy(), e.b.numpy(), np.full(len(e.a), e.op))
+        for e in constraints.edges
+        if e.why != "statistic" or trace.live[e.op]
+    ]
+    reads = frozenset(origin for origin, role, _ in constraints.roles if role == "in")
+    makes = frozenset(origin for origin, role, _ in constraints.roles if role == "out")
+    for name, d in reads & makes:  # a scale for the units it reads would also scale the units it makes
+        ids = trace.origins[name][d]
+        assert ids is not None
+        at = max(op for origin, _, op in constraints.roles if origin == (name, d))
+        edges.append((ids.numpy(), np.zeros(len(ids), np.int64), np.full(len(ids), at)))
+    while True:
+        a, b, op = (np.concatenate([e[k] for e in edges] or [np.zeros(0, np.int64)]) for k in range(3))
+        of = components(trace.num_labels, a, b)
+        more = [
+            (x.flatten().numpy(), y.flatten().numpy(), np.full(x.numel(), at))
+            for at, x, y in _violations(trace, torch.from_numpy(of))
+        ]
+        if not more:
+            break
+        edges.extend(more)
+    heads = frozenset(int(u) for ids in constraints.heads for u in np.unique(of[ids.numpy()])) - {0}
+    return Units(of, reads, heads, _reasons(trace.num_labels, a, b, op))
+
+
+def wasted(trace: Trace, units: Units) -> frozenset[Origin]:
+    """Return the parameter dims that displaced other candidates by convention but are not dealt out in the end.
+
+    A second trace without labels on these dims may find the candidates they displaced.
+    """
+    preferred = torch.unique(
+        torch.cat([ids.flatten() for ids in trace.constraints.preferred] or [torch.zeros(0).long()])
+    )
+    lost = preferred.numpy()[units.of[preferred.numpy()] == 0]
+    return frozenset(
+        (name, d)
+        for name, rows in trace.origins.items()
+        for d, ids in enumerate(rows)
+        if ids is not None and bool(np.isin(ids.numpy(), lost).all())
+    )
+
+
+def _violations(trace: Trace, of: Tensor) -> list[tuple[int, Tensor, Tensor]]:
+    """Return (operation, labels, labels to join them with) for each constraint on units that is violated."""
+    found = []
+    for ids, op in trace.constraints.outermost:
+        units = of[ids]
+        dims = [d for d in range(units.dim()) if bool((units != units.narrow(d, 0, 1)).any())]
+        if len(dims) > 1:
+            found.append((op, ids, ids.amin(dims[1:], keepdim=True).expand_as(ids)))
+    for ids, dim, ends, op in trace.constraints.even_cuts:
+        units = of[ids].movedim(dim, -1).flatten(0, -2)
+        if not all(_same_share(row, end) for row in units for end in ends):
+            found.append((op, ids, ids.amin(dim, keepdim=True).expand_as(ids)))
+    return found
+
+
+def _same_share(units: Tensor, end: int) -> bool:
+    """Return whether the first ``end`` places have the same share of every unit, so the cut scales with the width."""
+    size = len(units)
+    values, places = torch.unique(units, return_inverse=True)
+    before = torch.bincount(places[:end], minlength=len(values))
+    return bool((before * size == torch.bincount(places, minlength=len(values)) * end).all())
+
+
+def components(num_labels: int, a: Ids, b: Ids) -> Ids:
+    """Return for each label the smallest label that it is connected with by the edges (a, b)."""
+    of = np.arange(num_labels)
+    while True:
+        low = np.minimum(of[a], of[b])
+        new = of.copy()
+        np.minimum.at(new, of[a], low)  # whole components move at once, as in union-find
+        np.minimum.at(new, of[b], low)
+        np.minimum.at(new, a, low)
+        np.minimum.at(new, b, low)
+        while not np.array_equal(new, new[new]):
+            new = new[new]
+        if np.array_equal(new, of):
+            return of
+        of = new
+
+
+def _reasons(num_labels: int, a: Ids, b: Ids, op: Ids) -> Ids:
+    """Return the first operation that pinned each label's component, -1 where none did."""
+    pins = (a == 0) | (b == 0)
+    of = components(num_labels, a[~pins], b[~pins])
+    first = np.full(num_labels, np.iinfo(np.int64).max)
+    np.minimum.at(first, of[np.maximum(a, b)[pins]], op[pins])
+    first = first[of]
+    return np.where(first == np.iinfo(np.int64).max, -1, first)
+
+
+Touched = Mapping[Origin, int]
+"""The parameter dims in which a unit has indices, and how many."""
+
+
+def alike(trace: Trace, units: Units) -> list[tuple[list[int], Touched]]:
+    """Group units into axes: units with the same number of indices in the same dims are interchangeable.
+
+    Returns for each axis its units, sorted, and the dims they touch.
+    """
+    touched: dict[int, dict[Origin, int]] = {}
+    for name, rows in trace.origins.items():
+        for d, ids in enumerate(rows):
+            if ids is not None:
+                found, counts = np.unique(units.of[ids.numpy()], return_counts=True)
+                for unit, count in zip(found.tolist(), counts.tolist(), strict=True):
+                    if unit:
+                        touched.setdefault(unit, {})[name, d] = count
+    groups: dict[tuple[tuple[Origin, int], ...], list[int]] = {}
+    for unit, dims in touched.items():
+        groups.setdefault(tuple(dims.items()), []).append(unit)
+    return [(sorted(group), dict(key)) for key, group in groups.items()]

@@ -1,0 +1,84 @@
+"""Start a run where its config says: in this process, in new processes, or as the worker that torchrun made us."""
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from skerry.experiments.config import Config
+from skerry.experiments.runs.execute import num_cores, num_threads, run
+from skerry.experiments.runs.folder import check_folder
+from skerry.experiments.runs.progress import RunProgress
+from skerry.runtimes.distributed.launch import WorkerDied, launch
+from skerry.runtimes.distributed.processes import PeerLost, Processes
+from skerry.runtimes.runtime import Runtime
+from skerry.runtimes.serial import Serial
+from skerry.training.diagnosis.theory_warnings import TheoryWarning
+from skerry.training.phases.exchange_phase import TrainingFailed
+
+EXPECTED = (ValueError, OSError, TrainingFailed, PeerLost, WorkerDied)
+"""Errors that are reported in one line, without a traceback."""
+
+
+def start(config: Config, out: Path, *, resume: bool, tensorboard: bool = False) -> None:
+    """Run ``config`` in the folder ``out`` and show its progress.
+
+    Args:
+        config: the run.
+        out: its folder.
+        resume: continue the run in ``out``.
+        tensorboard: also write TensorBoard events.
+
+    Raises:
+        ValueError, OSError: the settings, the data or the folder are wrong.
+        TrainingFailed: the loss stayed non-finite for too many rounds.
+        WorkerDied, PeerLost: a process ended before the run was done.
+    """
+    under_torchrun = "WORLD_SIZE" in os.environ and "RANK" in os.environ
+    if under_torchrun:
+        config = config.change({"runtime": "processes"})
+    threads = num_threads(config)
+    config = config.change({"threads": threads})  # saved, so that a resumed run adds up in the same order
+    torch.set_num_threads(threads)
+    if under_torchrun:
+        runtime = Processes.join(config.timeout_s, wire=config.wire)
+        _work(runtime, config, out, resume, tensorboard)
+        runtime.close()
+        return
+    check_folder(out, config, resume=resume)
+    if config.runtime == "serial":
+        click.echo(f"{config.workers} worker(s) in this process, {threads} torch thread(s)", err=True)
+        _work(Serial(), config, out, resume, tensorboard)
+        return
+    sizes = f"{config.workers} processes with {threads} torch thread(s) each on {num_cores()} cores"
+    click.echo(f"starting {sizes}; this takes some seconds", err=True)
+    launch(
+        _work, config.workers, config, out, resume, tensorboard,
+        threads=threads, timeout_s=config.timeout_s, wire=config.wire, expected=EXPECTED,
+    )  # fmt: skip
+
+
+def _work(runtime: Runtime, config: Config, out: Path, resume: bool, tensorboard: bool) -> None:
+    """The part of one process in a run; rank 0 shows the progress."""
+    if runtime.rank != 0:
+        run(config, out, runtime, resume=resume)
+        return
+    if runtime.num_processes > 1:
+        click.echo(f"all {runtime.num_processes} processes have joined", err=True)
+    with RunProgress(f"{config.recipe} {config.method}", config.rounds) as progress:
+        hooks = [progress.on_round]
+        if tensorboard:
+            from skerry.experiments.runs.tensorboard import Events
+
+            hooks.append(Events(out / "tensorboard").on_round)
+
+        def on_round(record: Any, state: Any) -> None:
+            for hook in hooks:
+                hook(record, state)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TheoryWarning)  # the progress prints it
+            run(config, out, runtime, resume=resume, on_round=on_round)
