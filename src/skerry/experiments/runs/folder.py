@@ -28,11 +28,7 @@ from skerry.files import atomic
 from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.experiments.config import Config
 from skerry.training.cost import rank_memory
-<<<<<<< HEAD
 from skerry.training.diagnosis.measures import MEASURES
-=======
-from skerry.training.diagnosis.measures import Diagnosis, MEASURES
->>>>>>> h-train
 from skerry.plan.dims import Axis
 from skerry.checkpoint.state import State
 from skerry.training.evaluation.evaluate import Score
