@@ -190,7 +190,7 @@ def test_any_number_of_processes_reads_what_any_number_has_written(writers, read
         of_optimizer = {n: t for n, t in found.sizes.items() if SEPARATOR in n}
         return copied(
             member.keep(
-                Beginning(model=model, plan=plan, source=found, assignment=assignment, start={}, state=of_optimizer)
+                Beginning(model=model, plan=plan, source=found, assignment=assignment, state=of_optimizer, saved=found)
             ).shards()
         )
 

@@ -236,7 +236,7 @@ def test_where_units_may_be_without_a_holder_all_that_is_theirs_has_a_home(numbe
     plan, sizes = built(number)
     if plan.blocks:
         return
-    plan = replace(plan, rests=True)
+    plan = replace(plan, may_be_unassigned=True)
     for name, size in sizes.items():
         dealt = [d for d, dim in enumerate(plan.row(name, size.shape)) if dim is not None]
         assert owner_dim(plan, name, size.shape) == (dealt[0] if dealt else None)

@@ -46,9 +46,7 @@ def test_any_assignments_and_refusals_give_what_aggregate_gives(workers, density
     expected = serially(model, plan, assignments, start, refused)
 
     def work(member):
-        store = member.keep(
-            Beginning(model=model, plan=plan, source=FromModel(model), assignment=assignments[0], start=start, state={})
-        )
+        store = member.keep(beginning(model, plan, assignments[0], start=start))
         kept = [copied(store.shards())]
         for round, bad in enumerate(refused):
             member.at(round, "exchange")
@@ -77,16 +75,7 @@ def test_what_arrives_late_makes_of_each_own_value_the_mean(workers, density, re
     def work(member):
         runs = [
             (
-                member.keep(
-                    Beginning(
-                        model=model,
-                        plan=plan,
-                        source=FromModel(model),
-                        assignment=assignments[0],
-                        start=start,
-                        state={},
-                    )
-                ),
+                member.keep(beginning(model, plan, assignments[0], start=start)),
                 [member.rank],
             )
         ]
@@ -119,9 +108,7 @@ def test_what_arrives_late_makes_of_each_own_value_the_mean(workers, density, re
 
 def serial_store(model, plan, assignments, start):
     model = copy.deepcopy(model)  # it is trained in place
-    return Serial().keep(
-        Beginning(model=model, plan=plan, source=FromModel(model), assignment=assignments[0], start=start, state={})
-    )
+    return Serial().keep(beginning(model, plan, assignments[0], start=start))
 
 
 @settings(max_examples=10, **FEW)
@@ -140,9 +127,7 @@ def test_the_full_model_is_read_to_the_bit_and_reading_changes_nothing(workers, 
         scale_(name, scaled[name], plan, share)
 
     def work(member):
-        store = member.keep(
-            Beginning(model=model, plan=plan, source=FromModel(model), assignment=assignments[0], start={}, state={})
-        )
+        store = member.keep(beginning(model, plan, assignments[0]))
         one_round(store, [member.rank], assignments[1], 0)
         before, sent = copied(store.shards()), store.bytes_sent
         for _ in range(2):
@@ -164,9 +149,7 @@ def test_halved_values_are_neighbours_and_the_same_for_all_holders(workers, dens
     expected = serially(model, plan, assignments, {}, [()], draw=torch.randn)[1]
 
     def work(member):
-        store = member.keep(
-            Beginning(model=model, plan=plan, source=FromModel(model), assignment=assignments[0], start={}, state={})
-        )
+        store = member.keep(beginning(model, plan, assignments[0]))
         one_round(store, [member.rank], assignments[1], 0, draw=torch.randn)
         return copied(store.shards())
 
@@ -187,6 +170,10 @@ def test_halved_values_are_neighbours_and_the_same_for_all_holders(workers, dens
         assert ((got[name] - tensor).abs() <= 2**-6 * size[name].abs()).all(), name
         num_rounded += int((got[name] != tensor).sum())
     assert num_rounded > 0
+
+
+def beginning(model, plan, assignment, **more):
+    return Beginning(model=model, plan=plan, source=FromModel(model), assignment=assignment, **more)
 
 
 def any_run(workers, density, num_rounds, seed):
@@ -278,9 +265,7 @@ def test_nothing_crosses_the_wire_but_what_is_due():
     assignments = [partition.assign(plan.axes, round) for round in range(3)]
 
     def work(member):
-        store = member.keep(
-            Beginning(model=model, plan=plan, source=FromModel(model), assignment=assignments[0], start={}, state={})
-        )
+        store = member.keep(beginning(model, plan, assignments[0]))
         due = 0.0
         for round in range(2):
             reports = one_round(store, [member.rank], assignments[round + 1], round, state=False)
@@ -299,9 +284,7 @@ def test_what_a_worker_keeps_stays_where_it_is():
     assignment = any_assignment(plan.num_units, 2, 0.0, torch.Generator().manual_seed(0))
 
     def work(member):
-        store = member.keep(
-            Beginning(model=model, plan=plan, source=FromModel(model), assignment=assignment, start={}, state={})
-        )
+        store = member.keep(beginning(model, plan, assignment))
         tensors = trained(store.subnet(member.rank)[0], member.rank, 0, state=False)
         store.exchange([Handover(tensors, Report(member.rank, True, 1.0, 0.0, 0.0))], assignment)
         return {n for n, t in store.tensors.items() if t.data_ptr() != tensors[n].data_ptr() and t.numel()}
@@ -314,9 +297,7 @@ def test_a_worker_that_makes_something_else_is_told():
     assignment = Disjoint(2).assign(plan.axes, 0)
 
     def work(member, change):
-        store = member.keep(
-            Beginning(model=model, plan=plan, source=FromModel(model), assignment=assignment, start={}, state={})
-        )
+        store = member.keep(beginning(model, plan, assignment))
         tensors = trained(store.subnet(member.rank)[0], member.rank, 0)
         if member.rank == 1:
             change(tensors)
@@ -343,9 +324,7 @@ def test_workers_that_do_not_agree_are_told_before_a_byte_moves(which):
         own_plan = plan.without("h1") if which == "plan" and odd_one else plan
         now, then = (Disjoint(2, seed=s).assign(own_plan.axes, 0) for s in (0, 1))
         now = Disjoint(2, seed=5).assign(own_plan.axes, 0) if which == "seed" and odd_one else now
-        store = member.keep(
-            Beginning(model=model, plan=own_plan, source=FromModel(model), assignment=now, start={}, state={})
-        )
+        store = member.keep(beginning(model, own_plan, now))
         one_round(store, [member.rank], now if which == "then" and odd_one else then, 0)
 
     with pytest.raises(ValueError, match="what is dealt out"):
@@ -371,16 +350,7 @@ def test_a_forward_that_goes_by_the_data_is_told(others):
     plan = Plan.whole(model)
 
     def work(member):
-        store = member.keep(
-            Beginning(
-                model=model,
-                plan=plan,
-                source=FromModel(model),
-                assignment=Assignment(torch.ones(2, 0, dtype=torch.bool)),
-                start={},
-                state={},
-            )
-        )
+        store = member.keep(beginning(model, plan, Assignment(torch.ones(2, 0, dtype=torch.bool))))
         store.full(torch.ones(0)).module(torch.full((2, 3), 1.0 if member.rank else others))
 
     with pytest.raises(ValueError, match=r"\bforward\b"):

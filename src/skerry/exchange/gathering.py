@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from skerry.exchange.moves import Move
-from skerry.exchange.owners import owned_range, owner_dim
+from skerry.exchange.owners import owned_cut
 from skerry.partitions.assignment import Assignment
 from skerry.plan.table import Plan
 from skerry.subnet.cuts import Cuts
-from skerry.subnet.index import Cut, Index, whole
+from skerry.subnet.index import Cut, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,9 +19,9 @@ class StoredPart:
     """A part of a full tensor as one worker stores it.
 
     Attributes:
-        worker: which.
+        worker: the worker.
         cut: which elements.
-        owned: whether it stores them as their owner (else they are in its subnet).
+        owned: whether the worker stores them as their owner; otherwise they are in its subnet.
     """
 
     worker: int
@@ -32,32 +32,25 @@ class StoredPart:
 def stored_parts(plan: Plan, name: str, shape: torch.Size, now: Assignment) -> list[StoredPart]:
     """Return parts that make up a tensor, in the order in which they must be written.
 
-    First what each owner stores, in which the places of elements that are in subnets have old values; then what is in
-    each subnet (several holders have the same values). A tensor that somebody holds whole comes from there.
+    Owned parts come first: in them, elements that are in a subnet now have old values. Then come the parts in subnets;
+    holders of the same element have the same value. If some worker holds the whole tensor, that is the only part.
     """
-    found = []
-    for worker in range(now.num_workers):
-        cut = Cuts(plan, now.units(worker)).of(name, shape)
-        if cut is not None:
-            found.append(StoredPart(worker, cut, owned=False))
+    workers = range(now.num_workers)
+    in_subnets = [(w, Cuts(plan, now.units(w)).of(name, shape)) for w in workers]
+    owned = [(w, owned_cut(plan, name, shape, w, now.num_workers)) for w in workers]
+    found = [StoredPart(w, cut, owned=False) for w, cut in in_subnets if cut is not None]
     for part in found:
         if whole(part.cut):
             return [part]
-    dim, owned = owner_dim(plan, name, shape), []
-    if dim is not None:
-        for worker in range(now.num_workers):
-            run = Index.run(*owned_range(shape[dim], worker, now.num_workers))
-            cut = tuple(run if d == dim else None for d in range(len(shape)))
-            owned.append(StoredPart(worker, cut, owned=True))
-    return owned + found
+    return [StoredPart(w, cut, owned=True) for w, cut in owned if cut is not None] + found
 
 
 def gathering(
     plan: Plan, sizes: Mapping[str, Tensor], now: Assignment, targets: tuple[int, ...]
 ) -> tuple[list[Move], list[Move]]:
-    """Return the moves that bring tensors whole to ``targets``: of owned parts, and then of those in subnets.
+    """Return the moves that bring whole tensors to ``targets``: first of owned parts, then of those in subnets.
 
-    They are at most 2 n per tensor, and send up to 1/n more than the minimum.
+    There are at most 2 n moves per tensor. They send up to 1/n more than the minimum.
     """
     first: list[Move] = []
     second: list[Move] = []

@@ -1,4 +1,4 @@
-"""Owner ranks: which worker stores the elements that no subnet has."""
+"""Owner ranks: which worker stores the elements that are in no subnet."""
 
 from collections.abc import Mapping
 
@@ -8,6 +8,7 @@ from torch import Tensor
 from skerry.partitions.assignment import Assignment
 from skerry.plan.table import Plan
 from skerry.subnet.cuts import Cuts
+from skerry.subnet.index import Cut, Index
 
 
 def owned_range(size: int, worker: int, num_workers: int) -> tuple[int, int]:
@@ -19,10 +20,19 @@ def owner_dim(plan: Plan, name: str, shape: torch.Size) -> int | None:
     """Return the dim along which owners of a tensor are assigned; None if every element is always in some subnet."""
     dealt = [d for d, dim in enumerate(plan.row(name, shape)) if dim is not None]
     between = len(dealt) + (plan.block_of(name) is not None) > 1
-    return dealt[0] if dealt and (between or plan.rests) else None
+    return dealt[0] if dealt and (between or plan.may_be_unassigned) else None
+
+
+def owned_cut(plan: Plan, name: str, shape: torch.Size, worker: int, num_workers: int) -> Cut | None:
+    """Return the part of a tensor that ``worker`` owns; None if every element is always in some subnet."""
+    along = owner_dim(plan, name, shape)
+    if along is None:
+        return None
+    run = Index.run(*owned_range(shape[along], worker, num_workers))
+    return tuple(run if d == along else None for d in range(len(shape)))
 
 
 def held_by_all(plan: Plan, sizes: Mapping[str, Tensor], now: Assignment, then: Assignment) -> list[str]:
-    """Return the names of those tensors that every worker holds whole in both rounds."""
+    """Return the names of the tensors that every worker holds whole in both rounds."""
     always = Cuts(plan, (now.held & then.held).all(0).nonzero().flatten())
     return [name for name, size in sizes.items() if always.has_whole(name, size.shape)]

@@ -73,6 +73,11 @@ def load_(optimizer: torch.optim.Optimizer, model: nn.Module, state: Mapping[str
         optimizer.state[parameters[owner]][key] = value
 
 
+def placed(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return ``tensor`` on ``device``; step counts (no dims) stay where optimizers want them."""
+    return tensor.to(device) if tensor.dim() else tensor
+
+
 def full_sizes(
     narrow: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], parameters: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:

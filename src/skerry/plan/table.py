@@ -66,7 +66,7 @@ class Plan:
     scaled: Mapping[str, int] = field(default_factory=dict, repr=False)
     patches: Mapping[str, Patch] = field(default_factory=dict, repr=False)
     notes: tuple[Note, ...] = field(default=(), repr=False)
-    rests: bool = False
+    may_be_unassigned: bool = False
 
     @property
     def num_units(self) -> int:
@@ -201,7 +201,7 @@ class Plan:
         digest.update(repr([(axis.name, axis.num_units) for axis in self.axes]).encode())
         digest.update(repr(sorted((name, tuple(shape)) for name, shape in self.shapes.items())).encode())
         digest.update(repr([sorted(self.blocks.items()), sorted(self.scaled.items())]).encode())
-        digest.update(b"rests" if self.rests else b"")
+        digest.update(b"rests" if self.may_be_unassigned else b"")
         for name in sorted(self.dims):
             for d, dim in enumerate(self.dims[name]):
                 if dim is not None:

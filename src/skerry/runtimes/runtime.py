@@ -1,8 +1,8 @@
 """What the round loop asks of a runtime: to run workers, and to keep the full model between rounds."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -13,15 +13,15 @@ from skerry.weights.source import Source
 
 @dataclass(frozen=True)
 class Report:
-    """What everybody gets to know of a worker's local steps.
+    """What every process learns about a worker's local steps.
 
     Attributes:
         worker: its number.
-        good: whether its loss, weights, statistics and momenta are finite; else its piece is refused.
+        good: whether its loss, weights, statistics and momenta are finite; otherwise its piece is refused.
         loss: mean training loss of the round.
         flop: floating-point operations it spent.
         local_s: seconds it spent in local steps.
-        bytes_due: what it has to send in this exchange, by the assignments; the store fills it in.
+        bytes_due: bytes it has to send in this exchange, by the assignments; the store fills it in.
     """
 
     worker: int
@@ -34,42 +34,54 @@ class Report:
 
 @dataclass(frozen=True)
 class Handover:
-    """What a worker gives back at the end of its local steps: its narrow tensors by name, and a report."""
+    """What a worker hands over at the end of its local steps: its narrow tensors by name, and a report."""
 
     tensors: Mapping[str, Tensor]
     report: Report
 
 
 RESTING = "resting::"
-"""Before the name of a tensor: the run of it that a process is home to."""
+"""Prefix of the name of a tensor: the part of it that a process owns (``exchange/owners.py``)."""
 
 KEPT = "kept::"
-"""Before worker and name of a tensor: what a worker keeps for itself, and nobody else ever sees."""
+"""Prefix of worker and name of a tensor: what a worker keeps for itself and never sends."""
 
 
-def named_kept(kept: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return what workers keep, by names for a checkpoint."""
-    return {f"{KEPT}{worker}::{name}": t for worker, own in kept.items() for name, t in own.items()}
+def with_worker(prefix: str, of_workers: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of workers under the names ``prefix`` + worker + ``::`` + name, as in a checkpoint."""
+    return {f"{prefix}{worker}::{name}": t for worker, own in of_workers.items() for name, t in own.items()}
 
 
-@runtime_checkable
-class Kept(Protocol):
-    """A source that may have just what a process kept."""
+def by_worker(prefix: str, tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """Undo ``with_worker``; names without the prefix are left out."""
+    found: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith(prefix):
+            worker, _, name = key.removeprefix(prefix).partition("::")
+            found.setdefault(int(worker), {})[name] = tensor
+    return found
+
+
+class Saved(Protocol):
+    """What processes stored at the end of an earlier round: a checkpoint, whose room is above this one."""
 
     def own(self, worker: int, assignment: Assignment, only: str = "") -> Mapping[str, Tensor] | None:
-        """Return what ``shards`` gave the process of ``worker``, if it was for ``assignment``.
+        """Return what ``shards`` gave the process of ``worker``, None if it was not for ``assignment``.
 
-        With ``only`` just what has a name that begins with it.
+        Args:
+            worker: of the process.
+            assignment: who holds what now.
+            only: a prefix; other names are left out.
         """
         ...
 
     def kept_by(self, worker: int) -> dict[str, Tensor]:
-        """Return what ``worker`` kept for itself, whichever process it was in; nothing if it was not there."""
+        """Return what ``worker`` kept for itself, in whichever process it was; empty if it was in none."""
         ...
 
 
 class FullModel(Protocol):
-    """The calibrated full model, to run and to read; no process need hold it whole."""
+    """The calibrated full model, to run and to read. No process needs to hold it whole."""
 
     @property
     def module(self) -> nn.Module:
@@ -82,11 +94,11 @@ class FullModel(Protocol):
         ...
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Return its tensors by name, one after the other, in the first process. Every process must go through them."""
+        """Yield its tensors by name, in the first process only. Every process must iterate over all of them."""
         ...
 
     def names(self, name: str) -> list[str]:
-        """Return the names under which a tensor is in the model's ``state_dict``; none for one that is not saved."""
+        """Return the names of a tensor in the model's ``state_dict``; empty for one that is not saved."""
         ...
 
     def whole(self) -> nn.Module:
@@ -96,33 +108,34 @@ class FullModel(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Beginning:
-    """What a store is made of.
+    """What a store is made from.
 
     Attributes:
-        model: the full model; only read from where ``source`` is it.
+        model: the full model; its values are only read if ``source`` reads them.
         plan: its plan.
         source: where the values of its tensors come from.
         assignment: who holds what at first.
-        start: where optimizer state starts, by key (``optimizer_state.initial``).
-        state: full-size optimizer state on the meta device that ``source`` has, too.
+        start: the value that optimizer state starts with, by key (``optimizer_state.initial``).
+        state: full-size optimizer state on the meta device that ``source`` has as well.
+        saved: the checkpoint that ``source`` is, if training is resumed.
     """
 
     model: nn.Module
     plan: Plan
     source: Source
     assignment: Assignment
-    start: Mapping[str, Tensor]
-    state: Mapping[str, Tensor]
+    start: Mapping[str, Tensor] = field(default_factory=dict)
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    saved: Saved | None = None
 
 
 class Store(Protocol):
-    """Keeps the full model between rounds, and what optimizers keep of it where that travels.
+    """Keeps the full model between rounds, and the optimizer state that travels."""
 
-    Attributes:
-        kept: by worker of this process, what it keeps for itself from round to round; the loop writes it.
-    """
-
-    kept: dict[int, dict[str, Tensor]]
+    @property
+    def kept(self) -> dict[int, dict[str, Tensor]]:
+        """For each worker of this process, what it keeps for itself between rounds; the round loop writes it."""
+        ...
 
     @property
     def plan(self) -> Plan:
@@ -141,12 +154,12 @@ class Store(Protocol):
 
     @property
     def sizes(self) -> Mapping[str, Tensor]:
-        """Full-size tensors on the meta device, by name: what is kept."""
+        """Full-size tensors on the meta device, by name: everything that is stored."""
         ...
 
     @property
     def bytes_sent(self) -> float:
-        """Bytes this process has sent for exchanges so far; evaluation and export not counted."""
+        """Bytes that this process has sent for exchanges so far; evaluation and export do not count."""
         ...
 
     def subnet(self, worker: int) -> tuple[nn.Module, Mapping[str, Tensor]]:
@@ -154,40 +167,46 @@ class Store(Protocol):
         ...
 
     def late(self, worker: int) -> Iterator[tuple[str, Tensor]]:
-        """Wait for what the last exchange left to arrive late; return, by name, what to add to the parameters."""
+        """Wait for what the last exchange lets arrive late; yield, by name, what to add to the parameters."""
         ...
 
     def exchange(self, mine: list[Handover], then: Assignment, *, overlap: bool = False) -> list[Report]:
-        """Aggregate what all workers hand over and deal it out by ``then``; return all workers' reports in order.
+        """Aggregate what all workers hand over and deal it out by ``then``.
 
-        With ``overlap`` some parameters (``overlap.late_names``) are aggregated while workers train on: ``subnet``
-        gives each its own values of them, and ``late`` what makes them the mean. A refused worker begins with what it
-        began this round with.
+        A refused worker begins the next round with what it began this round with.
+
+        Args:
+            mine: what the workers of this process hand over.
+            then: who holds what in the next round.
+            overlap: aggregate some parameters (``overlap.late_names``) while workers train on: ``subnet`` gives each
+                worker its own values of them, and ``late`` the differences from the mean.
+
+        Returns:
+            The reports of all workers, in order.
         """
         ...
 
     def full(self, share: Tensor) -> FullModel:
-        """Return the full model, scaled by ``share`` (``calibrate.py``)."""
+        """Return the full model, scaled by ``share`` (``merge/calibrate.py``)."""
         ...
 
     def shards(self) -> Mapping[str, Tensor]:
-        """Return what this process keeps.
+        """Return what this process stores, by the names of a checkpoint.
 
-        Narrow tensors under their names, resting runs with ``RESTING`` before, and what its workers begin the next
-        round with where that is not the mean yet, with ``BEGAN`` and the worker's number before; what they keep for
-        themselves likewise with ``KEPT``.
+        Narrow tensors have their own names, parts that it owns the prefix ``RESTING``, what its workers begin the next
+        round with where the mean arrives late ``BEGAN``, and what they keep for themselves ``KEPT``.
         """
         ...
 
 
 class Runtime(Protocol):
-    """Runs some of the workers here."""
+    """Runs some of the workers in this process."""
 
     rank: int
     num_processes: int
 
     def mine(self, num_workers: int) -> list[int]:
-        """The workers that run in this process."""
+        """Return the workers that run in this process."""
         ...
 
     def keep(self, beginning: Beginning) -> Store:
@@ -195,7 +214,7 @@ class Runtime(Protocol):
         ...
 
     def synchronized(self, module: nn.Module) -> tuple[nn.Module, Callable[[Tensor], None]]:
-        """Return a module that computes what ``module`` does, and the backward that averages its gradients over all."""
+        """Return a module that computes what ``module`` does, and a backward that averages gradients over workers."""
         ...
 
     def total(self, tensor: Tensor) -> Tensor:
@@ -203,5 +222,5 @@ class Runtime(Protocol):
         ...
 
     def at(self, round: int, stage: str) -> None:
-        """Note where this process is (so that a death can be reported with round and stage)."""
+        """Note where this process is, so that an error can name round and stage."""
         ...

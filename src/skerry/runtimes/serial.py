@@ -1,6 +1,6 @@
-"""All workers in this process, one after the other, and the full model, too: slow and obvious, the meaning of all."""
+"""The serial runtime: all workers in this process, one after the other. Slow and obvious; it defines the meaning."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,12 +10,13 @@ from skerry.exchange.routes import traffic
 from skerry.merge.aggregate import aggregate_
 from skerry.merge.calibrate import scaled
 from skerry.model import optimizer_state
+from skerry.model.optimizer_state import placed
 from skerry.model.tensors import named_tensors, saved_names
 from skerry.partitions.assignment import Assignment
 from skerry.partitions.everything import Everything
 from skerry.plan.table import trained_in_blocks
 from skerry.runtimes.overlap import BEGAN, correction, late_names
-from skerry.runtimes.runtime import Beginning, FullModel, Handover, Kept, Report, named_kept
+from skerry.runtimes.runtime import KEPT, Beginning, FullModel, Handover, Report, by_worker, with_worker
 from skerry.subnet.cuts import Cuts
 from skerry.subnet.extract import extract
 from skerry.subnet.slicing import take
@@ -23,14 +24,14 @@ from skerry.weights.source import FromModel, materialize
 
 
 class Serial:
-    """The runtime in which everything is here already."""
+    """Runs all workers in this process, one after the other; it holds the full model."""
 
     def __init__(self) -> None:
         self.rank = 0
         self.num_processes = 1
 
     def mine(self, num_workers: int) -> list[int]:
-        """All workers."""
+        """Return all workers."""
         return list(range(num_workers))
 
     def keep(self, beginning: Beginning) -> "WholeModel":
@@ -38,7 +39,7 @@ class Serial:
         return WholeModel(beginning)
 
     def synchronized(self, module: nn.Module) -> tuple[nn.Module, Callable[[Tensor], None]]:
-        """Refuse: workers run one after the other."""
+        """Raise ValueError: workers run one after the other."""
         raise ValueError(
             "gradients cannot be averaged in every step where workers run one after the other; start one process a "
             "worker (--set runtime=processes, skerry.launch or torchrun)"
@@ -64,44 +65,41 @@ class Whole:
         return self.module
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Return its tensors."""
+        """Yield its tensors by name."""
         yield from named_tensors(self.module).items()
 
     def names(self, name: str) -> list[str]:
-        """Return the names of a tensor that are saved."""
+        """Return the names of a tensor in the ``state_dict``."""
         return saved_names(self.module, name)
 
     def whole(self) -> nn.Module:
-        """Return it."""
+        """Return the module."""
         return self.module
 
 
 class WholeModel:
-    """The store that has the whole model: it is trained in place."""
+    """The store that holds the whole model. The model is trained in place."""
 
     def __init__(self, beginning: Beginning) -> None:
-        model, plan, source, assignment = beginning.model, beginning.plan, beginning.source, beginning.assignment
-        self.model, self.plan, self.assignment = model, plan, assignment
+        model, source, saved = beginning.model, beginning.source, beginning.saved
+        self.model, self.plan, self.assignment = model, beginning.plan, beginning.assignment
         if any(tensor.is_meta for tensor in named_tensors(model).values()):
             materialize(model, source)
         elif not isinstance(source, FromModel):
             for name, tensor in named_tensors(model).items():
                 tensor.copy_(source.read(name, ()))
         device = next(iter(model.parameters())).device
-        of_optimizer = {name: source.read(name, ()) for name in beginning.state}
-        # Counts stay where optimizers want them.
-        self.tensors = named_tensors(model) | {n: t.to(device) if t.dim() else t for n, t in of_optimizer.items()}
+        self.tensors = named_tensors(model) | {n: placed(source.read(n, ()), device) for n in beginning.state}
         self.bytes_sent = 0.0
-        self._subnets: dict[int, tuple[Tensor, nn.Module]] = {}  # as long as a worker keeps its units
+        self._subnets: dict[int, tuple[Tensor, nn.Module]] = {}  # used again as long as a worker keeps its units
         self._start = beginning.start
-        workers = range(assignment.num_workers) if isinstance(source, Kept) else ()
-        own = {w: source.kept_by(w) for w in workers if isinstance(source, Kept)}
-        self.kept = {w: {n: t.to(device) if t.dim() else t for n, t in kept.items()} for w, kept in own.items()}
-        kept = (source.own(0, self.layout, BEGAN) if isinstance(source, Kept) else None) or {}
+        self.kept: dict[int, dict[str, Tensor]] = {}
         self._began: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in kept.items():
-            worker, _, name = key.removeprefix(BEGAN).partition("::")
-            self._began.setdefault(int(worker), {})[name] = tensor.to(device)
+        if saved is not None:
+            for worker in range(self.assignment.num_workers):
+                self.kept[worker] = {name: placed(t, device) for name, t in saved.kept_by(worker).items()}
+            began = saved.own(0, self.layout, BEGAN) or {}
+            self._began = by_worker(BEGAN, {name: tensor.to(device) for name, tensor in began.items()})
 
     @property
     def layout(self) -> Assignment:
@@ -110,11 +108,11 @@ class WholeModel:
 
     @property
     def sizes(self) -> dict[str, Tensor]:
-        """Full-size tensors on the meta device."""
+        """Full-size tensors on the meta device, by name."""
         return {name: torch.empty_like(tensor, device="meta") for name, tensor in self.tensors.items()}
 
     def subnet(self, worker: int) -> tuple[nn.Module, dict[str, Tensor]]:
-        """Cut the worker's subnet and optimizer state out."""
+        """Extract the worker's subnet and optimizer state."""
         units = self.assignment.units(worker)
         cuts, began = Cuts(self.plan, units), self._began.get(worker, {})
         state = {n: (t, cuts.of(n, t.shape)) for n, t in self.tensors.items() if optimizer_state.SEPARATOR in n}
@@ -130,19 +128,14 @@ class WholeModel:
         return subnet, mine
 
     def late(self, worker: int) -> Iterator[tuple[str, Tensor]]:
-        """Return what is missing to the mean."""
+        """Yield the differences of the means from what the worker began with."""
         for name, began in self._began.get(worker, {}).items():
             yield name, correction(self.tensors[name], began)
 
     @torch.no_grad()
     def exchange(self, mine: list[Handover], then: Assignment, *, overlap: bool = False) -> list[Report]:
         """Aggregate."""
-        some = mine[0].tensors
-        in_blocks = trained_in_blocks(self.model, self.plan)
-        for name, size in optimizer_state.full_sizes(some, self.plan.shapes, in_blocks).items():
-            if name not in self.tensors:  # optimizer state appears with the first step
-                device = next(iter(some.values())).device
-                self.tensors[name] = optimizer_state.blank(name, size.shape, size.dtype, self._start, device)
+        self._add_new_state(mine[0].tensors)
         late = late_names(self.model, self.plan, self.assignment, then) if overlap else []
         before = [{n: self._began.get(w, self.tensors).get(n, self.tensors[n]) for n in late} for w in range(len(mine))]
         self._began = {
@@ -161,6 +154,13 @@ class WholeModel:
         return Whole(scaled(self.model, self.plan, share))
 
     def shards(self) -> dict[str, Tensor]:
-        """Return all tensors, and what workers begin the next round with."""
-        began = {f"{BEGAN}{w}::{name}": t for w, own in self._began.items() for name, t in own.items()}
-        return self.tensors | began | named_kept(self.kept)
+        """Return all tensors, by the names of a checkpoint."""
+        return self.tensors | with_worker(BEGAN, self._began) | with_worker(KEPT, self.kept)
+
+    def _add_new_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make room for optimizer state that appears with the first step."""
+        device = next(iter(tensors.values())).device
+        in_blocks = trained_in_blocks(self.model, self.plan)
+        for name, size in optimizer_state.full_sizes(tensors, self.plan.shapes, in_blocks).items():
+            if name not in self.tensors:
+                self.tensors[name] = optimizer_state.blank(name, size.shape, size.dtype, self._start, device)

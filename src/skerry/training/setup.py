@@ -59,7 +59,7 @@ class Setup:
 def net_to_train(model: nn.Module, plan: Plan, algorithm: Algorithm, seed: int) -> tuple[nn.Module, Plan]:
     """Return the net that ``algorithm`` trains in the place of ``model``, and its plan."""
     net, plan = algorithm.trains.net(model, plan, seed)
-    return net, plan if algorithm.partition.covers else replace(plan, rests=True)
+    return net, plan if algorithm.partition.covers else replace(plan, may_be_unassigned=True)
 
 
 def set_up(
@@ -95,6 +95,7 @@ def set_up(
             assignment=algorithm.partition.assign(net_plan.axes, min(state.round, num_rounds - 1)),
             start=state_start,
             state={} if saved is None else {n: t for n, t in saved.sizes.items() if optimizer_state.SEPARATOR in n},
+            saved=saved,
         )
     )
     setup = Setup(

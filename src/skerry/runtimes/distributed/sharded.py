@@ -1,12 +1,8 @@
-"""The store of a process that never holds the full model: its worker's subnet, and its share of what is in no subnet.
+"""The store of a process that never holds the full model: its worker's subnet, and the elements that it owns.
 
-What it keeps between rounds: the narrow tensors of its subnet, optimizer state that travels included; of each tensor
-whose elements may be in no subnet, the run that it owns (``exchange/owners.py``; the places of elements that are in
-subnets now have old values there); and while its worker trains, a copy of the narrow tensors, so that a refused piece
-keeps its old values (with ``overlap``, of what is averaged meanwhile, two copies: what the worker began with, and the
-mean to come).
-
-Tensors are exchanged in groups, so that what is known of their moves takes little memory.
+While its worker trains, the process also has a copy of the narrow tensors, so that a refused piece keeps its old
+values. With ``overlap`` it has two copies of what is averaged meanwhile: the values that the worker began with, and the
+mean that arrives late.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from skerry.exchange.gathering import gathering
-from skerry.exchange.moves import Known, Move, moves
-from skerry.exchange.owners import owned_range, owner_dim
+from skerry.exchange.moves import Move, moves
+from skerry.exchange.owners import owned_cut
 from skerry.model import optimizer_state
 from skerry.model.tensors import fill_, named_tensors, skeleton
 from skerry.partitions.assignment import Assignment
@@ -26,29 +22,32 @@ from skerry.partitions.everything import Everything
 from skerry.plan.table import trained_in_blocks
 from skerry.randomness import generator, seed_of
 from skerry.runtimes.distributed.local_exchange import LocalExchange
+from skerry.runtimes.distributed.reuse import reusable, room
+from skerry.runtimes.distributed.shard import first_shard
 from skerry.runtimes.distributed.storage import InSubnet, Owned
+from skerry.runtimes.distributed.tensor_groups import grouped_moves
 from skerry.runtimes.distributed.wire import Wire, WireFormat
-from skerry.runtimes.overlap import BEGAN, correction, late_names
-from skerry.runtimes.runtime import RESTING, Beginning, FullModel, Handover, Kept, Report, named_kept
+from skerry.runtimes.overlap import correction, late_names
+from skerry.runtimes.runtime import Beginning, FullModel, Handover, Report
 from skerry.runtimes.streamed import Streamed
 from skerry.subnet.cuts import Cuts
 from skerry.subnet.extract import extract
-from skerry.subnet.index import Index, cut_shape, same_cut
+from skerry.subnet.index import cut_shape, same_cut
 
 
 class Group(Protocol):
-    """What the store needs of the process group."""
+    """What the store needs of the process group: ``Processes``, or threads in tests."""
 
     rank: int
     num_processes: int
     round: int
 
     def reports(self, mine: Report, agreement: int) -> list[Report]:
-        """Return everybody's, in order; raise ValueError where the agreement differs."""
+        """Return the reports of all, in order; raise ValueError where the agreement differs."""
         ...
 
     def agree(self, number: int, what: str) -> None:
-        """Raise ValueError unless the number is the same everywhere."""
+        """Raise ValueError unless the number is the same in all processes."""
         ...
 
     def total(self, tensor: Tensor) -> Tensor:
@@ -56,47 +55,44 @@ class Group(Protocol):
         ...
 
     def beside(self, call: Callable[[Wire], None]) -> Callable[[], None]:
-        """Call it, with a wire of its own, beside what comes next; return what waits for it."""
+        """Start ``call``, with a wire of its own; return a function that waits for it."""
         ...
 
 
 class Sharded:
-    """One process's part of the store."""
+    """One process's part of the store.
+
+    Args:
+        group: the process group.
+        wire: sends and receives.
+        beginning: the model, and where its values come from.
+        wire_format: how floats are sent.
+    """
 
     def __init__(self, group: Group, wire: Wire, beginning: Beginning, *, wire_format: WireFormat = "exact") -> None:
-        model, plan, source = beginning.model, beginning.plan, beginning.source
-        self.plan, self.assignment = plan, beginning.assignment
-        self.model = skeleton(model)
-        self._group, self._wire, self._wire_format = group, wire, wire_format
-        self._digest, self._start = plan.digest(), beginning.start
-        self._device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+        self.plan, self.assignment = beginning.plan, beginning.assignment
+        self.model = skeleton(beginning.model)
         self.sizes = {n: torch.empty_like(t, device="meta") for n, t in named_tensors(self.model).items()}
         self.sizes |= beginning.state
-
-        kept = (source.own(group.rank, self.assignment) if isinstance(source, Kept) else None) or {}
-        kept = {name: self._placed(tensor) for name, tensor in kept.items()}
-        cuts = self._cuts(self.assignment)
-        self.tensors: dict[str, Tensor] = {}
-        self.resting: dict[str, Tensor] = {}
-        for name, size in self.sizes.items():
-            cut, run = cuts.of(name, size.shape), self._owned_run(name, size)
-            if cut is not None:
-                self.tensors[name] = kept[name] if name in kept else self._placed(source.read(name, cut))
-            if run is not None:
-                dim, index = run
-                owned = tuple(index if d == dim else None for d in range(size.dim()))
-                at_rest = f"{RESTING}{name}"
-                self.resting[name] = kept[at_rest] if at_rest in kept else source.read(name, owned)
-        mark = f"{BEGAN}{group.rank}::"
-        self._began = {n.removeprefix(mark): t for n, t in kept.items() if n.startswith(mark)}
-        by_itself = source.kept_by(group.rank) if isinstance(source, Kept) else {}
-        self.kept = {group.rank: {n: self._placed(t) for n, t in by_itself.items()}}
-
-        self._subnet: nn.Module | None = None  # as long as the worker keeps its units
+        self._group, self._wire, self._wire_format = group, wire, wire_format
+        self._digest, self._start = self.plan.digest(), beginning.start
+        self._device = next((p.device for p in beginning.model.parameters() if not p.is_meta), torch.device("cpu"))
+        self._shard = first_shard(beginning, self.sizes, group.rank, self._device)
+        self._subnet: nn.Module | None = None  # used again as long as the worker keeps its units
         self._before: dict[str, Tensor] = {}
-        self._spare: dict[str, Tensor] = {}  # old tensors, to be written over: new memory costs time
+        self._spare: dict[str, Tensor] = {}
         self._arrived: Callable[[], None] | None = None
         self._bytes_late = 0
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The narrow tensors of the subnet, with optimizer state that travels."""
+        return self._shard.tensors
+
+    @property
+    def kept(self) -> dict[int, dict[str, Tensor]]:
+        """What the worker here keeps for itself."""
+        return self._shard.kept
 
     @property
     def layout(self) -> Assignment:
@@ -112,23 +108,24 @@ class Sharded:
         """Return the subnet that is here."""
         if self._subnet is None:
             self._subnet = extract(self.model, self.plan, self.assignment.units(worker))
-        now = {name: tensor for name, tensor in self.tensors.items() if name not in self._began}
-        self._before = {n: _room(n, t, self._spare, t.device).copy_(t) for n, t in now.items()}
+        began = self._shard.began
+        now = {name: tensor for name, tensor in self.tensors.items() if name not in began}
+        self._before = {n: room(self._spare.get(n), t.shape, t.dtype, t.device).copy_(t) for n, t in now.items()}
         self._spare = {}
-        now |= {name: tensor.clone() for name, tensor in self._began.items()}
+        now |= {name: tensor.clone() for name, tensor in began.items()}
         fill_(self._subnet, now)
         return self._subnet, {n: t for n, t in now.items() if optimizer_state.SEPARATOR in n}
 
     def late(self, worker: int) -> Iterator[tuple[str, Tensor]]:
-        """Wait for the means; return what is missing to them."""
-        self._settle()
-        for name, tensor in self._began.items():
+        """Wait for the means; return the differences from what the worker began with."""
+        self._wait_for_late()
+        for name, tensor in self._shard.began.items():
             yield name, correction(self.tensors[name], tensor)
 
     @torch.no_grad()
     def exchange(self, mine: list[Handover], then: Assignment, *, overlap: bool = False) -> list[Report]:
         """Send what others will hold, receive what the worker here will hold."""
-        self._settle()
+        self._wait_for_late()
         (own,) = mine
         self._add_new_state(own.tensors)
         self._check(own.tensors)
@@ -136,58 +133,47 @@ class Sharded:
         good = [report.good for report in reports]
         if not torch.equal(self.assignment.held[self._group.rank], then.held[self._group.rank]):
             self._subnet = None
-        handed = {name: tensor.detach() for name, tensor in own.tensors.items()}
-        before, self._before = self._before, {}
-        # Of a refused piece nothing counts; where all are refused, everything stays as it was.
-        tensors = handed if own.report.good else before | {name: self.tensors[name] for name in self._began}
-        begin = handed if own.report.good else tensors | self._began
         late = late_names(self.model, self.plan, self.assignment, then) if overlap else []
-        # What is not needed any more is written over, where it fits; the rest goes now.
-        shapes = {n: shape for n, shape in self._cuts(then).shapes(self.sizes).items() if n not in late}
-        old = before if own.report.good else {n: t for n, t in self.tensors.items() if n not in self._began}
-        free = {name: tensor for name, tensor in old.items() if shapes.get(name) == tensor.shape}
-        old = self.tensors if own.report.good else before
-        del before
-        due = torch.zeros(len(reports), dtype=torch.float64)
         early = {name: size for name, size in self.sizes.items() if name not in late}
-        after, due[self._group.rank] = self._exchange_now(early, tensors, then, good, free)
-        self._began = {name: begin[name] for name in late}
+        fits = self._cuts(then).shapes(early)
+        values, free = self._end_round(own)
+        old, free = self.tensors if own.report.good else values, reusable(free.items(), fits)  # the others go now
+        begin = values if own.report.good else values | self._shard.began
+        due = torch.zeros(len(reports), dtype=torch.float64)
+        after, due[self._group.rank] = self._exchange_now(early, values, then, good, free)
         if late:
-            step = self._step(
-                self._moves(then, {name: self.sizes[name] for name in late}, {}),
-                {name: tensors[name] for name in late},
-                then,
-                {name: self.sizes[name] for name in late},
-                good,
-                fresh=True,
-            )
-            due[self._group.rank] += step.bytes_due
-            self._bytes_late += step.bytes_to_send(self._wire.chunk)
-            after |= step.after.tensors
-            self._arrived = self._group.beside(step.run)
-        used = {tensor.data_ptr() for tensor in after.values()}
-        left = [(n, t) for n, t in [*old.items(), *free.items()] if t.data_ptr() not in used]
-        self._spare = {name: tensor for name, tensor in left if shapes.get(name) == tensor.shape}
-        self.tensors, self.assignment = after, then
+            means, due_late = self._start_late({name: self.sizes[name] for name in late}, values, then, good)
+            after |= means
+            due[self._group.rank] += due_late
+        self._spare = reusable([*old.items(), *free.items()], fits, after.values())
+        self._shard.tensors, self._shard.began = after, {name: begin[name] for name in late}
+        self.assignment = then
         return [replace(r, bytes_due=d) for r, d in zip(reports, self._group.total(due).tolist(), strict=True)]
 
     def full(self, share: Tensor) -> FullModel:
-        """Return the full model, of which tensors arrive when they are used."""
-        self._settle()
+        """Return the full model; its tensors arrive when they are used."""
+        self._wait_for_late()
         self._spare = {}  # evaluation needs memory
-        return Streamed(self.model, self.plan, share, self._everywhere)
+        return Streamed(self.model, self.plan, share, self._gather)
 
     def shards(self) -> dict[str, Tensor]:
-        """Return the narrow tensors under their names, and the rest under theirs with a prefix."""
-        self._settle()
-        began = {f"{BEGAN}{self._group.rank}::{name}": tensor for name, tensor in self._began.items()}
-        at_rest = {f"{RESTING}{name}": tensor for name, tensor in self.resting.items()}
-        return self.tensors | at_rest | began | named_kept(self.kept)
+        """Return what this process stores, by the names of a checkpoint."""
+        self._wait_for_late()
+        return self._shard.named(self._group.rank)
+
+    def _end_round(self, own: Handover) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the worker's narrow tensors that count, and tensors that may be written over."""
+        before, self._before = self._before, {}
+        if own.report.good:
+            return {name: tensor.detach() for name, tensor in own.tensors.items()}, before
+        # Nothing of a refused piece counts. If all are refused, everything stays as it was.
+        means = {name: self.tensors[name] for name in self._shard.began}
+        return before | means, {n: t for n, t in self.tensors.items() if n not in means}
 
     def _exchange_now(
         self,
         sizes: Mapping[str, Tensor],
-        tensors: Mapping[str, Tensor],
+        values: Mapping[str, Tensor],
         then: Assignment,
         good: Sequence[bool],
         free: Mapping[str, Tensor],
@@ -195,66 +181,115 @@ class Sharded:
         """Exchange all that has ``sizes``, a group at a time; return the new narrow tensors and the bytes due."""
         after: dict[str, Tensor] = {}
         due = 0.0
-        known: Known = {}
-        for group in _groups(sizes):
-            seen = set(known)
-            step = self._step(self._moves(then, group, known), tensors, then, group, good, free=free)
+        for group, found in grouped_moves(self.plan, sizes, self.assignment, then, self._group.rank):
+            new = self._new_tensors(group, then, values, free)
+            step = self._step(group, found, values, new, then, good)
             step.run(self._wire)
             due += step.bytes_due
-            after |= step.after.tensors
-            if len(known) > _ROWS_KNOWN:  # keep what this group has found
-                known = {row: found for row, found in known.items() if row not in seen}
+            after |= new
         return after, due
 
-    def _settle(self) -> None:
-        """Wait for what is to arrive late."""
+    def _start_late(
+        self, sizes: Mapping[str, Tensor], values: Mapping[str, Tensor], then: Assignment, good: Sequence[bool]
+    ) -> tuple[dict[str, Tensor], float]:
+        """Start the exchange of what may arrive late; return where its means arrive, and the bytes due."""
+        found = list(moves(self.plan, sizes, self.assignment, then, self._group.rank))
+        new = self._new_tensors(sizes, then, {}, {})
+        step = self._step(sizes, found, {name: values[name] for name in sizes}, new, then, good)
+        self._bytes_late += step.bytes_to_send(self._wire.chunk)
+        self._arrived = self._group.beside(step.run)
+        return new, step.bytes_due
+
+    def _wait_for_late(self) -> None:
+        """Wait for what arrives late."""
         if self._arrived is not None:
             self._arrived()
         self._arrived = None
 
-    def _agreement(self, then: Assignment, overlap: bool) -> int:
-        """A number of all that processes must agree on before they exchange."""
-        held = [bytes(a.held.numpy().tobytes()).hex() for a in (self.assignment, then)]
-        sizes = [f"{name} {size.dtype} {tuple(size.shape)}" for name, size in self.sizes.items()]
-        return seed_of(self._digest, *held, *sizes, self._wire_format, self._wire.chunk, overlap)
-
-    def _everywhere(self, names: Sequence[str], *, only_first: bool) -> dict[str, Tensor]:
+    def _gather(self, names: Sequence[str], *, only_first: bool) -> dict[str, Tensor]:
         """Return the full tensors ``names``; with ``only_first`` in the first process only (others get nothing)."""
         self._group.agree(seed_of("gather", *names), "what the forward uses next (does it depend on the data?)")
         if not names:
             return {}
-        then = Everything(self._group.num_processes).assign(self.plan.axes, 0)
+        num = self._group.num_processes
+        then = Everything(num).assign(self.plan.axes, 0)
         if only_first:
             then.held[1:] = False
         sizes = {name: self.sizes[name] for name in names}
-        tensors = {n: t for n, t in self.tensors.items() if n in sizes}
-        targets = (0,) if only_first else tuple(range(self._group.num_processes))
-        owned, in_subnets = gathering(self.plan, sizes, self.assignment, targets)
-        sent, good = self._wire.bytes_sent, [True] * self._group.num_processes
-        step = self._step(owned, tensors, then, sizes, good, wire="exact", average=False, fresh=True)
-        step.run(self._wire)
-        replace(step, moves=in_subnets).run(self._wire)
-        self._wire.bytes_sent = sent  # exchanges only
-        return {} if only_first and self._group.rank else dict(step.after.tensors)
+        values = {name: tensor for name, tensor in self.tensors.items() if name in sizes}
+        owned, in_subnets = gathering(self.plan, sizes, self.assignment, (0,) if only_first else tuple(range(num)))
+        new = self._new_tensors(sizes, then, {}, {})
+        step = self._step(sizes, owned, values, new, then, [True] * num)
+        sent = self._wire.bytes_sent
+        for some in (owned, in_subnets):
+            replace(step, moves=some, average=False, wire="exact").run(self._wire)
+        self._wire.bytes_sent = sent  # counts exchanges only
+        return {} if only_first and self._group.rank else new
+
+    def _new_tensors(
+        self,
+        sizes: Mapping[str, Tensor],
+        then: Assignment,
+        values: Mapping[str, Tensor],
+        free: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Return the narrow tensors of the next round, to be written.
+
+        Args:
+            sizes: full-size tensors on the meta device, by name.
+            then: who holds what in the next round.
+            values: narrow tensors that stay where they are if the worker keeps these elements.
+            free: tensors that may be written over.
+        """
+        now, after, new = self._cuts(self.assignment), self._cuts(then), {}
+        for name, shape in after.shapes(sizes).items():
+            full = sizes[name].shape
+            if name in values and same_cut(now.of(name, full), after.of(name, full)):
+                new[name] = values[name]
+            else:
+                new[name] = room(free.get(name), shape, sizes[name].dtype, self._device)
+        return new
+
+    def _step(
+        self,
+        sizes: Mapping[str, Tensor],
+        some_moves: Sequence[Move],
+        values: Mapping[str, Tensor],
+        new: Mapping[str, Tensor],
+        then: Assignment,
+        good: Sequence[bool],
+    ) -> LocalExchange:
+        """Prepare to turn narrow tensors of this round, ``values``, into those of the next, ``new``."""
+        rank = self._group.rank
+        return LocalExchange(
+            worker=rank,
+            moves=some_moves,
+            before=InSubnet(self.plan, self._cuts(self.assignment), values),
+            after=InSubnet(self.plan, self._cuts(then), new),
+            owned=Owned(self.plan, rank, self._group.num_processes, self._shard.owned),
+            sizes=sizes,
+            good=good,
+            average=True,
+            wire=self._wire_format,
+            rng=generator("wire", self._group.round, rank, *list(sizes)[:1]),
+        )
 
     def _add_new_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Make room for optimizer state that appears with the first step."""
-        in_blocks = trained_in_blocks(self.model, self.plan)
-        for name, size in optimizer_state.full_sizes(tensors, self.plan.shapes, in_blocks).items():
-            if name in self.sizes:
-                continue
-            self.sizes = dict(sorted({**self.sizes, name: size}.items()))
-            cut, run = self._cuts(self.assignment).of(name, size.shape), self._owned_run(name, size)
-            if cut is not None:
-                shape = cut_shape(size.shape, cut)
-                self._before[name] = optimizer_state.blank(name, shape, size.dtype, self._start, self._device)
-            if run is not None:
-                dim, index = run
-                shape = torch.Size(len(index) if d == dim else s for d, s in enumerate(size.shape))
-                self.resting[name] = optimizer_state.blank(name, shape, size.dtype, self._start, self._device)
+        found = optimizer_state.full_sizes(tensors, self.plan.shapes, trained_in_blocks(self.model, self.plan))
+        new = {name: size for name, size in found.items() if name not in self.sizes}
+        if new:
+            self.sizes = dict(sorted({**self.sizes, **new}.items()))
+        cuts, rank, num = self._cuts(self.assignment), self._group.rank, self._group.num_processes
+        for name, size in new.items():
+            held, owned = cuts.of(name, size.shape), owned_cut(self.plan, name, size.shape, rank, num)
+            for place, cut in ((self._before, held), (self._shard.owned, owned)):
+                if cut is not None:
+                    shape = cut_shape(size.shape, cut)
+                    place[name] = optimizer_state.blank(name, shape, size.dtype, self._start, self._device)
 
     def _check(self, tensors: Mapping[str, Tensor]) -> None:
-        """Refuse to hand over what is not as the others expect."""
+        """Raise ValueError unless the worker made what the other processes expect."""
         for name, expected in self._cuts(self.assignment).shapes(self.sizes).items():
             size, got = self.sizes[name], tensors.get(name)
             if got is None or got.shape != expected or got.dtype != size.dtype:
@@ -264,88 +299,11 @@ class Sharded:
                     "model differs from the others'"
                 )
 
+    def _agreement(self, then: Assignment, overlap: bool) -> int:
+        """Return a hash of everything that must be the same in all processes before they exchange."""
+        held = [a.held.numpy().tobytes().hex() for a in (self.assignment, then)]
+        sizes = [f"{name} {size.dtype} {tuple(size.shape)}" for name, size in self.sizes.items()]
+        return seed_of(self._digest, *held, *sizes, self._wire_format, self._wire.chunk, overlap)
+
     def _cuts(self, assignment: Assignment) -> Cuts:
         return Cuts(self.plan, assignment.units(self._group.rank))
-
-    def _owned_run(self, name: str, size: Tensor) -> tuple[int, Index] | None:
-        """Return the dim and the indices of the run that this process owns of a tensor; None if there is none."""
-        dim = owner_dim(self.plan, name, size.shape)
-        if dim is None:
-            return None
-        return dim, Index.run(*owned_range(size.shape[dim], self._group.rank, self._group.num_processes))
-
-    def _placed(self, tensor: Tensor) -> Tensor:
-        """Put a tensor where training is; counts stay where optimizers want them."""
-        return tensor.to(self._device) if tensor.dim() else tensor
-
-    def _moves(self, then: Assignment, sizes: Mapping[str, Tensor], known: Known) -> list[Move]:
-        return list(moves(self.plan, sizes, self.assignment, then, self._group.rank, known))
-
-    def _step(
-        self,
-        moves: Sequence[Move],
-        tensors: Mapping[str, Tensor],
-        then: Assignment,
-        sizes: Mapping[str, Tensor],
-        good: Sequence[bool],
-        *,
-        wire: WireFormat | None = None,
-        average: bool = True,
-        fresh: bool = False,
-        free: Mapping[str, Tensor] | None = None,
-    ) -> LocalExchange:
-        """Prepare to turn narrow ``tensors`` of the assignment now into those of the next, of all that has ``sizes``.
-
-        With ``fresh`` no tensor stays where it is; ``free`` has tensors that may be written over.
-        """
-        rank, num = self._group.rank, self._group.num_processes
-        now, after = self._cuts(self.assignment), self._cuts(then)
-        new = {}
-        for name, size in sizes.items():
-            cut = after.of(name, size.shape)
-            if cut is None:
-                continue
-            if not fresh and name in tensors and same_cut(now.of(name, size.shape), cut):
-                new[name] = tensors[name]
-            else:
-                empty = torch.empty(cut_shape(size.shape, cut), dtype=size.dtype, device="meta")
-                new[name] = _room(name, empty, free or {}, self._device)
-        return LocalExchange(
-            worker=rank,
-            moves=moves,
-            before=InSubnet(self.plan, now, tensors),
-            after=InSubnet(self.plan, after, new),
-            owned=Owned(self.plan, rank, num, self.resting),
-            sizes=sizes,
-            good=good,
-            average=average,
-            wire=wire or self._wire_format,
-            rng=generator("wire", self._group.round, rank, *list(sizes)[:1]),
-        )
-
-
-_GROUP_BYTES = 2**27
-_ROWS_KNOWN = 4
-"""Moves of so many table rows are remembered; blocks of a net often have the same."""
-
-
-def _groups(sizes: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Cut the full-size tensors, in the order of their names, into groups of at most 128 MiB (or of one tensor)."""
-    group: dict[str, Tensor] = {}
-    room = _GROUP_BYTES
-    for name in sorted(sizes):
-        if group and sizes[name].nbytes > room:
-            yield group
-            group, room = {}, _GROUP_BYTES
-        group[name] = sizes[name]
-        room -= sizes[name].nbytes
-    if group:
-        yield group
-
-
-def _room(name: str, like: Tensor, free: Mapping[str, Tensor], device: torch.device) -> Tensor:
-    """Return a tensor to write to: the free one of that name if it fits, else a new one."""
-    found = free.get(name)
-    if found is not None and (found.shape, found.dtype) == (like.shape, like.dtype) and found.is_contiguous():
-        return found
-    return torch.empty_like(like, device=device, memory_format=torch.contiguous_format)

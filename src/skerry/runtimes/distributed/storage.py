@@ -1,4 +1,4 @@
-"""Storage: the tensors that a process keeps, read and written by the indices of the full-size ones."""
+"""Storage: a part of each full-size tensor, read and written by the indices of the full-size tensor."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from skerry.exchange.owners import owned_range, owner_dim
+from skerry.exchange.owners import owned_cut
 from skerry.plan.table import Plan
 from skerry.subnet.cuts import Cuts
 from skerry.subnet.index import Cut, Index
@@ -15,7 +15,7 @@ from skerry.subnet.slicing import put_, take
 
 
 class Storage(Protocol):
-    """Some part of each full-size tensor.
+    """A part of each full-size tensor.
 
     Attributes:
         tensors: the parts, by name.
@@ -24,7 +24,7 @@ class Storage(Protocol):
     tensors: Mapping[str, Tensor]
 
     def local(self, name: str, shape: torch.Size, cut: Cut) -> Cut:
-        """Return where the elements ``cut`` of the full-size tensor ``name`` of ``shape`` are in the part."""
+        """Return where the stored part has the elements ``cut`` of the full-size tensor ``name`` of ``shape``."""
         ...
 
 
@@ -58,7 +58,7 @@ class InSubnet:
 
 @dataclass(eq=False)
 class Owned:
-    """The runs that ``worker`` owns of tensors whose elements may be in no subnet (``exchange/owners.py``)."""
+    """The parts that ``worker`` owns of tensors whose elements may be in no subnet (``exchange/owners.py``)."""
 
     plan: Plan
     worker: int
@@ -66,10 +66,10 @@ class Owned:
     tensors: Mapping[str, Tensor]
 
     def local(self, name: str, shape: torch.Size, cut: Cut) -> Cut:
-        """Return the places in the run."""
-        along = owner_dim(self.plan, name, shape)
-        assert along is not None
-        begin, _ = owned_range(shape[along], self.worker, self.num_workers)
+        """Return the places in the owned part."""
+        owned = owned_cut(self.plan, name, shape, self.worker, self.num_workers)
+        assert owned is not None
         return tuple(
-            Index(index.ids - begin) if d == along and index is not None else index for d, index in enumerate(cut)
+            index if run is None or index is None else Index(index.ids - run.first)
+            for index, run in zip(cut, owned, strict=True)
         )
