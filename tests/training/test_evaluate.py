@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 import skerry
 from skerry.training import Test, evaluate, precision_at
+from skerry.training.evaluation.test_set import as_test
 
 
 class Said(nn.Module):
@@ -114,6 +115,22 @@ def test_a_model_of_several_inputs_is_trained_and_scored(of):
     with pytest.raises(ValueError, match=r"\btest\b.*\(inputs, labels\)"):
         skerry.train(model, F.cross_entropy, data, plan=plan, algorithm=skerry.ist(2), num_rounds=1,
                      optimizer=lambda p: torch.optim.SGD(p, lr=0.1), test=((a, b[:5]), y))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("test", "names"),
+    [
+        ((torch.zeros(0, 3), torch.zeros(0)), r"\btest\b.*\btest=None\b"),
+        ((torch.zeros(5, 3), torch.zeros(4)), r"\btest\b.*\(inputs, labels\)"),
+        ((torch.zeros(5, 3), [0] * 5), r"\btest\b.*\blist\b.*\(inputs, labels\)"),
+        (torch.zeros(5, 3), r"\btest\b.*\bTensor\b.*\(inputs, labels\)"),
+    ],
+)
+def test_a_test_set_that_is_none_is_refused(test, names):
+    with pytest.raises(ValueError, match=names):
+        as_test(test)
+    with pytest.raises(ValueError, match=r"\bevery=-1\b"):
+        Test(torch.zeros(5, 3), torch.zeros(5), every=-1)
 
 
 def test_a_metric_that_does_not_fit_is_named():
