@@ -1,12 +1,13 @@
-"""The outer optimizer: what the workers' moves in a round do to the weights, as a gradient would.
+"""The outer optimizer: takes a step along the mean change of the weights in a round, the pseudo-gradient.
 
-It needs no traffic of its own. With theta the weights that all begin the round with, theta_w those of worker w at its
-end, m the outer momentum and Delta = mean_w (theta - theta_w), SGD with Nesterov momentum is
+With theta the weights at the start of the round, theta_w those of worker w at its end, m the outer momentum and
+Delta = mean_w (theta - theta_w) the pseudo-gradient, SGD with Nesterov momentum is
 
     m' = mu m + Delta,    theta' = theta - eta (Delta + mu m').
 
-It is linear in Delta, so each worker hands over the outcome of its own move, ``theta - eta ((1 + mu)(theta - theta_w) +
-mu^2 m)``, and the mean of these is theta'. Of theta' each gets Delta, and so m', back by itself.
+It needs no traffic of its own. theta' is linear in Delta, so each worker hands over the result of its own change,
+``theta - eta ((1 + mu)(theta - theta_w) + mu^2 m)``, and the mean of these is theta'. From theta' each worker computes
+Delta, and so m'.
 """
 
 from collections.abc import Mapping
@@ -16,20 +17,20 @@ import torch
 from torch import Tensor, nn
 
 OUTER = "outer::"
-"""Before the names of what a worker keeps for it."""
+"""Prefix of the names of tensors that a worker keeps for the outer optimizer."""
 _START, _MOMENTUM = f"{OUTER}start::", f"{OUTER}momentum::"
 
 
 @dataclass(frozen=True)
 class Outer:
-    """SGD with Nesterov momentum on the mean of the workers' moves.
+    """SGD with Nesterov momentum on the mean change of the weights in a round.
 
     Args:
         lr: eta, above 0.
-        momentum: mu, from 0 to below 1.
+        momentum: mu, in [0, 1).
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: a value is out of range.
 
     References:
         Douillard et al.: DiLoCo: Distributed Low-Communication Training of Language Models, 2023, arXiv 2311.08105,
@@ -47,13 +48,13 @@ class Outer:
 
     @torch.no_grad()
     def begin(self, model: nn.Module, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what a worker has to keep of the round that begins: theta and m; ``kept`` is that of the last one."""
+        """Return theta and m, which a worker keeps during the round; ``kept`` is what it kept in the last round."""
         mu, now = self.momentum, {}
         for name, theta in _trained(model).items():
             if f"{_START}{name}" in kept:
                 before, momentum = kept[f"{_START}{name}"], kept[f"{_MOMENTUM}{name}"]
-                move = ((before - theta) / self.lr - mu**2 * momentum) / (1 + mu)
-                now[f"{_MOMENTUM}{name}"] = mu * momentum + move
+                change = ((before - theta) / self.lr - mu**2 * momentum) / (1 + mu)
+                now[f"{_MOMENTUM}{name}"] = mu * momentum + change
             else:
                 now[f"{_MOMENTUM}{name}"] = torch.zeros_like(theta)
             now[f"{_START}{name}"] = theta.detach().clone()
@@ -61,7 +62,7 @@ class Outer:
 
     @torch.no_grad()
     def end_(self, model: nn.Module, kept: Mapping[str, Tensor]) -> None:
-        """Turn the weights that a worker has at the end of its local steps into what it hands over, in place."""
+        """Turn the weights of a worker after its local steps into what it hands over, in place."""
         mu = self.momentum
         for name, theta in _trained(model).items():
             before, momentum = kept[f"{_START}{name}"], kept[f"{_MOMENTUM}{name}"]

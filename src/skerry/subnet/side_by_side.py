@@ -13,12 +13,15 @@ from skerry.subnet.extract import Skipped, extract
 
 
 class SideBySide(nn.Module):
-    """Returns the mean of what its nets return, (1/n) sum_k f_k(x); other values than floats are those of the first.
+    """n narrow nets in one module, which returns the mean of their outputs: f(x) = (1/n) sum_k f_k(x).
 
-    In a subnet the other nets are left out: it returns what its own net returns.
+    Outputs that are not floats are those of the first net. A subnet has one of the nets and returns its output.
+
+    Args:
+        nets: narrow modules of the class of the model that they were extracted from.
 
     Attributes:
-        nets: narrow modules of the class of the model that they were cut out of.
+        nets: the same, as an ``nn.ModuleList``.
 
     Example:
         >>> import torch
@@ -47,12 +50,12 @@ class SideBySide(nn.Module):
 
 
 def side_by_side(model: nn.Module, plan: Plan, nets: Sequence[Tensor]) -> tuple[SideBySide, Plan]:
-    """Return the subnets of ``model`` side by side, and the plan by which each of them is one unit.
+    """Return the subnets of ``model`` side by side, and a plan in which each of them is one unit.
 
     Args:
-        model: the model that they are cut out of; it is not changed.
+        model: the model that they are extracted from; it is not changed.
         plan: its plan.
-        nets: for each net the global ids of its units.
+        nets: for each net the global ids of its units, int64.
     """
     whole = SideBySide([extract(model, plan, units) for units in nets])
     shapes = {name: tensor.shape for name, tensor in named_tensors(whole).items()}
