@@ -13,6 +13,11 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**{n: p.detach() for n, p in model.named_parameters()}, **dict(model.named_buffers())}
 
 
+def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
+    """Return the shape of every parameter and buffer, by dotted name."""
+    return {name: tensor.shape for name, tensor in named_tensors(model).items()}
+
+
 def saved_names(model: nn.Module, name: str) -> list[str]:
     """Return all names of the tensor ``name`` in ``model.state_dict()``; empty if it is not saved."""
     tensors = model.state_dict(keep_vars=True)

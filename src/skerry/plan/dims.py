@@ -1,7 +1,7 @@
 """Axes, and the dims of tensors that run over their units."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -27,6 +27,11 @@ class Axis:
     num_units: int
     kind: str = "neurons"
     start: int = 0
+
+    @property
+    def units(self) -> range:
+        """Global ids of its units."""
+        return range(self.start, self.start + self.num_units)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +81,19 @@ def once_per_units(find: Callable[[DealtDim], T]) -> Callable[[DealtDim], T]:
 def row_key(row: Row) -> tuple[int | None, ...]:
     """Return a key that is equal for rows whose dims share their unit ids; such tensors have the same moves."""
     return tuple(None if dim is None else id(dim.units) for dim in row)
+
+
+def numbered(axes: Iterable[Axis]) -> tuple[Axis, ...]:
+    """Return the axes with their unit ids one after the other, from 0."""
+    found: list[Axis] = []
+    for axis in axes:
+        found.append(replace(axis, start=found[-1].units.stop if found else 0))
+    return tuple(found)
+
+
+def renumbered_units(units: Mapping[str, int], new_id: Tensor) -> dict[str, int]:
+    """Return ``units`` by name with unit u called ``new_id[u]``, without those that have none (-1)."""
+    return {name: int(new_id[unit]) for name, unit in units.items() if new_id[unit] >= 0}
 
 
 def renumbered(dims: Mapping[str, Row], new_id: Tensor) -> dict[str, tuple[DealtDim | None, ...]]:

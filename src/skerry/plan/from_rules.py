@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from skerry.model.tensors import canonical_names, named_tensors
-from skerry.plan.dims import Axis, DealtDim
+from skerry.plan.dims import Axis, DealtDim, numbered
 from skerry.plan.rules import Entry, Rules, entries
 
 
@@ -65,11 +65,7 @@ def _axes(wanted: list[Entry], tensors: Mapping[str, Tensor]) -> tuple[Axis, ...
             f"axis '{name}' is made (Out) but nothing reads it, so a subnet's outputs would lack units; "
             f"add In('{name}') for the module after, or leave the axis whole"
         )
-    axes, start = [], 0
-    for name, (size, entry) in made.items():
-        axes.append(Axis(name, size, entry.kind, start))
-        start += size
-    return tuple(axes)
+    return numbered(Axis(name, size, entry.kind) for name, (size, entry) in made.items())
 
 
 def _unit_ids(entry: Entry, axis: Axis, size: int) -> Tensor:
@@ -80,8 +76,7 @@ def _unit_ids(entry: Entry, axis: Axis, size: int) -> Tensor:
             f"{entry.tensor} dim {entry.dim}: {size} indices, expected a multiple of the {axis.num_units} units of "
             f"axis '{axis.name}'; the rule names the wrong axis or the wrong module"
         )
-    ids = torch.arange(axis.start, axis.start + axis.num_units, dtype=torch.int32).repeat_interleave(per_unit)
-    return ids.repeat(entry.parts)
+    return torch.tensor(axis.units, dtype=torch.int32).repeat_interleave(per_unit).repeat(entry.parts)
 
 
 def _check_ties(canonical: Mapping[str, str], table: Mapping[str, Mapping[int, object]], ruled: set[str]) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from skerry.files import atomic
-from skerry.plan.dims import Axis, DealtDim
+from skerry.plan.dims import Axis, DealtDim, numbered
 from skerry.plan.table import Note, Patch, Plan
 
 _FORMAT = "skerry plan 1"
@@ -91,10 +91,6 @@ def load_plan(path: str | Path, model: nn.Module, patches: Mapping[str, Patch] |
 
 
 def _plan(content: Mapping[str, Any], patches: Mapping[str, Patch]) -> Plan:
-    axes, start = [], 0
-    for axis in content["axes"]:
-        axes.append(Axis(str(axis["name"]), int(axis["num_units"]), str(axis["kind"]), start))
-        start += axes[-1].num_units
     known: dict[str, Tensor] = {}  # dims with the same units share one tensor
 
     def dim(entry: Mapping[str, Any] | None) -> DealtDim | None:
@@ -106,7 +102,7 @@ def _plan(content: Mapping[str, Any], patches: Mapping[str, Patch]) -> Plan:
         return DealtDim(known[key], entry["role"])
 
     return Plan(
-        tuple(axes),
+        numbered(Axis(str(a["name"]), int(a["num_units"]), str(a["kind"])) for a in content["axes"]),
         {name: tuple(dim(entry) for entry in row) for name, row in content["dims"].items()},
         {name: torch.Size(shape) for name, shape in content["shapes"].items()},
         {name: int(unit) for name, unit in content["blocks"].items()},

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from skerry.model.optimizer_state import parameter_of
-from skerry.model.tensors import named_tensors
-from skerry.plan.dims import Axis, DealtDim, once_per_units, renumbered
+from skerry.model.tensors import shapes_of
+from skerry.plan.dims import Axis, DealtDim, numbered, once_per_units, renumbered, renumbered_units
 from skerry.plan.from_rules import axes_and_dims
 from skerry.plan.rules import Rules
 
@@ -104,7 +104,7 @@ class Plan:
     @classmethod
     def whole(cls, model: nn.Module) -> "Plan":
         """Return a plan that deals out nothing: every tensor is shared."""
-        return cls((), {}, {name: tensor.shape for name, tensor in named_tensors(model).items()})
+        return cls((), {}, shapes_of(model))
 
     def only(self, *patterns: str) -> "Plan":
         """Return the plan with only the axes whose names match one of ``patterns``.
@@ -132,23 +132,17 @@ class Plan:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
     def _keep(self, axes: Sequence[Axis]) -> "Plan":
+        kept = numbered(axes)
         new_id = torch.full((self.num_units,), -1, dtype=torch.int32)
-        kept, start = [], 0
-        for axis in axes:
-            kept.append(replace(axis, start=start))
-            new_id[axis.start : axis.start + axis.num_units] = torch.arange(start, start + axis.num_units)
-            start += axis.num_units
-        blocks, scaled = (
-            {name: int(new_id[unit]) for name, unit in units.items() if new_id[unit] >= 0}
-            for units in (self.blocks, self.scaled)
-        )
+        for axis, new in zip(axes, kept, strict=True):
+            new_id[axis.units] = torch.tensor(new.units, dtype=torch.int32)
         gone = tuple(Note(f"axis {axis.name}", "left out on request") for axis in self.axes if axis not in axes)
         return replace(
             self,
-            axes=tuple(kept),
+            axes=kept,
             dims=renumbered(self.dims, new_id),
-            blocks=blocks,
-            scaled=scaled,
+            blocks=renumbered_units(self.blocks, new_id),
+            scaled=renumbered_units(self.scaled, new_id),
             notes=self.notes + gone,
         )
 
@@ -156,13 +150,10 @@ class Plan:
         """Return the plan that deals out what either plan does: two plans of one model, with different axes."""
         if not isinstance(other, Plan):
             return NotImplemented
-        for name in [*self.shapes, *other.shapes]:
-            got, expected = other.shapes.get(name), self.shapes.get(name)
-            if got != expected:
-                raise ValueError(
-                    f"{name}: one plan has {_shape_text(expected)}, the other {_shape_text(got)}; "
-                    "only plans of one model can be added"
-                )
+        if odd := _first_difference(self.shapes, other.shapes):
+            raise ValueError(
+                f"{odd[0]}: one plan has {odd[1]}, the other {odd[2]}; only plans of one model can be added"
+            )
         names = {axis.name for axis in self.axes}
         for axis in other.axes:
             if axis.name in names:
@@ -174,11 +165,11 @@ class Plan:
             pairs = zip(dims.get(name, (None,) * len(row)), row, strict=True)
             dims[name] = tuple(_both(name, d, a, b) for d, (a, b) in enumerate(pairs))
         return Plan(
-            self.axes + tuple(replace(axis, start=axis.start + self.num_units) for axis in other.axes),
+            numbered((*self.axes, *other.axes)),
             dims,
             self.shapes,
-            {**self.blocks, **{name: unit + self.num_units for name, unit in other.blocks.items()}},
-            {**self.scaled, **{name: unit + self.num_units for name, unit in other.scaled.items()}},
+            {**self.blocks, **renumbered_units(other.blocks, shift)},
+            {**self.scaled, **renumbered_units(other.scaled, shift)},
             {**self.patches, **other.patches},
             _notes_of_both(self, other),
         )
@@ -201,19 +192,12 @@ class Plan:
                 but never made, or a tied tensor has a rule under only one of its names.
         """
         axes, dims = axes_and_dims(model, rules)
-        shapes = {name: tensor.shape for name, tensor in named_tensors(model).items()}
-        return cls(axes, dims, shapes, patches=dict(patches or {}))
+        return cls(axes, dims, shapes_of(model), patches=dict(patches or {}))
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError, naming the tensor, unless ``model`` has exactly the tensors this plan was made for."""
-        shapes = {name: tensor.shape for name, tensor in named_tensors(model).items()}
-        for name in [*self.shapes, *shapes]:
-            got, expected = shapes.get(name), self.shapes.get(name)
-            if got != expected:
-                raise ValueError(
-                    f"{name}: the model has {_shape_text(got)}, the plan {_shape_text(expected)}; "
-                    "make the plan from this model"
-                )
+        if odd := _first_difference(self.shapes, shapes_of(model)):
+            raise ValueError(f"{odd[0]}: the model has {odd[2]}, the plan {odd[1]}; make the plan from this model")
 
     def digest(self) -> str:
         """Return a hash of axes, table, blocks and shapes: equal for plans that deal out the same."""
@@ -264,11 +248,10 @@ class Plan:
     def governed(self, axis: Axis) -> list[str]:
         """Return the names of the tensors that the units of ``axis`` have parts of."""
         own = torch.zeros(self.num_units, dtype=torch.bool)
-        own[axis.start : axis.start + axis.num_units] = True
+        own[axis.units] = True
         touches = once_per_units(lambda dim: bool(dim.look_up(own, False).any()))
         names = [name for name, row in self.dims.items() if any(dim is not None and touches(dim) for dim in row)]
-        inside = range(axis.start, axis.start + axis.num_units)
-        return names + [n for n in self.shapes if n not in names and self.block_of(n) in inside]
+        return names + [n for n in self.shapes if n not in names and self.block_of(n) in axis.units]
 
 
 def trained_in_blocks(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
@@ -293,5 +276,11 @@ def _few(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _shape_text(shape: torch.Size | None) -> str:
-    return "no such tensor" if shape is None else f"shape {tuple(shape)}"
+def _first_difference(one: Mapping[str, torch.Size], other: Mapping[str, torch.Size]) -> tuple[str, str, str] | None:
+    """Return the name of the first tensor whose shapes differ, and its shapes in words; None if all are equal."""
+    for name in [*one, *other]:
+        shapes = one.get(name), other.get(name)
+        if shapes[0] != shapes[1]:
+            a, b = ("no such tensor" if shape is None else f"shape {tuple(shape)}" for shape in shapes)
+            return name, a, b
+    return None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from skerry.model.tensors import named_tensors
 from skerry.plan import rules
-from skerry.plan.dims import DealtDim, once_per_units
+from skerry.plan.dims import DealtDim, numbered, once_per_units, renumbered_units
 from skerry.plan.table import Patch, Plan
 from skerry.subnet import adapters
 from skerry.subnet.cuts import Cuts
@@ -150,11 +150,8 @@ def narrow_model(model: nn.Module, plan: Plan, fraction: float, seed: int) -> nn
     Modules that have ``reset_parameters`` are initialized again, as a network of that width would be. Other tensors
     keep the values that they have in ``model``.
     """
-    units = torch.cat(
-        [torch.arange(axis.start, axis.start + max(1, int(fraction * axis.num_units + 0.5))) for axis in plan.axes]
-        or [torch.empty(0, dtype=torch.int64)]
-    )
-    narrow = extract(model, plan, units)
+    units = [unit for axis in plan.axes for unit in axis.units[: max(1, int(fraction * axis.num_units + 0.5))]]
+    narrow = extract(model, plan, torch.tensor(units, dtype=torch.int64))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in narrow.modules():
@@ -168,22 +165,17 @@ def plan_of_subnet(plan: Plan, units: Tensor) -> Plan:
     """Return the plan that deals out the subnet of ``units``."""
     cuts = Cuts(plan, units)
     new_id = torch.where(cuts.held, cuts.held.cumsum(0) - 1, -1).to(torch.int32)
-    axes, start = [], 0
-    for axis in plan.axes:
-        count = int(cuts.held[axis.start : axis.start + axis.num_units].sum())
-        axes.append(replace(axis, num_units=count, start=start))
-        start += count
     kept = once_per_units(lambda dim: dim.look_up(new_id, -1)[cuts.mask(dim)])
     found = {name: cuts.of(name) for name in plan.shapes}
     return Plan(
-        axes=tuple(axes),
+        axes=numbered(replace(axis, num_units=int(cuts.held[axis.units].sum())) for axis in plan.axes),
         dims={
             name: tuple(None if dim is None else DealtDim(kept(dim), dim.role) for dim in row)
             for name, row in plan.dims.items()
             if found[name] is not None
         },
         shapes={name: cut_shape(plan.shapes[name], cut) for name, cut in found.items() if cut is not None},
-        blocks={name: int(new_id[unit]) for name, unit in plan.blocks.items() if cuts.held[unit]},
-        scaled={name: int(new_id[unit]) for name, unit in plan.scaled.items() if cuts.held[unit]},
+        blocks=renumbered_units(plan.blocks, new_id),
+        scaled=renumbered_units(plan.scaled, new_id),
         patches=plan.patches,
     )

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from skerry.model.inputs import map_tensors, tensors_of
-from skerry.model.tensors import named_tensors
+from skerry.model.tensors import shapes_of
 from skerry.plan.dims import Axis
 from skerry.plan.table import Plan
 from skerry.subnet.extract import Skipped, extract
@@ -58,6 +58,5 @@ def side_by_side(model: nn.Module, plan: Plan, nets: Sequence[Tensor]) -> tuple[
         nets: for each net the global ids of its units, int64.
     """
     whole = SideBySide([extract(model, plan, units) for units in nets])
-    shapes = {name: tensor.shape for name, tensor in named_tensors(whole).items()}
     blocks = {f"nets.{k}": k for k in range(len(nets))}
-    return whole, Plan((Axis("nets", len(nets), "nets"),), {}, shapes, blocks)
+    return whole, Plan((Axis("nets", len(nets), "nets"),), {}, shapes_of(whole), blocks)

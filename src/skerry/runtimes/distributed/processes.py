@@ -167,11 +167,8 @@ class Processes:
         self.agree(agreement, "what is dealt out, to whom and how it is sent")
         figures = [mine.worker, self.round, mine.good, mine.loss, mine.flop, mine.local_s]
         row = torch.tensor(figures, dtype=torch.float64)
-        rows = [torch.empty_like(row) for _ in range(self.num_processes)]
-        with self.peers():
-            dist.all_gather(rows, row, group=self._group)
         reports = []
-        for rank, (worker, round, good, *others) in enumerate(r.tolist() for r in rows):
+        for rank, (worker, round, good, *others) in enumerate(r.tolist() for r in self._all_gather(row)):
             if (worker, round) != (rank, self.round):
                 raise PeerLost(
                     f"{self.where()}: rank {rank} has worker {worker:.0f} and is in round {round:.0f}; start "
@@ -183,10 +180,7 @@ class Processes:
     def agree(self, number: int, what: str) -> None:
         """Raise ValueError unless ``number`` is the same in all processes; ``what`` says what it stands for."""
         mine = torch.tensor([number])
-        all_of_them = [torch.empty_like(mine) for _ in range(self.num_processes)]
-        with self.peers():
-            dist.all_gather(all_of_them, mine, group=self._group)
-        others = [rank for rank, theirs in enumerate(all_of_them) if not torch.equal(theirs, mine)]
+        others = [rank for rank, theirs in enumerate(self._all_gather(mine)) if not torch.equal(theirs, mine)]
         if others:
             raise ValueError(
                 f"{self.where()}: {what} differs here from rank {others[0]}; start all processes with the same model, "
@@ -199,6 +193,12 @@ class Processes:
         with self.peers():
             dist.all_reduce(result, group=self._group)
         return result.to(tensor.device)
+
+    def _all_gather(self, row: Tensor) -> list[Tensor]:
+        rows = [torch.empty_like(row) for _ in range(self.num_processes)]
+        with self.peers():
+            dist.all_gather(rows, row, group=self._group)
+        return rows
 
     def beside(self, call: Callable[[Wire], None]) -> Callable[[], None]:
         """Run ``call`` in a thread, with a process group and a wire of its own; return a function that waits for it."""
