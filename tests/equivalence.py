@@ -1,4 +1,4 @@
-"""What every plan must keep: narrow == masked full model in outputs, gradients and statistics; write-back is exact."""
+"""Assertions for any plan: narrow == masked full model in outputs, gradients, statistics; write-back is exact."""
 
 import copy
 from typing import Any
@@ -65,7 +65,7 @@ def assert_narrow_equals_masked(
 
 
 def assert_write_back_is_exact(model: nn.Module, plan: Plan, units: Tensor) -> None:
-    """Extract then write back leaves every bit; what a subnet changes is written, all else keeps its bits."""
+    """Extract and write back keeps every bit; changes of a subnet are written, everything else keeps its bits."""
     before = bits(model)
     subnet = extract(model, plan, units)
     write_back(model, plan, units, subnet)

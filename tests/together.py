@@ -1,9 +1,9 @@
 """Workers as threads that take turns: the real store, exchange and wire, without processes.
 
-A thread runs until it waits for another one, and only then may the next go on. So a test is as repeatable as without
-threads, and what threads share (the global random state) is safe. In the place of gloo is a post office that is as
-strict as gloo may be: a message has the length that is expected, is read out of the sender's buffer only when the
-receiver waits for it, and the receiver's buffer is full of noise until then.
+A thread runs until it waits for another one; only then the next one runs. So tests are deterministic, and state that
+threads share (the global random generator) is safe. A post office stands in for gloo and is as strict as gloo can be: a
+message must have the expected length, is read from the sender's buffer only when the receiver waits for it, and the
+receiver's buffer is full of noise until then.
 """
 
 import threading
@@ -26,7 +26,7 @@ _PATIENCE_S = 60.0
 
 
 class Abandoned(RuntimeError):
-    """Another thread failed, or nobody can go on."""
+    """Another thread failed, or all threads wait."""
 
 
 @dataclass(eq=False)
@@ -38,7 +38,7 @@ class Work:
 
 @dataclass(eq=False)
 class Hall:
-    """Where the threads meet, and the post office: it stands in for ``torch.distributed`` in the wire."""
+    """Where threads meet, and the post office that stands in for ``torch.distributed`` in the wire."""
 
     num: int
     turn: threading.Condition = field(default_factory=threading.Condition)
@@ -50,13 +50,13 @@ class Hall:
     failed: BaseException | None = None
 
     def wait(self, ready: Callable[[], bool]) -> None:
-        """Let others run until ``ready``."""
+        """Let other threads run until ``ready``."""
         self.turn.notify_all()
         if not self.turn.wait_for(lambda: ready() or self.failed is not None, _PATIENCE_S) or self.failed is not None:
-            raise Abandoned("nobody came") from self.failed
+            raise Abandoned("all threads wait") from self.failed
 
     def meet(self, rank: int, thing: Any) -> list[Any]:
-        """Bring a thing and return everybody's, by rank."""
+        """Bring a thing; return the things of all, by rank."""
         time = self.met[rank]
         self.met[rank] += 1
         self.brought.setdefault(time, {})[rank] = thing
@@ -64,7 +64,7 @@ class Hall:
         return [self.brought[time][r] for r in range(self.num)]
 
     def isend(self, buffer: Tensor, peer: int, group: None = None) -> Work:
-        """Send; the buffer may be changed only when this is waited for."""
+        """Send; the buffer must not change before ``wait`` returns."""
         road = (self.ranks[threading.get_ident()], peer)
         letter = [buffer, False]
         self.letters.setdefault(road, deque()).append(letter)
@@ -72,7 +72,7 @@ class Hall:
         return Work(lambda: self.wait(lambda: letter[1]))
 
     def irecv(self, buffer: Tensor, peer: int, group: None = None) -> Work:
-        """Receive; the buffer is right only when this has been waited for."""
+        """Receive; the buffer is valid once ``wait`` returns."""
         letters = self.letters.setdefault((peer, self.ranks[threading.get_ident()]), deque())
         buffer.fill_(0xA5)
 
@@ -88,7 +88,7 @@ class Hall:
 
 @dataclass(eq=False)
 class Member:
-    """The runtime of one worker, which is a thread."""
+    """The runtime of one worker, in a thread."""
 
     hall: Hall
     rank: int
@@ -121,7 +121,7 @@ class Member:
                 called.append(None)
                 call(self.wire)
 
-        return wait  # as late as can be
+        return wait  # as late as possible
 
     def agree(self, number: int, what: str) -> None:
         if len(set(self.hall.meet(self.rank, number))) > 1:
@@ -134,7 +134,7 @@ class Member:
 def together(
     num: int, work: Callable[[Member], Any], *, wire_format: WireFormat = "exact", chunk: int = 4096
 ) -> list[Any]:
-    """Run ``work(member)`` for ``num`` members and return what they return, by rank; raise what one of them raises."""
+    """Run ``work(member)`` for ``num`` members; return their results, by rank, or raise what one of them raises."""
     hall = Hall(num, met=[0] * num)
     results: list[Any] = [None] * num
 

@@ -1,4 +1,4 @@
-"""What moves between two rounds: against what each element of each tensor has to do, asked one by one."""
+"""Moves and transfers between two rounds: against a loop over the elements of each tensor."""
 
 import math
 from dataclasses import replace
@@ -22,7 +22,7 @@ from skerry.subnet.index import cut_shape
 
 @cache
 def built(number):
-    """A case's plan and the full sizes of its tensors; momenta of one tensor, too, and a count."""
+    """A case's plan and the full sizes of its tensors, with momenta of one tensor and a step count."""
     torch.manual_seed(0)
     model, plan, _ = CASES[number].build()
     sizes = {n: torch.empty_like(t, device="meta") for n, t in named_tensors(model).items()}
@@ -51,7 +51,7 @@ def partitions(draw, workers):
 
 @st.composite
 def boundaries(draw):
-    """A plan, sizes, and who holds what before and after; at times by another rule, at times by none."""
+    """A plan, sizes, and two assignments: by one partition, by two, or drawn at random."""
     plan, sizes = built(draw(st.integers(0, len(CASES) - 1)))
     workers, round = draw(st.integers(1, 5)), draw(st.integers(0, 3))
     rule = draw(partitions(workers))
@@ -79,8 +79,8 @@ def who_has(plan, name, shape, assignment):
     return has
 
 
-def homes(plan, name, shape, workers):
-    """The home of each element; -1: it has none."""
+def owners(plan, name, shape, workers):
+    """The owner rank of each element; -1: it has none."""
     dealt = [d for d, dim in enumerate(plan.row(name, shape)) if dim is not None]
     if len(dealt) + (plan.block_of(name) is not None) < 2:
         return np.full(shape, -1)
@@ -95,24 +95,21 @@ def at(indices, shape):
 
 @settings(max_examples=40)
 @given(boundaries())
-def test_every_element_is_in_one_move_or_rests(boundary):
+def test_every_element_with_a_holder_is_in_one_move(boundary):
     plan, sizes, now, then = boundary
     seen = {name: np.zeros(size.shape, dtype=int) for name, size in sizes.items()}
-    table = {
-        name: (
-            *(who_has(plan, name, size.shape, a) for a in (now, then)),
-            homes(plan, name, size.shape, now.num_workers),
-        )
-        for name, size in sizes.items()
-    }
+    table = {}
+    for name, size in sizes.items():
+        has, will_have = (who_has(plan, name, size.shape, a) for a in (now, then))
+        table[name] = has, will_have, owners(plan, name, size.shape, now.num_workers)
     for move in moves(plan, sizes, now, then):
-        has, will_have, home = table[move.name]
+        has, will_have, owner = table[move.name]
         index = at(move.cut, sizes[move.name].shape)
         seen[move.name][index] += 1
         for w in range(now.num_workers):
             assert (has[w][index] == (w in move.holders)).all()
             assert (will_have[w][index] == (w in move.next_holders)).all()
-        assert (home[index] == (-1 if move.owner is None else move.owner)).all()
+        assert (owner[index] == (-1 if move.owner is None else move.owner)).all()
         for index in move.cut:
             assert index is None or (index.ids[1:] > index.ids[:-1]).all()
     for name, (has, will_have, _) in table.items():
@@ -121,8 +118,8 @@ def test_every_element_is_in_one_move_or_rests(boundary):
 
 def concerns(move, worker):
     """Whether a worker has the elements now or will have them."""
-    resting = not move.holders or not move.next_holders
-    return worker in move.holders or worker in move.next_holders or (resting and worker == move.owner)
+    unassigned = not move.holders or not move.next_holders
+    return worker in move.holders or worker in move.next_holders or (unassigned and worker == move.owner)
 
 
 @settings(max_examples=40)
@@ -155,7 +152,7 @@ def test_each_element_arrives_once_where_it_has_to_and_nowhere_else(boundary, av
             came[name][(stage, transfer.source, transfer.target, *index)] += 1
     for name, size in sizes.items():
         has, will_have = (who_has(plan, name, size.shape, a) for a in (now, then))
-        home = homes(plan, name, size.shape, n)
+        owner = owners(plan, name, size.shape, n)
         for e in np.ndindex(*size.shape):
             holders, targets = ({w for w in range(n) if x[(w, *e)]} for x in (has, will_have))
             first, second = ({(s, t): int(c) for (s, t), c in np.ndenumerate(a[(..., *e)]) if c} for a in came[name])
@@ -164,14 +161,14 @@ def test_each_element_arrives_once_where_it_has_to_and_nowhere_else(boundary, av
                 assert not first
                 assert not second
                 continue
-            targets = targets or {int(home[e])}
+            targets = targets or {int(owner[e])}
             if average and len(holders) > 1:
                 collector = {t for _, t in first}.pop()
                 assert collector in holders
                 assert set(first) == {(w, collector) for w in holders - {collector}}
                 assert set(second) == {(collector, t) for t in targets - {collector}}
             else:
-                sources = holders or {int(home[e])}
+                sources = holders or {int(owner[e])}
                 assert {t for _, t in first} == targets - sources
                 assert {s for s, _ in first} <= sources
                 assert len({s for s, _ in first}) <= 1
@@ -203,7 +200,7 @@ def test_holders_share_the_work_of_collecting(boundary):
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("size", [0, 1, 4, 5, 8, 31])
-def test_homes_divide_a_dim(size, workers):
+def test_owned_ranges_divide_a_dim(size, workers):
     runs = [range(*owned_range(size, worker, workers)) for worker in range(workers)]
     assert [i for run in runs for i in run] == list(range(size))
     assert max(map(len, runs)) - min(map(len, runs)) <= 1
@@ -211,18 +208,18 @@ def test_homes_divide_a_dim(size, workers):
         assert all(i * workers // size == worker for i in run)
 
 
-def test_only_what_two_deals_meet_in_has_homes():
+def test_only_tensors_of_two_dealt_dims_have_owners():
     plan, sizes = built([case.name for case in CASES].index("mlp"))
     found = {name: owner_dim(plan, name, size.shape) for name, size in sizes.items()}
     assert {name for name, dim in found.items() if dim is not None} == {"layers.1.weight"}
     for number in range(len(CASES)):
         plan, sizes = built(number)
         for name, size in sizes.items():
-            none = bool((homes(plan, name, size.shape, 2) == -1).all())
+            none = bool((owners(plan, name, size.shape, 2) == -1).all())
             assert (owner_dim(plan, name, size.shape) is None) == none
 
 
-def test_a_unit_that_nobody_holds_is_refused_where_there_is_no_home():
+def test_an_unassigned_unit_is_refused_where_there_is_no_owner():
     plan, sizes = built([case.name for case in CASES].index("mlp"))
     now = Disjoint(2).assign(plan.axes, 0)
     nobody = Assignment(now.held.clone())
@@ -232,7 +229,7 @@ def test_a_unit_that_nobody_holds_is_refused_where_there_is_no_home():
 
 
 @pytest.mark.parametrize("number", range(len(CASES)))
-def test_where_units_may_be_without_a_holder_all_that_is_theirs_has_a_home(number):
+def test_where_units_may_be_unassigned_every_dealt_tensor_has_owners(number):
     plan, sizes = built(number)
     if plan.blocks:
         return
@@ -242,9 +239,9 @@ def test_where_units_may_be_without_a_holder_all_that_is_theirs_has_a_home(numbe
         assert owner_dim(plan, name, size.shape) == (dealt[0] if dealt else None)
     now, then = (Sampled((0.4, 0.3, 0.2)).assign(plan.axes, round) for round in range(2))
     counted = sent(plan, sizes, now, then)[1]
-    rests = [move for move in moves(plan, sizes, now, then) if not move.next_holders]
-    assert rests
-    assert all(move.owner is not None for move in rests)
+    unassigned = [move for move in moves(plan, sizes, now, then) if not move.next_holders]
+    assert unassigned
+    assert all(move.owner is not None for move in unassigned)
     assert counted.sum() == pytest.approx(float(traffic(plan, sizes, now, then).sum()), rel=0.2)
 
 

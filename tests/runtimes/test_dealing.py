@@ -1,4 +1,4 @@
-"""The sharded store, all workers in one process: against aggregate_ on full tensors, to the bit, element by element."""
+"""The sharded store, all workers in one process: against ``aggregate_`` on full tensors, to the bit."""
 
 import copy
 
@@ -29,7 +29,7 @@ from skerry.subnet.slicing import put_, take
 from skerry.training import Test
 from skerry.weights.source import FromModel
 
-FEW = {"phases": (Phase.explicit, Phase.reuse, Phase.generate)}  # what is drawn is small, and a seed has no smaller one
+FEW = {"phases": (Phase.explicit, Phase.reuse, Phase.generate)}  # no shrinking: a seed has no simpler one
 
 
 @settings(max_examples=12, **FEW)
@@ -67,7 +67,7 @@ def test_any_assignments_and_refusals_give_what_aggregate_gives(workers, density
     refused=st.lists(st.sets(st.integers(0, 3)), min_size=2, max_size=3),
     seed=st.integers(0, 2**32),
 )
-def test_what_arrives_late_makes_of_each_own_value_the_mean(workers, density, refused, seed):
+def test_what_arrives_late_turns_each_own_value_into_the_mean(workers, density, refused, seed):
     model, plan, assignments = any_run(workers, density, len(refused), seed)
     start = {"exp_avg": torch.tensor(0.25)}
     expected = serially(model, plan, assignments, start, refused)
@@ -98,7 +98,7 @@ def test_what_arrives_late_makes_of_each_own_value_the_mean(workers, density, re
                         assert name not in begun or same(begun[name], began)
                         eps = 5e-3 if more.dtype == torch.float16 else 1e-6
                         torch.testing.assert_close(began + more, expected[round][name], rtol=0, atol=eps)
-                        assert w not in bad or name not in own or same(own[name], began)  # refused: it begins as it did
+                        assert w not in bad or name not in own or same(own[name], began)  # refused: the same again
                     before[store, w] = own
                 if len(here) > 1:
                     assert all_same(expected[round + 1], {n: t for n, t in shards.items() if "began" not in n})
@@ -144,7 +144,7 @@ def test_the_full_model_is_read_to_the_bit_and_reading_changes_nothing(workers, 
 
 @settings(max_examples=8, **FEW)
 @given(workers=st.integers(2, 4), density=st.sampled_from([0.0, 0.5, 1.0]), seed=st.integers(0, 2**32))
-def test_halved_values_are_neighbours_and_the_same_for_all_holders(workers, density, seed):
+def test_bf16_values_are_neighbours_and_the_same_for_all_holders(workers, density, seed):
     model, plan, assignments = any_run(workers, density, 1, seed)
     expected = serially(model, plan, assignments, {}, [()], draw=torch.randn)[1]
 
@@ -154,10 +154,10 @@ def test_halved_values_are_neighbours_and_the_same_for_all_holders(workers, dens
         return copied(store.shards())
 
     shards = together(workers, work, wire_format="bf16", chunk=64)
-    # What the first holder has, is what all have.
+    # All holders have what the first holder has.
     got = {name: assembled(plan, name, tensor, assignments[1], shards) for name, tensor in expected.items()}
     assert_kept(plan, got, assignments[1], shards)
-    # One value on the wire is rounded once: to a neighbour. Of several, each is, and so is their mean.
+    # A value of one holder is rounded once, to a neighbour. Of several holders each value is, and then their mean.
     size = serially(model, plan, assignments, {}, [()], draw=lambda *a, **k: torch.randn(*a, **k).abs())[1]
     num_rounded = 0
     for name, tensor in expected.items():
@@ -184,7 +184,7 @@ def any_run(workers, density, num_rounds, seed):
 
 
 def serially(model, plan, assignments, start, refused, **more):
-    """The full tensors at first and after each round, by the serial store."""
+    """The full tensors at the start and after each round, by the serial store."""
     store = serial_store(model, plan, assignments, start)
     full = [copied(store.tensors)]
     for round, bad in enumerate(refused):
@@ -194,7 +194,7 @@ def serially(model, plan, assignments, start, refused, **more):
 
 
 def assembled(plan, name, like, assignment, shards):
-    """The full tensor out of subnets and homes, later workers first."""
+    """The full tensor from owned parts and subnets; of several holders the first counts."""
     full, n = torch.empty_like(like), assignment.num_workers
     for worker, kept in enumerate(shards):
         if f"{RESTING}{name}" in kept:
@@ -210,7 +210,7 @@ def assembled(plan, name, like, assignment, shards):
 
 
 def num_holders(plan, name, like, assignment):
-    """How many workers have each element."""
+    """How many workers hold each element."""
     count = torch.zeros(like.shape)
     for worker in range(assignment.num_workers):
         cut = Cuts(plan, assignment.units(worker)).of(name, like.shape)
@@ -227,9 +227,9 @@ def neighbours(tensor):
     return towards, away
 
 
-def test_rounding_at_random_gives_a_neighbour_and_keeps_what_fits():
+def test_rounding_at_random_gives_a_neighbour_and_keeps_exact_values():
     rng = torch.Generator().manual_seed(0)
-    x = torch.randn(5000, generator=rng) * torch.logspace(-42, 37, 5000)  # subnormals, too
+    x = torch.randn(5000, generator=rng) * torch.logspace(-42, 37, 5000)  # with subnormals
     rounded = round_at_random(x, rng)
     assert rounded.dtype == torch.bfloat16
     towards, away = neighbours(x)
@@ -249,7 +249,7 @@ def test_a_finite_number_stays_finite():
 
 
 @pytest.mark.parametrize("x", [1.0 + 2**-9, -(1.0 + 3 * 2**-10), 0.1, -1e-30, 3.14159e20])
-def test_the_mean_of_rounding_at_random_is_right(x):
+def test_rounding_at_random_is_unbiased(x):
     num, rng = 100_000, torch.Generator().manual_seed(1)
     x32 = torch.full((num,), x)
     towards, away = (t[0].double() for t in neighbours(x32))
@@ -258,7 +258,7 @@ def test_the_mean_of_rounding_at_random_is_right(x):
     assert (mean - x32[0].double()).abs() < 4 * deviation
 
 
-def test_nothing_crosses_the_wire_but_what_is_due():
+def test_bytes_sent_are_the_bytes_due():
     model, plan = MLP([40, 48, 40, 10], norm=False), None
     plan = Plan.from_rules(model, {"layers.0": Out("a"), "layers.1": (In("a"), Out("b")), "out": In("b")})
     partition = Disjoint(3, reshuffle=0.5)
@@ -274,12 +274,12 @@ def test_nothing_crosses_the_wire_but_what_is_due():
 
     exact, halved = (together(3, work, wire_format=wire) for wire in ("exact", "bf16"))
     for sent, due in exact:
-        assert due <= sent <= 1.1 * due  # parts start where any dtype may
+        assert due <= sent <= 1.1 * due  # with padding
     for (sent, _), (due, _) in zip(halved, exact, strict=True):
         assert 0.45 * due < sent < 0.6 * due
 
 
-def test_what_a_worker_keeps_stays_where_it_is():
+def test_what_a_worker_holds_again_is_not_copied():
     model, plan = mixed_model()
     assignment = any_assignment(plan.num_units, 2, 0.0, torch.Generator().manual_seed(0))
 
@@ -292,7 +292,7 @@ def test_what_a_worker_keeps_stays_where_it_is():
     assert together(2, work) == [set(), set()]
 
 
-def test_a_worker_that_makes_something_else_is_told():
+def test_a_worker_with_other_tensors_is_refused():
     model, plan, _ = MODELS["mlp"][0]()
     assignment = Disjoint(2).assign(plan.axes, 0)
 
@@ -316,7 +316,7 @@ def test_a_worker_that_makes_something_else_is_told():
 
 
 @pytest.mark.parametrize("which", ["seed", "plan", "then"])
-def test_workers_that_do_not_agree_are_told_before_a_byte_moves(which):
+def test_workers_that_do_not_agree_are_refused_before_a_byte_is_sent(which):
     model, plan, _ = mlp()
 
     def work(member):
@@ -332,7 +332,7 @@ def test_workers_that_do_not_agree_are_told_before_a_byte_moves(which):
 
 
 class Forks(nn.Module):
-    """Takes one way or the other, by what it is given."""
+    """Takes one path or another, depending on the data."""
 
     def __init__(self):
         super().__init__()
@@ -345,7 +345,7 @@ class Forks(nn.Module):
 
 
 @pytest.mark.parametrize("others", [0.0, -1.0])
-def test_a_forward_that_goes_by_the_data_is_told(others):
+def test_a_forward_that_depends_on_the_data_is_refused(others):
     model = Forks()
     plan = Plan.whole(model)
 
@@ -371,7 +371,7 @@ def nearly_all_core():
 @pytest.mark.parametrize(
     ("build", "algorithm"),
     [
-        (only_blocks, ist(3, local_steps=2)),  # a worker has some tensors whole that calibration scales
+        (only_blocks, ist(3, local_steps=2)),  # a worker has tensors whole that calibration scales
         (nearly_all_core, ist(3, local_steps=2, core=0.75)),
         (lambda: mlp(hidden=(9, 7))[:2], Algorithm(name="o", partition=Overlapping(3, 3), local_steps=2)),
         (lambda: mlp(hidden=(9, 7))[:2], local_sgd(3, local_steps=2, overlap=1)),

@@ -1,4 +1,4 @@
-"""Worker processes: against the serial runtime (the meaning), and on every way a process can go."""
+"""Worker processes: against the serial runtime, which defines the meaning; and every way in which one can end."""
 
 import multiprocessing
 import os
@@ -25,7 +25,7 @@ from skerry.training.setup import net_to_train
 
 
 def work(runtime, folder, method, model_name):
-    """Train in every process; each saves what it knows, and all of them a checkpoint and the calibrated model."""
+    """Train in every process; each saves its figures, all together a checkpoint and the calibrated model."""
     torch.set_num_threads(1)
     algorithm, (build, data) = METHODS[method].algorithm, MODELS[model_name]
     torch.manual_seed(1)
@@ -52,8 +52,8 @@ def work_through(runtime, folder, grid):
             work(runtime, folder, method, model)
 
 
-# Every method, on the net that has tensors of two dealt dims, norms and dropout; the other models with those methods
-# between which what they add can differ: where units rest, which way momenta go, what comes late, who holds all.
+# Every method on the net with tensors of two dealt dims, norms and dropout. The other models only with methods that
+# differ there: units that are unassigned, state that travels, means that arrive late, units that all hold.
 ALWAYS = {
     "mlp": METHODS.keys(),
     "cnn": {"ist-slow-core", "ist-uneven-travel", "ist-core-overlap-travel", "local_sgd", "fedrolex", "single"},
@@ -69,7 +69,7 @@ GRID = [
 
 @pytest.fixture(scope="module")
 def results(request, tmp_path_factory):
-    """What serial and processes make of each method and model that is asked for; processes are started twice in all."""
+    """The results of both runtimes for each method and model; processes are started once per number of workers."""
     folder, by_size = tmp_path_factory.mktemp("runs"), {}
     for item in request.session.items:
         if item.function is test_processes_give_the_serial_result:
@@ -91,7 +91,7 @@ def kept(folder, method, model_name):
 
 
 def exported(folder):
-    """The tensors of an exported model, and the files that have them."""
+    """The tensors of an exported model, and the names of its files."""
     files = sorted(folder.glob("model*.safetensors"))
     return {name: tensor for file in files for name, tensor in load_file(file).items()}, [file.name for file in files]
 
@@ -132,19 +132,19 @@ def test_processes_give_the_serial_result(results, method, model):
         torch.testing.assert_close(figures["score"], serial["score"], rtol=1e-6, atol=1e-6)
         assert figures["due"][1] == pytest.approx(float(serial["due"][1]))
         assert figures["due"][0] == load_file(ours / name / "figures-0")["due"][0]
-    # What is due is counted as sent, or predicted with collectors that get equal parts.
+    # Processes count the bytes due; the serial runtime predicts them, with collectors of equal parts.
     assert figures["due"][0] == pytest.approx(float(serial["due"][0]), rel=0.1)
 
 
 def die(runtime, folder, how):
-    """Work for two rounds, then rank 1 goes."""
+    """Work for two rounds, then rank 1 ends."""
     for round in range(5):
         runtime.at(round, "local steps")
         runtime.total(torch.ones(1))
         if round == 2 and runtime.rank == 1:
             (folder / "gone").write_text(str(os.getpid()))
             if how == "raise":
-                raise ValueError("rank 1 cannot read its data; mend it")
+                raise ValueError("rank 1 cannot read its data; fix it")
             if how == "bug":
                 raise KeyError("unexpected")
             if how == "long":
@@ -158,7 +158,7 @@ def die(runtime, folder, how):
     ("how", "names"),
     [
         ("kill", r"rank 1\b.*round 2\b.*local steps\b.*\bSIGKILL\b"),
-        ("raise", r"rank 1\b.*round 2\b.*local steps\b.*rank 1 cannot read its data; mend it"),  # as it was raised
+        ("raise", r"rank 1\b.*round 2\b.*local steps\b.*rank 1 cannot read its data; fix it"),  # as it was raised
         ("bug", r"rank 1\b.*round 2\b.*local steps\b.*\bTraceback\b"),
         ("long", r"rank 1\b.*round 2\b.*local steps\b.*xxx"),
         ("leave", r"rank 1\b.*round 2\b.*local steps\b.*\b0\b"),
@@ -177,7 +177,7 @@ def test_a_death_ends_all_and_names_rank_round_and_cause(tmp_path, how, names):
 def wait_forever(runtime, folder):
     (folder / str(runtime.rank)).write_text(str(os.getpid()))
     if runtime.rank == 1:
-        os.kill(os.getpid(), signal.SIGSTOP)  # even a stopped one must go
+        os.kill(os.getpid(), signal.SIGSTOP)  # even a stopped process must end
     while True:
         time.sleep(0.05)
 
@@ -206,7 +206,7 @@ def test_no_worker_outlives_its_parent(tmp_path):
     assert not any(_alive(pid) for pid in pids)
 
 
-def test_a_port_in_use_is_told_in_one_line():
+def test_a_port_in_use_is_reported_in_one_line():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -226,7 +226,7 @@ def two_too_few(runtime):
     runtime.mine(3)
 
 
-def test_who_starts_processes_twice_or_never_is_told(monkeypatch):
+def test_starting_processes_twice_or_never_is_refused(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ValueError, match=r"\bRANK\b.*\btorchrun\b"):
         Processes.join()
@@ -235,6 +235,6 @@ def test_who_starts_processes_twice_or_never_is_told(monkeypatch):
         launch(print, 2)
 
 
-def test_workers_must_be_as_many_as_processes():
+def test_there_must_be_one_process_per_worker():
     with pytest.raises(WorkerDied, match=r"(?=.*\b3\b).*\b1\b"):
         launch(two_too_few, 1)

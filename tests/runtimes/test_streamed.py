@@ -1,4 +1,4 @@
-"""The streamed full model: against the model in memory, to the bit, and how much of it is there at a time."""
+"""The streamed full model: against the model in memory, to the bit, and how much of it is in memory at a time."""
 
 import math
 import weakref
@@ -19,7 +19,7 @@ from skerry.runtimes.streamed import Streamed
 
 
 class Shelf:
-    """Gathers from a model in memory, and knows what of it is out: how much at most, and what was asked for."""
+    """Gathers from a model in memory, and records what was asked for and the most bytes in use."""
 
     def __init__(self, model):
         self.tensors = named_tensors(model)
@@ -70,7 +70,7 @@ def test_outputs_are_those_of_the_scaled_model(case, assign):
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: CASES[number].name)
-def test_batch_norm_is_estimated_in_it_as_in_the_model(number):
+def test_batch_norm_is_estimated_as_in_the_model(number):
     model, plan, inputs = CASES[number].build()
     share = Disjoint(3).assign(plan.axes, 0).share()
     (full, _), whole = streamed(model, plan, share), scaled(model, plan, share)
@@ -84,7 +84,7 @@ def test_batch_norm_is_estimated_in_it_as_in_the_model(number):
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: CASES[number].name)
-def test_all_its_tensors_come_one_after_the_other(number):
+def test_tensors_come_one_after_the_other(number):
     model, plan, inputs = CASES[number].build()
     share = Disjoint(3).assign(plan.axes, 0).share()
     full, shelf = streamed(model, plan, share)
@@ -99,7 +99,7 @@ def test_all_its_tensors_come_one_after_the_other(number):
         del tensor
     assert seen == list(expected)
     by_size = sorted(tensor.nbytes for tensor in expected.values() if tensor.dim() > 1)
-    assert shelf.most <= sum(by_size[-2:])  # the next one comes while the caller has the last
+    assert shelf.most <= sum(by_size[-2:])  # the next is gathered while the caller has the last
     with pytest.raises(ValueError, match=r"result\.export\(folder\)"):
         full.whole()
 
@@ -108,7 +108,7 @@ def own(model, name):
     return dict([*model.named_parameters(), *model.named_buffers()])[name]
 
 
-def test_the_other_processes_get_nothing_but_ask_as_often():
+def test_other_processes_get_nothing_but_gather_as_often():
     model, plan, _ = CASES[0].build()
     shelf = Shelf(model)
     full = Streamed(
@@ -134,7 +134,7 @@ class Block(nn.Module):
 
 
 class Language(nn.Module):
-    """Token and position embeddings; the first are the head's weight, too."""
+    """A language model whose token embedding is tied to its head."""
 
     def __init__(self, width=8):
         super().__init__()
@@ -152,7 +152,7 @@ class Language(nn.Module):
 
 @pytest.fixture
 def slow_attention():
-    """Without PyTorch's fused attention for evaluation, which no mode of functions can look into."""
+    """Without PyTorch's fused attention for evaluation, whose operations a function mode does not see."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     yield
@@ -169,7 +169,7 @@ def test_a_transformer_with_tied_weights_and_a_mask():
     assert full.names("embed.weight") == ["embed.weight"]
 
 
-def test_pytorchs_own_transformer_which_in_memory_is_one_fused_operation():
+def test_pytorchs_transformer_whose_layers_are_fused_in_memory():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     model, x = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval(), torch.randn(3, 5, 8)
     full, shelf = streamed(model, Plan.whole(model))
@@ -197,7 +197,7 @@ def test_a_plan_that_discovery_made():
 
 
 class Asks(nn.Linear):
-    """Looks at what its weight is before it uses it, as library code does."""
+    """Reads attributes of its weight before it uses it, as library code does."""
 
     def forward(self, x):
         about = self.weight
@@ -215,7 +215,7 @@ class Asks(nn.Linear):
 
 
 @pytest.mark.parametrize("used", [True, False])
-def test_questions_about_a_tensor_do_not_gather_it(used):
+def test_reading_attributes_of_a_tensor_does_not_gather_it(used):
     model, x = Asks(5, 5).eval(), torch.randn(3, 5)
     model.used = used
     full, shelf = streamed(model, Plan.whole(model))
@@ -225,7 +225,7 @@ def test_questions_about_a_tensor_do_not_gather_it(used):
 
 
 class Chain(nn.Module):
-    """Layers of other sizes; one runs twice, and one takes two weights at once."""
+    """Layers of different sizes; each small one runs twice, and the last operation may take two weights."""
 
     def __init__(self):
         super().__init__()
@@ -240,7 +240,7 @@ class Chain(nn.Module):
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-def test_what_was_gathered_stays_while_there_is_room(at_once):
+def test_gathered_tensors_stay_while_there_is_room(at_once):
     model = Chain().eval()
     model.at_once = at_once
     full, shelf = streamed(model, Plan.whole(model))
@@ -250,7 +250,7 @@ def test_what_was_gathered_stays_while_there_is_room(at_once):
     assert shelf.asked == [*(f"layers.{k}.weight" for k in range(5)), "up.weight", "down.weight", *again]
 
 
-def test_two_large_weights_in_one_operation_are_both_there():
+def test_two_large_weights_of_one_operation_are_both_in_memory():
     class Both(nn.Module):
         def __init__(self):
             super().__init__()
@@ -278,7 +278,7 @@ def test_a_model_of_vectors_and_scalars_only():
     assert math.isclose(shelf.most, 0)
 
 
-def test_nothing_is_computed_for_gradients_and_the_model_stays_as_it_was():
+def test_there_are_no_gradients_and_the_model_does_not_change():
     model, plan, inputs = CASES[0].build()
     before = {name: tensor.clone() for name, tensor in named_tensors(model).items()}
     full, _ = assert_same_outputs(model, plan, inputs, Disjoint(2).assign(plan.axes, 0).share())

@@ -1,4 +1,4 @@
-"""Runs that are killed: a resumed run ends with the bits of an undisturbed one, and nothing hangs or is left over."""
+"""Killed runs: a resumed run ends with the bits of an undisturbed one; no hang, no orphan process."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def _kill(process: "subprocess.Popen[str]", out: Path) -> None:
     process.kill()
     process.communicate(timeout=30)
     until = time.monotonic() + 10
-    while _is_locked(out) and time.monotonic() < until:  # its workers notice and end
+    while _is_locked(out) and time.monotonic() < until:  # its workers notice it and end
         time.sleep(0.01)
     assert not _is_locked(out)
 
@@ -65,7 +65,7 @@ def _same_run(a: Path, b: Path) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _bare_pictures():
-    """Drawing would take most of the time of the runs that are resumed here; ``test_report.py`` is about pictures."""
+    """Without pictures, which would take most of the time; ``test_report.py`` tests them."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(pictures, "_svg", lambda figure, salt: "<svg></svg>")
         yield
@@ -106,7 +106,7 @@ def test_killed_before_its_first_checkpoint(undisturbed, tmp_path):
 
 @pytest.mark.parametrize("gone", [["summary.json"], ["summary.json", "model.safetensors", "units.json"]])
 def test_killed_between_two_files(undisturbed, tmp_path, gone):
-    """What a kill at the end can leave: files that are not there yet, lines too many, drafts."""
+    """What a kill at the end can leave: missing files, a half line, drafts."""
     out = tmp_path / "x"
     shutil.copytree(undisturbed / "serial", out)
     for name in gone:
@@ -130,7 +130,7 @@ def test_killed_while_it_wrote_its_very_first_file(tmp_path):
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
-    """A run in processes of which a worker was killed; what it told."""
+    """A run in processes of which one was killed, and its output."""
     out = tmp_path_factory.mktemp("interrupted") / "x"
     process = _start(out, "--runtime", "processes", *SETTINGS, *OFTEN)
     _wait_for_rounds(out, 4, process)
@@ -187,7 +187,7 @@ def _is_locked(out: Path) -> bool:
 
 
 def _children(pid: int) -> list[int]:
-    """The worker processes of ``pid`` (not multiprocessing's resource tracker), by number."""
+    """The worker processes of ``pid``, without multiprocessing's resource tracker."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -1,4 +1,4 @@
-"""The wire: what is read at one end is written at the other, once, in order, in buffers of bounded size."""
+"""The wire: what one process reads the other writes, once, in order, in buffers of bounded size."""
 
 import math
 from contextlib import nullcontext
@@ -46,7 +46,7 @@ def test_splitting_keeps_every_element_once_and_in_order(product, most):
     assert sorted(e for part in found for e in part) == whole
     assert all(0 < len(part) <= most for part in found)
     assert [part[0] for part in found] == sorted(part[0] for part in found)
-    # What tells the parts of a move apart: no two begin with the same indices.
+    # The key of a part in an exchange: no two begin with the same indices.
     begins = [tuple(-1 if i is None else i.first for i in part) for part in split(indices, shape, most)]
     assert len(set(begins)) == len(begins)
 
@@ -71,7 +71,7 @@ def test_only_float32_is_halved():
 
 
 def part_of(number, dtype):
-    """A part of ``number`` elements that go by any name."""
+    """A part of ``number`` elements."""
     indices = (Index.run(0, number),) if number != 1 else ()
     return Part(Move(f"{number}", indices, (0,), (1,), None), indices, torch.Size([number] * len(indices)), dtype)
 
@@ -85,7 +85,7 @@ def test_messages_are_full_and_keep_the_order(stream, chunk):
     assert [id(part) for message in packed for part in message] == [id(part) for part in stream]
     assert all(0 < num_bytes(message) <= chunk for message in packed)
     for message, after in pairwise(packed):
-        assert num_bytes(message) + after[0].num_bytes > chunk  # else it would have gone along
+        assert num_bytes(message) + after[0].num_bytes > chunk  # otherwise it would be in this message
 
 
 def drawn(source, target, k, part):
@@ -98,7 +98,7 @@ def drawn(source, target, k, part):
 
 @settings(max_examples=40, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(st.integers(1, 4).flatmap(lambda n: st.lists(streams, min_size=n * n, max_size=n * n)), st.integers(1, 3))
-def test_everybody_receives_what_was_sent_to_it(roads, num_runs):
+def test_every_process_receives_what_was_sent_to_it(roads, num_runs):
     n, budget = math.isqrt(len(roads)), 80 * 4
     stream = {(s, t): roads[s * n + t] for s in range(n) for t in range(n) if s != t}
 
@@ -136,7 +136,7 @@ def test_everybody_receives_what_was_sent_to_it(roads, num_runs):
                     assert torch.equal(*bits)
 
 
-def test_what_is_read_need_not_be_contiguous_or_of_the_right_dtype():
+def test_values_to_send_need_not_be_contiguous_or_of_the_right_dtype():
     source = torch.randn(6, 4)
     part = Part(Move("t", (None, None), (0,), (1,), None), (None, None), torch.Size([4, 6]), torch.bfloat16)
 
@@ -150,7 +150,7 @@ def test_what_is_read_need_not_be_contiguous_or_of_the_right_dtype():
     assert torch.equal(together(2, work)[1][0], source.T.to(torch.bfloat16))
 
 
-def test_a_lost_process_is_told_by_the_guard():
+def test_the_guard_reports_a_lost_process():
     class Lost(Exception):
         pass
 

@@ -1,7 +1,7 @@
-"""Moves: which elements change their holders between two rounds.
+"""Moves: which elements change holders between two rounds.
 
-Elements of a tensor that have the same holders now, the same holders in the next round and the same owner rank are a
-product of indices, one set for each dim, so they are cut out and written as blocks.
+Elements of a tensor with the same holders now, the same holders in the next round and the same owner rank are a product
+of indices, one set per dim. So they are read and written as blocks.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,14 +21,14 @@ from skerry.subnet.index import Cut, Index
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Move:
-    """Elements of one tensor that have the same holders now and in the next round, and the same owner.
+    """Elements of one tensor with the same holders now, the same holders in the next round, and the same owner.
 
     Attributes:
         name: the tensor.
         cut: which elements.
-        holders: the workers whose subnets have them now; none: only their owner stores them.
-        next_holders: the workers whose subnets have them in the next round; none: only their owner will.
-        owner: the worker that stores them while nobody holds them; None for elements that always have a holder.
+        holders: the workers whose subnets have them now. Empty: only their owner stores them.
+        next_holders: the workers whose subnets have them in the next round. Empty: only their owner stores them then.
+        owner: the worker that stores them while no worker holds them; None for elements that always have a holder.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Move:
 
 
 Known = dict[tuple[object, ...], list[Move]]
-"""Moves that have been found, by table row."""
+"""A cache of moves, by table row."""
 
 
 def moves(
@@ -50,20 +50,20 @@ def moves(
     worker: int | None = None,
     known: Known | None = None,
 ) -> Iterator[Move]:
-    """Return what becomes of every element, in an order that is the same for everybody.
+    """Yield the moves of all elements, in an order that is the same in all processes.
 
     Args:
         plan: what is dealt out.
-        sizes: the full-size tensors by name (only shapes are looked at).
+        sizes: the full-size tensors by name (only shapes are used).
         now: who holds what in the round that ends.
         then: who holds what in the next one.
-        worker: only moves that concern it.
-        known: from calls with the same assignments and worker; what is found is added.
+        worker: yield only the moves that concern this worker.
+        known: a cache, for calls with the same assignments and worker.
 
     Raises:
-        ValueError: elements have no holder, and the tensor has no owners: the partition leaves a unit unassigned.
+        ValueError: elements have no holder and no owner: the partition leaves a unit unassigned.
     """
-    known = {} if known is None else known  # tensors with the same table row move alike
+    known = {} if known is None else known  # tensors with the same table row have the same moves
     for name in sorted(sizes):
         shape = sizes[name].shape
         row, block, along = plan.row(name, shape), plan.block_of(name), owner_dim(plan, name, shape)
@@ -90,7 +90,7 @@ def _moves(
     dims = [d for d, dim in enumerate(row) if dim is not None]
     kinds = [kinds_of(dim, now, then, owners=d == along) for d, dim in enumerate(row) if dim is not None]
     *before, last = kinds or [Kinds(everybody[None], everybody[None], np.array([-1]), [])]
-    joined: dict[tuple[int, ...], Index] = {}  # the same few sets of kinds come again and again
+    joined: dict[tuple[int, ...], Index] = {}  # the same few sets of kinds recur
     for chosen in product(*(range(len(k.now)) for k in before)):
         held, held_then, owner = start_now, start_then, last.owner
         for kind, c in zip(before, chosen, strict=True):
@@ -103,15 +103,15 @@ def _moves(
         a, b = last.now & held, last.then & held_then
         some_a, some_b = a.any(1), b.any(1)
         if bool((owner < 0).any()) and not (some_a.all() and some_b.all()):
-            raise ValueError(f"{name}: units without a holder; the partition must give every unit to some worker")
+            raise ValueError(f"{name}: units without a holder; the partition must assign every unit to a worker")
         wanted = some_a | some_b  # else its owner stores it before and after
         if worker is not None:
             wanted &= a[:, worker] | b[:, worker] | ((owner == worker) & ~(some_a & some_b))
-        # Along the last dim, indices with the same holders join, whatever kinds they are of.
+        # Along the last dim, kinds with the same holders and owner are joined.
         groups: dict[tuple[bytes, bytes, int], list[int]] = {}
         for k in wanted.nonzero()[0].tolist():
             groups.setdefault((a[k].tobytes(), b[k].tobytes(), int(owner[k])), []).append(k)
-        for (_, _, rests), members in groups.items():
+        for (_, _, own), members in groups.items():
             indices: list[Index | None] = [None] * num_dims
             for d, kind, c in zip(dims, before, chosen, strict=False):
                 indices[d] = kind.indices[c]
@@ -121,17 +121,18 @@ def _moves(
                     joined[same] = Index(torch.cat([last.indices[k].ids for k in members]).sort().values)
                 indices[dims[-1]] = joined[same]
             holders, next_holders = (tuple(x[members[0]].nonzero()[0].tolist()) for x in (a, b))
-            yield Move("", tuple(indices), holders, next_holders, rests if rests >= 0 else None)
+            yield Move("", tuple(indices), holders, next_holders, own if own >= 0 else None)
 
 
 @dataclass(frozen=True, eq=False)
 class Kinds:
-    """The kinds of indices of a dim: those of one kind have the same holders now and then, and the same owner.
+    """The kinds of indices of a dim. Those of one kind have the same holders now and then, and the same owner.
 
     Attributes:
-        now, then: for each kind its holders, bool (kinds, workers).
-        owner: for each kind its owner; -1: none.
-        indices: for each kind its sorted indices.
+        now: bool, (kinds, workers): the holders of each kind.
+        then: bool, (kinds, workers): its holders in the next round.
+        owner: (kinds,): its owner, -1 for none.
+        indices: its sorted indices.
     """
 
     now: np.ndarray
@@ -141,6 +142,7 @@ class Kinds:
 
 
 def kinds_of(dim: DealtDim, now: Assignment, then: Assignment, *, owners: bool) -> Kinds:
+    """Return the kinds of indices of ``dim``; with ``owners``, owners are assigned along it."""
     n, size = now.num_workers, len(dim.units)
     held = torch.cat([dim.look_up(a.held, True) for a in (now, then)]).numpy()
     owner = np.arange(size) * n // max(1, size) if owners else np.full(size, -1)

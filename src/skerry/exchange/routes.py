@@ -1,4 +1,4 @@
-"""Routes: who sends what to whom, in transfers, and in bytes for all workers at once."""
+"""Routes: who sends what to whom, as transfers of one worker and as bytes of all workers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,8 @@ class Transfer:
     """Elements of one tensor that ``source`` sends to ``target``.
 
     Attributes:
-        move: what they have in common.
-        cut: which elements, a part of ``move.cut``.
+        move: the move that they are a part of.
+        cut: which elements.
         source: the worker that sends.
         target: the worker that receives.
     """
@@ -34,7 +34,7 @@ class Transfer:
 
 @dataclass(frozen=True, eq=False)
 class Stages:
-    """The transfers of an exchange: first to collectors and straight to new places, then from collectors."""
+    """The transfers of an exchange: first to collectors and from single sources, then from collectors."""
 
     first: tuple[Transfer, ...]
     second: tuple[Transfer, ...]
@@ -46,12 +46,12 @@ class Stages:
 
 
 def transfers(some_moves: Sequence[Move], sizes: Mapping[str, Tensor], *, average: bool = True) -> Stages:
-    """Return who sends what to whom.
+    """Return the transfers that ``some_moves`` need.
 
     Args:
         some_moves: all moves, or those that concern a worker.
-        sizes: the full-size tensors by name.
-        average: whether several holders have different values, of which the mean is meant.
+        sizes: the full-size tensors by name (only shapes are used).
+        average: whether to average over several holders; False where their values are equal.
     """
     first: list[Transfer] = []
     second: list[Transfer] = []
@@ -70,7 +70,7 @@ def transfers(some_moves: Sequence[Move], sizes: Mapping[str, Tensor], *, averag
 
 
 def collected(move: Move, shape: torch.Size) -> list[tuple[int, Cut]]:
-    """Return for each collector of a move the part that it collects."""
+    """Return the collectors of a move, each with the part that it collects."""
     counts = cut_shape(shape, move.cut)
     if counts.numel() == 0:
         return []
@@ -83,16 +83,28 @@ def collected(move: Move, shape: torch.Size) -> list[tuple[int, Cut]]:
 
 
 def traffic(plan: Plan, sizes: Mapping[str, Tensor], now: Assignment, then: Assignment) -> Tensor:
-    """Return the bytes ``[source, target]`` that workers send each other at the boundary between two rounds, float64.
+    """Return the bytes that workers send each other between two rounds.
 
-    It counts, for every combination of holders now and then, how many elements there are, so it is fast for all workers
-    at once. For elements that some but not all workers hold, collectors are counted with equal parts.
+    It counts the elements of every combination of holders now and then, so it is fast for all workers at once.
+    Collectors are counted with equal parts.
 
     Args:
         plan: what is dealt out.
-        sizes: the full-size tensors by name (only shape and element size are looked at).
+        sizes: the full-size tensors by name (only shapes and element sizes are used).
         now: who holds what in the round that ends.
         then: who holds what in the next one.
+
+    Returns:
+        float64, (workers, workers): bytes from source (row) to target (column).
+
+    Example:
+        >>> from torch import nn
+        >>> from skerry.partitions import Everything
+        >>> model = nn.Linear(3, 2, bias=False)
+        >>> now = Everything(2).assign((), 0)
+        >>> traffic(Plan.whole(model), dict(model.named_parameters()), now, now)
+        tensor([[ 0., 24.],
+                [24.,  0.]], dtype=torch.float64)
     """
     alike: dict[tuple[object, ...], list[str]] = {}  # tensors with the same table row
     for name, size in sizes.items():
@@ -109,7 +121,7 @@ def traffic(plan: Plan, sizes: Mapping[str, Tensor], now: Assignment, then: Assi
 def _sends(
     row: Sequence[DealtDim | None], block: int | None, along: int | None, now: Assignment, then: Assignment
 ) -> Tensor:
-    """Elements sent by and to each worker, of a tensor whose other dims have one index."""
+    """Return the elements sent from each worker to each, for a tensor whose other dims have one index."""
     n = now.num_workers
     held, held_then = torch.ones(n, 1, dtype=torch.bool), torch.ones(n, 1, dtype=torch.bool)
     if block is not None:

@@ -1,1 +1,1 @@
-"""Files: written so that a reader, or a kill at any instant, finds them whole."""
+"""Files: written in one step (``atomic.py``), and safetensors written with little memory (``tensor_file.py``)."""

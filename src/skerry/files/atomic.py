@@ -1,4 +1,4 @@
-"""Write a file so that a reader, or a kill at any instant, finds the old or the new one whole."""
+"""Atomic writes: a reader finds the old file or the new one, whole, even if the writer is killed."""
 
 import os
 from collections.abc import Callable
@@ -6,19 +6,19 @@ from pathlib import Path
 
 
 def write(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content`` in one step. A kill may leave the draft, which ``remove_drafts`` takes away."""
+    """Replace ``path`` by ``content`` in one step. A killed write may leave a draft (see ``remove_drafts``)."""
     write_with(path, lambda draft: draft.write_bytes(content))
 
 
 def write_with(path: Path, make: Callable[[Path], object]) -> None:
-    """Replace ``path`` by what ``make`` writes to the path that it is given, in one step."""
+    """Replace ``path`` in one step by what ``make`` writes to the path that it is given."""
     os.replace(make_draft(path, make), path)
 
 
 def make_draft(path: Path, make: Callable[[Path], object]) -> Path:
-    """Return the draft of ``path``, on the disk, with the permissions of any new file, whatever ``make`` gives it."""
+    """Write the draft of ``path`` with ``make``, to the disk and with a new file's permissions; return its path."""
     draft = draft_of(path)
-    draft.unlink(missing_ok=True)  # of a killed write
+    draft.unlink(missing_ok=True)  # left by a killed write
     draft.touch()
     mode = draft.stat().st_mode  # what the umask leaves; safetensors lets only the owner read
     draft.unlink()
@@ -35,17 +35,17 @@ def sync(path: Path) -> None:
 
 
 def is_draft(path: Path) -> bool:
-    """Tell whether ``path`` is what a killed ``write`` left."""
+    """Tell whether ``path`` is a draft."""
     return path.name.startswith(".") and path.name.endswith(".draft")
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove what killed writes left in ``folder``; nobody else may be writing there."""
+    """Remove the drafts that killed writes left in ``folder``; no other process may be writing there."""
     for path in folder.iterdir():
         if is_draft(path):
             path.unlink()
 
 
 def draft_of(path: Path) -> Path:
-    """Return where ``path`` is written before it gets its name."""
+    """Return the path that ``path`` is written to before it gets its name."""
     return path.with_name(f".{path.name}.draft")

@@ -1,8 +1,8 @@
-"""Write safetensors files a few megabytes at a time, so that what waits for the disk takes little memory.
+"""Writes safetensors files a few megabytes at a time, so that data waiting for the disk takes little memory.
 
-safetensors' own writer hands the whole file over at once, and until the disk has it, it is memory of this process:
-where that is limited (a cgroup), a slow disk can get the process killed. Readers are safetensors' own. The format: 8
-bytes, the length of a header in JSON; the header, with dtype, shape and place of each tensor; the tensors.
+safetensors' own writer hands over the whole file at once. Until it is on the disk it counts as memory of this process:
+in a cgroup with a limit, a slow disk can get the process killed. Files are read with safetensors. The format: 8 bytes,
+the length of the header; the header in JSON, with dtype, shape and place of each tensor; the tensors.
 """
 
 import json
@@ -20,14 +20,19 @@ _CODES = {
     torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 _WAITING = 2**24
-"""The most bytes that wait for the disk."""
+"""The most bytes that may wait for the disk."""
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, told: Mapping[str, str]) -> None:
-    """Write CPU tensors and what is ``told`` of them (texts by name) to ``path``, a safetensors file.
+    """Write a safetensors file.
+
+    Args:
+        tensors: CPU tensors by name.
+        path: the file.
+        told: the file's metadata, texts by name.
 
     Raises:
-        ValueError: the format has no such dtype.
+        ValueError: safetensors has no such dtype.
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in _CODES:
@@ -59,7 +64,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, told: Mapping[str, s
 
 
 def _to_disk(file: int) -> None:
-    """Wait until all is on the disk, and let go of the copy in memory."""
+    """Wait until everything is on the disk, and drop its copy in memory."""
     os.fsync(file)
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)

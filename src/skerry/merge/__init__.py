@@ -1,4 +1,8 @@
-"""Merge: put the pieces of all workers together again, and make the full model ready to use."""
+"""Merge: put the pieces of all workers together, and make the full model ready to use.
+
+``aggregate.py`` averages elements over their holders, ``outer.py`` has DiLoCo's outer optimizer, and ``calibrate.py``
+turns the aggregated weights into a full model that can be evaluated and exported.
+"""
 
 from skerry.merge.aggregate import aggregate_
 from skerry.merge.calibrate import calibrate

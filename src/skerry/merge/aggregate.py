@@ -1,9 +1,9 @@
-"""Aggregate: put the pieces of all workers together again.
+"""Aggregate: put the pieces of all workers together.
 
-Each element of the full model becomes the mean over the workers that held it; an element nobody held keeps its bits.
-An element with one holder is copied, so disjoint subnets lose nothing to rounding. Integers (batch norm's count of
-batches) are not averaged but taken from the first holder. A refused piece (a worker whose loss or weights stopped being
-finite) counts as not held.
+Each element of the full model becomes the mean over the workers that held it. An element without a holder keeps its
+bits. An element with one holder is copied, so disjoint subnets lose nothing to rounding. Integers (batch norm's count
+of batches) are taken from the first holder. A refused piece (of a worker whose loss or weights are not finite) does not
+count.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from skerry.subnet.index import Cut, whole
 from skerry.subnet.slicing import put_, take
 
 Piece = Mapping[str, Tensor]
-"""A worker's narrow tensors by name: parameters, buffers and, where it travels, optimizer state."""
+"""A worker's narrow tensors by name: parameters, buffers and, if it travels, optimizer state."""
 
 
 def is_finite(piece: Piece) -> bool:
@@ -31,19 +31,29 @@ def is_finite(piece: Piece) -> bool:
 
 
 def is_exact(tensor: Tensor) -> bool:
-    """Integers and truth values: nothing to average, and always finite."""
+    """Tell whether ``tensor`` has integers or booleans, which are not averaged and always finite."""
     return not (tensor.is_floating_point() or tensor.is_complex())
 
 
 @torch.no_grad()
 def aggregate_(full: Mapping[str, Tensor], plan: Plan, assignment: Assignment, pieces: Sequence[Piece | None]) -> None:
-    """Write ``full[e] = mean of piece_w[e] over the workers w that hold element e`` for every tensor, in place.
+    """Average the pieces of all workers into the full-size tensors, in place:
+
+        full[e] = mean of piece_w[e] over the workers w that hold element e.
 
     Args:
         full: the full-size tensors by name.
-        plan: the plan that the pieces were cut by.
+        plan: the plan that the pieces were extracted by.
         assignment: who held which units.
-        pieces: one a worker, in order; None for a refused one.
+        pieces: one per worker, in order; None for a refused one.
+
+    Example:
+        >>> from skerry.partitions import Everything
+        >>> full, plan = {"weight": torch.zeros(2)}, Plan((), {}, {"weight": torch.Size([2])})
+        >>> pieces = [{"weight": torch.tensor([1.0, 2.0])}, {"weight": torch.tensor([3.0, 4.0])}]
+        >>> aggregate_(full, plan, Everything(2).assign(plan.axes, 0), pieces)
+        >>> full["weight"]
+        tensor([2., 3.])
     """
     present = [(piece, Cuts(plan, assignment.units(w))) for w, piece in enumerate(pieces) if piece is not None]
 
@@ -65,9 +75,9 @@ def aggregate_(full: Mapping[str, Tensor], plan: Plan, assignment: Assignment, p
 
 
 def _put_mean_(tensor: Tensor, parts: Sequence[tuple[Tensor, Cut]]) -> None:
-    # Twice the digits, so that the mean of equal float32 values is that value; -0.0 + x == x to the bit for every x.
+    # In float64 the mean of equal float32 values is that value; -0.0 + x == x to the bit for every x.
     wide = torch.complex128 if tensor.is_complex() else torch.float64
-    if all(whole(cut) for _, cut in parts):  # everybody held all of it
+    if all(whole(cut) for _, cut in parts):
         total = parts[0][0].to(wide)
         for part, _ in parts[1:]:
             total = total + part

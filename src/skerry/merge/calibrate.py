@@ -1,15 +1,16 @@
-"""Calibrate: from what subnets learned to a full model that can be used.
+"""Calibrate: turn the aggregated weights into a full model that can be evaluated and exported.
 
-A subnet sums over its own units only, the full model over everybody's. So each weight that reads unit u is multiplied
-by the chance s_u that a subnet had the unit (1/n for a unit dealt to one of n workers, 1 for one that all hold):
+A subnet sums over its own units only, the full model over all units. So each weight that reads unit u is multiplied by
+the probability s_u that a subnet has the unit (1/n for a unit dealt to one of n workers, 1 for one that all hold):
 
     W[:, u] <- s_u W[:, u],   so that   sum_u s_u W[:, u] h_u = E[sum over a random subnet's units of W[:, u] h_u],
 
-the rule of dropout at test time. A block's branch, which subnets have or have not as a whole, is scaled likewise where
-the plan names it. Without it the full model's outputs are up to n times too large: its accuracy may
-survive, its loss does not. Then batch norm needs the statistics of the full model's own activations. They are measured
-on a calibration batch and kept; the statistics of a test batch are never used (with those, as in the IST release, the
-accuracy of a test set sorted by class falls to chance).
+as dropout does at test time. The branch of a block is scaled in the same way where the plan names it. Without the scale
+the full model's outputs are up to n times too large, which its accuracy may survive but its loss does not.
+
+Then batch norm needs the statistics of the full model's own activations. They are measured on calibration inputs and
+stored. Statistics of a test batch are never used: with them, as in the code released with IST, the accuracy on a test
+set sorted by class falls to chance.
 """
 
 import copy
@@ -34,15 +35,31 @@ def calibrate(
     """Return a calibrated copy of ``model`` in evaluation mode.
 
     Args:
-        model: the full model, as aggregated.
+        model: the full model, as aggregated; it is not changed.
         plan: its plan.
-        share: the scale s_u of each unit, by global id: ``partition.share(axes, round)``.
-        forward: runs the module it is given once over the calibration inputs, all in one batch. Needed for models with
-            batch norm; not called where nothing is dealt out, since running statistics are the model's own then.
+        share: (num_units,): the scale s_u of each unit, by global id; ``partition.share(axes, round)``.
+        forward: runs the given module once over all calibration inputs. Needed for models with batch norm. Not called
+            if nothing is dealt out: the running statistics are those of the full model then.
         total: adds a tensor up over the processes that each run a part of the calibration inputs.
 
+    Returns:
+        A copy of ``model``.
+
     Raises:
-        ValueError: a batch norm keeps no running statistics.
+        ValueError: a batch norm has no running statistics.
+
+    Example:
+        >>> from skerry.partitions import Disjoint
+        >>> from skerry.plan import In, Out
+        >>> model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> plan = Plan.from_rules(model, {"0": Out("hidden"), "2": In("hidden")})
+        >>> share = Disjoint(3, seed=0).share(plan.axes, 0)
+        >>> torch.allclose(calibrate(model, plan, share)[2].weight, model[2].weight / 3)
+        True
+
+    References:
+        Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov: Dropout: A Simple Way to Prevent Neural Networks from
+        Overfitting, JMLR 2014, figure 2 (the scale).
     """
     check_batch_norm(model)
     calibrated = scaled(model, plan, share)
@@ -53,7 +70,7 @@ def calibrate(
 
 @torch.no_grad()
 def scaled(model: nn.Module, plan: Plan, share: Tensor) -> nn.Module:
-    """Return a copy of ``model`` in evaluation mode in which what reads unit u is multiplied by s_u."""
+    """Return a copy of ``model`` in evaluation mode, in which weights that read unit u are multiplied by s_u."""
     copied = copy.deepcopy(model).eval()
     for name, tensor in named_tensors(copied).items():
         scale_(name, tensor, plan, share)
@@ -62,7 +79,14 @@ def scaled(model: nn.Module, plan: Plan, share: Tensor) -> nn.Module:
 
 @torch.no_grad()
 def scale_(name: str, tensor: Tensor, plan: Plan, share: Tensor) -> None:
-    """Multiply the full-size tensor ``name`` by the shares of the units that it reads."""
+    """Multiply a full-size tensor by the shares of the units that it reads, in place.
+
+    Args:
+        name: of the tensor.
+        tensor: its values.
+        plan: its plan.
+        share: (num_units,): the scale of each unit, by global id.
+    """
     for dim, dealt in enumerate(plan.dims.get(name, ())):
         if dealt is not None and dealt.role == "in":
             scale = dealt.look_up(share, 1.0)
@@ -77,11 +101,15 @@ def estimate_batch_norm_(
     forward: Callable[[nn.Module], object],
     total: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> None:
-    """Set the running statistics of every batch norm of ``model`` to those of its input under ``forward``.
+    """Set the running statistics of every batch norm of ``model`` to those of its inputs in ``forward``.
 
-    Each layer's statistics are set just before it runs, so every later layer sees activations normalized as they will
-    be at test time. ``total`` adds up (count, sum, sum of squares) over processes, so the result is that of one
-    process with all inputs. A layer that runs several times gets the statistics of all its runs so far.
+    Each layer's statistics are set just before it runs, so later layers see activations normalized as they will be at
+    test time. A layer that runs several times gets the statistics of all its runs so far.
+
+    Args:
+        model: is changed in place; its mode stays.
+        forward: runs the given module over the calibration inputs.
+        total: adds (count, sum, sum of squares) up over processes, so that the result is that of all their inputs.
     """
     sums: dict[str, Tensor] = {}
     handles = []
@@ -93,7 +121,7 @@ def estimate_batch_norm_(
             assert isinstance(module, _BatchNorm)
             assert module.running_mean is not None
             assert module.running_var is not None
-            x = inputs[0].transpose(0, 1).flatten(1).double()  # channels first, everything else behind
+            x = inputs[0].transpose(0, 1).flatten(1).double()  # (channels, all else)
             count = torch.full((1, x.shape[0]), x.shape[1], dtype=x.dtype, device=x.device)
             sums[name] = sums.get(name, 0) + total(torch.cat([count, x.sum(1)[None], x.square().sum(1)[None]]))
             n, mean = sums[name][0], sums[name][1] / sums[name][0]
@@ -115,7 +143,7 @@ def estimate_batch_norm_(
 
 
 def check_batch_norm(model: nn.Module) -> None:
-    """Raise ValueError if a batch norm of ``model`` keeps no running statistics."""
+    """Raise ValueError if a batch norm of ``model`` has no running statistics."""
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is None:
             raise ValueError(

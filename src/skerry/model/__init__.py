@@ -1,1 +1,1 @@
-"""What Skerry needs of any module: its tensors by name, what it is called with, and its optimizer state."""
+"""Models: the tensors of any module by name, what it is called with, and its optimizer state as named tensors."""

@@ -1,4 +1,4 @@
-"""What a model is called with and what it returns: tensors, alone or in tuples, lists and dicts."""
+"""What a model is called with and returns: tensors, alone or in tuples, lists, dicts and dataclasses."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,14 +12,14 @@ Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
-    """Return ``model(x)``, ``model(*xs)`` or ``model(**by_name)``, by the type of ``inputs``."""
+    """Return ``model(x)``, ``model(*xs)`` or ``model(**by_name)``, depending on the type of ``inputs``."""
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
 
 
 def map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Apply ``fn`` to every tensor in ``value``."""
+    """Return ``value`` with ``fn`` applied to every tensor in it."""
     if isinstance(value, Tensor):
         return fn(value)
     if isinstance(value, Mapping):
@@ -35,33 +35,33 @@ def map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def join(values: Sequence[Any]) -> Any:
-    """Concatenate the tensors of ``values``, which are all built alike (``fit``), along their first dim.
+    """Return ``values``, of the same structure (``fit``), as one: tensors are concatenated along their first dim.
 
-    What is no tensor is taken from the first value.
+    Anything that is not a tensor is taken from the first value.
     """
-    rest = [tensors_of(value) for value in values]
-    return map_tensors(lambda _: torch.cat([next(tensors) for tensors in rest]), values[0])
+    others = [tensors_of(value) for value in values]
+    return map_tensors(lambda _: torch.cat([next(tensors) for tensors in others]), values[0])
 
 
 def fit(values: Sequence[Any]) -> bool:
-    """Tell whether ``join`` can: the same tensors, in the same places, whose samples have the same shapes."""
+    """Tell whether ``values`` can be joined: the same structure, and samples of the same shapes."""
     return len({(_names(value), *(tensor.shape[1:] for tensor in tensors_of(value))) for value in values}) == 1
 
 
 def _names(value: Any) -> tuple[Any, ...]:
-    """The keys of ``value`` and of what is in it, in order."""
+    """Return the keys of ``value`` and of the values in it, in order."""
     if isinstance(value, Mapping):
         return tuple((key, _names(item)) for key, item in value.items())
     return tuple(_names(item) for item in value) if isinstance(value, tuple | list) else ()
 
 
 def to(value: Any, device: torch.device) -> Any:
-    """Move every tensor in ``value`` to ``device``."""
+    """Return ``value`` with every tensor on ``device``."""
     return map_tensors(lambda tensor: tensor.to(device), value)
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in ``value``, in tuples, lists, dicts and dataclasses; other objects (caches) do not count."""
+    """Yield the tensors in ``value``, in tuples, lists, dicts and dataclasses; other objects (caches) are ignored."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):

@@ -1,10 +1,9 @@
-"""Optimizer state as named tensors, so that momenta are cut, moved and averaged by the same table as weights.
+"""Optimizer state as named tensors, so that momenta are extracted, exchanged and averaged like weights.
 
 The state ``momentum_buffer`` of the parameter ``layers.0.weight`` is called ``layers.0.weight::momentum_buffer``.
-State of another shape than its parameter (Adam's step count) belongs to no unit and is shared. So an element that
-rested for long and is trained again has young moments under an old step count: Adam's bias correction does not cover
-it, and its first steps are too large, (1 - beta1^k) / sqrt(1 - beta2^k) times after k of them: at most 6.6 with
-PyTorch's betas.
+State of another shape than its parameter (Adam's step count) belongs to no unit and is shared. So an element that is
+trained again after many rounds has new moments with an old step count, which Adam's bias correction does not cover. Its
+first steps are too large by (1 - beta1^k) / sqrt(1 - beta2^k) after k steps: at most 6.6 with PyTorch's betas.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,35 +15,42 @@ SEPARATOR = "::"
 
 
 def parameter_of(name: str) -> str:
-    """Return the tensor whose table row ``name`` follows: itself, or the parameter it is the state of."""
+    """Return the name of the parameter that ``name`` is the state of; ``name`` itself if it is no state."""
     return name.partition(SEPARATOR)[0]
 
 
 def initial(make: Callable[[list[nn.Parameter]], torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Return, by key, the state of an element that has seen nothing but zero gradients; empty if it cannot be known.
+    """Return, by key, the values that optimizer state starts with; empty if they are not known.
 
-    This is where state starts: 0 for momenta, ``initial_accumulator_value`` for Adagrad, the learning rate for Rprop.
+    They are those of an element that has only had zero gradients: 0 for momenta, ``initial_accumulator_value`` for
+    Adagrad, the learning rate for Rprop.
+
+    Args:
+        make: returns the optimizer of a list of parameters.
     """
     element = nn.Parameter(torch.zeros(1))
     element.grad = torch.zeros(1)
     optimizer = make([element])
     try:
         optimizer.step()
-    except (RuntimeError, ValueError, TypeError):  # Muon wants matrices
+    except (RuntimeError, ValueError, TypeError):  # Muon needs matrices
         return {}
     state = {k: torch.as_tensor(v) for k, v in optimizer.state.get(element, {}).items() if v is not None}
-    # A count of steps starts at none.
+    # Step counts start at 0.
     return {key: torch.zeros_like(value) if value.dim() == 0 else value for key, value in state.items()}
 
 
 def read(optimizer: torch.optim.Optimizer, model: nn.Module, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return every state tensor of ``optimizer`` by name (no copies).
+    """Return every state tensor of ``optimizer`` by name, without copies.
 
-    A parameter that has had no gradient yet gets the state ``start`` (of ``initial``), so that all workers have the
-    same names, whatever path their data took through the model.
+    Args:
+        optimizer: of the parameters of ``model``.
+        model: a worker's subnet.
+        start: what ``initial`` returned. A parameter without a gradient so far has this state, so that all workers
+            have the same names, whichever path their data took through the model.
 
     Raises:
-        ValueError: the optimizer keeps state that is not a tensor or a number, which cannot travel.
+        ValueError: the optimizer has state that is not a tensor or a number, which cannot travel.
     """
     state: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
@@ -66,7 +72,7 @@ def read(optimizer: torch.optim.Optimizer, model: nn.Module, start: Mapping[str,
 
 
 def load_(optimizer: torch.optim.Optimizer, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give ``optimizer`` the state that ``read`` returned, in the shapes of ``model``."""
+    """Give ``optimizer`` the state that ``read`` returned, in the shapes of ``model``, in place."""
     parameters = dict(model.named_parameters())
     for name, value in state.items():
         owner, _, key = name.partition(SEPARATOR)
@@ -84,9 +90,9 @@ def full_sizes(
     """Return, by name, full-size tensors on the meta device for the optimizer state in a worker's ``narrow`` tensors.
 
     Args:
-        narrow: a worker's tensors, parameters and optimizer state.
+        narrow: a worker's parameters and optimizer state.
         shapes: of the full model's tensors.
-        parameters: others that have the same state, though this worker may not have them (those of blocks).
+        parameters: others that have the same state, though this worker may lack them (those of blocks).
     """
     sizes: dict[str, Tensor] = {}
     absent = {name: parameter.dtype for name, parameter in parameters.items() if name not in narrow}
@@ -96,7 +102,7 @@ def full_sizes(
             own_shape = tensor.shape == narrow[owner].shape
             sizes[name] = torch.empty(shapes[owner] if own_shape else tensor.shape, dtype=tensor.dtype, device="meta")
             if narrow[owner].dim() == 0:
-                continue  # it cannot be told whether a parameter with dims would have one number, or one an element
+                continue  # unknown: would a parameter with dims have one number, or one per element?
             for other, dtype in absent.items():
                 shape = shapes[other] if own_shape else tensor.shape
                 own = dtype if tensor.dtype == narrow[owner].dtype else tensor.dtype
@@ -107,7 +113,7 @@ def full_sizes(
 def blank(
     name: str, shape: torch.Size, dtype: torch.dtype, start: Mapping[str, Tensor], device: torch.device
 ) -> Tensor:
-    """Return the state ``name`` of elements that nobody has trained yet; ``start`` is what ``initial`` returns."""
+    """Return the state ``name`` of elements that have not been trained yet; ``start`` is what ``initial`` returned."""
     tensor = torch.zeros(shape, dtype=dtype, device=device)
     at_start = start.get(name.rpartition(SEPARATOR)[2])
     return tensor if at_start is None else tensor + at_start.to(tensor).view(())

@@ -1,4 +1,4 @@
-"""A module's parameters and buffers: by name, replaced, or left out (a skeleton on meta)."""
+"""A module's parameters and buffers: listed by name, replaced, or moved to meta (a skeleton)."""
 
 import copy
 from collections.abc import Mapping
@@ -9,12 +9,17 @@ from torch import Tensor, nn
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return every parameter, then every buffer, by its dotted name; a tied one once, under its first name."""
+    """Return every parameter, then every buffer, by dotted name; a tied tensor once, under its first name."""
     return {**{n: p.detach() for n, p in model.named_parameters()}, **dict(model.named_buffers())}
 
 
+def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
+    """Return the shape of every parameter and buffer, by dotted name."""
+    return {name: tensor.shape for name, tensor in named_tensors(model).items()}
+
+
 def saved_names(model: nn.Module, name: str) -> list[str]:
-    """Return all names under which the tensor ``name`` is in ``model.state_dict()``; none if it is not saved."""
+    """Return all names of the tensor ``name`` in ``model.state_dict()``; empty if it is not saved."""
     tensors = model.state_dict(keep_vars=True)
     own = dict([*model.named_parameters(), *model.named_buffers()])[name]
     return [other for other, tensor in tensors.items() if tensor is own]
@@ -34,10 +39,16 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
 
 
 def fill_(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Put ``tensors`` in the place of the parameters and buffers of ``module``, by name; ties stay tied.
+    """Replace the parameters and buffers of ``module`` by ``tensors``, by name; tied ones stay tied.
 
-    A parameter stays the same object where its new values can take the place of its old ones, so that an optimizer of
-    it goes on; one on meta cannot.
+    A parameter stays the same object if device, dtype and shape stay, so that its optimizer can go on.
+
+    Args:
+        module: is changed in place.
+        tensors: one for each name in ``named_tensors(module)``.
+
+    Returns:
+        ``module``.
     """
     new: dict[int, Tensor] = {}
     for name, parameter in module.named_parameters():
@@ -52,19 +63,22 @@ def fill_(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     for each in module.modules():
         for own, tensor in [*each._parameters.items(), *each._buffers.items()]:
             if tensor is not None:
-                setattr(each, own, new[id(tensor)])  # as an attribute: nn.LSTM keeps a second list of its weights
+                setattr(each, own, new[id(tensor)])  # by setattr: nn.LSTM has a second list of its weights
     return module
 
 
 def parameter_like(tensor: Tensor, like: nn.Parameter) -> nn.Parameter:
-    """Return ``tensor`` as a parameter that is trained or not as ``like`` is, with the marks libraries put on that."""
+    """Return ``tensor`` as a parameter with the ``requires_grad`` and the attributes of ``like``."""
     new = nn.Parameter(tensor, requires_grad=like.requires_grad)
     new.__dict__.update(vars(like))
     return new
 
 
 def skeleton(model: nn.Module) -> nn.Module:
-    """Return a copy of ``model`` with every parameter and buffer on meta; no tensor is copied, tied ones stay tied.
+    """Return a copy of ``model`` with every parameter and buffer on meta; tied ones stay tied. No values are copied.
+
+    Raises:
+        ValueError: the model cannot be copied.
 
     Example:
         >>> skeleton(nn.Linear(4, 3)).weight

@@ -1,7 +1,7 @@
 """Axes, and the dims of tensors that run over their units."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -14,12 +14,24 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Axis:
-    """A set of interchangeable units, with the global ids ``start .. start + num_units - 1``."""
+    """A set of interchangeable units.
+
+    Attributes:
+        name: unique in the plan.
+        num_units: how many units it has.
+        kind: what a unit is: ``"neurons"``, ``"channels"``, ``"heads"``, ``"blocks"``, ...
+        start: global id of the first unit; the others follow without gaps.
+    """
 
     name: str
     num_units: int
     kind: str = "neurons"
     start: int = 0
+
+    @property
+    def units(self) -> range:
+        """Global ids of its units."""
+        return range(self.start, self.start + self.num_units)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,21 +39,21 @@ class DealtDim:
     """One tensor dim that is dealt out.
 
     Attributes:
-        units: int32 of the dim's size: the global unit id of each index, -1 where an index is not dealt out. Dims that
-            run over the same units in the same order share one tensor.
-        role: ``"out"`` where the dim makes the units, ``"in"`` where it sums over them. The scale that makes up for
-            the units a subnet did not have is folded into the ``"in"`` dims (see ``merge/calibrate.py``).
+        units: int32, (size of the dim,): the global unit id of each index, -1 where an index is not dealt out. Dims
+            that have the same units in the same order share one tensor.
+        role: ``"out"`` where the dim makes the units, ``"in"`` where it sums over them. Calibration scales the ``"in"``
+            dims to make up for the units that a subnet did not have (``merge/calibrate.py``).
     """
 
     units: Tensor
     role: Role
 
     def look_up(self, values: Tensor, undealt: float) -> Tensor:
-        """Return for each index the value of its unit, ``undealt`` where the index is not dealt out.
+        """Return the value of each index's unit, ``undealt`` where an index is not dealt out.
 
         Args:
             values: (..., num_units) by global unit id.
-            undealt: for ids of -1.
+            undealt: the value for ids of -1.
 
         Returns:
             (..., size of the dim), of the dtype of ``values``.
@@ -51,12 +63,12 @@ class DealtDim:
 
 
 Row = Sequence[DealtDim | None]
-"""For each dim of a tensor how it is dealt out, None if it is not."""
+"""How each dim of a tensor is dealt out, None where it is not."""
 
 
 def once_per_units(find: Callable[[DealtDim], T]) -> Callable[[DealtDim], T]:
-    """Return ``find``, called once for all dims that share one tensor of unit ids (most dims of deep nets do)."""
-    known: dict[int, tuple[DealtDim, T]] = {}  # with the dim: as long as its units live, no other has their identity
+    """Return ``find`` with a cache: it is called once for all dims that share one tensor of unit ids."""
+    known: dict[int, tuple[DealtDim, T]] = {}  # keeps the dim, so that no other tensor of ids gets the same id()
 
     def found(dim: DealtDim) -> T:
         if id(dim.units) not in known:
@@ -67,12 +79,25 @@ def once_per_units(find: Callable[[DealtDim], T]) -> Callable[[DealtDim], T]:
 
 
 def row_key(row: Row) -> tuple[int | None, ...]:
-    """Return what is equal for rows whose dims share their unit ids, and so move alike in an exchange."""
+    """Return a key that is equal for rows whose dims share their unit ids; such tensors have the same moves."""
     return tuple(None if dim is None else id(dim.units) for dim in row)
 
 
+def numbered(axes: Iterable[Axis]) -> tuple[Axis, ...]:
+    """Return the axes with their unit ids one after the other, from 0."""
+    found: list[Axis] = []
+    for axis in axes:
+        found.append(replace(axis, start=found[-1].units.stop if found else 0))
+    return tuple(found)
+
+
+def renumbered_units(units: Mapping[str, int], new_id: Tensor) -> dict[str, int]:
+    """Return ``units`` by name with unit u called ``new_id[u]``, without those that have none (-1)."""
+    return {name: int(new_id[unit]) for name, unit in units.items() if new_id[unit] >= 0}
+
+
 def renumbered(dims: Mapping[str, Row], new_id: Tensor) -> dict[str, tuple[DealtDim | None, ...]]:
-    """Return the same dims with unit u called ``new_id[u]`` (-1: not dealt out); rows with nothing left are dropped."""
+    """Return the dims with unit u called ``new_id[u]`` (-1: not dealt out), without rows that have no units left."""
     new_units = once_per_units(lambda dim: dim.look_up(new_id, -1))
     dealt = once_per_units(lambda dim: bool((new_units(dim) >= 0).any()))
     rows = {

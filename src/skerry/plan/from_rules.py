@@ -1,4 +1,4 @@
-"""From rules to the axes and the table of a plan."""
+"""Builds the axes and the table of a plan from rules, and checks that the rules agree."""
 
 from collections.abc import Mapping
 
@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from skerry.model.tensors import canonical_names, named_tensors
-from skerry.plan.dims import Axis, DealtDim
+from skerry.plan.dims import Axis, DealtDim, numbered
 from skerry.plan.rules import Entry, Rules, entries
 
 
 def axes_and_dims(model: nn.Module, rules: Rules) -> tuple[tuple[Axis, ...], dict[str, tuple[DealtDim | None, ...]]]:
-    """Return the axes that ``rules`` make, and for each tensor they deal out how each of its dims is dealt.
+    """Return the axes that ``rules`` make, and the table row of each tensor that they deal out.
 
     Raises:
         ValueError: see ``Plan.from_rules``.
@@ -24,7 +24,7 @@ def axes_and_dims(model: nn.Module, rules: Rules) -> tuple[tuple[Axis, ...], dic
     axes = _axes(wanted, {entry.tensor: tensors[canonical[entry.tensor]] for entry in wanted})
     by_name = {axis.name: axis for axis in axes}
 
-    shared: dict[tuple[str, int, int], Tensor] = {}  # one tensor of unit ids for all dims that run alike
+    shared: dict[tuple[str, int, int], Tensor] = {}  # dims with the same units share one tensor
     # tensor -> dim -> (how it is dealt, its axis, its name in the rule)
     table: dict[str, dict[int, tuple[DealtDim, str, str]]] = {}
     for entry in wanted:
@@ -46,6 +46,7 @@ def axes_and_dims(model: nn.Module, rules: Rules) -> tuple[tuple[Axis, ...], dic
 
 
 def _axes(wanted: list[Entry], tensors: Mapping[str, Tensor]) -> tuple[Axis, ...]:
+    """Return the axes of all entries; raise ValueError where sizes disagree, or one is made or read only."""
     made: dict[str, tuple[int, Entry]] = {}
     for entry in wanted:
         if entry.role == "out":
@@ -64,25 +65,22 @@ def _axes(wanted: list[Entry], tensors: Mapping[str, Tensor]) -> tuple[Axis, ...
             f"axis '{name}' is made (Out) but nothing reads it, so a subnet's outputs would lack units; "
             f"add In('{name}') for the module after, or leave the axis whole"
         )
-    axes, start = [], 0
-    for name, (size, entry) in made.items():
-        axes.append(Axis(name, size, entry.kind, start))
-        start += size
-    return tuple(axes)
+    return numbered(Axis(name, size, entry.kind) for name, (size, entry) in made.items())
 
 
 def _unit_ids(entry: Entry, axis: Axis, size: int) -> Tensor:
+    """Return the unit id of each index of the entry's dim, int32."""
     per_unit, rest = divmod(size, axis.num_units * entry.parts)
     if rest or (per_unit != 1 and entry.role == "out" and not entry.num_units):
         raise ValueError(
             f"{entry.tensor} dim {entry.dim}: {size} indices, expected a multiple of the {axis.num_units} units of "
             f"axis '{axis.name}'; the rule names the wrong axis or the wrong module"
         )
-    ids = torch.arange(axis.start, axis.start + axis.num_units, dtype=torch.int32).repeat_interleave(per_unit)
-    return ids.repeat(entry.parts)
+    return torch.tensor(axis.units, dtype=torch.int32).repeat_interleave(per_unit).repeat(entry.parts)
 
 
 def _check_ties(canonical: Mapping[str, str], table: Mapping[str, Mapping[int, object]], ruled: set[str]) -> None:
+    """Raise ValueError where a tied tensor is dealt out under only one of its names."""
     for alias, name in canonical.items():
         if name in table and alias not in ruled:
             by = next(other for other in ruled if canonical[other] == name)

@@ -1,7 +1,7 @@
-"""Plan files: a plan as JSON, to keep beside a run or to write by hand.
+"""Plan files: a plan as JSON, to store beside a run or to write by hand.
 
-Unit ids of a dim are kept as runs ``[first unit, step, count]``, with step 1 for neighbours, 0 for repeats. Patches are
-functions and are not kept: only their patterns are, and loading asks for them again.
+The unit ids of a dim are stored as runs ``[first unit, step, count]``, with step 1 for consecutive ids and 0 for equal
+ones. Patches are functions and are not stored. Their patterns are, and ``load_plan`` asks for the patches again.
 """
 
 import json
@@ -13,14 +13,30 @@ import torch
 from torch import Tensor, nn
 
 from skerry.files import atomic
-from skerry.plan.dims import Axis, DealtDim
+from skerry.plan.dims import Axis, DealtDim, numbered
 from skerry.plan.table import Note, Patch, Plan
 
 _FORMAT = "skerry plan 1"
 
 
 def save_plan(plan: Plan, path: str | Path) -> None:
-    """Write ``plan`` to ``path`` as JSON; a reader finds the old file or the new one, whole."""
+    """Write ``plan`` to ``path`` as JSON. The file is replaced in one step, so a reader never sees half of it.
+
+    Args:
+        plan: the plan.
+        path: the file; its folder must exist.
+
+    Raises:
+        OSError: the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> model = nn.Linear(3, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_plan(Plan.whole(model), f"{folder}/plan.json")
+        ...     load_plan(f"{folder}/plan.json", model).axes
+        ()
+    """
     content = {
         "format": _FORMAT,
         "axes": [{"name": a.name, "num_units": a.num_units, "kind": a.kind} for a in plan.axes],
@@ -40,8 +56,17 @@ def save_plan(plan: Plan, path: str | Path) -> None:
 def load_plan(path: str | Path, model: nn.Module, patches: Mapping[str, Patch] | None = None) -> Plan:
     """Read a plan and check that it fits ``model``.
 
+    Args:
+        path: a file that ``save_plan`` wrote.
+        model: the model that the plan is for.
+        patches: by pattern of module names, the patches that the plan was made with.
+
+    Returns:
+        The plan.
+
     Raises:
-        ValueError: the file is no plan, its table contradicts itself, it was made for another model (the tensor is
+        OSError: the file cannot be read.
+        ValueError: the file is not a plan, its table contradicts itself, it was made for another model (the tensor is
             named), or it needs patches that are not given.
     """
     try:
@@ -59,18 +84,14 @@ def load_plan(path: str | Path, model: nn.Module, patches: Mapping[str, Patch] |
     try:
         plan = _plan(content, patches or {})
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-        raise ValueError(f"{path}: not a whole plan ({type(error).__name__}: {error}); make it anew") from error
+        raise ValueError(f"{path}: not a complete plan ({type(error).__name__}: {error}); make it again") from error
     plan.check(model)
     _check_table(plan, path)
     return plan
 
 
 def _plan(content: Mapping[str, Any], patches: Mapping[str, Patch]) -> Plan:
-    axes, start = [], 0
-    for axis in content["axes"]:
-        axes.append(Axis(str(axis["name"]), int(axis["num_units"]), str(axis["kind"]), start))
-        start += axes[-1].num_units
-    known: dict[str, Tensor] = {}  # dims that run alike share one tensor
+    known: dict[str, Tensor] = {}  # dims with the same units share one tensor
 
     def dim(entry: Mapping[str, Any] | None) -> DealtDim | None:
         if entry is None:
@@ -81,7 +102,7 @@ def _plan(content: Mapping[str, Any], patches: Mapping[str, Patch]) -> Plan:
         return DealtDim(known[key], entry["role"])
 
     return Plan(
-        tuple(axes),
+        numbered(Axis(str(a["name"]), int(a["num_units"]), str(a["kind"])) for a in content["axes"]),
         {name: tuple(dim(entry) for entry in row) for name, row in content["dims"].items()},
         {name: torch.Size(shape) for name, shape in content["shapes"].items()},
         {name: int(unit) for name, unit in content["blocks"].items()},
@@ -92,9 +113,10 @@ def _plan(content: Mapping[str, Any], patches: Mapping[str, Patch]) -> Plan:
 
 
 def _check_table(plan: Plan, path: str | Path) -> None:
+    """Raise ValueError where the table contradicts the plan's shapes or axes."""
     for name, row in plan.dims.items():
         if name not in plan.shapes:
-            raise ValueError(f"{path}: {name} is dealt out but has no shape; make the plan anew")
+            raise ValueError(f"{path}: {name} is dealt out but has no shape; make the plan again")
         sizes = tuple(
             size if dim is None else len(dim.units) for dim, size in zip(row, plan.shapes[name], strict=False)
         )

@@ -1,10 +1,10 @@
 """Rules: which modules make an axis and which read it, in the words of tensor parallelism.
 
-``Out("h0")`` on a module says that its outputs are the units of axis ``h0``; ``In("h0")`` that its inputs are. A rule
-names modules by a pattern in which each ``*`` stands for one component of the dotted name; the ``*`` of the axis name
-take what those of the pattern matched, so ``{"layers.*.up": Out("layers.*.mlp")}`` makes one axis a layer.
+``Out("h0")`` on a module says that its outputs are the units of axis ``h0``, ``In("h0")`` that its inputs are. A rule
+names modules by a pattern, in which each ``*`` stands for one component of the dotted name. A ``*`` in the axis name is
+replaced by what the ``*`` of the pattern matched: ``{"layers.*.up": Out("layers.*.mlp")}`` makes one axis per layer.
 
-This file only says which tensor dims a rule touches (``Entry``). The table itself is built in ``plan.py``.
+This file says which tensor dims a rule deals out (``Entry``); ``from_rules.py`` builds the table.
 """
 
 import difflib
@@ -20,24 +20,29 @@ Role = Literal["out", "in"]
 
 @dataclass(frozen=True)
 class Out:
-    """The module's outputs are the units of ``axis``, one output a unit."""
+    """The module's outputs are the units of ``axis``, one output per unit."""
 
     axis: str
 
 
 @dataclass(frozen=True)
 class In:
-    """The module's inputs are the units of ``axis``: one a unit, or k neighbouring ones (k = H*W after a flatten)."""
+    """The module's inputs are the units of ``axis``: k neighbouring ones per unit (1, or H*W after a flatten)."""
 
     axis: str
 
 
 @dataclass(frozen=True)
 class Heads:
-    """The module's outputs are the ``num_heads`` units of ``axis``, each a run of neighbouring ones: attention heads.
+    """The module's outputs are the attention heads of ``axis``, each a run of neighbouring outputs.
 
-    With ``parts`` such runs one after the other: 3 for a fused q, k, v. Where several query heads share one key and
-    value head, the unit is the key head with its queries: give all of q, k and v the number of key heads.
+    If several query heads share a key and value head, the unit is the key head with its queries: give q, k and v the
+    number of key heads.
+
+    Attributes:
+        axis: the axis.
+        num_heads: its number of units.
+        parts: how many times all heads come, one after the other: 3 for a fused q, k, v.
     """
 
     axis: str
@@ -92,7 +97,7 @@ def entries(model: nn.Module, rules: Rules) -> Iterator[Entry]:
 
 
 def match(pattern: str, name: str) -> tuple[str, ...] | None:
-    """What the ``*`` of ``pattern`` stand for in ``name``, None if it does not match.
+    """Return what each ``*`` of ``pattern`` stands for in ``name``, None if the pattern does not match.
 
     ``*`` is any run of characters, ``?`` one and ``[12]`` one of these, all within one component of a dotted name.
     """
@@ -104,7 +109,7 @@ def match(pattern: str, name: str) -> tuple[str, ...] | None:
 
 def _fill(axis: str, wildcards: tuple[str, ...], pattern: str) -> str:
     if axis.count("*") > len(wildcards):
-        raise ValueError(f"rule '{pattern}': axis '{axis}' has more * than the pattern; use at most as many")
+        raise ValueError(f"rule '{pattern}': axis '{axis}' has more * than the pattern; remove some")
     for wildcard in wildcards:
         axis = axis.replace("*", wildcard, 1)
     return axis
@@ -114,8 +119,8 @@ def _module_entries(name: str, module: nn.Module, rule: Rule, axis: str) -> Iter
     where = f"{name} ({type(module).__name__})"
     if isinstance(module, _NORM_OVER_UNITS):
         raise ValueError(
-            f"{where}: axis '{axis}' cannot be dealt out under it, because it takes its statistics across the dim, so "
-            "a subnet would be normalised over other units than the full model; leave the axis whole or use BatchNorm"
+            f"{where}: axis '{axis}' cannot be dealt out, because the module takes its statistics across the dim, so "
+            "a subnet would be normalized over other units than the full model; leave the axis whole or use BatchNorm"
         )
     kind = "channels" if isinstance(module, _CONV + _CONV_TRANSPOSE) else "neurons"
     out: dict[str, int]  # tensor -> the dim that runs over the module's outputs
@@ -131,7 +136,7 @@ def _module_entries(name: str, module: nn.Module, rule: Rule, axis: str) -> Iter
         out, into = {"weight": 0, "bias": 0, "running_mean": 0, "running_var": 0}, 0
     else:
         raise ValueError(
-            f"{where}: {type(rule).__name__}('{axis}') is not known for it; rules know Out and In of Linear and Conv, "
+            f"{where}: {type(rule).__name__}('{axis}') is not supported; rules can be Out and In of Linear and Conv, "
             "Out of BatchNorm and Embedding"
         )
     if isinstance(rule, In):

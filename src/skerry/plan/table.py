@@ -1,9 +1,9 @@
 """The plan: which indices of which tensor dims belong to which units.
 
 A *unit* is the smallest thing dealt out (a neuron, a channel, a head, a block); an *axis* is a set of interchangeable
-units. The plan is one table: for each dim of each dealt tensor, one unit id per index. It says nothing of workers; who
-holds a unit is decided anew each round in ``partition.py``. A tensor that is not in the table is *shared*: every worker
-has it whole.
+units. The plan is one table: for each dim of each dealt tensor, one unit id per index. It says nothing about workers:
+a partition (``skerry.partitions``) decides in each round who holds a unit. A tensor that is not in the table is
+*shared*: every worker has it whole.
 """
 
 import difflib
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from skerry.model.optimizer_state import parameter_of
-from skerry.model.tensors import named_tensors
-from skerry.plan.dims import Axis, DealtDim, once_per_units, renumbered
+from skerry.model.tensors import shapes_of
+from skerry.plan.dims import Axis, DealtDim, numbered, once_per_units, renumbered, renumbered_units
 from skerry.plan.from_rules import axes_and_dims
 from skerry.plan.rules import Rules
 
@@ -39,17 +39,20 @@ class Note:
 class Plan:
     """Which dims of which tensors belong to which units.
 
+    Make one with ``skerry.discover``, ``Plan.from_rules`` or ``Plan.whole``; ``print`` shows it.
+
     Attributes:
         axes: the axes, in the order of their unit ids.
-        dims: tensor name -> one ``DealtDim`` or None a dim; only tensors with a dealt dim are in it.
-        shapes: the shape of every parameter and buffer of the model it was made for.
+        dims: tensor name -> for each dim a ``DealtDim``, or None if it is not dealt out. Only tensors with a dealt dim
+            are listed.
+        shapes: the shape of every parameter and buffer of the model that the plan was made for.
         blocks: module name -> the unit that has the module and all its tensors whole. In a subnet without the unit the
             module is the identity and its tensors do not exist.
-        scaled: parameter of a block -> the unit by whose share of subnets calibration multiplies it.
+        scaled: parameter of a block -> a unit. Calibration multiplies the parameter by that unit's share of subnets.
         patches: pattern of module names -> function that makes a narrow module fit its tensors.
         notes: what is not dealt out, and why.
-        rests: whether units may be without a holder for a round, so that all that is theirs needs a home
-            (``owner_dim``); training sets it by the partition.
+        may_be_unassigned: whether units may have no holder in a round; their elements then need an owner rank
+            (``exchange/owners.py``). Training sets it by the partition.
 
     Example:
         >>> from skerry.plan import In, Out
@@ -74,37 +77,48 @@ class Plan:
         return sum(axis.num_units for axis in self.axes)
 
     def shared(self, model: nn.Module) -> str | None:
-        """Return the name of something in which subnets of ``model`` meet before their outputs; None if nothing.
+        """Return the name of a block or matrix that subnets of ``model`` share; None if they share none.
 
-        That is a parameter of more than one dim that all have whole (a stem, what reads or writes a residual stream),
-        or a block, which others go on without. Vectors that all have, such as biases, do not count.
+        A shared matrix is a parameter of two or more dims that every worker has whole: a stem, or a layer that reads or
+        writes a residual stream. Shared vectors, such as biases, do not count.
         """
         whole = (name for name, p in model.named_parameters() if p.dim() > 1 and name not in self.dims)
         return next(iter(self.blocks), None) or next(whole, None)
 
     def row(self, name: str, shape: torch.Size) -> tuple[DealtDim | None, ...]:
-        """Return the table row of a full-size tensor, empty where no dim of it is dealt out.
+        """Return the table row of a full-size tensor, empty if none of its dims is dealt out.
 
-        Optimizer state of its parameter's shape follows its parameter's row; other state (step counts) does not.
+        Optimizer state of the same shape as its parameter has the parameter's row; other state (step counts) has none.
+
+        Args:
+            name: of a tensor or its optimizer state.
+            shape: its full size.
         """
         owner = parameter_of(name)
         return self.dims.get(owner, ()) if shape == self.shapes[owner] else ()
 
     def block_of(self, name: str) -> int | None:
-        """Return the unit that has the tensor ``name`` (or its optimizer state) whole, None if it is in no block."""
+        """Return the unit that has the tensor ``name`` (or its optimizer state) whole; None if it is in no block."""
         return next((unit for block, unit in self.blocks.items() if name.startswith(f"{block}.")), None)
 
     @classmethod
     def whole(cls, model: nn.Module) -> "Plan":
-        """The plan that deals out nothing: every tensor is shared."""
-        return cls((), {}, {name: tensor.shape for name, tensor in named_tensors(model).items()})
+        """Return a plan that deals out nothing: every tensor is shared."""
+        return cls((), {}, shapes_of(model))
 
     def only(self, *patterns: str) -> "Plan":
-        """Return the plan with just the axes whose names match one of ``patterns`` (``"*.mlp"``; * is anything)."""
+        """Return the plan with only the axes whose names match one of ``patterns``.
+
+        Args:
+            patterns: names of axes, in which ``*`` stands for anything (``"*.mlp"``).
+
+        Raises:
+            ValueError: a pattern matches no axis.
+        """
         return self._keep([axis for axis in self.axes if self._matches(axis.name, patterns)])
 
     def without(self, *patterns: str) -> "Plan":
-        """Return the plan without the axes whose names match one of ``patterns``: their units are on every worker."""
+        """Return the plan without the axes that match ``patterns`` (see ``only``); every worker has their units."""
         matching = [axis for axis in self.axes if self._matches(axis.name, patterns)]
         return self._keep([axis for axis in self.axes if axis not in matching])
 
@@ -118,37 +132,28 @@ class Plan:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
     def _keep(self, axes: Sequence[Axis]) -> "Plan":
+        kept = numbered(axes)
         new_id = torch.full((self.num_units,), -1, dtype=torch.int32)
-        kept, start = [], 0
-        for axis in axes:
-            kept.append(replace(axis, start=start))
-            new_id[axis.start : axis.start + axis.num_units] = torch.arange(start, start + axis.num_units)
-            start += axis.num_units
-        blocks, scaled = (
-            {name: int(new_id[unit]) for name, unit in units.items() if new_id[unit] >= 0}
-            for units in (self.blocks, self.scaled)
-        )
+        for axis, new in zip(axes, kept, strict=True):
+            new_id[axis.units] = torch.tensor(new.units, dtype=torch.int32)
         gone = tuple(Note(f"axis {axis.name}", "left out on request") for axis in self.axes if axis not in axes)
         return replace(
             self,
-            axes=tuple(kept),
+            axes=kept,
             dims=renumbered(self.dims, new_id),
-            blocks=blocks,
-            scaled=scaled,
+            blocks=renumbered_units(self.blocks, new_id),
+            scaled=renumbered_units(self.scaled, new_id),
             notes=self.notes + gone,
         )
 
     def __add__(self, other: "Plan") -> "Plan":
-        """Return the plan that deals out what either deals out: two plans of one model, for different axes."""
+        """Return the plan that deals out what either plan does: two plans of one model, with different axes."""
         if not isinstance(other, Plan):
             return NotImplemented
-        for name in [*self.shapes, *other.shapes]:
-            got, expected = other.shapes.get(name), self.shapes.get(name)
-            if got != expected:
-                raise ValueError(
-                    f"{name}: one plan has {_shape_text(expected)}, the other {_shape_text(got)}; "
-                    "only plans of one model can be added"
-                )
+        if odd := _first_difference(self.shapes, other.shapes):
+            raise ValueError(
+                f"{odd[0]}: one plan has {odd[1]}, the other {odd[2]}; only plans of one model can be added"
+            )
         names = {axis.name for axis in self.axes}
         for axis in other.axes:
             if axis.name in names:
@@ -160,43 +165,42 @@ class Plan:
             pairs = zip(dims.get(name, (None,) * len(row)), row, strict=True)
             dims[name] = tuple(_both(name, d, a, b) for d, (a, b) in enumerate(pairs))
         return Plan(
-            self.axes + tuple(replace(axis, start=axis.start + self.num_units) for axis in other.axes),
+            numbered((*self.axes, *other.axes)),
             dims,
             self.shapes,
-            {**self.blocks, **{name: unit + self.num_units for name, unit in other.blocks.items()}},
-            {**self.scaled, **{name: unit + self.num_units for name, unit in other.scaled.items()}},
+            {**self.blocks, **renumbered_units(other.blocks, shift)},
+            {**self.scaled, **renumbered_units(other.scaled, shift)},
             {**self.patches, **other.patches},
             _notes_of_both(self, other),
         )
 
     @classmethod
     def from_rules(cls, model: nn.Module, rules: Rules, patches: Mapping[str, Patch] | None = None) -> "Plan":
-        """Build the plan that ``rules`` describe, for example ``{"fc1": Out("h"), "bn": Out("h"), "fc2": In("h")}``.
+        """Build the plan that ``rules`` describe.
 
-        An axis has as many units as its ``Out`` dims have indices, or as ``Heads`` says. An ``In`` dim k times as long
-        has k neighbouring indices a unit: a channel is H*W columns after a flatten, a head all its dims.
+        An axis has one unit per index of its ``Out`` dims, or the number that ``Heads`` gives. An ``In`` dim that is k
+        times as long has k neighbouring indices per unit: a channel is H*W columns after a flatten, a head all its
+        dims.
+
+        Args:
+            model: on meta or not; only names, types and shapes are used.
+            rules: pattern of module names -> rule or list of rules: ``{"fc1": Out("h"), "fc2": In("h")}``.
+            patches: pattern of module names -> function that makes a narrow module fit its tensors.
 
         Raises:
             ValueError: a rule matches nothing or cannot hold, sizes disagree, an axis is made but never read or read
-                but never made, or a tied tensor is ruled on under only one of its names.
+                but never made, or a tied tensor has a rule under only one of its names.
         """
         axes, dims = axes_and_dims(model, rules)
-        shapes = {name: tensor.shape for name, tensor in named_tensors(model).items()}
-        return cls(axes, dims, shapes, patches=dict(patches or {}))
+        return cls(axes, dims, shapes_of(model), patches=dict(patches or {}))
 
     def check(self, model: nn.Module) -> None:
-        """Raise ValueError, naming the tensor, unless ``model`` has just the tensors this plan was made for."""
-        shapes = {name: tensor.shape for name, tensor in named_tensors(model).items()}
-        for name in [*self.shapes, *shapes]:
-            got, expected = shapes.get(name), self.shapes.get(name)
-            if got != expected:
-                raise ValueError(
-                    f"{name}: the model has {_shape_text(got)}, the plan {_shape_text(expected)}; "
-                    "make the plan from this model"
-                )
+        """Raise ValueError, naming the tensor, unless ``model`` has exactly the tensors this plan was made for."""
+        if odd := _first_difference(self.shapes, shapes_of(model)):
+            raise ValueError(f"{odd[0]}: the model has {odd[2]}, the plan {odd[1]}; make the plan from this model")
 
     def digest(self) -> str:
-        """Return what tells plans of different dealings apart: a hash of axes, table, blocks and shapes."""
+        """Return a hash of axes, table, blocks and shapes: equal for plans that deal out the same."""
         digest = hashlib.blake2b(digest_size=16)
         digest.update(repr([(axis.name, axis.num_units) for axis in self.axes]).encode())
         digest.update(repr(sorted((name, tuple(shape)) for name, shape in self.shapes.items())).encode())
@@ -209,7 +213,7 @@ class Plan:
         return digest.hexdigest()
 
     def __str__(self) -> str:
-        """A table: each axis with what it governs, the share dealt out, and what is not dealt out and why."""
+        """Return a table of the axes and their tensors, the share dealt out, and what is not dealt out and why."""
         numel = {name: shape.numel() for name, shape in self.shapes.items()}
         total = sum(numel.values())
         rows = [("axis", "kind", "units", "elements", "of")]
@@ -234,7 +238,7 @@ class Plan:
             lines.append(f"on every worker: {total - dealt:,} elements: {_few(shared)}")
         if self.notes:
             lines.append("not dealt out, and why:")
-            alike: dict[str, list[str]] = {}  # layer by layer the same: said once
+            alike: dict[str, list[str]] = {}  # the same for many layers: one line
             for note in self.notes:
                 line = f"  {note.what}: {note.why}"
                 alike.setdefault(re.sub(r"\.\d+(?=\.|\b)", ".*", line), []).append(line)
@@ -242,17 +246,16 @@ class Plan:
         return "\n".join(lines)
 
     def governed(self, axis: Axis) -> list[str]:
-        """The tensors that a unit of ``axis`` has a part of."""
+        """Return the names of the tensors that the units of ``axis`` have parts of."""
         own = torch.zeros(self.num_units, dtype=torch.bool)
-        own[axis.start : axis.start + axis.num_units] = True
+        own[axis.units] = True
         touches = once_per_units(lambda dim: bool(dim.look_up(own, False).any()))
         names = [name for name, row in self.dims.items() if any(dim is not None and touches(dim) for dim in row)]
-        inside = range(axis.start, axis.start + axis.num_units)
-        return names + [n for n in self.shapes if n not in names and self.block_of(n) in inside]
+        return names + [n for n in self.shapes if n not in names and self.block_of(n) in axis.units]
 
 
 def trained_in_blocks(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
-    """Return the trained parameters, if some worker may have none of a block's; none if the plan has no blocks."""
+    """Return the trained parameters by name if the plan has blocks, which a worker may not have; else nothing."""
     return {n: p for n, p in model.named_parameters() if p.requires_grad} if plan.blocks else {}
 
 
@@ -273,5 +276,11 @@ def _few(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _shape_text(shape: torch.Size | None) -> str:
-    return "no such tensor" if shape is None else f"shape {tuple(shape)}"
+def _first_difference(one: Mapping[str, torch.Size], other: Mapping[str, torch.Size]) -> tuple[str, str, str] | None:
+    """Return the name of the first tensor whose shapes differ, and its shapes in words; None if all are equal."""
+    for name in [*one, *other]:
+        shapes = one.get(name), other.get(name)
+        if shapes[0] != shapes[1]:
+            a, b = ("no such tensor" if shape is None else f"shape {tuple(shape)}" for shape in shapes)
+            return name, a, b
+    return None

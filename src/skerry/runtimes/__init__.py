@@ -1,6 +1,8 @@
-"""Where workers run. Algorithms never see it: every runtime gives the round loop the same pieces.
+"""Runtimes: where workers run. Algorithms never see it; every runtime gives the round loop the same results.
 
-The serial runtime defines the meaning; the others must match it.
+``runtime.py`` has the interface. ``serial.py`` runs all workers in one process and defines the meaning; the others
+match it. ``distributed`` runs one process per worker. ``streamed.py`` is a full model that no process holds, and
+``overlap.py`` says what may be averaged while workers train on.
 """
 
 from skerry.runtimes.distributed import PeerLost, Processes, WireFormat, WorkerDied, launch

@@ -1,13 +1,13 @@
-"""The full model, streamed: a module's tensors come from all processes when its forward uses them, and go again.
+"""The streamed full model: each tensor is gathered from all processes when the forward uses it, then dropped.
 
-Vectors and scalars (biases, norms and their statistics) come first, all at once, and stay: they are small, and batch
-norm's statistics are estimated in place. A larger tensor is gathered when an operation of the forward uses it; what was
-gathered last stays as long as it is no more than the largest such tensor. So memory is that of the largest tensor, or
-of those that one operation uses. Every process must run the same operations, as often: the gathering is collective.
+Vectors and scalars (biases, norms and their statistics) are gathered once and stay: they are small, and batch norm's
+statistics are estimated in place. A larger tensor is gathered when an operation uses it. It stays while the gathered
+tensors together are no larger than the largest one. So memory is that of the largest tensor, or of those that one
+operation uses. Gathering is collective: every process must run the same operations, equally often.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,11 @@ from skerry.merge.calibrate import scale_
 from skerry.model.tensors import fill_, named_tensors, saved_names, skeleton
 from skerry.plan.table import Plan
 
+Gather = Callable[..., Mapping[str, Tensor]]
+"""``gather(names, *, only_first)`` returns full tensors by name, in all processes or in the first only.
 
-class Gather(Protocol):
-    """Gathers full tensors, in all processes or (``only_first``) for the first one."""
-
-    def __call__(self, names: Sequence[str], *, only_first: bool) -> Mapping[str, Tensor]:
-        """Return them by name; every process must call it. With no names it only makes sure that all do so."""
-        ...
+Every process must call it. Without names it only checks that all processes do so.
+"""
 
 
 class Streamed(nn.Module):
@@ -33,8 +31,8 @@ class Streamed(nn.Module):
     Args:
         model: its modules, with tensors on the meta device.
         plan: its plan.
-        share: the scale of each unit (``calibrate.py``).
-        gather: gets tensors.
+        share: (num_units,): the scale of each unit (``merge/calibrate.py``).
+        gather: returns full tensors.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, share: Tensor, gather: Gather) -> None:
@@ -53,21 +51,21 @@ class Streamed(nn.Module):
 
     @property
     def module(self) -> nn.Module:
-        """What to call."""
+        """The module itself."""
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the full model."""
+        """Run the full model, without gradients."""
         try:
-            with torch.no_grad(), _Arrive(self):
+            with torch.no_grad(), _WithValues(self):
                 output = self.inner(*args, **kwargs)
-            self._gather([], only_first=False)  # all are at the end of it
+            self._gather([], only_first=False)  # all processes have finished it
             return output
         finally:
             self._cached.clear()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Return all tensors, one after the other, in the first process; elsewhere nothing, but run it there, too."""
+        """Yield all tensors by name, in the first process only; every process must iterate over all of them."""
         self._cached.clear()
         for name, tensor in named_tensors(self.inner).items():
             if name in self._large:
@@ -78,7 +76,7 @@ class Streamed(nn.Module):
                 yield name, tensor
 
     def names(self, name: str) -> list[str]:
-        """Return the names of a tensor that are saved."""
+        """Return the names of a tensor in the ``state_dict``."""
         return saved_names(self.inner, name)
 
     def whole(self) -> nn.Module:
@@ -88,11 +86,11 @@ class Streamed(nn.Module):
         )
 
     def is_own(self, tensor: Tensor) -> bool:
-        """Whether ``tensor`` is one of the model's own empty ones."""
+        """Tell whether ``tensor`` is one of the model's empty tensors."""
         return id(tensor) in self._names
 
     def real(self, tensor: Tensor) -> Tensor:
-        """Return the values of one of the model's own tensors; any other tensor as it is."""
+        """Return the values of one of the model's empty tensors; any other tensor unchanged."""
         name = self._names.get(id(tensor))
         if name is None:
             return tensor
@@ -110,15 +108,15 @@ class Streamed(nn.Module):
 
 
 _DEVICE = torch.Tensor.device.__get__
-# What can be told of a tensor without its values.
+# Attributes and methods that need no values.
 _ABOUT = {
     *(getattr(torch.Tensor, name).__get__ for name in ("shape", "dtype", "ndim", "layout", "requires_grad", "is_leaf")),
     *(getattr(torch.Tensor, name) for name in ("size", "dim", "numel", "is_floating_point", "is_complex")),
 }
 
 
-class _Arrive(TorchFunctionMode):
-    """Puts values in the place of the full model's empty tensors in every operation of a forward."""
+class _WithValues(TorchFunctionMode):
+    """Replaces the full model's empty tensors by their values in every operation of a forward."""
 
     def __init__(self, streamed: Streamed) -> None:
         super().__init__()

@@ -1,4 +1,9 @@
-"""Subnets: the narrow module a worker trains, cut out of the full model and written back."""
+"""Subnets: the narrow module that a worker trains, extracted from the full model and written back into it.
+
+``extract.py`` makes it, ``adapters.py`` fits modules of PyTorch and other libraries to their narrow tensors, and
+``masked.py`` defines what it must compute. ``index.py``, ``cuts.py`` and ``slicing.py`` say which part of a tensor a
+worker has, and read and write it. ``side_by_side.py`` has the result of ``relay`` and ``ensemble``.
+"""
 
 from skerry.subnet.extract import extract, write_back
 from skerry.subnet.index import Index

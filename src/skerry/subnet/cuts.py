@@ -1,4 +1,4 @@
-"""Cuts: what a worker that holds some units has of each tensor."""
+"""Cuts: the part of each tensor that a worker has, by the units that it holds."""
 
 from collections.abc import Mapping
 
@@ -12,16 +12,16 @@ from skerry.subnet.index import Cut, Index, cut_shape, whole
 
 
 class Cuts:
-    """What the holder of ``units`` has of each full-size tensor: weights, statistics and optimizer state alike.
+    """The parts of full-size tensors (weights, statistics, optimizer state) that the holder of ``units`` has.
 
     Args:
         plan: what is dealt out.
-        units: global ids, int64, of the units that are held.
+        units: int64, (number of units,): global ids of the units that are held.
 
     Attributes:
-        held: for each unit of the plan whether it is held, bool.
-        mask: returns for each index of a dim whether it is held, bool; what is not dealt out is.
-        positions: returns where each held index of a dim is in the narrow tensor, int64.
+        held: bool, (num_units,): whether each unit of the plan is held.
+        mask: function of a ``DealtDim``; bool, (size,): whether each index is held. Indices not dealt out are held.
+        positions: function of a ``DealtDim``; int64, (size,): where each held index is in the narrow tensor.
     """
 
     def __init__(self, plan: Plan, units: Tensor) -> None:
@@ -33,10 +33,10 @@ class Cuts:
         self._index = once_per_units(self._index_of)
 
     def of(self, name: str, shape: torch.Size | None = None) -> Cut | None:
-        """Return the part that is held of a tensor; None for one of a block that is not held.
+        """Return the part of a tensor that is held; None if the tensor is in a block that is not held.
 
         Args:
-            name: of a tensor, or of optimizer state, which follows its parameter if it has that one's shape.
+            name: of a tensor or its optimizer state. State of the same shape as its parameter has the same part.
             shape: full size; None: that of the parameter.
         """
         owner = parameter_of(name)
@@ -47,12 +47,12 @@ class Cuts:
         return tuple(None if dim is None else self._index(dim) for dim in row)
 
     def has_whole(self, name: str, shape: torch.Size) -> bool:
-        """Tell whether all of a tensor is held."""
+        """Tell whether a tensor is held whole."""
         cut = self.of(name, shape)
         return cut is not None and whole(cut)
 
     def shapes(self, sizes: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-        """Return the shapes of the parts that are held of full-size tensors, by name."""
+        """Return, by name, the shapes of the parts of full-size tensors that are held."""
         found = {name: self.of(name, size.shape) for name, size in sizes.items()}
         return {name: cut_shape(sizes[name].shape, cut) for name, cut in found.items() if cut is not None}
 

@@ -1,4 +1,4 @@
-"""Subnets: the narrow module that a worker trains, cut out of the full model, and written back."""
+"""Extracts the narrow module that a worker trains from the full model, and writes it back."""
 
 import copy
 from collections import OrderedDict
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from skerry.model.tensors import named_tensors
 from skerry.plan import rules
-from skerry.plan.dims import DealtDim, once_per_units
+from skerry.plan.dims import DealtDim, numbered, once_per_units, renumbered_units
 from skerry.plan.table import Patch, Plan
 from skerry.subnet import adapters
 from skerry.subnet.cuts import Cuts
@@ -19,7 +19,7 @@ from skerry.subnet.slicing import put_, take
 
 
 class Skipped(nn.Module):
-    """What stands in a subnet for a block that it does not hold: the identity."""
+    """The identity, in the place of a block that a subnet does not have."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the first argument."""
@@ -27,7 +27,7 @@ class Skipped(nn.Module):
 
 
 def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
-    """``copy.deepcopy(module, memo)``, without the time it spends on a module's dozen empty tables of hooks."""
+    """Return ``copy.deepcopy(module, memo)``, faster: a module's dozen empty tables of hooks are not deep-copied."""
     if id(module) in memo:
         return memo[id(module)]
     kind = type(module)
@@ -52,8 +52,28 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
 def extract(model: nn.Module, plan: Plan, units: Tensor, *, copy_shared: bool = True) -> nn.Module:
     """Return the subnet of ``units``: a real, small, dense module of the same class as ``model``.
 
-    ``model`` is not changed. Tied tensors stay tied, and no full-size tensor is copied on the way. The subnet's tensors
-    are new, but with ``copy_shared=False`` parameters that it holds whole are ``model``'s own (to look, not to train).
+    ``model`` is not changed. Tied tensors stay tied, and no full-size tensor is copied on the way.
+
+    Args:
+        model: the full model.
+        plan: its plan.
+        units: int64, (number of units,): global ids of the units that the subnet has.
+        copy_shared: whether all tensors of the subnet are new. With False, parameters that it has whole are those of
+            ``model``: use it to look at a subnet, not to train it.
+
+    Raises:
+        ValueError: the model cannot be copied, a module cannot be made narrow, or a patch fails.
+
+    Example:
+        >>> from skerry.plan import In, Out
+        >>> model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> plan = Plan.from_rules(model, {"0": Out("hidden"), "2": In("hidden")})
+        >>> extract(model, plan, torch.tensor([0, 2, 5]))
+        Sequential(
+          (0): Linear(in_features=8, out_features=3, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=3, out_features=2, bias=True)
+        )
     """
     cuts = Cuts(plan, units)
     memo: dict[int, object] = {}
@@ -91,14 +111,32 @@ def _apply(patch: Patch, pattern: str, name: str, narrow: nn.Module, full: nn.Mo
         patch(narrow, full)
     except Exception as error:
         raise ValueError(
-            f"patch '{pattern}' failed on {name} ({type(full).__name__}): {type(error).__name__}: {error}; mend the "
-            "patch, which is called as patch(narrow module, full module)"
+            f"patch '{pattern}' failed on {name} ({type(full).__name__}): {type(error).__name__}: {error}; fix "
+            "the patch, which is called as patch(narrow module, full module)"
         ) from error
 
 
 @torch.no_grad()
 def write_back(model: nn.Module, plan: Plan, units: Tensor, subnet: nn.Module) -> None:
-    """Write the subnet of ``units`` back into ``model``; elements the subnet does not have keep their bits."""
+    """Write the tensors of a subnet back into ``model``, in place; all other elements keep their bits.
+
+    Args:
+        model: the full model.
+        plan: its plan.
+        units: int64, (number of units,): global ids of the subnet's units.
+        subnet: what ``extract(model, plan, units)`` returned, trained or not.
+
+    Example:
+        >>> from skerry.plan import In, Out
+        >>> model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> plan = Plan.from_rules(model, {"0": Out("hidden"), "2": In("hidden")})
+        >>> units = torch.tensor([0, 2, 5])
+        >>> subnet = extract(model, plan, units)
+        >>> _ = nn.init.zeros_(subnet[0].bias)
+        >>> write_back(model, plan, units, subnet)
+        >>> (model[0].bias == 0).nonzero().flatten()
+        tensor([0, 2, 5])
+    """
     cuts, parts = Cuts(plan, units), named_tensors(subnet)
     for name, tensor in named_tensors(model).items():
         cut = cuts.of(name)
@@ -107,16 +145,13 @@ def write_back(model: nn.Module, plan: Plan, units: Tensor, subnet: nn.Module) -
 
 
 def narrow_model(model: nn.Module, plan: Plan, fraction: float, seed: int) -> nn.Module:
-    """Return a fresh narrow network with the first ``fraction`` of each axis of ``model``, at least one unit.
+    """Return a fresh narrow network with the first ``fraction`` of the units of each axis of ``model``, at least one.
 
-    Modules that have ``reset_parameters`` are initialized anew, as a network of that width would be; what such a
-    module does not own keeps the values it has in ``model``.
+    Modules that have ``reset_parameters`` are initialized again, as a network of that width would be. Other tensors
+    keep the values that they have in ``model``.
     """
-    units = torch.cat(
-        [torch.arange(axis.start, axis.start + max(1, int(fraction * axis.num_units + 0.5))) for axis in plan.axes]
-        or [torch.empty(0, dtype=torch.int64)]
-    )
-    narrow = extract(model, plan, units)
+    units = [unit for axis in plan.axes for unit in axis.units[: max(1, int(fraction * axis.num_units + 0.5))]]
+    narrow = extract(model, plan, torch.tensor(units, dtype=torch.int64))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in narrow.modules():
@@ -127,25 +162,20 @@ def narrow_model(model: nn.Module, plan: Plan, fraction: float, seed: int) -> nn
 
 
 def plan_of_subnet(plan: Plan, units: Tensor) -> Plan:
-    """Return the plan of the subnet of ``units``, which deals these units out again."""
+    """Return the plan that deals out the subnet of ``units``."""
     cuts = Cuts(plan, units)
     new_id = torch.where(cuts.held, cuts.held.cumsum(0) - 1, -1).to(torch.int32)
-    axes, start = [], 0
-    for axis in plan.axes:
-        count = int(cuts.held[axis.start : axis.start + axis.num_units].sum())
-        axes.append(replace(axis, num_units=count, start=start))
-        start += count
     kept = once_per_units(lambda dim: dim.look_up(new_id, -1)[cuts.mask(dim)])
     found = {name: cuts.of(name) for name in plan.shapes}
     return Plan(
-        axes=tuple(axes),
+        axes=numbered(replace(axis, num_units=int(cuts.held[axis.units].sum())) for axis in plan.axes),
         dims={
             name: tuple(None if dim is None else DealtDim(kept(dim), dim.role) for dim in row)
             for name, row in plan.dims.items()
             if found[name] is not None
         },
         shapes={name: cut_shape(plan.shapes[name], cut) for name, cut in found.items() if cut is not None},
-        blocks={name: int(new_id[unit]) for name, unit in plan.blocks.items() if cuts.held[unit]},
-        scaled={name: int(new_id[unit]) for name, unit in plan.scaled.items() if cuts.held[unit]},
+        blocks=renumbered_units(plan.blocks, new_id),
+        scaled=renumbered_units(plan.scaled, new_id),
         patches=plan.patches,
     )

@@ -1,4 +1,4 @@
-"""Which indices of a dim: one type, for what a worker holds, what is sent, and what is read from a file."""
+"""Indices of a dim: one type for what a worker holds, what is sent, and what is read from a file."""
 
 from itertools import pairwise
 
@@ -11,13 +11,13 @@ _MOST_RUNS = 4
 class Index:
     """Sorted indices of a dim, without repeats.
 
-    Where they are a few runs of neighbours only the runs are kept, which are smaller and faster to copy.
-
-    Attributes:
-        runs: these runs; None where there are too many.
+    If they are a few runs of consecutive indices, only the runs are stored: they are smaller and faster to copy.
 
     Args:
-        ids: int64, sorted.
+        ids: int64, (number of indices,), sorted, on the CPU.
+
+    Attributes:
+        runs: the runs, as slices; None where there are too many.
 
     Example:
         >>> Index(torch.tensor([2, 3, 4, 9])).runs
@@ -62,7 +62,7 @@ class Index:
 
 
 Cut = tuple[Index | None, ...]
-"""For each dim of a tensor the indices that are meant, None for all; the part is their product. Empty: all of it."""
+"""For each dim of a tensor its indices, None for all. The part is their product; an empty tuple is the whole tensor."""
 
 
 def _runs(ids: Tensor) -> tuple[slice, ...] | None:
@@ -74,19 +74,19 @@ def _runs(ids: Tensor) -> tuple[slice, ...] | None:
 
 
 def cut_shape(shape: torch.Size, cut: Cut = ()) -> torch.Size:
-    """Return the shape of the part of a tensor of ``shape`` that ``cut`` names."""
+    """Return the shape of the part ``cut`` of a tensor of ``shape``."""
     return torch.Size(
         size if index is None else len(index) for size, index in zip(shape, cut or (None,) * len(shape), strict=True)
     )
 
 
 def whole(cut: Cut) -> bool:
-    """Tell whether ``cut`` is all of the tensor."""
+    """Tell whether ``cut`` is the whole tensor."""
     return all(index is None for index in cut)
 
 
 def same_cut(one: Cut | None, other: Cut | None) -> bool:
-    """Tell whether two cuts of a tensor hold the same elements; None is no part at all."""
+    """Tell whether two cuts of a tensor have the same elements; None stands for no part."""
     if one is None or other is None or len(one) != len(other):
         return one is other
     return all(

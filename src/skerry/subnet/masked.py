@@ -1,4 +1,4 @@
-"""The meaning of a subnet, slow and obvious: the full model in which nothing reads what the worker does not hold."""
+"""The meaning of a subnet, slow and obvious: the full model without the connections to units that it does not have."""
 
 import copy
 
@@ -13,10 +13,15 @@ from skerry.subnet.extract import Skipped
 
 @torch.no_grad()
 def masked(model: nn.Module, plan: Plan, units: Tensor) -> nn.Module:
-    """Return a full-size copy of ``model`` in which nothing reads what a holder of ``units`` does not have.
+    """Return a full-size copy of ``model`` in which weights that read other units than ``units`` are zero.
 
-    The weights that would read it are zero, and blocks that are not held are the identity. For tests:
-    ``extract(model, plan, units)`` computes the same outputs and, on what is held, the same gradients.
+    Blocks that are not among ``units`` are the identity. Use it in tests: ``extract(model, plan, units)`` computes the
+    same outputs and, of the elements that it has, the same gradients.
+
+    Args:
+        model: the full model.
+        plan: its plan.
+        units: int64, (number of units,): global ids of the subnet's units.
     """
     reference, cuts = copy.deepcopy(model), Cuts(plan, units)
     for block, unit in plan.blocks.items():

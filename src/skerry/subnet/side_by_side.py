@@ -6,19 +6,22 @@ from typing import Any
 from torch import Tensor, nn
 
 from skerry.model.inputs import map_tensors, tensors_of
-from skerry.model.tensors import named_tensors
+from skerry.model.tensors import shapes_of
 from skerry.plan.dims import Axis
 from skerry.plan.table import Plan
 from skerry.subnet.extract import Skipped, extract
 
 
 class SideBySide(nn.Module):
-    """Returns the mean of what its nets return, (1/n) sum_k f_k(x); other values than floats are those of the first.
+    """n narrow nets in one module, which returns the mean of their outputs: f(x) = (1/n) sum_k f_k(x).
 
-    In a subnet the other nets are left out: it returns what its own net returns.
+    Outputs that are not floats are those of the first net. A subnet has one of the nets and returns its output.
+
+    Args:
+        nets: narrow modules of the class of the model that they were extracted from.
 
     Attributes:
-        nets: narrow modules of the class of the model that they were cut out of.
+        nets: the same, as an ``nn.ModuleList``.
 
     Example:
         >>> import torch
@@ -47,14 +50,13 @@ class SideBySide(nn.Module):
 
 
 def side_by_side(model: nn.Module, plan: Plan, nets: Sequence[Tensor]) -> tuple[SideBySide, Plan]:
-    """Return the subnets of ``model`` side by side, and the plan by which each of them is one unit.
+    """Return the subnets of ``model`` side by side, and a plan in which each of them is one unit.
 
     Args:
-        model: the model that they are cut out of; it is not changed.
+        model: the model that they are extracted from; it is not changed.
         plan: its plan.
-        nets: for each net the global ids of its units.
+        nets: for each net the global ids of its units, int64.
     """
     whole = SideBySide([extract(model, plan, units) for units in nets])
-    shapes = {name: tensor.shape for name, tensor in named_tensors(whole).items()}
     blocks = {f"nets.{k}": k for k in range(len(nets))}
-    return whole, Plan((Axis("nets", len(nets), "nets"),), {}, shapes, blocks)
+    return whole, Plan((Axis("nets", len(nets), "nets"),), {}, shapes_of(whole), blocks)

@@ -1,4 +1,4 @@
-"""Slicing: read and write the part of a tensor that a cut names."""
+"""Slicing: read and write a part of a tensor."""
 
 import torch
 from torch import Tensor
@@ -6,11 +6,11 @@ from torch import Tensor
 from skerry.subnet.index import Cut, cut_shape
 
 _SLAB = 2**20
-"""Elements of a large tensor that are picked along a second dim at a time, so that they stay in a cache."""
+"""A large tensor is indexed along its second dim so many elements at a time: they stay in a cache."""
 
 
 def take(tensor: Tensor, cut: Cut = ()) -> Tensor:
-    """Return a new tensor with the part of ``tensor`` that ``cut`` names."""
+    """Return a new tensor with the part ``cut`` of ``tensor``."""
     part = tensor
     for dim, index in enumerate(cut):
         if index is not None and index.runs is not None:
@@ -34,7 +34,7 @@ def take(tensor: Tensor, cut: Cut = ()) -> Tensor:
 
 
 def put_(tensor: Tensor, part: Tensor, cut: Cut = ()) -> None:
-    """Write ``part`` into the place in ``tensor`` that ``cut`` names; everything else keeps its bits."""
+    """Write ``part`` into the part ``cut`` of ``tensor``, in place; all other elements keep their bits."""
     for dim, index in enumerate(cut):
         if index is not None and index.runs is not None:
             begin = 0
@@ -58,7 +58,7 @@ def put_(tensor: Tensor, part: Tensor, cut: Cut = ()) -> None:
 
 
 def _picked(tensor: Tensor, cut: Cut) -> list[tuple[int, Tensor]]:
-    """Return the dims of ``cut`` whose indices are no runs, and these indices where ``tensor`` is."""
+    """Return the dims of ``cut`` whose indices are not runs, with these indices on the device of ``tensor``."""
     return [
         (dim, index.ids.to(tensor.device)) for dim, index in enumerate(cut) if index is not None and index.runs is None
     ]
@@ -69,7 +69,7 @@ def _without(cut: Cut, dim: int) -> Cut:
 
 
 def _put_pairs_(tensor: Tensor, part: Tensor, dim: int, rows: Tensor, columns: Tensor) -> None:
-    """Write ``part`` at ``rows`` of ``dim`` and ``columns`` of the next dim: the two dims as one."""
+    """Write ``part`` at ``rows`` of ``dim`` and ``columns`` of the next dim; the two dims are flattened to one."""
     flat = tensor.flatten(dim, dim + 1)
     step = max(1, _SLAB // max(1, len(columns)))
     for at in range(0, len(rows), step):

@@ -1,4 +1,8 @@
-"""Where the values of full-size tensors come from, a part at a time."""
+"""Weights: where the values of full-size tensors come from, one part at a time.
+
+A source is a model (``FromModel``), a seed (``FromInitializer``) or safetensors files (``FromFiles``). Each process
+reads only the parts that it stores, so no process needs memory for the full model.
+"""
 
 from skerry.model.tensors import skeleton
 from skerry.weights.from_files import FromFiles

@@ -1,4 +1,4 @@
-"""Tensors out of safetensors files, as Hugging Face lays them out: only the rows that are needed are read."""
+"""Weights from safetensors files, in the layout of Hugging Face. Only the rows that are needed are read."""
 
 import difflib
 import json
@@ -18,7 +18,7 @@ from skerry.weights.part_of_file import opened, read_part
 
 @dataclass(frozen=True)
 class _Stored:
-    """A tensor in a file, as the file's header has it; ``dtype`` is a safetensors code."""
+    """A tensor in a file, as the file's header describes it; ``dtype`` is a safetensors code."""
 
     path: Path
     name: str
@@ -29,20 +29,19 @@ class _Stored:
 class FromFiles:
     """The tensors of a safetensors file, or of a folder as Hugging Face writes it, sharded or not.
 
-    Only the rows that are needed are read, a slab at a time, and made the model's dtype. A tied tensor is found under
-    any of its names (the model's first, if the files have several), and names may have the model's
-    ``base_model_prefix`` too many or too few. Buffers that are not stored with a model (``persistent=False``) keep the
-    values that they have in ``model``.
+    Only the rows that are needed are read, a few megabytes at a time, and converted to the model's dtype. A tied tensor
+    is found under any of its names. Names may have or lack the model's ``base_model_prefix``. Buffers that are not
+    saved with a model (``persistent=False``) keep the values that they have in ``model``.
 
     Args:
         path: the file, or the folder with ``model.safetensors`` or ``model.safetensors.index.json``.
-        model: on meta or not; its names, shapes and dtypes are expected.
+        model: on meta or not; the files must have tensors of its names and shapes.
 
     Attributes:
-        unused: the names of tensors in the files that the model has no use for.
+        unused: the names of tensors in the files that the model does not have.
 
     Raises:
-        ValueError: the files cannot be read, or are not of this model.
+        ValueError: the files cannot be read, or are of another model.
 
     Example:
         >>> import tempfile
@@ -78,7 +77,7 @@ class FromFiles:
         self.unused = tuple(sorted(stored.keys() - {found.name for found in self._stored.values()}))
 
     def read(self, name: str, cut: Cut = ()) -> Tensor:
-        """Return the part of ``name``, read anew."""
+        """Return the part ``cut`` of a tensor, read from its file."""
         if name in self._kept:
             return take(self._kept[name], cut).cpu()
         stored = self._stored[name]
@@ -89,7 +88,7 @@ _INDEX = "model.safetensors.index.json"
 
 
 def _stored(path: Path) -> dict[str, _Stored]:
-    """Return what the files at ``path`` hold, by name, from their headers alone."""
+    """Return the tensors in the files at ``path``, by name, from the headers alone."""
     stored = {}
     for file_path in _files(path):
         with opened(file_path) as file:
@@ -100,6 +99,7 @@ def _stored(path: Path) -> dict[str, _Stored]:
 
 
 def _files(path: Path) -> list[Path]:
+    """Return the files that ``path`` stands for."""
     remedy = "expected a .safetensors file, or a folder with model.safetensors or " + _INDEX
     if not path.is_dir():
         if path.suffix in _PICKLES:
@@ -119,17 +119,18 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 _PICKLE_TEXT = (
-    "a pickle, which can run any code when it is read; load it with torch.load(..., weights_only=True) and save it "
+    "a pickle, which can run any code when it is loaded; load it with torch.load(..., weights_only=True) and save it "
     "with safetensors.torch.save_file"
 )
 
 
 def _shards(index: Path) -> list[Path]:
+    """Return the files that an index names."""
     try:
         names = set(json.loads(index.read_bytes())["weight_map"].values())
         files = sorted(index.parent / name for name in names)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index}: not an index of safetensors files; write or fetch it anew") from error
+        raise ValueError(f"{index}: not an index of safetensors files; write or fetch it again") from error
     for file in files:
         if file.suffix in _PICKLES:
             raise ValueError(f"{file}: {_PICKLE_TEXT}")
@@ -145,7 +146,7 @@ def _not_stored(model: nn.Module) -> set[str]:
 
 
 def _spellings(names: Sequence[str], prefix: object) -> list[str]:
-    """Return the names under which files may have a tensor, the likeliest first."""
+    """Return the names that a tensor may have in files, the likeliest first."""
     if not isinstance(prefix, str) or not prefix:
         return list(names)
     added = [f"{prefix}.{name}" for name in names]
@@ -156,6 +157,7 @@ _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 
 def _check(stored: _Stored, name: str, tensor: Tensor) -> None:
+    """Raise ValueError unless shape and kind of dtype are those of the model's tensor."""
     what = f"{stored.path}: {stored.name}"
     if stored.shape != tensor.shape:
         raise ValueError(
@@ -176,7 +178,7 @@ def _missing_text(path: Path, missing: list[list[str]], stored: dict[str, _Store
     more = f" (and {len(missing) - 1} more tensors)" if len(missing) > 1 else ""
     if name in fleeting:
         return (
-            f"{path}: no '{name}'{more}, a buffer that is not saved with a model, and the model has it on meta; build "
+            f"{path}: no '{name}'{more}, a buffer that is not saved with models, and this model has it on meta; build "
             "the model with this buffer on the CPU"
         )
     tails = [other for other in stored if other.endswith(f".{name}") or name.endswith(f".{other}")]

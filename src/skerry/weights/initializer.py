@@ -1,4 +1,4 @@
-"""Fresh tensors, drawn row by row from a seed: a process makes only the rows that it has a part of."""
+"""Fresh weights, drawn row by row from a seed: a process draws only the rows of which it stores a part."""
 
 import math
 from collections.abc import Callable
@@ -18,18 +18,17 @@ from skerry.subnet.slicing import take
 from skerry.weights.slabs import by_slabs
 
 Fill = Callable[[Tensor, torch.Generator, int], object]
-"""``fill(block, rng, row)`` writes row ``row`` (its index along dim 0) of a tensor into ``block``, in place.
+"""``fill(block, rng, row)`` writes the values of row ``row`` (its index along dim 0) of a tensor into ``block``.
 
-A tensor of one or no dim is one block, its row 0. What is written may depend on nothing else, so that each process can
-make the rows it needs. ``block`` is on the CPU, and float32 where the tensor is of a smaller float type.
+A tensor of one or no dim is a single block, its row 0. The values must depend on the arguments only, so that each
+process can draw the rows that it needs. ``block`` is on the CPU; it is float32 if the tensor has a smaller float type.
 """
 
 
 Init = Callable[[nn.Module, str, torch.Size], Fill | Tensor | None]
-"""``init(module, name, shape)`` says how the tensor ``name`` of the full ``shape``, which ``module`` owns, starts.
+"""``init(module, name, shape)`` says how the tensor ``name`` of ``module``, of the full ``shape``, is initialized.
 
-Returns the ``Fill`` of its rows; or all of it, for a small tensor that is easier to write down as a whole; or None, to
-leave it to ``default_init``.
+It returns the ``Fill`` of its rows, or the whole tensor (if it is small), or None for what ``default_init`` does.
 """
 
 
@@ -46,7 +45,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Normal:
-    """Values drawn from N(0, std²), but for a row of zeros if there is one (an embedding's padding)."""
+    """Values drawn from N(0, std²); ``zero_row``, if given, is zero (the padding of an embedding)."""
 
     std: float
     zero_row: int | None = None
@@ -63,16 +62,21 @@ class Constant:
     value: float
 
     def __call__(self, block: Tensor, rng: torch.Generator, row: int) -> None:
-        """Set ``block``."""
+        """Fill ``block``."""
         block.fill_(self.value)
 
 
 def default_init(module: nn.Module, name: str, shape: torch.Size) -> Fill | None:
-    """Return how PyTorch's own modules (and transformers' Conv1D) start ``name``; None for what is not theirs.
+    """Return how PyTorch's own modules (and transformers' Conv1D) initialize a tensor; None for other modules.
 
-    The distribution is that of the module's ``reset_parameters``, not the bits. What a model does to its modules'
-    tensors afterwards is not seen: an ``_init_weights`` of its own, or the Xavier weights of ``nn.Transformer``. Nor is
-    there a rule for a subclass that has its own ``reset_parameters``. Write an ``init`` for those.
+    The distribution is that of the module's ``reset_parameters``; the values differ. What a model does to its modules'
+    tensors afterwards is not known: its own ``_init_weights``, or the Xavier weights of ``nn.Transformer``. There is
+    no rule for a subclass with its own ``reset_parameters`` either. Write an ``init`` for those.
+
+    Args:
+        module: has the tensor.
+        name: of the tensor in the model.
+        shape: its full size.
     """
     kind, own = type(module), name.rpartition(".")[2]
     if f"{kind.__module__.partition('.')[0]}.{kind.__name__}" == "transformers.Conv1D":
@@ -115,19 +119,19 @@ def _attention(own: str, shape: torch.Size) -> Fill | None:
 
 
 class FromInitializer:
-    """Fresh tensors, drawn row by row: a row is a pure function of (seed, name of the tensor, index of the row).
+    """Fresh weights, drawn row by row: a row is a pure function of (seed, name of the tensor, index of the row).
 
-    So a process draws whole only the rows that it has a part of, holds a few of them at a time beside its part, and
-    agrees with every other process without a message.
+    So a process draws only the rows of which it stores a part, a few at a time, and all processes agree without a
+    message.
 
     Args:
-        model: on meta or not; only shapes and dtypes are looked at. But a buffer that nobody has a rule for and that
-            has real values there (a mask, a table of frequencies) keeps those.
-        seed: of the draw.
-        init: how tensors start, where ``default_init`` does not know or is not what is wanted.
+        model: on meta or not; only shapes and dtypes are used. A buffer with real values and no rule (a mask, a table
+            of frequencies) keeps its values.
+        seed: of the random generator.
+        init: how tensors are initialized; where it returns None, ``default_init`` is asked.
 
     Raises:
-        ValueError: there is no rule for a tensor.
+        ValueError: there is no rule for a tensor, or ``init`` returned something else than a rule.
 
     Example:
         >>> from skerry.subnet import Index
@@ -158,7 +162,7 @@ class FromInitializer:
                 start = tensor.clone()
             if start is None:
                 raise ValueError(
-                    f"{name} ({type(module).__name__}): no rule for how it starts; pass init=... that returns one, or "
+                    f"{name} ({type(module).__name__}): no rule to initialize it; pass init=... that returns one, or "
                     "start from files or from a model with real tensors"
                 )
             if not (start.shape == shape if isinstance(start, Tensor) else callable(start)):
@@ -170,7 +174,7 @@ class FromInitializer:
             self._starts[name] = (shape, tensor.dtype, start)
 
     def read(self, name: str, cut: Cut = ()) -> Tensor:
-        """Return the part of ``name``, drawn anew."""
+        """Return the part ``cut`` of a tensor, drawn from the seed."""
         shape, dtype, start = self._starts[name]
         if isinstance(start, Tensor):
             return take(start.detach(), cut).to("cpu", dtype)

@@ -1,4 +1,4 @@
-"""Slabs: a part of a large tensor, made or read a few rows at a time."""
+"""Slabs: a large tensor is drawn or read a few rows at a time, so that little memory is needed beside the result."""
 
 from collections.abc import Callable
 
@@ -8,11 +8,18 @@ from torch import Tensor
 from skerry.subnet.index import Cut, Index, cut_shape
 
 _SLAB_BYTES = 2**23
-"""Rows of a large tensor that are made or read at a time, in bytes."""
+"""The most bytes of rows that are drawn or read at a time."""
 
 
 def by_slabs(shape: torch.Size, dtype: torch.dtype, cut: Cut, slab: Callable[[Tensor, Cut], Tensor]) -> Tensor:
-    """Put a part together from slabs; ``slab(rows, rest)`` is ``rows`` of dim 0, cut by ``rest`` in the other dims."""
+    """Return a part of a tensor, put together from slabs.
+
+    Args:
+        shape: of the full tensor, of one dim or more.
+        dtype: of the result.
+        cut: which part.
+        slab: ``slab(rows, rest)`` returns ``rows`` (int64 indices of dim 0), and of the other dims the part ``rest``.
+    """
     out = torch.empty(cut_shape(shape, cut), dtype=dtype, device="cpu")
     if out.numel() == 0:
         return out

@@ -1,7 +1,7 @@
-"""Sources: where the values of full-size tensors come from, a part at a time.
+"""Sources: where the values of full-size tensors come from, one part at a time.
 
-Where no process holds the full model, the full model is on the ``meta`` device and each process makes or reads just the
-part of each tensor that it holds. A source gives the same part, to the bit, in whichever process asks for it.
+Where no process holds the full model, the model is on the ``meta`` device, and each process draws or reads only the
+part of each tensor that it stores. A source returns the same part, to the bit, in every process.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,23 @@ class Source(Protocol):
     """Where the values of full-size tensors come from."""
 
     def read(self, name: str, cut: Cut = ()) -> Tensor:
-        """Return, as a new CPU tensor, the part of the full-size tensor ``name`` that ``cut`` names (see ``take``).
+        """Return the part ``cut`` of a full-size tensor, as a new CPU tensor.
 
-        ``name`` is the tensor's first name in the model; a tied tensor's other names are not known.
+        Args:
+            name: the tensor's first name in the model; other names of a tied tensor are not known.
+            cut: which part; empty for the whole tensor.
         """
 
 
 class FromModel:
-    """The tensors of a model that has real ones, as they are when they are read."""
+    """The tensors of a model, with the values that they have when they are read.
+
+    Args:
+        model: has its tensors on a real device.
+
+    Raises:
+        ValueError: a tensor is on meta.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._tensors = named_tensors(model)
@@ -41,12 +50,12 @@ class FromModel:
 
 
 class FromSubnets:
-    """The tensors of subnets side by side (``subnet/side_by_side.py``), each cut out of a source of the full model.
+    """The tensors of subnets side by side (``SideBySide``), each a part of a tensor of the full model.
 
     Args:
-        source: of the full model that they are cut out of.
+        source: of the full model.
         plan: its plan.
-        nets: for each subnet the global ids of its units.
+        nets: for each subnet the global ids of its units, int64.
     """
 
     def __init__(self, source: Source, plan: Plan, nets: Sequence[Tensor]) -> None:
@@ -60,7 +69,14 @@ class FromSubnets:
 
 
 def materialize(model: nn.Module, source: Source) -> nn.Module:
-    """Give ``model`` (on meta) the tensors of ``source``, whole and on the CPU; tied ones stay tied. Returns ``model``.
+    """Give ``model`` the whole tensors of ``source``, on the CPU; tied ones stay tied.
+
+    Args:
+        model: on meta; it is changed.
+        source: of its tensors.
+
+    Returns:
+        ``model``.
 
     Example:
         >>> import torch

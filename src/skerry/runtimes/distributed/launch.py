@@ -1,9 +1,10 @@
-"""Start one process a worker on this machine, watch them, and end them all together.
+"""Starts one process per worker on this machine, watches them, and ends them all together.
 
-The group meets in a store that this process keeps, at a free port of the loopback interface. A process that dies ends
-the run within seconds, one that is stopped within a timeout; none outlives the one that started it.
+The processes meet in a store that this process has at a free port of the loopback interface. If one dies, the run ends
+within seconds; if one is stopped, within a timeout. None outlives the process that started it.
 """
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -25,14 +26,14 @@ from skerry.runtimes.distributed.liveness import JOIN_S, Liveness
 from skerry.runtimes.distributed.processes import PeerLost, Processes
 from skerry.runtimes.distributed.wire import WireFormat
 
-_PEER_LOST = 76  # exit code of a worker that only saw another one go
+_PEER_LOST = 76  # exit code of a worker that only lost another one
 _FAILED = 1
 _GRACE_S = 3.0
 _STAGE_BYTES = 64
 
 
 class WorkerDied(RuntimeError):
-    """A worker process ended before its work was done; the message names rank, round and cause."""
+    """A worker process ended before its work was done. The message names rank, round and cause."""
 
 
 def launch(
@@ -47,20 +48,40 @@ def launch(
     """Run ``work(runtime, *args)`` in ``num_workers`` new processes and return when all are done.
 
     Args:
-        work: a module-level function; the arguments must be picklable (they go to our own children only).
+        work: a module-level function of a runtime (``Processes``) and ``args``.
         num_workers: the number of processes.
-        threads: torch threads a process.
-        timeout_s: after so many seconds without a sign of life a process is lost, and all end.
+        args: further arguments of ``work``; must be picklable.
+        threads: torch threads per process.
+        timeout_s: a process that gives no sign of life for so many seconds is lost, and all end.
         wire: how floats are sent; see ``Processes``.
-        expected: exceptions that are told in one line; others come with their traceback.
+        expected: exceptions that are reported in one line; others are reported with their traceback.
 
     Raises:
-        WorkerDied: a worker failed; all are gone when it is raised.
-        ValueError: torchrun has started this process already.
+        WorkerDied: a worker failed; all processes have ended when it is raised.
+        ValueError: torchrun has already started this process.
+
+    Example (a script)::
+
+        import skerry
+        from torch import manual_seed, nn, optim, randint, randn
+
+        def work(runtime):
+            manual_seed(0)  # the same data and model in every process
+            x, y = randn(400, 8), randint(3, (400,))
+            model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 3))
+            skerry.train(
+                model, nn.functional.cross_entropy,
+                skerry.Shards(x, y, skerry.split(y, 4, "iid", seed=0), batch_size=20, seed=0),
+                plan=skerry.discover(model, x), algorithm=skerry.ist(4), optimizer=lambda p: optim.SGD(p, 0.1),
+                num_rounds=5, runtime=runtime,
+            )
+
+        if __name__ == "__main__":
+            skerry.launch(work, 4)
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise ValueError(
-            "torchrun has started this process, so launch() has nothing to start; use "
+            "torchrun has already started this process, so launch() must not; use "
             "'with skerry.Processes.join() as runtime: work(runtime, ...)'"
         )
     context = multiprocessing.get_context("spawn")
@@ -99,33 +120,31 @@ def launch(
         for w in workers:
             if w.exitcode is None:
                 w.kill()
-        _wait(workers, _GRACE_S)
+        _join(workers, _GRACE_S)
 
 
-def _wait(workers: list[Any], seconds: float) -> None:
+def _join(workers: list[Any], seconds: float) -> None:
     until = time.monotonic() + seconds
     for w in workers:
         w.join(max(0.0, until - time.monotonic()))
 
 
 def _obituary(codes: list[int | None], where: list[str], done: list[int], pipes: list["Connection[Any, Any]"]) -> str:
-    # Who went without being done, not who only lost a peer; one without a code has not noticed and is killed by us.
+    """Return the message that names who failed, where and why."""
+    # Those that ended before they were done, except those that only lost a peer. One without an exit code still runs.
     culprits = [r for r, code in enumerate(codes) if code not in (None, 0, _PEER_LOST) or (code == 0 and not done[r])]
     rank = culprits[0] if culprits else codes.index(_PEER_LOST)
     code = codes[rank] or 0
     told = ""
     if pipes[rank].poll():
-        try:
+        with contextlib.suppress(EOFError):
             told = pipes[rank].recv_bytes().decode()
-        except EOFError:
-            told = ""
     if told and not culprits:
         return told
-    cause = (
+    ended = (
         f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended before its work was done (exit code {code})"
     )
-    cause = told or cause
-    return f"rank {rank}, {where[rank] or 'before the first round'}: {cause}"
+    return f"rank {rank}, {where[rank] or 'before the first round'}: {told or ended}"
 
 
 def _main(
@@ -137,8 +156,8 @@ def _main(
     pipe: "Connection[Any, Any]",
     expected: tuple[type[Exception], ...],
 ) -> None:
-    """The life of one worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c is for the parent, which ends us
+    """Run ``work`` in a worker process, and report how it ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c is handled by the parent, which ends this process
     _die_with_parent()
     port, rank, num_workers, threads, timeout_s, wire = group
     torch.set_num_threads(threads)
@@ -170,22 +189,22 @@ def _main(
     except expected as error:
         pipe.send_bytes(str(error)[-8000:].encode())
         code = _FAILED
-    except SystemExit as error:  # not ours to make: the others wait for this one
+    except SystemExit as error:  # the others still wait for this process
         code = error.code if isinstance(error.code, int) else _FAILED
     except BaseException:
-        pipe.send_bytes(traceback.format_exc()[-8000:].encode())  # a pipe nobody reads yet holds 64 KiB
+        pipe.send_bytes(traceback.format_exc()[-8000:].encode())  # a pipe holds 64 KiB until it is read
         code = _FAILED
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: after a lost peer, gloo's destructors may wait for it.
+    # Not sys.exit: gloo's destructors may wait for a lost peer.
     os._exit(code)
 
 
 def _die_with_parent() -> None:
-    """End this process when the one that started it ends, however that happens."""
+    """End this process when its parent ends, in whichever way."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    if sys.platform == "linux":  # the kernel kills us even when we are stopped
+    if sys.platform == "linux":  # the kernel kills this process even if it is stopped
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
     threading.Thread(target=_watch, args=(parent.sentinel,), daemon=True).start()

@@ -1,9 +1,9 @@
-"""Liveness: processes tell each other that they are there, so that a lost one is named and nobody hangs.
+"""Liveness: heartbeats between processes, so that a lost one is named and no process hangs.
 
-A process in long local steps is slow, one that is stopped or cut off is lost; a timeout on the exchange alone cannot
-tell them apart. So a thread of each process counts up under its name in the group's store, twice a second, and reads
-the others' counts. Whoever first finds a count that stands still writes down whose, and all end with that name. When a
-connection breaks, which happens at once where a process is killed, the same counts tell whose fault it was.
+A process in long local steps is slow; one that is stopped or cut off is lost. A timeout on the exchange alone cannot
+tell them apart. So a thread of each process increments a counter in the group's store, twice a second, and reads the
+counters of the others. The first process that finds a counter standing still writes down whose it is, and all end with
+that rank in their message. When a connection breaks (at once if a process is killed), the counters tell who was lost.
 """
 
 import contextlib
@@ -19,21 +19,21 @@ import torch.distributed as dist
 _LOST = "lost"
 _NOBODY = "-"
 JOIN_S = 300.0
-"""How long processes wait for each other to begin."""
+"""Seconds that processes wait for each other at the start."""
 _BEATS = 4
-"""So many signs must be missing before somebody is lost, where a connection is known to be broken."""
+"""If a connection is broken, a process that misses so many heartbeats is lost."""
 
 
 class Liveness:
-    """The thread, and what it knows.
+    """The heartbeat thread of a process.
 
     Args:
-        address: host and port of the group's store (a ``TCPStore``), of which it opens a client of its own.
+        address: host and port of the group's store (a ``TCPStore``), to which it opens a connection of its own.
         rank: of this process.
-        num_processes: of all.
-        timeout_s: after so many seconds without a sign a process is lost.
+        num_processes: in the group.
+        timeout_s: a process without a heartbeat for so many seconds is lost.
         on_lost: called with one line, in the thread; it should end the process.
-        attempt: tells one group from others that have used the store before (a restart).
+        attempt: distinguishes the group from earlier ones that used the same store (a restart).
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Liveness:
         self._seen: dict[int, tuple[str, float]] = {}
         self._suspicious: float | None = None
         self._signals: socket.socket | None = None
-        self._before: Callable[[], None] = lambda: None  # puts back what SIGTERM did
+        self._before: Callable[[], None] = lambda: None  # restores the handler of SIGTERM
         self._beaten = time.monotonic()
         self._ended = threading.Event()
         self._store.set(self._keys[rank], "0")
@@ -76,15 +76,15 @@ class Liveness:
         self._thread.join()
 
     def suspect(self) -> None:
-        """After a broken connection: wait until it is clear who is lost, which ends this process."""
+        """After a broken connection: wait until it is known who is lost, which ends this process."""
         self._suspicious = self._suspicious or time.monotonic()
         self._thread.join(self._timeout_s)
 
-    def mind_sigterm(self) -> None:
-        """Let SIGTERM end this process only when it is clear whether another is lost.
+    def delay_sigterm(self) -> None:
+        """Let SIGTERM end this process only once it is known whether another one is lost.
 
-        torchrun sends it to all as soon as one has died, before they can say who. The thread hears of it even while the
-        main thread waits in gloo.
+        torchrun sends it to all as soon as one has died, before they can report which. The thread learns of the signal
+        even while the main thread waits in gloo.
         """
         if threading.current_thread() is not threading.main_thread():
             return
@@ -121,11 +121,11 @@ class Liveness:
                 return
 
     def _beat(self, count: int) -> str | None:
-        """Give a sign, look at the others', and return who is lost, if somebody is."""
+        """Increment the counter, read those of the others, and return who is lost, None if no process is."""
         self._store.set(self._keys[self._rank], f"{count}")
         *signs, lost = (word.decode() for word in self._store.multi_get([*self._keys, _LOST]))
         now = time.monotonic()
-        if now - self._beaten > _BEATS * self._interval:  # this process was stopped itself: nobody is silent by that
+        if now - self._beaten > _BEATS * self._interval:  # this process was stopped itself
             self._seen = {rank: (sign, now) for rank, (sign, _) in self._seen.items()}
         self._beaten = now
         for rank, sign in enumerate(signs):
@@ -139,12 +139,12 @@ class Liveness:
         return self._agree(rank) if silent > allowed else None
 
     def _agree(self, rank: int) -> str:
-        """Write down who is lost, unless somebody else has: the first word counts."""
-        word: str = self._store.compare_set(_LOST, _NOBODY, f"{rank}").decode()
-        return word
+        """Write down who is lost, unless another process already has; return what is written."""
+        written: str = self._store.compare_set(_LOST, _NOBODY, f"{rank}").decode()
+        return written
 
     def _line(self, lost: str) -> str:
         return (
-            f"rank {self._rank}, {self._where}: rank {lost} is gone or does not answer; see what it has printed, then "
-            "go on from the last checkpoint with --resume"
+            f"rank {self._rank}, {self._where}: rank {lost} is gone or does not answer; see its output, then "
+            "continue from the last checkpoint with --resume"
         )

@@ -1,4 +1,4 @@
-"""One exchange in one process: reads what leaves, writes what enters, averages what it collects."""
+"""One exchange in one process: it reads what it sends, writes what it receives, and averages what it collects."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,16 +32,16 @@ class LocalExchange:
     """What the process of one worker does in an exchange.
 
     Attributes:
-        worker: which.
-        moves: all that concern it.
-        before: the subnet of the round that ends.
-        after: that of the next round, to be written; the same tensors if the worker keeps what it had.
-        owned: what the worker stores as an owner.
-        sizes: full-size tensors on the meta device.
+        worker: the worker of this process.
+        moves: all moves that concern it.
+        before: its subnet in the round that ends.
+        after: its subnet in the next round, to be written; a tensor may be the same as in ``before``.
+        owned: what it stores as an owner.
+        sizes: full-size tensors on the meta device, by name.
         good: for each worker whether its values count.
-        average: whether several holders have different values, of which the mean is meant.
+        average: whether to average over several holders; False where their values are equal.
         wire: how floats are sent.
-        rng: of stochastic rounding.
+        rng: random generator of stochastic rounding.
     """
 
     worker: int
@@ -63,7 +63,7 @@ class LocalExchange:
 
     @property
     def bytes_due(self) -> int:
-        """Bytes of the elements that this process has to send, unpacked."""
+        """Bytes of the elements that this process has to send, without padding."""
         return self._stages.bytes_from(self.worker, self.sizes)
 
     def bytes_to_send(self, chunk: int) -> int:
@@ -72,16 +72,16 @@ class LocalExchange:
         return sum(num_bytes(message) for by_peer in sends for stream in by_peer.values() for message in stream)
 
     def run(self, wire: Wire) -> None:
-        """Do it, together with all other processes."""
+        """Run the exchange, together with all other processes."""
         for move in self.moves:
             if self._source(move) == self.worker and len(move.next_holders) > 1 and not self._is_collected(move):
-                self._round_(move)  # let all have the same bits
+                self._round_(move)  # all holders then have the same bits
         # What stays is copied while the first messages are on their way.
         wire.run(*self.messages(self._stages.first, wire.chunk), self.read_first, self.write_first, self.keep_own)
         wire.run(*self.messages(self._stages.second, wire.chunk), self.read_second, self.write_second)
 
     def keep_own(self) -> None:
-        """Copy what stays in this process, from subnet to subnet or from or to its rest."""
+        """Copy what stays in this process, between the two subnets and the owned parts."""
         for move in self.moves:
             if self._is_collected(move) or (self._source(move) != self.worker and self.worker not in move.holders):
                 continue
@@ -93,7 +93,7 @@ class LocalExchange:
                 self._write_new(move, cut, self._read_old(move, cut))
 
     def messages(self, some: Iterable[Transfer], chunk: int) -> tuple[Messages, Messages]:
-        """Return what this process sends to each other one, and what it receives."""
+        """Return the messages that this process sends to and receives from each other process."""
         out: dict[int, list[Part]] = {}
         into: dict[int, list[Part]] = {}
         for transfer in some:
@@ -105,11 +105,11 @@ class LocalExchange:
         return sends, receives
 
     def read_first(self, part: Part) -> Tensor:
-        """Return what this process sends first."""
+        """Return what this process sends in the first stage."""
         return self._for_wire(self._read_old(part.move, part.cut))
 
     def write_first(self, peer: int, part: Part, tensor: Tensor) -> None:
-        """Take what ``peer`` sends first."""
+        """Take what ``peer`` sends in the first stage."""
         tensor = tensor.to(self.sizes[part.move.name].dtype)
         if self._is_collected(part.move):
             self._collect(peer, part, tensor)
@@ -117,7 +117,7 @@ class LocalExchange:
             self._write_new(part.move, part.cut, tensor)
 
     def read_second(self, part: Part) -> Tensor:
-        """Return a mean that this process passes on."""
+        """Return a mean that this process has collected."""
         if self.worker in part.move.next_holders:
             return read(self.after, part.move.name, self.sizes[part.move.name].shape, part.cut)
         return self._means[_key(part)]
@@ -133,7 +133,7 @@ class LocalExchange:
         return move.holders[0] if move.holders else move.owner
 
     def _collect(self, peer: int, part: Part, tensor: Tensor) -> None:
-        """Add what a holder sends; write the mean when all have."""
+        """Add what a holder sends; write the mean when all holders have sent."""
         key, holders = _key(part), part.move.holders
         exact = is_exact(tensor)
         if key not in self._sums:
@@ -143,7 +143,7 @@ class LocalExchange:
         if self.good[peer]:
             if not exact:
                 total += tensor.to(total.dtype)
-            elif first < 0 or peer < first:  # counters: those of the first worker
+            elif first < 0 or peer < first:  # integers are those of the first worker
                 total, first = tensor.clone(), peer
         arrived += 1
         if arrived < len(holders) - 1:
@@ -189,9 +189,16 @@ class LocalExchange:
 
 
 def round_at_random(tensor: Tensor, rng: torch.Generator) -> Tensor:
-    """Round float32 to bfloat16, up or down at random so that the mean is right: E[round(x)] = x.
+    """Round float32 to bfloat16, up or down at random without bias: E[round(x)] = x.
 
-    What has no finite neighbour away from zero is rounded towards it; infinities and NaN stay.
+    A value without a finite neighbour away from zero is rounded towards zero. Infinities and NaN stay.
+
+    Args:
+        tensor: float32, of any shape.
+        rng: random generator.
+
+    Returns:
+        bfloat16, of the same shape.
 
     References:
         Stochastic rounding as in Gupta, Agrawal, Gopalakrishnan, Narayanan: Deep Learning with Limited Numerical
@@ -200,18 +207,18 @@ def round_at_random(tensor: Tensor, rng: torch.Generator) -> Tensor:
     noise = torch.randint(0, 2**16, tensor.shape, generator=rng, dtype=torch.int32).to(tensor.device)
     bits = tensor.contiguous().view(torch.int32)  # bfloat16 is the upper half of float32
     up, down = ((b & -(2**16)).view(torch.float32) for b in (bits + noise, bits))
-    finite = torch.where(up.isfinite(), up, down)  # the largest are not rounded away to infinity
+    finite = torch.where(up.isfinite(), up, down)  # the largest values are not rounded to infinity
     return torch.where(tensor.isfinite(), finite, tensor).to(torch.bfloat16)
 
 
 def _start(own: Tensor, good: bool, rank: int, exact: bool) -> tuple[Tensor, int, int]:
     if exact:
         return own, rank if good else -1, 0
-    # Twice the digits, so that the mean of equal float32 values is that value.
+    # In float64 the mean of equal float32 values is that value.
     wide = own.to(torch.complex128 if own.is_complex() else torch.float64)
     return wide if good else torch.full_like(wide, -0.0), -1, 0
 
 
 def _key(part: Part) -> Key:
-    """What tells the parts of moves apart: each begins with other indices."""
+    """Return a key for a part of a move; different parts begin with different indices."""
     return id(part.move), tuple(-1 if index is None else index.first for index in part.cut)

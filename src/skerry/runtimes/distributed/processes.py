@@ -1,7 +1,7 @@
-"""One process a worker, joined by ``torch.distributed`` with gloo. For trusted networks only: nothing is encrypted.
+"""One process per worker, joined by ``torch.distributed`` with gloo. For trusted networks only: nothing is encrypted.
 
-No process ever holds the full model (``sharded.py``). No pickle crosses the wire: what is sent is the bytes of tensors,
-in an order and in shapes that every process derives by itself.
+No process ever holds the full model (``sharded.py``). No pickle is sent: messages are the bytes of tensors, in an order
+and in shapes that every process derives by itself.
 """
 
 import inspect
@@ -26,8 +26,7 @@ from skerry.runtimes.distributed.wire import Wire, WireFormat
 from skerry.runtimes.runtime import Beginning, Report
 
 PATIENCE_S = 24 * 3600.0
-"""How long an exchange waits for a process that is slow; a lost one is found by ``liveness.py``."""
-
+"""Seconds that an exchange waits for a slow process; a lost one is found by ``liveness.py``."""
 
 _JOINS = itertools.count()
 
@@ -39,11 +38,14 @@ class PeerLost(RuntimeError):
 class Processes:
     """The runtime of one worker process in an initialized ``torch.distributed`` group.
 
+    ``skerry.launch`` makes one per worker on this machine; ``Processes.join`` makes one where torchrun has started this
+    process. As a context manager it leaves the group at the end.
+
     Args:
         on_stage: called with round and stage, in words, when a stage begins.
-        liveness: watches the other processes; without it a stopped one is only seen at the group's timeout.
-        wire: ``"exact"``, or ``"bf16"``: float32 values are rounded, up or down at random, to half their bytes.
-        buffer_bytes: the most that buffers of an exchange take; those of ``Algorithm.overlap`` take as much again.
+        liveness: watches the other processes; without it a stopped process is only noticed at the group's timeout.
+        wire: ``"exact"``, or ``"bf16"``: float32 values are sent with half their bytes, rounded up or down at random.
+        buffer_bytes: the most bytes that the buffers of an exchange take; ``Algorithm.overlap`` takes as many again.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Processes:
         self.round = 0
         self._stage = "start"
         self._format: WireFormat = wire
-        # Joining must not take for ever; once all are there, a slow one is waited for, and liveness finds a lost one.
+        # Joining has a short timeout. Once all have joined, slow ones are waited for; liveness finds lost ones.
         self._liveness = liveness
         self._on_stage = on_stage
         self._group = self._new_group() if liveness is not None else None
@@ -73,15 +75,33 @@ class Processes:
     def join(cls, timeout_s: float = 10.0, *, wire: WireFormat = "exact") -> "Processes":
         """Join the group that torchrun's environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
 
-        A process that gives no sign for ``timeout_s`` is lost: all others then end with one line and exit code 1.
+        Args:
+            timeout_s: a process that gives no sign of life for so many seconds is lost. All others then end with one
+                line and exit code 1.
+            wire: how floats are sent; see the class.
 
         Raises:
-            ConnectionError: the port is in use or the others cannot be reached.
+            ConnectionError: the port is in use, or the other processes cannot be reached.
             ValueError: torchrun has not started this process.
+
+        Example (of a script that ``torchrun --standalone --nproc-per-node 4 script.py`` starts)::
+
+            import skerry
+            from torch import manual_seed, nn, optim, randint, randn
+
+            manual_seed(0)  # the same data and model in every process
+            x, y = randn(400, 8), randint(3, (400,))
+            model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 3))
+            data = skerry.Shards(x, y, skerry.split(y, 4, "iid", seed=0), batch_size=20, seed=0)
+            with skerry.Processes.join() as runtime:
+                skerry.train(
+                    model, nn.functional.cross_entropy, data, plan=skerry.discover(model, x), runtime=runtime,
+                    algorithm=skerry.ist(4), optimizer=lambda p: optim.SGD(p, 0.1), num_rounds=5,
+                )
         """
         if missing := [v for v in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if v not in os.environ]:
             raise ValueError(
-                f"{missing[0]} is not set: torchrun must start this process (torchrun --standalone --nproc-per-node 2 "
+                f"{missing[0]} is not set: start this process with torchrun (torchrun --standalone --nproc-per-node 2 "
                 "script.py), or skerry.launch"
             )
         try:
@@ -95,16 +115,16 @@ class Processes:
             if "EADDRINUSE" in str(error):
                 what = "the port is in use; start with torchrun --standalone or another --master-port"
             raise ConnectionError(what) from error
-        liveness.mind_sigterm()
+        liveness.delay_sigterm()
         return cls(liveness=liveness, wire=wire)
 
     @property
     def buffer_bytes(self) -> int:
-        """Bytes that buffers of exchanges take by now."""
+        """Bytes that the buffers of exchanges take now."""
         return self._wire.buffer_bytes + (self._other_wire.buffer_bytes if self._other_wire else 0)
 
     def mine(self, num_workers: int) -> list[int]:
-        """The worker with this process's rank."""
+        """Return the worker with the rank of this process."""
         if num_workers != self.num_processes:
             raise ValueError(f"{num_workers} workers in {self.num_processes} processes: expected one process a worker")
         return [self.rank]
@@ -117,11 +137,11 @@ class Processes:
             self._liveness.at(f"round {round}, {stage}")
 
     def keep(self, beginning: Beginning) -> Sharded:
-        """Make what this process keeps: only the slices of its own are read from the source."""
+        """Make the store of this process: only the parts that it stores are read from the source."""
         return Sharded(self, self._wire, beginning, wire_format=self._format)
 
     def synchronized(self, module: nn.Module) -> tuple[nn.Module, Callable[[Tensor], None]]:
-        """Hand the module to torch's DistributedDataParallel; buffers are left alone, averaged at the round's end."""
+        """Wrap the module in DistributedDataParallel; buffers are averaged at the end of the round only."""
         if self._replica is not None and self._replica.module is module:  # it has its hooks already
             return self._replica, self._backward
         known = inspect.signature(DistributedDataParallel).parameters
@@ -136,22 +156,24 @@ class Processes:
             loss.backward()  # type: ignore[no-untyped-call]
 
     def reports(self, mine: Report, agreement: int) -> list[Report]:
-        """Return everybody's reports, in order of workers.
+        """Return the reports of all workers, in order.
+
+        Args:
+            mine: the report of the worker here.
+            agreement: a hash of everything that must be the same in all processes.
 
         Raises:
-            ValueError: ``agreement``, a number of all that must be the same, is another in another process.
+            ValueError: ``agreement`` differs.
+            PeerLost: a process was lost, or is in another round.
         """
         self.agree(agreement, "what is dealt out, to whom and how it is sent")
         figures = [mine.worker, self.round, mine.good, mine.loss, mine.flop, mine.local_s]
         row = torch.tensor(figures, dtype=torch.float64)
-        rows = [torch.empty_like(row) for _ in range(self.num_processes)]
-        with self.peers():
-            dist.all_gather(rows, row, group=self._group)
         reports = []
-        for rank, (worker, round, good, *others) in enumerate(r.tolist() for r in rows):
+        for rank, (worker, round, good, *others) in enumerate(r.tolist() for r in self._all_gather(row)):
             if (worker, round) != (rank, self.round):
                 raise PeerLost(
-                    f"{self.where()}: rank {rank} came with the piece of worker {worker:.0f}, round {round:.0f}; start "
+                    f"{self.where()}: rank {rank} has worker {worker:.0f} and is in round {round:.0f}; start "
                     "all processes with the same settings and the same checkpoint"
                 )
             reports.append(Report(rank, bool(good), *others))
@@ -160,10 +182,7 @@ class Processes:
     def agree(self, number: int, what: str) -> None:
         """Raise ValueError unless ``number`` is the same in all processes; ``what`` says what it stands for."""
         mine = torch.tensor([number])
-        all_of_them = [torch.empty_like(mine) for _ in range(self.num_processes)]
-        with self.peers():
-            dist.all_gather(all_of_them, mine, group=self._group)
-        others = [rank for rank, theirs in enumerate(all_of_them) if not torch.equal(theirs, mine)]
+        others = [rank for rank, theirs in enumerate(self._all_gather(mine)) if not torch.equal(theirs, mine)]
         if others:
             raise ValueError(
                 f"{self.where()}: {what} differs here from rank {others[0]}; start all processes with the same model, "
@@ -177,8 +196,14 @@ class Processes:
             dist.all_reduce(result, group=self._group)
         return result.to(tensor.device)
 
+    def _all_gather(self, row: Tensor) -> list[Tensor]:
+        rows = [torch.empty_like(row) for _ in range(self.num_processes)]
+        with self.peers():
+            dist.all_gather(rows, row, group=self._group)
+        return rows
+
     def beside(self, call: Callable[[Wire], None]) -> Callable[[], None]:
-        """Call it in a thread with a group of processes and a wire of its own; return what waits for it."""
+        """Run ``call`` in a thread, with a process group and a wire of its own; return a function that waits for it."""
         self._beside()
         if self._other_wire is None:
             self._other_wire = Wire(self.num_processes, self.peers, self._buffer_bytes, self._new_group())
@@ -190,7 +215,7 @@ class Processes:
             except BaseException as error:
                 failed.append(error)
 
-        thread = Thread(target=run, daemon=True)  # nobody waits for it when this process goes
+        thread = Thread(target=run, daemon=True)  # so that this process can end without it
         thread.start()
 
         def wait() -> None:
@@ -211,7 +236,7 @@ class Processes:
         """Leave the group."""
         self._beside()
         if self._liveness is not None:
-            self.total(torch.zeros(1))  # others may still have to hear that this one is there
+            self.total(torch.zeros(1))  # others may still wait for this process's heartbeat
             self._liveness.stop()
         dist.destroy_process_group()
 
@@ -221,16 +246,16 @@ class Processes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:  # else this process goes, and the others hear of it
+        if error is None:  # otherwise this process ends, and the others notice
             self.close()
 
     def where(self) -> str:
-        """Rank, round and stage, for messages."""
+        """Return rank, round and stage, for messages."""
         return f"rank {self.rank}, round {self.round}, {self._stage}"
 
     @contextmanager
     def peers(self) -> Iterator[None]:
-        """Turn what gloo says of a lost process into one line."""
+        """Turn gloo's error about a lost process into ``PeerLost``, with one line."""
         try:
             yield
         except RuntimeError as error:
@@ -241,6 +266,6 @@ class Processes:
 
 
 def _end(line: str) -> None:
-    """End this process from the thread that found another lost."""
+    """End this process, from the thread that has found another one lost."""
     print(f"skerry: error: {line}", file=sys.stderr, flush=True)
     os._exit(1)

@@ -1,9 +1,9 @@
-"""The wire: sends parts of tensors to other processes and receives theirs, coalesced, in chunks of bounded size.
+"""The wire: sends parts of tensors to other processes and receives theirs, in messages of bounded size.
 
-For each pair of processes there is one stream of parts, in an order that both derive by themselves; it is cut into
-messages of a bounded size, each one send. While a message is on its way the next is being packed and the last unpacked.
-No pickle and no shapes cross the wire: a message is the bytes of its parts. (gloo ends the receiver's process group
-where a message is larger than what is expected.)
+For each pair of processes there is one stream of parts, in an order that both derive by themselves. It is divided into
+messages of bounded size. While a message is being sent, the next one is packed and the last one unpacked. No pickle and
+no shapes are sent: a message is the bytes of its parts. (gloo ends the receiver's process group if a message is larger
+than the receiver expects.)
 """
 
 import math
@@ -22,9 +22,9 @@ from skerry.subnet.index import Cut, Index, cut_shape
 
 WireFormat = Literal["exact", "bf16"]
 
-IN_CACHE = 2**20  # bytes; what is picked out of a tensor at a time
-_MESSAGE = 2**22  # bytes at most: while one is on its way, the next is packed, and the last unpacked
-_ALIGN = 16  # bytes; every part starts where any dtype may
+IN_CACHE = 2**20  # bytes that are read from a tensor at a time
+_MESSAGE = 2**22  # the most bytes of a message
+_ALIGN = 16  # bytes; every part starts at a multiple, which suits any dtype
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -38,12 +38,12 @@ class Part:
 
     @property
     def num_bytes(self) -> int:
-        """Its room in a message."""
+        """Bytes that it takes in a message, with padding."""
         return -(-math.prod(self.shape) * self.dtype.itemsize // _ALIGN) * _ALIGN
 
 
 def wire_dtype(dtype: torch.dtype, wire: WireFormat) -> torch.dtype:
-    """Return what elements of ``dtype`` are sent as."""
+    """Return the dtype in which elements of ``dtype`` are sent."""
     return torch.bfloat16 if wire == "bf16" and dtype == torch.float32 else dtype
 
 
@@ -62,7 +62,14 @@ def split(cut: Cut, shape: torch.Size, most: int) -> Iterable[Cut]:
 
 
 def parts(transfer: Transfer, size: Tensor, wire: WireFormat, chunk: int) -> Iterable[Part]:
-    """Divide ``transfer`` of a tensor like ``size`` into parts of at most ``chunk`` bytes that fit into a cache."""
+    """Divide a transfer into parts.
+
+    Args:
+        transfer: what is sent.
+        size: a tensor of the full size and dtype, on the meta device.
+        wire: how floats are sent.
+        chunk: the most bytes of a message; a part also fits into a cache.
+    """
     dtype = wire_dtype(size.dtype, wire)
     for cut in split(transfer.cut, size.shape, max(1, min(chunk, IN_CACHE) // dtype.itemsize)):
         yield Part(transfer.move, cut, cut_shape(size.shape, cut), dtype)
@@ -87,13 +94,17 @@ def num_bytes(message: Sequence[Part]) -> int:
 
 
 class Wire:
-    """Sends and receives with buffers of at most ``budget`` bytes in all, which are kept from round to round.
+    """Sends and receives, with buffers that are used again in every round.
 
     Args:
-        num_processes: of all.
-        guard: a context for waiting for others, which says who was lost.
-        budget: bytes.
+        num_processes: in the group.
+        guard: a context manager around waiting for others, which reports who was lost.
+        budget: the most bytes that all buffers take.
         group: the process group, None for the default one.
+
+    Attributes:
+        chunk: the most bytes of a message.
+        bytes_sent: in all messages so far.
     """
 
     def __init__(
@@ -104,14 +115,14 @@ class Wire:
         group: dist.ProcessGroup | None = None,
     ) -> None:
         self._guard, self._group = guard, group
-        # A peer has two buffers each way: one is on the wire while the other is packed or unpacked.
+        # Two buffers per peer and direction: one is being sent while the other is packed or unpacked.
         self.chunk = max(_ALIGN, min(_MESSAGE, budget // (4 * max(1, num_processes - 1))) // _ALIGN * _ALIGN)
         self.bytes_sent = 0
         self._buffers: dict[tuple[str, int, int], Tensor] = {}
 
     @property
     def buffer_bytes(self) -> int:
-        """Bytes that the buffers take by now."""
+        """Bytes that the buffers take now."""
         return sum(len(buffer) for buffer in self._buffers.values())
 
     def run(
@@ -122,14 +133,14 @@ class Wire:
         write: Callable[[int, Part, Tensor], None],
         meanwhile: Callable[[], None] = lambda: None,
     ) -> None:
-        """Send and receive all messages, by peer.
+        """Send and receive all messages.
 
         Args:
             sends: the messages for each peer.
-            receives: the messages that each peer sends.
-            read: returns what is to be sent.
-            write: takes (peer, part, what was received); the tensor is valid during the call only.
-            meanwhile: called once, when the first messages are on their way.
+            receives: the messages from each peer.
+            read: returns the values of a part that is sent.
+            write: takes (peer, part, values received); the values are valid during the call only.
+            meanwhile: called once, while the first messages are being sent.
         """
         waves = max((len(m) for m in [*sends.values(), *receives.values()]), default=0)
         coming: list[tuple[int, Sequence[Part], Tensor, Any]] = []
