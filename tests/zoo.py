@@ -1,17 +1,18 @@
 """Small models with their plans, and data, that many tests share."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import torch
 from overlapping import Overlapping
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from skerry import Blocks, Plan, Shards, discover, ensemble, ist, narrow, relay, split
 from skerry.algorithm import Algorithm
 from skerry.algorithms import diloco, federated_dropout, fedrolex, heterofl, local_sgd, resist, single
-from skerry.experiments.models.cnn import CNN
 from skerry.experiments.models.mlp import MLP
 from skerry.experiments.recipes.image_mlp import mlp_rules
 from skerry.plan import In, Out
@@ -52,6 +53,29 @@ class Transposed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(self.mix(self.embed(x))).transpose(1, 2)
         return self.down(self.bn(self.act(self.up(h))))
+
+
+class CNN(nn.Module):
+    """3x3 convolutions with batch norm, ReLU and 2x2 max pooling, then a dense layer; images (B, C, size, size)."""
+
+    def __init__(
+        self, channels: Sequence[int], *, image_size: int, hidden: int, classes: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        pairs = list(pairwise(channels))
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairs)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(b) for _, b in pairs)
+        side = image_size // 2 ** len(pairs)
+        self.hidden = nn.Linear(channels[-1] * side * side, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(hidden, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, size, size) to (B, classes)."""
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = F.max_pool2d(F.relu(norm(conv(x))), 2)
+        logits: Tensor = self.out(self.dropout(F.relu(self.hidden(x.flatten(1)))))
+        return logits
 
 
 @dataclass(frozen=True)

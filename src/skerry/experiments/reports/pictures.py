@@ -267,7 +267,7 @@ def frontier_picture(points: dict[str, list[tuple[float, float, float]]], ylabel
         between = "123456789" if high / low < 3 else "25" if high / low < 1e3 else ""
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")  # the style turns math off
         axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in between else "")
-        axes.set_xlabel("MB sent by a worker")
+        axes.set_xlabel("MB sent per worker")
         axes.set_ylabel(f"test {ylabel}")
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
         drawn = BytesIO()

@@ -68,7 +68,7 @@ def write_results(folder: Path, out: Path, about: Mapping[str, tuple[str, str]])
         remarks = out.parent / "remarks" / f"{name}.md"
         page += [remarks.read_text(encoding="utf-8")] if remarks.exists() else []
         command = folder / name / "command.txt"
-        page += [f"```\n{command.read_text(encoding='utf-8').strip()}\n```\n"] if command.exists() else []
+        page += [f"```sh\n{command.read_text(encoding='utf-8').strip()}\n```\n"] if command.exists() else []
     atomic.write(out, "\n".join(part for part in page if part).encode())
     return order
 

@@ -1,4 +1,4 @@
-"""Schedules, local steps, evaluation, settings: against formulas and plain loops."""
+"""Local steps: against plain loops."""
 
 import math
 
@@ -9,25 +9,7 @@ from torch.nn import functional as F
 from zoo import blobs
 
 import skerry
-from skerry import cosine
-from skerry.experiments.config import Config, parse_settings
-from skerry.randomness import generator, seed_of
-from skerry.training import constant, evaluate
 from skerry.training.worker import Worker, local_steps
-
-
-def test_schedules():
-    assert [constant(p) for p in (0.0, 0.5, 1.0)] == [1, 1, 1]
-    assert [cosine(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1, 0.5, 0])
-
-
-def test_generators_depend_on_every_part_of_the_key_and_on_nothing_else():
-    seeds = {seed_of(*key) for key in [(0, "a"), (1, "a"), (0, "b"), (0, "a", 0), ("0", "a"), (0,)]}
-    assert len(seeds) == 6
-    torch.manual_seed(5)
-    a = torch.rand(3, generator=generator(1, "x"))
-    torch.manual_seed(6)
-    assert torch.equal(a, torch.rand(3, generator=generator(1, "x")))
 
 
 def test_local_steps_are_a_plain_loop_with_factors():
@@ -58,33 +40,6 @@ def test_local_steps_stop_at_the_first_loss_that_is_not_finite():
     local_steps(worker, F.cross_entropy, batches())
     assert not math.isfinite(worker.loss)
     assert seen == [0, 1]
-
-
-def test_evaluation_by_hand_and_in_parts():
-    model = nn.Linear(3, 4)
-    x, y = torch.randn(50, 3), torch.randint(0, 4, (50,))
-    score = evaluate(model, F.cross_entropy, (x, y), batch_size=7)
-    assert score.count == 50
-    assert score.loss == pytest.approx(F.cross_entropy(model(x), y).item())
-    assert score.accuracy == (model(x).argmax(1) == y).double().mean().item()
-    assert model.training
-    with pytest.raises(ValueError, match=r"\btest=None\b"):
-        evaluate(model, F.cross_entropy, (x[:0], y[:0]))
-
-
-def test_settings_survive_json_and_keep_their_types():
-    words = ["optimizer.lr=.3", "partition.capacities=[1,2.5]", "workers=2", "split=by_label", "timeout_s=5"]
-    config = Config(recipe="r").change(parse_settings([*words, "prior_adjusted=true"]))
-    assert (config.optimizer["lr"], config.partition.capacities, config.workers) == (0.3, (1.0, 2.5), 2)
-    assert isinstance(config.timeout_s, float)
-    assert config.prior_adjusted is True
-    assert Config.from_json(config.to_json()) == config
-    with pytest.raises(ValueError, match=r"'worker'.*'workers'"):
-        Config.from_json({**config.to_json(), "worker": 2})
-    with pytest.raises(ValueError, match=r"workers\b.*\bTrue\b"):
-        config.change({"workers": True})
-    with pytest.raises(ValueError, match=r"prior_adjusted\b.*\b1\b.*\btrue\b.*\bfalse\b"):
-        config.change({"prior_adjusted": 1})
 
 
 def test_state_of_a_parameter_without_dims_travels():

@@ -1,0 +1,20 @@
+"""Settings: they survive JSON and keep their types."""
+
+import pytest
+
+from skerry.experiments.config import Config, parse_settings
+
+
+def test_settings_survive_json_and_keep_their_types():
+    words = ["optimizer.lr=.3", "partition.capacities=[1,2.5]", "workers=2", "split=by_label", "timeout_s=5"]
+    config = Config(recipe="r").change(parse_settings([*words, "prior_adjusted=true"]))
+    assert (config.optimizer["lr"], config.partition.capacities, config.workers) == (0.3, (1.0, 2.5), 2)
+    assert isinstance(config.timeout_s, float)
+    assert config.prior_adjusted is True
+    assert Config.from_json(config.to_json()) == config
+    with pytest.raises(ValueError, match=r"'worker'.*'workers'"):
+        Config.from_json({**config.to_json(), "worker": 2})
+    with pytest.raises(ValueError, match=r"workers\b.*\bTrue\b"):
+        config.change({"workers": True})
+    with pytest.raises(ValueError, match=r"prior_adjusted\b.*\b1\b.*\btrue\b.*\bfalse\b"):
+        config.change({"prior_adjusted": 1})
