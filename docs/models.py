@@ -36,7 +36,7 @@ to 2, 3 and 5 workers at once, and write-back is exact to the bit.
   Skerry has no rule for. `plan.without("...")` keeps more whole, `plan.only("...")` all but some.
 - **A width written into a `forward`** (`view(B, T, self.n_head, C // self.n_head)`): discovery notices, leaves the axis
   whole, and its note names the module and the patch to pass. A patch is a function `patch(narrow, full)` that sets the
-  narrow module's numbers, or gives it another `forward`; `skerry.subnet.adapters` has one for attention as nanoGPT writes it.
+  narrow module's numbers, or gives it another `forward`; `skerry.subnet.adapters` has one for nanoGPT's attention.
   `nn.MultiheadAttention`, and GPT-2's and GAT's layers, are known.
 
   ```python notest
