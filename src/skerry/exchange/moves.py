@@ -84,12 +84,12 @@ def _moves(
     then: Assignment,
     worker: int | None,
 ) -> Iterator[Move]:
-    everybody = np.ones(now.num_workers, dtype=bool)
-    start_now = everybody if block is None else now.held[:, block].numpy()
-    start_then = everybody if block is None else then.held[:, block].numpy()
+    everyone = np.ones(now.num_workers, dtype=bool)
+    start_now = everyone if block is None else now.held[:, block].numpy()
+    start_then = everyone if block is None else then.held[:, block].numpy()
     dims = [d for d, dim in enumerate(row) if dim is not None]
     kinds = [kinds_of(dim, now, then, owners=d == along) for d, dim in enumerate(row) if dim is not None]
-    *before, last = kinds or [Kinds(everybody[None], everybody[None], np.array([-1]), [])]
+    *before, last = kinds or [Kinds(everyone[None], everyone[None], np.array([-1]), [])]
     joined: dict[tuple[int, ...], Index] = {}  # the same few sets of kinds recur
     for chosen in product(*(range(len(k.now)) for k in before)):
         held, held_then, owner = start_now, start_then, last.owner

@@ -23,13 +23,13 @@ _WAITING = 2**24
 """The most bytes that may wait for the disk."""
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, told: Mapping[str, str]) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """Write a safetensors file.
 
     Args:
         tensors: CPU tensors by name.
         path: the file.
-        told: the file's metadata, texts by name.
+        metadata: texts by name, stored with them.
 
     Raises:
         ValueError: safetensors has no such dtype.
@@ -39,7 +39,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, told: Mapping[str, s
             raise ValueError(f"{name}: safetensors files cannot hold {tensor.dtype}; convert it")
     # Large elements first, so that every tensor begins at a multiple of its element's size.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, object] = {"__metadata__": dict(told)} if told else {}
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name in order:
         begin, end = end, end + tensors[name].nbytes

@@ -79,7 +79,7 @@ def once_per_units(find: Callable[[DealtDim], T]) -> Callable[[DealtDim], T]:
 
 
 def row_key(row: Row) -> tuple[int | None, ...]:
-    """Return a key that is equal for rows whose dims share their unit ids; such tensors have the same moves."""
+    """Return a key that is the same for rows that share their unit ids; their tensors have the same moves."""
     return tuple(None if dim is None else id(dim.units) for dim in row)
 
 

@@ -6,25 +6,17 @@ match it. ``distributed`` runs one process per worker. ``streamed.py`` is a full
 """
 
 from skerry.runtimes.distributed import PeerLost, Processes, WireFormat, WorkerDied, launch
-from skerry.runtimes.overlap import BEGAN
-from skerry.runtimes.runtime import KEPT, RESTING, Beginning, FullModel, Handover, Report, Runtime, Store
+from skerry.runtimes.runtime import FullModel, Report, Runtime, Store
 from skerry.runtimes.serial import Serial
-from skerry.runtimes.streamed import Streamed
 
 __all__ = [
-    "BEGAN",
-    "KEPT",
-    "RESTING",
-    "Beginning",
     "FullModel",
-    "Handover",
     "PeerLost",
     "Processes",
     "Report",
     "Runtime",
     "Serial",
     "Store",
-    "Streamed",
     "WireFormat",
     "WorkerDied",
     "launch",

@@ -63,7 +63,7 @@ def by_worker(prefix: str, tensors: Mapping[str, Tensor]) -> dict[int, dict[str,
 
 
 class Saved(Protocol):
-    """What processes stored at the end of an earlier round: a checkpoint, whose room is above this one."""
+    """What processes stored after an earlier round: a checkpoint (``skerry.checkpoint``)."""
 
     def own(self, worker: int, assignment: Assignment, only: str = "") -> Mapping[str, Tensor] | None:
         """Return what ``shards`` gave the process of ``worker``, None if it was not for ``assignment``.

@@ -93,7 +93,7 @@ def launch(
         ours, theirs = context.Pipe(duplex=False)
         group = (store.port, rank, num_workers, threads, timeout_s, wire)
         process = context.Process(
-            target=_main,
+            target=_run_worker,
             args=(work, args, group, stages, done, theirs, expected),
             name=f"skerry-{rank}",
             daemon=True,
@@ -115,7 +115,7 @@ def launch(
             where = [
                 stages[r * _STAGE_BYTES : (r + 1) * _STAGE_BYTES].split(b"\0")[0].decode() for r in range(num_workers)
             ]
-            raise WorkerDied(_obituary(codes, where, list(done), pipes))
+            raise WorkerDied(_failure(codes, where, list(done), pipes))
     finally:
         for w in workers:
             if w.exitcode is None:
@@ -129,25 +129,25 @@ def _join(workers: list[Any], seconds: float) -> None:
         w.join(max(0.0, until - time.monotonic()))
 
 
-def _obituary(codes: list[int | None], where: list[str], done: list[int], pipes: list["Connection[Any, Any]"]) -> str:
+def _failure(codes: list[int | None], where: list[str], done: list[int], pipes: list["Connection[Any, Any]"]) -> str:
     """Return the message that names who failed, where and why."""
     # Those that ended before they were done, except those that only lost a peer. One without an exit code still runs.
     culprits = [r for r, code in enumerate(codes) if code not in (None, 0, _PEER_LOST) or (code == 0 and not done[r])]
     rank = culprits[0] if culprits else codes.index(_PEER_LOST)
     code = codes[rank] or 0
-    told = ""
+    reported = ""
     if pipes[rank].poll():
         with contextlib.suppress(EOFError):
-            told = pipes[rank].recv_bytes().decode()
-    if told and not culprits:
-        return told
+            reported = pipes[rank].recv_bytes().decode()
+    if reported and not culprits:
+        return reported
     ended = (
         f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended before its work was done (exit code {code})"
     )
-    return f"rank {rank}, {where[rank] or 'before the first round'}: {told or ended}"
+    return f"rank {rank}, {where[rank] or 'before the first round'}: {reported or ended}"
 
 
-def _main(
+def _run_worker(
     work: Callable[..., None],
     args: tuple[object, ...],
     group: tuple[int, int, int, int, float, WireFormat],
@@ -207,9 +207,9 @@ def _die_with_parent() -> None:
     if sys.platform == "linux":  # the kernel kills this process even if it is stopped
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    threading.Thread(target=_watch, args=(parent.sentinel,), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
 
 
-def _watch(sentinel: int) -> None:
+def _end_with(sentinel: int) -> None:
     connection.wait([sentinel])
     os._exit(_FAILED)

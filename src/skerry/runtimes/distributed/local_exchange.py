@@ -134,8 +134,7 @@ class LocalExchange:
 
     def _collect(self, peer: int, part: Part, tensor: Tensor) -> None:
         """Add what a holder sends; write the mean when all holders have sent."""
-        key, holders = _key(part), part.move.holders
-        exact = is_exact(tensor)
+        key, exact = _key(part), is_exact(tensor)
         if key not in self._sums:
             own = self._read_old(part.move, part.cut)
             self._sums[key] = _start(own, self.good[self.worker], self.worker, exact)
@@ -145,21 +144,24 @@ class LocalExchange:
                 total += tensor.to(total.dtype)
             elif first < 0 or peer < first:  # integers are those of the first worker
                 total, first = tensor.clone(), peer
-        arrived += 1
-        if arrived < len(holders) - 1:
-            self._sums[key] = (total, first, arrived)
-            return
-        del self._sums[key]
-        count = sum(self.good[w] for w in holders)
-        if count == 0:
-            mean = self._read_old(part.move, part.cut)
+        self._sums[key] = (total, first, arrived + 1)
+        if arrived + 1 == len(part.move.holders) - 1:
+            del self._sums[key]
+            self._finish(part, total, tensor.dtype)
+
+    def _finish(self, part: Part, total: Tensor, dtype: torch.dtype) -> None:
+        """Write the mean of a part whose holders have all sent, or keep it for the second stage."""
+        move = part.move
+        count = sum(self.good[w] for w in move.holders)
+        if count == 0:  # all are refused
+            total = self._read_old(move, part.cut)
+        elif not is_exact(total):
+            total = (total / count).to(dtype)
+        mean = self._for_wire(total).to(total.dtype)
+        if self.worker in (move.next_holders or (move.owner,)):
+            self._write_new(move, part.cut, mean)
         else:
-            mean = total if exact else (total / count).to(tensor.dtype)
-        mean = self._for_wire(mean).to(mean.dtype)
-        if self.worker in part.move.next_holders or (not part.move.next_holders and part.move.owner == self.worker):
-            self._write_new(part.move, part.cut, mean)
-        else:
-            self._means[key] = mean
+            self._means[_key(part)] = mean
 
     def _read_old(self, move: Move, cut: Cut) -> Tensor:
         return read(self._old(move), move.name, self.sizes[move.name].shape, cut)

@@ -34,6 +34,8 @@ from skerry.subnet.cuts import Cuts
 from skerry.subnet.extract import extract
 from skerry.subnet.index import cut_shape, same_cut
 
+Tensors = Mapping[str, Tensor]
+
 
 class Group(Protocol):
     """What the store needs of the process group: ``Processes``, or threads in tests."""
@@ -134,19 +136,8 @@ class Sharded:
         if not torch.equal(self.assignment.held[self._group.rank], then.held[self._group.rank]):
             self._subnet = None
         late = late_names(self.model, self.plan, self.assignment, then) if overlap else []
-        early = {name: size for name, size in self.sizes.items() if name not in late}
-        fits = self._cuts(then).shapes(early)
-        values, free = self._end_round(own)
-        old, free = self.tensors if own.report.good else values, reusable(free.items(), fits)  # the others go now
-        begin = values if own.report.good else values | self._shard.began
         due = torch.zeros(len(reports), dtype=torch.float64)
-        after, due[self._group.rank] = self._exchange_now(early, values, then, good, free)
-        if late:
-            means, due_late = self._start_late({name: self.sizes[name] for name in late}, values, then, good)
-            after |= means
-            due[self._group.rank] += due_late
-        self._spare = reusable([*old.items(), *free.items()], fits, after.values())
-        self._shard.tensors, self._shard.began = after, {name: begin[name] for name in late}
+        due[self._group.rank] = self._exchange(own, then, good, late)
         self.assignment = then
         return [replace(r, bytes_due=d) for r, d in zip(reports, self._group.total(due).tolist(), strict=True)]
 
@@ -161,6 +152,29 @@ class Sharded:
         self._wait_for_late()
         return self._shard.named(self._group.rank)
 
+    def _exchange(self, own: Handover, then: Assignment, good: Sequence[bool], late: Sequence[str]) -> float:
+        """Replace what this process stores by that of the next round; return the bytes due.
+
+        Args:
+            own: what the worker here hands over.
+            then: who holds what in the next round.
+            good: for each worker whether its values count.
+            late: the parameters whose mean may arrive late.
+        """
+        early = {name: size for name, size in self.sizes.items() if name not in late}
+        fits = self._cuts(then).shapes(early)
+        values, free = self._end_round(own)
+        old = self.tensors if own.report.good else values
+        begin = values if own.report.good else values | self._shard.began
+        free = reusable(free.items(), fits)  # the others are freed now
+        after, due = self._exchange_now(early, values, then, good, free)
+        if late:
+            means, due_late = self._start_late({name: self.sizes[name] for name in late}, values, then, good)
+            after, due = after | means, due + due_late
+        self._spare = reusable([*old.items(), *free.items()], fits, after.values())
+        self._shard.tensors, self._shard.began = after, {name: begin[name] for name in late}
+        return due
+
     def _end_round(self, own: Handover) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the worker's narrow tensors that count, and tensors that may be written over."""
         before, self._before = self._before, {}
@@ -171,12 +185,7 @@ class Sharded:
         return before | means, {n: t for n, t in self.tensors.items() if n not in means}
 
     def _exchange_now(
-        self,
-        sizes: Mapping[str, Tensor],
-        values: Mapping[str, Tensor],
-        then: Assignment,
-        good: Sequence[bool],
-        free: Mapping[str, Tensor],
+        self, sizes: Tensors, values: Tensors, then: Assignment, good: Sequence[bool], free: Tensors
     ) -> tuple[dict[str, Tensor], float]:
         """Exchange all that has ``sizes``, a group at a time; return the new narrow tensors and the bytes due."""
         after: dict[str, Tensor] = {}
@@ -190,7 +199,7 @@ class Sharded:
         return after, due
 
     def _start_late(
-        self, sizes: Mapping[str, Tensor], values: Mapping[str, Tensor], then: Assignment, good: Sequence[bool]
+        self, sizes: Tensors, values: Tensors, then: Assignment, good: Sequence[bool]
     ) -> tuple[dict[str, Tensor], float]:
         """Start the exchange of what may arrive late; return where its means arrive, and the bytes due."""
         found = list(moves(self.plan, sizes, self.assignment, then, self._group.rank))
@@ -226,13 +235,7 @@ class Sharded:
         self._wire.bytes_sent = sent  # counts exchanges only
         return {} if only_first and self._group.rank else new
 
-    def _new_tensors(
-        self,
-        sizes: Mapping[str, Tensor],
-        then: Assignment,
-        values: Mapping[str, Tensor],
-        free: Mapping[str, Tensor],
-    ) -> dict[str, Tensor]:
+    def _new_tensors(self, sizes: Tensors, then: Assignment, values: Tensors, free: Tensors) -> dict[str, Tensor]:
         """Return the narrow tensors of the next round, to be written.
 
         Args:
@@ -252,10 +255,10 @@ class Sharded:
 
     def _step(
         self,
-        sizes: Mapping[str, Tensor],
+        sizes: Tensors,
         some_moves: Sequence[Move],
-        values: Mapping[str, Tensor],
-        new: Mapping[str, Tensor],
+        values: Tensors,
+        new: Tensors,
         then: Assignment,
         good: Sequence[bool],
     ) -> LocalExchange:
@@ -274,7 +277,7 @@ class Sharded:
             rng=generator("wire", self._group.round, rank, *list(sizes)[:1]),
         )
 
-    def _add_new_state(self, tensors: Mapping[str, Tensor]) -> None:
+    def _add_new_state(self, tensors: Tensors) -> None:
         """Make room for optimizer state that appears with the first step."""
         found = optimizer_state.full_sizes(tensors, self.plan.shapes, trained_in_blocks(self.model, self.plan))
         new = {name: size for name, size in found.items() if name not in self.sizes}
@@ -288,7 +291,7 @@ class Sharded:
                     shape = cut_shape(size.shape, cut)
                     place[name] = optimizer_state.blank(name, shape, size.dtype, self._start, self._device)
 
-    def _check(self, tensors: Mapping[str, Tensor]) -> None:
+    def _check(self, tensors: Tensors) -> None:
         """Raise ValueError unless the worker made what the other processes expect."""
         for name, expected in self._cuts(self.assignment).shapes(self.sizes).items():
             size, got = self.sizes[name], tensors.get(name)
