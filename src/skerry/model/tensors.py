@@ -41,8 +41,6 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
 def fill_(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     """Replace the parameters and buffers of ``module`` by ``tensors``, by name; tied ones stay tied.
 
-    A parameter stays the same object if device, dtype and shape stay, so that its optimizer can go on.
-
     Args:
         module: is changed in place.
         tensors: one for each name in ``named_tensors(module)``.
@@ -52,12 +50,7 @@ def fill_(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     """
     new: dict[int, Tensor] = {}
     for name, parameter in module.named_parameters():
-        value = tensors[name]
-        if (parameter.device, parameter.dtype, parameter.shape) == (value.device, value.dtype, value.shape):
-            parameter.data = value.detach()
-            new[id(parameter)] = parameter
-        else:
-            new[id(parameter)] = parameter_like(value, parameter)
+        new[id(parameter)] = parameter_like(tensors[name], parameter)
     for name, buffer in module.named_buffers():
         new[id(buffer)] = tensors[name]
     for each in module.modules():

@@ -91,7 +91,6 @@ class WholeModel:
         device = next(iter(model.parameters())).device
         self.tensors = named_tensors(model) | {n: placed(source.read(n, ()), device) for n in beginning.state}
         self.bytes_sent = 0.0
-        self._subnets: dict[int, tuple[Tensor, nn.Module]] = {}  # used again as long as a worker keeps its units
         self._start = beginning.start
         self.kept: dict[int, dict[str, Tensor]] = {}
         self._began: dict[int, dict[str, Tensor]] = {}
@@ -117,14 +116,10 @@ class WholeModel:
         cuts, began = Cuts(self.plan, units), self._began.get(worker, {})
         state = {n: (t, cuts.of(n, t.shape)) for n, t in self.tensors.items() if optimizer_state.SEPARATOR in n}
         mine = {n: take(tensor, cut) for n, (tensor, cut) in state.items() if cut is not None}
-        known, subnet = self._subnets.get(worker, (units.new_empty(0), None))
-        if subnet is None or not torch.equal(known, units):
-            subnet = extract(self.model, self.plan, units)
-            self._subnets[worker] = units, subnet
+        subnet = extract(self.model, self.plan, units)
         for name, tensor in named_tensors(subnet).items():
-            cut = cuts.of(name)
-            assert cut is not None
-            tensor.copy_(began[name] if name in began else take(self.tensors[name], cut))
+            if name in began:
+                tensor.copy_(began[name])
         return subnet, mine
 
     def late(self, worker: int) -> Iterator[tuple[str, Tensor]]:

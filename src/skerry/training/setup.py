@@ -1,7 +1,7 @@
 """What stays the same from round to round of a session, and how it is built from a session's arguments."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,6 @@ class Setup:
         never_finite: names of tensors that are not finite from the start (an attention mask of -inf), so that a
             worker is not refused for them.
         device: where subnets are trained.
-        optimizers: by worker of this process, its subnet and the optimizer that goes on with it, where state stays.
     """
 
     model: nn.Module
@@ -47,7 +46,6 @@ class Setup:
     state_start: Mapping[str, Tensor]
     never_finite: frozenset[str]
     device: torch.device
-    optimizers: dict[int, tuple[nn.Module, torch.optim.Optimizer]] = field(default_factory=dict)
 
     def assignment(self, round: int) -> Assignment:
         """Return who holds what in ``round``; after the last round nothing is exchanged any more."""

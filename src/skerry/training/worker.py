@@ -141,8 +141,6 @@ class Worker:
                 f"worker {self.number}, round {self.round}: {self._done} steps, expected the algorithm's local_steps="
                 f"{self.num_steps}; give it that number of batches per round, or change local_steps"
             )
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate  # for an optimizer that goes on in the next round
         del self.subnet, self.narrow, self.optimizer
 
 

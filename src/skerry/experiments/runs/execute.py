@@ -9,26 +9,24 @@ from typing import Any
 
 import torch
 
-from skerry.training import schedules as schedule
-from skerry.merge.calibrate import estimate_batch_norm_
+from skerry.checkpoint.export import SHARD_BYTES, export
 from skerry.choose import choose
 from skerry.experiments.config import Config
-from skerry.checkpoint.export import SHARD_BYTES, export
-from skerry.model.inputs import call
-from skerry.training.worker import OptimizerFn
 from skerry.experiments.methods import METHODS, build, takes
-from skerry.model.tensors import named_tensors
 from skerry.experiments.recipes import RECIPES
-from skerry.experiments.recipes.recipe import Job
 from skerry.experiments.runs.folder import RunFolder, checkpoints_of, saved_config
+from skerry.merge.calibrate import estimate_batch_norm_
+from skerry.model.inputs import call
+from skerry.model.tensors import named_tensors, skeleton
 from skerry.runtimes.runtime import Runtime
 from skerry.runtimes.serial import Serial
 from skerry.runtimes.streamed import Streamed
+from skerry.training import schedules as schedule
 from skerry.training.evaluation.test_set import Test
 from skerry.training.session import Session
 from skerry.training.setup import net_to_train
-from skerry.model.tensors import skeleton
 from skerry.training.train import OnRound, calibration_inputs, train
+from skerry.training.worker import OptimizerFn
 
 SCHEDULES = {"constant": schedule.constant, "cosine": schedule.cosine}
 

@@ -24,13 +24,13 @@ from typing import Any, Self
 
 import torch
 
-from skerry.files import atomic
 from skerry.checkpoint.checkpoints import Checkpoints
+from skerry.checkpoint.state import State
 from skerry.experiments.config import Config
+from skerry.files import atomic
+from skerry.plan.dims import Axis
 from skerry.training.cost import rank_memory
 from skerry.training.diagnosis.measures import MEASURES
-from skerry.plan.dims import Axis
-from skerry.checkpoint.state import State
 from skerry.training.evaluation.evaluate import Score
 from skerry.training.record import Record
 from skerry.training.train import Result

@@ -68,7 +68,6 @@ class Processes:
         self._wire = Wire(self.num_processes, self.peers, buffer_bytes, self._group)
         self._buffer_bytes = buffer_bytes
         self._other_wire: Wire | None = None
-        self._replica: DistributedDataParallel | None = None
         self._beside: Callable[[], None] = lambda: None
 
     @classmethod
@@ -142,18 +141,17 @@ class Processes:
 
     def synchronized(self, module: nn.Module) -> tuple[nn.Module, Callable[[Tensor], None]]:
         """Wrap the module in DistributedDataParallel; buffers are averaged at the end of the round only."""
-        if self._replica is not None and self._replica.module is module:  # it has its hooks already
-            return self._replica, self._backward
         known = inspect.signature(DistributedDataParallel).parameters
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
         with self.peers():
             settings: dict[str, Any] = {"init_sync": False, "gradient_as_bucket_view": True, buffers: False}
-            self._replica = DistributedDataParallel(module, process_group=self._group, **settings)
-        return self._replica, self._backward
+            wrapped = DistributedDataParallel(module, process_group=self._group, **settings)
 
-    def _backward(self, loss: Tensor) -> None:
-        with self.peers():
-            loss.backward()  # type: ignore[no-untyped-call]
+        def backward(loss: Tensor) -> None:
+            with self.peers():
+                loss.backward()  # type: ignore[no-untyped-call]
+
+        return wrapped, backward
 
     def reports(self, mine: Report, agreement: int) -> list[Report]:
         """Return the reports of all workers, in order.

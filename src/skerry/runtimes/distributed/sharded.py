@@ -80,7 +80,6 @@ class Sharded:
         self._digest, self._start = self.plan.digest(), beginning.start
         self._device = next((p.device for p in beginning.model.parameters() if not p.is_meta), torch.device("cpu"))
         self._shard = first_shard(beginning, self.sizes, group.rank, self._device)
-        self._subnet: nn.Module | None = None  # used again as long as the worker keeps its units
         self._before: dict[str, Tensor] = {}
         self._spare: dict[str, Tensor] = {}
         self._arrived: Callable[[], None] | None = None
@@ -108,15 +107,14 @@ class Sharded:
 
     def subnet(self, worker: int) -> tuple[nn.Module, dict[str, Tensor]]:
         """Return the subnet that is here."""
-        if self._subnet is None:
-            self._subnet = extract(self.model, self.plan, self.assignment.units(worker))
+        subnet = extract(self.model, self.plan, self.assignment.units(worker))
         began = self._shard.began
         now = {name: tensor for name, tensor in self.tensors.items() if name not in began}
         self._before = {n: room(self._spare.get(n), t.shape, t.dtype, t.device).copy_(t) for n, t in now.items()}
         self._spare = {}
         now |= {name: tensor.clone() for name, tensor in began.items()}
-        fill_(self._subnet, now)
-        return self._subnet, {n: t for n, t in now.items() if optimizer_state.SEPARATOR in n}
+        fill_(subnet, now)
+        return subnet, {n: t for n, t in now.items() if optimizer_state.SEPARATOR in n}
 
     def late(self, worker: int) -> Iterator[tuple[str, Tensor]]:
         """Wait for the means; return the differences from what the worker began with."""
@@ -133,8 +131,6 @@ class Sharded:
         self._check(own.tensors)
         reports = self._group.reports(own.report, self._agreement(then, overlap))
         good = [report.good for report in reports]
-        if not torch.equal(self.assignment.held[self._group.rank], then.held[self._group.rank]):
-            self._subnet = None
         late = late_names(self.model, self.plan, self.assignment, then) if overlap else []
         due = torch.zeros(len(reports), dtype=torch.float64)
         due[self._group.rank] = self._exchange(own, then, good, late)

@@ -31,14 +31,12 @@ def lend_worker(setup: Setup, round: int, number: int, handed: list[Handover]) -
     algorithm, store = setup.algorithm, setup.store
     setup.runtime.at(round, "local steps")
     subnet, travelled = store.subnet(number)
+    optimizer = setup.optimizer(subnet.parameters())
     kept = store.kept.get(number, {})
     to_keep = algorithm.outer.begin(subnet, kept) if algorithm.outer else {}
-    known, optimizer = setup.optimizers.pop(number, (None, None))
-    if optimizer is None or known is not subnet:
-        optimizer = setup.optimizer(subnet.parameters())
-        if algorithm.optimizer_state != "reset":
-            own = {name: t for name, t in kept.items() if not name.startswith(OUTER)}
-            optimizer_state.load_(optimizer, subnet, {**travelled, **own})
+    if algorithm.optimizer_state != "reset":
+        own = {name: t for name, t in kept.items() if not name.startswith(OUTER)}
+        optimizer_state.load_(optimizer, subnet, {**travelled, **own})
     around = setup.runtime.synchronized(subnet) if algorithm.synchronous else None
     if not algorithm.overlap:  # a run resumed without overlap after a round with it
         _add_late_means_(setup, number, subnet)
@@ -70,10 +68,8 @@ def _hand_over(
     own = optimizer_state.read(optimizer, subnet, setup.state_start) if stays else {}
     watched = {n: t for n, t in (tensors | own).items() if optimizer_state.parameter_of(n) not in setup.never_finite}
     good = math.isfinite(worker.loss) and is_finite(watched)
-    if good:  # the optimizer of a refused worker starts afresh
-        to_keep |= own
-        if stays:
-            setup.optimizers[worker.number] = subnet, optimizer
+    if good:
+        to_keep |= own  # the optimizer of a refused worker starts afresh
         if algorithm.outer:
             algorithm.outer.end_(subnet, to_keep)
     setup.store.kept[worker.number] = to_keep

@@ -1,0 +1,1 @@
+"""Runs: what a config names, built and trained in a folder."""
