@@ -6,6 +6,8 @@ itself, nothing about it is sent, and a resumed run draws what the undisturbed o
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -19,3 +21,12 @@ def seed_of(*key: int | str) -> int:
 def generator(*key: int | str) -> torch.Generator:
     """Return a CPU generator seeded by ``key``, for example ``generator(seed, "deal", axis.name, round)``."""
     return torch.Generator().manual_seed(seed_of(*key))
+
+
+@contextmanager
+def own_random_state(seed: int | None = None) -> Iterator[None]:
+    """Run a block with a random state of torch of its own, seeded by ``seed`` if given; the caller's comes back."""
+    with torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield

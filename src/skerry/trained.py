@@ -84,11 +84,10 @@ class Apart:
         Raises:
             ValueError: subnets share a matrix or a block, or an axis has fewer units than there are nets.
         """
-        shared = plan.shared(model)
-        if shared is not None:
+        why = plan.why_dependent(model)
+        if why is not None:
             raise ValueError(
-                f"{shared} is on every worker, so subnets are not independent nets; use ist, or a plan that deals out "
-                "every hidden axis"
+                f"{why}, so subnets are not independent nets; use ist, or a plan that deals out every hidden axis"
             )
         return side_by_side(model, plan, self._units(plan))
 

@@ -1,23 +1,27 @@
 """Algorithms against what their papers say, written as a loop; and against torch's own."""
 
 import copy
-from dataclasses import replace
+from collections import OrderedDict
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState, post_localSGD_hook
 from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from zoo import MODELS, blobs, cnn, images, mlp
 
-from skerry import Session, ensemble, ist, launch, relay, train
+from skerry import Session, discover, ensemble, ist, launch, narrow, relay, train
 from skerry.algorithms import ddp, diloco, fedrolex, local_sgd
 from skerry.merge import Outer
 from skerry.model.tensors import named_tensors
 from skerry.partitions import Disjoint
 from skerry.subnet import SideBySide, extract
-from skerry.training import TrainingFailed
+from skerry.training import TrainingFailed, net_to_train
+from skerry.weights import skeleton
 
 ROUNDS, STEPS = 4, 5
 
@@ -195,6 +199,61 @@ def test_subnets_that_share_a_matrix_or_a_block_are_refused_before_training(make
         Session(of_blocks, plan=its_plan, **arguments)
     model.register_buffer("mask", torch.ones(2, 2))  # nobody trains it
     Session(model, plan=replace(plan, shapes={**plan.shapes, "mask": torch.Size([2, 2])}), **arguments)
+
+
+@pytest.mark.parametrize("make", [relay, ensemble, narrow, ist])
+def test_what_is_exported_is_loaded_without_training(make, tmp_path):
+    model, plan, x = mlp()
+    result = train(model, F.cross_entropy, blobs(3), plan=plan, algorithm=make(3), optimizer=sgd, num_rounds=3)
+    result.export(tmp_path)
+    net, _ = net_to_train(skeleton(model), plan, make(3))
+    net = net.to_empty(device="cpu")
+    net.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    torch.testing.assert_close(net.eval()(x), result.model(x))
+
+
+@dataclass
+class Answer(OrderedDict):
+    """An output as those of transformers: a dataclass and a dict."""
+
+    logits: torch.Tensor
+    steps: torch.Tensor
+
+    def __post_init__(self):
+        self["logits"], self["steps"] = self.logits, self.steps
+
+
+class Answering(nn.Module):
+    """Returns logits in a dataclass, beside a number that all nets agree on, or beside predictions."""
+
+    def __init__(self, predicts):
+        super().__init__()
+        self.first, self.last, self.predicts = nn.Linear(9, 12), nn.Linear(12, 4), predicts
+
+    def forward(self, x):
+        logits = self.last(torch.relu(self.first(x)))
+        return Answer(logits, logits.argmax(1) if self.predicts else torch.tensor(7))
+
+
+@pytest.mark.parametrize("make", [relay, ensemble])
+def test_outputs_of_independent_nets_keep_their_kind_and_predictions_are_refused(make):
+    def loss_fn(answer, y):
+        return F.cross_entropy(answer.logits, y)
+
+    x, y = next(iter(blobs(1).batches(0, 0, 1)))
+    for predicts in (False, True):
+        model = Answering(predicts)
+        arguments = {"algorithm": make(3, local_steps=2), "optimizer": sgd, "num_rounds": 3}
+        plan = discover(model, x)
+        if predicts:
+            with pytest.raises(ValueError, match=r"int64.*\b3\b.*logits"):
+                train(model, loss_fn, blobs(3), plan=plan, test=(x, y), **arguments)
+        else:
+            result = train(model, loss_fn, blobs(3), plan=plan, test=(x, y), **arguments)
+            answer = result.model(x)
+            assert isinstance(answer, Answer)
+            torch.testing.assert_close(answer.logits, sum(net(x).logits for net in result.model.nets) / 3)
+            assert answer.steps == 7
 
 
 def test_ist_deals_all_anew_whatever_the_plan():

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 from zoo import METHODS, MODELS, blobs, mlp, sgd
 
-from skerry import Checkpoints, Processes, Session, cosine, ist, launch, train
-from skerry.algorithms import single
+from skerry import Checkpoints, Processes, Session, cosine, ensemble, ist, launch, narrow, relay, train
+from skerry.algorithms import diloco, single
 from skerry.runtimes import Serial
 from skerry.training import TrainingFailed, constant
 from skerry.training.train import calibration_inputs
@@ -236,3 +236,23 @@ def test_a_short_run_in_which_every_piece_was_refused_fails(rounds):
             verify=False,
             on_round=lambda record, state: None,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [ist, narrow, ensemble, diloco, relay])
+def test_what_a_loop_does_to_a_worker_is_gone_after_its_round(make):
+    model, plan, _ = mlp()
+    called = []
+    session = Session(model, plan=plan, algorithm=make(3, local_steps=2), optimizer=sgd, num_rounds=3)
+    data = blobs(3)
+    for round in session.rounds():
+        for worker in round.workers:
+            assert all(p.requires_grad for p in worker.subnet.parameters())
+            worker.optimizer.register_step_pre_hook(lambda *_: called.append("step"))
+            worker.subnet.register_forward_hook(lambda *_: called.append("forward"))
+            worker.subnet.counted = getattr(worker.subnet, "counted", 0) + 1
+            assert worker.subnet.counted == 1
+            called.clear()
+            for x, y in data.batches(worker.number, worker.first_step, worker.num_steps):
+                worker.step(F.cross_entropy(worker.subnet(x), y))
+            assert called == ["forward", "step"] * 2
+            next(worker.subnet.parameters()).requires_grad_(False)

@@ -31,7 +31,7 @@ def ensemble(workers: int, *, local_steps: int = 20, seed: int = 0, optimizer_st
     """
     return Algorithm(
         name="ensemble",
-        partition=Cyclic(workers, step=0),
+        partition=Cyclic(workers, moves=False),
         local_steps=local_steps,
         optimizer_state=optimizer_state,
         trains=Apart(workers, seed),

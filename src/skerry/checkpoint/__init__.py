@@ -5,9 +5,4 @@ from skerry.checkpoint.export import export
 from skerry.checkpoint.layout import CheckpointError
 from skerry.checkpoint.state import State
 
-__all__ = [
-    "CheckpointError",
-    "Checkpoints",
-    "State",
-    "export",
-]
+__all__ = ["CheckpointError", "Checkpoints", "State", "export"]

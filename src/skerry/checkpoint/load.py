@@ -16,7 +16,7 @@ from skerry.checkpoint import layout
 from skerry.checkpoint.checked_files import CheckedFiles
 from skerry.checkpoint.layout import CheckpointError, SetIndex
 from skerry.checkpoint.state import TOTALS, State
-from skerry.exchange.gathering import stored_parts
+from skerry.exchange.gathering import cuts_of_all, stored_parts
 from skerry.partitions.assignment import Assignment
 from skerry.plan.table import Plan
 from skerry.runtimes.runtime import KEPT, RESTING, Runtime
@@ -83,6 +83,7 @@ class SavedTensors:
         with files.open(self._mine) as file:
             metadata = file.metadata()
             self._held, trained = file.get_tensor(layout.HELD), file.get_tensor(layout.TRAINED)
+        self._cuts = cuts_of_all(plan, Assignment(self._held))
         numbers = json.loads(metadata["state"])
         totals = {key: float(numbers["totals"][key]) for key in TOTALS}
         self.state = State(int(numbers["round"]), trained, int(numbers["bad_rounds"]), totals)
@@ -132,7 +133,7 @@ class SavedTensors:
         size = self.sizes[name]
         wanted = _indices(cut, size.shape)
         result = torch.empty([len(index) for index in wanted], dtype=size.dtype)
-        for part in stored_parts(self._plan, name, size.shape, Assignment(self._held)):
+        for part in stored_parts(self._plan, name, size.shape, self._cuts):
             stored_name = f"{RESTING}{name}" if part.owned else name
             self._copy(part.worker, stored_name, wanted, _indices(part.cut, size.shape), result)
         return result

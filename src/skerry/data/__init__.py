@@ -5,11 +5,4 @@ from skerry.data.loaders import FromLoaders, from_loaders
 from skerry.data.shards import Shards
 from skerry.data.splits import split
 
-__all__ = [
-    "FromDataset",
-    "FromLoaders",
-    "Shards",
-    "from_dataset",
-    "from_loaders",
-    "split",
-]
+__all__ = ["FromDataset", "FromLoaders", "Shards", "from_dataset", "from_loaders", "split"]

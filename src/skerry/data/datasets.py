@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -16,7 +15,7 @@ from skerry.data.sample_order import SampleOrder
 from skerry.data.shards import check_part
 from skerry.data.splits import split as split_labels
 from skerry.model.inputs import Inputs
-from skerry.randomness import seed_of
+from skerry.randomness import own_random_state, seed_of
 
 
 class MapStyle(Protocol):
@@ -63,8 +62,7 @@ class FromDataset:
 
     def _read(self, worker: int, order: Tensor, step: int) -> tuple[Inputs, Any]:
         numbers = self._parts[worker][order].tolist()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(self._seed, "read", worker, step))
+        with own_random_state(seed_of(self._seed, "read", worker, step)):
             together = getattr(self._dataset, "__getitems__", None)  # as torch's DataLoader does it
             samples = together(numbers) if together else [self._dataset[number] for number in numbers]
             return inputs_and_label(self._collate(samples), self._inputs, self._label)

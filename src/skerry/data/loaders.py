@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from skerry.data.inputs_and_label import Columns, inputs_and_label
 from skerry.model.inputs import Inputs, fit, join, map_tensors
-from skerry.randomness import seed_of
+from skerry.randomness import own_random_state, seed_of
 
 
 class _Epoch:
@@ -22,14 +22,13 @@ class _Epoch:
         set_epoch = getattr(loader.sampler, "set_epoch", None)  # of a DistributedSampler
         if set_epoch is not None:
             set_epoch(number)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with own_random_state(seed):
             self._batches: Iterator[Any] = iter(loader)
             self._state = torch.get_rng_state()
 
     def next(self) -> Any:
         """Return the next batch."""
-        with torch.random.fork_rng(devices=[]):
+        with own_random_state():
             torch.set_rng_state(self._state)
             batch = next(self._batches)
             self._state = torch.get_rng_state()

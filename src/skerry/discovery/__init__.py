@@ -4,8 +4,4 @@ from skerry.discovery.blocks import Blocks
 from skerry.discovery.discover import discover
 from skerry.discovery.verify import verify
 
-__all__ = [
-    "Blocks",
-    "discover",
-    "verify",
-]
+__all__ = ["Blocks", "discover", "verify"]

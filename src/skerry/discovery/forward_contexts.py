@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from skerry.randomness import own_random_state
+
 
 @contextmanager
 def without_side_effects(model: nn.Module, training: bool = False) -> Iterator[None]:
@@ -22,7 +24,7 @@ def without_side_effects(model: nn.Module, training: bool = False) -> Iterator[N
     model.train(training)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
+        with torch.no_grad(), own_random_state(), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

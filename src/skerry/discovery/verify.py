@@ -11,7 +11,7 @@ from skerry.discovery.hard_coded_widths import some_units
 from skerry.model.inputs import Inputs, call, map_tensors, tensors_of
 from skerry.model.tensors import fill_, named_tensors, skeleton
 from skerry.plan.table import Plan
-from skerry.randomness import generator
+from skerry.randomness import generator, own_random_state
 from skerry.subnet.adapters import remedy
 from skerry.subnet.cuts import Cuts
 from skerry.subnet.extract import extract, plan_of_subnet
@@ -78,7 +78,7 @@ def verify_small(model: nn.Module, plan: Plan, example_inputs: Inputs) -> None:
     small.eval()
     running = Running(small)
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), running.tracked():
+        with own_random_state(), torch.no_grad(), running.tracked():
             call(small, example_inputs)
     except Exception as error:
         raise ValueError(_does_not_run(small, running.innermost, error)) from error
@@ -126,7 +126,7 @@ def _mismatch(model: nn.Module, plan: Plan, units: Tensor, inputs: Inputs, toler
         with after_each({name: module for name, module in net.named_modules() if name}, keep):
             return list(tensors_of(call(net, inputs)))
 
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with own_random_state(), torch.enable_grad():
         expected = run(full, seen_full)
         try:
             with running.tracked():

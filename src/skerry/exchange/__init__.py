@@ -19,6 +19,4 @@ bytes that is, ``gathering.py`` how a whole tensor is collected for evaluation, 
 
 from skerry.exchange.routes import traffic
 
-__all__ = [
-    "traffic",
-]
+__all__ = ["traffic"]

@@ -1,6 +1,6 @@
 """Gathering: how a whole tensor is put together from what all workers store."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,15 +29,19 @@ class StoredPart:
     owned: bool
 
 
-def stored_parts(plan: Plan, name: str, shape: torch.Size, now: Assignment) -> list[StoredPart]:
+def cuts_of_all(plan: Plan, assignment: Assignment) -> list[Cuts]:
+    """Return what each worker has."""
+    return [Cuts(plan, assignment.units(worker)) for worker in range(assignment.num_workers)]
+
+
+def stored_parts(plan: Plan, name: str, shape: torch.Size, cuts: Sequence[Cuts]) -> list[StoredPart]:
     """Return parts that make up a tensor, in the order in which they must be written.
 
     Owned parts come first: in them, elements that are in a subnet now have old values. Then come the parts in subnets;
     holders of the same element have the same value. If some worker holds the whole tensor, that is the only part.
     """
-    workers = range(now.num_workers)
-    in_subnets = [(w, Cuts(plan, now.units(w)).of(name, shape)) for w in workers]
-    owned = [(w, owned_cut(plan, name, shape, w, now.num_workers)) for w in workers]
+    in_subnets = [(w, own.of(name, shape)) for w, own in enumerate(cuts)]
+    owned = [(w, owned_cut(plan, name, shape, w, len(cuts))) for w in range(len(cuts))]
     found = [StoredPart(w, cut, owned=False) for w, cut in in_subnets if cut is not None]
     for part in found:
         if whole(part.cut):
@@ -52,10 +56,11 @@ def gathering(
 
     There are at most 2 n moves per tensor. They send up to 1/n more than the minimum.
     """
+    cuts = cuts_of_all(plan, now)
     first: list[Move] = []
     second: list[Move] = []
     for name, size in sizes.items():
-        for part in stored_parts(plan, name, size.shape, now):
+        for part in stored_parts(plan, name, size.shape, cuts):
             cut = part.cut or (None,) * size.dim()
             if part.owned:
                 first.append(Move(name, cut, (), targets, part.worker))

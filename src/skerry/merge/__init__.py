@@ -8,8 +8,4 @@ from skerry.merge.aggregate import aggregate_
 from skerry.merge.calibrate import calibrate
 from skerry.merge.outer import Outer
 
-__all__ = [
-    "Outer",
-    "aggregate_",
-    "calibrate",
-]
+__all__ = ["Outer", "aggregate_", "calibrate"]

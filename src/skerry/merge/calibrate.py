@@ -39,7 +39,7 @@ def calibrate(
         plan: its plan.
         share: (num_units,): the scale s_u of each unit, by global id; ``partition.share(axes, round)``.
         forward: runs the given module once over all calibration inputs. Needed for models with batch norm. Not called
-            if nothing is dealt out: the running statistics are those of the full model then.
+            if every worker holds everything: the running statistics are those of the full model then.
         total: adds a tensor up over the processes that each run a part of the calibration inputs.
 
     Returns:

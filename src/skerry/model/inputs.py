@@ -22,15 +22,15 @@ def map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
     """Return ``value`` with ``fn`` applied to every tensor in it."""
     if isinstance(value, Tensor):
         return fn(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):  # before dicts: ModelOutput is both
+        return dataclasses.replace(
+            value, **{f.name: map_tensors(fn, getattr(value, f.name)) for f in dataclasses.fields(value)}
+        )
     if isinstance(value, Mapping):
         return {key: map_tensors(fn, item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         items = [map_tensors(fn, item) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(
-            value, **{f.name: map_tensors(fn, getattr(value, f.name)) for f in dataclasses.fields(value)}
-        )
     return value
 
 

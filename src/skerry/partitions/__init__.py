@@ -9,14 +9,6 @@ from skerry.partitions.fractional import Nested, Rolling, Sampled
 from skerry.partitions.warmup import Warmup
 
 __all__ = [
-    "Assignment",
-    "Covering",
-    "Cyclic",
-    "Disjoint",
-    "Everything",
-    "Nested",
-    "Partition",
-    "Rolling",
-    "Sampled",
+    "Assignment", "Covering", "Cyclic", "Disjoint", "Everything", "Nested", "Partition", "Rolling", "Sampled",
     "Warmup",
-]
+]  # fmt: skip

@@ -85,7 +85,7 @@ def check_workers(num_workers: int) -> None:
         raise ValueError(f"num_workers={num_workers}: expected at least 1")
 
 
-def too_few_units(axis: Axis, num_workers: int, remedy: str = "leave the axis whole") -> ValueError:
+def too_few_units(axis: Axis, num_workers: int, remedy: str = "leave the axis whole (ist)") -> ValueError:
     """Return the error of an axis that has fewer units than there are workers."""
     return ValueError(
         f"axis '{axis.name}': {axis.num_units} units for {num_workers} workers, expected at least one per worker; "

@@ -13,33 +13,31 @@ from skerry.plan.dims import Axis
 
 @dataclass(frozen=True)
 class Cyclic:
-    """In round t worker (u + t * step) mod n holds unit u of each axis.
+    """In round t worker (u + t) mod n holds unit u of each axis; or worker u mod n in every round.
 
     Args:
         num_workers: the number of workers n.
-        step: how many workers further units go each round; 0: they stay.
+        moves: whether units go to the next worker after each round.
 
     Raises:
-        ValueError: no workers, or a negative step.
+        ValueError: no workers.
     """
 
     num_workers: int
-    step: int = 1
+    moves: bool = True
     covers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_workers(self.num_workers)
-        if self.step < 0:
-            raise ValueError(f"step={self.step}: expected 0 or more workers per round")
 
     def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
         """Return who holds which units in ``round``."""
         held = none_held(self.num_workers, axes)
         for axis in axes:
             units = torch.arange(axis.num_units)
-            held[(units + round * self.step) % self.num_workers, axis.start + units] = True
+            held[(units + round * self.moves) % self.num_workers, axis.start + units] = True
         return Assignment(held)
 
     def share(self, axes: Sequence[Axis], round: int) -> Tensor:
-        """Return 1/n for every unit."""
+        """Return 1/n for every unit: it has one holder."""
         return self.assign(axes, round).share()

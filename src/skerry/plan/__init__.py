@@ -9,15 +9,4 @@ from skerry.plan.plan_file import load_plan, save_plan
 from skerry.plan.rules import Heads, In, Out
 from skerry.plan.table import Note, Patch, Plan
 
-__all__ = [
-    "Axis",
-    "DealtDim",
-    "Heads",
-    "In",
-    "Note",
-    "Out",
-    "Patch",
-    "Plan",
-    "load_plan",
-    "save_plan",
-]
+__all__ = ["Axis", "DealtDim", "Heads", "In", "Note", "Out", "Patch", "Plan", "load_plan", "save_plan"]

@@ -6,7 +6,6 @@ a partition (``skerry.partitions``) decides in each round who holds a unit. A te
 *shared*: every worker has it whole.
 """
 
-import difflib
 import fnmatch
 import hashlib
 import re
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from skerry.choose import did_you_mean
 from skerry.model.optimizer_state import parameter_of
 from skerry.model.tensors import shapes_of
 from skerry.plan.dims import Axis, DealtDim, numbered, once_per_units, renumbered, renumbered_units
@@ -76,14 +76,18 @@ class Plan:
         """The number of units of all axes."""
         return sum(axis.num_units for axis in self.axes)
 
-    def shared(self, model: nn.Module) -> str | None:
-        """Return the name of a block or matrix that subnets of ``model`` share; None if they share none.
+    def why_dependent(self, model: nn.Module) -> str | None:
+        """Return, in words, why subnets of ``model`` are not networks of their own; None if they are.
 
-        A shared matrix is a parameter of two or more dims that every worker has whole: a stem, or a layer that reads or
-        writes a residual stream. Shared vectors, such as biases, do not count.
+        They are not if a parameter of two or more dims is on every worker (a stem, or a layer that reads or writes a
+        residual stream), or if whole blocks are dealt out. Vectors on every worker, such as biases, do not count.
         """
-        whole = (name for name, p in model.named_parameters() if p.dim() > 1 and name not in self.dims)
-        return next(iter(self.blocks), None) or next(whole, None)
+        for block in self.blocks:
+            return f"{block} is a block that other workers go on without"
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and name not in self.dims:
+                return f"{name} is on every worker"
+        return None
 
     def row(self, name: str, shape: torch.Size) -> tuple[DealtDim | None, ...]:
         """Return the table row of a full-size tensor, empty if none of its dims is dealt out.
@@ -126,8 +130,7 @@ class Plan:
         for pattern in patterns:
             if not any(fnmatch.fnmatchcase(axis.name, pattern) for axis in self.axes):
                 names = [axis.name for axis in self.axes]
-                near = difflib.get_close_matches(pattern, names, n=1)
-                hint = f"; did you mean '{near[0]}'?" if near else ""
+                hint = did_you_mean(pattern, names)
                 raise ValueError(f"'{pattern}' matches no axis{hint}; the plan's axes are {_few(names, 12) or 'none'}")
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 

@@ -10,14 +10,6 @@ from skerry.runtimes.runtime import FullModel, Report, Runtime, Store
 from skerry.runtimes.serial import Serial
 
 __all__ = [
-    "FullModel",
-    "PeerLost",
-    "Processes",
-    "Report",
-    "Runtime",
-    "Serial",
-    "Store",
-    "WireFormat",
-    "WorkerDied",
+    "FullModel", "PeerLost", "Processes", "Report", "Runtime", "Serial", "Store", "WireFormat", "WorkerDied",
     "launch",
-]
+]  # fmt: skip

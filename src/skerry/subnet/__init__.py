@@ -10,10 +10,4 @@ from skerry.subnet.index import Index
 from skerry.subnet.masked import masked
 from skerry.subnet.side_by_side import SideBySide
 
-__all__ = [
-    "Index",
-    "SideBySide",
-    "extract",
-    "masked",
-    "write_back",
-]
+__all__ = ["Index", "SideBySide", "extract", "masked", "write_back"]

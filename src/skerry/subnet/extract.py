@@ -12,6 +12,7 @@ from skerry.model.tensors import named_tensors
 from skerry.plan import rules
 from skerry.plan.dims import DealtDim, numbered, once_per_units, renumbered_units
 from skerry.plan.table import Patch, Plan
+from skerry.randomness import own_random_state
 from skerry.subnet import adapters
 from skerry.subnet.cuts import Cuts
 from skerry.subnet.index import cut_shape, whole
@@ -152,8 +153,7 @@ def narrow_model(model: nn.Module, plan: Plan, fraction: float, seed: int) -> nn
     """
     units = [unit for axis in plan.axes for unit in axis.units[: max(1, int(fraction * axis.num_units + 0.5))]]
     narrow = extract(model, plan, torch.tensor(units, dtype=torch.int64))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with own_random_state(seed):
         for module in narrow.modules():
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):

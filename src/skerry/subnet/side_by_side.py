@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from skerry.model.inputs import map_tensors, tensors_of
@@ -15,7 +16,7 @@ from skerry.subnet.extract import Skipped, extract
 class SideBySide(nn.Module):
     """n narrow nets in one module, which returns the mean of their outputs: f(x) = (1/n) sum_k f_k(x).
 
-    Outputs that are not floats are those of the first net. A subnet has one of the nets and returns its output.
+    Outputs that are not floats must be the same for all nets. A subnet has one of the nets and returns its output.
 
     Args:
         nets: narrow modules of the class of the model that they were extracted from.
@@ -36,7 +37,11 @@ class SideBySide(nn.Module):
         self.nets = nn.ModuleList(nets)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call every net with the same arguments and return the mean."""
+        """Call every net with the same arguments and return the mean.
+
+        Raises:
+            ValueError: the nets return different integers or truth values.
+        """
         outputs = [net(*args, **kwargs) for net in self.nets if not isinstance(net, Skipped)]
         if len(outputs) == 1:
             return outputs[0]
@@ -44,7 +49,14 @@ class SideBySide(nn.Module):
 
         def mean(first: Tensor) -> Tensor:
             values = [next(tensors) for tensors in others]
-            return sum(values[1:], values[0]) / len(values) if first.is_floating_point() else first
+            if first.is_floating_point():
+                return sum(values[1:], values[0]) / len(values)
+            if not all(torch.equal(first, value) for value in values):
+                raise ValueError(
+                    f"the model returns {first.dtype} of shape {tuple(first.shape)} that differ between the "
+                    f"{len(values)} nets and have no mean; return floats (logits rather than predictions)"
+                )
+            return first
 
         return map_tensors(mean, outputs[0])
 

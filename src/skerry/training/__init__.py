@@ -11,25 +11,11 @@ from skerry.training.record import Record
 from skerry.training.round import Round
 from skerry.training.schedules import constant, cosine
 from skerry.training.session import Session
+from skerry.training.setup import net_to_train
 from skerry.training.train import Result, train
 from skerry.training.worker import Data, Worker
 
 __all__ = [
-    "Data",
-    "Diagnosis",
-    "Record",
-    "Result",
-    "Round",
-    "Score",
-    "Session",
-    "Test",
-    "TheoryWarning",
-    "TrainingFailed",
-    "Worker",
-    "constant",
-    "cosine",
-    "evaluate",
-    "log_priors",
-    "precision_at",
-    "train",
-]
+    "Data", "Diagnosis", "Record", "Result", "Round", "Score", "Session", "Test", "TheoryWarning", "TrainingFailed",
+    "Worker", "constant", "cosine", "evaluate", "log_priors", "net_to_train", "precision_at", "train",
+]  # fmt: skip

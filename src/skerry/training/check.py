@@ -57,7 +57,7 @@ def check_units_stay(algorithm: Algorithm, *assignments: Assignment) -> None:
     if algorithm.keeps and not all(torch.equal(assignments[0].held, other.held) for other in assignments):
         raise ValueError(
             f"'{algorithm.name}': optimizer_state='stay' and an outer optimizer are for workers that keep their units; "
-            "deal only once (reshuffle=0, no warm-up), or use 'reset' or 'travel'"
+            "use 'reset' or 'travel', or a method that deals only once (ensemble, ist with reshuffle=0)"
         )
 
 

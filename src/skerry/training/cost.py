@@ -14,6 +14,7 @@ from skerry.model.inputs import Inputs, call, to
 from skerry.model.tensors import fill_, named_tensors
 from skerry.partitions.assignment import Assignment
 from skerry.plan.table import Plan
+from skerry.randomness import own_random_state
 from skerry.subnet.cuts import Cuts
 from skerry.training.worker import LossFn, OptimizerFn
 
@@ -62,7 +63,7 @@ def step_cost(subnet: nn.Module, loss_fn: LossFn, batch: tuple[Inputs, Any], opt
         parameters = {n: t for n, t in named_tensors(subnet).items() if t.is_meta}
         if parameters:  # their values do not change the cost
             subnet = fill_(copy.deepcopy(subnet), {n: torch.zeros_like(t, device="cpu") for n, t in parameters.items()})
-        with torch.random.fork_rng(devices=[]):
+        with own_random_state():
             return _step_cost(subnet, loss_fn, batch, optimizer, next(subnet.parameters()).device)
 
 

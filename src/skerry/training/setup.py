@@ -56,8 +56,20 @@ class Setup:
         return self.algorithm.partition.share(self.plan.axes, max(0, num_done - 1))
 
 
-def net_to_train(model: nn.Module, plan: Plan, algorithm: Algorithm, seed: int) -> tuple[nn.Module, Plan]:
-    """Return the net that ``algorithm`` trains in the place of ``model``, and its plan."""
+def net_to_train(model: nn.Module, plan: Plan, algorithm: Algorithm, seed: int = 0) -> tuple[nn.Module, Plan]:
+    """Return the net that ``algorithm`` trains in the place of ``model``, and its plan.
+
+    It has the tensors that a run exports: ``net.load_state_dict(safetensors.torch.load_file(...))``.
+
+    Args:
+        model: the full model; on meta, if its values do not matter.
+        plan: its plan.
+        algorithm: with the ``workers`` and ``seed`` of the run.
+        seed: of the training; of the fresh values of ``narrow``.
+
+    Returns:
+        The model itself, or a narrow net (``narrow``), or ``SideBySide`` nets (``relay``, ``ensemble``); and its plan.
+    """
     net, plan = algorithm.trains.net(model, plan, seed)
     return net, plan if algorithm.partition.covers else replace(plan, may_be_unassigned=True)
 

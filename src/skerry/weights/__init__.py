@@ -9,11 +9,4 @@ from skerry.weights.from_files import FromFiles
 from skerry.weights.initializer import FromInitializer
 from skerry.weights.source import FromModel, Source, materialize
 
-__all__ = [
-    "FromFiles",
-    "FromInitializer",
-    "FromModel",
-    "Source",
-    "materialize",
-    "skeleton",
-]
+__all__ = ["FromFiles", "FromInitializer", "FromModel", "Source", "materialize", "skeleton"]

@@ -7,13 +7,4 @@ from skerry.experiments.datasets.fetch import fetch
 from skerry.experiments.datasets.loading import Dataset, cache_folder, load
 from skerry.experiments.datasets.speech import speech_commands
 
-__all__ = [
-    "DataError",
-    "Dataset",
-    "cache_folder",
-    "cifar10",
-    "debian_depends",
-    "fetch",
-    "load",
-    "speech_commands",
-]
+__all__ = ["DataError", "Dataset", "cache_folder", "cifar10", "debian_depends", "fetch", "load", "speech_commands"]

@@ -21,14 +21,14 @@ from skerry.model.tensors import named_tensors, skeleton
 from skerry.runtimes.runtime import Runtime
 from skerry.runtimes.serial import Serial
 from skerry.runtimes.streamed import Streamed
-from skerry.training import schedules as schedule
+from skerry.training import schedules
 from skerry.training.evaluation.test_set import Test
 from skerry.training.session import Session
 from skerry.training.setup import net_to_train
 from skerry.training.train import OnRound, calibration_inputs, train
 from skerry.training.worker import OptimizerFn
 
-SCHEDULES = {"constant": schedule.constant, "cosine": schedule.cosine}
+SCHEDULES = {"constant": schedules.constant, "cosine": schedules.cosine}
 
 
 def configure(recipe: str, method: str, settings: Mapping[str, Any]) -> Config:

@@ -142,7 +142,7 @@ class RunFolder:
         self._lock.close()
 
     def begin(self, axes: tuple[Axis, ...], round: int) -> None:
-        """Set the axes of the trained model, and remove the metrics of ``round`` and later ones, which will run again."""
+        """Set the axes of the trained model; remove the metrics of ``round`` and later ones, which will run again."""
         self._axes = axes
         path = self.folder / "metrics.jsonl"
         self._metrics.close()

@@ -10,10 +10,4 @@ from skerry.runtimes.distributed.launch import WorkerDied, launch
 from skerry.runtimes.distributed.processes import PeerLost, Processes
 from skerry.runtimes.distributed.wire import WireFormat
 
-__all__ = [
-    "PeerLost",
-    "Processes",
-    "WireFormat",
-    "WorkerDied",
-    "launch",
-]
+__all__ = ["PeerLost", "Processes", "WireFormat", "WorkerDied", "launch"]

@@ -12,7 +12,7 @@ from skerry.merge.outer import OUTER
 from skerry.model import optimizer_state
 from skerry.model.tensors import named_tensors
 from skerry.plan.table import Plan
-from skerry.randomness import seed_of
+from skerry.randomness import own_random_state, seed_of
 from skerry.runtimes.runtime import Handover, Report
 from skerry.training.setup import Setup
 from skerry.training.worker import Worker
@@ -47,8 +47,7 @@ def lend_worker(setup: Setup, round: int, number: int, handed: list[Handover]) -
 
     steps = algorithm.local_steps
     factors = [setup.schedule((round + step / steps) / setup.num_rounds) for step in range(steps)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(setup.seed, "local", number, round))
+    with own_random_state(seed_of(setup.seed, "local", number, round)):
         worker = Worker(subnet, optimizer, factors, number=number, round=round, around=around, on_step=on_step)
         yield worker
     worker.finish()
