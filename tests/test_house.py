@@ -128,3 +128,11 @@ def test_import_skerry_pulls_in_no_extra():
     code = f"import sys, skerry; print([m for m in {[*extras, 'skerry.experiments']} if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_git_ignores_no_source():
+    """A pattern of .gitignore may name a folder in src by mistake; then new files there are never committed."""
+    if not (SRC.parents[1] / ".git").exists():
+        return
+    tracked = ["git", "-C", str(SRC.parents[1]), "check-ignore", "--no-index", *map(str, FILES)]
+    assert subprocess.run(tracked, capture_output=True, text=True).stdout == ""

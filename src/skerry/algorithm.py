@@ -34,7 +34,7 @@ class Algorithm:
             Only for workers that keep their units.
         synchronous: whether gradients are averaged over all workers in every step, which needs one process per worker.
         trains: what is trained: the given model, or other nets in its place (``trained.py``).
-        rounds_around: rounds after which every subnet has been with every worker; fewer rounds give a warning.
+        rounds_per_cycle: rounds after which every subnet has been with every worker; fewer rounds give a warning.
 
     Raises:
         ValueError: a value out of range, or ``overlap`` with an outer optimizer or a synchronous algorithm.
@@ -53,11 +53,11 @@ class Algorithm:
     outer: Outer | None = None
     synchronous: bool = False
     trains: Trained = field(default_factory=Given)
-    rounds_around: int = 1
+    rounds_per_cycle: int = 1
 
     @property
     def keeps(self) -> bool:
-        """Whether workers keep something of their units from round to round, so that they must keep the units, too."""
+        """Whether workers have state of their own from round to round, so that their units must not change."""
         return self.optimizer_state == "stay" or self.outer is not None
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ def relay(workers: int, *, local_steps: int = 20, seed: int = 0, optimizer_state
         ValueError: in training, where subnets share matrices or blocks; use ``ist`` there.
 
     Example:
-        >>> relay(workers=4, local_steps=50).rounds_around
+        >>> relay(workers=4, local_steps=50).rounds_per_cycle
         4
 
     References:
@@ -47,5 +47,5 @@ def relay(workers: int, *, local_steps: int = 20, seed: int = 0, optimizer_state
         local_steps=local_steps,
         optimizer_state=optimizer_state,
         trains=Apart(workers, seed),
-        rounds_around=workers,
+        rounds_per_cycle=workers,
     )

@@ -54,7 +54,9 @@ def split(labels: NDArray[np.integer] | Tensor, num_workers: int, how: str, seed
     if num_workers < 1:
         raise ValueError(f"num_workers: got {num_workers}, expected at least 1")
     if num_workers > len(classes):
-        raise ValueError(f"num_workers: got {num_workers} for {len(classes)} samples, expected at most one a sample")
+        raise ValueError(
+            f"num_workers: got {num_workers} for {len(classes)} samples, expected at most one worker per sample"
+        )
     rng = np.random.Generator(np.random.PCG64(seed_of(seed, "split")))
     name, colon, alpha = how.partition(":")
     if how == "iid":

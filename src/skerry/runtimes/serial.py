@@ -41,7 +41,7 @@ class Serial:
     def synchronized(self, module: nn.Module) -> tuple[nn.Module, Callable[[Tensor], None]]:
         """Raise ValueError: workers run one after the other."""
         raise ValueError(
-            "gradients cannot be averaged in every step where workers run one after the other; start one process a "
+            "gradients cannot be averaged in every step where workers run one after the other; start one process per "
             "worker (--set runtime=processes, skerry.launch or torchrun)"
         )
 

@@ -42,10 +42,10 @@ def check_algorithm(algorithm: Algorithm, plan: Plan, num_rounds: int) -> None:
         raise ValueError(f"num_rounds={num_rounds}: expected at least 1")
     rounds = sorted({0, min(1, last), num_rounds // 2, last}) if algorithm.keeps else []
     check_units_stay(algorithm, *(partition.assign(plan.axes, round) for round in rounds))
-    if num_rounds < algorithm.rounds_around:
+    if num_rounds < algorithm.rounds_per_cycle:
         warnings.warn(
             TheoryWarning(
-                f"{algorithm.name}: num_rounds={num_rounds}, expected at least {algorithm.rounds_around}: with fewer "
+                f"{algorithm.name}: num_rounds={num_rounds}, expected at least {algorithm.rounds_per_cycle}: with fewer "
                 "no subnet is trained on the data of all workers; do more rounds of fewer local steps"
             ),
             stacklevel=3,  # who makes the session

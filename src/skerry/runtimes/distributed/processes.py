@@ -125,7 +125,9 @@ class Processes:
     def mine(self, num_workers: int) -> list[int]:
         """Return the worker with the rank of this process."""
         if num_workers != self.num_processes:
-            raise ValueError(f"{num_workers} workers in {self.num_processes} processes: expected one process a worker")
+            raise ValueError(
+                f"{num_workers} workers in {self.num_processes} processes: expected one process per worker"
+            )
         return [self.rank]
 
     def at(self, round: int, stage: str) -> None:

@@ -33,7 +33,7 @@ class Diagnosis:
         mean_trained: the mean of that number over units.
         rounds_left: after this one.
         label_skew: mean over workers of the total variation distance between a worker's labels and all labels, minus
-            what sampling gives by chance; first round only.
+            the value expected from sampling noise; first round only.
         warnings: what theory warns of, by kind, in the round in which it is first seen.
     """
 
@@ -82,7 +82,7 @@ def drift(square_of_mean: float, mean_of_squares: float) -> float | None:
 
 
 def label_skew(counts: Tensor, mean: Tensor) -> float:
-    """Return the total variation distance between a worker's labels and the mean, minus what chance gives.
+    """Return the total variation distance between a worker's labels and the mean, minus the value expected from sampling noise.
 
     (1/2) sum_c |q_c - m_c|, for q = counts / N, minus (1/2) sum_c sqrt(2 m_c (1 - m_c) / (pi N)): the mean of the first
     sum for N labels drawn from m, with each count nearly normal.

@@ -176,7 +176,7 @@ class Observer:
         return replace(found, warnings={**found.warnings, **new})
 
     def _read_coordinates(self) -> Tensor:
-        """Return the worker's values at the coordinates that are looked at, float64."""
+        """Return the worker's values at the measured coordinates, float64."""
         pairs = zip(self._tensors, self._coordinates, strict=True)
         parts = [tensor.reshape(-1)[indices.to(tensor.device)] for tensor, (_, indices) in pairs]
         return torch.cat(parts).cpu().double() if parts else torch.empty(0, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Long vectors of all workers, looked at on a few coordinates, and summed over processes.
+"""Long vectors of all workers, measured on a few coordinates, and summed over processes.
 
 The identity of ``measures.py`` holds on any coordinates, so ``MAX_COORDINATES`` of them are enough.
 """
