@@ -45,8 +45,8 @@ def check_algorithm(algorithm: Algorithm, plan: Plan, num_rounds: int) -> None:
     if num_rounds < algorithm.rounds_per_cycle:
         warnings.warn(
             TheoryWarning(
-                f"{algorithm.name}: num_rounds={num_rounds}, expected at least {algorithm.rounds_per_cycle}: with fewer "
-                "no subnet is trained on the data of all workers; do more rounds of fewer local steps"
+                f"{algorithm.name}: num_rounds={num_rounds}, expected at least {algorithm.rounds_per_cycle}: with "
+                "fewer no subnet is trained on the data of all workers; do more rounds of fewer local steps"
             ),
             stacklevel=3,  # who makes the session
         )

@@ -82,7 +82,7 @@ def drift(square_of_mean: float, mean_of_squares: float) -> float | None:
 
 
 def label_skew(counts: Tensor, mean: Tensor) -> float:
-    """Return the total variation distance between a worker's labels and the mean, minus the value expected from sampling noise.
+    """Return how far a worker's labels are from the mean: the total variation distance, minus that of sampling noise.
 
     (1/2) sum_c |q_c - m_c|, for q = counts / N, minus (1/2) sum_c sqrt(2 m_c (1 - m_c) / (pi N)): the mean of the first
     sum for N labels drawn from m, with each count nearly normal.
