@@ -62,6 +62,10 @@ class _Estimator:
         self.plan = plan
         self.random_state = random_state
 
+    def __repr__(self) -> str:
+        given = {n: v for n, v in self.get_params().items() if not isinstance(v, nn.Module | Plan)}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the parameters by name; none of them is an estimator, so ``deep`` has no effect."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}

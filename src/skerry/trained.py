@@ -86,9 +86,7 @@ class Apart:
         """
         why = plan.why_dependent(model)
         if why is not None:
-            raise ValueError(
-                f"{why}, so subnets are not independent nets; use ist, or a plan that deals out every hidden axis"
-            )
+            raise ValueError(f"{why}, so subnets are not independent nets; use ist or narrow")
         return side_by_side(model, plan, self._units(plan))
 
     def source(self, model: nn.Module, plan: Plan, net: nn.Module, start: Start | None) -> Source:

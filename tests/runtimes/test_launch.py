@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from zoo import METHODS, MODELS, fits
 
-from skerry import Checkpoints, Processes, cosine, launch, train
+from skerry import Checkpoints, Processes, Shards, cosine, discover, ist, launch, split, train
 from skerry.checkpoint.load import load_latest
 from skerry.model.tensors import named_tensors
 from skerry.runtimes import Serial
@@ -233,6 +233,25 @@ def test_starting_processes_twice_or_never_is_refused(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(ValueError, match=r"\btorchrun\b.*\bProcesses\.join\b"):
         launch(print, 2)
+
+
+def differs(runtime, what):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    x, y = torch.randn(40, 4), torch.randint(2, (40,))
+    steps = 2 + runtime.rank if what == "setting" else 2
+    labels = 1 - y if what == "test set" and runtime.rank else y
+    train(
+        model, F.cross_entropy, Shards(x, y, split(y, 2, "iid", seed=0), batch_size=10, seed=0),
+        plan=discover(model, x), algorithm=ist(2, local_steps=steps), num_rounds=2,
+        optimizer=lambda p: torch.optim.SGD(p, 0.1), runtime=runtime, test=(x, labels),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["setting", "test set"])
+def test_processes_that_differ_end_before_they_train(what):
+    with pytest.raises(WorkerDied, match=rf"{what}.*\brank [01]\b"):
+        launch(differs, 2, what)
 
 
 def test_there_must_be_one_process_per_worker():

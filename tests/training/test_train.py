@@ -535,5 +535,17 @@ def test_nets_of_their_own_are_not_cut_up_on_resume(tmp_path):
 
 
 def test_a_relay_of_fewer_rounds_than_workers_is_warned_of():
-    with pytest.warns(TheoryWarning, match=r"relay.*\b2\b.*\b3\b"):
+    with pytest.warns(TheoryWarning, match="few rounds"):
         run(relay(3, local_steps=2), rounds=2)
+
+
+def test_what_is_no_algorithm_is_named():
+    for wrong in ("relay", relay):
+        with pytest.raises(ValueError, match="algorithm"):
+            run(wrong, data=blobs(2))
+
+
+def test_serial_training_under_torchrun_is_warned_of(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.warns(UserWarning, match="torchrun"):
+        run(relay(2, local_steps=2), rounds=2)

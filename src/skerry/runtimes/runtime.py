@@ -221,6 +221,10 @@ class Runtime(Protocol):
         """Add ``tensor`` up over all processes."""
         ...
 
+    def agree(self, number: int, what: str) -> None:
+        """Raise ValueError unless ``number`` is the same in all processes; ``what`` says what it stands for."""
+        ...
+
     def at(self, round: int, stage: str) -> None:
         """Note where this process is, so that an error can name round and stage."""
         ...

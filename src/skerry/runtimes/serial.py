@@ -1,5 +1,7 @@
 """The serial runtime: all workers in this process, one after the other. Slow and obvious; it defines the meaning."""
 
+import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -16,7 +18,7 @@ from skerry.partitions.assignment import Assignment
 from skerry.partitions.everything import Everything
 from skerry.plan.table import trained_in_blocks
 from skerry.runtimes.overlap import BEGAN, correction, late_names
-from skerry.runtimes.runtime import KEPT, Beginning, FullModel, Handover, Report, by_worker, with_worker
+from skerry.runtimes.runtime import KEPT, Beginning, FullModel, Handover, Report, Runtime, by_worker, with_worker
 from skerry.subnet.cuts import Cuts
 from skerry.subnet.extract import extract
 from skerry.subnet.slicing import take
@@ -49,8 +51,24 @@ class Serial:
         """Return ``tensor``."""
         return tensor
 
+    def agree(self, number: int, what: str) -> None:
+        """Do nothing: there is one process."""
+
     def at(self, round: int, stage: str) -> None:
         """Do nothing."""
+
+
+def or_serial(runtime: Runtime | None) -> Runtime:
+    """Return ``runtime``, or the serial one; warn where torchrun has started several processes that would not share."""
+    if runtime is not None:
+        return runtime
+    if (num := os.environ.get("WORLD_SIZE", "1")) != "1":
+        warnings.warn(
+            f"torchrun has started {num} processes, and each trains all workers by itself; give "
+            "runtime=skerry.Processes.join()",
+            stacklevel=3,  # the caller of train or Session
+        )
+    return Serial()
 
 
 @dataclass(frozen=True)

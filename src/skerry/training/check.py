@@ -1,6 +1,5 @@
 """Checks of a training's arguments, made before it starts so that mistakes are named here and not deep inside."""
 
-import warnings
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from skerry.partitions.assignment import Assignment
 from skerry.partitions.everything import Everything
 from skerry.plan.table import Plan
 from skerry.trained import Start
-from skerry.training.diagnosis.theory_warnings import TheoryWarning
 
 
 def check_model(model: nn.Module, plan: Plan, start: Start | None) -> None:
@@ -29,10 +27,13 @@ def check_model(model: nn.Module, plan: Plan, start: Start | None) -> None:
 
 
 def check_algorithm(algorithm: Algorithm, plan: Plan, num_rounds: int) -> None:
-    """Raise ValueError unless ``algorithm`` can train ``plan`` for ``num_rounds``; warn of too few rounds."""
+    """Raise ValueError unless ``algorithm`` can train ``plan`` for ``num_rounds``."""
     partition, last = algorithm.partition, num_rounds - 1
     if not plan.axes and not isinstance(partition, Everything):
-        raise ValueError(f"the plan deals nothing out, so '{algorithm.name}' has nothing to deal; give it rules")
+        raise ValueError(
+            f"the plan deals nothing out, so '{algorithm.name}' has nothing to deal; print(plan) says why, and "
+            "docs/plans.md how to change that"
+        )
     if plan.blocks and not partition.covers:
         raise ValueError(
             f"'{algorithm.name}' leaves units unassigned for a round, but blocks have no owner rank that stores them; "
@@ -42,14 +43,6 @@ def check_algorithm(algorithm: Algorithm, plan: Plan, num_rounds: int) -> None:
         raise ValueError(f"num_rounds={num_rounds}: expected at least 1")
     rounds = sorted({0, min(1, last), num_rounds // 2, last}) if algorithm.keeps else []
     check_units_stay(algorithm, *(partition.assign(plan.axes, round) for round in rounds))
-    if num_rounds < algorithm.rounds_per_cycle:
-        warnings.warn(
-            TheoryWarning(
-                f"{algorithm.name}: num_rounds={num_rounds}, expected at least {algorithm.rounds_per_cycle}: with "
-                "fewer no subnet is trained on the data of all workers; do more rounds of fewer local steps"
-            ),
-            stacklevel=3,  # who makes the session
-        )
 
 
 def check_units_stay(algorithm: Algorithm, *assignments: Assignment) -> None:
@@ -71,8 +64,13 @@ def check_functions(optimizer: object, schedule: object, loss_fn: object, test: 
         raise ValueError("test: a test set, but no loss_fn; give the function that returns the mean loss over a batch")
 
 
-def check_data(data: Any, algorithm: Algorithm) -> None:
-    """Raise ValueError unless ``data`` has batches for the workers of ``algorithm``."""
+def check_data(data: Any, algorithm: Any) -> None:
+    """Raise ValueError unless ``algorithm`` is one, and ``data`` has batches for its workers."""
+    if not isinstance(algorithm, Algorithm):
+        raise ValueError(
+            f"algorithm: got {algorithm!r}, expected what a method returns, such as skerry.ist(workers=4, "
+            "local_steps=20)"
+        )
     num_workers = algorithm.partition.num_workers
     if not (hasattr(data, "batches") and hasattr(data, "sample")):
         raise ValueError(f"data: got {type(data).__name__}, expected skerry.Shards or another skerry.training.Data")

@@ -20,7 +20,7 @@ from skerry.checkpoint.export import SHARD_BYTES, export
 from skerry.model.inputs import Inputs
 from skerry.plan.table import Plan
 from skerry.runtimes.runtime import FullModel, Runtime
-from skerry.runtimes.serial import Serial
+from skerry.runtimes.serial import or_serial
 from skerry.trained import Start
 from skerry.training.check import check_algorithm, check_functions, check_model, verify_plan
 from skerry.training.diagnosis.observer import Observer
@@ -111,6 +111,7 @@ class Session:
         test: Test | tuple[Inputs, Tensor] | None = None,
     ) -> None:
         self._test, self._loss_fn = as_test(test), loss_fn
+        runtime = or_serial(runtime)
         check_model(model, plan, start)
         check_algorithm(algorithm, plan, num_rounds)
         check_functions(optimizer, schedule, loss_fn, test)
@@ -124,10 +125,12 @@ class Session:
             num_rounds=num_rounds,
             schedule=schedule,
             seed=seed,
-            runtime=Serial() if runtime is None else runtime,
+            runtime=runtime,
             start=start,
             checkpoints=checkpoints,
         )
+        if self._test is not None:
+            runtime.agree(self._test.fingerprint, "the test set")
         self._checkpoints, self._max_bad_rounds = checkpoints, max_bad_rounds
         self._observer = Observer(self.setup, loss_fn, self._test, resumed=self.state.round > 0)
         self._round: Round | None = None

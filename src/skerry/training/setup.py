@@ -14,6 +14,7 @@ from skerry.model import optimizer_state
 from skerry.model.tensors import named_tensors, skeleton
 from skerry.partitions.assignment import Assignment
 from skerry.plan.table import Plan
+from skerry.randomness import seed_of
 from skerry.runtimes.overlap import BEGAN
 from skerry.runtimes.runtime import KEPT, RESTING, Beginning, Runtime, Store
 from skerry.trained import Start
@@ -91,7 +92,9 @@ def set_up(
 
     Raises:
         CheckpointError: the checkpoint cannot be resumed from.
+        ValueError: another process has other settings.
     """
+    _agree(runtime, algorithm, num_rounds, seed, checkpoints)
     net, net_plan = net_to_train(model, plan, algorithm, seed)
     source = algorithm.trains.source(model, plan, net, start)
     state = State(0, torch.zeros(net_plan.num_units, dtype=torch.int64))
@@ -125,6 +128,12 @@ def set_up(
         device=next((p.device for p in net.parameters() if not p.is_meta), torch.device("cpu")),
     )
     return setup, state
+
+
+def _agree(runtime: Runtime, algorithm: Algorithm, num_rounds: int, seed: int, checkpoints: Checkpoints | None) -> None:
+    """Raise ValueError where a process was started with other settings, before the processes wait for each other."""
+    settings = (algorithm.name, algorithm.local_steps, algorithm.optimizer_state, algorithm.overlap, num_rounds, seed)
+    runtime.agree(seed_of(*settings, checkpoints.run if checkpoints else ""), "a setting")
 
 
 def _never_finite(store: Store, runtime: Runtime) -> frozenset[str]:

@@ -15,7 +15,7 @@ from skerry.checkpoint.state import State
 from skerry.model.inputs import Inputs, fit, join, tensors_of, to
 from skerry.plan.table import Plan
 from skerry.runtimes.runtime import FullModel, Runtime, Store
-from skerry.runtimes.serial import Serial
+from skerry.runtimes.serial import or_serial
 from skerry.subnet.extract import extract
 from skerry.trained import Start
 from skerry.training.check import check_data, check_logit_adjustment
@@ -49,6 +49,9 @@ class Result:
     score: Score | None
     step_cost: StepCost
     session: Session
+
+    def __repr__(self) -> str:
+        return f"Result(score={self.score}, num_parameters={self.num_parameters})"
 
     @property
     def state(self) -> State:
@@ -159,7 +162,7 @@ def train(
     check_data(data, algorithm)
     check_logit_adjustment(logit_adjustment, algorithm.partition.num_workers)
     test = as_test(test)
-    runtime = Serial() if runtime is None else runtime
+    runtime = or_serial(runtime)
     mine = runtime.mine(algorithm.partition.num_workers)
     session = Session(
         model,

@@ -53,9 +53,7 @@ def saved_config(folder: Path) -> Config:
     try:
         return Config.from_json(json.loads(path.read_text()))
     except FileNotFoundError:
-        raise ValueError(
-            f"{folder}: no run there (config.json is missing); give its folder, or start one without --resume"
-        ) from None
+        raise ValueError(f"{folder}: no run there (config.json is missing); give the folder of a run") from None
     except (json.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a readable config ({error}); start anew in another folder") from error
 

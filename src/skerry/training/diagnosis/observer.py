@@ -120,6 +120,9 @@ class Observer:
         possible = {
             "drift": theory_warnings.drift_warning(*self._moves, self._num_judged, num_workers),
             "label skew": theory_warnings.label_skew_warning(found.label_skew, num_workers),
+            "few rounds": theory_warnings.few_rounds_warning(
+                setup.num_rounds, num_workers, setup.algorithm.rounds_per_cycle
+            ),
             "coverage": theory_warnings.coverage_warning(self._fraction_never_trained(state), left),
         }
         return self._warn(found, possible)

@@ -83,6 +83,16 @@ def coverage_warning(never: float, rounds_left: int) -> str | None:
     )
 
 
+def few_rounds_warning(num_rounds: int, num_workers: int, rounds_per_cycle: int) -> str | None:
+    """Return a warning if nets go from worker to worker, but not to all: ``rounds_per_cycle`` takes them to all."""
+    if num_rounds >= rounds_per_cycle:
+        return None
+    return (
+        f"few rounds: a net is with {num_rounds} of {num_workers} workers only, so it never sees the data of the "
+        f"others; do at least {rounds_per_cycle} rounds, of fewer local steps each"
+    )
+
+
 def scale_warning(losses: Sequence[tuple[float, float]], first: float) -> str | None:
     """Return a warning if the full model is far worse than its subnets.
 

@@ -1,9 +1,11 @@
 """A test set, with everything about evaluation on it: metrics, how often, and in which batches."""
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from skerry.model.inputs import Inputs, tensors_of
@@ -13,6 +15,8 @@ from skerry.training.evaluation.metrics import Metric
 @dataclass(frozen=True, eq=False)
 class Test:
     """Held-out data, and how to evaluate on it. Where the defaults will do, a pair (inputs, labels) is enough.
+
+    It must be the same in every process: each evaluates a part of it.
 
     Args:
         inputs: a tensor (num_samples, ...); a model of several inputs has a tuple or a dict of them.
@@ -55,6 +59,11 @@ class Test:
             raise ValueError(
                 f"test: every={self.every}, batch_size={self.batch_size}; expected 0 or more rounds, at least 1 sample"
             )
+
+    @property
+    def fingerprint(self) -> int:
+        """A number that differs, most likely, for test sets with other labels."""
+        return zlib.crc32(self.labels.detach().cpu().contiguous().view(torch.uint8).numpy().data)
 
     def is_due(self, num_done: int) -> bool:
         """Return whether ``train`` evaluates between rounds when ``num_done`` rounds are done."""
