@@ -105,6 +105,7 @@ def from_dataset(
         ValueError: the dataset has no length, or the split does not fit; with the first batch: columns do not fit.
 
     Example:
+        >>> import torch
         >>> dataset = torch.utils.data.TensorDataset(torch.arange(6.0), torch.tensor([0, 0, 0, 1, 1, 1]))
         >>> data = from_dataset(dataset, num_workers=2, split="by_label", batch_size=3, seed=0)
         >>> [sorted(x.tolist()) for x, y in data.batches(worker=1, first_step=70, num_steps=1)]
