@@ -55,7 +55,11 @@ def test_the_example_of_the_readme_runs_without_extras(wheel, tmp_path):
     folder = str(tmp_path / "installed")
     script = NO_EXTRAS.format(extras=EXTRAS, folder=folder, code=blocks(ROOT / "README.md"))
     ran = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": folder}
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": folder, "OMP_NUM_THREADS": "1"},
     )
     assert ran.returncode == 0, ran.stderr
     assert "accuracy" in ran.stdout

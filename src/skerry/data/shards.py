@@ -47,6 +47,11 @@ class Shards:
         seed: int,
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+            raise ValueError(
+                f"x and y: got {type(x).__name__} and {type(y).__name__}, expected tensors; for several inputs use "
+                "from_dataset, or an object of your own (docs/data.md)"
+            )
         if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
             raise ValueError(f"x and y: shapes {tuple(x.shape)} and {tuple(y.shape)}, expected as many samples in both")
         if len(parts) == 0:

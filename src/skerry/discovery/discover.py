@@ -182,7 +182,7 @@ def _notes(trace: Trace, units: Units, id_of: NDArray[np.int32]) -> tuple[Note, 
             few = ", ".join(dims[:2]) + (f" and {len(dims) - 2} more" if len(dims) > 2 else "")
             notes.setdefault(why, []).append(f"{few} ({size})")
     if readers:
-        notes["their inputs are not dealt out"] = [f"{readers} more dims of weights"]
+        notes["what they read is not dealt out"] = [f"{readers} other dims" if readers > 1 else "1 other dim"]
     looked = tuple(
         Note("the forward looks at values" + (f" in {module}" if module else ""), "the plan holds for the path taken")
         for module in dict.fromkeys(trace.looked_at_values)
