@@ -129,8 +129,7 @@ class Session:
             start=start,
             checkpoints=checkpoints,
         )
-        if self._test is not None:
-            runtime.agree(self._test.fingerprint, "the test set")
+        runtime.agree(-1 if self._test is None else self._test.fingerprint, "the test set")
         self._checkpoints, self._max_bad_rounds = checkpoints, max_bad_rounds
         self._observer = Observer(self.setup, loss_fn, self._test, resumed=self.state.round > 0)
         self._round: Round | None = None
