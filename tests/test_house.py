@@ -13,6 +13,7 @@ SRC = Path(skerry.__file__).parent
 # From the bottom up. A room imports from rooms before it, and from itself.
 ROOMS = [
     "choose",
+    "whole_number",
     "randomness",
     "files",
     "model",

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from skerry.merge.outer import Outer
 from skerry.partitions.assignment import Partition
 from skerry.trained import Given, Trained
+from skerry.whole_number import check_whole_number
 
 StatePolicy = Literal["reset", "travel", "stay"]
 
@@ -61,8 +62,8 @@ class Algorithm:
         return self.optimizer_state == "stay" or self.outer is not None
 
     def __post_init__(self) -> None:
-        if self.local_steps < 1:
-            raise ValueError(f"local_steps={self.local_steps}: expected at least 1")
+        check_whole_number("local_steps", self.local_steps, 1)
+        check_whole_number("overlap", self.overlap, 0)
         if self.optimizer_state not in get_args(StatePolicy):
             raise ValueError(f"optimizer_state='{self.optimizer_state}': expected 'reset', 'travel' or 'stay'")
         if not 0 <= self.overlap <= self.local_steps:

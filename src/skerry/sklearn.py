@@ -25,6 +25,7 @@ from skerry.plan.table import Plan
 from skerry.training.schedules import cosine
 from skerry.training.train import train
 from skerry.training.worker import LossFn, OptimizerFn
+from skerry.whole_number import check_whole_number
 
 METHODS = {"ist": ist, "relay": relay}
 
@@ -85,8 +86,7 @@ class _Estimator:
         rows = _rows(x)
         if len(rows) != len(y):
             raise ValueError(f"X has {len(rows)} samples and y {len(y)}, expected the same number")
-        if self.epochs < 1:
-            raise ValueError(f"epochs={self.epochs}: expected at least 1")
+        check_whole_number("epochs", self.epochs, 1)
         model = copy.deepcopy(self.model)
         shape = tuple(self._run(model.eval(), rows[:2]).shape[1:])
         if shape != outputs:

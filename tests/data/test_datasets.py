@@ -12,6 +12,8 @@ from skerry.data.datasets import from_dataset
 from skerry.data.shards import Shards
 from skerry.data.splits import split
 
+pytestmark = pytest.mark.filterwarnings("ignore:parts")  # small shards are warned of
+
 X, Y = torch.randn(23, 3), torch.arange(23) % 4
 
 

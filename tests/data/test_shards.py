@@ -11,6 +11,8 @@ from torch import Tensor
 from skerry.data.shards import Shards
 from skerry.randomness import generator
 
+pytestmark = pytest.mark.filterwarnings("ignore:parts")  # small shards are warned of
+
 parts_lists = st.lists(st.integers(1, 9), min_size=1, max_size=4).map(
     lambda sizes: list(torch.arange(sum(sizes)).flip(0).split(sizes))
 )

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from skerry.randomness import generator
+from skerry.whole_number import check_whole_number
 
 
 class SampleOrder:
@@ -24,8 +25,7 @@ class SampleOrder:
     """
 
     def __init__(self, num_samples: int, *, batch_size: int, seed: int, worker: int) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
+        check_whole_number("batch_size", batch_size, 1)
         self._num_samples, self._batch_size, self._seed, self._worker = num_samples, batch_size, seed, worker
         self._latest: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))  # epoch and its permutation
 
@@ -45,8 +45,7 @@ class SampleOrder:
 
         So a larger sample begins with a smaller one.
         """
-        if num < 1:
-            raise ValueError(f"num: got {num}, expected at least 1")
+        check_whole_number("num", num, 1)
         return torch.randperm(self._num_samples, generator=generator(self._seed, "sample", self._worker))[:num]
 
     def _permutation(self, epoch: int) -> Tensor:

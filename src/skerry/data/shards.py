@@ -1,5 +1,6 @@
 """Shards: data in memory, of which each worker sees its own samples."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -62,6 +63,12 @@ class Shards:
         self._x, self._y, self._parts = x, y, list(parts)
         self._transform = transform
         self._orders = [SampleOrder(len(p), batch_size=batch_size, seed=seed, worker=w) for w, p in enumerate(parts)]
+        if small := [worker for worker, part in enumerate(parts) if len(part) < batch_size]:
+            warnings.warn(
+                f"parts[{small[0]}]: {len(parts[small[0]])} samples, fewer than batch_size={batch_size}, so a batch "
+                "has samples several times; use smaller batches or fewer workers",
+                stacklevel=2,
+            )
         self._own: dict[int, tuple[Tensor, Tensor]] = {}  # by worker, gathered on first use
 
     def batches(self, worker: int, first_step: int, num_steps: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skerry.randomness import seed_of
+from skerry.whole_number import check_whole_number
 
 CHOICES = "'iid', 'by_label' or 'dirichlet:ALPHA' with 0 < ALPHA <= 1e6, for example 'dirichlet:0.3'"
 MAX_ALPHA = 1e6  # beyond it shares are equal anyway, and numpy's draw overflows long before the largest float
@@ -51,8 +52,7 @@ def split(labels: NDArray[np.integer] | Tensor, num_workers: int, how: str, seed
     """
     # An iid split does not look at the labels, so they may be anything (a regression's targets).
     classes = np.arange(len(labels)) if how == "iid" else _as_array(labels)
-    if num_workers < 1:
-        raise ValueError(f"num_workers: got {num_workers}, expected at least 1")
+    check_whole_number("num_workers", num_workers, 1)
     if num_workers > len(classes):
         raise ValueError(
             f"num_workers: got {num_workers} for {len(classes)} samples, expected at most one worker per sample"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from skerry.plan.dims import Axis
+from skerry.whole_number import check_whole_number
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,7 @@ def per_unit(axes: Sequence[Axis], values: Sequence[float]) -> Tensor:
 
 def check_workers(num_workers: int) -> None:
     """Raise ValueError unless there is a worker."""
-    if num_workers < 1:
-        raise ValueError(f"num_workers={num_workers}: expected at least 1")
+    check_whole_number("num_workers", num_workers, 1)
 
 
 def too_few_units(axis: Axis, num_workers: int, remedy: str = "leave the axis whole (ist)") -> ValueError:

@@ -10,6 +10,7 @@ from torch import Tensor
 from skerry.partitions.assignment import Assignment, check_workers, none_held, per_unit, too_few_units
 from skerry.plan.dims import Axis
 from skerry.randomness import generator
+from skerry.whole_number import check_whole_number
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,7 @@ class Covering:
 
     def __post_init__(self) -> None:
         check_workers(self.num_workers)
-        if self.min_units < 1:
-            raise ValueError(f"min_units={self.min_units}: expected at least 1")
+        check_whole_number("min_units", self.min_units, 1)
 
     def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
         """Deal the units of ``axes`` for ``round``."""

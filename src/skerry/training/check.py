@@ -1,5 +1,6 @@
 """Checks of a training's arguments, made before it starts so that mistakes are named here and not deep inside."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -8,12 +9,13 @@ from torch import Tensor, nn
 from skerry.algorithm import Algorithm
 from skerry.discovery.verify import verify, verify_small
 from skerry.merge.calibrate import check_batch_norm
-from skerry.model.inputs import Inputs, to
+from skerry.model.inputs import Inputs, described, tensors_of, to
 from skerry.model.tensors import named_tensors
 from skerry.partitions.assignment import Assignment
 from skerry.partitions.everything import Everything
 from skerry.plan.table import Plan
 from skerry.trained import Start
+from skerry.whole_number import check_whole_number
 
 
 def check_model(model: nn.Module, plan: Plan, start: Start | None) -> None:
@@ -28,6 +30,7 @@ def check_model(model: nn.Module, plan: Plan, start: Start | None) -> None:
 
 def check_algorithm(algorithm: Algorithm, plan: Plan, num_rounds: int) -> None:
     """Raise ValueError unless ``algorithm`` can train ``plan`` for ``num_rounds``."""
+    check_whole_number("num_rounds", num_rounds, 1)
     partition, last = algorithm.partition, num_rounds - 1
     if not plan.axes and not isinstance(partition, Everything):
         raise ValueError(
@@ -39,8 +42,6 @@ def check_algorithm(algorithm: Algorithm, plan: Plan, num_rounds: int) -> None:
             f"'{algorithm.name}' leaves units unassigned for a round, but blocks have no owner rank that stores them; "
             "deal out units within blocks, or use ist"
         )
-    if num_rounds < 1:
-        raise ValueError(f"num_rounds={num_rounds}: expected at least 1")
     rounds = sorted({0, min(1, last), num_rounds // 2, last}) if algorithm.keeps else []
     check_units_stay(algorithm, *(partition.assign(plan.axes, round) for round in rounds))
 
@@ -58,10 +59,30 @@ def check_functions(optimizer: object, schedule: object, loss_fn: object, test: 
     """Raise ValueError for mistakes that are easily made with the functions of a training."""
     if not callable(optimizer) or isinstance(optimizer, torch.optim.Optimizer):
         raise ValueError("optimizer: expected a function of parameters, such as lambda p: torch.optim.SGD(p, lr=0.1)")
-    if not callable(schedule):
-        raise ValueError(f"schedule: got {schedule!r}, expected a function of progress, such as skerry.cosine")
+    if not callable(schedule) or isinstance(schedule, type):
+        raise ValueError(
+            f"schedule: got {schedule!r}, expected a function of progress (0 to 1) that returns the factor of the "
+            "learning rate, such as skerry.cosine"
+        )
     if test is not None and loss_fn is None:
         raise ValueError("test: a test set, but no loss_fn; give the function that returns the mean loss over a batch")
+
+
+def check_optimizer(optimizer: object, subnet: nn.Module) -> None:
+    """Raise ValueError unless ``optimizer`` is one of the parameters of ``subnet`` that steps without a closure."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(
+            f"optimizer: the function returned {type(optimizer).__name__}, expected a torch.optim optimizer"
+        )
+    name, closure = type(optimizer).__name__, inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ValueError(f"optimizer: {name} needs a closure in each step, expected one without, such as SGD or AdamW")
+    own = {id(parameter) for parameter in subnet.parameters()}
+    if any(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"]):
+        raise ValueError(
+            f"optimizer: the function returned {name} of other parameters, expected those that it is given; each "
+            "worker trains a subnet of its own"
+        )
 
 
 def check_data(data: Any, algorithm: Any) -> None:
@@ -98,10 +119,19 @@ def check_logit_adjustment(rows: object, num_workers: int) -> None:
 
 def verify_plan(model: nn.Module, plan: Plan, inputs: Inputs) -> None:
     """Raise ValueError unless subnets compute what ``plan`` says; for a model on meta, a small net of its modules."""
-    if _is_on_meta(model):
-        verify_small(model, plan, inputs)
-    else:
-        verify(model, plan, to(inputs, next(model.parameters()).device))
+    try:
+        if _is_on_meta(model):
+            verify_small(model, plan, inputs)
+        else:
+            verify(model, plan, to(inputs, next(model.parameters()).device))
+    except Exception as error:
+        if any(bool(t.isnan().any()) for t in tensors_of(inputs)):
+            raise ValueError("data: the inputs have NaN, and the model's outputs are, too; fill them in") from error
+        if isinstance(error, RuntimeError | TypeError | IndexError):
+            raise ValueError(
+                f"data: the model does not run on inputs {described(inputs)}: {str(error).splitlines()[0]}"
+            ) from error
+        raise
 
 
 def _is_on_meta(model: nn.Module) -> bool:

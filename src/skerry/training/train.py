@@ -12,7 +12,7 @@ from skerry.algorithm import Algorithm
 from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.checkpoint.export import SHARD_BYTES
 from skerry.checkpoint.state import State
-from skerry.model.inputs import Inputs, fit, join, tensors_of, to
+from skerry.model.inputs import Inputs, described, fit, join, to
 from skerry.plan.table import Plan
 from skerry.runtimes.runtime import FullModel, Runtime, Store
 from skerry.runtimes.serial import or_serial
@@ -216,11 +216,17 @@ def _take_local_steps(worker: Worker, loss_fn: LossFn, data: Data, device: torch
     try:
         local_steps(worker, loss_fn, ((to(x, device), to(y, device)) for x, y in batches))
     except Exception as error:  # of the user's model, loss or data
+        where = f"worker {worker.number}, round {worker.round}"
         with suppress(Exception):
-            (batch,) = data.batches(worker.number, worker.first_step, 1)
-            x, y = ([f"{t.dtype} {tuple(t.shape)}" for t in tensors_of(part)] for part in batch)
-            words = f"its first batch: inputs {', '.join(x)}, labels {', '.join(y)}"
-            error.add_note(f"(worker {worker.number}, round {worker.round}, {words})")
+            ((x, y),) = data.batches(worker.number, worker.first_step, 1)
+            where += f", its first batch: inputs {described(x)}, labels {described(y)}"
+        if type(error) in (
+            RuntimeError,
+            TypeError,
+            IndexError,
+        ):  # shapes, types or labels are wrong
+            raise ValueError(f"model, loss_fn or data: {str(error).splitlines()[0]} ({where})") from error
+        error.add_note(f"({where})")
         raise
 
 

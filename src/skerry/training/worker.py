@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -106,20 +107,26 @@ class Worker:
                 label skew (``Diagnosis.label_skew``), and used for nothing else.
 
         Raises:
-            ValueError: it has taken all steps of the round.
+            ValueError: it has taken all steps of the round; ``loss`` is no single number, or does not depend on
+                trainable parameters of ``self.subnet``.
         """
+        self._check_loss(loss)
         if not math.isfinite(self._total) and not self.in_step:
             return
         if self._done == self.num_steps:
             raise ValueError(
-                f"worker {self.number}, round {self.round}: one step more than the algorithm's local_steps="
+                f"{self._where}: one step more than the algorithm's local_steps="
                 f"{self.num_steps}; give it that number of batches per round, or change local_steps"
             )
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * self._factors[self._done]
+        self._set_rates()
         if self.on_labels is not None and labels is not None:
             self.on_labels(self, labels)
         self._backward(loss)
+        if all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
+            raise ValueError(
+                f"{self._where}: the loss does not depend on the worker's subnet; compute it from "
+                "worker.subnet(inputs), not from the full model"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad()  # before the next forward, which needs memory
         self._total += loss.item()
@@ -130,6 +137,32 @@ class Worker:
             self._on_step(self, self._done)
             self._began += time.perf_counter() - ended  # waiting for others does not count as local steps
 
+    @property
+    def _where(self) -> str:
+        return f"worker {self.number}, round {self.round}"
+
+    def _check_loss(self, loss: object) -> None:
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"{self._where}: the loss is {got}, expected one number, the mean over the batch")
+        if not loss.requires_grad:
+            raise ValueError(
+                f"{self._where}: the loss has no gradient; compute it from worker.subnet(inputs), outside "
+                "torch.no_grad(), and with parameters that require gradients"
+            )
+
+    def _set_rates(self) -> None:
+        """Set this step's learning rates; warn if somebody else has set them meanwhile, since that has no effect."""
+        groups, before = self.optimizer.param_groups, self._factors[self._done - 1] if self._done else 1.0
+        if any(group["lr"] != rate * before for group, rate in zip(groups, self._rates, strict=True)):
+            warnings.warn(
+                "the learning rate of worker.optimizer was changed (by a scheduler?), but is set before each step; "
+                "give train or Session schedule=, the factor of the rate by progress",
+                stacklevel=3,  # who calls step
+            )
+        for group, rate in zip(groups, self._rates, strict=True):
+            group["lr"] = rate * self._factors[self._done]
+
     def finish(self) -> None:
         """Check that it has taken all its steps, and let go of its modules: who keeps the worker keeps no memory.
 
@@ -138,7 +171,7 @@ class Worker:
         """
         if self._done < self.num_steps and math.isfinite(self._total):
             raise ValueError(
-                f"worker {self.number}, round {self.round}: {self._done} steps, expected the algorithm's local_steps="
+                f"{self._where}: {self._done} steps, expected the algorithm's local_steps="
                 f"{self.num_steps}; give it that number of batches per round, or change local_steps"
             )
         del self.subnet, self.narrow, self.optimizer

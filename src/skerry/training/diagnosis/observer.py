@@ -21,7 +21,7 @@ from skerry.training.diagnosis.label_counts import LabelCounts
 from skerry.training.diagnosis.measures import Diagnosis
 from skerry.training.diagnosis.theory_warnings import TheoryWarning
 from skerry.training.diagnosis.vector_sums import coordinates, coordinates_of, squares, to_row
-from skerry.training.evaluation.test_set import Test
+from skerry.training.evaluation.test_set import Test, named_as_test
 from skerry.training.setup import Setup
 from skerry.training.worker import LossFn, Worker
 
@@ -96,8 +96,9 @@ class Observer:
             return
         self._moved.append(moved)
         if self.probe is not None and self._loss_fn is not None:
-            output = call(worker.narrow.eval(), self._inputs)  # it will not be trained any more
-            loss = float(self._loss_fn(output, self._labels))
+            with named_as_test(self._inputs, self._labels):
+                output = call(worker.narrow.eval(), self._inputs)  # it will not be trained any more
+                loss = float(self._loss_fn(output, self._labels))
             numbers = next(tensors_of(output)).reshape(-1)
             numbers = numbers[coordinates("outputs", len(numbers)).to(numbers.device)].cpu().double()
             if math.isfinite(loss) and _is_finite(numbers):

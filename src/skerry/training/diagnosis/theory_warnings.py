@@ -68,8 +68,9 @@ def label_skew_warning(skew: float | None, num_workers: int) -> str | None:
     return (
         f"label skew: the labels of a worker differ from all labels by {skew:.2f} (total variation, at most "
         f"{most:.2f}); local training on such data leaves a bias that no learning rate and no number of rounds removes "
-        "(arXiv 2306.16484); mix the data (split iid), let workers share some of it, add their label priors to their "
-        "logits (skerry.training.log_priors, prior_adjusted=true), or try other methods (skerry compare)"
+        "(arXiv 2306.16484); if their logits do not have their label priors yet, add them "
+        "(skerry.training.log_priors, prior_adjusted=true); else mix the data (split iid), let workers share some of "
+        "it, or try other methods (skerry compare)"
     )
 
 

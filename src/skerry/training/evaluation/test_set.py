@@ -1,14 +1,15 @@
 """A test set, with everything about evaluation on it: metrics, how often, and in which batches."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from skerry.model.inputs import Inputs, tensors_of
+from skerry.model.inputs import Inputs, described, tensors_of
 from skerry.training.evaluation.metrics import Metric
 
 
@@ -68,6 +69,22 @@ class Test:
     def is_due(self, num_done: int) -> bool:
         """Return whether ``train`` evaluates between rounds when ``num_done`` rounds are done."""
         return self.every > 0 and num_done % self.every == 0
+
+
+@contextmanager
+def named_as_test(inputs: Inputs, labels: Tensor) -> Iterator[None]:
+    """Name the test set in torch's errors about wrong shapes, types and labels.
+
+    Raises:
+        ValueError: instead of such an error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error) not in (RuntimeError, TypeError, IndexError):
+            raise
+        found = f"inputs {described(inputs)}, labels {described(labels)}"
+        raise ValueError(f"test: {str(error).splitlines()[0]} ({found})") from error
 
 
 def as_test(given: Any) -> Test | None:

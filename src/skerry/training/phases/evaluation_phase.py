@@ -14,7 +14,7 @@ from skerry.merge.calibrate import estimate_batch_norm_
 from skerry.model.inputs import Inputs, call, map_tensors, to
 from skerry.runtimes.runtime import FullModel
 from skerry.training.evaluation.evaluate import Score, evaluate
-from skerry.training.evaluation.test_set import Test
+from skerry.training.evaluation.test_set import Test, named_as_test
 from skerry.training.setup import Setup
 from skerry.training.worker import LossFn
 
@@ -48,7 +48,7 @@ def score_full_model(
     def move(value: Inputs, part: slice) -> Any:
         return to(map_tensors(lambda tensor: tensor[part], value), setup.device)
 
-    with _evaluating(setup, state):
+    with _evaluating(setup, state), named_as_test(test.inputs, test.labels):
         mine = slice(runtime.rank, None, runtime.num_processes)
         in_probe = torch.zeros(len(test.labels), dtype=torch.bool)
         if probe is not None:

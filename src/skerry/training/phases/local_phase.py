@@ -14,6 +14,7 @@ from skerry.model.tensors import named_tensors
 from skerry.plan.table import Plan
 from skerry.randomness import own_random_state, seed_of
 from skerry.runtimes.runtime import Handover, Report
+from skerry.training.check import check_optimizer
 from skerry.training.setup import Setup
 from skerry.training.worker import Worker
 
@@ -32,6 +33,7 @@ def lend_worker(setup: Setup, round: int, number: int, handed: list[Handover]) -
     setup.runtime.at(round, "local steps")
     subnet, travelled = store.subnet(number)
     optimizer = setup.optimizer(subnet.parameters())
+    check_optimizer(optimizer, subnet)
     kept = store.kept.get(number, {})
     to_keep = algorithm.outer.begin(subnet, kept) if algorithm.outer else {}
     if algorithm.optimizer_state != "reset":

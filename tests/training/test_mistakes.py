@@ -1,0 +1,129 @@
+"""Mistakes that a user makes in Python: each is one line that names the argument or the data, before it costs time."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from skerry import Session, Shards, discover, ist, split, train
+
+X = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(200) % 5
+
+
+def mlp():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 5))
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+def go(model=None, x=X, y=Y, loss=F.cross_entropy, algorithm=None, **given):
+    model = mlp() if model is None else model
+    settings = {"optimizer": sgd, "num_rounds": 2, "test": (X, Y), **given}
+    data = Shards(x, y, split(torch.zeros(len(y), dtype=torch.int64), 2, "iid", seed=0), batch_size=16, seed=0)
+    plan = discover(mlp(), X[:4])
+    return train(model, loss, data, plan=plan, algorithm=algorithm or ist(2, local_steps=3), **settings)
+
+
+def of_other_parameters(_):
+    return sgd(mlp().parameters())
+
+
+MISTAKES = {
+    "local_steps": lambda: ist(2, local_steps=5.0),
+    "num_workers": lambda: ist("4", local_steps=5),
+    "overlap": lambda: ist(2, local_steps=5, overlap=True),
+    "num_rounds": lambda: go(num_rounds="30"),
+    "batch_size": lambda: Shards(X, Y, [torch.arange(9)], batch_size=8.0, seed=0),
+    "algorithm": lambda: go(algorithm="ist"),
+    "optimizer.*LBFGS": lambda: go(optimizer=torch.optim.LBFGS),
+    "optimizer.*parameters": lambda: go(optimizer=of_other_parameters),
+    "optimizer.*None": lambda: go(optimizer=lambda p: None),
+    "schedule": lambda: go(schedule=torch.optim.lr_scheduler.CosineAnnealingLR),
+    r"data.*\(4, 17\)": lambda: go(x=torch.randn(200, 17)),
+    "data.*NaN": lambda: go(x=X * torch.nan),
+    "data.*0 to 9": lambda: go(y=torch.arange(200) % 10),
+    r"data.*float32 \(16,\)": lambda: go(y=Y.float()),
+    r"data.*\(16, 1\)": lambda: go(y=Y[:, None]),
+    r"loss.*\(16,\)": lambda: go(loss=nn.CrossEntropyLoss(reduction="none")),
+    "loss_fn": lambda: go(loss=nn.CrossEntropyLoss),
+    "require gradients": lambda: go(model=mlp().requires_grad_(False)),
+    r"test.*\(\d+, 17\)": lambda: go(test=(torch.randn(200, 17), Y)),
+    "test.*0 to 9": lambda: go(test=(X, torch.arange(200) % 10)),
+    "x and y.*tuple": lambda: Shards((X, X), Y, [torch.arange(9)], batch_size=8, seed=0),
+}
+
+
+@pytest.mark.parametrize("named", MISTAKES)
+def test_a_mistake_is_named_in_one_line(named):
+    with pytest.raises(ValueError, match=named) as caught:
+        MISTAKES[named]()
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_data_with_nan_is_named_only_where_the_model_does_not_take_it():
+    class FillsIn(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, x):
+            return self.net(x.nan_to_num())
+
+    x = X.clone()
+    x[::3, 0] = torch.nan
+    data = Shards(x, Y, split(Y, 2, "iid", seed=0), batch_size=16, seed=0)
+    plan = discover(FillsIn(), x[:4])
+    train(FillsIn(), F.cross_entropy, data, plan=plan, algorithm=ist(2, local_steps=3), optimizer=sgd, num_rounds=2)
+
+
+def test_a_shard_smaller_than_a_batch_is_warned_of():
+    with pytest.warns(UserWarning, match=r"parts\[1\].*\b3\b.*batch_size=8"):
+        Shards(X, Y, [torch.arange(9), torch.arange(3)], batch_size=8, seed=0)
+
+
+def loop(step, schedule=lambda progress: 1.0):
+    model = mlp()
+    session = Session(
+        model, plan=discover(model, X[:4]), algorithm=ist(2, local_steps=3), optimizer=sgd, num_rounds=2,
+        schedule=schedule,
+    )  # fmt: skip
+    with session:
+        for round in session.rounds():
+            for worker in round.workers:
+                step(model, worker)
+
+
+def test_the_loss_of_the_full_model_is_refused():
+    def step(model, worker):
+        for _ in range(worker.num_steps):
+            worker.step(F.cross_entropy(model(X), Y))
+
+    with pytest.raises(ValueError, match=r"worker\.subnet"):
+        loop(step)
+
+
+def test_a_loss_that_is_a_number_is_refused():
+    with pytest.raises(ValueError, match="float"):
+        loop(lambda model, worker: worker.step(F.cross_entropy(worker.subnet(X), Y).item()))
+
+
+def with_scheduler(model, worker):
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(worker.optimizer, 0.5)
+    for _ in range(worker.num_steps):
+        worker.step(F.cross_entropy(worker.subnet(X), Y))
+        scheduler.step()
+
+
+def without_scheduler(model, worker):
+    for _ in range(worker.num_steps):
+        worker.step(F.cross_entropy(worker.subnet(X), Y))
+
+
+def test_a_scheduler_that_has_no_effect_is_warned_of():
+    with pytest.warns(UserWarning, match="schedule="):
+        loop(with_scheduler)
+    loop(without_scheduler, schedule=lambda progress: 1 - progress / 2)  # warnings are errors
