@@ -64,7 +64,7 @@ WEIGHTS = 64 * 32 + 32 * 32 + 32 * 10 + 10 + 4 * 32  # of the MLP 64-32-32-10: m
 STATISTICS = 4 * 32
 
 WORKER = """
-import argparse, json, sys
+import argparse, json, pathlib, sys
 import torch, torch.distributed as dist
 folder, runs, targets, quadratics = sys.argv[1], *map(json.loads, sys.argv[2:])
 sys.path.insert(0, folder)
@@ -91,7 +91,9 @@ def outcome(rounds, inner_steps, inner_lr, outer_lr, momentum):
     assert rivals.replicas_agree(model)
     return model[0].weight[0].tolist()
 
-print("outcomes", json.dumps([outcome(*quadratic) for quadratic in quadratics]))
+outcomes = [outcome(*quadratic) for quadratic in quadratics]
+if dist.get_rank() == 0:  # to a file: what two processes print comes mixed
+    pathlib.Path(sys.argv[0]).with_name("outcomes.json").write_text(json.dumps(outcomes))
 for arguments in runs:
     rivals.run(rivals.parse(arguments))
 dist.destroy_process_group()
@@ -116,11 +118,9 @@ def ran(tmp_path_factory) -> tuple[list[torch.Tensor], dict[str, list[dict]]]:
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     assert json.loads((folder / "ddp.config.json").read_text())["workers"] == 2
-    (outcomes, *_) = [
-        line.removeprefix("outcomes ") for line in done.stdout.splitlines() if line.startswith("outcomes")
-    ]
+    outcomes = json.loads((folder / "outcomes.json").read_text())
     curves = {name: list(map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())) for name in given}
-    return [torch.tensor(outcome) for outcome in json.loads(outcomes)], curves
+    return [torch.tensor(outcome) for outcome in outcomes], curves
 
 
 @pytest.fixture(scope="module")

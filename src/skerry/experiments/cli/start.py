@@ -3,7 +3,7 @@
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 import torch
@@ -64,7 +64,9 @@ def start(config: Config, out: Path, *, resume: bool, tensorboard: bool = False)
 def _work(runtime: Runtime, config: Config, out: Path, resume: bool, tensorboard: bool) -> None:
     """The part of one process in a run; rank 0 shows the progress."""
     if runtime.rank != 0:
-        run(config, out, runtime, resume=resume)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the first process says the same
+            run(config, out, runtime, resume=resume)
         return
     if runtime.num_processes > 1:
         click.echo(f"all {runtime.num_processes} processes have joined", err=True)
@@ -80,5 +82,19 @@ def _work(runtime: Runtime, config: Config, out: Path, resume: bool, tensorboard
                 hook(record, state)
 
         with warnings.catch_warnings():
+            warnings.simplefilter("default")
             warnings.simplefilter("ignore", TheoryWarning)  # the progress prints it
+            warnings.showwarning = _show
             run(config, out, runtime, resume=resume, on_round=on_round)
+
+
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning as one line, without the place in the code."""
+    click.echo(f"warning: {message}", err=True)
