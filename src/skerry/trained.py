@@ -20,6 +20,11 @@ Start = Callable[[nn.Module], Source]
 class Trained(Protocol):
     """What is trained in place of a model, and where its values come from."""
 
+    @property
+    def width(self) -> float:
+        """The fraction of each axis that a net has; 1 for the model itself."""
+        ...
+
     def net(self, model: nn.Module, plan: Plan, seed: int) -> tuple[nn.Module, Plan]:
         """Return the module to train and its plan; ``model`` may be on the meta device and is not changed."""
         ...
@@ -33,6 +38,11 @@ class Trained(Protocol):
 class Given:
     """The given model itself."""
 
+    @property
+    def width(self) -> float:
+        """All of each axis."""
+        return 1.0
+
     def net(self, model: nn.Module, plan: Plan, seed: int) -> tuple[nn.Module, Plan]:
         """Return the model."""
         return model, plan
@@ -43,7 +53,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Narrow(Given):
+class Narrow:
     """A new net with the fraction ``width`` of each axis, initialized by its modules; with width 1 the model itself.
 
     Raises:
@@ -63,6 +73,10 @@ class Narrow(Given):
         narrow = narrow_model(model, plan, self.width, seed_of(seed, "narrow"))
         return narrow, Plan.whole(narrow)
 
+    def source(self, model: nn.Module, plan: Plan, net: nn.Module, start: Start | None) -> Source:
+        """Return ``start`` of the net, or its own tensors."""
+        return Given().source(model, plan, net, start)
+
 
 @dataclass(frozen=True)
 class Apart:
@@ -77,6 +91,11 @@ class Apart:
 
     num_nets: int
     seed: int = 0
+
+    @property
+    def width(self) -> float:
+        """The fraction of each axis that a net has."""
+        return 1 / self.num_nets
 
     def net(self, model: nn.Module, plan: Plan, seed: int) -> tuple[nn.Module, Plan]:
         """Return the nets side by side (``subnet/side_by_side.py``); each is one unit.

@@ -118,6 +118,7 @@ def test_skewed_recipes_adjust_all_methods_by_priors_and_others_none(recipe):
     assert found == {recipe in ("skewed-mlp", "skewed-resnet")}
 
 
+@pytest.mark.filterwarnings("ignore:parts")  # so few samples are warned of
 @pytest.mark.parametrize("recipe", ["digits-mlp", "speech-mlp2", "resnet18-cifar"])
 def test_workers_have_a_prior_for_each_logit(tmp_path, monkeypatch, recipe):
     archives.make(tmp_path, monkeypatch)

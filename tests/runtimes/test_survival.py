@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -173,6 +174,39 @@ def test_plain_torchrun_gives_the_same_bits(undisturbed, tmp_path):
     assert done.returncode == 0, done.stderr
     _same_run(undisturbed / "processes", out)
     assert (out / "report.html").exists()
+
+
+def _on_machines(folder: Path, given: "list[list[str]]") -> "list[subprocess.Popen[str]]":
+    """Start a process per machine, each with a folder of its own and no other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": str(len(given)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = []
+    for rank, more in enumerate(given):
+        command = [sys.executable, "-m", "skerry", "train", "digits-mlp", "--out", str(folder / str(rank)), *more]
+        environment = {**os.environ, **group, "RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+        started.append(subprocess.Popen(command, env=environment, text=True, **pipes))
+    return started
+
+
+def test_machines_that_share_no_folder_resume(undisturbed, tmp_path):
+    settings = [*SETTINGS, *OFTEN]
+    machines = _on_machines(tmp_path, [settings] * 3)
+    _wait_for_rounds(tmp_path / "0", 4, machines[0])
+    machines[1].kill()
+    for process in machines:
+        process.communicate(timeout=30)
+    machines = _on_machines(tmp_path, [["--resume"], ["--resume"], settings])
+    told = [process.communicate(timeout=60)[1] for process in machines]
+    assert all(process.returncode for process in machines)
+    assert any("setting" in text for text in told), told
+    machines = _on_machines(tmp_path, [["--resume"]] * 3)
+    told = [process.communicate(timeout=60)[1] for process in machines]
+    assert not any(process.returncode for process in machines), told
+    ours, expected = (load_file(f / "model.safetensors") for f in (tmp_path / "0", undisturbed / "processes"))
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
 
 
 def _is_locked(out: Path) -> bool:

@@ -268,11 +268,12 @@ def test_coverage_too_low_for_the_rounds_left():
         few = Algorithm(name="few", partition=partition, local_steps=2)
         with pytest.warns(TheoryWarning, match=r"^coverage: .*\b3 rounds\b") as told:
             found = run(few, rounds=4)
-        assert warned(found) == {"coverage"}
+        assert warned(found) - {"bottleneck"} == {"coverage"}
         assert found[0].warnings  # what is to come is known at once
         assert found[-1].least_trained == 0
         held = sum(partition.assign(mlp(hidden=(24,))[1].axes, r).held.sum(0) for r in range(4))
-        assert f"coverage: {float((held == 0).double().mean()):.0%}" in str(told[0].message)
+        messages = [str(warning.message) for warning in told]
+        assert any(f"coverage: {float((held == 0).double().mean()):.0%}" in message for message in messages)
         assert "coverage" not in warned(run(few, rounds=enough, every=0))
 
 

@@ -131,7 +131,7 @@ class Session:
         )
         runtime.agree(-1 if self._test is None else self._test.fingerprint, "the test set")
         self._checkpoints, self._max_bad_rounds = checkpoints, max_bad_rounds
-        self._observer = Observer(self.setup, loss_fn, self._test, resumed=self.state.round > 0)
+        self._observer = Observer(self.setup, loss_fn, self._test, plan=plan, resumed=self.state.round > 0)
         self._round: Round | None = None
 
     @property

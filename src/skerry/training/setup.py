@@ -133,7 +133,8 @@ def set_up(
 def _agree(runtime: Runtime, algorithm: Algorithm, num_rounds: int, seed: int, checkpoints: Checkpoints | None) -> None:
     """Raise ValueError where a process was started with other settings, before the processes wait for each other."""
     settings = (algorithm.name, algorithm.local_steps, algorithm.optimizer_state, algorithm.overlap, num_rounds, seed)
-    runtime.agree(seed_of(*settings, checkpoints.run if checkpoints else ""), "a setting")
+    given = (checkpoints.run, int(checkpoints.resume)) if checkpoints else ("", 0)
+    runtime.agree(seed_of(*settings, *given), "a setting, or whether it resumes,")
 
 
 def _never_finite(store: Store, runtime: Runtime) -> frozenset[str]:

@@ -104,7 +104,8 @@ def train(
     given = _given(options, settings)
     if recipe is not None:
         choose(recipe, RECIPES, "recipe")
-    if resume:
+    other_machine = int(os.environ.get("RANK", 0)) > 0 and recipe is not None and not (out / "config.json").exists()
+    if resume and not other_machine:  # without a file of its own, a process's settings are compared with the others'
         config = saved_config(out)
         if recipe not in (None, config.recipe):
             raise ValueError(f"{out}: the saved run is of {config.recipe}, got {recipe}; resume with that recipe")

@@ -14,7 +14,7 @@ from skerry.choose import choose
 from skerry.experiments.config import Config
 from skerry.experiments.methods import METHODS, build, takes
 from skerry.experiments.recipes import RECIPES
-from skerry.experiments.runs.folder import RunFolder, checkpoints_of, saved_config
+from skerry.experiments.runs.folder import RunFolder, checkpoints_of, saved_config, write_config
 from skerry.merge.calibrate import estimate_batch_norm_
 from skerry.model.inputs import call
 from skerry.model.tensors import named_tensors, skeleton
@@ -165,7 +165,13 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
         "max_bad_rounds": config.max_bad_rounds,
     }
     if runtime.rank != 0:
-        train(job.model, job.loss_fn, job.data, **arguments).export(folder)
+
+        def keep_config(session: Session) -> None:
+            if not (folder / "config.json").exists():  # a folder of its own, on another machine
+                folder.mkdir(parents=True, exist_ok=True)
+                write_config(folder, config)
+
+        train(job.model, job.loss_fn, job.data, on_start=keep_config, **arguments).export(folder)
         return
     with RunFolder(folder, config, resume=resume) as files:
 

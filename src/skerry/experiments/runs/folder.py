@@ -95,6 +95,12 @@ def checkpoints_of(folder: Path, config: Config, *, resume: bool) -> Checkpoints
     return Checkpoints(folder=folder, run=run_id(config), every_s=config.checkpoint_every_s, resume=resume)
 
 
+def write_config(folder: Path, config: Config) -> None:
+    """Write the settings of a run into its folder, so that it can be resumed."""
+    content = {**config.to_json(), "versions": _versions()}
+    atomic.write(folder / "config.json", (json.dumps(content, indent=1) + "\n").encode())
+
+
 class RunFolder:
     """The writing side of a run folder; locked while open.
 
@@ -121,7 +127,7 @@ class RunFolder:
                 f"{folder}: another process is writing to it; wait for it or choose another --out"
             ) from None
         atomic.remove_drafts(folder)
-        self._write_json("config.json", {**config.to_json(), "versions": _versions()})
+        write_config(folder, config)
         self._metrics = (folder / "metrics.jsonl").open("a")
         self._new = not resume
         self._units_written = time.monotonic()

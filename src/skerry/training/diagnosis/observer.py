@@ -16,6 +16,7 @@ from torch import Tensor
 from skerry.checkpoint.state import State
 from skerry.exchange.owners import held_by_all
 from skerry.model.inputs import call, map_tensors, tensors_of, to
+from skerry.plan.table import Plan
 from skerry.training.diagnosis import measures, theory_warnings
 from skerry.training.diagnosis.label_counts import LabelCounts
 from skerry.training.diagnosis.measures import Diagnosis
@@ -37,13 +38,14 @@ class Observer:
         setup: of the session.
         loss_fn: the mean loss over a batch; None only without ``test``.
         test: where the probe is taken from, evenly spaced; None: outputs are not measured.
+        plan: of the model that the user gave.
         resumed: whether there were rounds before; drift and scale are judged only from the first round on.
 
     Attributes:
         probe: indices of the probe's samples in the test set, int64; None without a test set.
     """
 
-    def __init__(self, setup: Setup, loss_fn: LossFn | None, test: Test | None, *, resumed: bool = False) -> None:
+    def __init__(self, setup: Setup, loss_fn: LossFn | None, test: Test | None, *, plan: Plan, resumed: bool) -> None:
         self._setup, self._loss_fn, self._resumed = setup, loss_fn, resumed
         self.probe: Tensor | None = None
         if test is not None:
@@ -61,6 +63,22 @@ class Observer:
         self._losses: list[tuple[float, float]] = []  # of subnets and full model, in rounds that have both
         self._warned: set[str] = set()
         self._clear()
+        self._at_start = self._warn(Diagnosis(), self._known_before(plan)).warnings  # of the first round, in files
+
+    def _known_before(self, plan: Plan) -> dict[str, str | None]:
+        """Return the warnings that need no training."""
+        algorithm, held = self._setup.algorithm, self._setup.assignment(0).held
+        width, num_workers = algorithm.trains.width, algorithm.partition.num_workers
+        if width < 1:  # of nets that have units of their own
+            smallest = [int(width * axis.num_units) for axis in plan.axes]
+        else:
+            smallest = [int(held[:, a.start : a.start + a.num_units].sum(1).min()) for a in plan.axes]
+        return {
+            "bottleneck": theory_warnings.bottleneck_warning(plan.axes, smallest),
+            "few rounds": theory_warnings.few_rounds_warning(
+                self._setup.num_rounds, num_workers, algorithm.rounds_per_cycle
+            ),
+        }
 
     def _clear(self) -> None:
         self._outputs, self._moved = list[Tensor](), list[Tensor]()
@@ -115,15 +133,14 @@ class Observer:
             mean_trained=float(state.trained.double().mean()) if len(state.trained) else None,
             rounds_left=left,
             label_skew=counts.skew(setup.runtime, num_workers) if counts is not None else None,
+            warnings=self._at_start,
         )
+        self._at_start = {}
         if self._is_measured(state.round - 1):
             found = self._add_workers(found)
         possible = {
             "drift": theory_warnings.drift_warning(*self._moves, self._num_judged, num_workers),
             "label skew": theory_warnings.label_skew_warning(found.label_skew, num_workers),
-            "few rounds": theory_warnings.few_rounds_warning(
-                setup.num_rounds, num_workers, setup.algorithm.rounds_per_cycle
-            ),
             "coverage": theory_warnings.coverage_warning(self._fraction_never_trained(state), left),
         }
         return self._warn(found, possible)

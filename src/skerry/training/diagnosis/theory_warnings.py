@@ -12,6 +12,7 @@ References:
 import math
 from collections.abc import Sequence
 
+from skerry.plan.dims import Axis
 from skerry.training.diagnosis.measures import drift
 
 DRIFT_OVER_CHANCE = 2.0
@@ -28,6 +29,8 @@ LOSS_OVER_SUBNETS = 2.0
 """The limit of the full model's loss, as a multiple of the subnets' loss."""
 GAP_OF_FIRST = 0.1
 """It must also exceed the subnets' loss by this fraction of their first loss: near zero any loss is a multiple."""
+FEW_UNITS = 4
+"""The limit of units per worker; a unit that is a head or a block has many neurons, and does not count."""
 NEVER_TRAINED = 0.01
 """The limit of the fraction of units that are never trained."""
 
@@ -91,6 +94,24 @@ def few_rounds_warning(num_rounds: int, num_workers: int, rounds_per_cycle: int)
     return (
         f"few rounds: a net is with {num_rounds} of {num_workers} workers only, so it never sees the data of the "
         f"others; do at least {rounds_per_cycle} rounds, of fewer local steps each"
+    )
+
+
+def bottleneck_warning(axes: Sequence[Axis], smallest: Sequence[int]) -> str | None:
+    """Return a warning if a subnet has so few neurons or channels of an axis that little gets through.
+
+    Args:
+        axes: of the plan.
+        smallest: for each axis the number of units of the worker with fewest.
+    """
+    dealt = [(few, axis) for few, axis in zip(smallest, axes, strict=True) if few < min(FEW_UNITS, axis.num_units)]
+    tight = [(few, axis) for few, axis in dealt if axis.kind in ("neurons", "channels")]
+    if not tight:
+        return None
+    few, axis = min(tight, key=lambda pair: pair[0])
+    return (
+        f"bottleneck: axis '{axis.name}' has {axis.num_units} units, {few} per worker, and no subnet passes more "
+        f"numbers on; use fewer workers, narrow with the axis whole (plan.without('{axis.name}')), or a core (ist)"
     )
 
 
