@@ -268,6 +268,12 @@ def test_a_claim_that_does_not_hold_is_an_error(tmp_path, monkeypatch):
         (["compare", "digits-mlp", "--out", "O", "--seeds", "1,2", "--set", "seed=2"], r"\bseed\b.*--seeds"),
         (["train", "digits-mlp", "--out", "O", "--workers", "200"], r"(?=.*\b128\b)(?=.*\b200\b).*'h0'"),
         (["train", "digits-mlp", "--out", "O", "--resume"], r"\bO\b.*config\.json"),
+        (["train", "digits-mlp", "--out", ""], r"--out.*empty"),
+        (["train", "digits-mlp", "--out", "O", "--set", "optimizer.lr=nan"], r"optimizer\.lr=nan\b"),
+        (
+            ["train", "digits-mlp", "--out", "O", "--set", "optimizer.nesterov=yes"],
+            r"optimizer\.nesterov=yes\b.*\btrue\b",
+        ),
         (["train", "mnist-mlp", "--out", "O"], "skerry data fetch mnist"),
         (["data", "fetch", "mnits"], "'mnits'.*'mnist'"),
         (["data", "fetch", "fashion-mnist", "--from", "nowhere"], "nowhere.*fashion-mnist.*--from"),

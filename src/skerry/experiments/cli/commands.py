@@ -27,7 +27,18 @@ from skerry.training.phases.exchange_phase import TrainingFailed
 COMPARED = ("ist", "relay", "narrow", "ensemble")
 """The methods that ``compare`` runs by default, as far as the recipe supports them."""
 
-FOLDER = click.Path(path_type=Path)
+
+class _Folder(click.Path):
+    """A path that is not empty, which would mean the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if value == "":
+            self.fail("is empty, expected a folder", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FOLDER = _Folder(path_type=Path)
 
 
 def run(arguments: list[str]) -> tuple[int, str]:

@@ -79,9 +79,12 @@ def make_optimizer(config: Config) -> OptimizerFn:
     known = {name for name, value in vars(torch.optim).items() if inspect.isclass(value)} - {"Optimizer"}
     name = choose(settings.pop("name", "SGD"), known, "optimizer")
     optimizer = getattr(torch.optim, name)
-    arguments = set(inspect.signature(optimizer).parameters) - {"params"}
-    for setting in settings:
-        choose(setting, arguments, f"setting of optimizer {name}: ")
+    defaults = {p.name: p.default for p in inspect.signature(optimizer).parameters.values() if p.name != "params"}
+    for setting, value in settings.items():
+        default = defaults[choose(setting, defaults, f"setting of optimizer {name}: ")]
+        if isinstance(value, str) and not isinstance(default, str):
+            like = "true or false" if isinstance(default, bool) else f"a value like {default}"
+            raise ValueError(f"optimizer.{setting}={value}: expected {like} ({name})")
     try:
         optimizer([torch.zeros(1, 1, requires_grad=True)], **settings).step()
     except (TypeError, ValueError) as error:

@@ -53,7 +53,9 @@ def saved_config(folder: Path) -> Config:
     try:
         return Config.from_json(json.loads(path.read_text()))
     except FileNotFoundError:
-        raise ValueError(f"{folder}: no run there (config.json is missing); give the folder of a run") from None
+        runs = ", ".join(sorted(str(path.parent) for path in folder.glob("*/config.json"))[:4])
+        remedy = f"give one of its runs: {runs}" if runs else "give the folder of a run"
+        raise ValueError(f"{folder}: no run there (config.json is missing); {remedy}") from None
     except (json.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a readable config ({error}); start anew in another folder") from error
 
