@@ -256,6 +256,30 @@ def test_processes_that_differ_end_before_they_train(what):
         launch(differs, 2, what)
 
 
+def scores_parts(runtime, folder):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    x, y = torch.randn(50, 4), torch.randint(2, (50,))
+    own = slice(0, 37) if runtime.rank == 0 else slice(37, 50)
+    scores = [
+        train(
+            model, F.cross_entropy, Shards(x, y, split(y, 2, "iid", seed=0), batch_size=10, seed=0),
+            plan=discover(model, x), algorithm=ist(2, local_steps=2), num_rounds=2,
+            optimizer=lambda p: torch.optim.SGD(p, 0.1), runtime=runtime, test=test,
+        ).score
+        for test in (Test(x[own], y[own], batch_size=8, in_parts=True), Test(x, y))
+    ]  # fmt: skip
+    parts, whole = scores
+    assert (parts.count, parts.accuracy) == (50, whole.accuracy)
+    assert parts.loss == pytest.approx(whole.loss)
+    (folder / str(runtime.rank)).touch()
+
+
+def test_each_process_may_have_a_part_of_the_test_set(tmp_path):
+    launch(scores_parts, 2, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_there_must_be_one_process_per_worker():
     with pytest.raises(WorkerDied, match=r"(?=.*\b3\b).*\b1\b"):
         launch(two_too_few, 1)

@@ -17,7 +17,7 @@ from skerry.training.evaluation.metrics import Metric
 class Test:
     """Held-out data, and how to evaluate on it. Where the defaults will do, a pair (inputs, labels) is enough.
 
-    It must be the same in every process: each evaluates a part of it.
+    Every process has the same test set, of which it evaluates a part, or, with ``in_parts``, one of its own.
 
     Args:
         inputs: a tensor (num_samples, ...); a model of several inputs has a tuple or a dict of them.
@@ -27,6 +27,8 @@ class Test:
         every: rounds between the evaluations of ``train``; 0: only after the last round.
         batch_size: samples per forward of the full model. Where no process holds the full model, every forward gathers
             it once.
+        in_parts: whether each process gives its own part, of any size but 0, because data may not move. The score is
+            over all parts. Then there is no probe: ``Diagnosis`` has no ``dispersion``, ``subnet_loss`` and ``gap``.
 
     Raises:
         ValueError: inputs and labels are not tensors with the same number of rows, there are no samples, or a number
@@ -45,6 +47,7 @@ class Test:
     metrics: Mapping[str, Metric] | None = None
     every: int = 0
     batch_size: int = 1024
+    in_parts: bool = False
     __test__: ClassVar[bool] = False  # else pytest collects it where a user's test imports it
 
     def __post_init__(self) -> None:
@@ -63,7 +66,9 @@ class Test:
 
     @property
     def fingerprint(self) -> int:
-        """A number that differs, most likely, for test sets with other labels."""
+        """A number that differs, most likely, for test sets with other labels, unless they are parts."""
+        if self.in_parts:
+            return -2
         return zlib.crc32(self.labels.detach().cpu().contiguous().view(torch.uint8).numpy().data)
 
     def is_due(self, num_done: int) -> bool:

@@ -40,7 +40,7 @@ def score_full_model(
         state: of the training; its ``evaluate_s`` goes on.
         full: the calibrated full model.
         loss_fn: the mean loss over a batch.
-        test: the test set; process k scores samples k, k + num_processes, ...
+        test: the test set; process k scores samples k, k + num_processes, ..., or all of its own part.
         probe: (num_probe,) int64, the samples of which ``Score.probe_loss`` is the mean loss.
     """
     runtime = setup.runtime
@@ -49,7 +49,9 @@ def score_full_model(
         return to(map_tensors(lambda tensor: tensor[part], value), setup.device)
 
     with _evaluating(setup, state), named_as_test(test.inputs, test.labels):
-        mine = slice(runtime.rank, None, runtime.num_processes)
+        mine = slice(None) if test.in_parts else slice(runtime.rank, None, runtime.num_processes)
+        own = torch.zeros(runtime.num_processes, dtype=torch.int64)
+        own[runtime.rank] = len(test.labels[mine])
         in_probe = torch.zeros(len(test.labels), dtype=torch.bool)
         if probe is not None:
             in_probe[probe] = True
@@ -59,7 +61,7 @@ def score_full_model(
             (move(test.inputs, mine), move(test.labels, mine)),
             metrics=test.metrics,
             batch_size=test.batch_size,
-            num_batches=math.ceil(len(test.labels[:: runtime.num_processes]) / test.batch_size),  # of the largest part
+            num_batches=math.ceil(int(runtime.total(own).max()) / test.batch_size),  # of the largest part
             example=move(test.inputs, slice(1)),
             probe=in_probe[mine],
             total=runtime.total,
