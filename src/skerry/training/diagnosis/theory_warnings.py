@@ -131,6 +131,7 @@ def scale_warning(losses: Sequence[tuple[float, float]], first: float) -> str | 
     if not (0 < LOSS_OVER_SUBNETS * subnets < full and full - subnets > GAP_OF_FIRST * first):
         return None
     return (
-        f"scale: the full model's loss on the probe was {full:.3g}, the subnets' {subnets:.3g}; its dealt units are "
-        "not scaled as the subnets need it: check what partition.share returns, or keep some axes whole (plan.without)"
+        f"scale: the full model's loss on the probe was {full:.3g}, the subnets' {subnets:.3g}; something reads "
+        "dealt units in another way than as a sum (a softmax, a norm, a product), or partition.share is wrong; use "
+        "relay or ensemble, which average outputs, or narrow, or keep axes whole (plan.without)"
     )
