@@ -172,7 +172,7 @@ class Worker:
         if self._done < self.num_steps and math.isfinite(self._total):
             raise ValueError(
                 f"{self._where}: {self._done} steps, expected the algorithm's local_steps="
-                f"{self.num_steps}; give it that number of batches per round, or change local_steps"
+                f"{self.num_steps}; call worker.step(loss) that often in each round, or change local_steps"
             )
         del self.subnet, self.narrow, self.optimizer
 
