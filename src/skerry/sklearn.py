@@ -22,6 +22,7 @@ from skerry.data.shards import Shards
 from skerry.data.splits import split
 from skerry.discovery.discover import discover
 from skerry.plan.table import Plan
+from skerry.runtimes.serial import Serial
 from skerry.training.schedules import cosine
 from skerry.training.train import train
 from skerry.training.worker import LossFn, OptimizerFn
@@ -92,11 +93,12 @@ class _Estimator:
         if shape != outputs:
             raise ValueError(f"the model returns rows of shape {shape}, expected {outputs}: {meaning}")
         self.plan_ = discover(model, rows[:8]) if self.plan is None else self.plan
+        batch_size = min(self.batch_size, max(1, len(rows) // self.workers))
         data = Shards(
             rows, y, split(y, self.workers, "iid", self.random_state),
-            batch_size=self.batch_size, seed=self.random_state,
+            batch_size=batch_size, seed=self.random_state,
         )  # fmt: skip
-        steps = self.epochs * math.ceil(math.ceil(len(rows) / self.workers) / self.batch_size)
+        steps = self.epochs * math.ceil(math.ceil(len(rows) / self.workers) / batch_size)
         make = METHODS[choose(self.method, METHODS, "method")]
         algorithm = make(self.workers, local_steps=self.local_steps, seed=self.random_state, optimizer_state="travel")
         result = train(
@@ -109,6 +111,7 @@ class _Estimator:
             num_rounds=math.ceil(steps / self.local_steps),
             schedule=cosine,
             seed=self.random_state,
+            runtime=Serial(),
         )
         self.model_, self._shape = result.model, rows.shape[1:]
         self.n_features_in_ = rows.shape[1]
@@ -148,7 +151,7 @@ class Classifier(_Estimator):
             values.
         workers: number of subnets the model is dealt out to.
         epochs: each worker sees its part of the data at least this many times.
-        batch_size: samples per local step.
+        batch_size: samples per local step, or all samples of a worker that has fewer.
         learning_rate: of AdamW, falling to 0 by a cosine.
         optimizer: makes another ``torch.optim`` optimizer from parameters; then ``learning_rate`` has no effect.
         local_steps: steps between two exchanges.

@@ -7,9 +7,10 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from skerry.partitions.disjoint import Disjoint
+from skerry.plan.dims import Axis
 from skerry.plan.table import Plan
 from skerry.randomness import seed_of
-from skerry.subnet.extract import narrow_model
+from skerry.subnet.extract import narrow_model, num_narrow_units
 from skerry.subnet.side_by_side import side_by_side
 from skerry.weights.source import FromModel, FromSubnets, Source
 
@@ -20,9 +21,8 @@ Start = Callable[[nn.Module], Source]
 class Trained(Protocol):
     """What is trained in place of a model, and where its values come from."""
 
-    @property
-    def width(self) -> float:
-        """The fraction of each axis that a net has; 1 for the model itself."""
+    def num_units(self, axis: Axis) -> int | None:
+        """Return how many units of an axis each net has; None: as the partition deals them out."""
         ...
 
     def net(self, model: nn.Module, plan: Plan, seed: int) -> tuple[nn.Module, Plan]:
@@ -38,10 +38,9 @@ class Trained(Protocol):
 class Given:
     """The given model itself."""
 
-    @property
-    def width(self) -> float:
-        """All of each axis."""
-        return 1.0
+    def num_units(self, axis: Axis) -> int | None:
+        """Return None."""
+        return None
 
     def net(self, model: nn.Module, plan: Plan, seed: int) -> tuple[nn.Module, Plan]:
         """Return the model."""
@@ -65,6 +64,10 @@ class Narrow:
     def __post_init__(self) -> None:
         if not 0.0 < self.width <= 1.0:
             raise ValueError(f"width={self.width}: expected a fraction above 0, at most 1")
+
+    def num_units(self, axis: Axis) -> int | None:
+        """Return the units of the narrow net."""
+        return num_narrow_units(axis, self.width)
 
     def net(self, model: nn.Module, plan: Plan, seed: int) -> tuple[nn.Module, Plan]:
         """Return the narrow net, and a plan that deals nothing out."""
@@ -92,10 +95,9 @@ class Apart:
     num_nets: int
     seed: int = 0
 
-    @property
-    def width(self) -> float:
-        """The fraction of each axis that a net has."""
-        return 1 / self.num_nets
+    def num_units(self, axis: Axis) -> int | None:
+        """Return the number of the net with fewest."""
+        return axis.num_units // self.num_nets
 
     def net(self, model: nn.Module, plan: Plan, seed: int) -> tuple[nn.Module, Plan]:
         """Return the nets side by side (``subnet/side_by_side.py``); each is one unit.

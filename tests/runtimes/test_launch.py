@@ -235,25 +235,44 @@ def test_starting_processes_twice_or_never_is_refused(monkeypatch):
         launch(print, 2)
 
 
-def differs(runtime, what):
-    torch.manual_seed(0)
+def differs(runtime, folder):
+    """Train with one thing different in the second process, for each of many things."""
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-    x, y = torch.randn(40, 4), torch.randint(2, (40,))
-    steps = 2 + runtime.rank if what == "setting" else 2
-    tests = {"test set": 1 - y, "test set of one process": None}
-    labels = tests.get(what, y) if runtime.rank else y
-    train(
-        model, F.cross_entropy, Shards(x, y, split(y, 2, "iid", seed=0), batch_size=10, seed=0),
-        plan=discover(model, x), algorithm=ist(2, local_steps=steps), num_rounds=2,
-        optimizer=lambda p: torch.optim.SGD(p, 0.1), runtime=runtime,
-        test=None if labels is None else (x, labels),
-    )  # fmt: skip
+    x, y = torch.ones(40, 4), torch.arange(40) % 2
+    r = runtime.rank
+    same = {
+        "algorithm": ist(2, local_steps=4), "num_rounds": 2, "seed": 0, "test": Test(x, y),
+        "checkpoints": Checkpoints(folder=folder / str(r), run="a"),
+    }  # fmt: skip
+    different = {
+        "local_steps": {"algorithm": ist(2, local_steps=4 + r)},
+        "partition": {"algorithm": ist(2, local_steps=4, core=0.1 * (1 + r))},
+        "optimizer_state": {"algorithm": ist(2, local_steps=4, optimizer_state=("reset", "travel")[r])},
+        "overlap": {"algorithm": ist(2, local_steps=4, overlap=r)},
+        "num_rounds": {"num_rounds": 2 + r},
+        "seed": {"seed": r},
+        "resume": {"checkpoints": Checkpoints(folder=folder / str(r), run="a", resume=bool(r))},
+        "checkpoints.run": {"checkpoints": Checkpoints(folder=folder / str(r), run="ab"[r])},
+        "test set": {"test": Test(x, (y + r) % 2)},
+        "test set ": {"test": (Test(x, y), None)[r]},
+        "test.every": {"test": Test(x, y, every=r)},
+        "test.batch_size": {"test": Test(x, y, batch_size=10 + r)},
+        "test.metrics": {"test": Test(x, y, metrics={"a": len} if r else None)},
+    }
+    data = Shards(x, y, split(y, 2, "iid", seed=0), batch_size=10, seed=0)
+    for named, one in different.items():
+        with pytest.raises(ValueError, match=rf"{named.strip()}.*\brank [01]\b"):
+            train(
+                model, F.cross_entropy, data, plan=discover(model, x), runtime=runtime,
+                optimizer=lambda p: torch.optim.SGD(p, 0.1), **{**same, **one},
+            )  # fmt: skip
+        assert runtime.round == 0
+    (folder / f"done{r}").touch()
 
 
-@pytest.mark.parametrize("what", ["setting", "test set", "test set of one process"])
-def test_processes_that_differ_end_before_they_train(what):
-    with pytest.raises(WorkerDied, match=rf"{what.partition(' of')[0]}.*\brank [01]\b"):
-        launch(differs, 2, what)
+def test_processes_that_differ_end_before_they_train(tmp_path):
+    launch(differs, 2, tmp_path)
+    assert len(list(tmp_path.glob("done*"))) == 2
 
 
 def scores_parts(runtime, folder):

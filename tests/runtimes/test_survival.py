@@ -177,15 +177,15 @@ def test_plain_torchrun_gives_the_same_bits(undisturbed, tmp_path):
 
 
 def _on_machines(folder: Path, given: "list[list[str]]") -> "list[subprocess.Popen[str]]":
-    """Start a process per machine, each with a folder of its own and no other."""
+    """Start a process on machine A and two on B, which share no folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     group = {"WORLD_SIZE": str(len(given)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     started = []
-    for rank, more in enumerate(given):
-        command = [sys.executable, "-m", "skerry", "train", "digits-mlp", "--out", str(folder / str(rank)), *more]
-        environment = {**os.environ, **group, "RANK": str(rank), "OMP_NUM_THREADS": "1"}
+    for rank, (machine, local, more) in enumerate(zip("ABB", "001", given, strict=True)):
+        command = [sys.executable, "-m", "skerry", "train", "digits-mlp", "--out", str(folder / machine), *more]
+        environment = {**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": local, "OMP_NUM_THREADS": "1"}
         pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
         started.append(subprocess.Popen(command, env=environment, text=True, **pipes))
     return started
@@ -194,7 +194,7 @@ def _on_machines(folder: Path, given: "list[list[str]]") -> "list[subprocess.Pop
 def test_machines_that_share_no_folder_resume(undisturbed, tmp_path):
     settings = [*SETTINGS, *OFTEN]
     machines = _on_machines(tmp_path, [settings] * 3)
-    _wait_for_rounds(tmp_path / "0", 4, machines[0])
+    _wait_for_rounds(tmp_path / "A", 4, machines[0])
     machines[1].kill()
     for process in machines:
         process.communicate(timeout=30)
@@ -205,7 +205,7 @@ def test_machines_that_share_no_folder_resume(undisturbed, tmp_path):
     machines = _on_machines(tmp_path, [["--resume"]] * 3)
     told = [process.communicate(timeout=60)[1] for process in machines]
     assert not any(process.returncode for process in machines), told
-    ours, expected = (load_file(f / "model.safetensors") for f in (tmp_path / "0", undisturbed / "processes"))
+    ours, expected = (load_file(f / "model.safetensors") for f in (tmp_path / "A", undisturbed / "processes"))
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
 
 

@@ -547,5 +547,6 @@ def test_what_is_no_algorithm_is_named():
 
 def test_serial_training_under_torchrun_is_warned_of(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     with pytest.warns(UserWarning, match="torchrun"):
         run(relay(2, local_steps=2), rounds=2)

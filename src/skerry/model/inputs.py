@@ -60,15 +60,6 @@ def to(value: Any, device: torch.device) -> Any:
     return map_tensors(lambda tensor: tensor.to(device), value)
 
 
-def described(value: Any) -> str:
-    """Return dtypes and shapes of the tensors in ``value``, and the range of integers, for messages."""
-    return ", ".join(
-        f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}"
-        + (f" of {int(t.min())} to {int(t.max())}" if t.numel() and t.dtype == torch.int64 else "")
-        for t in tensors_of(value)
-    )
-
-
 def tensors_of(value: Any) -> Iterator[Tensor]:
     """Yield the tensors in ``value``, in tuples, lists, dicts and dataclasses; other objects (caches) are ignored."""
     if isinstance(value, Tensor):

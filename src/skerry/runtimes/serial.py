@@ -62,7 +62,8 @@ def or_serial(runtime: Runtime | None) -> Runtime:
     """Return ``runtime``, or the serial one; warn where torchrun has started several processes that would not share."""
     if runtime is not None:
         return runtime
-    if (num := os.environ.get("WORLD_SIZE", "1")) != "1":
+    num = os.environ.get("WORLD_SIZE", "1")
+    if "RANK" in os.environ and num != "1":
         warnings.warn(
             f"torchrun has started {num} processes, and each trains all workers by itself; give "
             "runtime=skerry.Processes.join()",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from skerry.model.tensors import named_tensors
 from skerry.plan import rules
-from skerry.plan.dims import DealtDim, numbered, once_per_units, renumbered_units
+from skerry.plan.dims import Axis, DealtDim, numbered, once_per_units, renumbered_units
 from skerry.plan.table import Patch, Plan
 from skerry.randomness import own_random_state
 from skerry.subnet import adapters
@@ -145,13 +145,18 @@ def write_back(model: nn.Module, plan: Plan, units: Tensor, subnet: nn.Module) -
             put_(tensor, parts[name], cut)
 
 
+def num_narrow_units(axis: Axis, fraction: float) -> int:
+    """Return the number of units of ``axis`` in a network with ``fraction`` of them: rounded, at least one."""
+    return max(1, int(fraction * axis.num_units + 0.5))
+
+
 def narrow_model(model: nn.Module, plan: Plan, fraction: float, seed: int) -> nn.Module:
     """Return a fresh narrow network with the first ``fraction`` of the units of each axis of ``model``, at least one.
 
     Modules that have ``reset_parameters`` are initialized again, as a network of that width would be. Other tensors
     keep the values that they have in ``model``.
     """
-    units = [unit for axis in plan.axes for unit in axis.units[: max(1, int(fraction * axis.num_units + 0.5))]]
+    units = [unit for axis in plan.axes for unit in axis.units[: num_narrow_units(axis, fraction)]]
     narrow = extract(model, plan, torch.tensor(units, dtype=torch.int64))
     with own_random_state(seed):
         for module in narrow.modules():

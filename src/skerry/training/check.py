@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from skerry.algorithm import Algorithm
 from skerry.discovery.verify import verify, verify_small
 from skerry.merge.calibrate import check_batch_norm
-from skerry.model.inputs import Inputs, described, tensors_of, to
+from skerry.model.in_words import OF_TORCH, described, first_line
+from skerry.model.inputs import Inputs, tensors_of, to
 from skerry.model.tensors import named_tensors
 from skerry.partitions.assignment import Assignment
 from skerry.partitions.everything import Everything
@@ -68,9 +69,9 @@ def check_functions(optimizer: object, schedule: object, loss_fn: object, test: 
         raise ValueError("test: a test set, but no loss_fn; give the function that returns the mean loss over a batch")
 
 
-def check_optimizer(optimizer: object, subnet: nn.Module) -> None:
+def check_optimizer(optimizer: Any, subnet: nn.Module) -> None:
     """Raise ValueError unless ``optimizer`` is one of the parameters of ``subnet`` that steps without a closure."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
+    if not isinstance(optimizer, torch.optim.Optimizer) and not hasattr(optimizer, "param_groups"):  # or like one
         raise ValueError(
             f"optimizer: the function returned {type(optimizer).__name__}, expected a torch.optim optimizer"
         )
@@ -125,12 +126,11 @@ def verify_plan(model: nn.Module, plan: Plan, inputs: Inputs) -> None:
         else:
             verify(model, plan, to(inputs, next(model.parameters()).device))
     except Exception as error:
-        if any(bool(t.isnan().any()) for t in tensors_of(inputs)):
-            raise ValueError("data: the inputs have NaN, and the model's outputs are, too; fill them in") from error
-        if isinstance(error, RuntimeError | TypeError | IndexError):
-            raise ValueError(
-                f"data: the model does not run on inputs {described(inputs)}: {str(error).splitlines()[0]}"
-            ) from error
+        if type(error) in OF_TORCH:
+            what = f"data: the model does not run on inputs {described(inputs)}: {first_line(error)}"
+            raise ValueError(what) from error
+        if "nan" in str(error) and any(bool(t.isnan().any()) for t in tensors_of(inputs)):
+            raise ValueError("data: inputs are NaN, and so are the model's outputs; fill them in") from error
         raise
 
 

@@ -25,12 +25,12 @@ from skerry.trained import Start
 from skerry.training.check import check_algorithm, check_functions, check_model, verify_plan
 from skerry.training.diagnosis.observer import Observer
 from skerry.training.evaluation.evaluate import Score
-from skerry.training.evaluation.test_set import Test, as_test
+from skerry.training.evaluation.test_set import Test, as_compared, as_test
 from skerry.training.phases.evaluation_phase import calibrated_full_model, score_full_model
 from skerry.training.phases.exchange_phase import stop_if_failed
 from skerry.training.round import Round
 from skerry.training.schedules import Schedule, constant
-from skerry.training.setup import set_up
+from skerry.training.setup import agree_on, set_up
 from skerry.training.worker import LossFn, OptimizerFn
 
 
@@ -129,7 +129,8 @@ class Session:
             start=start,
             checkpoints=checkpoints,
         )
-        runtime.agree(-1 if self._test is None else self._test.fingerprint, "the test set")
+        if runtime.num_processes > 1:
+            agree_on(runtime, as_compared(self._test))
         self._checkpoints, self._max_bad_rounds = checkpoints, max_bad_rounds
         self._observer = Observer(self.setup, loss_fn, self._test, plan=plan, resumed=self.state.round > 0)
         self._round: Round | None = None

@@ -1,7 +1,7 @@
 """What stays the same from round to round of a session, and how it is built from a session's arguments."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +94,7 @@ def set_up(
         CheckpointError: the checkpoint cannot be resumed from.
         ValueError: another process has other settings.
     """
-    _agree(runtime, algorithm, num_rounds, seed, checkpoints)
+    agree_on(runtime, _settings(algorithm, num_rounds, seed, checkpoints))
     net, net_plan = net_to_train(model, plan, algorithm, seed)
     source = algorithm.trains.source(model, plan, net, start)
     state = State(0, torch.zeros(net_plan.num_units, dtype=torch.int64))
@@ -130,11 +130,30 @@ def set_up(
     return setup, state
 
 
-def _agree(runtime: Runtime, algorithm: Algorithm, num_rounds: int, seed: int, checkpoints: Checkpoints | None) -> None:
-    """Raise ValueError where a process was started with other settings, before the processes wait for each other."""
-    settings = (algorithm.name, algorithm.local_steps, algorithm.optimizer_state, algorithm.overlap, num_rounds, seed)
-    given = (checkpoints.run, int(checkpoints.resume)) if checkpoints else ("", 0)
-    runtime.agree(seed_of(*settings, *given), "a setting, or whether it resumes,")
+def agree_on(runtime: Runtime, values: Mapping[str, object]) -> None:
+    """Raise ValueError where another process has another value, before the processes wait for each other.
+
+    Args:
+        runtime: of all processes, each of which must give the same names.
+        values: what must be the same, by name; it is compared as it is printed.
+    """
+    for name, value in values.items():
+        runtime.agree(seed_of(name, repr(value)), name)
+
+
+def _settings(algorithm: Algorithm, num_rounds: int, seed: int, checkpoints: Checkpoints | None) -> dict[str, object]:
+    partition = algorithm.partition
+    return {
+        "algorithm.name": algorithm.name,
+        "algorithm.local_steps": algorithm.local_steps,
+        "algorithm.optimizer_state": algorithm.optimizer_state,
+        "algorithm.overlap": algorithm.overlap,
+        "algorithm.partition": partition if is_dataclass(partition) else type(partition).__name__,
+        "num_rounds": num_rounds,
+        "seed": seed,
+        "resume": checkpoints is not None and checkpoints.resume,
+        "a setting (checkpoints.run)": checkpoints.run if checkpoints else "",
+    }
 
 
 def _never_finite(store: Store, runtime: Runtime) -> frozenset[str]:

@@ -12,7 +12,8 @@ from skerry.algorithm import Algorithm
 from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.checkpoint.export import SHARD_BYTES
 from skerry.checkpoint.state import State
-from skerry.model.inputs import Inputs, described, fit, join, to
+from skerry.model.in_words import OF_TORCH, described, first_line
+from skerry.model.inputs import Inputs, fit, join, to
 from skerry.plan.table import Plan
 from skerry.runtimes.runtime import FullModel, Runtime, Store
 from skerry.runtimes.serial import or_serial
@@ -188,7 +189,7 @@ def train(
         full = session.full(*calibration_inputs(data, mine, calibration_samples))
         return full, session.score(full) if test is not None else None
 
-    outer = algorithm.outer is not None
+    first_round, outer = state.round, algorithm.outer is not None
     costs = StepCosts(loss_fn, optimizer, lambda: next(iter(data.batches(mine[0], 0, 1))), outer=outer)
     final: tuple[FullModel, Score | None] | None = None
     with session:
@@ -196,7 +197,7 @@ def train(
             for worker in round.workers:
                 rows = logit_adjustment
                 own_loss = loss_fn if rows is None else adjusted(loss_fn, rows[worker.number].to(setup.device))
-                _take_local_steps(worker, own_loss, data, setup.device)
+                _take_local_steps(worker, own_loss, data, setup.device, is_first=worker.round == first_round)
                 worker.flop = float(costs.of(worker.narrow).flop * worker.num_steps)
             score = None
             if state.round == num_rounds:
@@ -210,8 +211,12 @@ def train(
     return Result(full, score, _largest_step_cost(setup, costs), session)
 
 
-def _take_local_steps(worker: Worker, loss_fn: LossFn, data: Data, device: torch.device) -> None:
-    """Take the worker's local steps on its own data; an error gets a note that describes its batches."""
+def _take_local_steps(worker: Worker, loss_fn: LossFn, data: Data, device: torch.device, *, is_first: bool) -> None:
+    """Take the worker's local steps on its own data.
+
+    An error gets a note that describes the batches. In the first round, what torch says of shapes, dtypes and labels
+    becomes a ValueError of one line.
+    """
     batches = data.batches(worker.number, worker.first_step, worker.num_steps)
     try:
         local_steps(worker, loss_fn, ((to(x, device), to(y, device)) for x, y in batches))
@@ -220,12 +225,8 @@ def _take_local_steps(worker: Worker, loss_fn: LossFn, data: Data, device: torch
         with suppress(Exception):
             ((x, y),) = data.batches(worker.number, worker.first_step, 1)
             where += f", its first batch: inputs {described(x)}, labels {described(y)}"
-        if type(error) in (
-            RuntimeError,
-            TypeError,
-            IndexError,
-        ):  # shapes, types or labels are wrong
-            raise ValueError(f"model, loss_fn or data: {str(error).splitlines()[0]} ({where})") from error
+        if is_first and type(error) in OF_TORCH:
+            raise ValueError(f"model, loss_fn or data: {first_line(error)} ({where})") from error
         error.add_note(f"({where})")
         raise
 

@@ -81,7 +81,7 @@ class Worker:
         self.on_labels: Callable[[Worker, Any], None] | None = None
         self._factors, self._on_step = factors, on_step
         self._rates = [group["lr"] for group in optimizer.param_groups]
-        self._total, self._done = 0.0, 0
+        self._total, self._done, self._told = 0.0, 0, False
         optimizer.zero_grad()
         self._began = time.perf_counter()
 
@@ -107,8 +107,8 @@ class Worker:
                 label skew (``Diagnosis.label_skew``), and used for nothing else.
 
         Raises:
-            ValueError: it has taken all steps of the round; ``loss`` is no single number, or does not depend on
-                trainable parameters of ``self.subnet``.
+            ValueError: it has taken all steps of the round; ``loss`` is no single number; or no parameter of the
+                optimizer has a gradient, as where the loss is that of another module.
         """
         self._check_loss(loss)
         if not math.isfinite(self._total) and not self.in_step:
@@ -154,10 +154,12 @@ class Worker:
     def _set_rates(self) -> None:
         """Set this step's learning rates; warn if somebody else has set them meanwhile, since that has no effect."""
         groups, before = self.optimizer.param_groups, self._factors[self._done - 1] if self._done else 1.0
-        if any(group["lr"] != rate * before for group, rate in zip(groups, self._rates, strict=True)):
+        changed = any(group["lr"] != rate * before for group, rate in zip(groups, self._rates, strict=True))
+        if changed and not self._told:
+            self._told = True
             warnings.warn(
-                "the learning rate of worker.optimizer was changed (by a scheduler?), but is set before each step; "
-                "give train or Session schedule=, the factor of the rate by progress",
+                "the learning rate of worker.optimizer was changed, by a scheduler or by the optimizer itself, but is "
+                "set before each step; give train or Session schedule=, the factor of the rate by progress",
                 stacklevel=3,  # who calls step
             )
         for group, rate in zip(groups, self._rates, strict=True):

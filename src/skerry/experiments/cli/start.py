@@ -82,7 +82,7 @@ def _work(runtime: Runtime, config: Config, out: Path, resume: bool, tensorboard
                 hook(record, state)
 
         with warnings.catch_warnings():
-            warnings.simplefilter("default")
+            warnings.simplefilter("default", UserWarning)
             warnings.simplefilter("ignore", TheoryWarning)  # the progress prints it
             warnings.showwarning = _show
             run(config, out, runtime, resume=resume, on_round=on_round)

@@ -14,7 +14,7 @@ from skerry.choose import choose
 from skerry.experiments.config import Config
 from skerry.experiments.methods import METHODS, build, takes
 from skerry.experiments.recipes import RECIPES
-from skerry.experiments.runs.folder import RunFolder, checkpoints_of, saved_config, write_config
+from skerry.experiments.runs.folder import RunFolder, checkpoints_of, keep_config, saved_config
 from skerry.merge.calibrate import estimate_batch_norm_
 from skerry.model.inputs import call
 from skerry.model.tensors import named_tensors, skeleton
@@ -82,8 +82,8 @@ def make_optimizer(config: Config) -> OptimizerFn:
     defaults = {p.name: p.default for p in inspect.signature(optimizer).parameters.values() if p.name != "params"}
     for setting, value in settings.items():
         default = defaults[choose(setting, defaults, f"setting of optimizer {name}: ")]
-        if isinstance(value, str) and not isinstance(default, str):
-            like = "true or false" if isinstance(default, bool) else f"a value like {default}"
+        if isinstance(value, str) and isinstance(default, bool | int | float):
+            like = "true or false" if isinstance(default, bool) else f"a number such as {default}"
             raise ValueError(f"optimizer.{setting}={value}: expected {like} ({name})")
     try:
         optimizer([torch.zeros(1, 1, requires_grad=True)], **settings).step()
@@ -169,12 +169,11 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
     }
     if runtime.rank != 0:
 
-        def keep_config(session: Session) -> None:
-            if not (folder / "config.json").exists():  # a folder of its own, on another machine
-                folder.mkdir(parents=True, exist_ok=True)
-                write_config(folder, config)
+        def begin_here(session: Session) -> None:
+            if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # the first process of another machine
+                keep_config(folder, config)
 
-        train(job.model, job.loss_fn, job.data, on_start=keep_config, **arguments).export(folder)
+        train(job.model, job.loss_fn, job.data, on_start=begin_here, **arguments).export(folder)
         return
     with RunFolder(folder, config, resume=resume) as files:
 

@@ -103,6 +103,17 @@ def write_config(folder: Path, config: Config) -> None:
     atomic.write(folder / "config.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
+def keep_config(folder: Path, config: Config) -> None:
+    """Write the settings of a run, unless the folder has them: on a machine without the first process's folder."""
+    try:
+        same = run_id(saved_config(folder)) == run_id(config)
+    except ValueError:
+        same = False
+    if not same:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(folder, config)
+
+
 class RunFolder:
     """The writing side of a run folder; locked while open.
 

@@ -68,11 +68,12 @@ class Observer:
     def _known_before(self, plan: Plan) -> dict[str, str | None]:
         """Return the warnings that need no training."""
         algorithm, held = self._setup.algorithm, self._setup.assignment(0).held
-        width, num_workers = algorithm.trains.width, algorithm.partition.num_workers
-        if width < 1:  # of nets that have units of their own
-            smallest = [int(width * axis.num_units) for axis in plan.axes]
-        else:
-            smallest = [int(held[:, a.start : a.start + a.num_units].sum(1).min()) for a in plan.axes]
+        own = [algorithm.trains.num_units(axis) for axis in plan.axes]
+        smallest = [
+            int(held[:, axis.units].sum(1).min()) if num is None else num
+            for num, axis in zip(own, plan.axes, strict=True)
+        ]
+        num_workers = algorithm.partition.num_workers
         return {
             "bottleneck": theory_warnings.bottleneck_warning(plan.axes, smallest),
             "few rounds": theory_warnings.few_rounds_warning(

@@ -92,8 +92,8 @@ def few_rounds_warning(num_rounds: int, num_workers: int, rounds_per_cycle: int)
     if num_rounds >= rounds_per_cycle:
         return None
     return (
-        f"few rounds: a net is with {num_rounds} of {num_workers} workers only, so it never sees the data of the "
-        f"others; do at least {rounds_per_cycle} rounds, of fewer local steps each"
+        f"few rounds: a net visits only {num_rounds} of {num_workers} workers and never sees the data of the others; "
+        f"do at least {rounds_per_cycle} rounds, of fewer local steps each"
     )
 
 
@@ -110,8 +110,9 @@ def bottleneck_warning(axes: Sequence[Axis], smallest: Sequence[int]) -> str | N
         return None
     few, axis = min(tight, key=lambda pair: pair[0])
     return (
-        f"bottleneck: axis '{axis.name}' has {axis.num_units} units, {few} per worker, and no subnet passes more "
-        f"numbers on; use fewer workers, narrow with the axis whole (plan.without('{axis.name}')), or a core (ist)"
+        f"bottleneck: axis '{axis.name}' has {axis.num_units} units, and a subnet only {few}, which limits what "
+        "passes through it; use fewer workers, narrow with a larger width or with the axis whole "
+        f"(plan.without('{axis.name}')), or ist with a core"
     )
 
 

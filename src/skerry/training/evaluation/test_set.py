@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from skerry.model.inputs import Inputs, described, tensors_of
+from skerry.model.in_words import OF_TORCH, described, first_line
+from skerry.model.inputs import Inputs, tensors_of
 from skerry.training.evaluation.metrics import Metric
 
 
@@ -64,16 +65,22 @@ class Test:
                 f"test: every={self.every}, batch_size={self.batch_size}; expected 0 or more rounds, at least 1 sample"
             )
 
-    @property
-    def fingerprint(self) -> int:
-        """A number that differs, most likely, for test sets with other labels, unless they are parts."""
-        if self.in_parts:
-            return -2
-        return zlib.crc32(self.labels.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-
     def is_due(self, num_done: int) -> bool:
         """Return whether ``train`` evaluates between rounds when ``num_done`` rounds are done."""
         return self.every > 0 and num_done % self.every == 0
+
+
+def as_compared(test: Test | None) -> dict[str, object]:
+    """Return by name what must be the same in all processes; of the data it compares the labels."""
+    if test is None:
+        return dict.fromkeys(("test set", "test.every", "test.batch_size", "test.metrics"))
+    labels = test.labels.detach().cpu().contiguous().view(torch.uint8).numpy().data
+    return {
+        "test set": "in parts" if test.in_parts else (tuple(test.labels.shape), zlib.crc32(labels)),
+        "test.every": test.every,
+        "test.batch_size": test.batch_size,
+        "test.metrics": sorted(test.metrics or ()),
+    }
 
 
 @contextmanager
@@ -86,10 +93,10 @@ def named_as_test(inputs: Inputs, labels: Tensor) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if type(error) not in (RuntimeError, TypeError, IndexError):
+        if type(error) not in OF_TORCH:
             raise
         found = f"inputs {described(inputs)}, labels {described(labels)}"
-        raise ValueError(f"test: {str(error).splitlines()[0]} ({found})") from error
+        raise ValueError(f"test: {first_line(error)} ({found})") from error
 
 
 def as_test(given: Any) -> Test | None:
