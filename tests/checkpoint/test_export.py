@@ -19,7 +19,7 @@ from skerry import Checkpoints, Plan, train
 from skerry.checkpoint.export import export
 from skerry.merge.calibrate import scaled
 from skerry.model.tensors import named_tensors
-from skerry.partitions import Disjoint
+from skerry.partitions import Disjoint, Share
 from skerry.runtimes import Serial
 from skerry.runtimes.serial import Whole
 from skerry.runtimes.streamed import Streamed
@@ -72,7 +72,7 @@ def test_what_is_read_back_is_the_model(tmp_path, number, shard_bytes):
     model, plan, inputs = CASES[number].build()
     export(Whole(model), tmp_path / "whole", shard_bytes=shard_bytes)
     assert_exported(model, tmp_path / "whole")
-    share = Disjoint(3).assign(plan.axes, 0).share()
+    share = Share.of(Disjoint(3), plan.axes, 0)
     tensors = named_tensors(model)
     full = Streamed(skeleton(model), plan, share, lambda names, *, only_first: {n: tensors[n].clone() for n in names})
     export(full, tmp_path / "streamed", shard_bytes=shard_bytes)

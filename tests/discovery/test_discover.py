@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from skerry import Blocks, discover, verify
 from skerry.merge import calibrate
 from skerry.model.tensors import named_tensors
-from skerry.partitions import Disjoint
+from skerry.partitions import Disjoint, Share
 from skerry.subnet import extract
 from skerry.subnet.adapters import nanogpt_attention
 
@@ -512,7 +512,7 @@ def test_blocks_that_share_a_tensor_or_contain_one_another_are_refused():
 def test_calibration_scales_the_branch_by_the_share_of_subnets_that_had_the_block():
     model, x = ResidualNet(), torch.randn(2, 4)
     plan = Blocks("body.*", branch="down").plan(model, x)
-    share = Disjoint(5).assign(plan.axes, 0).share()
+    share = Share.of(Disjoint(5), plan.axes, 0)
     scaled = calibrate(model, plan, share, lambda m: m(x))
     for k in range(5):
         torch.testing.assert_close(scaled.body[k].down.weight, model.body[k].down.weight / 5)

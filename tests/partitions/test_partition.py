@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from overlapping import Overlapping
 
-from skerry.partitions import Cyclic, Disjoint, Everything, Nested, Rolling, Sampled
+from skerry.partitions import Covering, Cyclic, Disjoint, Everything, Nested, Rolling, Sampled, Share
 from skerry.plan import Axis
 
 
@@ -144,6 +144,25 @@ def test_the_share_of_a_unit_is_how_often_a_worker_holds_it(partition):
     seen = sum(partition.assign(axes, round).held.double().mean(0) for round in rounds) / len(rounds)
     assert torch.allclose(seen, partition.share(axes, 0), atol=0.1 if isinstance(partition, Sampled) else 1e-9)
     assert partition.share(axes, 0).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "partition",
+    [Disjoint(3), Disjoint(3, capacities=(3, 1, 1)), Disjoint(4, core=0.3), Disjoint(10), Sampled((0.3, 0.5)), Covering(4, 3),
+     Everything(2), Nested((0.3, 0.6))],
+)  # fmt: skip
+def test_the_factor_of_a_pair_is_how_often_a_subnet_with_one_unit_has_the_other(partition):
+    axes = (Axis("a", 10), Axis("b", 20, start=10))
+    rounds, units = range(3000), torch.arange(30)
+    held = torch.stack([partition.assign(axes, round).held for round in rounds]).flatten(0, 1).double()
+    seen = (held.mT @ held) / held.sum(0)[:, None]  # given the unit of the row
+    factors = Share.of(partition, axes, 0).factors(units, units)
+    known = held.any(0) if isinstance(partition, Nested) else torch.ones(30, dtype=torch.bool)
+    if isinstance(partition, Nested):  # the full model is the widest net
+        assert torch.equal(factors, known.double().expand(30, -1))
+    else:
+        assert torch.allclose(seen, factors, atol=0.06)
+        assert seen.mean() == pytest.approx(float(factors.mean()), abs=0.005)
 
 
 def test_workers_draw_parts_of_their_own_and_new_ones_each_round():

@@ -19,7 +19,7 @@ from skerry.algorithms import local_sgd
 from skerry.experiments.models.mlp import MLP
 from skerry.merge.calibrate import scale_
 from skerry.model.tensors import named_tensors
-from skerry.partitions import Assignment, Disjoint
+from skerry.partitions import Assignment, Disjoint, Share
 from skerry.plan import In, Out
 from skerry.runtimes import Serial
 from skerry.runtimes.distributed.local_exchange import round_at_random
@@ -120,7 +120,7 @@ def serial_store(model, plan, assignments, start):
 )
 def test_the_full_model_is_read_to_the_bit_and_reading_changes_nothing(workers, density, chunk, seed):
     model, plan, assignments = any_run(workers, density, 1, seed)
-    share = assignments[0].share()
+    share = Share.independent(assignments[0].share())
     expected = serially(model, plan, assignments, {}, [()])[1]
     scaled = copied(expected)
     for name in named_tensors(model):

@@ -14,7 +14,7 @@ from skerry import Plan, discover
 from skerry.merge.calibrate import estimate_batch_norm_, scaled
 from skerry.model.inputs import call, tensors_of
 from skerry.model.tensors import named_tensors, skeleton
-from skerry.partitions import Disjoint
+from skerry.partitions import Disjoint, Share
 from skerry.runtimes.streamed import Streamed
 
 
@@ -37,7 +37,7 @@ class Shelf:
 
 def streamed(model, plan, share=None):
     shelf = Shelf(model)
-    share = torch.ones(plan.num_units) if share is None else share
+    share = Share.independent(torch.ones(plan.num_units)) if share is None else share
     return Streamed(skeleton(model), plan, share, shelf), shelf
 
 
@@ -64,7 +64,7 @@ def test_outputs_are_those_of_the_scaled_model(case, assign):
     for name, buffer in model.named_buffers():
         if name.endswith("running_var"):
             buffer.uniform_(0.5, 2)
-    full, shelf = assert_same_outputs(model, plan, inputs, assign.assign(plan.axes, 0).share())
+    full, shelf = assert_same_outputs(model, plan, inputs, Share.of(assign, plan.axes, 0))
     assert shelf.most <= largest(model)
     assert full.module is full
 
@@ -72,7 +72,7 @@ def test_outputs_are_those_of_the_scaled_model(case, assign):
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: CASES[number].name)
 def test_batch_norm_is_estimated_as_in_the_model(number):
     model, plan, inputs = CASES[number].build()
-    share = Disjoint(3).assign(plan.axes, 0).share()
+    share = Share.of(Disjoint(3), plan.axes, 0)
     (full, _), whole = streamed(model, plan, share), scaled(model, plan, share)
     for each in (full.module, whole):
         estimate_batch_norm_(each, lambda m: call(m, inputs))
@@ -86,7 +86,7 @@ def test_batch_norm_is_estimated_as_in_the_model(number):
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: CASES[number].name)
 def test_tensors_come_one_after_the_other(number):
     model, plan, inputs = CASES[number].build()
-    share = Disjoint(3).assign(plan.axes, 0).share()
+    share = Share.of(Disjoint(3), plan.axes, 0)
     full, shelf = streamed(model, plan, share)
     call(full, inputs)
     expected = named_tensors(scaled(model, plan, share))
@@ -112,7 +112,7 @@ def test_other_processes_get_nothing_but_gather_as_often():
     model, plan, _ = CASES[0].build()
     shelf = Shelf(model)
     full = Streamed(
-        skeleton(model), plan, torch.ones(plan.num_units),
+        skeleton(model), plan, Share.independent(torch.ones(plan.num_units)),
         lambda names, *, only_first: {} if shelf(names, only_first=only_first) and only_first else shelf.tensors,
     )  # fmt: skip
     shelf.asked.clear()
@@ -193,7 +193,7 @@ def test_a_plan_that_discovery_made():
     model, ids = Language().eval(), torch.randint(0, 11, (4, 6))
     plan = discover(model, ids)
     assert plan.axes
-    assert_same_outputs(model, plan, ids, Disjoint(2).assign(plan.axes, 0).share())
+    assert_same_outputs(model, plan, ids, Share.of(Disjoint(2), plan.axes, 0))
 
 
 class Asks(nn.Linear):
@@ -281,6 +281,6 @@ def test_a_model_of_vectors_and_scalars_only():
 def test_there_are_no_gradients_and_the_model_does_not_change():
     model, plan, inputs = CASES[0].build()
     before = {name: tensor.clone() for name, tensor in named_tensors(model).items()}
-    full, _ = assert_same_outputs(model, plan, inputs, Disjoint(2).assign(plan.axes, 0).share())
+    full, _ = assert_same_outputs(model, plan, inputs, Share.of(Disjoint(2), plan.axes, 0))
     assert not full.inner.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in named_tensors(model).items())

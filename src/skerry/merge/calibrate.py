@@ -5,8 +5,11 @@ the probability s_u that a subnet has the unit (1/n for a unit dealt to one of n
 
     W[:, u] <- s_u W[:, u],   so that   sum_u s_u W[:, u] h_u = E[sum over a random subnet's units of W[:, u] h_u],
 
-as dropout does at test time. The branch of a block is scaled in the same way where the plan names it. Without the scale
-the full model's outputs are up to n times too large, which its accuracy may survive but its loss does not.
+as dropout does at test time. A weight that reads u to make another dealt unit v is multiplied by the probability that a
+subnet *with v* has u (``partitions/share.py``): it differs from s_u where u and v are of one axis, as in a residual
+stream, or where workers have unequal capacities. The branch of a block is scaled in the same way where the plan names
+it. Without the scale the full model's outputs are up to n times too large, which its accuracy may survive but its loss
+does not.
 
 Then batch norm needs the statistics of the full model's own activations. They are measured on calibration inputs and
 stored. Statistics of a test batch are never used: with them, as in the code released with IST, the accuracy on a test
@@ -21,14 +24,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # also SyncBatchNorm
 
 from skerry.model.tensors import named_tensors
+from skerry.partitions.share import Share
 from skerry.plan.table import Plan
+
+MAX_FACTORS = 2**20
+"""Factors that are made at a time, so that they need little memory beside the tensor."""
 
 
 @torch.no_grad()
 def calibrate(
     model: nn.Module,
     plan: Plan,
-    share: Tensor,
+    share: Share,
     forward: Callable[[nn.Module], object] | None = None,
     total: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> nn.Module:
@@ -37,7 +44,7 @@ def calibrate(
     Args:
         model: the full model, as aggregated; it is not changed.
         plan: its plan.
-        share: (num_units,): the scale s_u of each unit, by global id; ``partition.share(axes, round)``.
+        share: how likely a subnet has each unit: ``Share.of(partition, plan.axes, round)``.
         forward: runs the given module once over all calibration inputs. Needed for models with batch norm. Not called
             if every worker holds everything: the running statistics are those of the full model then.
         total: adds a tensor up over the processes that each run a part of the calibration inputs.
@@ -49,11 +56,11 @@ def calibrate(
         ValueError: a batch norm has no running statistics.
 
     Example:
-        >>> from skerry.partitions import Disjoint
+        >>> from skerry.partitions import Disjoint, Share
         >>> from skerry.plan import In, Out
         >>> model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
         >>> plan = Plan.from_rules(model, {"0": Out("hidden"), "2": In("hidden")})
-        >>> share = Disjoint(3, seed=0).share(plan.axes, 0)
+        >>> share = Share.of(Disjoint(3, seed=0), plan.axes, 0)
         >>> torch.allclose(calibrate(model, plan, share)[2].weight, model[2].weight / 3)
         True
 
@@ -63,13 +70,13 @@ def calibrate(
     """
     check_batch_norm(model)
     calibrated = scaled(model, plan, share)
-    if forward is not None and bool((share < 1).any()):
+    if forward is not None and bool((share.alone < 1).any()):
         estimate_batch_norm_(calibrated, forward, total)
     return calibrated
 
 
 @torch.no_grad()
-def scaled(model: nn.Module, plan: Plan, share: Tensor) -> nn.Module:
+def scaled(model: nn.Module, plan: Plan, share: Share) -> nn.Module:
     """Return a copy of ``model`` in evaluation mode, in which weights that read unit u are multiplied by s_u."""
     copied = copy.deepcopy(model).eval()
     for name, tensor in named_tensors(copied).items():
@@ -78,21 +85,35 @@ def scaled(model: nn.Module, plan: Plan, share: Tensor) -> nn.Module:
 
 
 @torch.no_grad()
-def scale_(name: str, tensor: Tensor, plan: Plan, share: Tensor) -> None:
+def scale_(name: str, tensor: Tensor, plan: Plan, share: Share) -> None:
     """Multiply a full-size tensor by the shares of the units that it reads, in place.
 
     Args:
         name: of the tensor.
         tensor: its values.
         plan: its plan.
-        share: (num_units,): the scale of each unit, by global id.
+        share: how likely a subnet has each unit.
     """
-    for dim, dealt in enumerate(plan.dims.get(name, ())):
-        if dealt is not None and dealt.role == "in":
-            scale = dealt.look_up(share, 1.0)
-            tensor.mul_(scale.to(tensor).view([-1 if d == dim else 1 for d in range(tensor.dim())]))
+    row = plan.dims.get(name, ())
+    makes = next((d for d, dim in enumerate(row) if dim is not None and dim.role == "out"), None)
+    for d, dim in enumerate(row):
+        if dim is None or dim.role != "in":
+            continue
+        if makes is None:
+            scale = dim.look_up(share.alone, 1.0)
+            tensor.mul_(scale.to(tensor).view([-1 if d == k else 1 for k in range(tensor.dim())]))
+            continue
+        made = row[makes]
+        assert made is not None
+        rows = max(1, MAX_FACTORS // len(dim.units))
+        for first in range(0, len(made.units), rows):
+            factors = share.factors(made.units[first : first + rows], dim.units).to(tensor)
+            shape = [1] * tensor.dim()
+            shape[makes], shape[d] = factors.shape
+            part = tensor.narrow(makes, first, shape[makes])
+            part.mul_((factors if makes < d else factors.mT).reshape(shape))
     if name in plan.scaled:
-        tensor.mul_(share[plan.scaled[name]].to(tensor))
+        tensor.mul_(share.alone[plan.scaled[name]].to(tensor))
 
 
 @torch.no_grad()

@@ -6,9 +6,10 @@ from skerry.partitions.cyclic import Cyclic
 from skerry.partitions.disjoint import Disjoint
 from skerry.partitions.everything import Everything
 from skerry.partitions.fractional import Nested, Rolling, Sampled
+from skerry.partitions.share import Share
 from skerry.partitions.warmup import Warmup
 
 __all__ = [
     "Assignment", "Covering", "Cyclic", "Disjoint", "Everything", "Nested", "Partition", "Rolling", "Sampled",
-    "Warmup",
+    "Share", "Warmup",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from skerry.partitions.assignment import Assignment
+from skerry.partitions.share import Share
 from skerry.plan.table import Plan
 from skerry.weights.source import Source
 
@@ -186,7 +187,7 @@ class Store(Protocol):
         """
         ...
 
-    def full(self, share: Tensor) -> FullModel:
+    def full(self, share: Share) -> FullModel:
         """Return the full model, scaled by ``share`` (``merge/calibrate.py``)."""
         ...
 

@@ -16,6 +16,7 @@ from skerry.model.optimizer_state import placed
 from skerry.model.tensors import named_tensors, saved_names
 from skerry.partitions.assignment import Assignment
 from skerry.partitions.everything import Everything
+from skerry.partitions.share import Share
 from skerry.plan.table import trained_in_blocks
 from skerry.runtimes.overlap import BEGAN, correction, late_names
 from skerry.runtimes.runtime import KEPT, Beginning, FullModel, Handover, Report, Runtime, by_worker, with_worker
@@ -163,7 +164,7 @@ class WholeModel:
         self.assignment = then
         return [replace(h.report, bytes_due=d) for h, d in zip(mine, due, strict=True)]
 
-    def full(self, share: Tensor) -> FullModel:
+    def full(self, share: Share) -> FullModel:
         """Return a scaled copy."""
         return Whole(scaled(self.model, self.plan, share))
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from skerry.merge.calibrate import scale_
 from skerry.model.tensors import fill_, named_tensors, saved_names, skeleton
+from skerry.partitions.share import Share
 from skerry.plan.table import Plan
 
 Gather = Callable[..., Mapping[str, Tensor]]
@@ -31,11 +32,11 @@ class Streamed(nn.Module):
     Args:
         model: its modules, with tensors on the meta device.
         plan: its plan.
-        share: (num_units,): the scale of each unit (``merge/calibrate.py``).
+        share: how likely a subnet has each unit (``merge/calibrate.py``).
         gather: returns full tensors.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, share: Tensor, gather: Gather) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, share: Share, gather: Gather) -> None:
         super().__init__()
         self._plan, self._share, self._gather = plan, share, gather
         empty = named_tensors(model)

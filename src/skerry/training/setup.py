@@ -13,6 +13,7 @@ from skerry.merge.aggregate import is_finite
 from skerry.model import optimizer_state
 from skerry.model.tensors import named_tensors, skeleton
 from skerry.partitions.assignment import Assignment
+from skerry.partitions.share import Share
 from skerry.plan.table import Plan
 from skerry.randomness import seed_of
 from skerry.runtimes.overlap import BEGAN
@@ -52,9 +53,9 @@ class Setup:
         """Return who holds what in ``round``; after the last round nothing is exchanged any more."""
         return self.algorithm.partition.assign(self.plan.axes, min(round, self.num_rounds - 1))
 
-    def share(self, num_done: int) -> Tensor:
-        """Return for each unit the probability that a subnet has it, after ``num_done`` rounds; (num_units,)."""
-        return self.algorithm.partition.share(self.plan.axes, max(0, num_done - 1))
+    def share(self, num_done: int) -> Share:
+        """Return how likely a subnet has each unit, after ``num_done`` rounds."""
+        return Share.of(self.algorithm.partition, self.plan.axes, max(0, num_done - 1))
 
 
 def net_to_train(model: nn.Module, plan: Plan, algorithm: Algorithm, seed: int = 0) -> tuple[nn.Module, Plan]:

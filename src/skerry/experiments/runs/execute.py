@@ -18,6 +18,7 @@ from skerry.experiments.runs.folder import RunFolder, checkpoints_of, keep_confi
 from skerry.merge.calibrate import estimate_batch_norm_
 from skerry.model.inputs import call
 from skerry.model.tensors import named_tensors, skeleton
+from skerry.partitions.share import Share
 from skerry.runtimes.runtime import Runtime
 from skerry.runtimes.serial import Serial
 from skerry.runtimes.streamed import Streamed
@@ -127,11 +128,11 @@ def export_run(folder: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> in
     checkpoint = checkpoints_of(folder, config, resume=True).latest(plan, named_tensors(model), Serial())
     if checkpoint is None:
         raise ValueError(f"{folder}: no checkpoint to export; resume the run until it writes one")
-    share = algorithm.partition.share(plan.axes, max(0, checkpoint.state.round - 1))
+    share = Share.of(algorithm.partition, plan.axes, max(0, checkpoint.state.round - 1))
     full = Streamed(
         skeleton(model), plan, share, lambda names, *, only_first: {name: checkpoint.read(name) for name in names}
     )
-    if bool((share < 1).any()):
+    if bool((share.alone < 1).any()):
         inputs = calibration_inputs(job.data, range(algorithm.partition.num_workers))
         estimate_batch_norm_(full.module, lambda m: [call(m, x) for x in inputs])
     export(full, out, shard_bytes=shard_bytes)

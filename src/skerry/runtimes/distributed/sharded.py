@@ -19,6 +19,7 @@ from skerry.model import optimizer_state
 from skerry.model.tensors import fill_, named_tensors, skeleton
 from skerry.partitions.assignment import Assignment
 from skerry.partitions.everything import Everything
+from skerry.partitions.share import Share
 from skerry.plan.table import trained_in_blocks
 from skerry.randomness import generator, seed_of
 from skerry.runtimes.distributed.local_exchange import LocalExchange
@@ -137,7 +138,7 @@ class Sharded:
         self.assignment = then
         return [replace(r, bytes_due=d) for r, d in zip(reports, self._group.total(due).tolist(), strict=True)]
 
-    def full(self, share: Tensor) -> FullModel:
+    def full(self, share: Share) -> FullModel:
         """Return the full model; its tensors arrive when they are used."""
         self._wait_for_late()
         self._spare = {}  # evaluation needs memory

@@ -206,7 +206,8 @@ class Observer:
     def _fraction_never_trained(self, state: State) -> float:
         """Return the fraction of units that no worker holds in any round; refused workers do not count."""
         if self._never_trained is None and bool((state.trained == 0).any()):
-            unheld, possible = torch.ones_like(state.trained, dtype=torch.bool), self._setup.share(state.round) > 0
+            unheld = torch.ones_like(state.trained, dtype=torch.bool)
+            possible = self._setup.share(state.round).alone > 0
             for round in range(self._setup.num_rounds):  # assignments of rounds to come are known, too
                 unheld &= ~self._setup.assignment(round).held.any(0)
                 if not bool((unheld & possible).any()):

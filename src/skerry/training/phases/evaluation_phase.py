@@ -24,7 +24,7 @@ def calibrated_full_model(setup: Setup, state: State, inputs: Sequence[Inputs]) 
     with _evaluating(setup, state):
         share = setup.share(state.round)
         full = setup.store.full(share)
-        if bool((share < 1).any()):
+        if bool((share.alone < 1).any()):
             found = [to(x, setup.device) for x in inputs]
             estimate_batch_norm_(full.module, lambda m: [call(m, x) for x in found], setup.runtime.total)
     return full

@@ -16,6 +16,7 @@ from skerry.merge.aggregate import Piece, aggregate_
 from skerry.merge.calibrate import scaled
 from skerry.model.tensors import named_tensors
 from skerry.partitions.assignment import Assignment, Partition
+from skerry.partitions.share import Share
 from skerry.plan.table import Plan
 from skerry.subnet.extract import extract
 from skerry.training.worker import Worker, local_steps
@@ -108,7 +109,7 @@ def trained(problem: Problem, units: Tensor, *, step: float, local: int) -> tupl
 def outputs(problem: Problem, share: Tensor) -> Tensor:
     """Return u [n], the outputs of the full network with the output of unit r scaled by ``share[r]``."""
     with torch.no_grad():
-        result: Tensor = scaled(problem.model, problem.plan, share)(problem.x)
+        result: Tensor = scaled(problem.model, problem.plan, Share.independent(share))(problem.x)
     return result
 
 
