@@ -148,8 +148,8 @@ def test_the_share_of_a_unit_is_how_often_a_worker_holds_it(partition):
 
 @pytest.mark.parametrize(
     "partition",
-    [Disjoint(3), Disjoint(3, capacities=(3, 1, 1)), Disjoint(4, core=0.3), Disjoint(10), Sampled((0.3, 0.5)), Covering(4, 3),
-     Everything(2), Nested((0.3, 0.6))],
+    [Disjoint(3), Disjoint(3, capacities=(3, 1, 1)), Disjoint(4, core=0.3), Disjoint(10), Sampled((0.3, 0.5)),
+     Covering(4, 3), Everything(2), Nested((0.3, 0.6))],
 )  # fmt: skip
 def test_the_factor_of_a_pair_is_how_often_a_subnet_with_one_unit_has_the_other(partition):
     axes = (Axis("a", 10), Axis("b", 20, start=10))

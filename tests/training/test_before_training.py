@@ -6,8 +6,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from skerry import Session, discover, ensemble, ist, narrow, relay
-from skerry.algorithms import local_sgd
+from skerry.algorithms import fedrolex, local_sgd
+from skerry.partitions import Assignment
 from skerry.training import TheoryWarning
+from skerry.training.diagnosis.untrained_pairs import untrained_pairs
 
 X = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
 
@@ -49,6 +51,67 @@ def test_no_bottleneck_is_told_where_a_subnet_has_enough_units(algorithm, settin
 def test_too_few_rounds_are_told_before_training():
     with pytest.warns(TheoryWarning, match="few rounds"):
         session(relay(4, local_steps=2), hidden=64, bottleneck=32, rounds=3)
+
+
+class Stream(nn.Module):
+    """A residual stream of 8 groups, 2 channels each, with a norm per group."""
+
+    def __init__(self, groups=8):
+        super().__init__()
+        self.read, self.norm = nn.Linear(16, 16), nn.GroupNorm(groups, 16)
+        self.block, self.out = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        x = self.read(x)
+        return self.out(x + self.block(self.norm(x).relu()))
+
+
+def stream(algorithm, rounds=20, groups=8):
+    model, sgd = Stream(groups), lambda p: torch.optim.SGD(p, lr=0.1)
+    return Session(model, plan=discover(model, X), algorithm=algorithm, optimizer=sgd, num_rounds=rounds)
+
+
+def test_one_unit_per_worker_of_a_residual_stream_is_told_before_training():
+    plan = discover(Stream(), X)
+    assert [text.split(":")[0] for text in plan.warnings(workers=8)] == ["lone units"]
+    assert plan.warnings(workers=4) == ()
+    with pytest.warns(TheoryWarning, match=r"^lone units: .*\b8 units\b.*block\.weight"):
+        assert "lone units" in _rounds(stream(ist(8, local_steps=1)))[0]
+
+
+@pytest.mark.filterwarnings("error::skerry.training.TheoryWarning")
+@pytest.mark.parametrize(
+    "algorithm",
+    [ist(4, local_steps=2), ist(8, local_steps=2, core=0.75), relay(8, local_steps=2), narrow(8, local_steps=2),
+     local_sgd(8, local_steps=2)],
+)  # fmt: skip
+def test_lone_units_are_not_told_where_no_weight_stays_untrained(algorithm):
+    stream(algorithm)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "rounds", "expected"),
+    [
+        (ist(4, local_steps=2), 3, 0.75**3),
+        (ist(4, local_steps=2, reshuffle=0.0), 50, 0.75),
+        (ist(4, local_steps=2, core=0.5), 3, 0.5**2 * 0.75**3),
+        (ist(4, local_steps=2), 50, 0.0),
+        (local_sgd(4, local_steps=2), 1, 0.0),
+        (fedrolex(2, fractions=(0.25, 0.25), local_steps=2), 1, 0.0),  # what nobody holds is a matter of coverage
+    ],
+)
+def test_weights_between_units_that_never_meet_are_counted_as_they_are(algorithm, rounds, expected):
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 16))
+    plan = discover(model, X)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    held = [algorithm.partition.assign(plan.axes, r).held.float() for r in range(rounds)]
+    found, where = untrained_pairs(plan, sizes, lambda r: Assignment(held[r] > 0), rounds)
+    reads, makes = (torch.cat(held)[:, axis.units] for axis in plan.axes)
+    never = (makes.mT @ reads == 0) & (makes.sum(0) > 0)[:, None] & (reads.sum(0) > 0)
+    exact = float(never.double().mean())
+    assert found == pytest.approx(exact, abs=0.01)
+    assert found == pytest.approx(expected, abs=0.06)
+    assert found == 0.0 or where == "between axes '0' and '2'"
 
 
 def _rounds(trained: Session) -> list[dict[str, str]]:

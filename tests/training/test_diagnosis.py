@@ -352,7 +352,7 @@ def test_a_run_writes_its_measures_and_warnings_and_the_report_shows_them(tmp_pa
     first, last = (json.loads(line) for line in (tmp_path / "x" / "metrics.jsonl").read_text().splitlines())
     assert set(first["diagnosis"]) == set(MEASURES)
     assert all(value is not None for value in first["diagnosis"].values())
-    assert (list(first["warnings"]), last["warnings"]) == (["label skew"], {})
+    assert (list(first["warnings"]), last["warnings"]) == (["untrained weights", "label skew"], {})
     assert json.loads((tmp_path / "x" / "summary.json").read_text())["warnings"] == first["warnings"]
     page = write_report(tmp_path / "x").read_text()
     warning = first["warnings"]["label skew"].replace("'", "&#39;")

@@ -21,6 +21,7 @@ from skerry.model.tensors import shapes_of
 from skerry.plan.dims import Axis, DealtDim, numbered, once_per_units, renumbered, renumbered_units
 from skerry.plan.from_rules import axes_and_dims
 from skerry.plan.rules import Rules
+from skerry.plan.warnings import bottleneck, lone_units
 
 Patch = Callable[[nn.Module, nn.Module], None]
 """``patch(narrow, full)`` changes what a narrow module keeps beside its tensors (``num_heads``, its ``forward``), so
@@ -88,6 +89,28 @@ class Plan:
             if parameter.dim() > 1 and name not in self.dims:
                 return f"{name} is on every worker"
         return None
+
+    def warnings(self, workers: int) -> tuple[str, ...]:
+        """Return what is likely to end badly if the units are dealt evenly to ``workers``, with remedies.
+
+        Training warns of the same, and of what depends on its length (docs/your-run.md).
+
+        Args:
+            workers: their number.
+
+        Returns:
+            A sentence per kind; none if nothing is known to be wrong.
+
+        Example:
+            >>> from skerry.plan import In, Out
+            >>> model = nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 64))
+            >>> plan = Plan.from_rules(model, {"0": Out("middle"), "1": In("middle")})
+            >>> plan.warnings(workers=4)[0][:66]
+            "bottleneck: axis 'middle' has 8 units, and a subnet only 2, which "
+        """
+        smallest = [axis.num_units // workers for axis in self.axes]
+        found = (bottleneck(self.axes, smallest), lone_units(self.axes, self.dims, smallest))
+        return tuple(text for text in found if text is not None)
 
     def row(self, name: str, shape: torch.Size) -> tuple[DealtDim | None, ...]:
         """Return the table row of a full-size tensor, empty if none of its dims is dealt out.

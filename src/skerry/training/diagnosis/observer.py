@@ -17,10 +17,12 @@ from skerry.checkpoint.state import State
 from skerry.exchange.owners import held_by_all
 from skerry.model.inputs import call, map_tensors, tensors_of, to
 from skerry.plan.table import Plan
+from skerry.plan.warnings import bottleneck, lone_units
 from skerry.training.diagnosis import measures, theory_warnings
 from skerry.training.diagnosis.label_counts import LabelCounts
 from skerry.training.diagnosis.measures import Diagnosis
 from skerry.training.diagnosis.theory_warnings import TheoryWarning
+from skerry.training.diagnosis.untrained_pairs import untrained_pairs
 from skerry.training.diagnosis.vector_sums import coordinates, coordinates_of, squares, to_row
 from skerry.training.evaluation.test_set import Test, named_as_test
 from skerry.training.setup import Setup
@@ -67,17 +69,20 @@ class Observer:
 
     def _known_before(self, plan: Plan) -> dict[str, str | None]:
         """Return the warnings that need no training."""
-        algorithm, held = self._setup.algorithm, self._setup.assignment(0).held
+        setup, algorithm = self._setup, self._setup.algorithm
+        held = setup.assignment(0).held
+        dealt = [int(held[:, axis.units].sum(1).min()) for axis in setup.plan.axes]
+        lone = lone_units(setup.plan.axes, setup.plan.dims, dealt)
         own = [algorithm.trains.num_units(axis) for axis in plan.axes]
-        smallest = [
-            int(held[:, axis.units].sum(1).min()) if num is None else num
-            for num, axis in zip(own, plan.axes, strict=True)
-        ]
-        num_workers = algorithm.partition.num_workers
+        smallest = dealt if None in own else [num or 0 for num in own]
+        sizes = {name: parameter.numel() for name, parameter in self._trained.items()}
+        pairs = untrained_pairs(setup.plan, sizes, setup.assignment, setup.num_rounds)
         return {
-            "bottleneck": theory_warnings.bottleneck_warning(plan.axes, smallest),
+            "bottleneck": bottleneck(plan.axes, smallest),
+            "lone units": lone,
+            "untrained weights": None if lone else theory_warnings.untrained_warning(*pairs),
             "few rounds": theory_warnings.few_rounds_warning(
-                self._setup.num_rounds, num_workers, algorithm.rounds_per_cycle
+                setup.num_rounds, algorithm.partition.num_workers, algorithm.rounds_per_cycle
             ),
         }
 

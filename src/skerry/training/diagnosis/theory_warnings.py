@@ -12,7 +12,6 @@ References:
 import math
 from collections.abc import Sequence
 
-from skerry.plan.dims import Axis
 from skerry.training.diagnosis.measures import drift
 
 DRIFT_OVER_CHANCE = 2.0
@@ -29,8 +28,8 @@ LOSS_OVER_SUBNETS = 2.0
 """The limit of the full model's loss, as a multiple of the subnets' loss."""
 GAP_OF_FIRST = 0.1
 """It must also exceed the subnets' loss by this fraction of their first loss: near zero any loss is a multiple."""
-FEW_UNITS = 4
-"""The limit of units per worker; a unit that is a head or a block has many neurons, and does not count."""
+UNTRAINED_PAIRS = 0.1
+"""The limit of the fraction of weights between dealt units that are never trained."""
 NEVER_TRAINED = 0.01
 """The limit of the fraction of units that are never trained."""
 
@@ -97,22 +96,19 @@ def few_rounds_warning(num_rounds: int, num_workers: int, rounds_per_cycle: int)
     )
 
 
-def bottleneck_warning(axes: Sequence[Axis], smallest: Sequence[int]) -> str | None:
-    """Return a warning if a subnet has so few neurons or channels of an axis that little gets through.
+def untrained_warning(fraction: float, where: str) -> str | None:
+    """Return a warning if too many weights between dealt units stay as they were initialized.
 
     Args:
-        axes: of the plan.
-        smallest: for each axis the number of units of the worker with fewest.
+        fraction: of the weights between two dealt units, those whose units no worker holds together in any round.
+        where: between which axes most of them are.
     """
-    dealt = [(few, axis) for few, axis in zip(smallest, axes, strict=True) if few < min(FEW_UNITS, axis.num_units)]
-    tight = [(few, axis) for few, axis in dealt if axis.kind in ("neurons", "channels")]
-    if not tight:
+    if fraction <= UNTRAINED_PAIRS:
         return None
-    few, axis = min(tight, key=lambda pair: pair[0])
     return (
-        f"bottleneck: axis '{axis.name}' has {axis.num_units} units, and a subnet only {few}, which limits what "
-        "passes through it; use fewer workers, narrow with a larger width or with the axis whole "
-        f"(plan.without('{axis.name}')), or ist with a core"
+        f"untrained weights: {fraction:.0%} of the weights between dealt units are never trained, because no worker "
+        f"ever holds both units (most of them {where}); use more rounds of fewer local steps, fewer workers, a larger "
+        "core or reshuffle, or relay or ensemble, which have no such weights"
     )
 
 
@@ -133,6 +129,7 @@ def scale_warning(losses: Sequence[tuple[float, float]], first: float) -> str | 
         return None
     return (
         f"scale: the full model's loss on the probe was {full:.3g}, the subnets' {subnets:.3g}; something reads "
-        "dealt units in another way than as a sum (a softmax, a norm, a product), or partition.share is wrong; use "
-        "relay or ensemble, which average outputs, or narrow, or keep axes whole (plan.without)"
+        "dealt units in another way than as a sum (a softmax, a norm, a product), or partition.share is wrong; fit the "
+        "scale afterwards (skerry.merge.fit_scale), use relay or ensemble, which average outputs, or narrow, or keep "
+        "axes whole (plan.without)"
     )
