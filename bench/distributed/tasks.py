@@ -16,7 +16,7 @@ from skerry.choose import choose
 from skerry.data.shards import Shards
 from skerry.data.splits import split
 from skerry.experiments.datasets.loading import load
-from skerry.experiments.datasets.speech import speech_commands
+from skerry.experiments.datasets.speech import speech_commands_12
 from skerry.experiments.models.mlp import MLP
 from skerry.randomness import seed_of
 from skerry.training.worker import LossFn
@@ -77,7 +77,7 @@ def task(name: str, workers: int, hidden: int, layers: int, batch_size: int, see
 
 def _speech() -> _Raw:
     """Google Speech Commands with its official test set, split by speaker, standardized with training statistics."""
-    speech = speech_commands()
+    speech = speech_commands_12()
     return _Raw(speech.x_train, speech.y_train, speech.x_test, speech.y_test, speech.num_classes, speech.standardize)
 
 

@@ -8,7 +8,7 @@ import torch
 from skerry.experiments.datasets.archives import read_archive
 from skerry.experiments.datasets.depends import debian_depends
 from skerry.experiments.datasets.errors import DataError
-from skerry.experiments.datasets.speech import speech_commands
+from skerry.experiments.datasets.speech import speech_commands_12
 
 
 def test_a_missing_or_altered_archive_is_told_in_one_line(tmp_path, monkeypatch):
@@ -27,7 +27,7 @@ def test_a_missing_or_altered_archive_is_told_in_one_line(tmp_path, monkeypatch)
 
 def test_speech_is_standardized_by_its_training_part(tmp_path, monkeypatch):
     expected = archives.make(tmp_path, monkeypatch)["speech_commands_12.npz"]
-    speech = speech_commands()
+    speech = speech_commands_12()
     assert (speech.x_train.shape, speech.x_test.shape, speech.num_classes) == ((60, 16), (30, 16), 12)
     assert np.array_equal(speech.y_test.numpy(), expected["label"][expected["test"]])
     x = speech.standardize(speech.x_train)

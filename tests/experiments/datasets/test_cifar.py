@@ -6,7 +6,7 @@ import archives
 import pytest
 import torch
 
-from skerry.experiments.datasets.cifar import cifar10
+from skerry.experiments.datasets.cifar import cifar10_jpeg
 from skerry.experiments.datasets.errors import DataError
 from skerry.experiments.datasets.loading import cache_folder
 
@@ -17,7 +17,7 @@ def cached():
 
 def test_images_are_those_that_were_encoded_and_standardized_by_the_training_part(tmp_path, monkeypatch):
     archives.make(tmp_path, monkeypatch)
-    cifar = cifar10()
+    cifar = cifar10_jpeg()
     for x, y, (archive, pixels) in (
         (cifar.x_train, cifar.y_train, archives.cifar(60, 1)),
         (cifar.x_test, cifar.y_test, archives.cifar(30, 2)),
@@ -36,12 +36,12 @@ def test_decoding_happens_once_and_needs_pillow(tmp_path, monkeypatch):
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "PIL", None)
         with pytest.raises(DataError, match=r"CIFAR-10.*pip install pillow"):
-            cifar10()
+            cifar10_jpeg()
         assert not cached().exists()
-    first = cifar10()
+    first = cifar10_jpeg()
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "PIL", None)
-        again = cifar10()
+        again = cifar10_jpeg()
     assert torch.equal(first.x_train, again.x_train)
     assert torch.equal(first.x_test, again.x_test)
 
@@ -49,7 +49,7 @@ def test_decoding_happens_once_and_needs_pillow(tmp_path, monkeypatch):
 @pytest.mark.parametrize("damage", ["pixel", "truncated", "of other files"])
 def test_a_cache_that_is_not_right_is_made_again(damage, tmp_path, monkeypatch):
     archives.make(tmp_path, monkeypatch)
-    first = cifar10()
+    first = cifar10_jpeg()
     content = cached().read_bytes()
     if damage == "pixel":
         cached().write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -57,13 +57,13 @@ def test_a_cache_that_is_not_right_is_made_again(damage, tmp_path, monkeypatch):
         cached().write_bytes(content[: len(content) // 2])
     else:
         cached().write_bytes((cached().parent / "test.safetensors").read_bytes())
-    assert torch.equal(cifar10().x_train, first.x_train)
+    assert torch.equal(cifar10_jpeg().x_train, first.x_train)
     monkeypatch.setitem(sys.modules, "PIL", None)
-    assert torch.equal(cifar10().x_train, first.x_train)  # now from the cache
+    assert torch.equal(cifar10_jpeg().x_train, first.x_train)  # now from the cache
 
 
 def test_a_cache_that_cannot_be_written_is_told_in_one_line(tmp_path, monkeypatch):
     archives.make(tmp_path, monkeypatch)
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.raises(DataError, match=r"cifar10-jpeg.*\bXDG_CACHE_HOME\b"):
-        cifar10()
+        cifar10_jpeg()

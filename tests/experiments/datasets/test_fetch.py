@@ -1,15 +1,15 @@
-"""``fetch`` against stand-ins for apt-get, dpkg and npm made of shell scripts; never against the network."""
+"""``fetch`` against stand-ins for apt-get and npm made of shell scripts; never against the network."""
 
-import io
+import gzip
 import os
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from originals import deb, tar
 
 from skerry.experiments.datasets.catalogue import FILES
 from skerry.experiments.datasets.errors import DataError
@@ -136,21 +136,24 @@ def test_target_that_cannot_be_made(tmp_path, put):
     assert "XDG_CACHE_HOME" in text
 
 
-DPKG = 'mkdir -p "$3/usr/share/datasets" && cp -r "{package}" "$3/usr/share/datasets/fashion-mnist"'
+@pytest.fixture
+def package(tmp_path, put) -> Path:
+    """Return the Debian package of the tiny Fashion-MNIST."""
+    files = put("fashion-mnist", tmp_path / "files", gz=True)
+    inside = "usr/share/datasets/fashion-mnist"
+    (tmp_path / "tiny.deb").write_bytes(deb({f"{inside}/{path.name}": path.read_bytes() for path in files.iterdir()}))
+    return tmp_path / "tiny.deb"
 
 
-def test_debians_package(tmp_path, put, script):
-    package = put("fashion-mnist", tmp_path / "package", gz=True)
-    script("apt-get", f'echo "$@" >> "{tmp_path}/calls"; echo > some.deb')
-    script("dpkg", f'test -f "$2" && [ "$1 $3" = "-x unpacked" ] && {DPKG.format(package=package)}')
+def test_debians_package(tmp_path, package, script):
+    script("apt-get", f'echo "$@" >> "{tmp_path}/calls"; cp "{package}" some.deb')
     load("fashion-mnist", fetch("fashion-mnist"))
     assert (tmp_path / "calls").read_text() == "-o APT::Sandbox::User=root download dataset-fashion-mnist\n"
 
 
 @pytest.mark.parametrize("update", ["true", "exit 100"], ids=["updated", "update failed in part"])
-def test_debians_package_where_there_are_no_lists(update, tmp_path, put, script):
+def test_debians_package_where_there_are_no_lists(update, tmp_path, package, script):
     """The first way fails as on a fresh machine; the second brings its own lists, into folders it made."""
-    package = put("fashion-mnist", tmp_path / "package")
     script(
         "apt-get",
         f"""echo "$@" >> "{tmp_path}/calls"
@@ -158,25 +161,16 @@ def test_debians_package_where_there_are_no_lists(update, tmp_path, put, script)
             *Dir::State::lists=*" update")
                 test -d lists/partial && test -d cache/archives/partial || exit 9
                 {update};;
-            *Dir::State::lists=*Dir::Cache=*" download dataset-fashion-mnist") echo > some.deb;;
+            *Dir::State::lists=*Dir::Cache=*" download dataset-fashion-mnist") cp "{package}" some.deb;;
             *) echo "E: Unable to locate package" >&2; exit 100;;
         esac""",
     )
-    script("dpkg", DPKG.format(package=package))
     fetch("fashion-mnist")
     assert len((tmp_path / "calls").read_text().splitlines()) == 3
 
 
 def pack(archive: Path, members: dict[str, bytes], links: dict[str, str]) -> None:
-    with tarfile.open(archive, "w:gz") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-        for name, to in links.items():
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = tarfile.SYMTYPE, to
-            tar.addfile(info)
+    archive.write_bytes(gzip.compress(tar(members, links)))
 
 
 def npm_that_packs(script: Script, archive: Path) -> None:

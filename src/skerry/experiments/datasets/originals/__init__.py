@@ -1,0 +1,1 @@
+"""From public originals to the arrays that recipes read: archives and packages, and what is in them."""
