@@ -1,10 +1,12 @@
 """Small originals in the formats of the published ones: archives, packages, and files as Python 2 pickled them."""
 
+import gzip
 import hashlib
 import io
 import lzma
 import struct
 import tarfile
+import wave
 from dataclasses import replace
 
 import numpy as np
@@ -65,7 +67,10 @@ class Pickle:
         self.known((module, name), lambda: self.out.append(f"c{module}\n{name}\n".encode()))
 
     def number(self, n):
-        self.out.append(b"K" + bytes([n]) if n < 256 else b"M" + struct.pack("<H", n))
+        code, form = next(
+            (c, f) for c, f, end in ((b"K", "<B", 2**8), (b"M", "<H", 2**16), (b"J", "<i", 2**31)) if n < end
+        )
+        self.out.append(code + struct.pack(form, n))
 
     def text(self, content):
         short = len(content) < 256
@@ -159,3 +164,41 @@ def planetoid(arrays, order):
         "graph": pickled("lists", graph),
         "test.index": "".join(f"{node}\n" for node in order).encode(),
     }
+
+
+def cifar(path, num=12, seed=0):
+    """Write an archive like that of CIFAR-10 with ``num`` images a file; return its pixels and classes, by part."""
+    rng, members, found = np.random.default_rng(seed), {}, {"train": [], "test": []}
+    for file in (*(f"data_batch_{k}.bin" for k in range(1, 6)), "test_batch.bin"):
+        x = rng.integers(0, 256, (num, 3, 32, 32), dtype=np.uint8)
+        y = (np.arange(num) % 10).astype(np.uint8)
+        found["test" if file == "test_batch.bin" else "train"].append((x, y))
+        members[f"cifar-10-batches-bin/{file}"] = np.concatenate([y[:, None], x.reshape(num, -1)], 1).tobytes()
+    members["cifar-10-batches-bin/batches.meta.txt"] = b"airplane\n"
+    path.write_bytes(gzip.compress(tar(members)))
+    return {part: tuple(map(np.concatenate, zip(*files, strict=True))) for part, files in found.items()}
+
+
+def wav(samples, rate=16_000):
+    """Return a WAV file of 16-bit samples."""
+    content = io.BytesIO()
+    with wave.open(content, "wb") as file:
+        file.setparams((1, 2, rate, 0, "NONE", ""))
+        file.writeframes(samples.astype("<i2").tobytes())
+    return content.getvalue()
+
+
+def speech(path, seed=0):
+    """Write an archive like that of Speech Commands with 3 words of 8 clips; return their samples, by name."""
+    rng, clips = np.random.default_rng(seed), {}
+    for word in ("yes", "no", "zero"):
+        for k in range(8):
+            length = (16_000, 11_147, 16_001)[k % 3]
+            clips[f"{word}/{k // 2:08x}_nohash_{k % 2}.wav"] = rng.integers(-9000, 9000, length)
+    names = list(clips)
+    rng.shuffle(names)
+    members = {"_background_noise_/pink_noise.wav": wav(np.zeros(40_000))} | {name: wav(clips[name]) for name in names}
+    for file, speaker in (("validation_list.txt", 0), ("testing_list.txt", 1)):
+        members[file] = "".join(f"{name}\n" for name in names if f"/{speaker:08x}" in name).encode()
+    path.write_bytes(gzip.compress(tar({f"./{name}": content for name, content in members.items()})))
+    return clips

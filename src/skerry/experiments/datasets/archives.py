@@ -120,7 +120,7 @@ def _frozen(file: str) -> Path:
 def _arrays(path: Path, remedy: str) -> dict[str, NDArray[Any]]:
     """Return the arrays in ``path``, each of which has a checksum there."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: damaged ({error}); {remedy}") from error

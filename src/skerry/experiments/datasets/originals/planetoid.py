@@ -8,6 +8,7 @@ References: Yang, Cohen, Salakhutdinov: Revisiting Semi-Supervised Learning with
 arXiv 1603.08861.
 """
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def graph(contents: dict[str, bytes]) -> dict[str, NDArray[Any]]:
         (np.arange(num_first), test_nodes), described, ("ally", "ty"), strict=True
     ):
         label[nodes] = array(parse(contents[part])).argmax(1)
-        for node, start, end in zip(nodes, indptr, indptr[1:], strict=True):
+        for node, (start, end) in zip(nodes, pairwise(indptr), strict=True):
             order = indices[start:end].argsort()
             rows[node] = data[start:end][order], indices[start:end][order]
     neighbours = lists(parse(contents["graph"]))

@@ -43,6 +43,8 @@ def members(path: Path, wanted: Callable[[str], bool], most_bytes: int = MOST_BY
                         content = tar.extractfile(member)
                         assert content is not None
                         yield name, content.read()
+            while bounded.read(2**20):
+                pass  # the padding, up to the checksum at the end
     except DataError:
         raise
     except DAMAGED as error:
