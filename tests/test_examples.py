@@ -1,10 +1,11 @@
-"""Examples run as they stand and learn something; docstring examples too."""
+"""Examples run as they stand, without the network, and learn something; docstring examples too."""
 
 import doctest
 import importlib
 import pkgutil
 import re
 import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ def test_example(path, tmp_path, monkeypatch, capsys):
     if path.stem in NEEDS:
         pytest.importorskip(NEEDS[path.stem])
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("an example asked for a host"))
     if path == STARTS_PROCESSES:
         done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr

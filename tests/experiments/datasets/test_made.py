@@ -1,6 +1,9 @@
 """Data sets made from originals: fetched, loaded, trained on; what is there, damaged, missing or of another kind."""
 
 import os
+from functools import reduce
+from operator import xor
+from pathlib import Path
 
 import numpy as np
 import originals
@@ -11,8 +14,10 @@ from originals import publish
 from skerry.experiments.cli import call
 from skerry.experiments.config import Config
 from skerry.experiments.datasets import cache_folder, cifar10, fetch, shakespeare, speech_commands
-from skerry.experiments.datasets.archives import MADE
+from skerry.experiments.datasets.archives import ARCHIVES, MADE
+from skerry.experiments.datasets.catalogue import CATALOGUE
 from skerry.experiments.datasets.errors import DataError
+from skerry.experiments.datasets.originals import official
 from skerry.experiments.recipes import RECIPES
 
 QUICK = ["--set", "rounds=1", "--set", "local_steps=1", "--set", "batch_size=4", "--workers", "2"]
@@ -175,3 +180,21 @@ def test_any_text_is_split_into_characters(tmp_path):
         with pytest.raises(DataError, match=rf"hamlet\.txt: {words}"):
             fetch("shakespeare", tmp_path / "hamlet.txt")
     assert "T" in shakespeare().vocabulary
+
+
+def test_the_page_on_data_has_the_address_and_the_checksum_of_each_original():
+    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    for known in (official.CIFAR10, official.SPEECH_COMMANDS):
+        assert f"| `{known.file}` | {known.url} | {known.num_bytes:,} | `{known.sha256}` |" in page
+    assert official.PLANETOID_URL in page
+    assert f"{official.SHAKESPEARE_URL} | 1,115,394 | `{ARCHIVES['tinyshakespeare.txt']}`" in page
+    assert all(f"`{name}`" in page for name in (*CATALOGUE, *MADE))
+
+
+def test_published_checksums_of_graphs_are_those_that_another_project_gives_for_all_files_at_once():
+    together = {
+        "cora": "81de017067dc045ebdb8ffd5c0e69a209973ffdb1fe2d5b434e94d3614f3f5c7",  # MLDatasets.jl: exclusive or
+        "citeseer": "7f7ec4df97215c573eee316de35754d89382011dfd9fb2b954a4a491057e3eb3",
+    }
+    for name, files in official.PLANETOID.items():
+        assert f"{reduce(xor, (int(file.sha256, 16) for file in files.values())):064x}" == together[name]

@@ -39,7 +39,7 @@ def depends_xc() -> Recipe:
     settings: dict[str, Any] = {"rounds": 10, "local_steps": 125, "eval_every": 2}
     adam = {"optimizer.name": "Adam", "optimizer.lr": 0.05}
     return Recipe(
-        summary="8128 words -> 512 -> 17860 labels on Debian's packages (extreme classification)",
+        summary="about 8128 words -> 512 -> 17860 labels on Debian's packages (extreme classification)",
         config=Config(
             recipe="depends-xc",
             model={"hidden": 512, "layers": 1},

@@ -136,5 +136,6 @@ def test_matrices_that_do_not_fit_are_refused(parts, words):
 def test_lists_of_integers():
     found = {0: [1, 2], 300: [], 2: [65_535]}
     assert lists(parse(pickled("lists", found))) == found
+    assert lists(parse(pickle.dumps(found, 2))) == found
     with pytest.raises(ValueError, match="expected collections defaultdict"):
         lists(parse(pickled("array", np.ones((2, 2)))))

@@ -122,12 +122,12 @@ def csr_matrix(value: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], tu
 
 
 def lists(value: Any) -> dict[int, list[int]]:
-    """Return the ``defaultdict(list)`` of integers that ``value`` describes.
+    """Return the dict, or ``defaultdict``, of lists of integers that ``value`` describes.
 
     Raises:
         ValueError: it describes something else.
     """
-    found = _call(value, "collections defaultdict").items
+    found = value if isinstance(value, dict) else _call(value, "collections defaultdict").items
     return {_number(key): [_number(item) for item in items] for key, items in found.items()}
 
 
