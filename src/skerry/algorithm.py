@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from skerry.merge.outer import Outer
 from skerry.partitions.assignment import Partition
-from skerry.trained import Given, Trained
+from skerry.trained import Apart, Given, Trained
 from skerry.whole_number import check_whole_number
 
 StatePolicy = Literal["reset", "travel", "stay"]
@@ -60,6 +60,13 @@ class Algorithm:
     def keeps(self) -> bool:
         """Whether workers have state of their own from round to round, so that their units must not change."""
         return self.optimizer_state == "stay" or self.outer is not None
+
+    @property
+    def why_same_workers(self) -> str:
+        """Why a training cannot go on with another number of workers; empty if it can."""
+        if isinstance(self.trains, Apart):
+            return f"'{self.name}' trains a net of its own for each worker"
+        return f"the workers of '{self.name}' keep optimizer state of their own" if self.keeps else ""
 
     def __post_init__(self) -> None:
         check_whole_number("local_steps", self.local_steps, 1)

@@ -531,7 +531,8 @@ def test_nets_of_their_own_are_not_cut_up_on_resume(tmp_path):
     run(relay(2, local_steps=2), rounds=2, checkpoints=checkpoints(False))
     with pytest.raises(CheckpointError, match="number of nets"):
         run(relay(3, local_steps=2), rounds=4, checkpoints=checkpoints(True))
-    run(relay(2, local_steps=2), rounds=4, checkpoints=checkpoints(True))
+    with pytest.warns(UserWarning, match="schedule now spans 4 rounds"):
+        run(relay(2, local_steps=2), rounds=4, checkpoints=checkpoints(True))
 
 
 def test_a_relay_of_fewer_rounds_than_workers_is_warned_of():

@@ -19,7 +19,7 @@ from skerry.checkpoint.state import TOTALS, State
 from skerry.exchange.gathering import cuts_of_all, stored_parts
 from skerry.partitions.assignment import Assignment
 from skerry.plan.table import Plan
-from skerry.runtimes.runtime import KEPT, RESTING, Runtime
+from skerry.runtimes.runtime import RESTING, Runtime
 from skerry.subnet.index import Cut, Index
 from skerry.subnet.slicing import put_
 from skerry.weights.part_of_file import read_part
@@ -86,7 +86,8 @@ class SavedTensors:
         self._cuts = cuts_of_all(plan, Assignment(self._held))
         numbers = json.loads(metadata["state"])
         totals = {key: float(numbers["totals"][key]) for key in TOTALS}
-        self.state = State(int(numbers["round"]), trained, int(numbers["bad_rounds"]), totals)
+        counts = {key: int(numbers.get(key, 0)) for key in ("round", "bad_rounds", "num_rounds", "num_workers")}
+        self.state = State(trained=trained, totals=totals, **counts)
         self.sizes = {
             name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
             for name, (dtype, *shape) in json.loads(metadata["sizes"]).items()
@@ -103,18 +104,15 @@ class SavedTensors:
                     "of another model"
                 )
 
-    def own(self, worker: int, assignment: Assignment, only: str = "") -> dict[str, Tensor] | None:
-        """Return what the process of ``worker`` kept; None if that was for another assignment.
-
-        With ``only``, just the tensors whose names begin with it.
-        """
+    def own(self, worker: int, assignment: Assignment) -> dict[str, Tensor] | None:
+        """Return what the process of ``worker`` kept; None if that was for another assignment."""
         if not torch.equal(assignment.held, self._held) or len(self._files) != assignment.num_workers:
             return None
-        return self._read_all(worker, only)
+        return self._read_all(worker, "")
 
-    def kept_by(self, worker: int) -> dict[str, Tensor]:
-        """Return what ``worker`` kept for itself, from the file that has it."""
-        mark, num = f"{KEPT}{worker}::", len(self._files)
+    def of_worker(self, prefix: str, worker: int) -> dict[str, Tensor]:
+        """Return what was stored of ``worker`` under ``prefix`` (``with_worker``), from the file that has it."""
+        mark, num = f"{prefix}{worker}::", len(self._files)
         own = [worker] if worker < num else []
         for rank in [*own, *(r for r in range(num) if r != worker)]:
             found = self._read_all(rank, mark)

@@ -50,7 +50,7 @@ def _save_file(path: Path, state: State, store: Store, run: str) -> str:
     """Save what this process keeps; return its checksum."""
     tensors: dict[str, Tensor] = {name: t.detach().cpu().contiguous() for name, t in store.shards().items()}
     tensors |= {layout.TRAINED: state.trained, layout.HELD: store.layout.held}
-    numbers = {"round": state.round, "bad_rounds": state.bad_rounds, "totals": state.totals}
+    numbers = {name: value for name, value in vars(state).items() if name != "trained"}
     sizes = {name: [str(t.dtype).removeprefix("torch."), *t.shape] for name, t in store.sizes.items()}
     metadata = {
         "format": layout.FORMAT,

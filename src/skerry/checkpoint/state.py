@@ -18,9 +18,12 @@ class State:
         totals: sums over all rounds: seconds of rounds and checkpoints (``time_s``), of local steps per process
             (``local_s``), of evaluation (``evaluate_s``) and of checkpoints (``checkpoint_s``); bytes per worker by the
             assignments (``bytes_due``) and bytes sent (``bytes_sent``); operations per worker (``flop``).
+        num_rounds, num_workers: of the training that writes it; 0 in older checkpoints.
     """
 
     round: int
     trained: Tensor
     bad_rounds: int = 0
     totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TOTALS, 0.0))
+    num_rounds: int = 0
+    num_workers: int = 0

@@ -53,31 +53,15 @@ def with_worker(prefix: str, of_workers: Mapping[int, Mapping[str, Tensor]]) -> 
     return {f"{prefix}{worker}::{name}": t for worker, own in of_workers.items() for name, t in own.items()}
 
 
-def by_worker(prefix: str, tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """Undo ``with_worker``; names without the prefix are left out."""
-    found: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith(prefix):
-            worker, _, name = key.removeprefix(prefix).partition("::")
-            found.setdefault(int(worker), {})[name] = tensor
-    return found
-
-
 class Saved(Protocol):
     """What processes stored after an earlier round: a checkpoint (``skerry.checkpoint``)."""
 
-    def own(self, worker: int, assignment: Assignment, only: str = "") -> Mapping[str, Tensor] | None:
-        """Return what ``shards`` gave the process of ``worker``, None if it was not for ``assignment``.
-
-        Args:
-            worker: of the process.
-            assignment: who holds what now.
-            only: a prefix; other names are left out.
-        """
+    def own(self, worker: int, assignment: Assignment) -> Mapping[str, Tensor] | None:
+        """Return what ``shards`` gave the process of ``worker``, None if it was not for ``assignment``."""
         ...
 
-    def kept_by(self, worker: int) -> dict[str, Tensor]:
-        """Return what ``worker`` kept for itself, in whichever process it was; empty if it was in none."""
+    def of_worker(self, prefix: str, worker: int) -> dict[str, Tensor]:
+        """Return what is of ``worker`` under ``prefix`` (``with_worker``), by name; empty if no process stored it."""
         ...
 
 

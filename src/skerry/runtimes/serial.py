@@ -19,7 +19,7 @@ from skerry.partitions.everything import Everything
 from skerry.partitions.share import Share
 from skerry.plan.table import trained_in_blocks
 from skerry.runtimes.overlap import BEGAN, correction, late_names
-from skerry.runtimes.runtime import KEPT, Beginning, FullModel, Handover, Report, Runtime, by_worker, with_worker
+from skerry.runtimes.runtime import KEPT, Beginning, FullModel, Handover, Report, Runtime, with_worker
 from skerry.subnet.cuts import Cuts
 from skerry.subnet.extract import extract
 from skerry.subnet.slicing import take
@@ -116,9 +116,8 @@ class WholeModel:
         self._began: dict[int, dict[str, Tensor]] = {}
         if saved is not None:
             for worker in range(self.assignment.num_workers):
-                self.kept[worker] = {name: placed(t, device) for name, t in saved.kept_by(worker).items()}
-            began = saved.own(0, self.layout, BEGAN) or {}
-            self._began = by_worker(BEGAN, {name: tensor.to(device) for name, tensor in began.items()})
+                self.kept[worker] = {name: placed(t, device) for name, t in saved.of_worker(KEPT, worker).items()}
+                self._began[worker] = {name: t.to(device) for name, t in saved.of_worker(BEGAN, worker).items()}
 
     @property
     def layout(self) -> Assignment:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from skerry.algorithm import Algorithm
+from skerry.checkpoint.state import State
 from skerry.discovery.verify import verify, verify_small
 from skerry.merge.calibrate import check_batch_norm
 from skerry.model.in_words import OF_TORCH, described, first_line
@@ -54,6 +55,19 @@ def check_units_stay(algorithm: Algorithm, *assignments: Assignment) -> None:
             f"'{algorithm.name}': optimizer_state='stay' and an outer optimizer are for workers that keep their units; "
             "use 'reset' or 'travel', or a method that deals only once (ensemble, ist with reshuffle=0)"
         )
+
+
+def check_goes_on(algorithm: Algorithm, state: State, num_rounds: int) -> None:
+    """Raise ValueError unless what a checkpoint has the ``state`` of can go on with ``algorithm`` to ``num_rounds``."""
+    if state.round > num_rounds:
+        raise ValueError(f"num_rounds={num_rounds}: {state.round} rounds are done, expected at least as many")
+    num = algorithm.partition.num_workers
+    if state.num_workers in (0, num):
+        return
+    why = algorithm.why_same_workers
+    if why or state.round == num_rounds:
+        why = why or f"all {num_rounds} rounds are done, so give more of them to go on with {num}"
+        raise ValueError(f"{num} workers, but the training was saved with {state.num_workers}: {why}")
 
 
 def check_functions(optimizer: object, schedule: object, loss_fn: object, test: object) -> None:

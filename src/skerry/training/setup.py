@@ -1,5 +1,6 @@
 """What stays the same from round to round of a session, and how it is built from a session's arguments."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass, replace
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from skerry.algorithm import Algorithm
 from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.checkpoint.state import State
+from skerry.exchange.routes import traffic
 from skerry.merge.aggregate import is_finite
 from skerry.model import optimizer_state
 from skerry.model.tensors import named_tensors, skeleton
@@ -19,6 +21,7 @@ from skerry.randomness import seed_of
 from skerry.runtimes.overlap import BEGAN
 from skerry.runtimes.runtime import KEPT, RESTING, Beginning, Runtime, Store
 from skerry.trained import Start
+from skerry.training.check import check_goes_on
 from skerry.training.schedules import Schedule
 from skerry.training.worker import OptimizerFn
 
@@ -102,6 +105,10 @@ def set_up(
     saved = checkpoints.latest(net_plan, named_tensors(net), runtime) if checkpoints else None
     if saved is not None:
         source, state = saved, saved.state
+        check_goes_on(algorithm, state, num_rounds)
+        _tell_of_other_rates(schedule, state, num_rounds, runtime)
+        state.totals["bytes_due"] += _left_out(algorithm, net_plan, saved.sizes, state, num_rounds)
+    state.num_rounds, state.num_workers = num_rounds, algorithm.partition.num_workers
     state_start = optimizer_state.initial(optimizer) if algorithm.optimizer_state == "travel" else {}
     store = runtime.keep(
         Beginning(
@@ -129,6 +136,26 @@ def set_up(
         device=next((p.device for p in net.parameters() if not p.is_meta), torch.device("cpu")),
     )
     return setup, state
+
+
+def _tell_of_other_rates(schedule: Schedule, state: State, num_rounds: int, runtime: Runtime) -> None:
+    """Warn if the schedule goes on from another rate than the saved training would have gone on with."""
+    meant, now = (schedule(state.round / num) for num in (state.num_rounds or num_rounds, num_rounds))
+    if meant != now and runtime.rank == 0:
+        warnings.warn(
+            f"num_rounds={num_rounds}, {state.num_rounds} before: the schedule now spans {num_rounds} rounds, so the "
+            f"factor of the learning rate goes from {meant:.3g} to {now:.3g} at round {state.round}",
+            stacklevel=4,  # the caller of Session or train
+        )
+
+
+def _left_out(algorithm: Algorithm, plan: Plan, sizes: Mapping[str, Tensor], state: State, num_rounds: int) -> float:
+    """Return the bytes due per worker for what the end of a training that is now extended did not deal out again."""
+    num, assign = algorithm.partition.num_workers, algorithm.partition.assign
+    if not state.round == state.num_rounds < num_rounds or num != state.num_workers:
+        return 0.0
+    now, then = assign(plan.axes, state.round - 1), assign(plan.axes, state.round)
+    return float((traffic(plan, sizes, now, then) - traffic(plan, sizes, now, now)).sum()) / num
 
 
 def agree_on(runtime: Runtime, values: Mapping[str, object]) -> None:

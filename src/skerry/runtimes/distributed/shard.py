@@ -9,7 +9,7 @@ from torch import Tensor
 from skerry.exchange.owners import owned_cut
 from skerry.model.optimizer_state import placed
 from skerry.runtimes.overlap import BEGAN
-from skerry.runtimes.runtime import KEPT, RESTING, Beginning, by_worker, with_worker
+from skerry.runtimes.runtime import KEPT, RESTING, Beginning, with_worker
 from skerry.subnet.cuts import Cuts
 
 
@@ -59,6 +59,8 @@ def first_shard(beginning: Beginning, sizes: Mapping[str, Tensor], worker: int, 
             tensors[name] = stored[name] if name in stored else placed(source.read(name, cut), device)
         if own is not None:
             owned[name] = stored[f"{RESTING}{name}"] if f"{RESTING}{name}" in stored else source.read(name, own)
-    began = by_worker(BEGAN, stored).get(worker, {})
-    kept = saved.kept_by(worker) if saved is not None else {}
-    return Shard(tensors, owned, began, {worker: {name: placed(tensor, device) for name, tensor in kept.items()}})
+    began, kept = (
+        {name: placed(tensor, device) for name, tensor in saved.of_worker(prefix, worker).items()} if saved else {}
+        for prefix in (BEGAN, KEPT)
+    )
+    return Shard(tensors, owned, began, {worker: kept})

@@ -29,8 +29,7 @@ def exchange(setup: Setup, state: State, handed: list[Handover]) -> tuple[tuple[
     now, then, sent = store.assignment, setup.assignment(state.round + 1), store.bytes_sent
     check_units_stay(algorithm, now, then)
     setup.runtime.at(state.round, "exchange")
-    overlap = algorithm.overlap > 0 and state.round + 1 < setup.num_rounds
-    reports = store.exchange(handed, then, overlap=overlap)
+    reports = store.exchange(handed, then, overlap=algorithm.overlap > 0)
     good = [report for report in reports if report.good]
     state.trained += now.held[[report.worker for report in good]].sum(0)
     state.round += 1
