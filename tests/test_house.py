@@ -31,6 +31,7 @@ ROOMS = [
     "checkpoint",
     "data",
     "training",
+    "predictor",
     "sklearn",
     "experiments",
     "__main__",

@@ -78,7 +78,7 @@ def task(name: str, workers: int, hidden: int, layers: int, batch_size: int, see
 def _speech() -> _Raw:
     """Google Speech Commands with its official test set, split by speaker, standardized with training statistics."""
     speech = speech_commands_12()
-    return _Raw(speech.x_train, speech.y_train, speech.x_test, speech.y_test, speech.num_classes, speech.standardize)
+    return _Raw(speech.x_train, speech.y_train, speech.x_test, speech.y_test, speech.num_classes, speech.scaling)
 
 
 def _images(name: str) -> _Raw:

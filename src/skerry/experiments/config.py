@@ -41,6 +41,7 @@ class Config:
     """All settings of one run.
 
     Attributes:
+        recipe: its name; the command line sets that of your own.
         optimizer: the ``name`` of a class in ``torch.optim``, and its keyword arguments.
         model, data: what the recipe lets one change of its model and data.
         width: fraction of each axis that method ``narrow`` keeps; None: 1/workers.
@@ -49,7 +50,7 @@ class Config:
         threads: torch threads per process; 0: all cores if serial, else an equal part of them, at least one.
     """
 
-    recipe: str
+    recipe: str = ""
     method: str = "ist"
     workers: int = 4
     runtime: str = "serial"
@@ -120,7 +121,7 @@ class Config:
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Self:
         """Return the config that ``to_json`` wrote; unknown keys are an error."""
-        return cls(recipe="").change({name: value for name, value in plain.items() if name != "versions"})
+        return cls().change({name: value for name, value in plain.items() if name != "versions"})
 
 
 def parse_settings(texts: Iterable[str]) -> dict[str, Any]:

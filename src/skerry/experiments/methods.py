@@ -57,3 +57,10 @@ def takes(method: str, setting: str) -> bool:
     if setting.split(".")[0] not in SOME_METHODS_ONLY:
         return True
     return any(taken == setting or taken.startswith(f"{setting}.") for taken in settings_of(method).values())
+
+
+def why_same_workers(config: Config) -> str:
+    """Return why a run of ``config`` cannot go on with another number of workers, empty if it can."""
+    if "workers" not in settings_of(config.method):
+        return f"method '{config.method}' has one worker"
+    return build(config).why_same_workers

@@ -30,7 +30,7 @@ def test_speech_is_standardized_by_its_training_part(tmp_path, monkeypatch):
     speech = speech_commands_12()
     assert (speech.x_train.shape, speech.x_test.shape, speech.num_classes) == ((60, 16), (30, 16), 12)
     assert np.array_equal(speech.y_test.numpy(), expected["label"][expected["test"]])
-    x = speech.standardize(speech.x_train)
+    x = speech.scaling(speech.x_train)
     torch.testing.assert_close(x.mean(0), torch.zeros(16), atol=1e-5, rtol=0)
     torch.testing.assert_close(x.var(0, correction=0), torch.ones(16), atol=1e-4, rtol=0)
 

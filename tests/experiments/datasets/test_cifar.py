@@ -26,7 +26,7 @@ def test_images_are_those_that_were_encoded_and_standardized_by_the_training_par
         assert x.shape == pixels.shape
         assert (x.double() - torch.from_numpy(pixels)).abs().mean() < 2  # two other images differ by some 80
         assert y.tolist() == archive["label"].tolist()
-    z = cifar.standardize(cifar.x_train)
+    z = cifar.scaling(cifar.x_train)
     torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(z.var((0, 2, 3), correction=0), torch.ones(3), atol=1e-4, rtol=0)
 

@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 
 from skerry.choose import choose
 from skerry.experiments import datasets, theory
-from skerry.experiments.cli.start import EXPECTED, start
+from skerry.experiments.cli.start import EXPECTED, start, warnings_in_one_line
 from skerry.experiments.config import parse_settings
 from skerry.experiments.methods import METHODS, takes
-from skerry.experiments.recipes import RECIPES
+from skerry.experiments.recipes import RECIPES, find_recipe
 from skerry.experiments.reports.comparison import comparison, load_runs, to_markdown, to_rich
 from skerry.experiments.reports.html import write_report
 from skerry.experiments.reports.results_page import write_results
-from skerry.experiments.runs.execute import configure, export_run
-from skerry.experiments.runs.folder import check_folder, saved_config
+from skerry.experiments.runs.execute import configure
+from skerry.experiments.runs.folder import check_folder, is_finished, saved_config
+from skerry.experiments.runs.load import export_run, load
 from skerry.runtimes.distributed.launch import WorkerDied
 from skerry.training.phases.exchange_phase import TrainingFailed
 
@@ -114,7 +116,7 @@ def train(
     """
     given = _given(options, settings)
     if recipe is not None:
-        choose(recipe, RECIPES, "recipe")
+        find_recipe(recipe)
     other_machine = int(os.environ.get("RANK", 0)) > 0 and recipe is not None and not (out / "config.json").exists()
     if resume and not other_machine:  # without a file of its own, a process's settings are compared with the others'
         config = saved_config(out)
@@ -124,13 +126,12 @@ def train(
             raise ValueError(f"{out}: the saved run is of method {config.method}, got {method}; choose another --out")
         if given.get("runtime", config.runtime) != config.runtime:
             given = {"threads": 0, **given}  # the saved number was chosen for the other runtime
-        config = config.change(given)
+        config = config.change(_one_per_process(config.method) | given)
     elif recipe is None:
         raise ValueError(f"RECIPE is missing; known: {', '.join(RECIPES)}")
     else:
-        if "WORLD_SIZE" in os.environ and method != "single":
-            given = {"workers": int(os.environ["WORLD_SIZE"]), **given}  # one worker per process
-        config = configure(recipe, method or RECIPES[recipe]().config.method, given)
+        method = method or find_recipe(recipe).config.method
+        config = configure(recipe, method, _one_per_process(method) | given)
     start(config, out, resume=resume, tensorboard=tensorboard)
     if int(os.environ.get("RANK", 0)) == 0:
         _print_report(out)
@@ -154,10 +155,10 @@ def compare(
 
     With the recipe's own settings each method costs a worker the same number of operations; otherwise a line below the
     table says so. Prefix a setting with a method to change it for that method only: --set local_sgd.local_steps=230.
-    With --resume, finished methods are kept. If training fails with one method, the error is printed and the others
-    still run.
+    With --resume, finished methods are kept. If a method fails, or does not fit the model, the error is printed and the
+    others still run.
     """
-    built = RECIPES[choose(recipe, RECIPES, "recipe")]()
+    built = find_recipe(recipe)
     if methods is None:
         chosen = [name for name in dict.fromkeys([built.config.method, *COMPARED]) if name in built.methods]
     else:
@@ -179,16 +180,24 @@ def compare(
         check_folder(folder, config, resume=resume and (folder / "config.json").exists())
     failed: list[Exception] = []
     for config, folder in runs:
-        if not (folder / "summary.json").exists():
+        if not is_finished(folder, config):
             try:
                 start(config, folder, resume=(folder / "config.json").exists())
-            except (TrainingFailed, WorkerDied) as error:
+            except (TrainingFailed, WorkerDied, ValueError) as error:
+                if isinstance(error, ValueError) and folder == runs[0][1]:
+                    raise  # more likely of the recipe than of the method
                 failed.append(error)
                 click.echo(f"{folder.name}: {error}", err=True)
     if len(failed) < len(runs):
         _print_report(out)
     if failed:
         raise failed[0]
+
+
+def _one_per_process(method: str) -> dict[str, Any]:
+    """Return the number of workers that torchrun has started processes for, as a setting; nothing without torchrun."""
+    num = os.environ.get("WORLD_SIZE")
+    return {} if num is None or method == "single" else {"workers": int(num)}
 
 
 def _given(options: Mapping[str, Any], settings: tuple[str, ...]) -> dict[str, Any]:
@@ -278,6 +287,24 @@ def export_command(folder: Path, out: Path | None, shard_mb: float) -> None:
     out = out or folder / "export"
     round = export_run(folder, out, shard_bytes=int(shard_mb * 2**20))
     click.echo(f"{out}: the model after round {round}")
+
+
+@main.command(name="predict")
+@click.argument("folder", type=FOLDER)
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+def predict_command(folder: Path, file: Path) -> None:
+    """Print what the model of the run in FOLDER predicts, one line for each sample in FILE (.npy).
+
+    FILE has samples as they were stored for training, not scaled: (num_samples, ...).
+    """
+    try:
+        samples = np.load(file, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{file}: not an array written by numpy.save ({error})") from error
+    with warnings_in_one_line():
+        predictor = load(folder)
+    for found in predictor.predict(samples):
+        click.echo(" ".join(map(str, np.atleast_1d(found))))
 
 
 @main.command(name="theory")

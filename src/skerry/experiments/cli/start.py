@@ -2,6 +2,8 @@
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -81,11 +83,18 @@ def _work(runtime: Runtime, config: Config, out: Path, resume: bool, tensorboard
             for hook in hooks:
                 hook(record, state)
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("default", UserWarning)
+        with warnings_in_one_line():
             warnings.simplefilter("ignore", TheoryWarning)  # the progress prints it
-            warnings.showwarning = _show
             run(config, out, runtime, resume=resume, on_round=on_round)
+
+
+@contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Print each warning of a block as one line, without the place in the code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = _show
+        yield
 
 
 def _show(
@@ -96,5 +105,5 @@ def _show(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Print a warning as one line, without the place in the code."""
+    """Print a warning; the arguments are those of ``warnings.showwarning``."""
     click.echo(f"warning: {message}", err=True)

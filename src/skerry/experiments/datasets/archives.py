@@ -15,6 +15,7 @@ from torch import Tensor
 from skerry.experiments.datasets.errors import DataError
 from skerry.experiments.datasets.loading import cache_folder
 from skerry.experiments.datasets.originals.official import how_to_fetch
+from skerry.predictor import Scaling
 
 ARCHIVES = {
     "speech_commands_12.npz": "29a2890eb0451c7b7b6d47bf8a48447622c996412c1afae9422c31991b9d9165",
@@ -47,7 +48,7 @@ class Classification:
     Attributes:
         x_train, x_test: uint8, samples first.
         y_train, y_test: class of each sample, int64.
-        num_classes: number of classes.
+        class_names: the name of each class.
         mean, std: of ``x_train / scale``, float32, in a shape that broadcasts over samples.
         scale: what stored values are divided by.
     """
@@ -56,14 +57,20 @@ class Classification:
     y_train: Tensor
     x_test: Tensor
     y_test: Tensor
-    num_classes: int
+    class_names: tuple[str, ...]
     mean: Tensor
     std: Tensor
     scale: float = 1.0
 
-    def standardize(self, x: Tensor) -> Tensor:
-        """Return stored samples as floats with mean 0 and variance 1 over the training samples."""
-        return (x.float() / self.scale - self.mean) / self.std
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
+
+    @property
+    def scaling(self) -> Scaling:
+        """Turns stored samples into floats with mean 0 and variance 1 over the training samples."""
+        return Scaling(self.mean, self.std, self.scale)
 
 
 def frozen(file: str) -> Path | None:

@@ -25,6 +25,7 @@ class DatasetSpec:
 
     Attributes:
         num_classes: number of classes.
+        class_names: the name of each; empty if they have none.
         mean, std: over all values of x_train / 255 (not per pixel, never of x_test).
         arrays: by the keys of ``FILES``.
     """
@@ -33,6 +34,7 @@ class DatasetSpec:
     mean: float
     std: float
     arrays: dict[str, ArraySpec]
+    class_names: tuple[str, ...] = ()
 
 
 # mean and std are (x_train / 255).mean() and .std() in float64, computed once from arrays with these checksums.
@@ -47,6 +49,18 @@ CATALOGUE = {
             "x_test": ArraySpec((10000, 28, 28), "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a"),
             "y_test": ArraySpec((10000,), "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9"),
         },
+        class_names=(
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
     ),
     "mnist": DatasetSpec(
         num_classes=10,

@@ -21,6 +21,7 @@ from skerry.files import atomic
 from skerry.files.tensor_file import save_tensors
 
 NAME = "CIFAR-10 (JPEG)"
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _CACHE = "cifar10-jpeg"
 
 
@@ -59,7 +60,7 @@ def _classification(x_train: Tensor, y_train: Tensor, x_test: Tensor, y_test: Te
     mean = (counts @ values) / total
     std = ((counts @ values.square()) / total - mean.square()).sqrt()
     return Classification(
-        x_train, y_train, x_test, y_test, num_classes=10,
+        x_train, y_train, x_test, y_test, class_names=CLASSES,
         mean=mean.float().view(3, 1, 1), std=std.float().view(3, 1, 1), scale=255.0,
     )  # fmt: skip
 

@@ -29,6 +29,7 @@ class Dataset:
         x_train, x_test: uint8, samples first, e.g. (60000, 28, 28); writable, so torch can share their memory.
         y_train, y_test: class of each sample, int64.
         num_classes: number of classes.
+        class_names: the name of each; empty if they have none.
         mean, std: over all values of x_train / 255.
     """
 
@@ -38,6 +39,7 @@ class Dataset:
     x_test: NDArray[np.uint8]
     y_test: NDArray[np.int64]
     num_classes: int
+    class_names: tuple[str, ...]
     mean: float
     std: float
 
@@ -80,6 +82,7 @@ def load(name: str, folder: Path | None = None) -> Dataset:
         x_test=arrays["x_test"],
         y_test=arrays["y_test"].astype(np.int64),
         num_classes=spec.num_classes,
+        class_names=spec.class_names,
         mean=spec.mean,
         std=spec.std,
     )

@@ -42,7 +42,7 @@ def _classification(arrays: dict[str, NDArray[Any]], train: NDArray[Any]) -> Cla
     x_train, x_test = torch.from_numpy(x[train]), torch.from_numpy(x[arrays["test"]])
     mean, std = _mean_and_std(x_train)
     return Classification(
-        x_train, y[train], x_test, y[arrays["test"]], num_classes=len(arrays["classes"]), mean=mean, std=std
+        x_train, y[train], x_test, y[arrays["test"]], class_names=tuple(arrays["classes"].tolist()), mean=mean, std=std
     )
 
 

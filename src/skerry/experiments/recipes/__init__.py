@@ -1,12 +1,17 @@
-"""Recipes: one function per experiment, each run by its name on the command line."""
+"""Recipes: one function per experiment, each run by its name on the command line. Your own: docs/cli.md."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from skerry.choose import choose
+from skerry.experiments.config import Config
 from skerry.experiments.recipes.cifar import resist_cifar, resnet18_cifar, skewed_resnet, vgg_cifar
 from skerry.experiments.recipes.depends_xc import depends_xc
 from skerry.experiments.recipes.image_mlp import digits_mlp, fashion_mlp, mnist_mlp, skewed_mlp
-from skerry.experiments.recipes.recipe import Job, Recipe
+from skerry.experiments.recipes.own import own_recipe
+from skerry.experiments.recipes.recipe import Job, Recipe, Task
 from skerry.experiments.recipes.speech_mlp import speech_mlp2, speech_mlp3
+from skerry.predictor import Scaling
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     recipe.__name__.replace("_", "-"): recipe
@@ -17,4 +22,22 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }  # fmt: skip
 """Recipes by name, in the order of ``skerry recipes``."""
 
-__all__ = ["RECIPES", "Job", "Recipe"]
+__all__ = ["RECIPES", "Config", "Job", "Recipe", "Scaling", "Task", "find_recipe"]
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return the recipe called ``name``, or a user's own (``own_recipe``), whose config gets that name.
+
+    Raises:
+        ValueError: there is no such recipe.
+
+    Example:
+        >>> find_recipe("digits-mlp").config.workers
+        4
+    """
+    if ":" not in name:
+        if name.endswith(".py"):
+            raise ValueError(f"recipe {name}: which function? expected {name}:FUNCTION")
+        return RECIPES[choose(name, RECIPES, "recipe")]()
+    recipe = own_recipe(name)
+    return replace(recipe, config=recipe.config.change({"recipe": name}))

@@ -1,7 +1,6 @@
 """Convolutional nets on CIFAR-10: a VGG and a ResNet-18 with channels dealt out, a deep ResNet with blocks."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +13,9 @@ from skerry.experiments.datasets.cifar import cifar10, cifar10_jpeg
 from skerry.experiments.models.resnet import ResNet
 from skerry.experiments.models.vgg import VGG
 from skerry.experiments.recipes.recipe import (
-    Job,
     Recipe,
+    Task,
     chosen_set,
-    job,
     settings_per_method,
     whole_number,
     with_label_skew,
@@ -47,7 +45,8 @@ def vgg_cifar() -> Recipe:
             nested={"rounds": 12, "local_steps": 50, "optimizer.lr": 0.1},
             own={"diloco": ADAMW},
         ),
-        build=partial(_build, make=_vgg),
+        task=_task,
+        model=_vgg,
         paper="Yuan et al. (arXiv 1910.02120), VGG12 on ImageNet-21k, top 10: data parallel .3688, local SGD .3685, "
         "IST .3802.",
     )
@@ -73,7 +72,8 @@ def resnet18_cifar() -> Recipe:
             own={"diloco": ADAMW},
             without=("relay", "ensemble"),  # subnets share the residual stream
         ),
-        build=partial(_build, make=_resnet_channels),
+        task=_task,
+        model=_resnet_channels,
         paper="Yuan et al. (arXiv 1910.02120), ResNet18 on CIFAR-10: data parallel .9128, local SGD .9087, IST .9102.",
     )
 
@@ -107,7 +107,8 @@ def resist_cifar() -> Recipe:
             "ddp": replicas,
             "single": replicas,
         },
-        build=partial(_build, make=_resnet_blocks),
+        task=_task,
+        model=_resnet_blocks,
         paper="Dun et al. (arXiv 2107.00961), CIFAR-10, 2/4/8 workers: local SGD .9236/.9290/.9200, "
         "ResIST .9195/.9235/.9145.",
     )
@@ -147,7 +148,7 @@ def _on() -> str:
     return {"cifar10": "CIFAR-10", "cifar10-jpeg": "CIFAR-10 (JPEG)"}[_default_set()]
 
 
-def _vgg(config: Config) -> tuple[nn.Module, Plan]:
+def _vgg(config: Config, sizes: Mapping[str, int]) -> tuple[nn.Module, Plan]:
     convs = _counts(config, "convs")
     width, hidden = whole_number(config, "model.width"), whole_number(config, "model.hidden")
     with torch.device("meta"):
@@ -161,12 +162,12 @@ def _resnet(config: Config) -> ResNet:
         return ResNet(_counts(config, "blocks"), width=width, classes=CLASSES, stem_stride=stride)
 
 
-def _resnet_channels(config: Config) -> tuple[nn.Module, Plan]:
+def _resnet_channels(config: Config, sizes: Mapping[str, int]) -> tuple[nn.Module, Plan]:
     model = _resnet(config)
     return model, Plan.from_rules(model, channel_rules())
 
 
-def _resnet_blocks(config: Config) -> tuple[nn.Module, Plan]:
+def _resnet_blocks(config: Config, sizes: Mapping[str, int]) -> tuple[nn.Module, Plan]:
     model, blocks = _resnet(config), _counts(config, "blocks")
     if len(blocks) < 3 or blocks[2] < 2:
         raise ValueError(
@@ -176,15 +177,14 @@ def _resnet_blocks(config: Config) -> tuple[nn.Module, Plan]:
     return model, pattern.plan(model, torch.empty(2, 3, SIZE, SIZE, device="meta"))
 
 
-def _build(config: Config, make: Callable[[Config], tuple[nn.Module, Plan]]) -> Job:
+def _task(config: Config) -> Task:
     num_images = whole_number(config, "data.images")
-    model, plan = make(config)
     cifar = chosen_set(config, SETS, before="cifar10-jpeg")
     x, y = cifar.x_train[:num_images], cifar.y_train[:num_images]
     if len(x) < num_images:
         raise ValueError(f"data.images={num_images}: expected at most {len(x)}, the training images there are")
     test = cifar.x_test, cifar.y_test
-    return job(config, model, plan, (x, y), test, transform=cifar.standardize, num_classes=CLASSES)
+    return Task(train=(x, y), test=test, scaling=cifar.scaling, classes=cifar.class_names)
 
 
 def _counts(config: Config, name: str) -> Sequence[int]:

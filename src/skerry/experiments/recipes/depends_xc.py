@@ -1,19 +1,19 @@
 """Extreme classification: a wide hidden layer between words and very many labels, in place of Amazon-670k."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from skerry.experiments.config import Config
 from skerry.experiments.datasets.depends import debian_depends, most_frequent
 from skerry.experiments.models.bag import BagMLP
 from skerry.experiments.recipes.recipe import (
-    Job,
     Recipe,
+    Task,
     first_samples,
     hidden_sizes,
-    job,
     limited,
     settings_per_method,
 )
@@ -59,7 +59,8 @@ def depends_xc() -> Recipe:
                 "fedrolex": {"partition.step": 32},
             },
         ),
-        build=_build,
+        task=_task,
+        model=_model,
         paper="Yuan et al. (arXiv 1910.02120), Amazon-670k, P@1/3/5: data parallel .3861/.3454/.3164 with 512 hidden "
         "units (it fails from 1024 on); IST .3962/.3604/.3313 with 512, .4089/.3685/.3392 with 1024, "
         ".4384/.3944/.3658 with 2560.",
@@ -91,15 +92,23 @@ def several_labels(logits: Tensor, y: Tensor) -> Tensor:
     return -losses.mean()
 
 
-def _build(config: Config) -> Job:
-    sizes = hidden_sizes(config)
-    task = debian_depends()
-    task = most_frequent(task, limited(config, "labels", task.num_labels, least=max(PRECISIONS)))
-    x, y = first_samples(config, task.x_train, task.y_train)
+def _task(config: Config) -> Task:
+    data = debian_depends()
+    data = most_frequent(data, limited(config, "labels", data.num_labels, least=max(PRECISIONS)))
+    x, y = first_samples(config, data.x_train, data.y_train)
+    return Task(
+        train=(x, y),
+        test=(data.x_test, data.y_test),
+        classes=data.num_labels,
+        sizes={"words": data.num_words, "labels": data.num_labels},
+        loss_fn=several_labels,
+        split_by=y[:, 0],
+        metrics={f"P@{k}": precision_at(k) for k in PRECISIONS},
+    )
+
+
+def _model(config: Config, sizes: Mapping[str, int]) -> tuple[nn.Module, Plan]:
+    hidden = hidden_sizes(config)
     with torch.device("meta"):
-        model = BagMLP(task.num_words, sizes, task.num_labels)
-    plan, metrics = Plan.from_rules(model, bag_rules(len(sizes))), {f"P@{k}": precision_at(k) for k in PRECISIONS}
-    return job(
-        config, model, plan, (x, y), (task.x_test, task.y_test),
-        loss_fn=several_labels, labels=y[:, 0], metrics=metrics,
-    )  # fmt: skip
+        model = BagMLP(sizes["words"], hidden, sizes["labels"])
+    return model, Plan.from_rules(model, bag_rules(len(hidden)))

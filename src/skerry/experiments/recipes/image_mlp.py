@@ -1,27 +1,27 @@
 """A wide MLP with batch norm on small images: Fashion-MNIST (the headline), MNIST, and digits for quick trials."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from skerry.experiments.config import Config
 from skerry.experiments.datasets.loading import load
 from skerry.experiments.models.mlp import MLP
 from skerry.experiments.recipes.recipe import (
-    Job,
     Recipe,
+    Task,
     first_samples,
     hidden_sizes,
-    job,
     settings_per_method,
     with_label_skew,
 )
 from skerry.plan.rules import In, Out, Rules
 from skerry.plan.table import Plan
+from skerry.predictor import Scaling
 
 
 def fashion_mlp() -> Recipe:
@@ -48,7 +48,8 @@ def fashion_mlp() -> Recipe:
                 "fedrolex": {"partition.step": 64},
             },
         ),
-        build=partial(_build, dataset="fashion-mnist"),
+        task=partial(_task, dataset="fashion-mnist"),
+        model=mlp,
     )
 
 
@@ -59,7 +60,7 @@ def mnist_mlp() -> Recipe:
         recipe,
         summary="the same MLP on MNIST",
         config=recipe.config.change({"recipe": "mnist-mlp"}),
-        build=partial(_build, dataset="mnist"),
+        task=partial(_task, dataset="mnist"),
     )
 
 
@@ -83,7 +84,8 @@ def digits_mlp() -> Recipe:
                 "fedrolex": {"partition.step": 32},
             },
         ),
-        build=partial(_build, dataset="digits"),
+        task=partial(_task, dataset="digits"),
+        model=mlp,
     )
 
 
@@ -96,27 +98,21 @@ def mlp_rules(num_hidden: int) -> Rules:
     return rules
 
 
-def mlp_job(
-    config: Config,
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
-    transform: Callable[[Tensor], Tensor],
-    num_classes: int,
-) -> Job:
-    """Return the job of training an ``MLP`` with the hidden layers of the config; arguments as in ``job``."""
-    sizes = hidden_sizes(config)
+def mlp(config: Config, sizes: Mapping[str, int]) -> tuple[nn.Module, Plan]:
+    """Return an ``MLP`` on meta with the hidden layers of the config, and its plan."""
+    hidden = hidden_sizes(config)
     with torch.device("meta"):
-        model = MLP([train[0][0].numel(), *sizes, num_classes])
-    plan = Plan.from_rules(model, mlp_rules(len(sizes)))
-    return job(config, model, plan, train, test, transform=transform, num_classes=num_classes)
+        model = MLP([sizes["inputs"], *hidden, sizes["classes"]])
+    return model, Plan.from_rules(model, mlp_rules(len(hidden)))
 
 
-def _build(config: Config, dataset: str) -> Job:
+def _task(config: Config, dataset: str) -> Task:
     images = load(dataset)
-
-    def normalize(x: Tensor) -> Tensor:
-        return (x.flatten(1).float() / 255 - images.mean) / images.std
-
-    train = first_samples(config, torch.from_numpy(images.x_train), torch.from_numpy(images.y_train).long())
-    test = torch.from_numpy(images.x_test), torch.from_numpy(images.y_test).long()
-    return mlp_job(config, train, test, normalize, images.num_classes)
+    x, y = first_samples(config, torch.from_numpy(images.x_train), torch.from_numpy(images.y_train).long())
+    return Task(
+        train=(x, y),
+        test=(torch.from_numpy(images.x_test), torch.from_numpy(images.y_test).long()),
+        scaling=Scaling(images.mean, images.std, divisor=255),
+        classes=images.class_names or images.num_classes,
+        sizes={"inputs": x[0].numel(), "classes": images.num_classes},
+    )

@@ -1,6 +1,6 @@
-"""What a recipe is: default settings, the settings of each method, and how to build model, plan and data."""
+"""What a recipe is: default settings, the settings of each method, the data, and how to build model and plan."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -14,8 +14,11 @@ from skerry.data.shards import Shards
 from skerry.data.splits import split
 from skerry.experiments.config import Config
 from skerry.experiments.datasets.archives import Classification
+from skerry.experiments.methods import METHODS
+from skerry.model.tensors import named_tensors
 from skerry.plan.table import Plan
-from skerry.randomness import generator, seed_of
+from skerry.predictor import Scaling, Signature
+from skerry.randomness import generator, own_random_state, seed_of
 from skerry.trained import Start
 from skerry.training.evaluation.metrics import Metric
 from skerry.training.priors import log_priors
@@ -28,37 +31,132 @@ TRAIN_SUBNETS = ("ist", "relay", "narrow", "ensemble", "federated_dropout", "fed
 TRAIN_REPLICAS = ("local_sgd", "diloco", "ddp", "single")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a recipe trains on.
+
+    Attributes:
+        train, test: stored samples, (num_samples, ...), and their targets.
+        scaling: turns stored samples into the model's inputs; None: they are that already.
+        classes: the names of the classes, or how many there are; None: targets are not classes.
+        sizes: what the model is built from besides the settings. A run's folder keeps them, so that its model is loaded
+            without the data.
+        loss_fn: of the model's outputs and the targets.
+        split_by: (num_samples,), what a split by label uses; None: the targets.
+        metrics: reported beside the loss.
+
+    Raises:
+        ValueError: samples and targets are not tensors, or a class has no name.
+    """
+
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    scaling: Scaling | None = None
+    classes: Sequence[str] | int | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    loss_fn: LossFn = F.cross_entropy
+    split_by: Tensor | None = None
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(each, Tensor) for each in (*self.train, *self.test)):
+            raise ValueError("train and test: expected pairs of tensors, samples and targets")
+        num, most = self.num_classes, int(self.train[1].max()) if self.num_classes else -1
+        if num is not None and most >= num:
+            raise ValueError(f"classes: {num}, but targets are up to {most}; expected {most + 1} or more")
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes; None if targets are not classes."""
+        return self.classes if self.classes is None or isinstance(self.classes, int) else len(self.classes)
+
+    @property
+    def signature(self) -> Signature:
+        """What a model of it takes and returns."""
+        x, classes = self.train[0], self.classes
+        return Signature(
+            shape=tuple(x.shape[1:]),
+            dtype=str(x.dtype).removeprefix("torch."),
+            scaling=self.scaling,
+            classes=classes if classes is None or isinstance(classes, int) else tuple(classes),
+            sizes=self.sizes,
+        )
+
+
 @dataclass(frozen=True)
 class Job:
-    """What ``train`` needs and a recipe builds. ``start`` gives the weights of a model on the meta device."""
+    """What ``train`` needs; ``start`` gives the weights of a model on the meta device."""
 
     model: nn.Module
     plan: Plan
     loss_fn: LossFn
     data: Data
     test: tuple[Tensor, Tensor]
-    metrics: Mapping[str, Metric] = field(default_factory=dict)
-    start: Start | None = None
-    logit_adjustment: Tensor | None = None
+    metrics: Mapping[str, Metric]
+    start: Start | None
+    logit_adjustment: Tensor | None
+    signature: Signature
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """An experiment that the command line runs by name.
+    """An experiment that the command line runs.
 
     Attributes:
         summary: one line about it.
         config: the default settings.
-        methods: for each method the settings that differ, chosen so that all methods cost a worker the same operations.
-        build: makes the job of a config; all randomness comes from ``config.seed``.
+        methods: for each method the settings that differ. Those of the package's recipes are chosen so that all methods
+            cost a worker the same operations.
+        task: a function of a config that returns the data.
+        model: a function of a config and of ``Task.sizes`` that returns the model and its plan. A model on the meta
+            device is initialized as PyTorch's modules do, one with values starts from them.
         paper: published figures with their source, in a sentence or two, for ``docs/results.md``.
     """
 
     summary: str
     config: Config
-    methods: Mapping[str, Settings]
-    build: Callable[[Config], Job]
+    methods: Mapping[str, Settings] = field(default_factory=lambda: {method: {} for method in METHODS})
+    task: Callable[[Config], Task]
+    model: Callable[[Config, Mapping[str, int]], tuple[nn.Module, Plan]]
     paper: str = ""
+
+    def net(self, config: Config, sizes: Mapping[str, int]) -> tuple[nn.Module, Plan]:
+        """Return the model and its plan; the same values for the same ``config.seed``."""
+        with own_random_state(seed_of(config.seed, "model")):
+            return self.model(config, sizes)
+
+    def build(self, config: Config) -> Job:
+        """Return the job of ``config``; all randomness comes from ``config.seed``.
+
+        Raises:
+            ValueError: a setting of model or data is wrong, or ``prior_adjusted`` is set and the targets are not single
+                classes.
+        """
+        task = self.task(config)
+        model, plan = self.net(config, task.sizes)
+        scale = task.scaling or (lambda x: x)
+        (x, y), (x_test, y_test) = task.train, task.test
+        parts = split(y if task.split_by is None else task.split_by, config.workers, config.split, config.seed)
+        priors = None
+        if config.prior_adjusted:
+            if task.num_classes is None or y.dim() != 1:
+                raise ValueError(
+                    f"prior_adjusted=true: the targets of recipe '{config.recipe}' are not single classes, so label "
+                    "priors are not defined; expected false"
+                )
+            priors = log_priors(y, parts, task.num_classes)
+        on_meta = any(tensor.is_meta for tensor in named_tensors(model).values())
+        return Job(
+            model=model,
+            plan=plan,
+            loss_fn=task.loss_fn,
+            data=Shards(x, y, parts, batch_size=config.batch_size, seed=config.seed, transform=scale),
+            test=(scale(x_test), y_test),
+            metrics=task.metrics,
+            start=partial(FromInitializer, seed=seed_of(config.seed, "model")) if on_meta else None,
+            logit_adjustment=priors,
+            signature=task.signature,
+        )
 
 
 def with_label_skew(recipe: Recipe, name: str, model: str) -> Recipe:
@@ -86,55 +184,6 @@ def settings_per_method(
     """
     shared = dict.fromkeys(TRAIN_SUBNETS, subnets) | dict.fromkeys(TRAIN_REPLICAS, replicas) | {"heterofl": nested}
     return {method: {**settings, **own.get(method, {})} for method, settings in shared.items() if method not in without}
-
-
-def job(
-    config: Config,
-    model: nn.Module,
-    plan: Plan,
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
-    *,
-    loss_fn: LossFn = F.cross_entropy,
-    transform: Callable[[Tensor], Tensor] = lambda x: x,
-    labels: Tensor | None = None,
-    num_classes: int | None = None,
-    metrics: Mapping[str, Metric] | None = None,
-) -> Job:
-    """Return the job of training ``model`` on ``train``, split between the workers of the config.
-
-    Args:
-        config: gives workers, split, batch size, seed and ``prior_adjusted``.
-        model: on the meta device; each process creates only the weights that it holds.
-        plan: its plan.
-        train: stored inputs and targets.
-        test: likewise.
-        loss_fn: of the model's outputs and the targets.
-        transform: maps stored inputs to the model's.
-        labels: (samples,), what a split by label uses; default: the targets.
-        num_classes: number of logits if the targets are classes; None: label priors are not defined.
-        metrics: reported beside the loss.
-
-    Raises:
-        ValueError: ``prior_adjusted`` is set and the targets are not classes.
-    """
-    x, y = train
-    parts = split(y if labels is None else labels, config.workers, config.split, config.seed)
-    if config.prior_adjusted and num_classes is None:
-        raise ValueError(
-            f"prior_adjusted=true: the targets of recipe '{config.recipe}' are not single classes, so label priors are "
-            "not defined; expected false"
-        )
-    return Job(
-        model=model,
-        plan=plan,
-        loss_fn=loss_fn,
-        data=Shards(x, y, parts, batch_size=config.batch_size, seed=config.seed, transform=transform),
-        test=(transform(test[0]), test[1]),
-        metrics=metrics or {},
-        start=partial(FromInitializer, seed=seed_of(config.seed, "model")),
-        logit_adjustment=log_priors(y, parts, num_classes) if config.prior_adjusted and num_classes else None,
-    )
 
 
 def whole_number(config: Config, setting: str) -> int:

@@ -5,8 +5,8 @@ from typing import Any
 from skerry.experiments.config import Config
 from skerry.experiments.datasets.archives import frozen
 from skerry.experiments.datasets.speech import speech_commands, speech_commands_12
-from skerry.experiments.recipes.image_mlp import mlp_job
-from skerry.experiments.recipes.recipe import Job, Recipe, chosen_set, settings_per_method
+from skerry.experiments.recipes.image_mlp import mlp
+from skerry.experiments.recipes.recipe import Recipe, Task, chosen_set, settings_per_method
 
 SETS = {"speech-commands": speech_commands, "speech-commands-12": speech_commands_12}
 
@@ -53,7 +53,8 @@ def _recipe(layers: int) -> Recipe:
                 "fedrolex": {"partition.step": 64},
             },
         ),
-        build=_build,
+        task=_task,
+        model=mlp,
         paper="Yuan et al. (arXiv 1910.02120), Speech Commands of 35 classes, final accuracy of data parallel / local "
         "SGD / IST: .7938 / .7998 / **.8153** with two layers of weights (4096 hidden), .7950 / .7992 / **.8327** with "
         "three (8192 hidden); time to 77%: 4.2 and 6.1 times less than local SGD, 10.6 and 16.6 times less than data "
@@ -61,7 +62,12 @@ def _recipe(layers: int) -> Recipe:
     )
 
 
-def _build(config: Config) -> Job:
+def _task(config: Config) -> Task:
     speech = chosen_set(config, SETS, before="speech-commands-12")
-    train, test = (speech.x_train, speech.y_train), (speech.x_test, speech.y_test)
-    return mlp_job(config, train, test, speech.standardize, speech.num_classes)
+    return Task(
+        train=(speech.x_train, speech.y_train),
+        test=(speech.x_test, speech.y_test),
+        scaling=speech.scaling,
+        classes=speech.class_names,
+        sizes={"inputs": speech.x_train[0].numel(), "classes": speech.num_classes},
+    )

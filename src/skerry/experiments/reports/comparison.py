@@ -8,6 +8,7 @@ import math
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,14 @@ class Run:
     def num_rounds(self) -> int:
         """Rounds finished so far."""
         return int(self.metrics[-1]["round"]) + 1 if self.metrics else 0
+
+    @property
+    def workers(self) -> str:
+        """How many workers it has; "4, then 3" if that changed when it was resumed."""
+        found = [metric["workers"] for metric in self.metrics if "workers" in metric] or [
+            self.config.get("workers", "-")
+        ]
+        return ", then ".join(str(num) for num, _ in groupby(found))
 
 
 @dataclass(frozen=True)

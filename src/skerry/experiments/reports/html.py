@@ -83,7 +83,7 @@ def _settings(groups: list[Group]) -> list[tuple[str, list[str]]]:
         column = {"method": row.method}
         for key in ("seed", "runtime"):
             column[key] = ", ".join(dict.fromkeys(str(run.config.get(key, "-")) for run in runs))
-        column |= flat(runs[0].config)
+        column |= flat(runs[0].config) | {"workers": runs[0].workers}
         sizes, memory = (runs[0].summary.get(key, {}) for key in ("parameters", "memory_bytes"))
         column |= {f"parameters, {key}": f"{count:,}" for key, count in sizes.items()}
         column |= {f"memory, {key}": f"{number(num_bytes, 1e6)} MB" for key, num_bytes in memory.items()}

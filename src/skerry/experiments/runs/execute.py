@@ -1,4 +1,4 @@
-"""Build what a config names, and run it in a folder or export its model."""
+"""Build what a config names, and run it in a folder."""
 
 import inspect
 import os
@@ -9,24 +9,16 @@ from typing import Any
 
 import torch
 
-from skerry.checkpoint.export import SHARD_BYTES, export
 from skerry.choose import choose
 from skerry.experiments.config import Config
 from skerry.experiments.methods import METHODS, build, takes
-from skerry.experiments.recipes import RECIPES
+from skerry.experiments.recipes import find_recipe
 from skerry.experiments.runs.folder import RunFolder, checkpoints_of, keep_config, saved_config
-from skerry.merge.calibrate import estimate_batch_norm_
-from skerry.model.inputs import call
-from skerry.model.tensors import named_tensors, skeleton
-from skerry.partitions.share import Share
 from skerry.runtimes.runtime import Runtime
-from skerry.runtimes.serial import Serial
-from skerry.runtimes.streamed import Streamed
 from skerry.training import schedules
 from skerry.training.evaluation.test_set import Test
 from skerry.training.session import Session
-from skerry.training.setup import net_to_train
-from skerry.training.train import OnRound, calibration_inputs, train
+from skerry.training.train import OnRound, train
 from skerry.training.worker import OptimizerFn
 
 SCHEDULES = {"constant": schedules.constant, "cosine": schedules.cosine}
@@ -42,7 +34,7 @@ def configure(recipe: str, method: str, settings: Mapping[str, Any]) -> Config:
         >>> configure("digits-mlp", "ist", {"partition.core": 0.1, "rounds": 5}).rounds
         5
     """
-    built = RECIPES[choose(recipe, RECIPES, "recipe")]()
+    built = find_recipe(recipe)
     choose(method, METHODS, "method")
     if method not in built.methods:
         supported = ", ".join(built.methods)
@@ -57,6 +49,8 @@ def configure(recipe: str, method: str, settings: Mapping[str, Any]) -> Config:
         if settings.get("runtime", "processes") != "processes":
             raise ValueError("runtime=serial: method 'ddp' averages gradients in every step, expected processes")
     config = built.config.change(own).change(settings)
+    if takes(method, "width") and config.width is None:
+        config = config.change({"width": 1 / config.workers})  # of the net, also if other workers go on with it
     for name in settings:
         if not takes(method, name):
             users = ", ".join(other for other in METHODS if takes(other, name)) or "no method"
@@ -105,40 +99,6 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def export_run(folder: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> int:
-    """Write the calibrated full model of the last checkpoint in ``folder`` to ``out``.
-
-    Runs in one process, which holds one tensor (and the vectors) of the full model at a time.
-
-    Args:
-        folder: the run.
-        out: receives safetensors files, with an index if there are several.
-        shard_bytes: size limit of a file; a larger tensor gets its own.
-
-    Returns:
-        The round of the checkpoint.
-
-    Raises:
-        ValueError: there is no run or no checkpoint in ``folder``.
-    """
-    config = saved_config(folder)
-    job = RECIPES[config.recipe]().build(config)
-    algorithm = build(config)
-    model, plan = net_to_train(job.model, job.plan, algorithm, config.seed)
-    checkpoint = checkpoints_of(folder, config, resume=True).latest(plan, named_tensors(model), Serial())
-    if checkpoint is None:
-        raise ValueError(f"{folder}: no checkpoint to export; resume the run until it writes one")
-    share = Share.of(algorithm.partition, plan.axes, max(0, checkpoint.state.round - 1))
-    full = Streamed(
-        skeleton(model), plan, share, lambda names, *, only_first: {name: checkpoint.read(name) for name in names}
-    )
-    if bool((share.alone < 1).any()):
-        inputs = calibration_inputs(job.data, range(algorithm.partition.num_workers))
-        estimate_batch_norm_(full.module, lambda m: [call(m, x) for x in inputs])
-    export(full, out, shard_bytes=shard_bytes)
-    return checkpoint.state.round
-
-
 def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_round: OnRound | None = None) -> None:
     """Run ``config`` in ``folder``. Every process of ``runtime`` calls this; rank 0 writes the files.
 
@@ -153,7 +113,7 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
         ValueError, OSError: the settings, the data or the folder are wrong.
         TrainingFailed: the loss stayed non-finite for too many rounds; the last checkpoint is intact.
     """
-    job = RECIPES[config.recipe]().build(config)
+    job = find_recipe(config.recipe).build(config)
     arguments: dict[str, Any] = {
         "plan": job.plan,
         "algorithm": build(config),
@@ -176,6 +136,7 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
 
         train(job.model, job.loss_fn, job.data, on_start=begin_here, **arguments).export(folder)
         return
+    before = saved_config(folder) if resume else config
     with RunFolder(folder, config, resume=resume) as files:
 
         def each_round(record: Any, state: Any) -> None:
@@ -184,10 +145,13 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
                 on_round(record, state)
 
         def begin(session: Session) -> None:
-            files.begin(session.plan.axes, session.state.round)
+            files.begin(session.plan.axes, session.state.round, job.signature)
             if resume:
                 round = session.state.round
-                print(f"{folder}: resuming after round {round} of {config.rounds}", file=sys.stderr, flush=True)
+                told = f"{folder}: resuming after round {round} of {config.rounds}"
+                if before.workers != config.workers:
+                    told += f", with {config.workers} workers after {before.workers}; data and units are dealt anew"
+                print(told, file=sys.stderr, flush=True)
 
         result = train(job.model, job.loss_fn, job.data, on_start=begin, on_round=each_round, **arguments)
         result.export(folder)

@@ -5,6 +5,7 @@
     checkpoint.json        names the last complete set of checkpoint files
     checkpoint/            that set: one file per process
     units.json             how often each unit was trained
+    model.json             what the model takes and returns: kind of inputs, their scaling, names of classes
     summary.json           written when the run is done
     model.safetensors      the calibrated full model, written when the run is done
 
@@ -27,16 +28,20 @@ import torch
 from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.checkpoint.state import State
 from skerry.experiments.config import Config
+from skerry.experiments.methods import why_same_workers
 from skerry.files import atomic
 from skerry.plan.dims import Axis
+from skerry.predictor import Signature
 from skerry.training.cost import rank_memory
 from skerry.training.diagnosis.measures import MEASURES
 from skerry.training.evaluation.evaluate import Score
 from skerry.training.record import Record
 from skerry.training.train import Result
 
-# May change when a run is resumed: they change how it runs, and the result by rounding at most.
-_FREE_ON_RESUME = ("runtime", "threads", "timeout_s", "checkpoint_every_s")
+# May change when a run is resumed: how it runs (the result changes by rounding at most), how long, and with how many.
+_FREE_ON_RESUME = ("runtime", "threads", "timeout_s", "checkpoint_every_s", "rounds", "workers")
+SIGNATURE = "model.json"
+_PER_WORKER = ("capacities", "fractions")  # settings of the partition that change with the number of workers
 
 
 class FolderInUse(ValueError):
@@ -65,7 +70,7 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
 
     Raises:
         FolderInUse: it holds something already.
-        ValueError: a setting differs from the saved ones.
+        ValueError: a setting that stays the same differs from the saved ones.
     """
     if folder.exists() and not folder.is_dir():
         raise FolderInUse(f"{folder}: is a file, expected a folder; choose another --out")
@@ -76,17 +81,37 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
         if held:
             raise FolderInUse(f"{folder}: is not empty ({held[0]}, ...) and holds no run; choose another --out")
         return
-    new, old = config.to_json(), saved_config(folder).to_json()
+    saved = saved_config(folder)
+    same_workers = config.workers == saved.workers
+    if not same_workers and (why := why_same_workers(config)):
+        raise ValueError(f"{folder}: {saved.workers} workers in the saved run, got {config.workers}; {why}")
+    new, old = (_fixed(each, per_worker=same_workers) for each in (config, saved))
     for name, value in new.items():
-        if value != old[name] and name not in _FREE_ON_RESUME:
+        if value != old[name]:
             raise ValueError(
                 f"{folder}: {name} is {old[name]!r} in the saved run, got {value!r}; resume with the same settings"
             )
 
 
+def is_finished(folder: Path, config: Config) -> bool:
+    """Return whether the run in ``folder`` is done, with as many rounds and workers as ``config`` has."""
+    if not (folder / "summary.json").exists():
+        return False
+    saved = saved_config(folder)
+    return (saved.rounds, saved.workers) == (config.rounds, config.workers)
+
+
+def _fixed(config: Config, *, per_worker: bool) -> dict[str, Any]:
+    """Return the settings that stay the same when a run is resumed, as JSON values."""
+    settings = {name: value for name, value in config.to_json().items() if name not in _FREE_ON_RESUME}
+    if not per_worker:
+        settings["partition"] = {k: v for k, v in settings["partition"].items() if k not in _PER_WORKER}
+    return settings
+
+
 def run_id(config: Config) -> str:
     """Return the text that identifies a run in its checkpoints: all settings that may not change on resume."""
-    settings = {k: v for k, v in config.to_json().items() if k not in _FREE_ON_RESUME}
+    settings = _fixed(config, per_worker=False)
     if not config.prior_adjusted:  # older checkpoints do not have this setting
         del settings["prior_adjusted"]
     return json.dumps(settings, sort_keys=True)
@@ -106,7 +131,8 @@ def write_config(folder: Path, config: Config) -> None:
 def keep_config(folder: Path, config: Config) -> None:
     """Write the settings of a run, unless the folder has them: on a machine without the first process's folder."""
     try:
-        same = run_id(saved_config(folder)) == run_id(config)
+        saved = saved_config(folder)
+        same = (run_id(saved), saved.rounds, saved.workers) == (run_id(config), config.rounds, config.workers)
     except ValueError:
         same = False
     if not same:
@@ -140,9 +166,10 @@ class RunFolder:
                 f"{folder}: another process is writing to it; wait for it or choose another --out"
             ) from None
         atomic.remove_drafts(folder)
-        write_config(folder, config)
-        self._metrics = (folder / "metrics.jsonl").open("a")
         self._new = not resume
+        if self._new:
+            write_config(folder, config)
+        self._metrics = (folder / "metrics.jsonl").open("a")
         self._units_written = time.monotonic()
         self._axes: tuple[Axis, ...] = ()
 
@@ -152,15 +179,27 @@ class RunFolder:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._metrics.close()
         if error is not None and self._new and not (self.folder / "metrics.jsonl").stat().st_size:
-            for name in ("config.json", "metrics.jsonl", "lock"):  # it never started: leave the folder usable
-                (self.folder / name).unlink()
+            for name in (
+                "config.json",
+                "metrics.jsonl",
+                SIGNATURE,
+                "lock",
+            ):  # it never started: leave the folder usable
+                (self.folder / name).unlink(missing_ok=True)
             if not any(self.folder.iterdir()):
                 self.folder.rmdir()
         self._lock.close()
 
-    def begin(self, axes: tuple[Axis, ...], round: int) -> None:
-        """Set the axes of the trained model; remove the metrics of ``round`` and later ones, which will run again."""
+    def begin(self, axes: tuple[Axis, ...], round: int, signature: Signature) -> None:
+        """Write the settings; remove what a run that goes on after ``round`` rounds will write again.
+
+        Until here nothing of an earlier run has changed.
+        """
         self._axes = axes
+        if round < self.config.rounds:
+            (self.folder / "summary.json").unlink(missing_ok=True)
+        write_config(self.folder, self.config)
+        self._write_json(SIGNATURE, signature.to_json())
         path = self.folder / "metrics.jsonl"
         self._metrics.close()
         lines = path.read_bytes().splitlines(keepends=True)
@@ -169,7 +208,8 @@ class RunFolder:
 
     def on_round(self, record: Record, state: State) -> None:
         """Write the line of the round, and from time to time the counts of the units."""
-        self._metrics.write(json.dumps(metrics_line(record)) + "\n")
+        line = {"workers": self.config.workers} | metrics_line(record)
+        self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
         last = state.round == self.config.rounds
         if last or time.monotonic() - self._units_written >= self.config.checkpoint_every_s:

@@ -1,0 +1,64 @@
+"""Recipes of users: ``my_module:function`` or ``my_file.py:function``, found from the current folder."""
+
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from skerry.choose import choose
+from skerry.experiments.recipes.recipe import Recipe
+
+
+def own_recipe(reference: str) -> Recipe:
+    """Return the recipe that the function ``reference`` returns. It runs the code of that module.
+
+    Args:
+        reference: a module, or the path of a file, then a colon and the name of the function in it.
+
+    Raises:
+        ValueError: there is no such module, file or function, or it returns something else. What the module itself
+            raises is not changed.
+    """
+    place, _, name = reference.rpartition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # as with python -m
+    module = _from_file(Path(place)) if place.endswith(".py") else _imported(place)
+    found = getattr(module, choose(name, [n for n in vars(module) if not n.startswith("_")], f"name in {place}:"))
+    recipe = found() if callable(found) else found
+    if not isinstance(recipe, Recipe):
+        raise ValueError(
+            f"{reference}: it returns {type(recipe).__name__}, expected a skerry.experiments.recipes.Recipe"
+        )
+    return recipe
+
+
+def _from_file(path: Path) -> ModuleType:
+    """Return the module in ``path``; its code runs once."""
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file in {os.getcwd()}; start in the folder that has it")
+    key = str(path.resolve())
+    if key not in sys.modules:
+        spec = importlib.util.spec_from_file_location(key, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[key] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[key]
+            raise
+    return sys.modules[key]
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # the module is there and misses another one
+        raise ValueError(
+            f"recipe {name}: there is no module '{error.name}' in {os.getcwd()} or among the installed ones; start in "
+            "the folder that has it, or give the file: my_recipe.py:recipe"
+        ) from error

@@ -1,0 +1,122 @@
+"""The trained model of a run's folder: loaded to predict with, or exported."""
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from skerry.checkpoint.export import SHARD_BYTES, export
+from skerry.experiments.config import Config
+from skerry.experiments.methods import build
+from skerry.experiments.recipes import Recipe, find_recipe
+from skerry.experiments.runs.folder import SIGNATURE, checkpoints_of, is_finished, saved_config
+from skerry.merge.calibrate import estimate_batch_norm_
+from skerry.model.inputs import call
+from skerry.model.tensors import fill_, named_tensors, skeleton
+from skerry.partitions.share import Share
+from skerry.plan.table import Plan
+from skerry.predictor import Predictor, Signature
+from skerry.runtimes.serial import Serial
+from skerry.runtimes.streamed import Streamed
+from skerry.training.setup import net_to_train
+from skerry.training.train import calibration_inputs
+from skerry.weights.from_files import FromFiles
+from skerry.weights.source import materialize
+
+
+def load(folder: Path | str, *, recipe: Recipe | Callable[[], Recipe] | None = None) -> Predictor:
+    """Return the trained model of the run in ``folder``, ready for samples as they were stored for training.
+
+    A finished run needs its folder only, not the data. Of an unfinished one it is the model of the last checkpoint,
+    with a warning; a batch norm is calibrated on the run's data.
+
+    **It runs the code of the recipe** that ``config.json`` names. Load runs of people whose code you would run.
+
+    Args:
+        folder: of a run of ``skerry train``, with any method.
+        recipe: the run's own recipe, or its function, where it cannot be imported as it was for the training.
+
+    Raises:
+        ValueError: there is no run in ``folder``, it has no checkpoint yet, or its recipe is not found.
+
+    Example::
+
+        digits = skerry.load("runs/first")
+        digits.predict(images)  # uint8, (num_images, 8, 8)
+    """
+    folder = Path(folder)
+    config = saved_config(folder)
+    found = recipe() if callable(recipe) else recipe or find_recipe(config.recipe)
+    signature = _signature(folder, found, config)
+    net, plan = _net(found, config, signature)
+    round = config.rounds
+    if is_finished(folder, config):
+        materialize(net, FromFiles(folder, net))
+    else:
+        full, round = _checkpoint(folder, config, found, net, plan)
+        fill_(net, dict(full.tensors()))
+        warnings.warn(f"{folder}: not finished, the model after round {round} of {config.rounds}", stacklevel=2)
+    name = f"{folder}, {config.recipe} {config.method}"
+    return Predictor(net, signature, name=name, round=round, num_rounds=config.rounds)
+
+
+def export_run(folder: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> int:
+    """Write the calibrated full model of the last checkpoint in ``folder`` to ``out``.
+
+    Runs in one process, which holds one tensor (and the vectors) of the full model at a time.
+
+    Args:
+        folder: the run.
+        out: receives safetensors files, with an index if there are several.
+        shard_bytes: size limit of a file; a larger tensor gets its own.
+
+    Returns:
+        The round of the checkpoint.
+
+    Raises:
+        ValueError: there is no run or no checkpoint in ``folder``.
+    """
+    config = saved_config(folder)
+    recipe = find_recipe(config.recipe)
+    full, round = _checkpoint(folder, config, recipe, *_net(recipe, config, _signature(folder, recipe, config)))
+    export(full, out, shard_bytes=shard_bytes)
+    return round
+
+
+def _signature(folder: Path, recipe: Recipe, config: Config) -> Signature:
+    """Return the signature in ``folder``, or that of the data, if an older version has made the run."""
+    path = folder / SIGNATURE
+    try:
+        return Signature.from_json(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return recipe.task(config).signature
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: damaged ({error}); remove it to have it made from the data") from error
+
+
+def _net(recipe: Recipe, config: Config, signature: Signature) -> tuple[nn.Module, Plan]:
+    """Return what the run trains, and its plan."""
+    return net_to_train(*recipe.net(config, signature.sizes), build(config), config.seed)
+
+
+def _checkpoint(folder: Path, config: Config, recipe: Recipe, net: nn.Module, plan: Plan) -> tuple[Streamed, int]:
+    """Return the calibrated full model of the last checkpoint, and its round."""
+    saved = checkpoints_of(folder, config, resume=True).latest(plan, named_tensors(net), Serial())
+    if saved is None:
+        raise ValueError(f"{folder}: no checkpoint yet; train on until it writes one")
+    config = config.change(
+        {"workers": saved.state.num_workers or config.workers}
+    )  # it may have just gone on with others
+    algorithm = build(config)
+    share = Share.of(algorithm.partition, plan.axes, max(0, saved.state.round - 1))
+    full = Streamed(skeleton(net), plan, share, lambda names, *, only_first: {name: saved.read(name) for name in names})
+    if bool((share.alone < 1).any()):
+
+        def forward(model: nn.Module) -> list[object]:
+            inputs = calibration_inputs(recipe.build(config).data, range(algorithm.partition.num_workers))
+            return [call(model, x) for x in inputs]
+
+        estimate_batch_norm_(full.module, forward)
+    return full, saved.state.round
