@@ -20,7 +20,7 @@ def task(config):
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(3, (4400,), generator=generator)
     radius = torch.rand(4400, generator=generator)
-    angle = 4 * radius + 2 * torch.pi / 3 * y + 0.2 * torch.randn(4400, generator=generator)
+    angle = 4 * radius + 2 * torch.pi / 3 * y + 0.1 * torch.randn(4400, generator=generator)
     x = 100 * torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1)
     scaling = Scaling(mean=x[:4000].mean(0), std=x[:4000].std(0))
     names = ("red", "green", "blue")
@@ -33,12 +33,11 @@ def model(config, sizes):
     return net, skerry.discover(net, torch.randn(8, 2))
 
 
-if __name__ == "__main__":  # what the command line does
+if __name__ == "__main__":  # the first of these commands, and what comes after it
     from skerry.experiments.cli import call
 
-    print(call(["train", f"{__file__}:spirals", "--out", "runs/spirals"]))
+    call(["train", f"{__file__}:spirals", "--out", "runs/spirals"])
     predictor = skerry.load("runs/spirals")
-    print(predictor)
+    print(predictor.predict([[10, 5], [-40, 0], [30, -60]]))
     x, y = task(Config()).test
-    right = predictor.predict(x) == [("red", "green", "blue")[k] for k in y]
-    print(f"accuracy {right.mean():.4f}")
+    print(f"accuracy {(predictor.predict(x) == predictor.classes[y]).mean():.4f}")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from skerry.experiments.cli import call
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
@@ -27,7 +29,14 @@ def test_the_readme_can_be_read_in_one_go():
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
 def test_what_a_page_shows_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if "skerry.load(" in blocks(page):
+        (command,) = re.findall(r"^skerry (train .* runs/first)", page.read_text(), re.MULTILINE)
+        assert call(command.split()) == (0, "")
     exec(compile(blocks(page), str(page), "exec"), {"__name__": "page"})
+
+
+def test_the_recipe_on_the_page_is_that_of_the_example():
+    assert blocks(DOCS / "cli.md") in (ROOT / "examples" / "own_recipe.py").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

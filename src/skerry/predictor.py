@@ -188,7 +188,12 @@ class Predictor:
         self.model.eval()
         for first in range(0, len(rows), batch_size):
             part = rows[first : first + batch_size]
-            samples = part if isinstance(part, Tensor) else torch.as_tensor(np.array(part))
+            try:
+                samples = part if isinstance(part, Tensor) else torch.as_tensor(np.array(part))
+            except TypeError as error:
+                raise ValueError(
+                    f"x: {np.array(part).dtype}, expected {self.signature.dtype} as in training"
+                ) from error
             output = next(tensors_of(self.model(self.signature.inputs(samples.to(device)))))
             if self.classes is not None and output.shape[-1] != len(self.classes):
                 raise ValueError(f"{self.name}: {output.shape[-1]} outputs for {len(self.classes)} classes")

@@ -14,6 +14,7 @@ from skerry.experiments import theory
 from skerry.experiments.cli import EXTRA, call
 from skerry.experiments.cli.commands import main
 from skerry.experiments.reports import pictures
+from skerry.experiments.runs.folder import RunFolder
 from skerry.experiments.theory.quadratics import counterexample
 
 QUICK = ["--set", "rounds=3", "--set", "local_steps=4", "--set", "eval_every=1", "--set", "threads=1"]
@@ -41,7 +42,7 @@ def _bare_pictures(monkeypatch):
 def test_train_writes_all_its_files_and_a_table(finished):
     names = {p.name for p in finished.iterdir()}
     assert names == {
-        "config.json", "metrics.jsonl", "checkpoint.json", "checkpoint", "units.json", "summary.json",
+        "config.json", "metrics.jsonl", "checkpoint.json", "checkpoint", "units.json", "summary.json", "model.json",
         "model.safetensors", "report.html", "lock",
     }  # fmt: skip
     config = json.loads((finished / "config.json").read_text())
@@ -64,6 +65,88 @@ def test_resuming_a_finished_run_changes_nothing(finished):
     assert call(["train", "digits-mlp", "--out", str(finished), "--resume"]) == (0, "")
     for name, content in before.items():
         assert (finished / name).read_bytes() == content
+
+
+def rows(folder, *names):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: line[name] for name in names} for line in lines]
+
+
+def test_an_extended_run_is_the_longer_one_in_all_its_files(tmp_path, capsys):
+    words, longer, out = ["digits-mlp", *QUICK[2:], "--set", "schedule=constant"], tmp_path / "longer", tmp_path / "x"
+    assert call(["train", *words, "--rounds", "4", "--out", str(longer)]) == (0, "")
+    assert call(["train", *words, "--rounds", "2", "--out", str(out)]) == (0, "")
+    capsys.readouterr()
+    assert call(["train", "--resume", "--rounds", "4", "--out", str(out)]) == (0, "")
+    assert "warning" not in capsys.readouterr().err
+    assert (out / "model.safetensors").read_bytes() == (longer / "model.safetensors").read_bytes()
+    same = ("round", "train_loss", "accuracy", "loss", "flop", "units_covered")
+    assert rows(out, *same) == rows(longer, *same)
+    assert rows(out, "bytes_due")[2:] == rows(longer, "bytes_due")[2:]  # round 1 was the last one before
+    assert (out / "units.json").read_bytes() == (longer / "units.json").read_bytes()
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, longer))
+    assert ours["accuracy"] == theirs["accuracy"]
+    assert "4 rounds" in (out / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("_bare_pictures")
+def test_an_extension_that_stops_leaves_an_unfinished_run(finished, monkeypatch):
+    monkeypatch.setattr(RunFolder, "finish", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        call(["train", "--resume", "--rounds", "5", "--out", str(finished)])
+    assert json.loads((finished / "config.json").read_text())["rounds"] == 5
+    assert not (finished / "summary.json").exists()
+
+
+@pytest.mark.usefixtures("_bare_pictures")
+@pytest.mark.parametrize("method", ["ist", "local_sgd", "narrow"])
+def test_a_run_goes_on_with_other_workers(tmp_path, method, capsys):
+    out = tmp_path / "x"
+    words = ["--method", method, "--workers", "2", *QUICK, "--set", "schedule=constant"]
+    assert call(["train", "digits-mlp", *words, "--out", str(out)]) == (0, "")
+    sizes = {name: tensor.shape for name, tensor in load_file(out / "model.safetensors").items()}
+    assert call(["train", "--resume", "--workers", "3", "--rounds", "5", "--out", str(out)]) == (0, "")
+    assert "with 3 workers after 2; data and units are dealt anew" in capsys.readouterr().err
+    assert {name: tensor.shape for name, tensor in load_file(out / "model.safetensors").items()} == sizes
+    assert rows(out, "round", "workers") == [{"round": k, "workers": 2 if k < 3 else 3} for k in range(5)]
+    assert "2, then 3 workers trained" in (out / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("_bare_pictures")
+@pytest.mark.parametrize(
+    ("method", "words", "names"),
+    [
+        ("relay", ["--workers", "3", "--rounds", "5"], r"workers is 2.*got 3.*'relay' trains a net of its own"),
+        ("ensemble", ["--workers", "1"], r"workers is 2.*got 1.*'ensemble' trains a net of its own"),
+        ("diloco", ["--workers", "3", "--rounds", "5"], r"'diloco' keep optimizer state"),
+        ("single", ["--workers", "2", "--rounds", "5"], r"workers is 1.*got 2.*'single' has one worker"),
+        ("ist", ["--workers", "3"], r"3 workers.*saved with 2.*all 2 rounds are done"),
+        ("ist", ["--rounds", "1"], r"num_rounds=1: 2 rounds are done"),
+        ("ist", ["--set", "optimizer.lr=.3", "--rounds", "5"], r"optimizer is .*resume with the same"),
+        ("ist", ["--set", "partition.capacities=[1,2]", "--rounds", "5"], r"partition is .*resume with the same"),
+    ],
+)
+def test_a_run_that_cannot_go_on_says_why_and_stays_as_it_was(tmp_path, method, words, names):
+    out = tmp_path / "x"
+    workers = [] if method == "single" else ["--workers", "2"]
+    quick = ["--rounds", "2", "--set", "local_steps=2", "--set", "threads=1"]
+    assert call(["train", "digits-mlp", "--method", method, *workers, *quick, "--out", str(out)]) == (0, "")
+    before = {path: path.read_bytes() for path in out.rglob("*.*") if path.is_file()}
+    code, message = call(["train", "--resume", *words, "--out", str(out)])
+    assert code == 1
+    assert re.search(names, message)
+    assert "\n" not in message
+    assert {path: path.read_bytes() for path in out.rglob("*.*") if path.is_file()} == before
+
+
+@pytest.mark.usefixtures("_bare_pictures")
+def test_compare_extends_what_it_has_finished(tmp_path):
+    words = ["compare", "digits-mlp", "--methods", "ist,narrow", "--set", "local_steps=3", "--set", "threads=1"]
+    words += ["--set", "schedule=constant", "--out", str(tmp_path), "--rounds"]
+    assert call([*words, "2"]) == (0, "")
+    assert call([*words, "3", "--resume"]) == (0, "")
+    for method in ("ist", "narrow"):
+        assert [row["round"] for row in rows(tmp_path / method, "round")] == [0, 1, 2]
 
 
 @pytest.mark.usefixtures("_bare_pictures")

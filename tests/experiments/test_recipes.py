@@ -1,10 +1,11 @@
 """Every recipe runs, with each method, on small data of the same kind."""
 
 import archives
+import numpy as np
 import pytest
 import torch
 
-from skerry import train
+from skerry import load, train
 from skerry.experiments.cli import call
 from skerry.experiments.config import Config
 from skerry.experiments.datasets.depends import debian_depends, most_frequent
@@ -36,7 +37,7 @@ MORE = {"vgg-cifar": {"model.width": 4, "model.hidden": 12, "data.images": 50}, 
     [(recipe, method) for recipe in SMALL for method in RECIPES[recipe]().methods if method != "ddp"]
     + [("vgg-cifar", "ist"), ("vgg-cifar", "narrow"), ("skewed-resnet", "ist")],  # else as resnet18-cifar
 )
-def test_recipes_run_with_every_method(tmp_path, monkeypatch, recipe, method):
+def test_recipes_run_with_every_method_and_are_loaded_without_their_data(tmp_path, monkeypatch, recipe, method):
     archives.make(tmp_path, monkeypatch)
     quick = {k: v for k, v in (QUICK | (SMALL | MORE)[recipe]).items() if method != "single" or k != "workers"}
     config = configure(recipe, method, quick)
@@ -48,6 +49,18 @@ def test_recipes_run_with_every_method(tmp_path, monkeypatch, recipe, method):
     names = {"P@1", "P@3", "P@5"} if recipe == "depends-xc" else set()
     assert score.metrics.keys() == names
     assert all(0 <= value <= 1 for value in score.metrics.values())
+    task = RECIPES[recipe]().task(config)
+    monkeypatch.setenv("SKERRY_DATA", str(tmp_path / "nowhere"))
+    assert_loaded(tmp_path / "run", task, score.metrics.get("P@1", score.accuracy))
+
+
+def assert_loaded(folder, task, right):
+    """What the run's folder predicts for samples as they are stored is right as often as the run said."""
+    predictor, (x, y) = load(folder), task.test
+    found, y = predictor.predict(x, batch_size=7), y.numpy().reshape(len(x), -1)
+    names = predictor.classes[y.clip(min=0)]
+    assert ((names == found[:, None]) & (y >= 0)).any(1).mean() == pytest.approx(right)
+    assert isinstance(found[0], np.str_ if isinstance(task.classes, tuple) else np.int64)
 
 
 def test_ddp_runs_in_processes_and_counts_the_bytes_of_gradients(tmp_path):
@@ -58,6 +71,8 @@ def test_ddp_runs_in_processes_and_counts_the_bytes_of_gradients(tmp_path):
     assert run.config["runtime"] == "processes"
     weights = 64 * 12 + 12 * 12 + 4 * 12 + 12 * 10 + 10
     assert run.metrics[-1]["bytes_due"] > 4 * 4 * weights  # four steps, 2 (n - 1) / n = 1 of their size each
+    task = RECIPES["digits-mlp"]().task(configure("digits-mlp", "ddp", {}))
+    assert_loaded(tmp_path / "run", task, run.metrics[-1]["accuracy"])
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -84,7 +84,7 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
             "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change any setting, e.g. optimizer.lr=0.3."
         ),
         click.option("--out", type=FOLDER, required=True, help="Folder for all files of the run."),
-        click.option("--resume", is_flag=True, help="Continue the run in --out."),
+        click.option("--resume", is_flag=True, help="Go on with the run in --out; --rounds and --workers may change."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -107,7 +107,9 @@ def train(
 ) -> None:
     """Train RECIPE and write metrics, checkpoints and a report to --out.
 
-    Recipes: fashion-mlp, mnist-mlp, digits-mlp, speech-mlp2, speech-mlp3, depends-xc, vgg-cifar, resnet18-cifar,
+    RECIPE is a name, or your own: my_module:function or my_file.py:function (docs/cli.md).
+
+    Names: fashion-mlp, mnist-mlp, digits-mlp, speech-mlp2, speech-mlp3, depends-xc, vgg-cifar, resnet18-cifar,
     resist-cifar, skewed-mlp, skewed-resnet. --set changes any setting in the config.json of --out, such as
     local_steps=100, partition.reshuffle=.1, partition.capacities=[1,1,2,4], optimizer.name=AdamW, split=by_label,
     prior_adjusted=true.
@@ -298,9 +300,9 @@ def predict_command(folder: Path, file: Path) -> None:
     FILE has samples as they were stored for training, not scaled: (num_samples, ...).
     """
     try:
-        samples = np.load(file, mmap_mode="r", allow_pickle=False)
+        samples = np.lib.format.open_memmap(file, mode="r")  # type: ignore[no-untyped-call]
     except ValueError as error:
-        raise ValueError(f"{file}: not an array written by numpy.save ({error})") from error
+        raise ValueError(f"{file}: expected an array as numpy.save writes it") from error
     with warnings_in_one_line():
         predictor = load(folder)
     for found in predictor.predict(samples):

@@ -84,7 +84,7 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
     saved = saved_config(folder)
     same_workers = config.workers == saved.workers
     if not same_workers and (why := why_same_workers(config)):
-        raise ValueError(f"{folder}: {saved.workers} workers in the saved run, got {config.workers}; {why}")
+        raise ValueError(f"{folder}: workers is {saved.workers} in the saved run, got {config.workers}; {why}")
     new, old = (_fixed(each, per_worker=same_workers) for each in (config, saved))
     for name, value in new.items():
         if value != old[name]:

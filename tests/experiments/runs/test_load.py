@@ -1,0 +1,108 @@
+"""``skerry.load`` on digits, against the run that it loads; other recipes and methods are in ``test_recipes.py``."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import skerry
+from skerry.experiments.cli import call
+from skerry.experiments.recipes import find_recipe
+from skerry.experiments.runs.execute import configure, run
+from skerry.experiments.runs.load import export_run
+from skerry.runtimes import Serial
+from skerry.weights import FromFiles
+
+QUICK = {"rounds": 3, "local_steps": 3, "workers": 2, "threads": 1, "eval_every": 1, "schedule": "constant"}
+MORE = {"model.hidden": 16, "checkpoint_every_s": 0}
+RAW, CLASSES = find_recipe("digits-mlp").task(configure("digits-mlp", "ist", {})).test
+
+
+class Stopped(Exception):
+    """Ends a run at once."""
+
+
+def train(folder, method="ist", stop=None, **settings):
+    def on_round(record, state):
+        if record.round == stop:
+            raise Stopped
+
+    config = configure("digits-mlp", method, QUICK | MORE | settings)
+    run(config, folder, Serial(), resume=False, on_round=on_round)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    train(folder)
+    return folder
+
+
+def test_a_finished_run_needs_its_weights_and_two_small_files(trained, tmp_path):
+    for name in ("config.json", "model.json", "model.safetensors", "summary.json"):
+        shutil.copy(trained / name, tmp_path / name)
+    digits = skerry.load(tmp_path)
+    assert (digits.round, digits.num_rounds) == (3, 3)
+    accuracy = json.loads((trained / "summary.json").read_text())["accuracy"]
+    assert (digits.predict(RAW) == CLASSES.numpy()).mean() == pytest.approx(accuracy)
+    scaled = digits.signature.scaling(RAW)
+    assert torch.equal(digits.model(scaled), digits.outputs(RAW))  # the bare model
+    assert "after round 3 of 3" in repr(digits)
+
+
+@pytest.mark.parametrize("method", ["ist", "relay", "narrow", "diloco", "fedrolex"])
+def test_an_unfinished_run_is_the_model_of_its_last_checkpoint(tmp_path, method):
+    with pytest.raises(Stopped):
+        train(tmp_path / "stopped", method, stop=2)
+    train(tmp_path / "shorter", method, rounds=2)
+    with pytest.warns(UserWarning, match=r"stopped: not finished.* 2 of 3"):
+        found = skerry.load(tmp_path / "stopped")
+    assert (found.round, found.num_rounds) == (2, 3)
+    assert torch.equal(found.outputs(RAW), skerry.load(tmp_path / "shorter").outputs(RAW))
+    assert export_run(tmp_path / "stopped", tmp_path / "exported") == 2
+    exported = FromFiles(tmp_path / "exported", found.model)
+    for name, parameter in found.model.named_parameters():
+        assert torch.equal(exported.read(name), parameter)
+
+
+def test_what_is_no_run_or_not_yet_one_is_named(trained, tmp_path):
+    with pytest.raises(ValueError, match=rf"{trained.parent}: no run.*{trained.name}"):
+        skerry.load(trained.parent)
+    with pytest.raises(Stopped):
+        train(tmp_path / "begun", stop=0)
+    with pytest.raises(ValueError, match=r"begun: no checkpoint yet"):
+        skerry.load(tmp_path / "begun")
+    broken = shutil.copytree(trained, tmp_path / "broken")
+    (broken / "model.json").write_text('{"shape": 3}')
+    with pytest.raises(ValueError, match=r"model\.json: damaged"):
+        skerry.load(broken)
+    (broken / "model.json").unlink()  # as in runs of older versions
+    assert torch.equal(skerry.load(broken).outputs(RAW), skerry.load(trained).outputs(RAW))
+
+
+def test_loading_needs_no_extra(trained):
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('click', 'rich', 'matplotlib', 'jinja2', 'sklearn', 'PIL')));"
+        f"import skerry; print(skerry.load({str(trained)!r}).round)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ran.stdout, ran.stderr) == ("3\n", "")
+
+
+def test_predict_prints_a_line_for_each_sample(trained, tmp_path, capsys):
+    import numpy as np
+
+    np.save(tmp_path / "x.npy", RAW.numpy())
+    capsys.readouterr()
+    assert call(["predict", str(trained), str(tmp_path / "x.npy")]) == (0, "")
+    printed = capsys.readouterr().out.split()
+    assert printed == skerry.load(trained).predict(RAW).astype(str).tolist()
+    for content in (b"junk", b"PK\x03\x04"):
+        (tmp_path / "x.npy").write_bytes(content)
+        code, message = call(["predict", str(trained), str(tmp_path / "x.npy")])
+        assert code == 1
+        assert re.search(r"x\.npy: expected an array", message)
