@@ -70,7 +70,7 @@ def test_a_recipe_that_is_elsewhere_now_can_be_given(here, monkeypatch):
     recipe = find_recipe("my_nets.py:spirals")
     (here / "elsewhere").mkdir()
     monkeypatch.chdir(here / "elsewhere")
-    with pytest.raises(ValueError, match=r"my_nets\.py: there is no such file in .*elsewhere"):
+    with pytest.raises(ValueError, match=r"my_nets\.py: there is no such file in .*elsewhere.*recipe="):
         skerry.load(here / "a")
     assert isinstance(recipe, Recipe)
     for given in (recipe, lambda: recipe):

@@ -300,7 +300,7 @@ def predict_command(folder: Path, file: Path) -> None:
     FILE has samples as they were stored for training, not scaled: (num_samples, ...).
     """
     try:
-        samples = np.lib.format.open_memmap(file, mode="r")  # type: ignore[no-untyped-call]
+        samples = np.lib.format.open_memmap(file, mode="r")
     except ValueError as error:
         raise ValueError(f"{file}: expected an array as numpy.save writes it") from error
     with warnings_in_one_line():

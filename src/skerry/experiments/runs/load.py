@@ -48,7 +48,10 @@ def load(folder: Path | str, *, recipe: Recipe | Callable[[], Recipe] | None = N
     """
     folder = Path(folder)
     config = saved_config(folder)
-    found = recipe() if callable(recipe) else recipe or find_recipe(config.recipe)
+    try:
+        found = recipe() if callable(recipe) else recipe or find_recipe(config.recipe)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}; or give skerry.load the recipe: recipe=...") from error
     signature = _signature(folder, found, config)
     net, plan = _net(found, config, signature)
     round = config.rounds
