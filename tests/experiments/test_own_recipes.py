@@ -49,9 +49,10 @@ def test_compare_goes_on_after_a_method_that_does_not_fit_the_model(here):
     assert {path.parent.name for path in here.glob("c/*/summary.json")} == {"ist", "narrow"}
 
 
-def test_processes_find_the_recipe_too(here):
-    assert call(["train", "my_nets:spirals", "--runtime", "processes", "--out", "p", *QUICK]) == (0, "")
-    assert call(["train", "my_nets:spirals", "--out", "s", *QUICK]) == (0, "")
+def test_processes_find_the_recipe_too_and_go_on_with_other_workers(here):
+    for out, words in (("p", ["--runtime", "processes"]), ("s", [])):
+        assert call(["train", "my_nets:spirals", "--out", out, *words, *QUICK]) == (0, "")
+        assert call(["train", "--resume", "--rounds", "3", "--workers", "3", "--out", out]) == (0, "")
     x = torch.randn(20, 2) * 40
     torch.testing.assert_close(skerry.load("p").outputs(x), skerry.load("s").outputs(x))
 
@@ -77,6 +78,27 @@ def test_a_recipe_that_is_elsewhere_now_can_be_given(here, monkeypatch):
         assert skerry.load(here / "a", recipe=given).round == 2
 
 
+MISTAKES = """
+from dataclasses import replace
+
+
+def empty():
+    return None
+
+
+def few_names():
+    return replace(spirals(), task=lambda config: replace(task(config), classes=("red", "green")))
+
+
+def no_task():
+    return replace(spirals(), task=lambda config: [])
+
+
+def no_plan():
+    return replace(spirals(), model=lambda config, sizes: model(config, sizes)[0])
+"""
+
+
 @pytest.mark.parametrize("command", ["train", "compare"])
 @pytest.mark.parametrize(
     ("reference", "names"),
@@ -90,13 +112,13 @@ def test_a_recipe_that_is_elsewhere_now_can_be_given(here, monkeypatch):
         ("my_nets:empty", r"my_nets:empty: .*NoneType.*Recipe"),
         ("my_nets.py", r"which function\?.*my_nets\.py:FUNCTION"),
         ("my_nets.py:few_names", r"classes: 2.*up to 2"),
+        ("my_nets.py:no_task", r"'my_nets\.py:no_task'.*list.*Task"),
+        ("my_nets.py:no_plan", r"'my_nets\.py:no_plan'.*Sequential.*skerry\.discover"),
     ],
 )
 def test_each_mistake_gets_one_line(here, command, reference, names):
     path = here / "my_nets.py"
-    more = "\n\ndef empty():\n    return None\n\n\ndef few_names():\n    from dataclasses import replace\n\n"
-    more += "    return replace(spirals(), task=lambda config: replace(task(config), classes=('red', 'green')))\n"
-    path.write_text(path.read_text() + more)
+    path.write_text(path.read_text() + MISTAKES)
     code, message = call([command, reference, "--out", "o", *QUICK])
     assert code != 0
     assert re.search(names, message)

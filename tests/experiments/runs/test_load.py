@@ -26,13 +26,13 @@ class Stopped(Exception):
     """Ends a run at once."""
 
 
-def train(folder, method="ist", stop=None, **settings):
+def train(folder, method="ist", stop=None, resume=False, **settings):
     def on_round(record, state):
         if record.round == stop:
             raise Stopped
 
     config = configure("digits-mlp", method, QUICK | MORE | settings)
-    run(config, folder, Serial(), resume=False, on_round=on_round)
+    run(config, folder, Serial(), resume=resume, on_round=on_round)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,15 @@ def test_an_unfinished_run_is_the_model_of_its_last_checkpoint(tmp_path, method)
     exported = FromFiles(tmp_path / "exported", found.model)
     for name, parameter in found.model.named_parameters():
         assert torch.equal(exported.read(name), parameter)
+
+
+def test_a_run_that_has_just_gone_on_with_other_workers_is_still_that_of_the_others(tmp_path):
+    train(tmp_path)
+    before = skerry.load(tmp_path).outputs(RAW)
+    with pytest.raises(Stopped):
+        train(tmp_path, stop=3, resume=True, rounds=5, workers=3)
+    with pytest.warns(UserWarning, match=r"not finished.* 3 of 5"):
+        assert torch.equal(skerry.load(tmp_path).outputs(RAW), before)
 
 
 def test_what_is_no_run_or_not_yet_one_is_named(trained, tmp_path):

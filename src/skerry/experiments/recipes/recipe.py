@@ -121,9 +121,19 @@ class Recipe:
     paper: str = ""
 
     def net(self, config: Config, sizes: Mapping[str, int]) -> tuple[nn.Module, Plan]:
-        """Return the model and its plan; the same values for the same ``config.seed``."""
+        """Return the model and its plan; the same values for the same ``config.seed``.
+
+        Raises:
+            ValueError: ``model`` returns something else.
+        """
         with own_random_state(seed_of(config.seed, "model")):
-            return self.model(config, sizes)
+            made = self.model(config, sizes)
+        if not isinstance(made, tuple) or [*map(isinstance, made, (nn.Module, Plan))] != [True, True]:
+            raise ValueError(
+                f"recipe '{config.recipe}': its model function returns {type(made).__name__}, expected a module and "
+                "its plan, such as net, skerry.discover(net, x)"
+            )
+        return made
 
     def build(self, config: Config) -> Job:
         """Return the job of ``config``; all randomness comes from ``config.seed``.
@@ -133,6 +143,10 @@ class Recipe:
                 classes.
         """
         task = self.task(config)
+        if not isinstance(task, Task):
+            raise ValueError(
+                f"recipe '{config.recipe}': its task function returns {type(task).__name__}, expected a Task"
+            )
         model, plan = self.net(config, task.sizes)
         scale = task.scaling or (lambda x: x)
         (x, y), (x_test, y_test) = task.train, task.test

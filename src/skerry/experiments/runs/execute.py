@@ -131,6 +131,7 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
     if runtime.rank != 0:
 
         def begin_here(session: Session) -> None:
+            runtime.total(torch.zeros(1))  # until the first process has written its own
             if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # the first process of another machine
                 keep_config(folder, config)
 
@@ -146,6 +147,7 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
 
         def begin(session: Session) -> None:
             files.begin(session.plan.axes, session.state.round, job.signature)
+            runtime.total(torch.zeros(1))
             if resume:
                 round = session.state.round
                 told = f"{folder}: resuming after round {round} of {config.rounds}"
