@@ -43,7 +43,7 @@ def test_cifar10_has_the_published_pixels_in_their_order(archive):
     for part, x, y in (("train", found.x_train, found.y_train), ("test", found.x_test, found.y_test)):
         assert np.array_equal(x.numpy(), parts[part][0])
         assert np.array_equal(y.numpy(), parts[part][1])
-    z = found.standardize(found.x_train)
+    z = found.scaling(found.x_train)
     assert abs(z.mean()) < 1e-3
     assert abs(z.var() - 1) < 1e-3
 
@@ -68,7 +68,7 @@ def test_recipes_of_images_use_what_was_fetched(archive):
     fetch("cifar10", path, say=print)
     x, y = RECIPES["vgg-cifar"]().build(config).test
     assert y.tolist() == parts["test"][1].tolist()
-    assert torch.equal(x, cifar10().standardize(torch.from_numpy(parts["test"][0])))
+    assert torch.equal(x, cifar10().scaling(torch.from_numpy(parts["test"][0])))
 
 
 def test_a_recipe_uses_the_data_it_names_and_an_older_run_those_of_the_benchmarks(archive, tmp_path, monkeypatch):
