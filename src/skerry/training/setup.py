@@ -1,7 +1,7 @@
 """What stays the same from round to round of a session, and how it is built from a session's arguments."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,10 @@ from skerry.model import optimizer_state
 from skerry.model.tensors import named_tensors, skeleton
 from skerry.partitions.assignment import Assignment
 from skerry.plan.table import Plan
-from skerry.randomness import seed_of
 from skerry.runtimes.overlap import BEGAN
 from skerry.runtimes.runtime import KEPT, RESTING, Beginning, Runtime, Store
 from skerry.trained import Start
+from skerry.training.agreement import agree_on_start
 from skerry.training.schedules import Schedule
 from skerry.training.worker import OptimizerFn
 
@@ -92,15 +92,16 @@ def set_up(
 
     Raises:
         CheckpointError: the checkpoint cannot be resumed from.
-        ValueError: another process has other settings.
+        ValueError: another process starts from other values.
     """
-    agree_on(runtime, _settings(algorithm, num_rounds, seed, checkpoints))
     net, net_plan = net_to_train(model, plan, algorithm, seed)
     source = algorithm.trains.source(model, plan, net, start)
     state = State(0, torch.zeros(net_plan.num_units, dtype=torch.int64))
     saved = checkpoints.latest(net_plan, named_tensors(net), runtime) if checkpoints else None
     if saved is not None:
         source, state = saved, saved.state
+    else:
+        agree_on_start(runtime, source, named_tensors(net))
     state_start = optimizer_state.initial(optimizer) if algorithm.optimizer_state == "travel" else {}
     store = runtime.keep(
         Beginning(
@@ -128,32 +129,6 @@ def set_up(
         device=next((p.device for p in net.parameters() if not p.is_meta), torch.device("cpu")),
     )
     return setup, state
-
-
-def agree_on(runtime: Runtime, values: Mapping[str, object]) -> None:
-    """Raise ValueError where another process has another value, before the processes wait for each other.
-
-    Args:
-        runtime: of all processes, each of which must give the same names.
-        values: what must be the same, by name; it is compared as it is printed.
-    """
-    for name, value in values.items():
-        runtime.agree(seed_of(name, repr(value)), name)
-
-
-def _settings(algorithm: Algorithm, num_rounds: int, seed: int, checkpoints: Checkpoints | None) -> dict[str, object]:
-    partition = algorithm.partition
-    return {
-        "algorithm.name": algorithm.name,
-        "algorithm.local_steps": algorithm.local_steps,
-        "algorithm.optimizer_state": algorithm.optimizer_state,
-        "algorithm.overlap": algorithm.overlap,
-        "algorithm.partition": partition if is_dataclass(partition) else type(partition).__name__,
-        "num_rounds": num_rounds,
-        "seed": seed,
-        "resume": checkpoints is not None and checkpoints.resume,
-        "a setting (checkpoints.run)": checkpoints.run if checkpoints else "",
-    }
 
 
 def _never_finite(store: Store, runtime: Runtime) -> frozenset[str]:

@@ -84,9 +84,14 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
             )
 
 
+def settings_of(config: Config) -> dict[str, Any]:
+    """Return the settings that may not change on resume, and are the same in all processes."""
+    return {name: value for name, value in config.to_json().items() if name not in _FREE_ON_RESUME}
+
+
 def run_id(config: Config) -> str:
-    """Return the text that identifies a run in its checkpoints: all settings that may not change on resume."""
-    settings = {k: v for k, v in config.to_json().items() if k not in _FREE_ON_RESUME}
+    """Return the text that identifies a run in its checkpoints."""
+    settings = settings_of(config)
     if not config.prior_adjusted:  # older checkpoints do not have this setting
         del settings["prior_adjusted"]
     return json.dumps(settings, sort_keys=True)
