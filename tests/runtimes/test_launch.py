@@ -252,8 +252,9 @@ def small_training(runtime, **changed):
     """The arguments of a training of four steps, with some changed."""
     x, y = torch.linspace(-1, 1, 200).view(50, 4), torch.arange(50) % 2
     model = changed.pop("model", None) or small_net()
+    plan = changed.get("plan") or discover(model, x)
     return {
-        "model": model, "loss_fn": F.cross_entropy, "plan": changed.get("plan") or discover(model, x), "algorithm": ist(2, local_steps=2),
+        "model": model, "loss_fn": F.cross_entropy, "plan": plan, "algorithm": ist(2, local_steps=2),
         "data": Shards(x, y, split(y, 2, "iid", seed=0), batch_size=10, seed=0), "num_rounds": 2, "runtime": runtime,
         "optimizer": lambda p: torch.optim.SGD(p, 0.1), "test": Test(x, y), **changed,
     }  # fmt: skip

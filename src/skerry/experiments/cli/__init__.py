@@ -14,20 +14,12 @@ def entry() -> None:
     if message:
         print(f"skerry: {message}", file=sys.stderr, flush=True)
     if code and "RANK" in os.environ:
-        _tell_other_machines(message)
+        from skerry.runtimes.distributed.meeting import tell_before_joining
+
+        tell_before_joining(message.removeprefix("error: "))
     sys.stdout.flush()
     # Not sys.exit: in a process group that lost a member, gloo's destructors may wait for it.
     os._exit(code)
-
-
-def _tell_other_machines(message: str) -> None:
-    """Tell the processes that torchrun has started elsewhere, unless this one has joined and told them already."""
-    import torch.distributed as dist
-
-    from skerry.runtimes.distributed.meeting import tell_before_joining
-
-    if not dist.is_initialized():
-        tell_before_joining(message)
 
 
 def call(arguments: list[str]) -> tuple[int, str]:

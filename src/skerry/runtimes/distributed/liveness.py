@@ -21,8 +21,6 @@ from skerry.runtimes.distributed.meeting import LEFT, Meeting, PeerLost, Place
 
 _CONNECT_S = 60.0
 """Seconds in which gloo must connect processes that have all come."""
-_TELL_S = 5.0
-"""Seconds for which a process that fails waits for others to read why."""
 _BEATS = 4
 """If a connection is broken, a process that misses so many heartbeats is lost."""
 
@@ -66,7 +64,7 @@ class Liveness:
         self._ended.set()
         self._thread.join(self._interval)
         with contextlib.suppress(RuntimeError):  # the store is gone
-            self._meeting.tell(why, _TELL_S)
+            self._meeting.tell(why)
 
     def suspect(self) -> None:
         """After a broken connection: wait until it is known who is lost, which ends this process."""
@@ -108,7 +106,7 @@ class Liveness:
                 word = f"the group's store, on the machine of {_gone(0)}"
             if word is not None and not self._ended.is_set():
                 with contextlib.suppress(RuntimeError):
-                    self._meeting.leave()  # the one that left word may go
+                    self._meeting.leave(3 * self._interval)
                 self._on_lost(f"rank {self._rank}, {self._where}: {word}")
                 return
             if self._suspicious and time.monotonic() - self._suspicious > 3 * _BEATS * self._interval:

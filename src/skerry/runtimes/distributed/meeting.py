@@ -2,10 +2,12 @@
 
 The store (a ``TCPStore``) also answers while processes wait for each other in gloo, or have not all come yet. The first
 word that is left counts. Every process reads it with its next heartbeat (``liveness.py``), or while it waits for the
-others to join, and ends. So whoever leaves it stays until the others have read it.
+others to join, and ends. So whoever leaves it stays until the others have read it, and the first process, with which
+the store may end, stays longest.
 """
 
 import contextlib
+import itertools
 import os
 import socket
 import struct
@@ -25,7 +27,11 @@ _REACHED_S = 15.0
 """Seconds in which torchrun's store must answer: it was there before this process."""
 _LATE_S = 30.0
 """Seconds for which a process that fails before it joins waits for others to come and read why."""
-_WORD, _NO_WORD, LEFT = "word", "-", "done"
+_TELL_S = 5.0
+"""Seconds for which a process that fails waits for others to read why."""
+_WORD, _NO_WORD = "word", "-"
+_HAS_READ, LEFT = "read", "done"
+_JOINS = itertools.count()
 
 
 class PeerLost(RuntimeError):
@@ -39,7 +45,8 @@ class Place:
     Attributes:
         serves: whether the store is in this process.
         reached_s: seconds in which to reach it.
-        attempt: distinguishes the group from earlier ones that used the same store (a restart).
+        restart: distinguishes the group from earlier ones that used the same store.
+        num_joined: groups that this process has joined before.
     """
 
     host: str
@@ -48,11 +55,12 @@ class Place:
     num_processes: int
     serves: bool = False
     reached_s: float = JOIN_S
-    attempt: str = "0"
+    restart: str = "0"
+    num_joined: int = 0
 
     @classmethod
-    def from_environment(cls, num_joined: int = 0) -> Self:
-        """Return what torchrun's environment says, for a process that has joined ``num_joined`` groups before.
+    def of_environment(cls) -> Self:
+        """Return what torchrun's environment says.
 
         Raises:
             ValueError: torchrun has not started this process.
@@ -70,7 +78,8 @@ class Place:
             num_processes=int(os.environ["WORLD_SIZE"]),
             serves=rank == 0 and not of_torchrun,
             reached_s=_REACHED_S if of_torchrun else JOIN_S,
-            attempt=f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}.{num_joined}",
+            restart=os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"),
+            num_joined=next(_JOINS),
         )
 
     def open(self, timeout_s: float, *, serve: bool = False) -> Any:
@@ -79,7 +88,7 @@ class Place:
             self.host, self.port, is_master=serve, wait_for_workers=False, multi_tenant=serve,
             timeout=timedelta(seconds=timeout_s),
         )  # fmt: skip
-        return dist.PrefixStore(f"skerry/{self.attempt}", store)  # type: ignore[attr-defined]
+        return dist.PrefixStore(f"skerry/{self.restart}.{self.num_joined}", store)  # type: ignore[attr-defined]
 
     def use_its_interface(self) -> None:
         """Let gloo use the network interface by which the store is reached, unless GLOO_SOCKET_IFNAME names one.
@@ -129,11 +138,12 @@ class Meeting:
             if word == _NO_WORD and time.monotonic() > until:
                 word = f"rank {missing[0]} did not join within {JOIN_S:.0f} s"
             if word != _NO_WORD:
-                self.leave()
+                self.leave(_TELL_S)
                 raise PeerLost(f"rank {self._rank}, start: {word}")
             time.sleep(0.05)
         for rank, theirs in enumerate(v.decode() for v in self._store.multi_get(of_all)):
             if theirs != own:
+                self.leave(_TELL_S)
                 raise ValueError(
                     f"rank {self._rank}, start: {own} here, {theirs} on rank {rank}; install the same versions on all "
                     "machines"
@@ -150,27 +160,37 @@ class Meeting:
         word: str = self._store.compare_set(_WORD, _NO_WORD, text).decode()
         return word
 
-    def leave(self) -> None:
-        """Note that this process ends, and is not lost."""
+    def leave(self, patience_s: float = 0.0) -> None:
+        """Note that this process ends, and is not lost; the first one waits for the others, ``patience_s`` at most."""
+        if self._rank == 0 and patience_s:
+            self._store.set(self._signs[0], _HAS_READ)
+            self._wait_for_others([LEFT], patience_s)
         self._store.set(self._signs[self._rank], LEFT)
 
-    def tell(self, why: str, patience_s: float) -> None:
-        """Leave word of why this process ends, and wait until all others have read it, ``patience_s`` at most."""
+    def tell(self, why: str, patience_s: float = _TELL_S) -> None:
+        """Leave word of why this process ends, and wait until the others have read it, ``patience_s`` at most."""
         self.leave_word(f"rank {self._rank} ended: {' '.join(why.split())[:2000]}")
-        self.leave()
-        until = time.monotonic() + patience_s
-        while not all(self._has_left(sign) for sign in self._signs) and time.monotonic() < until:
-            time.sleep(0.02)
+        self._store.set(self._signs[self._rank], _HAS_READ)
+        self._wait_for_others([_HAS_READ, LEFT], patience_s)
+        self.leave(patience_s)
 
-    def _has_left(self, sign: str) -> bool:
-        return bool(self._store.check([sign]) and self._store.get(sign).decode() == LEFT)
+    def _wait_for_others(self, signs: list[str], patience_s: float) -> None:
+        until, others = time.monotonic() + patience_s, set(self._signs) - {self._signs[self._rank]}
+        while time.monotonic() < until and not all(
+            self._store.check([other]) and self._store.get(other).decode() in signs for other in others
+        ):
+            time.sleep(0.02)
 
 
 def tell_before_joining(why: str) -> None:
-    """Tell processes that wait for this one why it does not join; does nothing if torchrun has not started it."""
+    """Tell processes that wait for this one why it does not join.
+
+    Does nothing if torchrun has not started it, or if it has joined.
+    """
     with contextlib.suppress(RuntimeError, ValueError):
-        place = Place.from_environment()
-        Meeting(place, place.open(_REACHED_S, serve=place.serves)).tell(why, _LATE_S)
+        place = Place.of_environment()
+        if not place.num_joined:
+            Meeting(place, place.open(_REACHED_S, serve=place.serves)).tell(why, _LATE_S)
 
 
 def _versions() -> str:

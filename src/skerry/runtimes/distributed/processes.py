@@ -5,7 +5,6 @@ and in shapes that every process derives by itself.
 """
 
 import inspect
-import itertools
 import json
 import os
 import sys
@@ -33,7 +32,6 @@ PATIENCE_S = 24 * 3600.0
 
 _MOST_TOLD = 4  # settings that differ, in one message
 _LONG = 60  # the most characters of a value in a message
-_JOINS = itertools.count()
 
 
 class Processes:
@@ -100,7 +98,7 @@ class Processes:
                     algorithm=skerry.ist(4), optimizer=lambda p: optim.SGD(p, 0.1), num_rounds=5,
                 )
         """
-        liveness = join_group(Place.from_environment(next(_JOINS)), timeout_s, _end)
+        liveness = join_group(Place.of_environment(), timeout_s, _end)
         liveness.delay_sigterm()
         return cls(liveness=liveness, wire=wire)
 
