@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from skerry.algorithm import Algorithm
 from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.model.inputs import Inputs, tensors_of
-from skerry.model.tensors import named_tensors, parameter_like
+from skerry.model.tensors import parameter_like
 from skerry.plan.table import Plan
 from skerry.runtimes.runtime import Runtime
 from skerry.subnet.index import Index
@@ -51,7 +51,7 @@ def session_in_words(
         "max_bad_rounds": max_bad_rounds,
         "checkpoints": checkpoints and {"resume": checkpoints.resume, "run": checkpoints.run},
         "axes": {axis.name: axis.num_units for axis in plan.axes},
-        "model": {name: _of_tensor(model, name) for name in named_tensors(model)},
+        "model": {n: _kind(t) for n, t in [*model.named_parameters(), *model.named_buffers()]},
         "plan": plan.digest(),
     }
     return dict(in_words(values))
@@ -114,7 +114,10 @@ def in_words(value: object, name: str = "") -> Iterator[tuple[str, str]]:
     elif value is None or isinstance(value, bool | int | float | str):
         yield name, str(value)
     else:
-        own = {"": type(value), **{k: v for k, v in vars(value).items() if isinstance(v, bool | int | float | str)}}
+        own = {
+            "": type(value),
+            **{k: v for k, v in getattr(value, "__dict__", {}).items() if isinstance(v, bool | int | float | str)},
+        }
     for key, item in own.items():
         if not str(key).startswith("_"):
             yield from in_words(item, ".".join(filter(None, (name, str(key)))))
@@ -122,19 +125,20 @@ def in_words(value: object, name: str = "") -> Iterator[tuple[str, str]]:
 
 def _of_optimizer(make: OptimizerFn, model: nn.Module) -> dict[str, object]:
     """Return the class and the settings of an optimizer, made for parameters without memory."""
-    empty = [
-        parameter_like(torch.zeros((), dtype=p.dtype, device="cpu").expand(p.shape), p) for p in model.parameters()
-    ]
-    made = make(empty)
+
+    def empty(p: nn.Parameter) -> nn.Parameter:
+        device = "cpu" if p.is_meta else p.device
+        return parameter_like(torch.zeros((), dtype=p.dtype, device=device).expand(p.shape), p)
+
+    made = make([empty(p) for p in model.parameters()])
     groups = getattr(made, "param_groups", ())
     own = [{k: v if k != "params" else len(v) for k, v in group.items()} for group in groups]
     return {"": type(made), **(own[0] if len(own) == 1 else dict(enumerate(own)))}
 
 
-def _of_tensor(model: nn.Module, name: str) -> str:
-    found = dict([*model.named_parameters(), *model.named_buffers()])[name]
-    kind = f"{str(found.dtype).removeprefix('torch.')} {tuple(found.shape)}"
-    return kind if found.requires_grad or not isinstance(found, nn.Parameter) else f"{kind}, frozen"
+def _kind(tensor: Tensor) -> str:
+    kind = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+    return f"{kind}, frozen" if isinstance(tensor, nn.Parameter) and not tensor.requires_grad else kind
 
 
 def _some(source: Source, name: str, size: Tensor) -> list[float]:

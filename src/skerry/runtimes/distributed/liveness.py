@@ -103,7 +103,7 @@ class Liveness:
             try:
                 word = self._beat(count)
             except RuntimeError:
-                word = f"the group's store, on the machine of {_gone(0)}"
+                word = _gone("the group's store, on the machine of rank 0,")
             if word is not None and not self._ended.is_set():
                 with contextlib.suppress(RuntimeError):
                     self._meeting.leave(3 * self._interval)
@@ -128,7 +128,7 @@ class Liveness:
         silent, rank = max((now - at, rank) for rank, (_, at) in self._seen.items())
         suspicious = self._suspicious is not None and now - self._suspicious > _BEATS * self._interval
         allowed = _BEATS * self._interval if suspicious else self._timeout_s - 2 * self._interval
-        return self._meeting.leave_word(_gone(rank)) if silent > allowed else None
+        return self._meeting.tell_of_lost(rank, _gone(f"rank {rank}")) if silent > allowed else None
 
 
 def join_group(place: Place, timeout_s: float, on_lost: Callable[[str], None]) -> Liveness:
@@ -156,7 +156,5 @@ def join_group(place: Place, timeout_s: float, on_lost: Callable[[str], None]) -
     return liveness
 
 
-def _gone(rank: int) -> str:
-    return (
-        f"rank {rank} is gone or does not answer; see its output, then continue from the last checkpoint with --resume"
-    )
+def _gone(who: str) -> str:
+    return f"{who} is gone or does not answer; see its output, then continue from the last checkpoint with --resume"

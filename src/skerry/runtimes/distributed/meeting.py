@@ -23,6 +23,8 @@ import torch.distributed as dist
 
 JOIN_S = 300.0
 """Seconds that processes wait for each other at the start."""
+_QUIET_S = 20.0
+"""Seconds after which a process says for whom it waits."""
 _REACHED_S = 15.0
 """Seconds in which torchrun's store must answer: it was there before this process."""
 _LATE_S = 30.0
@@ -129,17 +131,22 @@ class Meeting:
             PeerLost: one has left word that it failed, or did not come.
             ValueError: they have different versions of Skerry or torch.
         """
-        own, until = _versions(), time.monotonic() + JOIN_S
+        own, came, told = _versions(), time.monotonic(), False
         of_all = [f"versions/{r}" for r in range(len(self._signs))]
         self._store.set(self._signs[self._rank], "0")
         self._store.set(of_all[self._rank], own)
         while missing := [rank for rank, key in enumerate(of_all) if not self._store.check([key])]:
             word = self._store.get(_WORD).decode()
-            if word == _NO_WORD and time.monotonic() > until:
-                word = f"rank {missing[0]} did not join within {JOIN_S:.0f} s"
+            waited = time.monotonic() - came
+            if word == _NO_WORD and waited > JOIN_S:
+                word = f"rank {missing[0]} did not join within {JOIN_S:.0f} s; see its output"
             if word != _NO_WORD:
                 self.leave(_TELL_S)
                 raise PeerLost(f"rank {self._rank}, start: {word}")
+            if waited > _QUIET_S and not told:
+                told = True
+                line = f"skerry: rank {self._rank} waits for rank {missing[0]} to join; see its output"
+                print(line, file=sys.stderr, flush=True)
             time.sleep(0.05)
         for rank, theirs in enumerate(v.decode() for v in self._store.multi_get(of_all)):
             if theirs != own:
@@ -155,10 +162,10 @@ class Meeting:
         *signs, word = (text.decode() for text in self._store.multi_get([*self._signs, _WORD]))
         return signs, None if word == _NO_WORD else word
 
-    def leave_word(self, text: str) -> str:
-        """Leave word, unless there is one already; return the one that counts."""
-        word: str = self._store.compare_set(_WORD, _NO_WORD, text).decode()
-        return word
+    def tell_of_lost(self, rank: int, text: str) -> str:
+        """Leave word of a process that is lost, unless there is one already; return the one that counts."""
+        self._store.set(self._signs[rank], LEFT)  # nobody waits for it
+        return self._leave_word(text)
 
     def leave(self, patience_s: float = 0.0) -> None:
         """Note that this process ends, and is not lost; the first one waits for the others, ``patience_s`` at most."""
@@ -169,10 +176,14 @@ class Meeting:
 
     def tell(self, why: str, patience_s: float = _TELL_S) -> None:
         """Leave word of why this process ends, and wait until the others have read it, ``patience_s`` at most."""
-        self.leave_word(f"rank {self._rank} ended: {' '.join(why.split())[:2000]}")
+        self._leave_word(f"rank {self._rank} ended: {' '.join(why.split())[:2000]}")
         self._store.set(self._signs[self._rank], _HAS_READ)
         self._wait_for_others([_HAS_READ, LEFT], patience_s)
         self.leave(patience_s)
+
+    def _leave_word(self, text: str) -> str:
+        word: str = self._store.compare_set(_WORD, _NO_WORD, text).decode()
+        return word
 
     def _wait_for_others(self, signs: list[str], patience_s: float) -> None:
         until, others = time.monotonic() + patience_s, set(self._signs) - {self._signs[self._rank]}
