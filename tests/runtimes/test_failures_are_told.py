@@ -20,10 +20,10 @@ TRAIN = ["train", "digits-mlp", "--out", "run", "--rounds", "2", *SETTINGS]
 
 
 class Fails:
-    """A training of which one process fails at a stage."""
+    """A training of which one process fails at a stage; ``wire``: how each process sends."""
 
-    def __init__(self, stage, rank, error):
-        self.stage, self.rank, self.error = stage, rank, error
+    def __init__(self, stage="", rank=0, error=None, wire=("exact", "exact")):
+        self.stage, self.rank, self.error, self.wire = stage, rank, error, wire
 
     def __call__(self, rank):
         def at(stage):
@@ -47,7 +47,7 @@ class Fails:
             at("evaluation")
             return labels.double()
 
-        with skerry.Processes.join() as runtime:
+        with skerry.Processes.join(wire=self.wire[rank]) as runtime:
             at("data")
             x, y = torch.linspace(-1, 1, 200).view(50, 4), torch.arange(50) % 2
             data = Data(x, y, skerry.split(y, 2, "iid", seed=0), batch_size=10, seed=0)
@@ -129,6 +129,14 @@ def test_a_script_that_fails_on_one_machine(tmp_path, stage, failing):
     check_told(
         run_on_machines(tmp_path, work, work), failing, "KeyError.*wrong" if stage == "loss" else "this is wrong"
     )
+
+
+def test_another_wire_is_named_on_both(tmp_path):
+    work = Fails(wire=("exact", "bf16"))
+    codes, said = run_on_machines(tmp_path, work, work)
+    assert codes == [1, 1], said
+    assert "wire is exact here and bf16 on rank 1" in said[0]
+    assert "wire is bf16 here and exact on rank 0" in said[1]
 
 
 def test_the_command_may_be_repeated_after_another_machine_failed(tmp_path):

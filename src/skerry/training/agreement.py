@@ -24,6 +24,7 @@ from skerry.training.schedules import Schedule
 from skerry.training.worker import Data, LossFn, OptimizerFn
 from skerry.weights.source import Source
 
+_HOW = ("foreach", "fused", "capturable")  # how an optimizer computes, which may suit the machine
 _NUM_READ = 8  # tensors of which some values are compared
 
 
@@ -132,7 +133,7 @@ def _of_optimizer(make: OptimizerFn, model: nn.Module) -> dict[str, object]:
 
     made = make([empty(p) for p in model.parameters()])
     groups = getattr(made, "param_groups", ())
-    own = [{k: v if k != "params" else len(v) for k, v in group.items()} for group in groups]
+    own = [{k: v if k != "params" else len(v) for k, v in group.items() if k not in _HOW} for group in groups]
     return {"": type(made), **(own[0] if len(own) == 1 else dict(enumerate(own)))}
 
 

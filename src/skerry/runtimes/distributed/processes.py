@@ -166,12 +166,13 @@ class Processes:
 
     def agree(self, values: Mapping[str, str]) -> None:
         """Raise ValueError unless all processes have the same ``values`` by name; it says what differs, and how."""
+        values = {**values, "wire": self._format}
         text = json.dumps(values, sort_keys=True)
         digest = torch.tensor([seed_of(text)])
         if all(torch.equal(theirs, digest) for theirs in self._all_gather(digest)):
             return
         of_all: list[dict[str, str]] = [json.loads(theirs) for theirs in self.gather(text)]
-        rank = next(rank for rank, theirs in enumerate(of_all) if theirs != dict(values))
+        rank = next(rank for rank, theirs in enumerate(of_all) if theirs != values)
         theirs = of_all[rank]
         names = [name for name in {**values, **theirs} if values.get(name) != theirs.get(name)]
         told = [f"{name} is {_differing(values.get(name), theirs.get(name), rank)}" for name in names]
@@ -250,8 +251,7 @@ class Processes:
         if error is None:
             self.close()
         elif self._liveness is not None and not isinstance(error, PeerLost):
-            said = str(error) or kind.__name__ if kind else ""
-            self._liveness.tell(said if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}")
+            self._liveness.tell(str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}")
 
     def where(self) -> str:
         """Return rank, round and stage, for messages."""

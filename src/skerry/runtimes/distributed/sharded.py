@@ -306,7 +306,7 @@ class Sharded:
             "plan": self._digest,
             "who holds what": f"{seed_of(*held):x}",
             "the tensors": f"{seed_of(*sizes):x}",
-            "how they are sent": f"{self._wire_format}, {self._wire.chunk} bytes, overlap {overlap}",
+            "messages": f"of {self._wire.chunk} bytes, overlap {overlap}",
         }
 
     def _cuts(self, assignment: Assignment) -> Cuts:
