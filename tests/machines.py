@@ -36,6 +36,9 @@ def start_on_machines(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
+    ready = context.Process(target=os.getpid)
+    ready.start()
+    ready.join()  # the server has imported everything
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -51,10 +54,10 @@ def start_on_machines(
 def run_on_machines(
     folder: Path, *work: Work, namespaces: Sequence[Path] = (), address: str = "127.0.0.1"
 ) -> tuple[list[int | None], list[str]]:
-    """Start processes and wait for them; return all exit codes (None: none in a minute), and what each said."""
+    """Start processes and wait for them; return all exit codes (None: none in two minutes), and what each said."""
     machines = start_on_machines(folder, *work, namespaces=namespaces, address=address)
     for machine in machines:
-        machine.join(60)
+        machine.join(120)
     codes = [machine.exitcode for machine in machines]
     for machine in machines:
         machine.kill()

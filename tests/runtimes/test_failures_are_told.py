@@ -3,6 +3,7 @@
 Processes start as torchrun starts them on two machines without a shared folder (``machines.py``).
 """
 
+import os
 import re
 import shutil
 
@@ -129,6 +130,20 @@ def test_a_script_that_fails_on_one_machine(tmp_path, stage, failing):
     check_told(
         run_on_machines(tmp_path, work, work), failing, "KeyError.*wrong" if stage == "loss" else "this is wrong"
     )
+
+
+class OnInterface(Fails):
+    """A training of which one process has been told to use a network that it does not have."""
+
+    def __call__(self, rank):
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo" if rank != self.rank else "nowhere"
+        super().__call__(rank)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_network_that_is_not_there(tmp_path, failing):
+    work = OnInterface(rank=failing)
+    check_told(run_on_machines(tmp_path, work, work), failing, "cannot join.*GLOO_SOCKET_IFNAME")
 
 
 def test_another_wire_is_named_on_both(tmp_path):

@@ -56,7 +56,8 @@ class Liveness:
         """End the thread: the work is done, and others that end are not lost."""
         self._ended.set()
         self._before()
-        self._meeting.leave()
+        with contextlib.suppress(RuntimeError):  # the first process has ended, and the store with it
+            self._meeting.leave()
         self._thread.join()
 
     def tell(self, why: str) -> None:
@@ -139,6 +140,7 @@ def join_group(place: Place, timeout_s: float, on_lost: Callable[[str], None]) -
         PeerLost: another process failed before it joined, or did not come.
         ValueError: another one has another version.
     """
+    liveness = None
     try:
         store = place.open(place.reached_s, serve=place.serves)
         Meeting(place, store).wait_for_all()
@@ -149,9 +151,12 @@ def join_group(place: Place, timeout_s: float, on_lost: Callable[[str], None]) -
     except PeerLost:
         raise
     except (dist.DistError, RuntimeError) as error:
-        what = f"cannot join the group: {str(error).splitlines()[0]}; check MASTER_ADDR, MASTER_PORT and the network"
+        said = str(error).splitlines()[0]
+        what = f"cannot join the group: {said}; check MASTER_ADDR, MASTER_PORT, GLOO_SOCKET_IFNAME and the network"
         if "EADDRINUSE" in str(error):
             what = "the port is in use; start with torchrun --standalone or another --master-port"
+        if liveness is not None:
+            liveness.tell(what)
         raise ConnectionError(what) from error
     return liveness
 

@@ -251,7 +251,9 @@ class Processes:
         if error is None:
             self.close()
         elif self._liveness is not None and not isinstance(error, PeerLost):
-            self._liveness.tell(str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}")
+            self._liveness.tell(
+                str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+            )
 
     def where(self) -> str:
         """Return rank, round and stage, for messages."""
