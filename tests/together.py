@@ -8,7 +8,7 @@ receiver's buffer is full of noise until then.
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,8 +109,8 @@ class Member:
         assert self.wire.chunk == self.chunk
         return Sharded(self, self.wire, *args, wire_format=self.wire_format)
 
-    def reports(self, mine: Report, agreement: int) -> list[Report]:
-        self.agree(agreement, "what is dealt out")
+    def reports(self, mine: Report, agreement: Mapping[str, str]) -> list[Report]:
+        self.agree(agreement)
         return self.hall.meet(self.rank, mine)
 
     def beside(self, call: Callable[[Wire], None]) -> Callable[[], None]:
@@ -123,9 +123,14 @@ class Member:
 
         return wait  # as late as possible
 
-    def agree(self, number: int, what: str) -> None:
-        if len(set(self.hall.meet(self.rank, number))) > 1:
-            raise ValueError(f"{what} differs")
+    def agree(self, values: Mapping[str, str]) -> None:
+        first, *others = self.hall.meet(self.rank, dict(values))
+        for name in first:
+            if any(other.get(name) != first[name] for other in others):
+                raise ValueError(f"{name} differs")
+
+    def gather(self, text: str) -> list[str]:
+        return self.hall.meet(self.rank, text)
 
     def total(self, tensor: Tensor) -> Tensor:
         return torch.stack(self.hall.meet(self.rank, tensor.detach().clone())).sum(0).to(tensor.dtype)

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class Clocked(skerry.Processes):
 
         self._wire.run = clocked  # type: ignore[method-assign]
 
-    def reports(self, mine: Report, agreement: int) -> list[Report]:
+    def reports(self, mine: Report, agreement: Mapping[str, str]) -> list[Report]:
         """Collect the reports, and count the time spent waiting for the slowest worker."""
         started = time.perf_counter()
         reports = super().reports(mine, agreement)

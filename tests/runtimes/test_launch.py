@@ -2,11 +2,13 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,13 +17,15 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from zoo import METHODS, MODELS, fits
 
-from skerry import Checkpoints, Processes, Shards, cosine, discover, ist, launch, split, train
+from skerry import Checkpoints, Processes, Shards, cosine, discover, ist, launch, relay, split, train
+from skerry.algorithms import diloco, local_sgd
 from skerry.checkpoint.load import load_latest
 from skerry.model.tensors import named_tensors
 from skerry.runtimes import Serial
 from skerry.runtimes.distributed.launch import WorkerDied
-from skerry.training import Test
+from skerry.training import Test, constant
 from skerry.training.setup import net_to_train
+from skerry.weights import FromInitializer
 
 
 def work(runtime, folder, method, model_name):
@@ -235,38 +239,121 @@ def test_starting_processes_twice_or_never_is_refused(monkeypatch):
         launch(print, 2)
 
 
+def other_loss(output, labels):
+    return F.cross_entropy(output, labels)
+
+
+def small_net(hidden=8, seed=0):
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(torch.nn.Linear(4, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, 2))
+
+
+def small_training(runtime, **changed):
+    """The arguments of a training of four steps, with some changed."""
+    x, y = torch.linspace(-1, 1, 200).view(50, 4), torch.arange(50) % 2
+    model = changed.pop("model", None) or small_net()
+    plan = changed.get("plan") or discover(model, x)
+    return {
+        "model": model, "loss_fn": F.cross_entropy, "plan": plan, "algorithm": ist(2, local_steps=2),
+        "data": Shards(x, y, split(y, 2, "iid", seed=0), batch_size=10, seed=0), "num_rounds": 2, "runtime": runtime,
+        "optimizer": lambda p: torch.optim.SGD(p, 0.1), "test": Test(x, y), **changed,
+    }  # fmt: skip
+
+
+def groups(lr):
+    """An optimizer that decays matrices only."""
+
+    def make(parameters):
+        by_decay = [[], []]
+        for p in parameters:
+            by_decay[p.dim() > 1].append(p)
+        vectors, matrices = by_decay
+        decayed = {"params": matrices, "weight_decay": 0.1, "lr": lr}
+        return torch.optim.AdamW([{"params": vectors, "weight_decay": 0.0}, decayed], lr=0.1)
+
+    return make
+
+
 def differs(runtime, folder):
     """Train with one thing different in the second process, for each of many things."""
-    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-    x, y = torch.ones(40, 4), torch.arange(40) % 2
     r = runtime.rank
-    same = {
-        "algorithm": ist(2, local_steps=4), "num_rounds": 2, "seed": 0, "test": Test(x, y),
-        "checkpoints": Checkpoints(folder=folder / str(r), run="a"),
-    }  # fmt: skip
-    different = {
-        "local_steps": {"algorithm": ist(2, local_steps=4 + r)},
-        "partition": {"algorithm": ist(2, local_steps=4, core=0.1 * (1 + r))},
-        "optimizer_state": {"algorithm": ist(2, local_steps=4, optimizer_state=("reset", "travel")[r])},
-        "overlap": {"algorithm": ist(2, local_steps=4, overlap=r)},
-        "num_rounds": {"num_rounds": 2 + r},
-        "seed": {"seed": r},
-        "resume": {"checkpoints": Checkpoints(folder=folder / str(r), run="a", resume=bool(r))},
-        "checkpoints.run": {"checkpoints": Checkpoints(folder=folder / str(r), run="ab"[r])},
-        "test set": {"test": Test(x, (y + r) % 2)},
-        "test set ": {"test": (Test(x, y), None)[r]},
-        "test.every": {"test": Test(x, y, every=r)},
-        "test.batch_size": {"test": Test(x, y, batch_size=10 + r)},
-        "test.metrics": {"test": Test(x, y, metrics={"a": len} if r else None)},
-    }
-    data = Shards(x, y, split(y, 2, "iid", seed=0), batch_size=10, seed=0)
-    for named, one in different.items():
-        with pytest.raises(ValueError, match=rf"{named.strip()}.*\brank [01]\b"):
-            train(
-                model, F.cross_entropy, data, plan=discover(model, x), runtime=runtime,
-                optimizer=lambda p: torch.optim.SGD(p, 0.1), **{**same, **one},
-            )  # fmt: skip
-        assert runtime.round == 0
+    x, y = torch.linspace(-1, 1, 200).view(50, 4), torch.arange(50) % 2
+    parts = split(y, 2, "iid", seed=0)
+    frozen = small_net()
+    frozen[0].weight.requires_grad_(not r)
+
+    def checkpoints(run="a", **more):
+        return Checkpoints(folder=folder / str(r), run=run, **more)
+
+    plan = discover(small_net(), x)
+    # What differs, then the name of the setting, its value in rank 0 and in rank 1 in the message.
+    table = [
+        ({"algorithm": ist(2, local_steps=4 + r)}, "algorithm.local_steps", "4", "5"),
+        ({"algorithm": (ist(2, local_steps=2), relay(2, local_steps=2))[r]}, "algorithm.name", "ist", "relay"),
+        ({"algorithm": ist(2, core=0.1 * (1 + r))}, "algorithm.partition.core", "0.1", "0.2"),
+        ({"algorithm": ist(2, seed=r)}, "algorithm.partition.seed", "0", "1"),
+        ({"algorithm": ist(2, optimizer_state=("reset", "travel")[r])}, "algorithm.optimizer_state", "reset", "travel"),
+        ({"algorithm": ist(2, overlap=r)}, "algorithm.overlap", "0", "1"),
+        ({"algorithm": diloco(2, outer_lr=0.5 + r)}, "algorithm.outer.lr", "0.5", "1.5"),
+        ({"num_rounds": 2 + r}, "num_rounds", "2", "3"),
+        ({"seed": r}, "seed", "0", "1"),
+        ({"max_bad_rounds": 1 + r}, "max_bad_rounds", "1", "2"),
+        ({"optimizer": lambda p: torch.optim.SGD(p, 0.1 * (1 + r))}, "optimizer.lr", "0.1", "0.2"),
+        ({"optimizer": lambda p: torch.optim.SGD(p, 0.1, r / 2)}, "optimizer.momentum", "0.0", "0.5"),
+        ({"optimizer": lambda p: (torch.optim.SGD, torch.optim.Adam)[r](p, 0.1)}, "optimizer", "SGD", "Adam"),
+        ({"optimizer": groups(0.1 + r)}, "optimizer.1.lr", "0.1", "1.1"),
+        ({"schedule": (constant, cosine)[r]}, "schedule", "1 1 1", "1 0.96"),
+        ({"loss_fn": (F.cross_entropy, other_loss)[r]}, "loss_fn", "cross_entropy", "other_loss"),
+        (
+            {"loss_fn": torch.nn.CrossEntropyLoss(label_smoothing=r / 2)},
+            "loss_fn.label_smoothing",
+            "0.0",
+            "0.5",
+        ),
+        ({"checkpoints": checkpoints(resume=bool(r))}, "checkpoints.resume", "False", "True"),
+        ({"checkpoints": checkpoints(run="ab"[r])}, "checkpoints.run", "a", "b"),
+        ({"checkpoints": (None, checkpoints())[r]}, "checkpoints", "None", "not given"),
+        ({"model": small_net(8 + r)}, "axes.0", "8", "9"),
+        (
+            {"model": small_net(8).to((torch.float32, torch.float64)[r]), "plan": plan},
+            "model.0.weight",
+            "float32",
+            "float64",
+        ),
+        ({"model": frozen, "plan": plan}, "model.0.weight", r"float32 \(8, 4\)", r"float32 \(8, 4\), frozen"),
+        ({"model": small_net(seed=r)}, "0.weight", "-?0.", "-?0."),
+        ({"start": lambda m: FromInitializer(m, seed=r)}, "0.weight", "-?0.", "-?0."),
+        ({"plan": (plan, plan.without("0"))[r], "algorithm": local_sgd(2)}, "axes.0", "8", "not given"),
+        ({"data": Shards(x, y, parts, batch_size=10 + r, seed=0)}, "data.batch_size", "10", "11"),
+        ({"calibration_samples": 20 + r}, "calibration_samples", "20", "21"),
+        ({"logit_adjustment": (None, torch.zeros(2, 2))[r]}, "logit_adjustment", "None", "2 classes"),
+        ({"test": Test(x, (y + r) % 2)}, "test.labels", "checksum .*", "checksum .*"),
+        (
+            {"test": Test(x[: 40 + r], y[: 40 + r])},
+            "test.inputs",
+            r"torch.float32 \(40, 4\)",
+            r"torch.float32 \(41, 4\)",
+        ),
+        ({"test": (Test(x, y), None)[r]}, "test", "held_by='all'", "no test set"),
+        ({"test": (Test(x, y), Test(x, y, held_by="parts"))[r]}, "test", "held_by='all'", "held_by='parts'"),
+        ({"test": (None, Test(x, y, held_by="parts"))[r]}, "test", "no test set", "held_by='parts'"),
+        ({"test": Test(x, y, held_by="one")}, "test", "held_by='one'", "held_by='one'"),
+        ({"test": Test(x, y, every=r)}, "test.every", "0", "1"),
+        ({"test": Test(x, y, batch_size=10 + r, held_by="parts")}, "test.batch_size", "10", "11"),
+        ({"test": Test(x, y, metrics={"a": len} if r else None)}, "test.metrics", "", "a"),
+    ]
+    missed = []
+    for changed, name, *values in table:
+        here, there = (values[rank] for rank in (r, 1 - r))
+        try:
+            train(**small_training(runtime, **changed))
+            missed.append(f"{name}: trained")
+        except ValueError as error:
+            if "\n" in str(error) or not re.search(
+                rf"rank {r}\b.*\b{name}\b.*{here}.*{there}.*rank {1 - r}", str(error)
+            ):
+                missed.append(f"{name}: {error}")
+    assert not missed, "\n".join(missed)
     (folder / f"done{r}").touch()
 
 
@@ -275,28 +362,38 @@ def test_processes_that_differ_end_before_they_train(tmp_path):
     assert len(list(tmp_path.glob("done*"))) == 2
 
 
-def scores_parts(runtime, folder):
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-    x, y = torch.randn(50, 4), torch.randint(2, (50,))
+def top2(output, labels):
+    return (output.topk(2).indices == labels[:, None]).any(-1).double()
+
+
+def scores_by(runtime, folder):
+    """Score with the test set in all processes, in parts and in one; each in the same training."""
+    x, y = torch.randn(50, 4, generator=torch.Generator().manual_seed(3)), torch.arange(50) % 2
     own = slice(0, 37) if runtime.rank == 0 else slice(37, 50)
-    scores = [
-        train(
-            model, F.cross_entropy, Shards(x, y, split(y, 2, "iid", seed=0), batch_size=10, seed=0),
-            plan=discover(model, x), algorithm=ist(2, local_steps=2), num_rounds=2,
-            optimizer=lambda p: torch.optim.SGD(p, 0.1), runtime=runtime, test=test,
-        ).score
-        for test in (Test(x[own], y[own], batch_size=8, in_parts=True), Test(x, y))
-    ]  # fmt: skip
-    parts, whole = scores
-    assert (parts.count, parts.accuracy) == (50, whole.accuracy)
-    assert parts.loss == pytest.approx(whole.loss)
-    (folder / str(runtime.rank)).touch()
+    everywhere = Test(x, y, batch_size=8, every=1, metrics={"top 2": top2})
+    first, second = (replace(everywhere, held_by="one") if runtime.rank == rank else None for rank in (0, 1))
+    parts = replace(everywhere, inputs=x[own], labels=y[own], held_by="parts")
+    records = {}
+    for how, test in {"all": everywhere, "parts": parts, "first": first, "second": second}.items():
+        of_rounds = []
+        arguments = small_training(runtime, test=test, on_round=lambda record, _, to=of_rounds: to.append(record.score))
+        result = train(**arguments)
+        assert result.score == of_rounds[-1]
+        records[how] = of_rounds
+    if runtime.rank == 0:  # the serial runtime defines the meaning
+        records["serial"] = [train(**small_training(None, test=replace(everywhere, every=0))).score]
+        assert records["first"][-1:] == records["serial"]
+    assert records["first"] == records["second"]
+    for how in ("parts", "first"):
+        for score, expected in zip(records[how], records["all"], strict=True):
+            assert (score.count, score.accuracy, score.metrics) == (50, expected.accuracy, expected.metrics)
+            assert score.loss == pytest.approx(expected.loss, rel=1e-6)
+    (folder / str(runtime.rank)).write_text(f"{records['first']}")
 
 
-def test_each_process_may_have_a_part_of_the_test_set(tmp_path):
-    launch(scores_parts, 2, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+def test_a_test_set_may_be_on_all_processes_on_one_or_in_parts(tmp_path):
+    launch(scores_by, 2, tmp_path)
+    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text()
 
 
 def test_there_must_be_one_process_per_worker():

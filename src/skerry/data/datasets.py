@@ -46,7 +46,7 @@ class FromDataset:
     ) -> None:
         for worker, part in enumerate(parts):
             check_part(worker, part, len(dataset))
-        self.num_workers = len(parts)
+        self.num_workers, self.batch_size = len(parts), batch_size
         self._dataset, self._parts, self._seed, self._collate = dataset, parts, seed, collate
         self._inputs, self._label = inputs, label
         self._orders = [SampleOrder(len(p), batch_size=batch_size, seed=seed, worker=w) for w, p in enumerate(parts)]

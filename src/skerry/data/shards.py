@@ -59,7 +59,7 @@ class Shards:
             raise ValueError("parts: none given, expected one for each worker")
         for worker, part in enumerate(parts):
             check_part(worker, part, len(x))
-        self.num_workers = len(parts)
+        self.num_workers, self.batch_size = len(parts), batch_size
         self._x, self._y, self._parts = x, y, list(parts)
         self._transform = transform
         self._orders = [SampleOrder(len(p), batch_size=batch_size, seed=seed, worker=w) for w, p in enumerate(parts)]

@@ -206,8 +206,12 @@ class Runtime(Protocol):
         """Add ``tensor`` up over all processes."""
         ...
 
-    def agree(self, number: int, what: str) -> None:
-        """Raise ValueError unless ``number`` is the same in all processes; ``what`` says what it stands for."""
+    def agree(self, values: Mapping[str, str]) -> None:
+        """Raise ValueError, in all processes, unless all have the same ``values`` by name; it says what differs."""
+        ...
+
+    def gather(self, text: str) -> list[str]:
+        """Return the texts of all processes, in order."""
         ...
 
     def at(self, round: int, stage: str) -> None:

@@ -52,8 +52,12 @@ class Serial:
         """Return ``tensor``."""
         return tensor
 
-    def agree(self, number: int, what: str) -> None:
+    def agree(self, values: Mapping[str, str]) -> None:
         """Do nothing: there is one process."""
+
+    def gather(self, text: str) -> list[str]:
+        """Return ``text``."""
+        return [text]
 
     def at(self, round: int, stage: str) -> None:
         """Do nothing."""

@@ -22,15 +22,17 @@ from skerry.plan.table import Plan
 from skerry.runtimes.runtime import FullModel, Runtime
 from skerry.runtimes.serial import or_serial
 from skerry.trained import Start
+from skerry.training.agreement import session_in_words
 from skerry.training.check import check_algorithm, check_functions, check_model, verify_plan
 from skerry.training.diagnosis.observer import Observer
 from skerry.training.evaluation.evaluate import Score
-from skerry.training.evaluation.test_set import Test, as_compared, as_test
+from skerry.training.evaluation.held_by import agree_on_test
+from skerry.training.evaluation.test_set import Test, as_test
 from skerry.training.phases.evaluation_phase import calibrated_full_model, score_full_model
 from skerry.training.phases.exchange_phase import stop_if_failed
 from skerry.training.round import Round
 from skerry.training.schedules import Schedule, constant
-from skerry.training.setup import agree_on, set_up
+from skerry.training.setup import set_up
 from skerry.training.worker import LossFn, OptimizerFn
 
 
@@ -67,10 +69,11 @@ class Session:
     Attributes:
         setup: what stays the same from round to round, with the runtime, and the store of the full model.
         state: counts and sums.
+        test: the test set, or what is known here of one that only another process holds; None without one.
 
     Raises:
         ValueError: the plan does not fit the model, there are more workers than units, a batch norm keeps no running
-            statistics, or there is a test set without a loss.
+            statistics, there is a test set without a loss, or another process has other arguments.
         CheckpointError: the checkpoint cannot be resumed from.
 
     Example:
@@ -110,11 +113,27 @@ class Session:
         loss_fn: LossFn | None = None,
         test: Test | tuple[Inputs, Tensor] | None = None,
     ) -> None:
-        self._test, self._loss_fn = as_test(test), loss_fn
+        own_test, self._loss_fn = as_test(test), loss_fn
         runtime = or_serial(runtime)
         check_model(model, plan, start)
         check_algorithm(algorithm, plan, num_rounds)
         check_functions(optimizer, schedule, loss_fn, test)
+        if runtime.num_processes > 1:
+            runtime.agree(
+                session_in_words(
+                    model,
+                    plan,
+                    algorithm,
+                    optimizer=optimizer,
+                    num_rounds=num_rounds,
+                    schedule=schedule,
+                    seed=seed,
+                    checkpoints=checkpoints,
+                    max_bad_rounds=max_bad_rounds,
+                    loss_fn=loss_fn,
+                )
+            )
+        self.test = agree_on_test(own_test, runtime)
         if example_inputs is not None and not (checkpoints and checkpoints.resume):
             verify_plan(model, plan, example_inputs)
         self.setup, self.state = set_up(
@@ -129,10 +148,8 @@ class Session:
             start=start,
             checkpoints=checkpoints,
         )
-        if runtime.num_processes > 1:
-            agree_on(runtime, as_compared(self._test))
         self._checkpoints, self._max_bad_rounds = checkpoints, max_bad_rounds
-        self._observer = Observer(self.setup, loss_fn, self._test, plan=plan, resumed=self.state.round > 0)
+        self._observer = Observer(self.setup, loss_fn, own_test, plan=plan, resumed=self.state.round > 0)
         self._round: Round | None = None
 
     @property
@@ -195,13 +212,16 @@ class Session:
                 its subnets (``Diagnosis.gap``) only on the session's test set and by the session's loss.
 
         Raises:
-            ValueError: there is no loss or no test set, neither here nor in the session.
+            ValueError: there is no loss or no test set, neither here nor in the session, or one process has one that
+                the session does not know of.
         """
-        loss_fn, test = loss_fn or self._loss_fn, as_test(test) or self._test
-        if loss_fn is None or test is None:
+        loss_fn, used = loss_fn or self._loss_fn, as_test(test) or self.test
+        if loss_fn is None or used is None:
             raise ValueError("score(): no loss_fn or no test set; give both here, or to the session")
-        probe = self._observer.probe if test is self._test and loss_fn == self._loss_fn else None
-        score = score_full_model(self.setup, self.state, full, loss_fn, test, probe)
+        if used is not self.test and isinstance(used, Test) and used.held_by == "one":
+            raise ValueError("score(): the session must know of a test set with held_by='one'; give it to Session")
+        probe = self._observer.probe if used is self.test and loss_fn == self._loss_fn else None
+        score = score_full_model(self.setup, self.state, full, loss_fn, used, probe)
         if self._round is not None and score.probe_loss is not None:
             self._round.diagnosis = self._observer.add_full_loss(self._round.diagnosis, score.probe_loss)
         return score

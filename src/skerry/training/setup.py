@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,10 @@ from skerry.model.tensors import named_tensors, skeleton
 from skerry.partitions.assignment import Assignment
 from skerry.partitions.share import Share
 from skerry.plan.table import Plan
-from skerry.randomness import seed_of
 from skerry.runtimes.overlap import BEGAN
 from skerry.runtimes.runtime import KEPT, RESTING, Beginning, Runtime, Store
 from skerry.trained import Start
+from skerry.training.agreement import agree_on_start
 from skerry.training.check import check_goes_on
 from skerry.training.schedules import Schedule
 from skerry.training.worker import OptimizerFn
@@ -96,9 +96,8 @@ def set_up(
 
     Raises:
         CheckpointError: the checkpoint cannot be resumed from.
-        ValueError: another process has other settings.
+        ValueError: another process starts from other values.
     """
-    agree_on(runtime, _settings(algorithm, num_rounds, seed, checkpoints))
     net, net_plan = net_to_train(model, plan, algorithm, seed)
     source = algorithm.trains.source(model, plan, net, start)
     state = State(0, torch.zeros(net_plan.num_units, dtype=torch.int64))
@@ -108,6 +107,8 @@ def set_up(
         check_goes_on(algorithm, state, num_rounds)
         _tell_of_other_rates(schedule, state, num_rounds, runtime)
         state.totals["bytes_due"] += _left_out(algorithm, net_plan, saved.sizes, state, num_rounds)
+    else:
+        agree_on_start(runtime, source, named_tensors(net))
     state.num_rounds, state.num_workers = num_rounds, algorithm.partition.num_workers
     state_start = optimizer_state.initial(optimizer) if algorithm.optimizer_state == "travel" else {}
     store = runtime.keep(
@@ -156,32 +157,6 @@ def _left_out(algorithm: Algorithm, plan: Plan, sizes: Mapping[str, Tensor], sta
         return 0.0
     now, then = assign(plan.axes, state.round - 1), assign(plan.axes, state.round)
     return float((traffic(plan, sizes, now, then) - traffic(plan, sizes, now, now)).sum()) / num
-
-
-def agree_on(runtime: Runtime, values: Mapping[str, object]) -> None:
-    """Raise ValueError where another process has another value, before the processes wait for each other.
-
-    Args:
-        runtime: of all processes, each of which must give the same names.
-        values: what must be the same, by name; it is compared as it is printed.
-    """
-    for name, value in values.items():
-        runtime.agree(seed_of(name, repr(value)), name)
-
-
-def _settings(algorithm: Algorithm, num_rounds: int, seed: int, checkpoints: Checkpoints | None) -> dict[str, object]:
-    partition = algorithm.partition
-    return {
-        "algorithm.name": algorithm.name,
-        "algorithm.local_steps": algorithm.local_steps,
-        "algorithm.optimizer_state": algorithm.optimizer_state,
-        "algorithm.overlap": algorithm.overlap,
-        "algorithm.partition": partition if is_dataclass(partition) else type(partition).__name__,
-        "num_rounds": num_rounds,
-        "seed": seed,
-        "resume": checkpoints is not None and checkpoints.resume,
-        "a setting (checkpoints.run)": checkpoints.run if checkpoints else "",
-    }
 
 
 def _never_finite(store: Store, runtime: Runtime) -> frozenset[str]:

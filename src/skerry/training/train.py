@@ -19,10 +19,11 @@ from skerry.runtimes.runtime import FullModel, Runtime, Store
 from skerry.runtimes.serial import or_serial
 from skerry.subnet.extract import extract
 from skerry.trained import Start
+from skerry.training.agreement import data_in_words
 from skerry.training.check import check_data, check_logit_adjustment
 from skerry.training.cost import StepCost, StepCosts
 from skerry.training.evaluation.evaluate import Score
-from skerry.training.evaluation.test_set import Test, as_test
+from skerry.training.evaluation.test_set import Test
 from skerry.training.priors import adjusted
 from skerry.training.record import Record
 from skerry.training.schedules import Schedule, constant
@@ -162,16 +163,19 @@ def train(
     """
     check_data(data, algorithm)
     check_logit_adjustment(logit_adjustment, algorithm.partition.num_workers)
-    test = as_test(test)
     runtime = or_serial(runtime)
     mine = runtime.mine(algorithm.partition.num_workers)
+    several = runtime.num_processes > 1
+    inputs = data.sample(mine[0], 4) if verify or several else None
+    if several:
+        runtime.agree(data_in_words(data, inputs, logit_adjustment, calibration_samples))
     session = Session(
         model,
         plan=plan,
         algorithm=algorithm,
         optimizer=optimizer,
         num_rounds=num_rounds,
-        example_inputs=data.sample(mine[0], 4) if verify else None,
+        example_inputs=inputs if verify else None,
         schedule=schedule,
         seed=seed,
         runtime=runtime,
@@ -187,7 +191,7 @@ def train(
 
     def evaluated() -> tuple[FullModel, Score | None]:
         full = session.full(*calibration_inputs(data, mine, calibration_samples))
-        return full, session.score(full) if test is not None else None
+        return full, session.score(full) if session.test is not None else None
 
     first_round, outer = state.round, algorithm.outer is not None
     costs = StepCosts(loss_fn, optimizer, lambda: next(iter(data.batches(mine[0], 0, 1))), outer=outer)
@@ -203,7 +207,7 @@ def train(
             if state.round == num_rounds:
                 final = evaluated()
                 score = final[1]
-            elif test is not None and test.is_due(state.round):
+            elif session.test is not None and session.test.every and state.round % session.test.every == 0:
                 score = evaluated()[1]  # the memory of this full model is free again in the next round
             if on_round is not None:
                 on_round(round.record(score), state)

@@ -13,6 +13,10 @@ def entry() -> None:
     code, message = call(sys.argv[1:])
     if message:
         print(f"skerry: {message}", file=sys.stderr, flush=True)
+    if code and "RANK" in os.environ:
+        from skerry.runtimes.distributed.meeting import tell_before_joining
+
+        tell_before_joining(message.removeprefix("error: "))
     sys.stdout.flush()
     # Not sys.exit: in a process group that lost a member, gloo's destructors may wait for it.
     os._exit(code)

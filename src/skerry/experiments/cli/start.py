@@ -15,7 +15,8 @@ from skerry.experiments.runs.execute import num_cores, num_threads, run
 from skerry.experiments.runs.folder import check_folder
 from skerry.experiments.runs.progress import RunProgress
 from skerry.runtimes.distributed.launch import WorkerDied, launch
-from skerry.runtimes.distributed.processes import PeerLost, Processes
+from skerry.runtimes.distributed.meeting import PeerLost
+from skerry.runtimes.distributed.processes import Processes
 from skerry.runtimes.runtime import Runtime
 from skerry.runtimes.serial import Serial
 from skerry.training.diagnosis.theory_warnings import TheoryWarning
@@ -46,9 +47,8 @@ def start(config: Config, out: Path, *, resume: bool, tensorboard: bool = False)
     config = config.change({"threads": threads})  # saved, so that a resumed run adds up in the same order
     torch.set_num_threads(threads)
     if under_torchrun:
-        runtime = Processes.join(config.timeout_s, wire=config.wire)
-        _work(runtime, config, out, resume, tensorboard)
-        runtime.close()
+        with Processes.join(config.timeout_s, wire=config.wire) as runtime:
+            _work(runtime, config, out, resume, tensorboard)
         return
     check_folder(out, config, resume=resume)
     if config.runtime == "serial":

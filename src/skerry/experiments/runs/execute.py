@@ -13,9 +13,10 @@ from skerry.choose import choose
 from skerry.experiments.config import Config
 from skerry.experiments.methods import METHODS, build, takes
 from skerry.experiments.recipes import find_recipe
-from skerry.experiments.runs.folder import RunFolder, checkpoints_of, keep_config, saved_config
+from skerry.experiments.runs.folder import RunFolder, checkpoints_of, keep_config, saved_config, settings_of
 from skerry.runtimes.runtime import Runtime
 from skerry.training import schedules
+from skerry.training.agreement import in_words
 from skerry.training.evaluation.test_set import Test
 from skerry.training.session import Session
 from skerry.training.train import OnRound, train
@@ -113,6 +114,7 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
         ValueError, OSError: the settings, the data or the folder are wrong.
         TrainingFailed: the loss stayed non-finite for too many rounds; the last checkpoint is intact.
     """
+    runtime.agree(dict(in_words({**settings_of(config), "resume": resume})))
     job = find_recipe(config.recipe).build(config)
     arguments: dict[str, Any] = {
         "plan": job.plan,

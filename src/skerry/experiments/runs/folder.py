@@ -76,6 +76,9 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
         raise FolderInUse(f"{folder}: is a file, expected a folder; choose another --out")
     if not resume:
         held = sorted(p.name for p in folder.glob("*") if p.name != "lock" and not atomic.is_draft(p))
+        metrics = folder / "metrics.jsonl"
+        if set(held) <= {"config.json", metrics.name} and not (metrics.exists() and metrics.stat().st_size):
+            return  # a run that never began, because another process failed
         if "config.json" in held:
             raise FolderInUse(f"{folder}: holds a run; continue it with --resume, or choose another --out")
         if held:
@@ -85,7 +88,7 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
     same_workers = config.workers == saved.workers
     if not same_workers and (why := why_same_workers(config)):
         raise ValueError(f"{folder}: workers is {saved.workers} in the saved run, got {config.workers}; {why}")
-    new, old = (_fixed(each, per_worker=same_workers) for each in (config, saved))
+    new, old = (settings_of(each, per_worker=same_workers) for each in (config, saved))
     for name, value in new.items():
         if value != old[name]:
             raise ValueError(
@@ -101,7 +104,7 @@ def is_finished(folder: Path, config: Config) -> bool:
     return (saved.rounds, saved.workers) == (config.rounds, config.workers)
 
 
-def _fixed(config: Config, *, per_worker: bool) -> dict[str, Any]:
+def settings_of(config: Config, *, per_worker: bool = True) -> dict[str, Any]:
     """Return the settings that stay the same when a run is resumed, as JSON values."""
     settings = {name: value for name, value in config.to_json().items() if name not in _FREE_ON_RESUME}
     if not per_worker:
@@ -111,7 +114,7 @@ def _fixed(config: Config, *, per_worker: bool) -> dict[str, Any]:
 
 def run_id(config: Config) -> str:
     """Return the text that identifies a run in its checkpoints: all settings that may not change on resume."""
-    settings = _fixed(config, per_worker=False)
+    settings = settings_of(config, per_worker=False)
     if not config.prior_adjusted:  # older checkpoints do not have this setting
         del settings["prior_adjusted"]
     return json.dumps(settings, sort_keys=True)

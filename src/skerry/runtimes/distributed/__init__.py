@@ -7,7 +7,8 @@ memory that is written over. One exchange is in ``local_exchange.py``, a group o
 """
 
 from skerry.runtimes.distributed.launch import WorkerDied, launch
-from skerry.runtimes.distributed.processes import PeerLost, Processes
+from skerry.runtimes.distributed.meeting import PeerLost
+from skerry.runtimes.distributed.processes import Processes
 from skerry.runtimes.distributed.wire import WireFormat
 
 __all__ = ["PeerLost", "Processes", "WireFormat", "WorkerDied", "launch"]

@@ -14,7 +14,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from datetime import timedelta
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from typing import Any
@@ -22,8 +21,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from skerry.runtimes.distributed.liveness import JOIN_S, Liveness
-from skerry.runtimes.distributed.processes import PeerLost, Processes
+from skerry.runtimes.distributed.liveness import join_group
+from skerry.runtimes.distributed.meeting import PeerLost, Place
+from skerry.runtimes.distributed.processes import Processes
 from skerry.runtimes.distributed.wire import WireFormat
 
 _PEER_LOST = 76  # exit code of a worker that only lost another one
@@ -172,13 +172,8 @@ def _run_worker(
 
     code = 0
     try:
-        try:
-            store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=JOIN_S))  # type: ignore[attr-defined]
-            timeout = timedelta(seconds=JOIN_S)
-            dist.init_process_group("gloo", store=store, rank=rank, world_size=num_workers, timeout=timeout)
-            liveness = Liveness(("127.0.0.1", port), rank, num_workers, timeout_s, on_lost)
-        except RuntimeError as error:
-            raise PeerLost(f"rank {rank}: the other processes did not join") from error
+        place = Place(host="127.0.0.1", port=port, rank=rank, num_processes=num_workers)
+        liveness = join_group(place, timeout_s, on_lost)
         runtime = Processes(on_stage, liveness, wire=wire)
         work(runtime, *args)
         done[rank] = 1

@@ -2,8 +2,9 @@
 
 A process in long local steps is slow; one that is stopped or cut off is lost. A timeout on the exchange alone cannot
 tell them apart. So a thread of each process increments a counter in the group's store, twice a second, and reads the
-counters of the others. The first process that finds a counter standing still writes down whose it is, and all end with
-that rank in their message. When a connection breaks (at once if a process is killed), the counters tell who was lost.
+counters of the others. The first process that finds a counter standing still leaves word of whose it is, and all end
+with that rank in their message. When a connection breaks (at once if a process is killed), the counters tell who was
+lost. A process that fails leaves word of why (``meeting.py``).
 """
 
 import contextlib
@@ -16,10 +17,10 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-_LOST = "lost"
-_NOBODY = "-"
-JOIN_S = 300.0
-"""Seconds that processes wait for each other at the start."""
+from skerry.runtimes.distributed.meeting import LEFT, Meeting, PeerLost, Place
+
+_CONNECT_S = 60.0
+"""Seconds in which gloo must connect processes that have all come."""
 _BEATS = 4
 """If a connection is broken, a process that misses so many heartbeats is lost."""
 
@@ -28,29 +29,15 @@ class Liveness:
     """The heartbeat thread of a process.
 
     Args:
-        address: host and port of the group's store (a ``TCPStore``), to which it opens a connection of its own.
-        rank: of this process.
-        num_processes: in the group.
+        place: of the group's store, to which it opens a connection of its own; all processes have come.
         timeout_s: a process without a heartbeat for so many seconds is lost.
         on_lost: called with one line, in the thread; it should end the process.
-        attempt: distinguishes the group from earlier ones that used the same store (a restart).
     """
 
-    def __init__(
-        self,
-        address: tuple[str, int],
-        rank: int,
-        num_processes: int,
-        timeout_s: float,
-        on_lost: Callable[[str], None],
-        attempt: str = "0",
-    ) -> None:
-        self._rank, self._timeout_s, self._on_lost = rank, timeout_s, on_lost
+    def __init__(self, place: Place, timeout_s: float, on_lost: Callable[[str], None]) -> None:
+        self._rank, self._timeout_s, self._on_lost = place.rank, timeout_s, on_lost
         self._interval = min(0.5, timeout_s / 10)
-        timeout = timedelta(seconds=max(1.0, timeout_s * 0.8))
-        store = dist.TCPStore(*address, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
-        self._store = dist.PrefixStore(f"skerry/{attempt}", store)  # type: ignore[attr-defined]
-        self._keys = [f"alive/{r}" for r in range(num_processes)]
+        self._meeting = Meeting(place, place.open(max(1.0, timeout_s * 0.8)))
         self._where = "round 0, start"
         self._seen: dict[int, tuple[str, float]] = {}
         self._suspicious: float | None = None
@@ -58,9 +45,6 @@ class Liveness:
         self._before: Callable[[], None] = lambda: None  # restores the handler of SIGTERM
         self._beaten = time.monotonic()
         self._ended = threading.Event()
-        self._store.set(self._keys[rank], "0")
-        self._store.compare_set(_LOST, "", _NOBODY)
-        self._store.wait(self._keys, timedelta(seconds=JOIN_S))
         self._thread = threading.Thread(target=self._run, name="skerry-liveness", daemon=True)
         self._thread.start()
 
@@ -72,8 +56,16 @@ class Liveness:
         """End the thread: the work is done, and others that end are not lost."""
         self._ended.set()
         self._before()
-        self._store.set(self._keys[self._rank], "done")
+        with contextlib.suppress(RuntimeError):  # the first process has ended, and the store with it
+            self._meeting.leave()
         self._thread.join()
+
+    def tell(self, why: str) -> None:
+        """Tell the others why this process ends, which reports it by itself."""
+        self._ended.set()
+        self._thread.join(self._interval)
+        with contextlib.suppress(RuntimeError):  # the store is gone
+            self._meeting.tell(why)
 
     def suspect(self) -> None:
         """After a broken connection: wait until it is known who is lost, which ends this process."""
@@ -110,41 +102,64 @@ class Liveness:
                     if signal.SIGTERM in self._signals.recv(64):
                         self._suspicious = self._suspicious or time.monotonic()
             try:
-                lost = self._beat(count)
+                word = self._beat(count)
             except RuntimeError:
-                lost = "0's machine, which keeps the group's store,"
-            if lost is not None and not self._ended.is_set():
-                self._on_lost(self._line(lost))
+                word = _gone("the group's store, on the machine of rank 0,")
+            if word is not None and not self._ended.is_set():
+                with contextlib.suppress(RuntimeError):
+                    self._meeting.leave(3 * self._interval)
+                self._on_lost(f"rank {self._rank}, {self._where}: {word}")
                 return
             if self._suspicious and time.monotonic() - self._suspicious > 3 * _BEATS * self._interval:
                 self._on_lost(f"rank {self._rank}, {self._where}: terminated, or cut off from another process")
                 return
 
     def _beat(self, count: int) -> str | None:
-        """Increment the counter, read those of the others, and return who is lost, None if no process is."""
-        self._store.set(self._keys[self._rank], f"{count}")
-        *signs, lost = (word.decode() for word in self._store.multi_get([*self._keys, _LOST]))
+        """Increment the counter, read those of the others, and return the word of who is lost, None if nobody is."""
+        signs, word = self._meeting.beat(f"{count}")
         now = time.monotonic()
         if now - self._beaten > _BEATS * self._interval:  # this process was stopped itself
             self._seen = {rank: (sign, now) for rank, (sign, _) in self._seen.items()}
         self._beaten = now
         for rank, sign in enumerate(signs):
-            if rank == self._rank or sign == "done" or sign != self._seen.get(rank, ("", 0.0))[0]:
+            if rank == self._rank or sign == LEFT or sign != self._seen.get(rank, ("", 0.0))[0]:
                 self._seen[rank] = (sign, now)
-        if lost != _NOBODY:
-            return lost
+        if word is not None:
+            return word
         silent, rank = max((now - at, rank) for rank, (_, at) in self._seen.items())
         suspicious = self._suspicious is not None and now - self._suspicious > _BEATS * self._interval
         allowed = _BEATS * self._interval if suspicious else self._timeout_s - 2 * self._interval
-        return self._agree(rank) if silent > allowed else None
+        return self._meeting.tell_of_lost(rank, _gone(f"rank {rank}")) if silent > allowed else None
 
-    def _agree(self, rank: int) -> str:
-        """Write down who is lost, unless another process already has; return what is written."""
-        written: str = self._store.compare_set(_LOST, _NOBODY, f"{rank}").decode()
-        return written
 
-    def _line(self, lost: str) -> str:
-        return (
-            f"rank {self._rank}, {self._where}: rank {lost} is gone or does not answer; see its output, then "
-            "continue from the last checkpoint with --resume"
-        )
+def join_group(place: Place, timeout_s: float, on_lost: Callable[[str], None]) -> Liveness:
+    """Join the other processes: in the store, then with gloo. See ``Liveness`` for the arguments.
+
+    Raises:
+        ConnectionError: the store or the other processes cannot be reached.
+        PeerLost: another process failed before it joined, or did not come.
+        ValueError: another one has another version.
+    """
+    liveness = None
+    try:
+        store = place.open(place.reached_s, serve=place.serves)
+        Meeting(place, store).wait_for_all()
+        liveness = Liveness(place, timeout_s, on_lost)
+        place.use_its_interface()
+        timeout = timedelta(seconds=_CONNECT_S)
+        dist.init_process_group("gloo", store=store, rank=place.rank, world_size=place.num_processes, timeout=timeout)
+    except PeerLost:
+        raise
+    except (dist.DistError, RuntimeError) as error:
+        said = str(error).splitlines()[0]
+        what = f"cannot join the group: {said}; check MASTER_ADDR, MASTER_PORT, GLOO_SOCKET_IFNAME and the network"
+        if "EADDRINUSE" in str(error):
+            what = "the port is in use; start with torchrun --standalone or another --master-port"
+        if liveness is not None:
+            liveness.tell(what)
+        raise ConnectionError(what) from error
+    return liveness
+
+
+def _gone(who: str) -> str:
+    return f"{who} is gone or does not answer; see its output, then continue from the last checkpoint with --resume"

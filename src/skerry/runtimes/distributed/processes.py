@@ -5,10 +5,10 @@ and in shapes that every process derives by itself.
 """
 
 import inspect
-import itertools
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from threading import Thread
@@ -20,7 +20,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from skerry.runtimes.distributed.liveness import JOIN_S, Liveness
+from skerry.randomness import seed_of
+from skerry.runtimes.distributed.liveness import Liveness, join_group
+from skerry.runtimes.distributed.meeting import PeerLost, Place
 from skerry.runtimes.distributed.sharded import Sharded
 from skerry.runtimes.distributed.wire import Wire, WireFormat
 from skerry.runtimes.runtime import Beginning, Report
@@ -28,11 +30,8 @@ from skerry.runtimes.runtime import Beginning, Report
 PATIENCE_S = 24 * 3600.0
 """Seconds that an exchange waits for a slow process; a lost one is found by ``liveness.py``."""
 
-_JOINS = itertools.count()
-
-
-class PeerLost(RuntimeError):
-    """Another process ended, or did not answer within the group's timeout."""
+_MOST_TOLD = 4  # settings that differ, in one message
+_LONG = 60  # the most characters of a value in a message
 
 
 class Processes:
@@ -81,7 +80,8 @@ class Processes:
 
         Raises:
             ConnectionError: the port is in use, or the other processes cannot be reached.
-            ValueError: torchrun has not started this process.
+            PeerLost: another process failed before it joined, or did not come.
+            ValueError: torchrun has not started this process, or another one has another version of Skerry or torch.
 
         Example (of a script that ``torchrun --standalone --nproc-per-node 4 script.py`` starts)::
 
@@ -98,22 +98,7 @@ class Processes:
                     algorithm=skerry.ist(4), optimizer=lambda p: optim.SGD(p, 0.1), num_rounds=5,
                 )
         """
-        if missing := [v for v in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if v not in os.environ]:
-            raise ValueError(
-                f"{missing[0]} is not set: start this process with torchrun (torchrun --standalone --nproc-per-node 2 "
-                "script.py), or skerry.launch"
-            )
-        try:
-            dist.init_process_group("gloo", timeout=timedelta(seconds=JOIN_S))
-            address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-            attempt = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}.{next(_JOINS)}"
-            liveness = Liveness(address, dist.get_rank(), dist.get_world_size(), timeout_s, _end, attempt)
-        except (dist.DistError, RuntimeError) as error:
-            said = str(error).splitlines()[0]
-            what = f"cannot join the group: {said}; check MASTER_ADDR, MASTER_PORT and the network"
-            if "EADDRINUSE" in str(error):
-                what = "the port is in use; start with torchrun --standalone or another --master-port"
-            raise ConnectionError(what) from error
+        liveness = join_group(Place.of_environment(), timeout_s, _end)
         liveness.delay_sigterm()
         return cls(liveness=liveness, wire=wire)
 
@@ -155,18 +140,18 @@ class Processes:
 
         return wrapped, backward
 
-    def reports(self, mine: Report, agreement: int) -> list[Report]:
+    def reports(self, mine: Report, agreement: Mapping[str, str]) -> list[Report]:
         """Return the reports of all workers, in order.
 
         Args:
             mine: the report of the worker here.
-            agreement: a hash of everything that must be the same in all processes.
+            agreement: what must be the same in all processes.
 
         Raises:
             ValueError: ``agreement`` differs.
             PeerLost: a process was lost, or is in another round.
         """
-        self.agree(agreement, "what is dealt out, to whom and how it is sent")
+        self.agree(agreement)
         figures = [mine.worker, self.round, mine.good, mine.loss, mine.flop, mine.local_s]
         row = torch.tensor(figures, dtype=torch.float64)
         reports = []
@@ -179,15 +164,32 @@ class Processes:
             reports.append(Report(rank, bool(good), *others))
         return reports
 
-    def agree(self, number: int, what: str) -> None:
-        """Raise ValueError unless ``number`` is the same in all processes; ``what`` says what it stands for."""
-        mine = torch.tensor([number])
-        others = [rank for rank, theirs in enumerate(self._all_gather(mine)) if not torch.equal(theirs, mine)]
-        if others:
-            raise ValueError(
-                f"{self.where()}: {what} differs here from rank {others[0]}; start all processes with the same model, "
-                "settings, code and checkpoint"
-            )
+    def agree(self, values: Mapping[str, str]) -> None:
+        """Raise ValueError unless all processes have the same ``values`` by name; it says what differs, and how."""
+        values = {**values, "wire": self._format}
+        text = json.dumps(values, sort_keys=True)
+        digest = torch.tensor([seed_of(text)])
+        if all(torch.equal(theirs, digest) for theirs in self._all_gather(digest)):
+            return
+        of_all: list[dict[str, str]] = [json.loads(theirs) for theirs in self.gather(text)]
+        rank = next(rank for rank, theirs in enumerate(of_all) if theirs != values)
+        theirs = of_all[rank]
+        names = [name for name in {**values, **theirs} if values.get(name) != theirs.get(name)]
+        told = [f"{name} is {_differing(values.get(name), theirs.get(name), rank)}" for name in names]
+        more = f"; and {len(told) - _MOST_TOLD} more" if len(told) > _MOST_TOLD else ""
+        raise ValueError(
+            f"{self.where()}: {'; '.join(told[:_MOST_TOLD])}{more}; start all processes with the same settings, model, "
+            "code and checkpoint"
+        )
+
+    def gather(self, text: str) -> list[str]:
+        """Return the texts of all processes, in order."""
+        mine = torch.frombuffer(bytearray(text.encode() + b"\n"), dtype=torch.uint8)
+        sizes = [int(size) for size in self._all_gather(torch.tensor([len(mine)]))]
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        padded[: len(mine)] = mine
+        rows = self._all_gather(padded)
+        return [bytes(row[: size - 1].tolist()).decode() for row, size in zip(rows, sizes, strict=True)]
 
     def total(self, tensor: Tensor) -> Tensor:
         """Sum over all processes."""
@@ -246,8 +248,12 @@ class Processes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:  # otherwise this process ends, and the others notice
+        if error is None:
             self.close()
+        elif self._liveness is not None and not isinstance(error, PeerLost):
+            self._liveness.tell(
+                str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+            )
 
     def where(self) -> str:
         """Return rank, round and stage, for messages."""
@@ -263,6 +269,17 @@ class Processes:
                 self._liveness.suspect()
             said = f"{self.where()}: lost another process ({str(error).splitlines()[0][:120]})"
             raise PeerLost(said) from error
+
+
+def _differing(mine: str | None, theirs: str | None, rank: int) -> str:
+    """Return two values that differ in words; of long ones what comes shortly before and after the first difference."""
+    same = next((k for k, pair in enumerate(zip(mine or "", theirs or "", strict=False)) if len({*pair}) > 1), 0)
+    begin = max(0, same - _LONG // 4)
+    here, there = (
+        "not given" if v is None else v if len(v) <= _LONG else f"...{v[begin : begin + _LONG]}..."
+        for v in (mine, theirs)
+    )
+    return f"{here} here and {there} on rank {rank}"
 
 
 def _end(line: str) -> None:

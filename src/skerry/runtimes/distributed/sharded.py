@@ -45,12 +45,12 @@ class Group(Protocol):
     num_processes: int
     round: int
 
-    def reports(self, mine: Report, agreement: int) -> list[Report]:
+    def reports(self, mine: Report, agreement: Mapping[str, str]) -> list[Report]:
         """Return the reports of all, in order; raise ValueError where the agreement differs."""
         ...
 
-    def agree(self, number: int, what: str) -> None:
-        """Raise ValueError unless the number is the same in all processes."""
+    def agree(self, values: Mapping[str, str]) -> None:
+        """Raise ValueError unless the values are the same in all processes."""
         ...
 
     def total(self, tensor: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ class Sharded:
 
     def _gather(self, names: Sequence[str], *, only_first: bool) -> dict[str, Tensor]:
         """Return the full tensors ``names``; with ``only_first`` in the first process only (others get nothing)."""
-        self._group.agree(seed_of("gather", *names), "what the forward uses next (does it depend on the data?)")
+        self._group.agree({"what the forward uses next (does it depend on the data?)": ", ".join(names) or "nothing"})
         if not names:
             return {}
         num = self._group.num_processes
@@ -299,11 +299,16 @@ class Sharded:
                     "model differs from the others'"
                 )
 
-    def _agreement(self, then: Assignment, overlap: bool) -> int:
-        """Return a hash of everything that must be the same in all processes before they exchange."""
+    def _agreement(self, then: Assignment, overlap: bool) -> dict[str, str]:
+        """Return everything that must be the same in all processes before they exchange."""
         held = [a.held.numpy().tobytes().hex() for a in (self.assignment, then)]
         sizes = [f"{name} {size.dtype} {tuple(size.shape)}" for name, size in self.sizes.items()]
-        return seed_of(self._digest, *held, *sizes, self._wire_format, self._wire.chunk, overlap)
+        return {
+            "plan": self._digest,
+            "who holds what": f"{seed_of(*held):x}",
+            "the tensors": f"{seed_of(*sizes):x}",
+            "messages": f"of {self._wire.chunk} bytes, overlap {overlap}",
+        }
 
     def _cuts(self, assignment: Assignment) -> Cuts:
         return Cuts(self.plan, assignment.units(self._group.rank))

@@ -50,7 +50,7 @@ class Observer:
     def __init__(self, setup: Setup, loss_fn: LossFn | None, test: Test | None, *, plan: Plan, resumed: bool) -> None:
         self._setup, self._loss_fn, self._resumed = setup, loss_fn, resumed
         self.probe: Tensor | None = None
-        if test is not None and not test.in_parts:
+        if test is not None and test.held_by == "all":
             steps, num_samples = setup.algorithm.local_steps, len(test.labels)
             num = min(num_samples, max(1, steps // 2), test.batch_size, MAX_PROBE_SAMPLES)
             self.probe = probe = torch.arange(num) * (num_samples // num)

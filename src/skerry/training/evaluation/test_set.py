@@ -4,21 +4,24 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from skerry.choose import choose
 from skerry.model.in_words import OF_TORCH, described, first_line
 from skerry.model.inputs import Inputs, tensors_of
 from skerry.training.evaluation.metrics import Metric
+
+HeldBy = Literal["all", "one", "parts"]
 
 
 @dataclass(frozen=True, eq=False)
 class Test:
     """Held-out data, and how to evaluate on it. Where the defaults will do, a pair (inputs, labels) is enough.
 
-    Every process has the same test set, of which it evaluates a part, or, with ``in_parts``, one of its own.
+    With several processes, ``held_by`` says which of them have it. The score is the same in all of them.
 
     Args:
         inputs: a tensor (num_samples, ...); a model of several inputs has a tuple or a dict of them.
@@ -28,8 +31,10 @@ class Test:
         every: rounds between the evaluations of ``train``; 0: only after the last round.
         batch_size: samples per forward of the full model. Where no process holds the full model, every forward gathers
             it once.
-        in_parts: whether each process gives its own part, of any size but 0, because data may not move. The score is
-            over all parts. Then there is no probe: ``Diagnosis`` has no ``dispersion``, ``subnet_loss`` and ``gap``.
+        held_by: ``"all"``: every process has the same test set, and evaluates an equal part of it. ``"one"``: one
+            process has it and the others give ``test=None``; nothing of it is sent but shapes. ``"parts"``: each
+            process has a part of its own, of any size but 0, and the score is over all parts. With ``"one"`` and
+            ``"parts"`` there is no probe: ``Diagnosis`` has no ``dispersion``, ``subnet_loss`` and ``gap``.
 
     Raises:
         ValueError: inputs and labels are not tensors with the same number of rows, there are no samples, or a number
@@ -37,9 +42,8 @@ class Test:
 
     Example:
         >>> import torch
-        >>> test = Test(torch.randn(100, 8), torch.zeros(100, dtype=torch.int64), every=10)
-        >>> [round for round in range(1, 26) if test.is_due(round)]
-        [10, 20]
+        >>> Test(torch.randn(100, 8), torch.zeros(100, dtype=torch.int64), every=10).batch_size
+        1024
     """
 
     inputs: Inputs
@@ -48,7 +52,7 @@ class Test:
     metrics: Mapping[str, Metric] | None = None
     every: int = 0
     batch_size: int = 1024
-    in_parts: bool = False
+    held_by: HeldBy = "all"
     __test__: ClassVar[bool] = False  # else pytest collects it where a user's test imports it
 
     def __post_init__(self) -> None:
@@ -64,23 +68,17 @@ class Test:
             raise ValueError(
                 f"test: every={self.every}, batch_size={self.batch_size}; expected 0 or more rounds, at least 1 sample"
             )
-
-    def is_due(self, num_done: int) -> bool:
-        """Return whether ``train`` evaluates between rounds when ``num_done`` rounds are done."""
-        return self.every > 0 and num_done % self.every == 0
+        choose(self.held_by, get_args(HeldBy), "test: held_by")
 
 
-def as_compared(test: Test | None) -> dict[str, object]:
-    """Return by name what must be the same in all processes; of the data it compares the labels."""
-    if test is None:
-        return dict.fromkeys(("test set", "test.every", "test.batch_size", "test.metrics"))
-    labels = test.labels.detach().cpu().contiguous().view(torch.uint8).numpy().data
-    return {
-        "test set": "in parts" if test.in_parts else (tuple(test.labels.shape), zlib.crc32(labels)),
-        "test.every": test.every,
-        "test.batch_size": test.batch_size,
-        "test.metrics": sorted(test.metrics or ()),
-    }
+def as_compared(test: Test) -> dict[str, str]:
+    """Return by name what must be the same in all processes; of the data it compares shapes, dtypes and labels."""
+    settings = {"every": test.every, "batch_size": test.batch_size, "metrics": ", ".join(test.metrics or ())}
+    if test.held_by == "all":
+        labels = test.labels.detach().cpu().contiguous().view(torch.uint8).numpy().data
+        settings["inputs"] = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in tensors_of(test.inputs))
+        settings["labels"] = f"{test.labels.dtype} {tuple(test.labels.shape)}, checksum {zlib.crc32(labels):x}"
+    return {f"test.{name}": str(value) for name, value in settings.items()}
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from torch import Tensor
 from skerry.checkpoint.state import State
 from skerry.merge.calibrate import estimate_batch_norm_
 from skerry.model.inputs import Inputs, call, map_tensors, to
-from skerry.runtimes.runtime import FullModel
+from skerry.runtimes.runtime import FullModel, Runtime
 from skerry.training.evaluation.evaluate import Score, evaluate
+from skerry.training.evaluation.held_by import Elsewhere
 from skerry.training.evaluation.test_set import Test, named_as_test
 from skerry.training.setup import Setup
 from skerry.training.worker import LossFn
@@ -31,7 +32,7 @@ def calibrated_full_model(setup: Setup, state: State, inputs: Sequence[Inputs]) 
 
 
 def score_full_model(
-    setup: Setup, state: State, full: FullModel, loss_fn: LossFn, test: Test, probe: Tensor | None
+    setup: Setup, state: State, full: FullModel, loss_fn: LossFn, test: Test | Elsewhere, probe: Tensor | None
 ) -> Score:
     """Score the full model; every process must call it.
 
@@ -40,32 +41,61 @@ def score_full_model(
         state: of the training; its ``evaluate_s`` goes on.
         full: the calibrated full model.
         loss_fn: the mean loss over a batch.
-        test: the test set; process k scores samples k, k + num_processes, ..., or all of its own part.
+        test: the test set; of that of all, process k scores samples k, k + num_processes, ...
         probe: (num_probe,) int64, the samples of which ``Score.probe_loss`` is the mean loss.
     """
+    with _evaluating(setup, state):
+        if isinstance(test, Elsewhere):
+            for _ in range(test.num_batches):
+                call(full.module, to(test.example, setup.device))
+            return _shared(None, test.metrics, setup.runtime)
+        with named_as_test(test.inputs, test.labels):
+            if test.held_by == "one":
+                return _shared(_own_score(setup, full, loss_fn, test), tuple(test.metrics or ()), setup.runtime)
+            return _score_together(setup, full, loss_fn, test, probe)
+
+
+def _own_score(setup: Setup, full: FullModel, loss_fn: LossFn, test: Test) -> Score:
+    """Score the full model on a test set that only this process has."""
+    data = to((test.inputs, test.labels), setup.device)
+    return evaluate(full.module, loss_fn, data, metrics=test.metrics, batch_size=test.batch_size)
+
+
+def _shared(score: Score | None, names: tuple[str, ...], runtime: Runtime) -> Score:
+    """Return the score of the one process that has it, in all processes."""
+    own = (
+        [0.0] * (3 + len(names))
+        if score is None
+        else [score.loss, score.accuracy, score.count, *score.metrics.values()]
+    )
+    loss, accuracy, count, *metrics = runtime.total(torch.tensor(own, dtype=torch.float64)).tolist()
+    return Score(loss, accuracy, int(count), dict(zip(names, metrics, strict=True)))
+
+
+def _score_together(setup: Setup, full: FullModel, loss_fn: LossFn, test: Test, probe: Tensor | None) -> Score:
+    """Score the full model with all processes, each of which has the test set or a part of it."""
     runtime = setup.runtime
 
     def move(value: Inputs, part: slice) -> Any:
         return to(map_tensors(lambda tensor: tensor[part], value), setup.device)
 
-    with _evaluating(setup, state), named_as_test(test.inputs, test.labels):
-        mine = slice(None) if test.in_parts else slice(runtime.rank, None, runtime.num_processes)
-        own = torch.zeros(runtime.num_processes, dtype=torch.int64)
-        own[runtime.rank] = len(test.labels[mine])
-        in_probe = torch.zeros(len(test.labels), dtype=torch.bool)
-        if probe is not None:
-            in_probe[probe] = True
-        return evaluate(
-            full.module,
-            loss_fn,
-            (move(test.inputs, mine), move(test.labels, mine)),
-            metrics=test.metrics,
-            batch_size=test.batch_size,
-            num_batches=math.ceil(int(runtime.total(own).max()) / test.batch_size),  # of the largest part
-            example=move(test.inputs, slice(1)),
-            probe=in_probe[mine],
-            total=runtime.total,
-        )
+    mine = slice(None) if test.held_by == "parts" else slice(runtime.rank, None, runtime.num_processes)
+    own = torch.zeros(runtime.num_processes, dtype=torch.int64)
+    own[runtime.rank] = len(test.labels[mine])
+    in_probe = torch.zeros(len(test.labels), dtype=torch.bool)
+    if probe is not None:
+        in_probe[probe] = True
+    return evaluate(
+        full.module,
+        loss_fn,
+        (move(test.inputs, mine), move(test.labels, mine)),
+        metrics=test.metrics,
+        batch_size=test.batch_size,
+        num_batches=math.ceil(int(runtime.total(own).max()) / test.batch_size),  # of the largest part
+        example=move(test.inputs, slice(1)),
+        probe=in_probe[mine],
+        total=runtime.total,
+    )
 
 
 @contextmanager

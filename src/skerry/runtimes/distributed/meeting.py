@@ -1,0 +1,213 @@
+"""Where processes meet: the group's store, in which one that fails leaves word for the others.
+
+The store (a ``TCPStore``) also answers while processes wait for each other in gloo, or have not all come yet. The first
+word that is left counts. Every process reads it with its next heartbeat (``liveness.py``), or while it waits for the
+others to join, and ends. So whoever leaves it stays until the others have read it, and the first process, with which
+the store may end, stays longest.
+"""
+
+import contextlib
+import itertools
+import os
+import socket
+import struct
+import sys
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+
+JOIN_S = 300.0
+"""Seconds that processes wait for each other at the start."""
+_QUIET_S = 20.0
+"""Seconds after which a process says for whom it waits."""
+_REACHED_S = 15.0
+"""Seconds in which torchrun's store must answer: it was there before this process."""
+_LATE_S = 30.0
+"""Seconds for which a process that fails before it joins waits for others to come and read why."""
+_TELL_S = 5.0
+"""Seconds for which a process that fails waits for others to read why."""
+_WORD, _NO_WORD = "word", "-"
+_HAS_READ, LEFT = "read", "done"
+_JOINS = itertools.count()
+
+
+class PeerLost(RuntimeError):
+    """Another process ended, or did not answer within the group's timeout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where the group's store is, and which of its processes this is.
+
+    Attributes:
+        serves: whether the store is in this process.
+        reached_s: seconds in which to reach it.
+        restart: distinguishes the group from earlier ones that used the same store.
+        num_joined: groups that this process has joined before.
+    """
+
+    host: str
+    port: int
+    rank: int
+    num_processes: int
+    serves: bool = False
+    reached_s: float = JOIN_S
+    restart: str = "0"
+    num_joined: int = 0
+
+    @classmethod
+    def of_environment(cls) -> Self:
+        """Return what torchrun's environment says.
+
+        Raises:
+            ValueError: torchrun has not started this process.
+        """
+        if missing := [v for v in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if v not in os.environ]:
+            raise ValueError(
+                f"{missing[0]} is not set: start this process with torchrun (torchrun --standalone --nproc-per-node 2 "
+                "script.py), or skerry.launch"
+            )
+        of_torchrun, rank = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True", int(os.environ["RANK"])
+        return cls(
+            host=os.environ["MASTER_ADDR"],
+            port=int(os.environ["MASTER_PORT"]),
+            rank=rank,
+            num_processes=int(os.environ["WORLD_SIZE"]),
+            serves=rank == 0 and not of_torchrun,
+            reached_s=_REACHED_S if of_torchrun else JOIN_S,
+            restart=os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"),
+            num_joined=next(_JOINS),
+        )
+
+    def open(self, timeout_s: float, *, serve: bool = False) -> Any:
+        """Return a connection to the store; RuntimeError if it cannot be reached in ``timeout_s`` seconds."""
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            self.host, self.port, is_master=serve, wait_for_workers=False, multi_tenant=serve,
+            timeout=timedelta(seconds=timeout_s),
+        )  # fmt: skip
+        return dist.PrefixStore(f"skerry/{self.restart}.{self.num_joined}", store)  # type: ignore[attr-defined]
+
+    def use_its_interface(self) -> None:
+        """Let gloo use the network interface by which the store is reached, unless GLOO_SOCKET_IFNAME names one.
+
+        By default gloo uses the address of the host's own name, which on many machines is 127.0.1.1.
+        """
+        if sys.platform != "linux" or "GLOO_SOCKET_IFNAME" in os.environ:
+            return
+        import fcntl
+
+        of_interface = 0x8915  # SIOCGIFADDR
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+            probe.connect((self.host, self.port))  # sends nothing
+            for _, name in socket.if_nameindex():
+                with contextlib.suppress(OSError):  # it has no address
+                    found = fcntl.ioctl(probe, of_interface, struct.pack("256s", name.encode()))
+                    if socket.inet_ntoa(found[20:24]) == probe.getsockname()[0]:
+                        os.environ["GLOO_SOCKET_IFNAME"] = name
+
+
+class Meeting:
+    """What a process reads and writes in the store: signs of life, and word of who is lost.
+
+    Args:
+        place: of the store.
+        store: a connection of its own, since a call may block it.
+    """
+
+    def __init__(self, place: Place, store: Any) -> None:
+        self._rank, self._store = place.rank, store
+        self._signs = [f"alive/{r}" for r in range(place.num_processes)]
+        store.compare_set(_WORD, "", _NO_WORD)
+
+    def wait_for_all(self) -> None:
+        """Wait until all processes have come.
+
+        Raises:
+            PeerLost: one has left word that it failed, or did not come.
+            ValueError: they have different versions of Skerry or torch.
+        """
+        own, came, told = _versions(), time.monotonic(), False
+        of_all = [f"versions/{r}" for r in range(len(self._signs))]
+        self._store.set(self._signs[self._rank], "0")
+        self._store.set(of_all[self._rank], own)
+        while missing := [rank for rank, key in enumerate(of_all) if not self._store.check([key])]:
+            word = self._store.get(_WORD).decode()
+            waited = time.monotonic() - came
+            if word == _NO_WORD and waited > JOIN_S:
+                word = f"rank {missing[0]} did not join within {JOIN_S:.0f} s; see its output"
+            if word != _NO_WORD:
+                self.leave(_TELL_S)
+                raise PeerLost(f"rank {self._rank}, start: {word}")
+            if waited > _QUIET_S and not told:
+                told = True
+                line = f"skerry: rank {self._rank} waits for rank {missing[0]} to join; see its output"
+                print(line, file=sys.stderr, flush=True)
+            time.sleep(0.05)
+        for rank, theirs in enumerate(v.decode() for v in self._store.multi_get(of_all)):
+            if theirs != own:
+                self.leave(_TELL_S)
+                raise ValueError(
+                    f"rank {self._rank}, start: {own} here, {theirs} on rank {rank}; install the same versions on all "
+                    "machines"
+                )
+
+    def beat(self, sign: str) -> tuple[list[str], str | None]:
+        """Give a sign of life; return those of all processes, and the word, None if there is none."""
+        self._store.set(self._signs[self._rank], sign)
+        *signs, word = (text.decode() for text in self._store.multi_get([*self._signs, _WORD]))
+        return signs, None if word == _NO_WORD else word
+
+    def tell_of_lost(self, rank: int, text: str) -> str:
+        """Leave word of a process that is lost, unless there is one already; return the one that counts."""
+        self._store.set(self._signs[rank], LEFT)  # nobody waits for it
+        return self._leave_word(text)
+
+    def leave(self, patience_s: float = 0.0) -> None:
+        """Note that this process ends, and is not lost; the first one waits for the others, ``patience_s`` at most."""
+        if self._rank == 0 and patience_s:
+            self._store.set(self._signs[0], _HAS_READ)
+            self._wait_for_others([LEFT], patience_s)
+        self._store.set(self._signs[self._rank], LEFT)
+
+    def tell(self, why: str, patience_s: float = _TELL_S) -> None:
+        """Leave word of why this process ends, and wait until the others have read it, ``patience_s`` at most."""
+        self._leave_word(f"rank {self._rank} ended: {' '.join(why.split())[:2000]}")
+        self._store.set(self._signs[self._rank], _HAS_READ)
+        self._wait_for_others([_HAS_READ, LEFT], patience_s)
+        self.leave(patience_s)
+
+    def _leave_word(self, text: str) -> str:
+        word: str = self._store.compare_set(_WORD, _NO_WORD, text).decode()
+        return word
+
+    def _wait_for_others(self, signs: list[str], patience_s: float) -> None:
+        until, others = time.monotonic() + patience_s, set(self._signs) - {self._signs[self._rank]}
+        while time.monotonic() < until and not all(
+            self._store.check([other]) and self._store.get(other).decode() in signs for other in others
+        ):
+            time.sleep(0.02)
+
+
+def tell_before_joining(why: str) -> None:
+    """Tell processes that wait for this one why it does not join.
+
+    Does nothing if torchrun has not started it, or if it has joined.
+    """
+    with contextlib.suppress(RuntimeError, ValueError):
+        place = Place.of_environment()
+        if not place.num_joined:
+            Meeting(place, place.open(_REACHED_S, serve=place.serves)).tell(why, _LATE_S)
+
+
+def _versions() -> str:
+    """Return the versions that all processes must have."""
+    try:
+        own = version("skerry")
+    except PackageNotFoundError:
+        own = "of unknown version"
+    return f"skerry {own}, torch {'.'.join(torch.__version__.split('.')[:2])}"

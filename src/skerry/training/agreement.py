@@ -1,0 +1,154 @@
+"""What must be the same in all processes of a training: in words by name, to be compared before they train.
+
+Numbers that each machine computes are compared to a few digits. The same seed gives weights that differ by rounding on
+other processors, by up to 2e-6 for a normal distribution.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skerry.algorithm import Algorithm
+from skerry.checkpoint.checkpoints import Checkpoints
+from skerry.model.inputs import Inputs, tensors_of
+from skerry.model.tensors import parameter_like
+from skerry.plan.table import Plan
+from skerry.runtimes.runtime import Runtime
+from skerry.subnet.index import Index
+from skerry.training.schedules import Schedule
+from skerry.training.worker import Data, LossFn, OptimizerFn
+from skerry.weights.source import Source
+
+_HOW = ("foreach", "fused", "capturable")  # how an optimizer computes, which may suit the machine
+_NUM_READ = 8  # tensors of which some values are compared
+
+
+def session_in_words(
+    model: nn.Module,
+    plan: Plan,
+    algorithm: Algorithm,
+    *,
+    optimizer: OptimizerFn,
+    num_rounds: int,
+    schedule: Schedule,
+    seed: int,
+    checkpoints: Checkpoints | None,
+    max_bad_rounds: int,
+    loss_fn: LossFn | None,
+) -> dict[str, str]:
+    """Return what must be the same of the arguments of a session."""
+    values = {
+        "algorithm": algorithm,
+        "num_rounds": num_rounds,
+        "optimizer": _of_optimizer(optimizer, model),
+        "schedule": " ".join(f"{schedule(k / 8):.6g}" for k in range(8)),
+        "seed": seed,
+        "loss_fn": loss_fn,
+        "max_bad_rounds": max_bad_rounds,
+        "checkpoints": checkpoints and {"resume": checkpoints.resume, "run": checkpoints.run},
+        "axes": {axis.name: axis.num_units for axis in plan.axes},
+        "model": {n: _kind(t) for n, t in [*model.named_parameters(), *model.named_buffers()]},
+        "plan": plan.digest(),
+    }
+    return dict(in_words(values))
+
+
+def data_in_words(
+    data: Data, inputs: Inputs | None, logit_adjustment: Tensor | None, calibration_samples: int
+) -> dict[str, str]:
+    """Return what must be the same of the data; ``inputs``: of some samples."""
+    values = {
+        "data.batch_size": getattr(data, "batch_size", None),
+        "data.inputs": [f"{str(t.dtype).removeprefix('torch.')} of {t.dim()} dims" for t in tensors_of(inputs)],
+        "logit_adjustment": None if logit_adjustment is None else f"{logit_adjustment.shape[1]} classes",
+        "calibration_samples": calibration_samples,
+    }
+    return dict(in_words(values))
+
+
+def agree_on_start(runtime: Runtime, source: Source, sizes: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, in all processes, if another one starts from other values; some values are compared.
+
+    Args:
+        runtime: of all processes.
+        source: where values come from here.
+        sizes: what it has, by name, on any device.
+    """
+    if runtime.num_processes == 1:
+        return
+    floats = [name for name, tensor in sizes.items() if tensor.is_floating_point() and tensor.numel()]
+    names = [name for name in floats if sizes[name].dim() > 1] or floats
+    names = names[:: max(1, len(names) // _NUM_READ)]
+    of_all = [json.loads(text) for text in runtime.gather(json.dumps([_some(source, n, sizes[n]) for n in names]))]
+    for name, *values in zip(names, *of_all, strict=True):
+        far = [rank for rank, theirs in enumerate(values) if not _close(theirs, values[0])]
+        if far:
+            rank = 0 if runtime.rank in far else far[0]
+            pairs = zip(values[runtime.rank], values[rank], strict=True)
+            here, there = max(pairs, key=lambda pair: abs(pair[0] - pair[1]))
+            raise ValueError(
+                f"rank {runtime.rank}: {name} starts with {here:.4g} here and {there:.4g} on rank {rank}; make the "
+                "model from the same seed (torch.manual_seed) or files in all processes"
+            )
+
+
+def in_words(value: object, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the parts of ``value`` by dotted name, as text that is the same in another process; no addresses."""
+    own: Mapping[str, Any] = {}
+    if isinstance(value, Mapping):
+        own = {str(key): item for key, item in value.items()}
+    elif isinstance(value, partial):
+        own = {"": value.func, "args": value.args, **value.keywords}
+    elif is_dataclass(value) and not isinstance(value, type):
+        own = {"": type(value), **{field.name: getattr(value, field.name) for field in fields(value)}}
+    elif isinstance(value, Tensor):
+        yield name, str(value.item()) if value.numel() == 1 else f"{value.dtype} {tuple(value.shape)}"
+    elif isinstance(value, tuple | list):
+        yield name, ", ".join(text for item in value for _, text in in_words(item))
+    elif hasattr(value, "__qualname__"):  # a function or a class
+        yield name, value.__qualname__
+    elif value is None or isinstance(value, bool | int | float | str):
+        yield name, str(value)
+    else:
+        own = {
+            "": type(value),
+            **{k: v for k, v in getattr(value, "__dict__", {}).items() if isinstance(v, bool | int | float | str)},
+        }
+    for key, item in own.items():
+        if not str(key).startswith("_"):
+            yield from in_words(item, ".".join(filter(None, (name, str(key)))))
+
+
+def _of_optimizer(make: OptimizerFn, model: nn.Module) -> dict[str, object]:
+    """Return the class and the settings of an optimizer, made for parameters without memory."""
+
+    def empty(p: nn.Parameter) -> nn.Parameter:
+        device = "cpu" if p.is_meta else p.device
+        return parameter_like(torch.zeros((), dtype=p.dtype, device=device).expand(p.shape), p)
+
+    made = make([empty(p) for p in model.parameters()])
+    groups = getattr(made, "param_groups", ())
+    own = [{k: v if k != "params" else len(v) for k, v in group.items() if k not in _HOW} for group in groups]
+    return {"": type(made), **(own[0] if len(own) == 1 else dict(enumerate(own)))}
+
+
+def _kind(tensor: Tensor) -> str:
+    kind = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+    return f"{kind}, frozen" if isinstance(tensor, nn.Parameter) and not tensor.requires_grad else kind
+
+
+def _some(source: Source, name: str, size: Tensor) -> list[float]:
+    """Return four values of the middle row of a tensor, evenly spaced."""
+    middle = size.shape[0] // 2 if size.dim() else 0
+    row = source.read(name, (Index.run(middle, middle + 1), *[None] * (size.dim() - 1)) if size.dim() else ())
+    flat = row.flatten().float()
+    return flat[:: max(1, len(flat) // 4)][:4].tolist()
+
+
+def _close(one: Any, other: Any) -> bool:
+    return torch.allclose(torch.tensor(one), torch.tensor(other), rtol=1e-3, atol=1e-5, equal_nan=True)

@@ -1,0 +1,83 @@
+"""Processes as torchrun starts them on several machines, each with a folder and an environment of its own.
+
+They are forked from a server that has imported everything once: imports would take most of the time of a test.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import torch
+
+from skerry.experiments.cli import entry
+
+Work = Sequence[str] | Callable[[int], object]
+"""The arguments of ``skerry``, or a function of the rank."""
+
+_PRELOADED = ["skerry.experiments.cli.commands", "torch._dynamo", "torch.distributed.run", "sklearn.datasets"]
+_NETWORK = 0x40000000  # CLONE_NEWNET
+
+
+def start_on_machines(
+    folder: Path, *work: Work, namespaces: Sequence[Path] = (), address: str = "127.0.0.1"
+) -> list[ForkServerProcess]:
+    """Start process k in ``folder``/k; it writes what it says to a file ``said`` there.
+
+    Args:
+        folder: of all machines.
+        work: of each process.
+        namespaces: network namespaces of the processes, all of which reach ``address``, that of the first.
+        address: of the first process.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    ready = context.Process(target=os.getpid)
+    ready.start()
+    ready.join()  # the server has imported everything
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machines = []
+    for rank, own in enumerate(work):
+        group = {"RANK": rank, "WORLD_SIZE": len(work), "MASTER_ADDR": address, "MASTER_PORT": port}
+        inside = namespaces[rank] if namespaces else None
+        machines.append(context.Process(target=_machine, args=(group, folder / f"{rank}", own, inside)))
+        machines[-1].start()
+    return machines
+
+
+def run_on_machines(
+    folder: Path, *work: Work, namespaces: Sequence[Path] = (), address: str = "127.0.0.1"
+) -> tuple[list[int | None], list[str]]:
+    """Start processes and wait for them; return all exit codes (None: none in two minutes), and what each said."""
+    machines = start_on_machines(folder, *work, namespaces=namespaces, address=address)
+    for machine in machines:
+        machine.join(120)
+    codes = [machine.exitcode for machine in machines]
+    for machine in machines:
+        machine.kill()
+    return codes, [(folder / f"{rank}" / "said").read_text() for rank in range(len(work))]
+
+
+def _machine(group: dict[str, object], folder: Path, work: Work, namespace: Path | None) -> None:
+    """The main function of a process."""
+    os.environ.update({name: str(value) for name, value in group.items()}, OMP_NUM_THREADS="1")
+    torch.set_num_threads(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
+    with Path("said").open("w") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+    if namespace is not None:
+        with namespace.open() as file:
+            assert ctypes.CDLL(None).setns(file.fileno(), _NETWORK) == 0
+    if callable(work):
+        work(int(os.environ["RANK"]))
+    else:
+        sys.argv = ["skerry", *work]
+        entry()
