@@ -13,6 +13,7 @@ import skerry
 from skerry.experiments.cli import call
 from skerry.experiments.recipes import find_recipe
 from skerry.experiments.runs.execute import configure, run
+from skerry.experiments.runs.folder import FolderInUse, check_folder, saved_config
 from skerry.experiments.runs.load import export_run
 from skerry.runtimes import Serial
 from skerry.weights import FromFiles
@@ -91,6 +92,17 @@ def test_what_is_no_run_or_not_yet_one_is_named(trained, tmp_path):
         skerry.load(broken)
     (broken / "model.json").unlink()  # as in runs of older versions
     assert torch.equal(skerry.load(broken).outputs(RAW), skerry.load(trained).outputs(RAW))
+
+
+def test_a_run_that_never_began_leaves_its_folder_usable(trained, tmp_path):
+    for name in ("config.json", "model.json"):
+        shutil.copy(trained / name, tmp_path / name)
+    (tmp_path / "metrics.jsonl").touch()
+    config = saved_config(trained)
+    check_folder(tmp_path, config, resume=False)
+    shutil.copy(trained / "metrics.jsonl", tmp_path)
+    with pytest.raises(FolderInUse):
+        check_folder(tmp_path, config, resume=False)
 
 
 def test_loading_needs_no_extra(trained):

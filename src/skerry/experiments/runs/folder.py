@@ -77,7 +77,7 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
     if not resume:
         held = sorted(p.name for p in folder.glob("*") if p.name != "lock" and not atomic.is_draft(p))
         metrics = folder / "metrics.jsonl"
-        if set(held) <= {"config.json", metrics.name} and not (metrics.exists() and metrics.stat().st_size):
+        if set(held) <= {"config.json", SIGNATURE, metrics.name} and not (metrics.exists() and metrics.stat().st_size):
             return  # a run that never began, because another process failed
         if "config.json" in held:
             raise FolderInUse(f"{folder}: holds a run; continue it with --resume, or choose another --out")
