@@ -22,6 +22,7 @@ from skerry.plan.dims import Axis, DealtDim, numbered, once_per_units, renumbere
 from skerry.plan.from_rules import axes_and_dims
 from skerry.plan.rules import Rules
 from skerry.plan.warnings import bottleneck, lone_units
+from skerry.whole_number import check_whole_number
 
 Patch = Callable[[nn.Module, nn.Module], None]
 """``patch(narrow, full)`` changes what a narrow module keeps beside its tensors (``num_heads``, its ``forward``), so
@@ -101,6 +102,9 @@ class Plan:
         Returns:
             A sentence per kind; none if nothing is known to be wrong.
 
+        Raises:
+            ValueError: ``workers`` is not a whole number of at least 1.
+
         Example:
             >>> from skerry.plan import In, Out
             >>> model = nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 64))
@@ -108,6 +112,7 @@ class Plan:
             >>> plan.warnings(workers=4)[0][:66]
             "bottleneck: axis 'middle' has 8 units, and a subnet only 2, which "
         """
+        check_whole_number("workers", workers, 1)
         smallest = [axis.num_units // workers for axis in self.axes]
         found = (bottleneck(self.axes, smallest), lone_units(self.axes, self.dims, smallest))
         return tuple(text for text in found if text is not None)

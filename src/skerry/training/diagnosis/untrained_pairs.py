@@ -13,10 +13,8 @@ from skerry.randomness import generator
 
 MAX_UNITS = 1024
 """Units that are looked at, over all axes: a sample, drawn evenly."""
-MAX_ROUNDS = 256
-"""Rounds that are looked at, evenly spaced."""
-ENOUGH = 0.01
-"""Below this fraction nothing more is counted."""
+MAX_ROUNDS = 32
+"""Rounds that are looked at, the first ones. What is left after all is extrapolated from the second half of them."""
 
 
 def untrained_pairs(
@@ -24,7 +22,8 @@ def untrained_pairs(
 ) -> tuple[float, str]:
     """Return the fraction of the weights between two dealt units that are never trained, and where most of them are.
 
-    It is estimated on a sample of units and rounds where there are many.
+    It is estimated where there are many units or rounds: from a sample of units, and from the first rounds. With units
+    dealt anew the fraction left falls by the same factor each round; with units that stay it does not fall.
 
     Args:
         plan: of what is trained.
@@ -47,16 +46,18 @@ def untrained_pairs(
     member = one_hot(own, len(plan.axes)).double()
     pairs = (member.sum(0)[:, None] * member.sum(0)).clamp(min=1)
     together = torch.zeros(len(units), len(units), dtype=torch.bool)
-    fraction, by_pair = 1.0, weights
-    for round in range(0, num_rounds, max(1, num_rounds // MAX_ROUNDS)):
+    left, by_pair = [1.0], weights
+    for round in range(min(num_rounds, MAX_ROUNDS)):
         held = assignment(round).held[:, units].float()
         together |= held.mT @ held > 0
         ever = together.diagonal()  # a unit that no worker holds at all is a matter of coverage
         never = ever[:, None] & ever & ~together
         by_pair = weights * (member.mT @ never.double() @ member) / pairs
-        fraction = float(by_pair.sum() / weights.sum())
-        if fraction < ENOUGH:
+        left.append(float(by_pair.sum() / weights.sum()))
+        if left[-1] == 0:
             break
+    rate = left[-1] / left[len(left) // 2] if left[-1] else 0.0  # over half of the rounds that were looked at
+    fraction = left[-1] * rate ** ((num_rounds - len(left) + 1) / max(1, len(left) - 1 - len(left) // 2))
     a, b = divmod(int(by_pair.argmax()), len(plan.axes))
     one, other = plan.axes[a], plan.axes[b]
     where = f"within axis '{one.name}'" if a == b else f"between axes '{other.name}' and '{one.name}'"
