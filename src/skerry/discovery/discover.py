@@ -83,7 +83,7 @@ def discover(
         """Return the trace in evaluation mode, in which the narrow net runs too, and that of both modes together."""
         found = trace(model, example_inputs, labelled, without=without)
         try:
-            together = found + trace(model, example_inputs, labelled, training=True, without=without)
+            together = found + trace(model, example_inputs, labelled, after=found, without=without)
         except ForwardRefused:
             raise
         except ValueError:  # batch norm does not train on one sample

@@ -66,6 +66,7 @@ class Trace:
         steps: the operations, in order; the last is the model's output.
         live: for each step whether an output depends on it.
         origins: for each labelled tensor the labels of each of its dims, None for a dim without labels.
+        broadcast: the labels of dims along which a tensor was broadcast, by the number of the broadcast.
         num_labels: the number of labels, with label 0.
         used: the labelled tensors that an output depends on.
         looked_at_values: the modules that looked at values.
@@ -75,12 +76,13 @@ class Trace:
     steps: list[Step]
     live: list[bool] = field(default_factory=list)
     origins: dict[str, tuple[Tensor | None, ...]] = field(default_factory=dict)
+    broadcast: dict[Origin, Tensor] = field(default_factory=dict)
     num_labels: int = 1
     used: frozenset[str] = frozenset()
     looked_at_values: list[str] = field(default_factory=list)
 
     def __add__(self, other: "Trace") -> "Trace":
-        """Return what two forwards of one model, with the same labels, demand together."""
+        """Return what two forwards of one model demand together; ``other`` began after this one, with its labels."""
         a, b, shift = self.constraints, other.constraints, len(self.steps)
         constraints = Constraints(
             edges=a.edges + [replace(edge, op=edge.op + shift) for edge in b.edges],
@@ -91,7 +93,10 @@ class Trace:
             preferred=a.preferred + b.preferred,
         )
         steps, live, used = self.steps + other.steps, self.live + other.live, self.used | other.used
-        return replace(self, constraints=constraints, steps=steps, live=live, used=used)
+        broadcast, labels = self.broadcast | other.broadcast, other.num_labels
+        return replace(
+            self, constraints=constraints, steps=steps, live=live, used=used, broadcast=broadcast, num_labels=labels
+        )
 
 
 def trace(
@@ -99,7 +104,7 @@ def trace(
     inputs: Inputs,
     labelled: Mapping[str, Tensor],
     *,
-    training: bool = False,
+    after: Trace | None = None,
     without: Container[Origin] = (),
 ) -> Trace:
     """Run ``model`` once on ``inputs`` and return what its operations demand of labels.
@@ -108,14 +113,15 @@ def trace(
         model: is not changed.
         inputs: example inputs.
         labelled: the parameters and buffers whose indices get labels, by name.
-        training: run in training mode instead of evaluation mode.
+        after: run in training mode instead of evaluation mode, after this trace, to be added to it.
         without: dims that get no labels because they are known not to be dealt out.
 
     Raises:
         ForwardRefused: the forward writes to a parameter.
         ValueError: the model does not run on the inputs, or returns no tensors.
     """
-    tracer = _Tracer(model, labelled, without)
+    training = after is not None
+    tracer = _Tracer(model, labelled, without, after)
     if training:  # batch norm updates its statistics without telling the dispatcher
         tracer.saved = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
     try:
@@ -144,10 +150,15 @@ class _Tracer(TorchDispatchMode):
     Tensors that share storage lie in one *memory*, which has a number.
     """
 
-    def __init__(self, model: nn.Module, labelled: Mapping[str, Tensor], without: Container[Origin]) -> None:
+    def __init__(
+        self, model: nn.Module, labelled: Mapping[str, Tensor], without: Container[Origin], after: Trace | None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace = Trace(Constraints(), [])
         self.labelled = labelled
+        self.without = without
+        self.mode = "evaluation" if after is None else "training"
+        self.num_broadcasts = 0
         self.labels: Any = WeakTensorKeyDictionary()
         self.memory: Any = WeakTensorKeyDictionary()
         self.num_memories = 0
@@ -162,6 +173,8 @@ class _Tracer(TorchDispatchMode):
         self.saved: dict[str, tuple[Tensor, Tensor]] = {}  # buffers that the forward changed, and their old values
         for name, tensor in labelled.items():
             self._give_labels(name, tensor, without)
+        if after is not None:
+            self.trace.num_labels = after.num_labels
 
     def _give_labels(self, name: str, tensor: Tensor, without: Container[Origin]) -> None:
         fields: list[Field] = []
@@ -177,12 +190,27 @@ class _Tracer(TorchDispatchMode):
         self.trace.origins[name] = tuple(rows)
         self.labels[tensor] = Labels(tuple(fields), weight=True)
 
+    def fresh(self, size: int) -> Tensor | None:
+        """Return new labels for a dim along which a tensor is broadcast, None if there shall be none."""
+        origin = (f"broadcast in {self.mode} mode", self.num_broadcasts)
+        self.num_broadcasts += 1
+        if origin in self.without:
+            return None
+        ids = torch.arange(self.trace.num_labels, self.trace.num_labels + size)
+        self.trace.num_labels += size
+        self.trace.broadcast[origin] = ids
+        return ids
+
     def labels_of(self, tensor: Tensor) -> Labels:
         """Return the labels of a tensor. One that was never seen (an input, a constant) has fixed dims."""
         found: Labels | None = self.labels.get(tensor)
-        if found is None or (found.uniform and self.memory_of(tensor) in self.written):
+        if found is None:
             return Labels(uniform=tensor.dim() == 0)
-        return found
+        if self.memory_of(tensor) not in self.written:
+            return found
+        if found.uniform:
+            return Labels(uniform=tensor.dim() == 0)
+        return replace(found, fields=tuple(replace(one, free=False) for one in found.fields))
 
     def memory_of(self, tensor: Tensor) -> int:
         """Return the number of the memory that a tensor lies in."""
@@ -215,8 +243,9 @@ class _Tracer(TorchDispatchMode):
                     self.viewed.add(self.memory_of(base))
         module = self.running.innermost
         operation = Operation(
-            constraints, self.labels_of, func.overloadpacket, args, kwargs, outs, self.modules.get(module), layout
-        )
+            constraints, self.labels_of, func.overloadpacket, args, kwargs, outs, self.fresh, self.modules.get(module),
+            layout,
+        )  # fmt: skip
         reads = frozenset(map(self.memory_of, inputs))
         writes = frozenset(map(self.memory_of, [*outs, *written]))
         if func.overloadpacket is torch.ops.aten._local_scalar_dense:
@@ -224,13 +253,16 @@ class _Tracer(TorchDispatchMode):
         rule = rule_of(func)
         labels: list[Labels] = []
         try:
-            labels = [constraints.varying(found) for found in (rule or pin_everything)(operation)] if outs else []
+            if any(out.numel() for out in outs):
+                labels = [constraints.varying(found) for found in (rule or pin_everything)(operation)]
+            else:  # nothing, of any width
+                labels = [Labels() for _ in outs]
             assert len(labels) == len(outs), func
         except Exception:  # the rule does not expect this use of the operation: treat it like one without a rule
             rule, labels = None, pin_everything(operation)
         first = labels[0] if labels else Labels()
         numbers = self.numbers.of(func, args, kwargs, outs, written)
-        shape = tuple(n if outs[0].stride(d) else None for d, n in enumerate(outs[0].shape)) if outs else None
+        shape = _fixed_sizes(outs[0]) if outs else None
         steps.append(
             Step(
                 str(func.overloadpacket), module, reads, writes, first.fields, numbers, rule is not None, shape,
@@ -294,6 +326,12 @@ class _Tracer(TorchDispatchMode):
         self.trace.used = frozenset(name for name, t in self.labelled.items() if self.memory_of(t) in needed)
         self.trace.steps.append(Step("model output", ""))
         return self.trace
+
+
+def _fixed_sizes(tensor: Tensor) -> tuple[int | None, ...]:
+    """Return the sizes of a tensor, None for dims that are broadcast, and for all if it is empty."""
+    wide = wide_dims(tensor) if tensor.numel() else ()
+    return tuple(n if d in wide or (n == 1 and tensor.numel()) else None for d, n in enumerate(tensor.shape))
 
 
 def _looks_at_values(func: Any, args: Sequence[Any]) -> bool:

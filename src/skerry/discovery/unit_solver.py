@@ -66,7 +66,7 @@ def solve(trace: Trace) -> Units:
 
 
 def wasted(trace: Trace, units: Units) -> frozenset[Origin]:
-    """Return the parameter dims that displaced other candidates by convention but are not dealt out in the end.
+    """Return the dims (and broadcasts) that displaced other candidates by convention but are not dealt out in the end.
 
     A second trace without labels on these dims may find the candidates they displaced.
     """
@@ -74,12 +74,10 @@ def wasted(trace: Trace, units: Units) -> frozenset[Origin]:
         torch.cat([ids.flatten() for ids in trace.constraints.preferred] or [torch.zeros(0).long()])
     )
     lost = preferred.numpy()[units.of[preferred.numpy()] == 0]
-    return frozenset(
-        (name, d)
-        for name, rows in trace.origins.items()
-        for d, ids in enumerate(rows)
-        if ids is not None and bool(np.isin(ids.numpy(), lost).all())
-    )
+    candidates = trace.broadcast | {
+        (name, d): ids for name, rows in trace.origins.items() for d, ids in enumerate(rows) if ids is not None
+    }
+    return frozenset(origin for origin, ids in candidates.items() if bool(np.isin(ids.numpy(), lost).all()))
 
 
 def _violations(trace: Trace, of: Tensor) -> list[tuple[int, Tensor, Tensor]]:
@@ -91,7 +89,7 @@ def _violations(trace: Trace, of: Tensor) -> list[tuple[int, Tensor, Tensor]]:
         if len(dims) > 1:
             found.append((op, ids, ids.amin(dims[1:], keepdim=True).expand_as(ids)))
     for ids, dim, ends, op in trace.constraints.even_cuts:
-        units = of[ids].movedim(dim, -1).flatten(0, -2)
+        units = of[ids].movedim(dim, -1).reshape(-1, ids.shape[dim])
         if not all(_same_share(row, end) for row in units for end in ends):
             found.append((op, ids, ids.amin(dim, keepdim=True).expand_as(ids)))
     return found

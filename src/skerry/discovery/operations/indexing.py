@@ -14,7 +14,7 @@ def _pin_indices(op: Operation) -> None:
     """Pin what an index depends on: an index computed from units would pick other places in a narrow net."""
     for index in op.tensors():
         if index is not op.args[0] and not index.is_floating_point():
-            op.constraints.pin(op.labels_of(index).fields)
+            op.constraints.pin(one for one in op.labels_of(index).fields if not one.free)
 
 
 @rules.add("embedding")

@@ -39,6 +39,8 @@ class Operation:
         args: positional arguments.
         kwargs: keyword arguments.
         outs: the tensors it returned.
+        fresh: returns new labels for the dim of a given size along which a tensor is broadcast; None if there shall be
+            none.
         module: the module that ran it, if known.
         layout: shape and strides of its first tensor before it ran, None without tensor arguments.
     """
@@ -49,6 +51,7 @@ class Operation:
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
     outs: Sequence[Tensor]
+    fresh: Callable[[int], Tensor | None]
     module: nn.Module | None
     layout: tuple[torch.Size, tuple[int, ...]] | None
 

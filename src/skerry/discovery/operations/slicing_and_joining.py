@@ -70,7 +70,7 @@ def one_index(op: Operation) -> list[Labels]:
 def concatenate(op: Operation) -> list[Labels]:
     """Tensors one after the other, so their labels too. Along the other dims the labels must agree."""
     out = op.outs[0]
-    parts = [t for t in op.args[0] if not (t.dim() == 1 and t.numel() == 0)]
+    parts = [t for t in op.args[0] if t.numel()]
     dim = int(op.arg(1, "dim", 0)) % out.dim()
     labels = [op.labels_of(t) for t in parts]
     # The dims along which the joined field varies: ``dim``, and those that share a field with one of them.
