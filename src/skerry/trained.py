@@ -10,7 +10,7 @@ from skerry.partitions.disjoint import Disjoint
 from skerry.plan.dims import Axis
 from skerry.plan.table import Plan
 from skerry.randomness import seed_of
-from skerry.subnet.extract import narrow_model, num_narrow_units
+from skerry.subnet.extract import first_units, narrow_model, num_narrow_units
 from skerry.subnet.side_by_side import side_by_side
 from skerry.weights.source import FromModel, FromSubnets, Source
 
@@ -23,6 +23,10 @@ class Trained(Protocol):
 
     def num_units(self, axis: Axis) -> int | None:
         """Return how many units of an axis each net has; None: as the partition deals them out."""
+        ...
+
+    def pieces(self, plan: Plan) -> list[Tensor] | None:
+        """Return the units of the plan that each net has; None: as the partition deals them out."""
         ...
 
     def net(self, model: nn.Module, plan: Plan, seed: int) -> tuple[nn.Module, Plan]:
@@ -39,6 +43,10 @@ class Given:
     """The given model itself."""
 
     def num_units(self, axis: Axis) -> int | None:
+        """Return None."""
+        return None
+
+    def pieces(self, plan: Plan) -> list[Tensor] | None:
         """Return None."""
         return None
 
@@ -69,6 +77,10 @@ class Narrow:
         """Return the units of the narrow net."""
         return num_narrow_units(axis, self.width)
 
+    def pieces(self, plan: Plan) -> list[Tensor] | None:
+        """Return the units of the narrow net."""
+        return [first_units(plan, self.width)]
+
     def net(self, model: nn.Module, plan: Plan, seed: int) -> tuple[nn.Module, Plan]:
         """Return the narrow net, and a plan that deals nothing out."""
         if self.width == 1.0:
@@ -98,6 +110,10 @@ class Apart:
     def num_units(self, axis: Axis) -> int | None:
         """Return the number of the net with fewest."""
         return axis.num_units // self.num_nets
+
+    def pieces(self, plan: Plan) -> list[Tensor] | None:
+        """Return the units of each net."""
+        return self._units(plan)
 
     def net(self, model: nn.Module, plan: Plan, seed: int) -> tuple[nn.Module, Plan]:
         """Return the nets side by side (``subnet/side_by_side.py``); each is one unit.

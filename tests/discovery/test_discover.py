@@ -338,7 +338,7 @@ REFUSED = {
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2)), torch.randn(4, 5), r"\b0\.weight\b"),
     "meta": (lambda: Around(torch.relu).to("meta"), torch.randn(4, 5), r"\bfirst\.weight\b.*\bmeta\b"),
     "sparse": (
-        lambda: _with(Around(torch.relu), torch.eye(10).to_sparse()),
+        lambda: _with(Around(torch.relu), nn.Parameter(torch.eye(10).to_sparse())),
         torch.randn(4, 5),
         r"\badjacency\b.*_coo\b",
     ),
@@ -348,8 +348,8 @@ REFUSED = {
 }
 
 
-def _with(model: nn.Module, buffer: Tensor) -> nn.Module:
-    model.register_buffer("adjacency", buffer)
+def _with(model: nn.Module, parameter: nn.Parameter) -> nn.Module:
+    model.adjacency = parameter
     return model
 
 

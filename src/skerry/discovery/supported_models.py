@@ -6,7 +6,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 
 def check_supported(model: nn.Module) -> None:
-    """Check that ``model`` has only dense parameters and buffers with values, each in memory of its own.
+    """Check that ``model`` has only dense parameters, and buffers with values, each in memory of its own.
 
     Raises:
         ValueError: it has something else; the message names the tensor or module and what to do.
@@ -35,6 +35,8 @@ def check_supported(model: nn.Module) -> None:
         if tensor.is_quantized:
             raise ValueError(f"{name}: quantized, expected floating point; use the float model")
         if tensor.layout != torch.strided:
+            if not isinstance(tensor, nn.Parameter):
+                continue
             raise ValueError(f"{name}: layout {tensor.layout}, expected a dense tensor")
         if not tensor.is_leaf:
             raise ValueError(f"{name}: not a leaf tensor (it was computed from others); make it an nn.Parameter")

@@ -22,6 +22,7 @@ from skerry.discovery.invariant_numbers import InvariantNumbers, written_by
 from skerry.discovery.operations.operation import Operation, pin_everything, wide_dims
 from skerry.discovery.operations.rules import rule_of
 from skerry.model.inputs import Inputs, call, tensors_of
+from skerry.model.tensors import dense_buffers
 
 
 class ForwardRefused(ValueError):
@@ -38,11 +39,13 @@ class Step:
         reads: the memories it read, by number.
         writes: the memories it wrote.
         fields: the labels of its first result.
+        given: the labels of what it read.
         numbers: what ``InvariantNumbers`` found; it must be the same in a narrow net.
         known: whether there is a rule for it.
         shape: of its first result, None for dims that are broadcast; None if there is no result.
         any_width: whether the result fits any width (``Labels.uniform``).
         after_values: whether an earlier operation looked at values, so that a narrow net may go another way.
+        number: its place among all operations of the forward.
     """
 
     name: str
@@ -50,11 +53,13 @@ class Step:
     reads: frozenset[int] = frozenset()
     writes: frozenset[int] = frozenset()
     fields: tuple[Field, ...] = ()
+    given: tuple[Field, ...] = ()
     numbers: tuple[float, ...] = ()
     known: bool = True
     shape: tuple[int | None, ...] | None = None
     any_width: bool = False
     after_values: bool = False
+    number: int = 0
 
 
 @dataclass
@@ -123,7 +128,7 @@ def trace(
     training = after is not None
     tracer = _Tracer(model, labelled, without, after)
     if training:  # batch norm updates its statistics without telling the dispatcher
-        tracer.saved = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
+        tracer.saved = {name: (buffer, buffer.clone()) for name, buffer in dense_buffers(model)}
     try:
         with without_side_effects(model, training), tracer.running.tracked():
             with tracer:
@@ -168,8 +173,8 @@ class _Tracer(TorchDispatchMode):
         self.looked = False  # at values
         self.running = Running(model)
         self.modules = dict(model.named_modules())
-        self.parameters = {p.untyped_storage()._cdata: name for name, p in model.named_parameters()}
-        self.buffers = {b.untyped_storage()._cdata: (name, b) for name, b in model.named_buffers()}
+        self.parameters = {_storage(p): name for name, p in model.named_parameters()}
+        self.buffers = {_storage(b): (name, b) for name, b in dense_buffers(model)}
         self.saved: dict[str, tuple[Tensor, Tensor]] = {}  # buffers that the forward changed, and their old values
         for name, tensor in labelled.items():
             self._give_labels(name, tensor, without)
@@ -226,7 +231,7 @@ class _Tracer(TorchDispatchMode):
         """Run one operation for real and apply its rule."""
         kwargs = kwargs or {}
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        layout = (inputs[0].shape, inputs[0].stride()) if inputs else None
+        layout = (inputs[0].shape, inputs[0].stride()) if inputs and inputs[0].layout == torch.strided else None
         written = written_by(func, args, kwargs)
         self._guard(written)
         result = func(*args, **kwargs)
@@ -234,9 +239,9 @@ class _Tracer(TorchDispatchMode):
 
         constraints, steps = self.trace.constraints, self.trace.steps
         constraints.op = len(steps)
-        before = {t.untyped_storage()._cdata: t for t in inputs}
+        before = {_storage(t): t for t in inputs}
         for out in outs:
-            base = before.get(out.untyped_storage()._cdata)
+            base = before.get(_storage(out))
             if base is not None:
                 self.memory[out] = self.memory_of(base)
                 if not any(out is t for t in inputs):
@@ -250,6 +255,7 @@ class _Tracer(TorchDispatchMode):
         writes = frozenset(map(self.memory_of, [*outs, *written]))
         if func.overloadpacket is torch.ops.aten._local_scalar_dense:
             self.trace.looked_at_values.append(module)
+        given = tuple(one for t in inputs for one in self.labels_of(t).fields)
         rule = rule_of(func)
         labels: list[Labels] = []
         try:
@@ -265,8 +271,8 @@ class _Tracer(TorchDispatchMode):
         shape = _fixed_sizes(outs[0]) if outs else None
         steps.append(
             Step(
-                str(func.overloadpacket), module, reads, writes, first.fields, numbers, rule is not None, shape,
-                any_width=first.uniform, after_values=self.looked,
+                str(func.overloadpacket), module, reads, writes, first.fields, given, numbers, rule is not None, shape,
+                any_width=first.uniform, after_values=self.looked, number=len(steps),
             )
         )  # fmt: skip
         self.looked = self.looked or _looks_at_values(func, args)
@@ -292,7 +298,7 @@ class _Tracer(TorchDispatchMode):
     def _guard(self, written: Sequence[Tensor]) -> None:
         """Refuse writes to parameters; keep the old values of buffers."""
         for tensor in written:
-            key = tensor.untyped_storage()._cdata
+            key = _storage(tensor)
             if key in self.parameters:
                 raise ForwardRefused(
                     f"{self.parameters[key]}: the forward of {self.running.innermost or 'the model'} writes to it, "
@@ -326,6 +332,11 @@ class _Tracer(TorchDispatchMode):
         self.trace.used = frozenset(name for name, t in self.labelled.items() if self.memory_of(t) in needed)
         self.trace.steps.append(Step("model output", ""))
         return self.trace
+
+
+def _storage(tensor: Tensor) -> int:
+    """Return a number of the tensor's storage; a sparse tensor, which has several, counts by itself."""
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else -id(tensor)
 
 
 def _fixed_sizes(tensor: Tensor) -> tuple[int | None, ...]:

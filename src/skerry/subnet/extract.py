@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skerry.model.tensors import named_tensors
+from skerry.model.tensors import dense_buffers, named_tensors
 from skerry.plan import rules
 from skerry.plan.dims import Axis, DealtDim, numbered, once_per_units, renumbered_units
 from skerry.plan.table import Patch, Plan
 from skerry.randomness import own_random_state
-from skerry.subnet import adapters
+from skerry.subnet import adapters, kept_numbers
 from skerry.subnet.cuts import Cuts
 from skerry.subnet.index import cut_shape, whole
 from skerry.subnet.slicing import put_, take
@@ -87,7 +87,7 @@ def extract(model: nn.Module, plan: Plan, units: Tensor, *, copy_shared: bool = 
             shared = whole(cut) and not copy_shared
             part = parameter.detach() if shared else take(parameter.detach(), cut)
             memo[id(parameter)] = nn.Parameter(part, requires_grad=parameter.requires_grad)
-    for name, buffer in model.named_buffers():
+    for name, buffer in dense_buffers(model):
         cut = cuts.of(name)
         if cut is not None:
             memo[id(buffer)] = take(buffer, cut)
@@ -98,12 +98,15 @@ def extract(model: nn.Module, plan: Plan, units: Tensor, *, copy_shared: bool = 
             f"the model cannot be copied ({error}); keep what cannot be copied outside of its modules"
         ) from error
     fulls = dict(model.named_modules())
+    counts = {axis.name: (int(cuts.held[axis.units].sum()), axis.num_units) for axis in plan.axes}
     for name, module in subnet.named_modules():
         if name in fulls:
             adapters.fit(module, fulls[name])
             for pattern, patch in plan.patches.items():
                 if rules.match(pattern, name) is not None:
                     _apply(patch, pattern, name, module, fulls[name])
+            for path, axis in plan.numbers.get(name, {}).items():
+                kept_numbers.scale_number_(module, fulls[name], path, *counts[axis])
     return subnet
 
 
@@ -150,14 +153,19 @@ def num_narrow_units(axis: Axis, fraction: float) -> int:
     return max(1, int(fraction * axis.num_units + 0.5))
 
 
+def first_units(plan: Plan, fraction: float) -> Tensor:
+    """Return the ids of the units of a network with the first ``fraction`` of each axis, at least one."""
+    units = [unit for axis in plan.axes for unit in axis.units[: num_narrow_units(axis, fraction)]]
+    return torch.tensor(units, dtype=torch.int64)
+
+
 def narrow_model(model: nn.Module, plan: Plan, fraction: float, seed: int) -> nn.Module:
     """Return a fresh narrow network with the first ``fraction`` of the units of each axis of ``model``, at least one.
 
     Modules that have ``reset_parameters`` are initialized again, as a network of that width would be. Other tensors
     keep the values that they have in ``model``.
     """
-    units = [unit for axis in plan.axes for unit in axis.units[: num_narrow_units(axis, fraction)]]
-    narrow = extract(model, plan, torch.tensor(units, dtype=torch.int64))
+    narrow = extract(model, plan, first_units(plan, fraction))
     with own_random_state(seed):
         for module in narrow.modules():
             reset = getattr(module, "reset_parameters", None)
@@ -183,4 +191,5 @@ def plan_of_subnet(plan: Plan, units: Tensor) -> Plan:
         blocks=renumbered_units(plan.blocks, new_id),
         scaled=renumbered_units(plan.scaled, new_id),
         patches=plan.patches,
+        numbers=plan.numbers,
     )

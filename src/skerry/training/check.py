@@ -118,13 +118,17 @@ def check_logit_adjustment(rows: object, num_workers: int) -> None:
         )
 
 
-def verify_plan(model: nn.Module, plan: Plan, inputs: Inputs) -> None:
-    """Raise ValueError unless subnets compute what ``plan`` says; for a model on meta, a small net of its modules."""
+def verify_plan(model: nn.Module, plan: Plan, inputs: Inputs, algorithm: Algorithm, num_rounds: int) -> None:
+    """Raise ValueError unless subnets of all sizes that a training has compute what ``plan`` says.
+
+    For a model on meta, small nets of its modules are checked.
+    """
+    pieces = _one_of_each_size(algorithm, plan, num_rounds)
     try:
         if _is_on_meta(model):
-            verify_small(model, plan, inputs)
+            verify_small(model, plan, inputs, pieces)
         else:
-            verify(model, plan, to(inputs, next(model.parameters()).device))
+            verify(model, plan, to(inputs, next(model.parameters()).device), pieces=pieces)
     except Exception as error:
         if type(error) in OF_TORCH:
             what = f"data: the model does not run on inputs {described(inputs)}: {first_line(error)}"
@@ -132,6 +136,18 @@ def verify_plan(model: nn.Module, plan: Plan, inputs: Inputs) -> None:
         if "nan" in str(error) and any(bool(t.isnan().any()) for t in tensors_of(inputs)):
             raise ValueError("data: inputs are NaN, and so are the model's outputs; fill them in") from error
         raise
+
+
+def _one_of_each_size(algorithm: Algorithm, plan: Plan, num_rounds: int) -> list[Tensor]:
+    """Return the units of one subnet of each size (units per axis) that workers have, but not those with all units."""
+    pieces = algorithm.trains.pieces(plan)
+    if pieces is None:
+        last = num_rounds - 1
+        rounds = [algorithm.partition.assign(plan.axes, t) for t in sorted({0, min(1, last), num_rounds // 2, last})]
+        pieces = [dealt.units(worker) for dealt in rounds for worker in range(dealt.num_workers)]
+    edges = torch.tensor([axis.start for axis in plan.axes] + [plan.num_units])
+    sizes = {tuple(torch.searchsorted(p, edges).diff().tolist()): p for p in pieces}
+    return [piece for piece in sizes.values() if len(piece) < plan.num_units]
 
 
 def _is_on_meta(model: nn.Module) -> bool:

@@ -116,7 +116,7 @@ class Session:
         check_algorithm(algorithm, plan, num_rounds)
         check_functions(optimizer, schedule, loss_fn, test)
         if example_inputs is not None and not (checkpoints and checkpoints.resume):
-            verify_plan(model, plan, example_inputs)
+            verify_plan(model, plan, example_inputs, algorithm, num_rounds)
         self.setup, self.state = set_up(
             model,
             plan,

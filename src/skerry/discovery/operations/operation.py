@@ -100,7 +100,8 @@ def aten_name(packet: Any) -> str:
 
 def wide_dims(tensor: Tensor) -> frozenset[int]:
     """Return the dims with more than one index in memory; expanded dims are not among them."""
-    return frozenset(d for d, n in enumerate(tensor.shape) if n > 1 and tensor.stride(d) != 0)
+    dense = tensor.layout == torch.strided
+    return frozenset(d for d, n in enumerate(tensor.shape) if n > 1 and not (dense and tensor.stride(d) == 0))
 
 
 def pin_everything(op: Operation) -> list[Labels]:
