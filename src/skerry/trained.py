@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from skerry.partitions.disjoint import Disjoint
+from skerry.model.tensors import frozen_names
 from skerry.plan.dims import Axis
 from skerry.plan.table import Plan
 from skerry.randomness import seed_of
@@ -119,11 +120,18 @@ class Apart:
         """Return the nets side by side (``subnet/side_by_side.py``); each is one unit.
 
         Raises:
-            ValueError: subnets share a matrix or a block, or an axis has fewer units than there are nets.
+            ValueError: subnets share a matrix or a block, a frozen parameter lies between two axes, or an axis has
+                fewer units than there are nets.
         """
         why = plan.why_dependent(model)
         if why is not None:
             raise ValueError(f"{why}, so subnets are not independent nets; use ist or narrow")
+        for name in sorted(frozen_names(model)):
+            if plan.between(name):
+                raise ValueError(
+                    f"{name}: frozen, and between two axes that are dealt out, so its weights between two nets would be "
+                    "lost; leave an axis whole (plan.without), train it, or use ist or narrow"
+                )
         return side_by_side(model, plan, self._units(plan))
 
     def source(self, model: nn.Module, plan: Plan, net: nn.Module, start: Start | None) -> Source:

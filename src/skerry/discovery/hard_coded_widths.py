@@ -71,6 +71,7 @@ def _adapted(trial: Trial, plan: Plan, failure: Failure | None) -> Numbers | Non
     """Return the numbers to scale so that the trial of ``plan``, which has one axis, passes; None if none do."""
     (axis,) = plan.axes
     done: set[type] = set()
+    seen: list[Numbers] = [{}]
     while failure is not None:
         better = None
         for module in _with_those_around(failure.module):
@@ -81,6 +82,9 @@ def _adapted(trial: Trial, plan: Plan, failure: Failure | None) -> Numbers | Non
                 if trial.num_forwards >= _MOST_FORWARDS:
                     return None
                 numbers = {**plan.numbers, **_of_class(trial, kind, paths, {axis.name: axis.num_units})}
+                if numbers in seen:
+                    continue
+                seen.append(numbers)
                 tried = replace(plan, numbers=numbers)
                 again = trial.run(tried)
                 if again is None or (again.module, again.place) != (failure.module, failure.place):
@@ -151,22 +155,23 @@ def _everywhere(trial: Trial, plan: Plan, numbers: Numbers) -> Numbers:
 
 
 def _siblings(trial: Trial, plan: Plan, blamed: str, failure: Failure) -> set[str]:
-    """Return axes that fail in the same place of other modules of the class in which ``blamed`` fails."""
-    kind = type(trial.model.get_submodule(failure.module))
-    if failure.place is None or kind.__module__.startswith("torch.nn"):
+    """Return axes that fail in the same place of the same module of other layers as ``blamed`` does."""
+    if failure.place is None:
         return set()
     others: set[str] = set()
-    for name, module in trial.model.named_modules():
-        if type(module) is kind:
-            for by_module in trial.steps:
-                for step in by_module.get(name, ())[failure.place : failure.place + 1]:
-                    others |= trial.axes_at(step)
-    others = (others & {axis.name for axis in plan.axes}) - {blamed}
-    if not others:
-        return set()
-    again = trial.run(plan.only(*others))
-    same = again is not None and again.place == failure.place and type(trial.model.get_submodule(again.module)) is kind
+    for by_module in trial.steps:
+        for name, steps in by_module.items():
+            if _starred(name) == _starred(failure.module):
+                others |= set().union(*map(trial.axes_at, steps[failure.place : failure.place + 1]))
+    others = {axis.name for axis in plan.axes if axis.name in others and _starred(axis.name) == _starred(blamed)} - {blamed}
+    again = trial.run(plan.only(*others)) if others else None
+    same = again is not None and (_starred(again.module), again.place) == (_starred(failure.module), failure.place)
     return others if same else set()
+
+
+def _starred(name: str) -> str:
+    """Return a name with a * for each number: the same for the same module of all layers."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)", "*", name)
 
 
 def _is_in(plan: Plan, axis: Axis, module: str) -> bool:

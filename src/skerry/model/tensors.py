@@ -19,6 +19,11 @@ def dense_buffers(model: nn.Module, remove_duplicate: bool = True) -> Iterator[t
     return ((name, buffer) for name, buffer in named if buffer.layout == torch.strided)
 
 
+def frozen_names(model: nn.Module) -> frozenset[str]:
+    """Return the names of the parameters that are not trained; nothing may change them."""
+    return frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+
+
 def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
     """Return the shape of every parameter and buffer, by dotted name."""
     return {name: tensor.shape for name, tensor in named_tensors(model).items()}

@@ -92,6 +92,10 @@ class Plan:
                 return f"{name} is on every worker"
         return None
 
+    def between(self, name: str) -> bool:
+        """Tell whether a tensor has units along two dims, so that parts of it lie between subnets."""
+        return sum(dim is not None for dim in self.dims.get(name, ())) > 1
+
     def row(self, name: str, shape: torch.Size) -> tuple[DealtDim | None, ...]:
         """Return the table row of a full-size tensor, empty if none of its dims is dealt out.
 
@@ -238,7 +242,7 @@ class Plan:
         dealt = sum(size for name, size in numel.items() if name in self.dims or self.block_of(name) is not None)
         shared = sorted((n for n in numel if n not in self.dims and self.block_of(n) is None), key=lambda n: -numel[n])
         lines.append(f"dealt out: {dealt:,} of {total:,} elements ({dealt / max(1, total):.0%})")
-        between = sum(numel[name] for name, row in self.dims.items() if sum(dim is not None for dim in row) > 1)
+        between = sum(numel[name] for name in self.dims if self.between(name))
         if between:
             share = f"{between / dealt:.0%}"
             lines.append(f"between two axes: {between:,} of them ({share}), of which n workers train 1/n in a round")

@@ -2,11 +2,14 @@
 
 import copy
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from skerry.model.tensors import dense_buffers, named_tensors
 from skerry.plan import rules
@@ -99,15 +102,30 @@ def extract(model: nn.Module, plan: Plan, units: Tensor, *, copy_shared: bool = 
         ) from error
     fulls = dict(model.named_modules())
     counts = {axis.name: (int(cuts.held[axis.units].sum()), axis.num_units) for axis in plan.axes}
-    for name, module in subnet.named_modules():
-        if name in fulls:
-            adapters.fit(module, fulls[name])
-            for pattern, patch in plan.patches.items():
-                if rules.match(pattern, name) is not None:
-                    _apply(patch, pattern, name, module, fulls[name])
-            for path, axis in plan.numbers.get(name, {}).items():
-                kept_numbers.scale_number_(module, fulls[name], path, *counts[axis])
+    with _parametrizations_at_rest(model), _parametrizations_at_rest(subnet):
+        for name, module in subnet.named_modules():
+            if name in fulls:
+                adapters.fit(module, fulls[name])
+                for pattern, patch in plan.patches.items():
+                    if rules.match(pattern, name) is not None:
+                        _apply(patch, pattern, name, module, fulls[name])
+                for path, axis in plan.numbers.get(name, {}).items():
+                    kept_numbers.scale_number_(module, fulls[name], path, *counts[axis])
     return subnet
+
+
+@contextmanager
+def _parametrizations_at_rest(model: nn.Module) -> Iterator[None]:
+    """Who reads a parametrized weight computes it, which in training mode may change buffers (a spectral norm's)."""
+    lists = [module for module in model.modules() if isinstance(module, ParametrizationList)]
+    training = [module for one in lists for module in one.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _apply(patch: Patch, pattern: str, name: str, narrow: nn.Module, full: nn.Module) -> None:
@@ -163,14 +181,17 @@ def narrow_model(model: nn.Module, plan: Plan, fraction: float, seed: int) -> nn
     """Return a fresh narrow network with the first ``fraction`` of the units of each axis of ``model``, at least one.
 
     Modules that have ``reset_parameters`` are initialized again, as a network of that width would be. Other tensors
-    keep the values that they have in ``model``.
+    keep the values that they have in ``model``, and so do frozen parameters.
     """
     narrow = extract(model, plan, first_units(plan, fraction))
     with own_random_state(seed):
         for module in narrow.modules():
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
+                kept = [(p, p.detach().clone()) for p in module.parameters() if not p.requires_grad]
                 reset()
+                for parameter, value in kept:
+                    parameter.data.copy_(value)
     return narrow
 
 

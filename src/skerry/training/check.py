@@ -1,6 +1,7 @@
 """Checks of a training's arguments, made before it starts so that mistakes are named here and not deep inside."""
 
 import inspect
+import warnings
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from skerry.discovery.verify import verify, verify_small
 from skerry.merge.calibrate import check_batch_norm
 from skerry.model.in_words import OF_TORCH, described, first_line
 from skerry.model.inputs import Inputs, tensors_of, to
-from skerry.model.tensors import named_tensors
+from skerry.model.tensors import frozen_names, named_tensors
 from skerry.partitions.assignment import Assignment
 from skerry.partitions.everything import Everything
 from skerry.plan.table import Plan
@@ -45,6 +46,24 @@ def check_algorithm(algorithm: Algorithm, plan: Plan, num_rounds: int) -> None:
         )
     rounds = sorted({0, min(1, last), num_rounds // 2, last}) if algorithm.keeps else []
     check_units_stay(algorithm, *(partition.assign(plan.axes, round) for round in rounds))
+
+
+def warn_of_frozen_readers(model: nn.Module, plan: Plan, algorithm: Algorithm, num_rounds: int) -> None:
+    """Warn of frozen parameters that read units which a subnet may lack: calibration does not scale them."""
+    if algorithm.trains.pieces(plan) is not None:  # nets of their own
+        return
+    share = algorithm.partition.share(plan.axes, num_rounds - 1)
+    for name in sorted(frozen_names(model) & plan.dims.keys()):
+        reads = [dim.units for dim in plan.dims[name] if dim is not None and dim.role == "in"]
+        lacking = [axis for axis in plan.axes if bool((share[axis.units] < 1).any())]
+        axes = [a.name for a in lacking if any(bool(((u >= a.start) & (u < a.units.stop)).any()) for u in reads)]
+        if axes:
+            warnings.warn(
+                f"{name} is frozen and reads units that are dealt out ({', '.join(axes)}), so calibration may "
+                "not scale it, and the full model sums over more units than a subnet did; leave the axis whole "
+                "(plan.without)",
+                stacklevel=2,
+            )
 
 
 def check_units_stay(algorithm: Algorithm, *assignments: Assignment) -> None:

@@ -22,7 +22,7 @@ from skerry.plan.table import Plan
 from skerry.runtimes.runtime import FullModel, Runtime
 from skerry.runtimes.serial import or_serial
 from skerry.trained import Start
-from skerry.training.check import check_algorithm, check_functions, check_model, verify_plan
+from skerry.training.check import check_algorithm, check_functions, check_model, verify_plan, warn_of_frozen_readers
 from skerry.training.diagnosis.observer import Observer
 from skerry.training.evaluation.evaluate import Score
 from skerry.training.evaluation.test_set import Test, as_compared, as_test
@@ -115,6 +115,7 @@ class Session:
         check_model(model, plan, start)
         check_algorithm(algorithm, plan, num_rounds)
         check_functions(optimizer, schedule, loss_fn, test)
+        warn_of_frozen_readers(model, plan, algorithm, num_rounds)
         if example_inputs is not None and not (checkpoints and checkpoints.resume):
             verify_plan(model, plan, example_inputs, algorithm, num_rounds)
         self.setup, self.state = set_up(

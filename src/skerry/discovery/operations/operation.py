@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from skerry.discovery.constraints import Constraints, Why
-from skerry.discovery.index_labels import Labels, padded
+from skerry.discovery.index_labels import Field, Labels, padded
 
 Rule = Callable[["Operation"], Sequence[Labels]]
 """Adds an operation's constraints and returns the labels of each of its results."""
@@ -87,6 +87,14 @@ class Operation:
     def combined(self, inputs: Sequence[tuple[Labels, frozenset[int]]]) -> Labels:
         """Return the labels of an activation computed element by element from ``inputs``."""
         return Labels(self.constraints.activation(self.constraints.unify(inputs)))
+
+    def broadcast(self, dims: Iterable[int]) -> tuple[Field, ...]:
+        """Return fields with new labels along ``dims`` of the first result, along which all its values are the same."""
+        shape, found = self.outs[0].shape, []
+        for dim in dims:
+            if (ids := self.fresh(shape[dim])) is not None:
+                found.append(Field(ids.view([-1 if d == dim else 1 for d in range(len(shape))]), free=True))
+        return tuple(found)
 
     def first_has(self, labels: Labels) -> list[Labels]:
         """Return ``labels`` for the first result, and no labels for the others (indices, statistics)."""

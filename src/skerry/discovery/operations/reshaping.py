@@ -70,18 +70,14 @@ def _num_changes(one: Field) -> int:
 def expand(op: Operation) -> list[Labels]:
     """Broadcasting: whatever has units along the new dims may be combined with it."""
     old, num_dims = op.labels_of(op.args[0]), op.outs[0].dim()
-    return [replace(old, fields=tuple(padded(one, num_dims) for one in old.fields) + _broadcast(op, old))]
+    return [replace(old, fields=tuple(padded(one, num_dims) for one in old.fields) + _broadcast(op))]
 
 
-def _broadcast(op: Operation, old: Labels) -> tuple[Field, ...]:
-    """Return fields with new labels along the dims of size 1 that the operation has made larger."""
+def _broadcast(op: Operation) -> tuple[Field, ...]:
     before, after = op.args[0].shape, op.outs[0].shape
     before = (1,) * (len(after) - len(before)) + tuple(before)
-    found = []
-    for d, (a, b) in enumerate(zip(before, after, strict=True)):
-        if a == 1 < b and not old.uniform and (ids := op.fresh(b)) is not None:
-            found.append(Field(ids.view([-1 if k == d else 1 for k in range(len(after))]), free=True))
-    return tuple(found)
+    larger = [d for d, (a, b) in enumerate(zip(before, after, strict=True)) if a == 1 < b]
+    return op.broadcast(larger)
 
 
 @rules.add("repeat")
@@ -93,4 +89,4 @@ def repeat(op: Operation) -> list[Labels]:
         ids = ids.view((1,) * (len(times) - ids.dim()) + ids.shape)
         return ids.repeat([k if n > 1 else 1 for k, n in zip(times, ids.shape, strict=True)])
 
-    return [replace(old, fields=map_ids(old.fields, again) + _broadcast(op, old))]
+    return [replace(old, fields=map_ids(old.fields, again) + _broadcast(op))]
