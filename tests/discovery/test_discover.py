@@ -36,7 +36,6 @@ def _hidden_attention(x: Tensor, heads: int) -> Tensor:
 
 
 HIDDEN_WIDTHS = {
-    "number of heads": lambda x: _hidden_attention(x, 4),
     "scale by the width": lambda x: x / x.shape[-1] ** 0.5,
     "scale by the whole width": lambda x: x * x.shape[-1],
     "positions": lambda x: x * torch.arange(x.shape[-1]),
@@ -54,8 +53,6 @@ HIDDEN_WIDTHS = {
     "sorted": lambda x: x.sort(-1).values,
     "running sum": lambda x: x.cumsum(-1),
     "a constant": lambda x: x * torch.linspace(1, 2, 12),
-    "a view": lambda x: x.view(-1, 3, 4).flip(1).flatten(1),
-    "a hard view": lambda x: x.view(-1, 12),
     "halves apart": lambda x: torch.cat([part * 2 for part in x.chunk(2, -1)], -1),  # right, but it cannot be told
     "a hard split": lambda x: torch.cat(x.split(6, -1), -1),
     "a diagonal": lambda x: x @ torch.diag_embed(x).mean(0),
@@ -89,6 +86,9 @@ def test_functional_group_convolution_is_left_whole():
 
 
 FREE_WIDTHS = {
+    "number of heads": lambda x: _hidden_attention(x, 4),  # these three are adapted
+    "a view": lambda x: x.view(-1, 3, 4).flip(1).flatten(1),
+    "a hard view": lambda x: x.view(-1, 12),
     "heads by width": lambda x: x.view(x.shape[0], -1, 2).softmax(-1).flatten(1),
     "zeros of its size": lambda x: x + torch.zeros(x.shape[-1]),
     "a mask of its own": lambda x: x * (x > 0.1),
@@ -109,9 +109,13 @@ def test_a_free_width_is_dealt_out(between, workers):
 
 
 def test_a_hard_coded_width_is_named_with_the_patch_to_pass_and_the_patch_works():
-    model, x = nn.Sequential(nn.Linear(24, 24), NanoAttention(24, 6), nn.Linear(24, 3)), torch.randn(2, 5, 24)
+    class OfItsHeads(NanoAttention):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) / (self.c_proj.in_features // 4)  # another number in a narrow net
+
+    model, x = nn.Sequential(nn.Linear(24, 24), OfItsHeads(24, 6), nn.Linear(24, 3)), torch.randn(2, 5, 24)
     plan = discover(model, x)
-    assert not plan.axes or all(axis.kind != "heads" for axis in plan.axes)
+    assert all(axis.kind != "heads" for axis in plan.axes)
     (note,) = [note for note in plan.notes if note.what.endswith(" 1")]
     assert "patches={'*': skerry.subnet.adapters.nanogpt_attention}" in note.why
     plan = discover(model, x, patches={"1": nanogpt_attention})

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from skerry.choose import did_you_mean
 from skerry.discovery.blocks import Blocks
@@ -18,7 +17,7 @@ from skerry.discovery.supported_models import check_supported
 from skerry.discovery.trace import ForwardRefused, Trace, trace
 from skerry.discovery.unit_solver import Touched, Units, alike, solve, wasted
 from skerry.model.inputs import Inputs
-from skerry.model.tensors import named_tensors
+from skerry.model.tensors import dense_buffers, named_tensors
 from skerry.plan.dims import Axis, DealtDim
 from skerry.plan.rules import Role, match
 from skerry.plan.table import Note, Patch, Plan
@@ -72,13 +71,8 @@ def discover(
         raise ValueError(f"model: got {type(model).__name__}, expected an nn.Module; discover(model, example_inputs)")
     check_supported(model)
     _check_patterns(model, patches or {})
-    statistics = {
-        name: buffer
-        for name, buffer in model.named_buffers()
-        if name.endswith(("running_mean", "running_var"))
-        and isinstance(model.get_submodule(name.rpartition(".")[0]), _NormBase)
-    }
-    labelled: dict[str, Tensor] = {**dict(model.named_parameters()), **statistics}
+    buffers = {name: buffer for name, buffer in dense_buffers(model) if buffer.is_floating_point()}
+    labelled: dict[str, Tensor] = {**dict(model.named_parameters()), **buffers}
 
     def look(without: frozenset[Origin]) -> tuple[list[Trace], Trace, Units]:
         """Return the traces in evaluation mode and, if it runs, in training mode, and both together."""

@@ -46,6 +46,9 @@ def _holds(value: object) -> bool:
 class WithoutDropout(TorchDispatchMode):
     """Lets dropout and stochastic depth keep all they get, in training mode as well."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation; for those that draw what to drop, return the mean of what they would draw."""
         aten, kwargs = torch.ops.aten, kwargs or {}

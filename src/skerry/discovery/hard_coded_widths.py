@@ -1,14 +1,14 @@
 """Hard-coded widths: where a narrow net does not run as planned, adapt the numbers its modules keep, or leave axes whole.
 
 Most attention is written for ``self.num_heads``. Such a number is scaled by what is left of the axis, tentatively: by
-name first (numbers of heads), then those that equal the axis's number of units or the width of a tensor. What makes the
-trial of the axis pass is kept, and is done in all modules of the class. A trial costs a forward or two, so each step
+name first (numbers of heads), then those that equal the axis's number of units or the width of a tensor, then sizes that
+the forward takes from elsewhere (``subnet/written_sizes.py``). What makes the trial of the axis pass is kept, and is done in all modules of the class. A trial costs a forward or two, so each step
 below asks only where the failure points to, and there is an end to it: what has not been found after
 ``_MOST_FORWARDS`` is left whole.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from torch import nn
@@ -18,10 +18,11 @@ from skerry.plan.dims import Axis
 from skerry.plan.table import Note, Plan
 from skerry.subnet.adapters import remedy
 from skerry.subnet.kept_numbers import kept_numbers
+from skerry.subnet.written_sizes import PREFIX, name_of
 
 _MOST_FORWARDS = 24
 
-Numbers = dict[str, dict[str, str]]
+Numbers = Mapping[str, Mapping[str, str]]
 """``Plan.numbers``: module -> path -> axis."""
 
 
@@ -38,13 +39,17 @@ def drop_hard_coded(trial: Trial, plan: Plan) -> Plan:
         if len(blamed) == 1 and trial.num_forwards < _MOST_FORWARDS:
             (axis,) = blamed
             alone = trial.run(plan.only(axis))
+            if alone is None:  # it fails beside another one only, which may be the wrong one
+                blamed = _to_blame(trial, plan, failure, beside=axis)
+                axis = min(blamed)
+                alone = trial.run(plan.only(axis)) if len(blamed) == 1 else None
             if alone is not None:
                 failure = alone
-                kind = (type(trial.model.get_submodule(alone.module)), alone.place or 0)
+                kind = (type(trial.model.get_submodule(alone.module)), alone.place)
                 if kind not in in_vain:
-                    numbers = _adapted(trial, plan.only(axis), alone)
-                    if numbers is not None:
-                        plan = replace(plan, numbers=_everywhere(trial, plan, numbers))
+                    adapted = _adapted(trial, plan.only(axis), alone)
+                    if adapted is not None:
+                        plan = replace(plan, numbers=_everywhere(trial, plan, axis, adapted.numbers))
                         continue
                     in_vain.add(kind)
                 blamed |= _siblings(trial, plan, axis, alone)
@@ -55,53 +60,55 @@ def drop_hard_coded(trial: Trial, plan: Plan) -> Plan:
     return plan
 
 
-def _to_blame(trial: Trial, plan: Plan, failure: Failure) -> set[str]:
-    """Return an axis that makes the trial fail; several if that cannot be found out in a few forwards."""
-    inside = {axis.name for axis in plan.axes if _is_in(plan, axis, failure.module)}
-    suspects = sorted(failure.axes or inside or {axis.name for axis in plan.axes})
-    if not failure.axes and len(suspects) < len(plan.axes) and trial.run(plan.only(*suspects)) is None:
-        suspects = [axis.name for axis in plan.axes if axis.name not in suspects]
+def _to_blame(trial: Trial, plan: Plan, failure: Failure, beside: str = "") -> set[str]:
+    """Return an axis that makes the trial fail (``beside`` another); several if it is not found in a few forwards."""
+    names = {axis.name for axis in plan.axes} - {beside}
+    suspects = sorted(failure.axes - {beside} or {a.name for a in plan.axes if _is_in(plan, a, failure.module)} & names)
+    others = sorted(names - set(suspects))
+
+    def fails(axes: Iterable[str]) -> bool:
+        return trial.run(plan.only(*axes, *filter(None, [beside]))) is not None
+
+    if not failure.axes - {beside} and others and not (suspects and fails(suspects)):
+        suspects = others
     while len(suspects) > 1 and trial.num_forwards < _MOST_FORWARDS:
         half = suspects[: len(suspects) // 2]
-        suspects = half if trial.run(plan.only(*half)) is not None else suspects[len(half) :]
-    return set(suspects)
+        suspects = half if fails(half) else suspects[len(half) :]
+    return set(suspects) or {beside}
 
 
-def _adapted(trial: Trial, plan: Plan, failure: Failure | None) -> Numbers | None:
-    """Return the numbers to scale so that the trial of ``plan``, which has one axis, passes; None if none do."""
+def _adapted(trial: Trial, plan: Plan, failure: Failure, done: frozenset[type] = frozenset()) -> Plan | None:
+    """Return ``plan``, which has one axis, with numbers with which its trial passes; None if none are found.
+
+    Numbers of one class at a time are tried, and others on top of those with which the net comes further.
+    """
     (axis,) = plan.axes
-    done: set[type] = set()
-    seen: list[Numbers] = [{}]
-    while failure is not None:
-        better = None
-        for module in _with_those_around(failure.module):
-            kind = type(trial.model.get_submodule(module))
-            if kind in done:
+    seen: list[object] = [plan.numbers]
+    for module in _with_those_around(trial, failure.module):
+        kind = type(trial.model.get_submodule(module))
+        for paths in _candidates(trial, plan, axis, module) if kind not in done else ():
+            tried = replace(plan, numbers={**plan.numbers, **_of_class(trial, plan, kind, paths, [axis])})
+            if tried.numbers in seen or trial.num_forwards >= _MOST_FORWARDS:
                 continue
-            for paths in _candidates(trial, plan, axis, module):
-                if trial.num_forwards >= _MOST_FORWARDS:
-                    return None
-                numbers = {**plan.numbers, **_of_class(trial, kind, paths, {axis.name: axis.num_units})}
-                if numbers in seen:
-                    continue
-                seen.append(numbers)
-                tried = replace(plan, numbers=numbers)
-                again = trial.run(tried)
-                if again is None or (again.module, again.place) != (failure.module, failure.place):
-                    better = tried, again, kind
-                    if again is None or type(trial.model.get_submodule(again.module)) is not kind:
-                        break
-            if better is not None:
-                break
-        if better is None:
-            return None
-        plan, failure, kind = better
-        done.add(kind)
-    return {module: dict(own) for module, own in plan.numbers.items()}
+            seen.append(tried.numbers)
+            again = trial.run(tried)
+            if again is None:
+                return tried
+            if again.number > failure.number:
+                found = _adapted(trial, tried, again, done | {kind})
+                if found is not None:
+                    return found
+    return None
 
 
-def _with_those_around(module: str) -> Iterator[str]:
-    """Yield the name of a module, and those of the modules it is in, up to the model's own, ""."""
+def _with_those_around(trial: Trial, module: str) -> Iterator[str]:
+    """Yield the name of a module, those in it that ran nothing themselves, and those it is in, up to the model's, ""."""
+    yield module
+    for name, _ in trial.model.get_submodule(module).named_children():
+        inner = f"{module}.{name}" if module else name
+        if not trial.ran(inner):
+            yield inner
+    module = module.rpartition(".")[0]
     while module:
         yield module
         module = module.rpartition(".")[0]
@@ -117,7 +124,7 @@ def _candidates(trial: Trial, plan: Plan, axis: Axis, module: str) -> Iterator[l
     wide = [p for p, n in numbers.items() if n in widths and not ("head" in p and p in of_one)]
     units = [p for p, n in numbers.items() if n == axis.num_units]
     seen: list[set[str]] = [set()]
-    for paths in (heads, heads + wide, units, units + wide, units + heads + wide, wide):
+    for paths in (heads, heads + wide, [PREFIX], units, units + wide, wide, [PREFIX, *heads], [PREFIX, *wide]):
         if set(paths) not in seen:
             seen.append(set(paths))
             yield list(dict.fromkeys(paths))
@@ -133,30 +140,41 @@ def _widths(plan: Plan, axis: Axis) -> set[int]:
     return found - {0}
 
 
-def _of_class(trial: Trial, kind: type, paths: Iterable[str], units: Mapping[str, int]) -> Numbers:
-    """Return the numbers at ``paths`` of all modules of class ``kind`` that work on an axis of ``units``."""
-    found: Numbers = {}
+def _of_class(trial: Trial, plan: Plan, kind: type, paths: Iterable[str], axes: Iterable[Axis]) -> Numbers:
+    """Return the numbers at ``paths`` of all modules of class ``kind`` that work on one of ``axes``.
+
+    The path ``PREFIX`` stands for all sizes along which the axis lies in a module's forward.
+    """
+    found = {}
     for name, module in trial.model.named_modules():
-        axes = sorted(trial.axes_in(name) & set(units)) if type(module) is kind else []
-        numbers = kept_numbers(module) if axes else {}
-        own = {p: a for p in paths if p in numbers for a in axes[:1] if numbers[p] % units[a] == 0}
+        own: dict[str, str] = {}
+        inside = trial.axes_in(name) if type(module) is kind else frozenset()
+        for axis in (axis for axis in axes if axis.name in inside):
+            numbers = kept_numbers(module)
+            for path in paths:
+                if path == PREFIX:
+                    places = trial.sizes_in(name, axis, _widths(plan, axis) | {axis.num_units})
+                    own.update({name_of(place): axis.name for place in places})
+                elif numbers.get(path, 1) % axis.num_units == 0:
+                    own.setdefault(path, axis.name)
         if own:
             found[name] = own
     return found
 
 
-def _everywhere(trial: Trial, plan: Plan, numbers: Numbers) -> Numbers:
+def _everywhere(trial: Trial, plan: Plan, adapted: str, numbers: Numbers) -> Numbers:
     """Return the plan's numbers with ``numbers``, and the same paths in other modules of the same classes."""
-    units = {axis.name: axis.num_units for axis in plan.axes if axis.kind == "heads"}
-    found: Numbers = {}
+    alike = [axis for axis in plan.axes if axis.kind == "heads" or _starred(axis.name) == _starred(adapted)]
+    found: dict[str, Mapping[str, str]] = {}
     for name, own in numbers.items():
-        found.update(_of_class(trial, type(trial.model.get_submodule(name)), own, units))
+        paths = dict.fromkeys(PREFIX if path.startswith(PREFIX) else path for path in own)
+        found.update(_of_class(trial, plan, type(trial.model.get_submodule(name)), paths, alike))
     return {**found, **plan.numbers, **numbers}
 
 
 def _siblings(trial: Trial, plan: Plan, blamed: str, failure: Failure) -> set[str]:
     """Return axes that fail in the same place of the same module of other layers as ``blamed`` does."""
-    if failure.place is None:
+    if failure.number < 0:
         return set()
     others: set[str] = set()
     for by_module in trial.steps:

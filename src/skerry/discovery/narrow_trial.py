@@ -6,7 +6,7 @@ operation must have the size that the plan gives it, and the numbers it was call
 """
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,21 +19,25 @@ from skerry.discovery.forward_contexts import Running, first_line, without_side_
 from skerry.discovery.invariant_numbers import InvariantNumbers, written_by
 from skerry.discovery.trace import Step, Trace
 from skerry.model.inputs import Inputs, call
+from skerry.plan.dims import Axis
 from skerry.plan.table import Plan
 from skerry.subnet.extract import extract
+from skerry.subnet.written_sizes import Place
 
 
 @dataclass(frozen=True)
 class Failure:
     """Where a narrow net went wrong, how, and the axes of what the operation there worked on.
 
-    ``place`` is that operation's place among those of the module; None if it is not known.
+    ``place`` is that operation's place among those of the module, and ``number`` that among all of the net, -1 if it is
+    not known.
     """
 
     module: str
     said: str
     axes: frozenset[str] = frozenset()
-    place: int | None = None
+    place: int = -1
+    number: int = -1
 
 
 class _Recorder(TorchDispatchMode):
@@ -102,9 +106,39 @@ class Trial:
         return frozenset(self.everything.axes[k].name for k in numbers)
 
     def axes_in(self, module: str) -> frozenset[str]:
-        """Return the axes that the operations of a module itself worked on, without those of modules in it."""
+        """Return the axes that the operations of a module itself worked on, without those of modules in it.
+
+        A module that ran none is used by the one it is in.
+        """
         steps = [step for by_module in self.steps for step in by_module.get(module, ())]
+        if module and not steps:
+            return self.axes_in(module.rpartition(".")[0])
         return frozenset().union(*map(self.axes_at, steps))
+
+    def ran(self, module: str) -> bool:
+        """Tell whether a module ran operations itself."""
+        return any(module in by_module for by_module in self.steps)
+
+    def sizes_in(self, module: str, axis: Axis, widths: Container[int]) -> list[Place]:
+        """Return where the forward of a module gives a tensor a size, one of ``widths``, along which an axis lies.
+
+        A unit's indices must be neighbours there: they are not where a dim is made of others, such as the batch, whose
+        size may be another next time. The first dim mostly is the batch.
+        """
+        number = [a.name for a in self.everything.axes].index(axis.name)
+        found = []
+        for trace, by_module in zip(self.traces, self.steps, strict=True):
+            given = trace.sizes.get(module, ())
+            for step in by_module.get(module, ()) if given else ():
+                for one in step.fields:
+                    for d in one.dims - {0}:
+                        place = one.ids.shape[d], d, one.ids.dim()
+                        labels = one.ids.movedim(d, 0).reshape(place[0], -1)[:, 0]
+                        mine = bool((self._axis_of_label[labels] == number).all())
+                        if mine and place[0] in widths and place in given:
+                            changes = self.unit_of_label[labels].diff().count_nonzero()
+                            found += [place] if int(changes) == axis.num_units - 1 else []
+        return list(dict.fromkeys(found))
 
     def run(self, plan: Plan) -> Failure | None:
         """Run a narrow net of ``plan``, which has some axes of ``everything``; None if it did what the traces say."""
@@ -130,9 +164,9 @@ class Trial:
             name = min(recorder.of_full)
             said = f"a subnet uses the full model's {name}, which something keeps a reference to (a closure?)"
             return Failure(name.rpartition(".")[0], said)
-        patched = {name for name, module in subnet.named_modules() if "forward" in vars(module)}
+        patched = {n for n, m in subnet.named_modules() if "forward" in vars(m) and not hasattr(m, "sizes_in_forward")}
         dealt = {axis.name for axis in plan.axes}
-        found = []
+        found: list[Failure] = []
         for module, steps in expected.items():
             if module in patched:
                 continue
@@ -141,13 +175,14 @@ class Trial:
             if deviation is not None:
                 found.append(deviation)
         if found:
-            return min(found, key=lambda pair: pair[0])[1]
+            return min(found, key=lambda failure: failure.number)
         if raised is None:
             return None
         module, said = raised
         place = len([step for step in recorder.steps.get(module, ()) if _compared_as(step)])
         at = expected.get(module, ())[place : place + 1]
-        return Failure(module, said, frozenset().union(*map(self.axes_at, at)) & dealt, place)
+        number = at[0].number if at else -1
+        return Failure(module, said, frozenset().union(*map(self.axes_at, at)) & dealt, place, number)
 
     def _held(self, plan: Plan) -> Tensor:
         """Return for each label whether the narrow net of ``plan`` has it."""
@@ -160,8 +195,8 @@ class Trial:
 
     def _deviations(
         self, module: str, steps: Sequence[Step], got: Sequence[Step], held: Tensor, dealt: set[str], whole: bool
-    ) -> Iterator[tuple[int, Failure]]:
-        """Compare the operations of a module in order; yield deviations with their place among those of the net.
+    ) -> Iterator[Failure]:
+        """Compare the operations of a module in order; yield where they deviate.
 
         Where the forward looked at values before, a narrow net may go another way (what an expert does depends on the
         tokens it gets). There only operations that both ran are compared, and only dims with labels. A run that ended
@@ -172,7 +207,8 @@ class Trial:
             names = zip([*map(_compared_as, steps), ""], [*map(_compared_as, got), ""], strict=False)
             place = next((k for k, (a, b) in enumerate(names) if a != b), 0)
             step = steps[min(place, len(steps) - 1)]
-            yield step.number, Failure(module, "a narrow net does other operations", self.axes_at(step) & dealt, place)
+            said = "a narrow net does other operations"
+            yield Failure(module, said, self.axes_at(step) & dealt, place, step.number)
             return
         for place, (step, other) in enumerate(pairs):
             said = ""
@@ -183,7 +219,7 @@ class Trial:
                 wanted = tuple("any" if n is None else n for n in sizes)
                 said = said or f"{step.name} gives shape {other.shape} in a narrow net, expected {wanted}"
             if said:
-                yield step.number, Failure(module, said, self.axes_at(step) & dealt, place)
+                yield Failure(module, said, self.axes_at(step) & dealt, place, step.number)
 
 
 def some_units(plan: Plan) -> Tensor:

@@ -23,6 +23,7 @@ from skerry.discovery.operations.operation import Operation, pin_everything, wid
 from skerry.discovery.operations.rules import rule_of
 from skerry.model.inputs import Inputs, call, tensors_of
 from skerry.model.tensors import dense_buffers
+from skerry.subnet.written_sizes import Place, SizesGiven
 
 
 class ForwardRefused(ValueError):
@@ -72,6 +73,7 @@ class Trace:
         live: for each step whether an output depends on it.
         origins: for each labelled tensor the labels of each of its dims, None for a dim without labels.
         broadcast: the labels of dims along which a tensor was broadcast, by the number of the broadcast.
+        sizes: for each module the places where its forward gives a tensor a size.
         num_labels: the number of labels, with label 0.
         used: the labelled tensors that an output depends on.
         looked_at_values: the modules that looked at values.
@@ -82,6 +84,7 @@ class Trace:
     live: list[bool] = field(default_factory=list)
     origins: dict[str, tuple[Tensor | None, ...]] = field(default_factory=dict)
     broadcast: dict[Origin, Tensor] = field(default_factory=dict)
+    sizes: dict[str, set[Place]] = field(default_factory=dict)
     num_labels: int = 1
     used: frozenset[str] = frozenset()
     looked_at_values: list[str] = field(default_factory=list)
@@ -131,7 +134,7 @@ def trace(
         tracer.saved = {name: (buffer, buffer.clone()) for name, buffer in dense_buffers(model)}
     try:
         with without_side_effects(model, training), tracer.running.tracked():
-            with tracer:
+            with tracer, tracer.sizes:
                 try:
                     output = call(model, inputs)
                 except ForwardRefused:
@@ -172,6 +175,7 @@ class _Tracer(TorchDispatchMode):
         self.numbers = InvariantNumbers()
         self.looked = False  # at values
         self.running = Running(model)
+        self.sizes = SizesGiven(lambda: self.running.innermost)
         self.modules = dict(model.named_modules())
         self.parameters = {_storage(p): name for name, p in model.named_parameters()}
         self.buffers = {_storage(b): (name, b) for name, b in dense_buffers(model)}
@@ -193,7 +197,7 @@ class _Tracer(TorchDispatchMode):
             rows.append(ids)
             fields.append(Field(ids.view([-1 if k == d else 1 for k in range(tensor.dim())]), frozenset({(name, d)})))
         self.trace.origins[name] = tuple(rows)
-        self.labels[tensor] = Labels(tuple(fields), weight=True)
+        self.labels[tensor] = Labels(tuple(fields), weight=isinstance(tensor, nn.Parameter))
 
     def fresh(self, size: int) -> Tensor | None:
         """Return new labels for a dim along which a tensor is broadcast, None if there shall be none."""
@@ -328,6 +332,7 @@ class _Tracer(TorchDispatchMode):
             live.append(bool(step.writes & needed) or step.name == "aten._local_scalar_dense")
             if live[-1]:
                 needed |= step.reads
+        self.trace.sizes = self.sizes.given
         self.trace.live = [*reversed(live), True]
         self.trace.used = frozenset(name for name, t in self.labelled.items() if self.memory_of(t) in needed)
         self.trace.steps.append(Step("model output", ""))

@@ -16,7 +16,7 @@ from skerry.plan import rules
 from skerry.plan.dims import Axis, DealtDim, numbered, once_per_units, renumbered_units
 from skerry.plan.table import Patch, Plan
 from skerry.randomness import own_random_state
-from skerry.subnet import adapters, kept_numbers
+from skerry.subnet import adapters, kept_numbers, written_sizes
 from skerry.subnet.cuts import Cuts
 from skerry.subnet.index import cut_shape, whole
 from skerry.subnet.slicing import put_, take
@@ -110,7 +110,9 @@ def extract(model: nn.Module, plan: Plan, units: Tensor, *, copy_shared: bool = 
                     if rules.match(pattern, name) is not None:
                         _apply(patch, pattern, name, module, fulls[name])
                 for path, axis in plan.numbers.get(name, {}).items():
-                    kept_numbers.scale_number_(module, fulls[name], path, *counts[axis])
+                    written = path.startswith(written_sizes.PREFIX)
+                    scale = written_sizes.scale_size_ if written else kept_numbers.scale_number_
+                    scale(module, fulls[name], path, *counts[axis])
     return subnet
 
 

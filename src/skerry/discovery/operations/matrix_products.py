@@ -61,6 +61,8 @@ def _sum_of_products(op: Operation, a: Tensor, b: Tensor, equation: str) -> Labe
         if own is not reader:
             op.constraints.mark((one for one in own if 0 in one.dims), "out")
     result = tuple(one for one in fields if 0 not in one.dims)
+    if not any(weights):  # of queries and keys, or of attention and values
+        op.constraints.heads.extend(one.ids.flatten() for one in result if letters.find("b") in one.dims)
     if not all(weights):
         result = op.constraints.activation(result)
     return Labels(map_ids(result, lambda ids: ids[0]), weight=all(weights))
