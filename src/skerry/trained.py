@@ -6,8 +6,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from skerry.partitions.disjoint import Disjoint
 from skerry.model.tensors import frozen_names
+from skerry.partitions.disjoint import Disjoint
 from skerry.plan.dims import Axis
 from skerry.plan.table import Plan
 from skerry.randomness import seed_of
@@ -129,8 +129,8 @@ class Apart:
         for name in sorted(frozen_names(model)):
             if plan.between(name):
                 raise ValueError(
-                    f"{name}: frozen, and between two axes that are dealt out, so its weights between two nets would be "
-                    "lost; leave an axis whole (plan.without), train it, or use ist or narrow"
+                    f"{name}: frozen, and between two axes that are dealt out, so its weights between two nets would "
+                    "be lost; leave an axis whole (plan.without), train it, or use ist or narrow"
                 )
         return side_by_side(model, plan, self._units(plan))
 

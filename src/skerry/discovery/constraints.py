@@ -121,8 +121,9 @@ class Constraints:
     def _collapse_crossing(self, fields: list[list[Field]], wide: list[frozenset[int]]) -> bool:
         """Fix one pair of fields that share some of their dims but not all; return whether there was one.
 
-        What was broadcast along some dims of the other fits any of them. If the outermost dim of the two is common, both keep only the common dims. Otherwise each unit of the outermost
-        dim has the common dims whole (a weight over the dims of a head serves every head), so both lose them.
+        What was broadcast along some dims of the other fits any of them. If the outermost dim of the two is common,
+        both keep only the common dims. Otherwise each unit of the outermost dim has the common dims whole (a weight
+        over the dims of a head serves every head), so both lose them.
         """
         flat = [(k, f) for k, own in enumerate(fields) for f in own]
         for n, (k, a) in enumerate(flat):

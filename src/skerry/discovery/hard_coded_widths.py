@@ -1,17 +1,15 @@
-"""Hard-coded widths: where a narrow net does not run as planned, adapt the numbers its modules keep, or leave axes whole.
+"""Hard-coded widths: where a narrow net does not run as planned, adapt numbers of its modules, or leave axes whole.
 
 Most attention is written for ``self.num_heads``. Such a number is scaled by what is left of the axis, tentatively: by
-name first (numbers of heads), then those that equal the axis's number of units or the width of a tensor, then sizes that
-the forward takes from elsewhere (``subnet/written_sizes.py``). What makes the trial of the axis pass is kept, and is done in all modules of the class. A trial costs a forward or two, so each step
-below asks only where the failure points to, and there is an end to it: what has not been found after
-``_MOST_FORWARDS`` is left whole.
+name first (numbers of heads), then those that equal the axis's number of units or the width of a tensor, then sizes
+that the forward takes from elsewhere (``subnet/written_sizes.py``). What makes the trial of the axis pass is kept, and
+is done in all modules of the class. A trial costs a forward or two, so each step below asks only where the failure
+points to, and there is an end to it: what has not been found after ``_MOST_FORWARDS`` is left whole.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-
-from torch import nn
 
 from skerry.discovery.narrow_trial import Failure, Trial
 from skerry.plan.dims import Axis
@@ -102,7 +100,7 @@ def _adapted(trial: Trial, plan: Plan, failure: Failure, done: frozenset[type] =
 
 
 def _with_those_around(trial: Trial, module: str) -> Iterator[str]:
-    """Yield the name of a module, those in it that ran nothing themselves, and those it is in, up to the model's, ""."""
+    """Yield the name of a module, of those in it that ran nothing themselves, and of those it is in, up to ""."""
     yield module
     for name, _ in trial.model.get_submodule(module).named_children():
         inner = f"{module}.{name}" if module else name
@@ -181,7 +179,9 @@ def _siblings(trial: Trial, plan: Plan, blamed: str, failure: Failure) -> set[st
         for name, steps in by_module.items():
             if _starred(name) == _starred(failure.module):
                 others |= set().union(*map(trial.axes_at, steps[failure.place : failure.place + 1]))
-    others = {axis.name for axis in plan.axes if axis.name in others and _starred(axis.name) == _starred(blamed)} - {blamed}
+    others = {axis.name for axis in plan.axes if axis.name in others and _starred(axis.name) == _starred(blamed)} - {
+        blamed
+    }
     again = trial.run(plan.only(*others)) if others else None
     same = again is not None and (_starred(again.module), again.place) == (_starred(failure.module), failure.place)
     return others if same else set()

@@ -129,8 +129,8 @@ class Trial:
         found = []
         for trace, by_module in zip(self.traces, self.steps, strict=True):
             given = trace.sizes.get(module, ())
-            for step in by_module.get(module, ()) if given else ():
-                for one in step.fields:
+            for step in by_module.get(module, ()):
+                for one in step.fields if given and step.name.split(".")[1] in _GIVE_SIZES else ():
                     for d in one.dims - {0}:
                         place = one.ids.shape[d], d, one.ids.dim()
                         labels = one.ids.movedim(d, 0).reshape(place[0], -1)[:, 0]
@@ -247,6 +247,8 @@ def _sizes(step: Step, held: Tensor) -> list[int | None]:
                 sizes[d] = int(held[one.ids].movedim(d, 0).reshape(one.ids.shape[d], -1).any(1).sum())
     return sizes
 
+
+_GIVE_SIZES = ("view", "_unsafe_view", "reshape", "_reshape_alias", "expand", "split", "split_with_sizes")
 
 _SAME_ELEMENTS = {"aten._unsafe_view": "aten.view", "aten._reshape_alias": "aten.view", "aten.clone": ""}
 """Operations that run or not depending on how elements lie in memory, and what each is compared as ("": nothing)."""

@@ -27,11 +27,6 @@ def check_supported(model: nn.Module) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise ValueError(f"{name}: not initialized yet (a lazy module); run the model once on example inputs first")
-        if tensor.is_meta:
-            raise ValueError(
-                f"{name}: on the meta device, without the values that discovery needs; write rules "
-                "(Plan.from_rules), or discover where the model can be held, and save_plan"
-            )
         if tensor.is_quantized:
             raise ValueError(f"{name}: quantized, expected floating point; use the float model")
         if tensor.layout != torch.strided:
@@ -40,7 +35,7 @@ def check_supported(model: nn.Module) -> None:
             raise ValueError(f"{name}: layout {tensor.layout}, expected a dense tensor")
         if not tensor.is_leaf:
             raise ValueError(f"{name}: not a leaf tensor (it was computed from others); make it an nn.Parameter")
-        if tensor.numel():
+        if tensor.numel() and not tensor.is_meta:
             other = at.setdefault(tensor.data_ptr(), name)
             if other != name:
                 raise ValueError(f"{name}: shares memory with {other}, expected one nn.Parameter under both names")

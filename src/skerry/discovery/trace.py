@@ -143,7 +143,8 @@ def trace(
                     where = f"in {tracer.running.innermost}: " if tracer.running.innermost else ""
                     raise ValueError(
                         f"the model does not run on the example inputs: {where}{first_line(error)}; give inputs as the "
-                        "model takes them (a tensor, a tuple of positional or a dict of keyword arguments)"
+                        "model takes them (a tensor, a tuple of positional or a dict of keyword arguments), and values "
+                        "to a model on meta whose forward looks at them"
                     ) from error
             return tracer.finish(output)
     finally:

@@ -22,8 +22,8 @@ from skerry.subnet.slicing import take
 
 _REMEDY = (
     "a module over it is in no rule, or takes statistics across it (layer norm, group norm), or it is added to another "
-    "axis (two that are added must be one axis), or a patch is wrong, or the forward does something else at this size; fix "
-    "that, or leave the axis whole (plan.without)"
+    "axis (two that are added must be one axis), or a patch is wrong, or the forward does something else at this size; "
+    "fix that, or leave the axis whole (plan.without)"
 )
 
 

@@ -1,8 +1,8 @@
 """Sizes that a forward writes out or takes from its input: in a subnet they are replaced while the forward runs.
 
-``x.view(B, N, heads, C // heads)`` with C taken from the input keeps no number that could be scaled. So each size is named
-by where it stands: ``size 6 at dim 3 of 5``, which is the number of a tensor's dims. A narrow module gets a forward that puts
-another size there.
+``x.view(B, N, heads, C // heads)`` with C taken from the input keeps no number that could be scaled. So each size is
+named by where it stands: ``size 6 at dim 3 of 5``, which is the number of a tensor's dims. A narrow module gets a
+forward that puts another size there.
 """
 
 import math

@@ -26,6 +26,14 @@ def embedding(op: Operation) -> list[Labels]:
     return [Labels(op.constraints.activation(rows))]
 
 
+@rules.add("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(op: Operation) -> list[Labels]:
+    """Sums, means or maxima over rows of a table."""
+    _pin_indices(op)
+    fields = op.constraints.collapse_all(op.labels_of(op.args[0]).fields, [0])
+    return op.first_has(Labels(op.constraints.activation(fields)))
+
+
 @rules.add("index_select")
 def index_select(op: Operation) -> list[Labels]:
     """Any indices of one dim."""
