@@ -34,10 +34,12 @@ to 2, 3 and 5 workers at once, and write-back is exact to the bit.
 - **Whole, on every worker**: inputs, outputs and vocabularies; whatever is normalised or averaged over, so the residual
   streams of transformers; dims of a tied weight that both make and read units; whatever goes through an operation that
   Skerry has no rule for. `plan.without("...")` keeps more whole, `plan.only("...")` all but some.
-- **A width written into a `forward`** (`view(B, T, self.n_head, C // self.n_head)`): discovery notices, leaves the axis
-  whole, and its note names the module and the patch to pass. A patch is a function `patch(narrow, full)` that sets the
-  narrow module's numbers, or gives it another `forward`; `skerry.subnet.adapters` has one for nanoGPT's attention.
-  `nn.MultiheadAttention`, and GPT-2's and GAT's layers, are known.
+- **A width written into a `forward`** (`view(B, T, self.n_head, C // self.n_head)`): discovery runs a narrow net, sees it,
+  and adapts it. Numbers that a module keeps (`num_heads`, `config.num_heads`, those in tuples) are scaled in a subnet,
+  and sizes that a forward takes from its input are replaced while it runs, if the narrow net then does what the full
+  one does. `print(plan)` says what is adapted. What cannot be adapted is left whole, and its note names the module.
+  Then pass a patch, a function `patch(narrow, full)` that sets the narrow module's numbers, or gives it another
+  `forward`. `nn.MultiheadAttention`, and GPT-2's and GAT's layers, are known.
 
   ```python notest
   def patch(narrow, full):  # for a forward that views by self.heads
@@ -46,6 +48,10 @@ to 2, 3 and 5 workers at once, and write-back is exact to the bit.
 
   plan = skerry.discover(model, x, patches={"layers.*.attention": patch})
   ```
+- **What is verified is what is trained**: `skerry.train` compares narrow nets of each size that its workers will have
+  with the masked full model, in evaluation and in training mode, before it starts.
+- **Models of transformers, timm, vit-pytorch, torch_geometric**: `python bench/real_models.py` tries over 130 of them,
+  in tiny configurations, one line each: what is dealt out, and whether narrow nets compute the same.
 - **Whatever discovery cannot see**: `Plan.from_rules`, in the words of tensor parallelism. `skerry.verify` checks any
   plan, and `skerry.train` does it before it starts.
 
@@ -63,7 +69,7 @@ def row(family: Family) -> str:
     plan = discover(model, inputs, patches=family.patches)
     found = Counter((axis.kind, axis.num_units) for axis in plan.axes)
     axes = ", ".join(f"{n} {kind}" + (f" (x{times})" if times > 1 else "") for (kind, n), times in found.items())
-    about = family.about + (" (with a patch)" if family.patches else "")
+    about = family.about + (" (with a patch)" if family.patches else " (adapted)" if plan.numbers else "")
     return f"| {about} | {axes or 'nothing'} | {share(plan):.0%} | {family.undealt or 'inputs and outputs'} |"
 
 

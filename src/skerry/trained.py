@@ -6,11 +6,12 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from skerry.model.tensors import frozen_names
 from skerry.partitions.disjoint import Disjoint
 from skerry.plan.dims import Axis
 from skerry.plan.table import Plan
 from skerry.randomness import seed_of
-from skerry.subnet.extract import narrow_model, num_narrow_units
+from skerry.subnet.extract import first_units, narrow_model, num_narrow_units
 from skerry.subnet.side_by_side import side_by_side
 from skerry.weights.source import FromModel, FromSubnets, Source
 
@@ -23,6 +24,10 @@ class Trained(Protocol):
 
     def num_units(self, axis: Axis) -> int | None:
         """Return how many units of an axis each net has; None: as the partition deals them out."""
+        ...
+
+    def pieces(self, plan: Plan) -> list[Tensor] | None:
+        """Return the units of the plan that each net has; None: as the partition deals them out."""
         ...
 
     def net(self, model: nn.Module, plan: Plan, seed: int) -> tuple[nn.Module, Plan]:
@@ -39,6 +44,10 @@ class Given:
     """The given model itself."""
 
     def num_units(self, axis: Axis) -> int | None:
+        """Return None."""
+        return None
+
+    def pieces(self, plan: Plan) -> list[Tensor] | None:
         """Return None."""
         return None
 
@@ -68,6 +77,10 @@ class Narrow:
     def num_units(self, axis: Axis) -> int | None:
         """Return the units of the narrow net."""
         return num_narrow_units(axis, self.width)
+
+    def pieces(self, plan: Plan) -> list[Tensor] | None:
+        """Return the units of the narrow net."""
+        return [first_units(plan, self.width)]
 
     def net(self, model: nn.Module, plan: Plan, seed: int) -> tuple[nn.Module, Plan]:
         """Return the narrow net, and a plan that deals nothing out."""
@@ -99,15 +112,26 @@ class Apart:
         """Return the number of the net with fewest."""
         return axis.num_units // self.num_nets
 
+    def pieces(self, plan: Plan) -> list[Tensor] | None:
+        """Return the units of each net."""
+        return self._units(plan)
+
     def net(self, model: nn.Module, plan: Plan, seed: int) -> tuple[nn.Module, Plan]:
         """Return the nets side by side (``subnet/side_by_side.py``); each is one unit.
 
         Raises:
-            ValueError: subnets share a matrix or a block, or an axis has fewer units than there are nets.
+            ValueError: subnets share a matrix or a block, a frozen parameter lies between two axes, or an axis has
+                fewer units than there are nets.
         """
         why = plan.why_dependent(model)
         if why is not None:
             raise ValueError(f"{why}, so subnets are not independent nets; use ist or narrow")
+        for name in sorted(frozen_names(model)):
+            if plan.between(name):
+                raise ValueError(
+                    f"{name}: frozen, and between two axes that are dealt out, so its weights between two nets would "
+                    "be lost; leave an axis whole (plan.without), train it, or use ist or narrow"
+                )
         return side_by_side(model, plan, self._units(plan))
 
     def source(self, model: nn.Module, plan: Plan, net: nn.Module, start: Start | None) -> Source:

@@ -36,7 +36,6 @@ def _hidden_attention(x: Tensor, heads: int) -> Tensor:
 
 
 HIDDEN_WIDTHS = {
-    "number of heads": lambda x: _hidden_attention(x, 4),
     "scale by the width": lambda x: x / x.shape[-1] ** 0.5,
     "scale by the whole width": lambda x: x * x.shape[-1],
     "positions": lambda x: x * torch.arange(x.shape[-1]),
@@ -47,17 +46,12 @@ HIDDEN_WIDTHS = {
     "mean": lambda x: x - x.mean(-1, keepdim=True),
     "normalise": lambda x: F.normalize(x, dim=-1),
     "first three": lambda x: torch.cat([x[:, :3] * 2, x[:, 3:]], -1),
-    "every second": lambda x: torch.cat([x[:, ::2], x[:, 1::2]], -1),
     "neighbours": lambda x: x + x.roll(1, -1),
     "reversed": lambda x: x.flip(-1),
     "largest": lambda x: x * (x == x.amax(-1, keepdim=True)),
     "sorted": lambda x: x.sort(-1).values,
     "running sum": lambda x: x.cumsum(-1),
     "a constant": lambda x: x * torch.linspace(1, 2, 12),
-    "a view": lambda x: x.view(-1, 3, 4).flip(1).flatten(1),
-    "a hard view": lambda x: x.view(-1, 12),
-    "halves apart": lambda x: torch.cat([part * 2 for part in x.chunk(2, -1)], -1),  # right, but it cannot be told
-    "a hard split": lambda x: torch.cat(x.split(6, -1), -1),
     "a diagonal": lambda x: x @ torch.diag_embed(x).mean(0),
     "a Fourier transform": lambda x: torch.fft.rfft(x, dim=-1).abs()[:, :1] + x,
     "an einsum with itself": lambda x: torch.einsum("bi,bj->bij", x, x).sum(1),
@@ -89,6 +83,12 @@ def test_functional_group_convolution_is_left_whole():
 
 
 FREE_WIDTHS = {
+    "number of heads": lambda x: _hidden_attention(x, 4),  # it and three more are adapted
+    "a view": lambda x: x.view(-1, 3, 4).flip(1).flatten(1),
+    "a hard view": lambda x: x.view(-1, 12),
+    "a hard split": lambda x: torch.cat(x.split(6, -1), -1),
+    "halves apart": lambda x: torch.cat([part * 2 for part in x.chunk(2, -1)], -1),
+    "every second": lambda x: torch.cat([x[:, ::2], x[:, 1::2]], -1),
     "heads by width": lambda x: x.view(x.shape[0], -1, 2).softmax(-1).flatten(1),
     "zeros of its size": lambda x: x + torch.zeros(x.shape[-1]),
     "a mask of its own": lambda x: x * (x > 0.1),
@@ -109,13 +109,24 @@ def test_a_free_width_is_dealt_out(between, workers):
 
 
 def test_a_hard_coded_width_is_named_with_the_patch_to_pass_and_the_patch_works():
-    model, x = nn.Sequential(nn.Linear(24, 24), NanoAttention(24, 6), nn.Linear(24, 3)), torch.randn(2, 5, 24)
+    class OfItsHeads(NanoAttention):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) / (self.c_proj.in_features // 4)  # another number in a narrow net
+
+    model, x = nn.Sequential(nn.Linear(24, 24), OfItsHeads(24, 6), nn.Linear(24, 3)), torch.randn(2, 5, 24)
     plan = discover(model, x)
-    assert not plan.axes or all(axis.kind != "heads" for axis in plan.axes)
+    assert all(axis.kind != "heads" for axis in plan.axes)
     (note,) = [note for note in plan.notes if note.what.endswith(" 1")]
     assert "patches={'*': skerry.subnet.adapters.nanogpt_attention}" in note.why
     plan = discover(model, x, patches={"1": nanogpt_attention})
     assert [axis.kind for axis in plan.axes if axis.name == "1"] == ["heads"]
+
+
+def test_a_model_on_meta_has_the_same_plan():
+    model, x = nn.Sequential(nn.Linear(24, 24), NanoAttention(24, 6), nn.Linear(24, 3)), torch.randn(2, 5, 24)
+    expected = discover(model, x)
+    found = discover(model.to("meta"), x)
+    assert (found.digest(), found.numbers) == (expected.digest(), expected.numbers)
 
 
 def test_a_patch_that_matches_nothing_is_refused():
@@ -336,9 +347,9 @@ REFUSED = {
     "no inputs": (lambda: Around(torch.relu), (), r"Around\.forward\(\).*'x'"),
     "unknown keyword": (lambda: Around(torch.relu), {"y": torch.randn(4, 5)}, r"Around\.forward\(\).*'y'"),
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2)), torch.randn(4, 5), r"\b0\.weight\b"),
-    "meta": (lambda: Around(torch.relu).to("meta"), torch.randn(4, 5), r"\bfirst\.weight\b.*\bmeta\b"),
+    "meta": (lambda: Around(lambda x: x * float(x.sum())).to("meta"), torch.randn(4, 5), r"\.item\(\).*\bmeta\b"),
     "sparse": (
-        lambda: _with(Around(torch.relu), torch.eye(10).to_sparse()),
+        lambda: _with(Around(torch.relu), nn.Parameter(torch.eye(10).to_sparse())),
         torch.randn(4, 5),
         r"\badjacency\b.*_coo\b",
     ),
@@ -348,8 +359,8 @@ REFUSED = {
 }
 
 
-def _with(model: nn.Module, buffer: Tensor) -> nn.Module:
-    model.register_buffer("adjacency", buffer)
+def _with(model: nn.Module, parameter: nn.Parameter) -> nn.Module:
+    model.adjacency = parameter
     return model
 
 

@@ -99,18 +99,18 @@ class Constraints:
         """
         fields = [list(labels.fields) for labels, _ in inputs]
         wide = [dims for _, dims in inputs]
-        while self._collapse_fixed(fields, wide) or self._collapse_crossing(fields):
+        while self._collapse_fixed(fields, wide) or self._collapse_crossing(fields, wide):
             pass
         merged: dict[frozenset[int], Field] = {}
         for one in (f for own in fields for f in own):
             if one.dims in merged:
                 before = merged[one.dims]
                 self.join(before.ids, one.ids)
-                one = Field(before.ids, before.origins | one.origins)
+                one = Field(before.ids, before.origins | one.origins, before.free and one.free)
             merged[one.dims] = one
         return tuple(merged.values())
 
-    def _collapse_fixed(self, fields: list[list[Field]], wide: Sequence[frozenset[int]]) -> bool:
+    def _collapse_fixed(self, fields: list[list[Field]], wide: list[frozenset[int]]) -> bool:
         """Collapse along dims of fixed size; return whether anything changed."""
         fixed = {d for own, dims in zip(fields, wide, strict=True) for d in dims if not any(d in f.dims for f in own)}
         if not any(f.dims & fixed for own in fields for f in own):
@@ -118,17 +118,23 @@ class Constraints:
         fields[:] = [list(self.collapse_all(own, fixed)) for own in fields]
         return True
 
-    def _collapse_crossing(self, fields: list[list[Field]]) -> bool:
+    def _collapse_crossing(self, fields: list[list[Field]], wide: list[frozenset[int]]) -> bool:
         """Fix one pair of fields that share some of their dims but not all; return whether there was one.
 
-        If the outermost dim of the two is common, both keep only the common dims. Otherwise each unit of the outermost
-        dim has the common dims whole (a weight over the dims of a head serves every head), so both lose them.
+        What was broadcast along some dims of the other fits any of them. If the outermost dim of the two is common,
+        both keep only the common dims. Otherwise each unit of the outermost dim has the common dims whole (a weight
+        over the dims of a head serves every head), so both lose them.
         """
         flat = [(k, f) for k, own in enumerate(fields) for f in own]
         for n, (k, a) in enumerate(flat):
             for m, b in flat[n + 1 :]:
                 common = a.dims & b.dims
                 if common and a.dims != b.dims:
+                    if a.free or b.free:
+                        owner, one = (k, a) if a.free else (m, b)
+                        fields[owner].remove(one)
+                        wide[owner] -= one.dims
+                        return True
                     outermost = min(a.dims | b.dims) in common
                     for owner, one in ((k, a), (m, b)):
                         left = self.collapse(one, one.dims - common if outermost else common)
@@ -148,4 +154,4 @@ class Constraints:
         """Return the same fields for an activation, and note that their parameter dims have made units."""
         fields = tuple(fields)
         self.mark(fields, "out")
-        return tuple(Field(one.ids) for one in fields)
+        return tuple(Field(one.ids, free=one.free) for one in fields)

@@ -7,17 +7,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from skerry.choose import did_you_mean
 from skerry.discovery.blocks import Blocks
 from skerry.discovery.hard_coded_widths import drop_hard_coded
 from skerry.discovery.index_labels import Origin
+from skerry.discovery.narrow_trial import Trial
 from skerry.discovery.supported_models import check_supported
 from skerry.discovery.trace import ForwardRefused, Trace, trace
 from skerry.discovery.unit_solver import Touched, Units, alike, solve, wasted
-from skerry.model.inputs import Inputs
-from skerry.model.tensors import named_tensors
+from skerry.model.inputs import Inputs, to
+from skerry.model.tensors import dense_buffers, named_tensors
 from skerry.plan.dims import Axis, DealtDim
 from skerry.plan.rules import Role, match
 from skerry.plan.table import Note, Patch, Plan
@@ -71,36 +71,42 @@ def discover(
         raise ValueError(f"model: got {type(model).__name__}, expected an nn.Module; discover(model, example_inputs)")
     check_supported(model)
     _check_patterns(model, patches or {})
-    statistics = {
-        name: buffer
-        for name, buffer in model.named_buffers()
-        if name.endswith(("running_mean", "running_var"))
-        and isinstance(model.get_submodule(name.rpartition(".")[0]), _NormBase)
-    }
-    labelled: dict[str, Tensor] = {**dict(model.named_parameters()), **statistics}
+    if any(parameter.is_meta for parameter in model.parameters()):
+        example_inputs = to(example_inputs, torch.device("meta"))
+    buffers = {name: buffer for name, buffer in dense_buffers(model) if buffer.is_floating_point()}
+    labelled: dict[str, Tensor] = {**dict(model.named_parameters()), **buffers}
 
-    def look(without: frozenset[Origin]) -> tuple[Trace, Trace, Units]:
-        """Return the trace in evaluation mode, in which the narrow net runs too, and that of both modes together."""
-        found = trace(model, example_inputs, labelled, without=without)
+    def look(without: frozenset[Origin]) -> tuple[list[Trace], Trace, Units]:
+        """Return the traces in evaluation mode and, if it runs, in training mode, and both together."""
+        found = [trace(model, example_inputs, labelled, without=without)]
+        together = found[0]
         try:
-            together = found + trace(model, example_inputs, labelled, training=True, without=without)
+            found.append(trace(model, example_inputs, labelled, after=together, without=without))
+            together = together + found[1]
         except ForwardRefused:
             raise
         except ValueError:  # batch norm does not train on one sample
-            together = found
+            pass
         return found, together, solve(together)
 
     found, together, units = look(frozenset())
     in_vain = wasted(together, units)
     if in_vain:
         again = look(in_vain)
-        if (again[2].of > 0).sum() > (units.of > 0).sum():
+        if _num_dealt(again[1], again[2]) > _num_dealt(together, units):
             found, together, units = again
     plan, unit_of_label = _plan(model, together, units, patches or {})
-    plan = drop_hard_coded(model, example_inputs, plan, found, unit_of_label)
+    plan = drop_hard_coded(Trial(model, example_inputs, plan, found, unit_of_label), plan)
     for one in [blocks] if isinstance(blocks, Blocks) else blocks:
         plan = plan + one.plan(model, example_inputs)
     return plan
+
+
+def _num_dealt(trace: Trace, units: Units) -> int:
+    """Return the number of indices of parameter dims that units allow to deal out."""
+    return sum(
+        int((units.of[ids.numpy()] > 0).sum()) for rows in trace.origins.values() for ids in rows if ids is not None
+    )
 
 
 def _plan(model: nn.Module, trace: Trace, units: Units, patches: Mapping[str, Patch]) -> tuple[Plan, Tensor]:

@@ -1,5 +1,6 @@
 """Contexts for running a model's forward: without side effects, and with a view of which modules run."""
 
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from skerry.randomness import own_random_state
 
@@ -16,10 +18,11 @@ from skerry.randomness import own_random_state
 def without_side_effects(model: nn.Module, training: bool = False) -> Iterator[None]:
     """Run ``model`` in one mode, without gradients and with attention as separate operations.
 
-    Afterwards modes, attributes and buffers of modules, and the random state are as before. What a forward writes into
-    a buffer in place is not undone.
+    Afterwards modes, attributes of modules and what is in their dicts, lists and sets, and the random state are as
+    before. What a forward writes into a buffer in place is not undone.
     """
-    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    held = [(value, value.copy()) for _, attributes in before for value in attributes.values() if _holds(value)]
     fast = torch.backends.mha.get_fastpath_enabled()
     model.train(training)
     torch.backends.mha.set_fastpath_enabled(False)
@@ -28,11 +31,36 @@ def without_side_effects(model: nn.Module, training: bool = False) -> Iterator[N
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, attributes, buffers in before:  # a forward may have counted calls, or kept a mask
+        for module, attributes in before:  # a forward may have counted calls, or kept a mask
             vars(module).clear()
             vars(module).update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
+        for container, content in held:
+            container.clear()
+            container.extend(content) if isinstance(container, list) else container.update(content)
+
+
+def _holds(value: object) -> bool:
+    return type(value) in (dict, OrderedDict, defaultdict, list, set)
+
+
+class WithoutDropout(TorchDispatchMode):
+    """Lets dropout and stochastic depth keep all they get, in training mode as well."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation; for those that draw what to drop, return the mean of what they would draw."""
+        aten, kwargs = torch.ops.aten, kwargs or {}
+        if func is aten.bernoulli_.float:
+            return args[0].fill_(args[1] if len(args) > 1 else kwargs.get("p", 0.5))
+        if func is aten.bernoulli.p:
+            return torch.full_like(args[0], args[1])
+        if func is aten.native_dropout.default:
+            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
+        if func.overloadpacket in (aten.rrelu_with_noise, aten.rrelu_with_noise_):
+            args = (*args[:4], False, *args[5:])
+        return func(*args, **kwargs)
 
 
 class Running:

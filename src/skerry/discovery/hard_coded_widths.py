@@ -1,214 +1,195 @@
-"""Hard-coded widths: find them by running a narrow net, and leave out the axes for which it does not run as planned.
+"""Hard-coded widths: where a narrow net does not run as planned, adapt numbers of its modules, or leave axes whole.
 
-A width can be written into a ``forward`` in ways that no operation shows. ``view(B, T, 4, -1)`` runs on any width, but
-its heads are then not the heads of the full model; ``x / x.shape[-1]`` divides by another number. So each operation of
-the narrow net is compared with the same operation of the full net: its result must have the size that the plan gives
-it, and the numbers it was called with must be the same.
+Most attention is written for ``self.num_heads``. Such a number is scaled by what is left of the axis, tentatively: by
+name first (numbers of heads), then those that equal the axis's number of units or the width of a tensor, then sizes
+that the forward takes from elsewhere (``subnet/written_sizes.py``). What makes the trial of the axis pass is kept, and
+is done in all modules of the class. A trial costs a forward or two, so each step below asks only where the failure
+points to, and there is an end to it: what has not been found after ``_MOST_FORWARDS`` is left whole.
 """
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
-import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-
-from skerry.discovery.forward_contexts import Running, first_line, without_side_effects
-from skerry.discovery.invariant_numbers import InvariantNumbers, written_by
-from skerry.discovery.trace import Step, Trace
-from skerry.model.inputs import Inputs, call
+from skerry.discovery.narrow_trial import Failure, Trial
 from skerry.plan.dims import Axis
 from skerry.plan.table import Note, Plan
 from skerry.subnet.adapters import remedy
-from skerry.subnet.extract import extract
+from skerry.subnet.kept_numbers import kept_numbers
+from skerry.subnet.written_sizes import PREFIX, name_of
+
+_MOST_FORWARDS = 24
+
+Numbers = Mapping[str, Mapping[str, str]]
+"""``Plan.numbers``: module -> path -> axis."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Where a narrow net went wrong, how, and the axes to blame (none if that is not known)."""
-
-    module: str
-    said: str
-    axes: frozenset[str] = frozenset()
-
-
-class _Recorder(TorchDispatchMode):
-    """Records the operations that a narrow net runs, by module."""
-
-    def __init__(self, running: Running, full: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.running = running
-        self.full = {id(p): name for name, p in full.named_parameters()}
-        self.of_full: set[str] = set()  # parameters of the full model that the narrow net used
-        self.numbers = InvariantNumbers()
-        self.steps: dict[str, list[Step]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        self.of_full |= {self.full[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in self.full}
-        outs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        if outs:
-            numbers = self.numbers.of(func, args, kwargs, outs, written_by(func, args, kwargs))
-            module, shape = self.running.innermost, tuple(outs[0].shape)
-            step = Step(str(func.overloadpacket), module, numbers=numbers, shape=shape)
-            self.steps.setdefault(module, []).append(step)
-        return result
-
-
-def drop_hard_coded(model: nn.Module, inputs: Inputs, plan: Plan, trace: Trace, unit_of_label: Tensor) -> Plan:
-    """Return the plan without the axes that cannot be narrow because of some ``forward``, with a note for each.
+def drop_hard_coded(trial: Trial, plan: Plan) -> Plan:
+    """Return the plan with numbers adapted, and without the axes that cannot be narrow because of some ``forward``.
 
     Args:
-        model: the full model.
-        inputs: example inputs.
-        plan: what the trace allows.
-        trace: of the full model on these inputs.
-        unit_of_label: for each label the id of its unit in ``plan``, -1 for labels that are not dealt out.
+        trial: of the model.
+        plan: what the traces allow. Each axis that is left out gets a note.
     """
-    everything = plan
-
-    def fails(plan: Plan) -> Failure | None:
-        return _failure(model, inputs, plan, trace, _held(everything, plan, unit_of_label))
-
-    def fail_alone(names: Sequence[str]) -> dict[str, Failure]:
-        return {name: found for name in names if (found := fails(plan.only(name))) is not None}
-
-    while plan.axes and (failure := fails(plan)) is not None:
-        suspects = failure.axes or {a.name for a in plan.axes if _is_in(plan, a, failure.module)}
-        blamed = (
-            fail_alone(sorted(suspects))
-            or fail_alone([a.name for a in plan.axes if a.name not in suspects])
-            or {a.name: failure for a in plan.axes}
-        )
-        notes = []
-        for name, found in blamed.items():
-            where = found.module or "the model's own forward"
-            what_to_do = remedy(found.module, model.get_submodule(found.module))
-            notes.append(Note(f"axis {name}", f"hard-coded width in {where} ({found.said}); {what_to_do}"))
+    in_vain: set[tuple[type, int]] = set()  # classes and places in their forward where no number helped
+    while plan.axes and (failure := trial.run(plan)) is not None:
+        blamed = _to_blame(trial, plan, failure)
+        if len(blamed) == 1 and trial.num_forwards < _MOST_FORWARDS:
+            (axis,) = blamed
+            alone = trial.run(plan.only(axis))
+            if alone is None:  # it fails beside another one only, which may be the wrong one
+                blamed = _to_blame(trial, plan, failure, beside=axis)
+                axis = min(blamed)
+                alone = trial.run(plan.only(axis)) if len(blamed) == 1 else None
+            if alone is not None:
+                failure = alone
+                kind = (type(trial.model.get_submodule(alone.module)), alone.place)
+                if kind not in in_vain:
+                    adapted = _adapted(trial, plan.only(axis), alone)
+                    if adapted is not None:
+                        plan = replace(plan, numbers=_everywhere(trial, plan, axis, adapted.numbers))
+                        continue
+                    in_vain.add(kind)
+                blamed |= _siblings(trial, plan, axis, alone)
+        where = failure.module or "the model's own forward"
+        what_to_do = remedy(failure.module, trial.model.get_submodule(failure.module))
+        notes = [Note(f"axis {name}", f"hard-coded width in {where} ({failure.said}); {what_to_do}") for name in blamed]
         plan = replace(plan.without(*blamed), notes=plan.notes + tuple(notes))
     return plan
 
 
-def some_units(plan: Plan) -> Tensor:
-    """Return the ids of about 2 of 11 units of each axis: a small net, in which halves and thirds rarely fit.
+def _to_blame(trial: Trial, plan: Plan, failure: Failure, beside: str = "") -> set[str]:
+    """Return an axis that makes the trial fail (``beside`` another); several if it is not found in a few forwards."""
+    names = {axis.name for axis in plan.axes} - {beside}
+    suspects = sorted(failure.axes - {beside} or {a.name for a in plan.axes if _is_in(plan, a, failure.module)} & names)
+    others = sorted(names - set(suspects))
 
-    At least two of each axis that has more than two, because torch lays out dims with one index differently.
+    def fails(axes: Iterable[str]) -> bool:
+        return trial.run(plan.only(*axes, *filter(None, [beside]))) is not None
+
+    if not failure.axes - {beside} and others and not (suspects and fails(suspects)):
+        suspects = others
+    while len(suspects) > 1 and trial.num_forwards < _MOST_FORWARDS:
+        half = suspects[: len(suspects) // 2]
+        suspects = half if fails(half) else suspects[len(half) :]
+    return set(suspects) or {beside}
+
+
+def _adapted(trial: Trial, plan: Plan, failure: Failure, done: frozenset[type] = frozenset()) -> Plan | None:
+    """Return ``plan``, which has one axis, with numbers with which its trial passes; None if none are found.
+
+    Numbers of one class at a time are tried, and others on top of those with which the net comes further.
     """
-    units = []
-    for axis in plan.axes:
-        ids = torch.arange(axis.num_units)
-        some = ids[torch.isin(ids % 11, torch.tensor([1, 5]))]
-        if len(some) < 2 < axis.num_units:
-            some = torch.tensor([1, 2] if axis.num_units > 3 else [0, 2])
-        units.append(axis.start + some)
-    return torch.cat(units) if units else torch.empty(0, dtype=torch.int64)
+    (axis,) = plan.axes
+    seen: list[object] = [plan.numbers]
+    for module in _with_those_around(trial, failure.module):
+        kind = type(trial.model.get_submodule(module))
+        for paths in _candidates(trial, plan, axis, module) if kind not in done else ():
+            tried = replace(plan, numbers={**plan.numbers, **_of_class(trial, plan, kind, paths, [axis])})
+            if tried.numbers in seen or trial.num_forwards >= _MOST_FORWARDS:
+                continue
+            seen.append(tried.numbers)
+            again = trial.run(tried)
+            if again is None:
+                return tried
+            if again.number > failure.number:
+                found = _adapted(trial, tried, again, done | {kind})
+                if found is not None:
+                    return found
+    return None
 
 
-@dataclass(frozen=True, eq=False)
-class Held:
-    """For each label whether the narrow net has it, and the number of its axis in ``names`` (-1: none)."""
-
-    held: Tensor
-    axis: Tensor
-    names: Sequence[str]
-
-
-def _held(everything: Plan, plan: Plan, unit_of_label: Tensor) -> Held:
-    """``everything`` is the plan whose unit ids ``unit_of_label`` has; ``plan`` has some of its axes."""
-    dealt = {axis.name for axis in plan.axes}
-    size = everything.num_units + 1  # the last entry is for labels that are not dealt out, whose unit is -1
-    held, of_axis = torch.ones(size, dtype=torch.bool), torch.full((size,), -1)
-    for number, axis in enumerate(everything.axes):
-        units = slice(axis.start, axis.start + axis.num_units)
-        of_axis[units] = number
-        held[units] = axis.name not in dealt
-    held[some_units(everything)] = True
-    return Held(held[unit_of_label], of_axis[unit_of_label], [axis.name for axis in everything.axes])
+def _with_those_around(trial: Trial, module: str) -> Iterator[str]:
+    """Yield the name of a module, of those in it that ran nothing themselves, and of those it is in, up to ""."""
+    yield module
+    for name, _ in trial.model.get_submodule(module).named_children():
+        inner = f"{module}.{name}" if module else name
+        if not trial.ran(inner):
+            yield inner
+    module = module.rpartition(".")[0]
+    while module:
+        yield module
+        module = module.rpartition(".")[0]
+    yield ""
 
 
-def _failure(model: nn.Module, inputs: Inputs, plan: Plan, trace: Trace, labels: Held) -> Failure | None:
-    """Run a narrow net; return how it failed, None if it did what the trace says."""
-    subnet = extract(model, plan, some_units(plan), copy_shared=False)
-    running = Running(subnet)
-    recorder = _Recorder(running, model)
-    try:
-        with without_side_effects(subnet), running.tracked(), recorder:
-            call(subnet, inputs)
-    except Exception as error:  # whatever a forward may raise
-        return Failure(running.innermost, first_line(error)[:120])
-    if recorder.of_full:
-        name = min(recorder.of_full)
-        said = f"a subnet uses the full model's {name}, which something keeps a reference to (a closure?)"
-        return Failure(name.rpartition(".")[0], said)
-    patched = {name for name, module in subnet.named_modules() if "forward" in vars(module)}
-    steps: dict[str, list[Step]] = {}
-    for step in trace.steps:
-        if step.shape is not None and step.module not in patched:
-            steps.setdefault(step.module, []).append(step)
-    return next(_deviations(steps, recorder.steps, plan, labels), None)
+def _candidates(trial: Trial, plan: Plan, axis: Axis, module: str) -> Iterator[list[str]]:
+    """Yield lists of paths of numbers to scale in a module, the most likely first."""
+    numbers = {p: n for p, n in kept_numbers(trial.model.get_submodule(module)).items() if n % axis.num_units == 0}
+    widths = _widths(plan, axis)
+    of_one = [p for p in numbers if re.search(r"dim|size|width|channel", p.rpartition(".")[2])]
+    heads = [p for p in numbers if "head" in p.rpartition(".")[2] and p not in of_one]
+    wide = [p for p, n in numbers.items() if n in widths and not ("head" in p and p in of_one)]
+    units = [p for p, n in numbers.items() if n == axis.num_units]
+    seen: list[set[str]] = [set()]
+    for paths in (heads, heads + wide, [PREFIX], units, units + wide, wide, [PREFIX, *heads], [PREFIX, *wide]):
+        if set(paths) not in seen:
+            seen.append(set(paths))
+            yield list(dict.fromkeys(paths))
 
 
-def _deviations(
-    steps: Mapping[str, Sequence[Step]], narrow: Mapping[str, Sequence[Step]], plan: Plan, labels: Held
-) -> Iterator[Failure]:
-    """Compare the operations of each module, in order.
+def _widths(plan: Plan, axis: Axis) -> set[int]:
+    """Return how many indices of an axis the tensors have in a dim, and halves and thirds of that (fused layers)."""
+    found = set()
+    for row in plan.dims.values():
+        for dim in row:
+            size = 0 if dim is None else int(((dim.units >= axis.start) & (dim.units < axis.units.stop)).sum())
+            found |= {size // parts for parts in (1, 2, 3) if size % (parts * axis.num_units) == 0}
+    return found - {0}
 
-    Where the forward looked at values before, a narrow net may go another way (what an expert does depends on the
-    tokens it gets). There only operations that both ran are compared, and only dims with labels.
+
+def _of_class(trial: Trial, plan: Plan, kind: type, paths: Iterable[str], axes: Iterable[Axis]) -> Numbers:
+    """Return the numbers at ``paths`` of all modules of class ``kind`` that work on one of ``axes``.
+
+    The path ``PREFIX`` stands for all sizes along which the axis lies in a module's forward.
     """
-    dealt = {axis.name for axis in plan.axes}
-    for module, expected in steps.items():
-        pairs = _paired(expected, narrow.get(module, ()))
-        if pairs is None:
-            yield Failure(module, "a narrow net does other operations")
-            continue
-        for step, got in pairs:
-            axes = {int(k) for field in step.fields for k in torch.unique(labels.axis[field.ids])} - {-1}
-            blamed = frozenset(labels.names[k] for k in axes) & dealt
-            if step.numbers != got.numbers:
-                said = f"{step.name} by {list(got.numbers)} instead of {list(step.numbers)} in a narrow net"
-                yield Failure(module, said, blamed)
-            sizes = _sizes(step, labels)
-            if not step.any_width and any(n not in (None, m) for n, m in zip(sizes, got.shape or (), strict=False)):
-                wanted = tuple("any" if n is None else n for n in sizes)
-                said = f"{step.name} gives shape {got.shape} in a narrow net, expected {wanted}"
-                yield Failure(module, said, blamed)
+    found = {}
+    for name, module in trial.model.named_modules():
+        own: dict[str, str] = {}
+        inside = trial.axes_in(name) if type(module) is kind else frozenset()
+        for axis in (axis for axis in axes if axis.name in inside):
+            numbers = kept_numbers(module)
+            for path in paths:
+                if path == PREFIX:
+                    places = trial.sizes_in(name, axis, _widths(plan, axis) | {axis.num_units})
+                    own.update({name_of(place): axis.name for place in places})
+                elif numbers.get(path, 1) % axis.num_units == 0:
+                    own.setdefault(path, axis.name)
+        if own:
+            found[name] = own
+    return found
 
 
-def _sizes(step: Step, labels: Held) -> list[int | None]:
-    """Return the size that each dim of a step's result has in the narrow net; None where it may be any."""
-    assert step.shape is not None
-    sizes: list[int | None] = [None if step.after_values else size for size in step.shape]
-    for one in step.fields:
-        for d in one.dims:
-            if d < len(sizes):
-                held = labels.held[one.ids].movedim(d, 0).reshape(one.ids.shape[d], -1).any(1)
-                sizes[d] = int(held.sum())
-    return sizes
+def _everywhere(trial: Trial, plan: Plan, adapted: str, numbers: Numbers) -> Numbers:
+    """Return the plan's numbers with ``numbers``, and the same paths in other modules of the same classes."""
+    alike = [axis for axis in plan.axes if axis.kind == "heads" or _starred(axis.name) == _starred(adapted)]
+    found: dict[str, Mapping[str, str]] = {}
+    for name, own in numbers.items():
+        paths = dict.fromkeys(PREFIX if path.startswith(PREFIX) else path for path in own)
+        found.update(_of_class(trial, plan, type(trial.model.get_submodule(name)), paths, alike))
+    return {**found, **plan.numbers, **numbers}
 
 
-_SAME_ELEMENTS = {"aten._unsafe_view": "aten.view", "aten._reshape_alias": "aten.view", "aten.clone": ""}
-"""Operations that run or not depending on how elements lie in memory, and what each is compared as ("": nothing)."""
+def _siblings(trial: Trial, plan: Plan, blamed: str, failure: Failure) -> set[str]:
+    """Return axes that fail in the same place of the same module of other layers as ``blamed`` does."""
+    if failure.number < 0:
+        return set()
+    others: set[str] = set()
+    for by_module in trial.steps:
+        for name, steps in by_module.items():
+            if _starred(name) == _starred(failure.module):
+                others |= set().union(*map(trial.axes_at, steps[failure.place : failure.place + 1]))
+    others = {axis.name for axis in plan.axes if axis.name in others and _starred(axis.name) == _starred(blamed)} - {
+        blamed
+    }
+    again = trial.run(plan.only(*others)) if others else None
+    same = again is not None and (_starred(again.module), again.place) == (_starred(failure.module), failure.place)
+    return others if same else set()
 
 
-def _compared_as(step: Step) -> str:
-    return _SAME_ELEMENTS.get(step.name, step.name)
-
-
-def _paired(expected: Sequence[Step], got: Sequence[Step]) -> list[tuple[Step, Step]] | None:
-    """Pair the operations of two runs of a module; None if they differ without having looked at values."""
-    steps, others = list(filter(_compared_as, expected)), list(filter(_compared_as, got))
-    names, their_names = list(map(_compared_as, steps)), list(map(_compared_as, others))
-    if names == their_names:
-        return list(zip(steps, others, strict=True))
-    if not any(step.after_values for step in expected):
-        return None
-    blocks = difflib.SequenceMatcher(None, names, their_names, autojunk=False).get_matching_blocks()
-    return [pair for a, b, n in blocks for pair in zip(steps[a : a + n], others[b : b + n], strict=True)]
+def _starred(name: str) -> str:
+    """Return a name with a * for each number: the same for the same module of all layers."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)", "*", name)
 
 
 def _is_in(plan: Plan, axis: Axis, module: str) -> bool:

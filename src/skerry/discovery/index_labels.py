@@ -25,10 +25,12 @@ class Field:
     Attributes:
         ids: the label of each element, broadcast against the tensor.
         origins: the parameter dims whose labels these are; empty once the tensor is an activation.
+        free: the tensor was broadcast along the dims that the labels vary along, so its values do not depend on them.
     """
 
     ids: Tensor
     origins: frozenset[Origin] = frozenset()
+    free: bool = False
 
     @property
     def dims(self) -> frozenset[int]:
@@ -68,8 +70,7 @@ def padded(one: Field, num_dims: int) -> Field:
 def compact(ids: Tensor) -> Tensor:
     """Shrink the dims along which ``ids`` does not vary to size 1."""
     for d in range(ids.dim()):
-        first = ids.narrow(d, 0, 1)
-        if ids.shape[d] > 1 and bool((ids == first).all()):
+        if ids.shape[d] > 1 and bool((ids == (first := ids.narrow(d, 0, 1))).all()):
             ids = first
     return ids
 

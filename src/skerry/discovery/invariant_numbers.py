@@ -61,7 +61,7 @@ def _given(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[f
 
 
 def _extremes(outs: Sequence[Tensor]) -> tuple[float, ...]:
-    if not outs or not outs[0].numel() or outs[0].is_complex():
+    if not outs or not outs[0].numel() or outs[0].is_complex() or outs[0].is_meta:
         return ()
     values = outs[0].double()
     return (float(values.min()), float(values.max()))

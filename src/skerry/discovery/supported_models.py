@@ -6,7 +6,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 
 def check_supported(model: nn.Module) -> None:
-    """Check that ``model`` has only dense parameters and buffers with values, each in memory of its own.
+    """Check that ``model`` has only dense parameters, and buffers with values, each in memory of its own.
 
     Raises:
         ValueError: it has something else; the message names the tensor or module and what to do.
@@ -27,18 +27,15 @@ def check_supported(model: nn.Module) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise ValueError(f"{name}: not initialized yet (a lazy module); run the model once on example inputs first")
-        if tensor.is_meta:
-            raise ValueError(
-                f"{name}: on the meta device, without the values that discovery needs; write rules "
-                "(Plan.from_rules), or discover where the model can be held, and save_plan"
-            )
         if tensor.is_quantized:
             raise ValueError(f"{name}: quantized, expected floating point; use the float model")
         if tensor.layout != torch.strided:
+            if not isinstance(tensor, nn.Parameter):
+                continue
             raise ValueError(f"{name}: layout {tensor.layout}, expected a dense tensor")
         if not tensor.is_leaf:
             raise ValueError(f"{name}: not a leaf tensor (it was computed from others); make it an nn.Parameter")
-        if tensor.numel():
+        if tensor.numel() and not tensor.is_meta:
             other = at.setdefault(tensor.data_ptr(), name)
             if other != name:
                 raise ValueError(f"{name}: shares memory with {other}, expected one nn.Parameter under both names")

@@ -22,6 +22,8 @@ from skerry.discovery.invariant_numbers import InvariantNumbers, written_by
 from skerry.discovery.operations.operation import Operation, pin_everything, wide_dims
 from skerry.discovery.operations.rules import rule_of
 from skerry.model.inputs import Inputs, call, tensors_of
+from skerry.model.tensors import dense_buffers
+from skerry.subnet.written_sizes import Place, SizesGiven
 
 
 class ForwardRefused(ValueError):
@@ -38,11 +40,13 @@ class Step:
         reads: the memories it read, by number.
         writes: the memories it wrote.
         fields: the labels of its first result.
+        given: the labels of what it read.
         numbers: what ``InvariantNumbers`` found; it must be the same in a narrow net.
         known: whether there is a rule for it.
         shape: of its first result, None for dims that are broadcast; None if there is no result.
         any_width: whether the result fits any width (``Labels.uniform``).
         after_values: whether an earlier operation looked at values, so that a narrow net may go another way.
+        number: its place among all operations of the forward.
     """
 
     name: str
@@ -50,11 +54,13 @@ class Step:
     reads: frozenset[int] = frozenset()
     writes: frozenset[int] = frozenset()
     fields: tuple[Field, ...] = ()
+    given: tuple[Field, ...] = ()
     numbers: tuple[float, ...] = ()
     known: bool = True
     shape: tuple[int | None, ...] | None = None
     any_width: bool = False
     after_values: bool = False
+    number: int = 0
 
 
 @dataclass
@@ -66,6 +72,8 @@ class Trace:
         steps: the operations, in order; the last is the model's output.
         live: for each step whether an output depends on it.
         origins: for each labelled tensor the labels of each of its dims, None for a dim without labels.
+        broadcast: the labels of dims along which a tensor was broadcast, by the number of the broadcast.
+        sizes: for each module the places where its forward gives a tensor a size.
         num_labels: the number of labels, with label 0.
         used: the labelled tensors that an output depends on.
         looked_at_values: the modules that looked at values.
@@ -75,12 +83,14 @@ class Trace:
     steps: list[Step]
     live: list[bool] = field(default_factory=list)
     origins: dict[str, tuple[Tensor | None, ...]] = field(default_factory=dict)
+    broadcast: dict[Origin, Tensor] = field(default_factory=dict)
+    sizes: dict[str, set[Place]] = field(default_factory=dict)
     num_labels: int = 1
     used: frozenset[str] = frozenset()
     looked_at_values: list[str] = field(default_factory=list)
 
     def __add__(self, other: "Trace") -> "Trace":
-        """Return what two forwards of one model, with the same labels, demand together."""
+        """Return what two forwards of one model demand together; ``other`` began after this one, with its labels."""
         a, b, shift = self.constraints, other.constraints, len(self.steps)
         constraints = Constraints(
             edges=a.edges + [replace(edge, op=edge.op + shift) for edge in b.edges],
@@ -91,7 +101,10 @@ class Trace:
             preferred=a.preferred + b.preferred,
         )
         steps, live, used = self.steps + other.steps, self.live + other.live, self.used | other.used
-        return replace(self, constraints=constraints, steps=steps, live=live, used=used)
+        broadcast, labels = self.broadcast | other.broadcast, other.num_labels
+        return replace(
+            self, constraints=constraints, steps=steps, live=live, used=used, broadcast=broadcast, num_labels=labels
+        )
 
 
 def trace(
@@ -99,7 +112,7 @@ def trace(
     inputs: Inputs,
     labelled: Mapping[str, Tensor],
     *,
-    training: bool = False,
+    after: Trace | None = None,
     without: Container[Origin] = (),
 ) -> Trace:
     """Run ``model`` once on ``inputs`` and return what its operations demand of labels.
@@ -108,19 +121,20 @@ def trace(
         model: is not changed.
         inputs: example inputs.
         labelled: the parameters and buffers whose indices get labels, by name.
-        training: run in training mode instead of evaluation mode.
+        after: run in training mode instead of evaluation mode, after this trace, to be added to it.
         without: dims that get no labels because they are known not to be dealt out.
 
     Raises:
         ForwardRefused: the forward writes to a parameter.
         ValueError: the model does not run on the inputs, or returns no tensors.
     """
-    tracer = _Tracer(model, labelled, without)
+    training = after is not None
+    tracer = _Tracer(model, labelled, without, after)
     if training:  # batch norm updates its statistics without telling the dispatcher
-        tracer.saved = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
+        tracer.saved = {name: (buffer, buffer.clone()) for name, buffer in dense_buffers(model)}
     try:
         with without_side_effects(model, training), tracer.running.tracked():
-            with tracer:
+            with tracer, tracer.sizes:
                 try:
                     output = call(model, inputs)
                 except ForwardRefused:
@@ -129,7 +143,8 @@ def trace(
                     where = f"in {tracer.running.innermost}: " if tracer.running.innermost else ""
                     raise ValueError(
                         f"the model does not run on the example inputs: {where}{first_line(error)}; give inputs as the "
-                        "model takes them (a tensor, a tuple of positional or a dict of keyword arguments)"
+                        "model takes them (a tensor, a tuple of positional or a dict of keyword arguments), and values "
+                        "to a model on meta whose forward looks at them"
                     ) from error
             return tracer.finish(output)
     finally:
@@ -144,10 +159,15 @@ class _Tracer(TorchDispatchMode):
     Tensors that share storage lie in one *memory*, which has a number.
     """
 
-    def __init__(self, model: nn.Module, labelled: Mapping[str, Tensor], without: Container[Origin]) -> None:
+    def __init__(
+        self, model: nn.Module, labelled: Mapping[str, Tensor], without: Container[Origin], after: Trace | None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace = Trace(Constraints(), [])
         self.labelled = labelled
+        self.without = without
+        self.mode = "evaluation" if after is None else "training"
+        self.num_broadcasts = 0
         self.labels: Any = WeakTensorKeyDictionary()
         self.memory: Any = WeakTensorKeyDictionary()
         self.num_memories = 0
@@ -156,12 +176,15 @@ class _Tracer(TorchDispatchMode):
         self.numbers = InvariantNumbers()
         self.looked = False  # at values
         self.running = Running(model)
+        self.sizes = SizesGiven(lambda: self.running.innermost)
         self.modules = dict(model.named_modules())
-        self.parameters = {p.untyped_storage()._cdata: name for name, p in model.named_parameters()}
-        self.buffers = {b.untyped_storage()._cdata: (name, b) for name, b in model.named_buffers()}
+        self.parameters = {_storage(p): name for name, p in model.named_parameters()}
+        self.buffers = {_storage(b): (name, b) for name, b in dense_buffers(model)}
         self.saved: dict[str, tuple[Tensor, Tensor]] = {}  # buffers that the forward changed, and their old values
         for name, tensor in labelled.items():
             self._give_labels(name, tensor, without)
+        if after is not None:
+            self.trace.num_labels = after.num_labels
 
     def _give_labels(self, name: str, tensor: Tensor, without: Container[Origin]) -> None:
         fields: list[Field] = []
@@ -175,14 +198,29 @@ class _Tracer(TorchDispatchMode):
             rows.append(ids)
             fields.append(Field(ids.view([-1 if k == d else 1 for k in range(tensor.dim())]), frozenset({(name, d)})))
         self.trace.origins[name] = tuple(rows)
-        self.labels[tensor] = Labels(tuple(fields), weight=True)
+        self.labels[tensor] = Labels(tuple(fields), weight=isinstance(tensor, nn.Parameter))
+
+    def fresh(self, size: int) -> Tensor | None:
+        """Return new labels for a dim along which a tensor is broadcast, None if there shall be none."""
+        origin = (f"broadcast in {self.mode} mode", self.num_broadcasts)
+        self.num_broadcasts += 1
+        if origin in self.without:
+            return None
+        ids = torch.arange(self.trace.num_labels, self.trace.num_labels + size)
+        self.trace.num_labels += size
+        self.trace.broadcast[origin] = ids
+        return ids
 
     def labels_of(self, tensor: Tensor) -> Labels:
         """Return the labels of a tensor. One that was never seen (an input, a constant) has fixed dims."""
         found: Labels | None = self.labels.get(tensor)
-        if found is None or (found.uniform and self.memory_of(tensor) in self.written):
+        if found is None:
             return Labels(uniform=tensor.dim() == 0)
-        return found
+        if self.memory_of(tensor) not in self.written:
+            return found
+        if found.uniform:
+            return Labels(uniform=tensor.dim() == 0)
+        return replace(found, fields=tuple(replace(one, free=False) for one in found.fields))
 
     def memory_of(self, tensor: Tensor) -> int:
         """Return the number of the memory that a tensor lies in."""
@@ -198,7 +236,7 @@ class _Tracer(TorchDispatchMode):
         """Run one operation for real and apply its rule."""
         kwargs = kwargs or {}
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        layout = (inputs[0].shape, inputs[0].stride()) if inputs else None
+        layout = (inputs[0].shape, inputs[0].stride()) if inputs and inputs[0].layout == torch.strided else None
         written = written_by(func, args, kwargs)
         self._guard(written)
         result = func(*args, **kwargs)
@@ -206,35 +244,40 @@ class _Tracer(TorchDispatchMode):
 
         constraints, steps = self.trace.constraints, self.trace.steps
         constraints.op = len(steps)
-        before = {t.untyped_storage()._cdata: t for t in inputs}
+        before = {_storage(t): t for t in inputs}
         for out in outs:
-            base = before.get(out.untyped_storage()._cdata)
+            base = before.get(_storage(out))
             if base is not None:
                 self.memory[out] = self.memory_of(base)
                 if not any(out is t for t in inputs):
                     self.viewed.add(self.memory_of(base))
         module = self.running.innermost
         operation = Operation(
-            constraints, self.labels_of, func.overloadpacket, args, kwargs, outs, self.modules.get(module), layout
-        )
+            constraints, self.labels_of, func.overloadpacket, args, kwargs, outs, self.fresh, self.modules.get(module),
+            layout,
+        )  # fmt: skip
         reads = frozenset(map(self.memory_of, inputs))
         writes = frozenset(map(self.memory_of, [*outs, *written]))
         if func.overloadpacket is torch.ops.aten._local_scalar_dense:
             self.trace.looked_at_values.append(module)
+        given = tuple(one for t in inputs for one in self.labels_of(t).fields)
         rule = rule_of(func)
         labels: list[Labels] = []
         try:
-            labels = [constraints.varying(found) for found in (rule or pin_everything)(operation)] if outs else []
+            if any(out.numel() for out in outs):
+                labels = [constraints.varying(found) for found in (rule or pin_everything)(operation)]
+            else:  # nothing, of any width
+                labels = [Labels() for _ in outs]
             assert len(labels) == len(outs), func
         except Exception:  # the rule does not expect this use of the operation: treat it like one without a rule
             rule, labels = None, pin_everything(operation)
         first = labels[0] if labels else Labels()
         numbers = self.numbers.of(func, args, kwargs, outs, written)
-        shape = tuple(n if outs[0].stride(d) else None for d, n in enumerate(outs[0].shape)) if outs else None
+        shape = _fixed_sizes(outs[0]) if outs else None
         steps.append(
             Step(
-                str(func.overloadpacket), module, reads, writes, first.fields, numbers, rule is not None, shape,
-                any_width=first.uniform, after_values=self.looked,
+                str(func.overloadpacket), module, reads, writes, first.fields, given, numbers, rule is not None, shape,
+                any_width=first.uniform, after_values=self.looked, number=len(steps),
             )
         )  # fmt: skip
         self.looked = self.looked or _looks_at_values(func, args)
@@ -260,7 +303,7 @@ class _Tracer(TorchDispatchMode):
     def _guard(self, written: Sequence[Tensor]) -> None:
         """Refuse writes to parameters; keep the old values of buffers."""
         for tensor in written:
-            key = tensor.untyped_storage()._cdata
+            key = _storage(tensor)
             if key in self.parameters:
                 raise ForwardRefused(
                     f"{self.parameters[key]}: the forward of {self.running.innermost or 'the model'} writes to it, "
@@ -290,10 +333,22 @@ class _Tracer(TorchDispatchMode):
             live.append(bool(step.writes & needed) or step.name == "aten._local_scalar_dense")
             if live[-1]:
                 needed |= step.reads
+        self.trace.sizes = self.sizes.given
         self.trace.live = [*reversed(live), True]
         self.trace.used = frozenset(name for name, t in self.labelled.items() if self.memory_of(t) in needed)
         self.trace.steps.append(Step("model output", ""))
         return self.trace
+
+
+def _storage(tensor: Tensor) -> int:
+    """Return a number of the tensor's storage; a sparse tensor, which has several, counts by itself."""
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else -id(tensor)
+
+
+def _fixed_sizes(tensor: Tensor) -> tuple[int | None, ...]:
+    """Return the sizes of a tensor, None for dims that are broadcast, and for all if it is empty."""
+    wide = wide_dims(tensor) if tensor.numel() else ()
+    return tuple(n if d in wide or (n == 1 and tensor.numel()) else None for d, n in enumerate(tensor.shape))
 
 
 def _looks_at_values(func: Any, args: Sequence[Any]) -> bool:

@@ -5,6 +5,7 @@ checked once the units are known: that parts of a dim have the same share of eac
 along one dim. Each violation joins more labels, until there is none left. This ends because every pass joins something.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ def solve(trace: Trace) -> Units:
 
 
 def wasted(trace: Trace, units: Units) -> frozenset[Origin]:
-    """Return the parameter dims that displaced other candidates by convention but are not dealt out in the end.
+    """Return the dims (and broadcasts) that displaced other candidates by convention but are not dealt out in the end.
 
     A second trace without labels on these dims may find the candidates they displaced.
     """
@@ -74,12 +75,10 @@ def wasted(trace: Trace, units: Units) -> frozenset[Origin]:
         torch.cat([ids.flatten() for ids in trace.constraints.preferred] or [torch.zeros(0).long()])
     )
     lost = preferred.numpy()[units.of[preferred.numpy()] == 0]
-    return frozenset(
-        (name, d)
-        for name, rows in trace.origins.items()
-        for d, ids in enumerate(rows)
-        if ids is not None and bool(np.isin(ids.numpy(), lost).all())
-    )
+    candidates = trace.broadcast | {
+        (name, d): ids for name, rows in trace.origins.items() for d, ids in enumerate(rows) if ids is not None
+    }
+    return frozenset(origin for origin, ids in candidates.items() if bool(np.isin(ids.numpy(), lost).all()))
 
 
 def _violations(trace: Trace, of: Tensor) -> list[tuple[int, Tensor, Tensor]]:
@@ -91,18 +90,27 @@ def _violations(trace: Trace, of: Tensor) -> list[tuple[int, Tensor, Tensor]]:
         if len(dims) > 1:
             found.append((op, ids, ids.amin(dims[1:], keepdim=True).expand_as(ids)))
     for ids, dim, ends, op in trace.constraints.even_cuts:
-        units = of[ids].movedim(dim, -1).flatten(0, -2)
-        if not all(_same_share(row, end) for row in units for end in ends):
-            found.append((op, ids, ids.amin(dim, keepdim=True).expand_as(ids)))
+        size = ids.shape[dim]
+        units = of[ids].movedim(dim, -1).reshape(-1, size)
+        if all(_same_share(row, end) for row in units for end in ends):
+            continue
+        period = math.gcd(size, *ends)  # of parts of one size, a unit may have the same place in each
+        paired = ids.index_select(dim, torch.arange(size) % period)
+        if period == 1 or bool((of[paired] == of[ids]).all()):
+            paired = ids.amin(dim, keepdim=True).expand_as(ids)
+        found.append((op, ids, paired))
     return found
 
 
 def _same_share(units: Tensor, end: int) -> bool:
-    """Return whether the first ``end`` places have the same share of every unit, so the cut scales with the width."""
-    size = len(units)
+    """Return whether the first ``end`` places have as much of one unit as of another, so that the cut scales with them.
+
+    Units of different sizes are of different axes. What all workers hold (0) may lie anywhere.
+    """
     values, places = torch.unique(units, return_inverse=True)
-    before = torch.bincount(places[:end], minlength=len(values))
-    return bool((before * size == torch.bincount(places, minlength=len(values)) * end).all())
+    before, size = (torch.bincount(places[:k], minlength=len(values)) for k in (end, len(units)))
+    pairs = torch.stack([size, before], 1)[values != 0]
+    return len(torch.unique(pairs, dim=0)) == len(torch.unique(pairs[:, 0]))
 
 
 def components(num_labels: int, a: Ids, b: Ids) -> Ids:

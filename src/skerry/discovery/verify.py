@@ -1,13 +1,15 @@
 """Verify a plan: check that a narrow subnet computes what the masked full model computes."""
 
 import copy
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from skerry.discovery.forward_contexts import Running, after_each, first_line
-from skerry.discovery.hard_coded_widths import some_units
+from skerry.discovery.forward_contexts import Running, WithoutDropout, after_each, first_line, without_side_effects
+from skerry.discovery.narrow_trial import some_units
 from skerry.model.inputs import Inputs, call, map_tensors, tensors_of
 from skerry.model.tensors import fill_, named_tensors, skeleton
 from skerry.plan.table import Plan
@@ -20,16 +22,20 @@ from skerry.subnet.slicing import take
 
 _REMEDY = (
     "a module over it is in no rule, or takes statistics across it (layer norm, group norm), or it is added to another "
-    "axis (two that are added must be one axis), or a patch is wrong; fix that, or leave the axis whole (plan.without)"
+    "axis (two that are added must be one axis), or a patch is wrong, or the forward does something else at this size; "
+    "fix that, or leave the axis whole (plan.without)"
 )
 
 
-def verify(model: nn.Module, plan: Plan, example_inputs: Inputs, *, tolerance: float = 1e-4) -> None:
-    """Check that a subnet of ``plan`` computes what ``model`` computes when nothing reads the units it does not have.
+def verify(
+    model: nn.Module, plan: Plan, example_inputs: Inputs, *, tolerance: float = 1e-4, pieces: Sequence[Tensor] = ()
+) -> None:
+    """Check that subnets of ``plan`` compute what ``model`` computes when nothing reads the units they do not have.
 
-    The subnet has about 2 of 11 units of each axis. Outputs and gradients are compared in evaluation mode, and in
-    double precision if the model runs in it. If they differ, each axis is checked alone, to name the wrong one. This
-    works on copies: it takes twice the model's memory and two forwards and backwards.
+    A subnet with about 2 of 11 units of each axis is checked, and one for each of ``pieces``, in evaluation and in
+    training mode (if the model runs in it on these inputs; without dropout). Outputs and gradients are compared, in
+    double precision if the model runs in it. If they differ, some axes are checked alone, to name the wrong one. This
+    works on copies: it takes twice the model's memory and, for each subnet and mode, two forwards and backwards.
 
     Args:
         model: the full model; not changed.
@@ -37,10 +43,12 @@ def verify(model: nn.Module, plan: Plan, example_inputs: Inputs, *, tolerance: f
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
         tolerance: the largest allowed difference, relative to the largest element of each output, and of all gradients;
             at least 1e-2 where double precision does not run.
+        pieces: global ids of the units of more subnets. ``skerry.train`` gives one of each size that its workers have,
+            since a forward may treat one size in another way.
 
     Raises:
-        ValueError: the subnet does not run, or computes something else; the message names axis, module and tensor, and
-            says what to do.
+        ValueError: a subnet does not run, or computes something else; the message names axis, size, mode, module and
+            tensor, and says what to do.
 
     Example:
         >>> from skerry.discovery import discover
@@ -48,48 +56,71 @@ def verify(model: nn.Module, plan: Plan, example_inputs: Inputs, *, tolerance: f
         >>> verify(model, discover(model, x), x)
     """
     plan.check(model)
-    found = _mismatch(model, plan, some_units(plan), example_inputs, tolerance)
-    if found is None:
-        return
-    for axis in plan.axes:
-        others = torch.ones(plan.num_units, dtype=torch.bool)
-        others[axis.start : axis.start + axis.num_units] = False
-        others[some_units(plan)] = True
-        alone = _mismatch(model, plan, others.nonzero().flatten(), example_inputs, tolerance)
-        if alone is not None:
-            raise ValueError(f"axis '{axis.name}': {alone}")
-    raise ValueError(f"axes {', '.join(axis.name for axis in plan.axes[:4])}, ... together: {found}")
+    for units in [some_units(plan), *pieces]:
+        for training in (False, True):
+            check = partial(_mismatch, model, plan, inputs=example_inputs, tolerance=tolerance, training=training)
+            found = check(units)
+            if found is not None:
+                raise ValueError(_named(plan, units, check, found) + (", in training mode" if training else ""))
 
 
-def verify_small(model: nn.Module, plan: Plan, example_inputs: Inputs) -> None:
-    """Verify a small net with random values, made of the modules of ``model``, which may be on the meta device.
+def _named(plan: Plan, units: Tensor, check: Callable[[Tensor], str | None], found: str) -> str:
+    """Return how the subnet of ``units`` differs, with the axis that is to blame: halves of the axes are checked."""
+    suspects = list(plan.axes)
+    while len(suspects) > 1:
+        for half in (suspects[: len(suspects) // 2], suspects[len(suspects) // 2 :]):
+            held = torch.ones(plan.num_units, dtype=torch.bool)
+            for axis in half:
+                held[axis.units] = False
+            held[units] = True
+            again = check(held.nonzero().flatten())
+            if again is not None:
+                suspects, found = half, again
+                break
+        else:
+            break
+    held = torch.zeros(plan.num_units, dtype=torch.bool)
+    held[units] = True
+    sizes = [f"'{axis.name}' with {int(held[axis.units].sum())} of {axis.num_units} units" for axis in suspects[:4]]
+    return f"axis {sizes[0]}: {found}" if len(suspects) == 1 else f"axes {', '.join(sizes)}, ... together: {found}"
 
-    The net has the first few units of each axis. It takes the memory of these and of all that is not dealt out.
+
+def verify_small(model: nn.Module, plan: Plan, example_inputs: Inputs, pieces: Sequence[Tensor] = ()) -> None:
+    """Verify small nets with random values, made of the modules of ``model``, which may be on the meta device.
+
+    One net has the first few units of each axis, and one for each of ``pieces`` has a few more than the piece. They
+    take the memory of these and of all that is not dealt out.
 
     Args:
         model: the full model; not changed.
         plan: its plan.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+        pieces: as for ``verify``.
 
     Raises:
         ValueError: as ``verify``.
     """
-    small, its_plan = _small(model, plan)
-    small.eval()
-    running = Running(small)
-    try:
-        with own_random_state(), torch.no_grad(), running.tracked():
-            call(small, example_inputs)
-    except Exception as error:
-        raise ValueError(_does_not_run(small, running.innermost, error)) from error
-    verify(small, its_plan, example_inputs)
+    for piece in [torch.empty(0, dtype=torch.int64), *pieces]:
+        small, its_plan, units = _small(model, plan, piece)
+        small.eval()
+        running = Running(small)
+        try:
+            with own_random_state(), torch.no_grad(), running.tracked():
+                call(small, example_inputs)
+        except Exception as error:
+            raise ValueError(_does_not_run(small, running.innermost, error)) from error
+        verify(small, its_plan, example_inputs, pieces=[units] if len(piece) else [])
 
 
-def _small(model: nn.Module, plan: Plan, most_units: int = 11) -> tuple[nn.Module, Plan]:
-    units = torch.cat(
-        [torch.arange(axis.start, axis.start + min(most_units, axis.num_units)) for axis in plan.axes]
-        or [torch.empty(0, dtype=torch.int64)]
-    )
+def _small(model: nn.Module, plan: Plan, piece: Tensor) -> tuple[nn.Module, Plan, Tensor]:
+    """Return a small net with the units of ``piece``, its plan, and the ids of these units in it."""
+    held = torch.zeros(plan.num_units, dtype=torch.bool)
+    held[piece] = True
+    wanted = held.clone()
+    for axis in plan.axes:
+        others = (~held[axis.units]).nonzero().flatten()
+        wanted[axis.start + others[: 3 if len(piece) else 11]] = True
+    units = wanted.nonzero().flatten()
     rng = generator("small")
 
     def value(tensor: Tensor) -> Tensor:
@@ -99,13 +130,16 @@ def _small(model: nn.Module, plan: Plan, most_units: int = 11) -> tuple[nn.Modul
         return torch.empty(tensor.shape, dtype=tensor.dtype).uniform_(low, low + 1, generator=rng)
 
     small = extract(skeleton(model), plan, units)
-    return fill_(small, {n: value(t) for n, t in named_tensors(small).items()}), plan_of_subnet(plan, units)
+    small = fill_(small, {n: value(t) for n, t in named_tensors(small).items()})
+    return small, plan_of_subnet(plan, units), held[units].nonzero().flatten()
 
 
-def _mismatch(model: nn.Module, plan: Plan, units: Tensor, inputs: Inputs, tolerance: float) -> str | None:
+def _mismatch(
+    model: nn.Module, plan: Plan, units: Tensor, inputs: Inputs, tolerance: float, training: bool
+) -> str | None:
     """Return in words how the subnet of ``units`` differs from the masked full model, None if it does not."""
-    full, inputs, exact = _in_double(masked(model, plan, units).eval(), inputs)
-    narrow = extract(model, plan, units).eval()
+    full, inputs, exact = _in_double(masked(model, plan, units).train(training), inputs)
+    narrow = extract(model, plan, units).train(training)
     if exact:
         narrow = narrow.double()
     else:
@@ -123,11 +157,16 @@ def _mismatch(model: nn.Module, plan: Plan, units: Tensor, inputs: Inputs, toler
                 seen.setdefault(name, first.detach())
 
         torch.manual_seed(0)
-        with after_each({name: module for name, module in net.named_modules() if name}, keep):
+        with after_each({name: module for name, module in net.named_modules() if name}, keep), WithoutDropout():
             return list(tensors_of(call(net, inputs)))
 
     with own_random_state(), torch.enable_grad():
-        expected = run(full, seen_full)
+        try:
+            expected = run(full, seen_full)
+        except Exception:
+            if training:  # batch norm does not train on one sample
+                return None
+            raise
         try:
             with running.tracked():
                 got = run(narrow, seen_narrow)
@@ -167,19 +206,19 @@ def _gradient_mismatch(
         )
         if isinstance(loss, Tensor):
             loss.backward()  # type: ignore[no-untyped-call]
-    cuts, wide = Cuts(plan, units), dict(full.named_parameters())
-    largest = max((float(p.grad.abs().max()) for p in wide.values() if p.grad is not None and p.numel()), default=0.0)
+    cuts, gradients = Cuts(plan, units), {name: _gradient(p) for name, p in full.named_parameters()}
+    largest = max((float(g.abs().max()) for g in gradients.values() if g is not None and g.numel()), default=0.0)
     for name, parameter in narrow.named_parameters():
-        reference = wide[name].grad
+        gradient, reference = _gradient(parameter), gradients[name]
         cut = cuts.of(name)
         if cut is None:
             continue
-        if (parameter.grad is None) != (reference is None):
-            which = "a narrow subnet" if parameter.grad is None else "the full model"
+        if (gradient is None) != (reference is None):
+            which = "a narrow subnet" if gradient is None else "the full model"
             return f"{which} gives no gradient to {name}, the other does; does something keep a reference to the model?"
-        if parameter.grad is None or reference is None:
+        if gradient is None or reference is None:
             continue
-        off = float((parameter.grad - take(reference, cut)).abs().max()) if parameter.numel() else 0.0
+        off = float((gradient - take(reference, cut)).abs().max()) if parameter.numel() else 0.0
         if not off <= tol * max(largest, 1e-12):
             return (
                 f"a narrow subnet's gradient of {name} differs by {off / max(largest, 1e-12):.1e} of the largest from "
@@ -188,12 +227,16 @@ def _gradient_mismatch(
     return None
 
 
+def _gradient(parameter: nn.Parameter) -> Tensor | None:
+    return None if parameter.grad is None else parameter.grad.to_dense()
+
+
 def _in_double(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, bool]:
     """Return model and inputs in double precision and True; if that does not run, unchanged and False."""
     doubled = copy.deepcopy(model).double()
     wide = map_tensors(lambda t: t.double() if t.is_floating_point() else t, inputs)
     try:
-        with torch.no_grad():
+        with without_side_effects(doubled):
             call(doubled, wide)
     except Exception:
         return model, inputs, False

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # also SyncBatchNorm
 
-from skerry.model.tensors import named_tensors
+from skerry.model.tensors import frozen_names, named_tensors
 from skerry.partitions.share import Share
 from skerry.plan.table import Plan
 
@@ -77,10 +77,14 @@ def calibrate(
 
 @torch.no_grad()
 def scaled(model: nn.Module, plan: Plan, share: Share) -> nn.Module:
-    """Return a copy of ``model`` in evaluation mode, in which weights that read unit u are multiplied by s_u."""
-    copied = copy.deepcopy(model).eval()
+    """Return a copy of ``model`` in evaluation mode, in which weights that read unit u are multiplied by s_u.
+
+    Frozen parameters are not: nothing changes them.
+    """
+    copied, frozen = copy.deepcopy(model).eval(), frozen_names(model)
     for name, tensor in named_tensors(copied).items():
-        scale_(name, tensor, plan, share)
+        if name not in frozen:
+            scale_(name, tensor, plan, share)
     return copied
 
 

@@ -42,6 +42,7 @@ def fit_scale(
 
     Returns:
         The copy, in evaluation mode. With nothing dealt out it computes the same as ``model``.
+        Frozen parameters keep their values.
 
     Raises:
         ValueError: there are no batches, or the loss is not finite.
@@ -60,7 +61,8 @@ def fit_scale(
         raise ValueError("batches: got none, expected training samples to fit the scale to")
     fitted = copy.deepcopy(model).eval()
     given = dict(fitted.named_parameters())
-    reads = [n for n, row in plan.dims.items() if n in given and any(dim and dim.role == "in" for dim in row)]
+    trained = {n for n, parameter in given.items() if parameter.requires_grad}
+    reads = [n for n, row in plan.dims.items() if n in trained and any(dim and dim.role == "in" for dim in row)]
     if not reads:
         return fitted
     logs = torch.zeros(len(reads), requires_grad=True)

@@ -1,7 +1,7 @@
 """A module's parameters and buffers: listed by name, replaced, or moved to meta (a skeleton)."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,8 +9,19 @@ from torch import Tensor, nn
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return every parameter, then every buffer, by dotted name; a tied tensor once, under its first name."""
-    return {**{n: p.detach() for n, p in model.named_parameters()}, **dict(model.named_buffers())}
+    """Return every parameter, then every dense buffer, by dotted name; a tied tensor once, under its first name."""
+    return {**{n: p.detach() for n, p in model.named_parameters()}, **dict(dense_buffers(model))}
+
+
+def dense_buffers(model: nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """Yield buffers by dotted name, but no sparse ones: these are constants, and are copied with their modules."""
+    named = model.named_buffers(remove_duplicate=remove_duplicate)
+    return ((name, buffer) for name, buffer in named if buffer.layout == torch.strided)
+
+
+def frozen_names(model: nn.Module) -> frozenset[str]:
+    """Return the names of the parameters that are not trained; nothing may change them."""
+    return frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
 
 
 def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
@@ -28,7 +39,10 @@ def saved_names(model: nn.Module, name: str) -> list[str]:
 def tensors_by_names(model: nn.Module) -> list[tuple[list[str], Tensor]]:
     """Return each parameter and buffer once, with all its names; a tied tensor has several."""
     known: dict[int, tuple[list[str], Tensor]] = {}
-    for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
+    for name, tensor in [
+        *model.named_parameters(remove_duplicate=False),
+        *dense_buffers(model, remove_duplicate=False),
+    ]:
         known.setdefault(id(tensor), ([], tensor))[0].append(name)
     return list(known.values())
 
@@ -51,11 +65,11 @@ def fill_(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     new: dict[int, Tensor] = {}
     for name, parameter in module.named_parameters():
         new[id(parameter)] = parameter_like(tensors[name], parameter)
-    for name, buffer in module.named_buffers():
+    for name, buffer in dense_buffers(module):
         new[id(buffer)] = tensors[name]
     for each in module.modules():
         for own, tensor in [*each._parameters.items(), *each._buffers.items()]:
-            if tensor is not None:
+            if tensor is not None and id(tensor) in new:
                 setattr(each, own, new[id(tensor)])  # by setattr: nn.LSTM has a second list of its weights
     return module
 
@@ -81,7 +95,7 @@ def skeleton(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         memo[id(parameter)] = parameter_like(torch.empty_like(parameter.detach(), device="meta"), parameter)
-    for buffer in model.buffers():
+    for _, buffer in dense_buffers(model):
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
     try:
         return copy.deepcopy(model, memo)

@@ -48,6 +48,7 @@ def save_plan(plan: Plan, path: str | Path) -> None:
         "blocks": dict(plan.blocks),
         "scaled": dict(plan.scaled),
         "patches": list(plan.patches),
+        "numbers": {module: dict(own) for module, own in plan.numbers.items()},
         "notes": [[note.what, note.why] for note in plan.notes],
     }
     atomic.write(Path(path), json.dumps(content, indent=1).encode())
@@ -108,6 +109,7 @@ def _plan(content: Mapping[str, Any], patches: Mapping[str, Patch]) -> Plan:
         {name: int(unit) for name, unit in content["blocks"].items()},
         {name: int(unit) for name, unit in content["scaled"].items()},
         dict(patches),
+        {str(module): dict(own) for module, own in content.get("numbers", {}).items()},
         tuple(Note(what, why) for what, why in content["notes"]),
     )
 
@@ -125,6 +127,10 @@ def _check_table(plan: Plan, path: str | Path) -> None:
         for dim in row:
             if dim is not None and (dim.role not in ("in", "out") or not _in_range(dim.units, plan)):
                 raise ValueError(f"{path}: {name} has unit ids or a role that the plan's axes do not have")
+    names = {axis.name for axis in plan.axes}
+    for module, own in plan.numbers.items():
+        if not set(own.values()) <= names:
+            raise ValueError(f"{path}: numbers of '{module}' scale with an axis that the plan does not have")
     for block, unit in [*plan.blocks.items(), *plan.scaled.items()]:
         if not 0 <= unit < plan.num_units:
             raise ValueError(f"{path}: {block} is unit {unit}, expected 0 .. {plan.num_units - 1}")

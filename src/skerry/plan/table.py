@@ -9,7 +9,7 @@ a partition (``skerry.partitions``) decides in each round who holds a unit. A te
 import fnmatch
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -52,6 +52,8 @@ class Plan:
             module is the identity and its tensors do not exist.
         scaled: parameter of a block -> a unit. Calibration multiplies the parameter by that unit's share of subnets.
         patches: pattern of module names -> function that makes a narrow module fit its tensors.
+        numbers: module name -> path of a number that the module keeps (``num_heads``, ``config.num_heads``) -> the axis
+            with which the number scales: in a subnet it is multiplied by the fraction of the axis's units.
         notes: what is not dealt out, and why.
         may_be_unassigned: whether units may have no holder in a round; their elements then need an owner rank
             (``exchange/owners.py``). Training sets it by the partition.
@@ -70,6 +72,7 @@ class Plan:
     blocks: Mapping[str, int] = field(default_factory=dict)
     scaled: Mapping[str, int] = field(default_factory=dict, repr=False)
     patches: Mapping[str, Patch] = field(default_factory=dict, repr=False)
+    numbers: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
     notes: tuple[Note, ...] = field(default=(), repr=False)
     may_be_unassigned: bool = False
 
@@ -116,6 +119,10 @@ class Plan:
         smallest = [axis.num_units // workers for axis in self.axes]
         found = (bottleneck(self.axes, smallest), lone_units(self.axes, self.dims, smallest))
         return tuple(text for text in found if text is not None)
+
+    def between(self, name: str) -> bool:
+        """Tell whether a tensor has units along two dims, so that parts of it lie between subnets."""
+        return sum(dim is not None for dim in self.dims.get(name, ())) > 1
 
     def row(self, name: str, shape: torch.Size) -> tuple[DealtDim | None, ...]:
         """Return the table row of a full-size tensor, empty if none of its dims is dealt out.
@@ -174,6 +181,7 @@ class Plan:
             dims=renumbered(self.dims, new_id),
             blocks=renumbered_units(self.blocks, new_id),
             scaled=renumbered_units(self.scaled, new_id),
+            numbers=_only_of(self.numbers, {axis.name for axis in axes}),
             notes=self.notes + gone,
         )
 
@@ -202,6 +210,7 @@ class Plan:
             {**self.blocks, **renumbered_units(other.blocks, shift)},
             {**self.scaled, **renumbered_units(other.scaled, shift)},
             {**self.patches, **other.patches},
+            {m: {**self.numbers.get(m, {}), **other.numbers.get(m, {})} for m in (*self.numbers, *other.numbers)},
             _notes_of_both(self, other),
         )
 
@@ -261,19 +270,18 @@ class Plan:
         dealt = sum(size for name, size in numel.items() if name in self.dims or self.block_of(name) is not None)
         shared = sorted((n for n in numel if n not in self.dims and self.block_of(n) is None), key=lambda n: -numel[n])
         lines.append(f"dealt out: {dealt:,} of {total:,} elements ({dealt / max(1, total):.0%})")
-        between = sum(numel[name] for name, row in self.dims.items() if sum(dim is not None for dim in row) > 1)
+        between = sum(numel[name] for name in self.dims if self.between(name))
         if between:
             share = f"{between / dealt:.0%}"
             lines.append(f"between two axes: {between:,} of them ({share}), of which n workers train 1/n in a round")
         if shared:
             lines.append(f"on every worker: {total - dealt:,} elements: {_few(shared)}")
+        if self.numbers:
+            lines.append("adapted in a subnet:")
+            lines.extend(_starred(f"  {name or 'the model'}: {', '.join(own)}" for name, own in self.numbers.items()))
         if self.notes:
             lines.append("not dealt out, and why:")
-            alike: dict[str, list[str]] = {}  # the same for many layers: one line
-            for note in self.notes:
-                line = f"  {note.what}: {note.why}"
-                alike.setdefault(re.sub(r"\.\d+(?=\.|\b)", ".*", line), []).append(line)
-            lines.extend(same[0] if len(same) == 1 else starred for starred, same in alike.items())
+            lines.extend(_starred(f"  {note.what}: {note.why}" for note in self.notes))
         return "\n".join(lines)
 
     def governed(self, axis: Axis) -> list[str]:
@@ -288,6 +296,19 @@ class Plan:
 def trained_in_blocks(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
     """Return the trained parameters by name if the plan has blocks, which a worker may not have; else nothing."""
     return {n: p for n, p in model.named_parameters() if p.requires_grad} if plan.blocks else {}
+
+
+def _only_of(numbers: Mapping[str, Mapping[str, str]], axes: Container[str]) -> dict[str, dict[str, str]]:
+    kept = {module: {path: axis for path, axis in own.items() if axis in axes} for module, own in numbers.items()}
+    return {module: own for module, own in kept.items() if own}
+
+
+def _starred(lines: Iterable[str]) -> list[str]:
+    """Return the lines, with one for those that are the same for many layers."""
+    alike: dict[str, list[str]] = {}
+    for line in lines:
+        alike.setdefault(re.sub(r"\.\d+(?=\.|\b)", ".*", line), []).append(line)
+    return [same[0] if len(same) == 1 else starred for starred, same in alike.items()]
 
 
 def _both(name: str, d: int, a: DealtDim | None, b: DealtDim | None) -> DealtDim | None:

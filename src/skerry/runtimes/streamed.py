@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from skerry.merge.calibrate import scale_
-from skerry.model.tensors import fill_, named_tensors, saved_names, skeleton
+from skerry.model.tensors import fill_, frozen_names, named_tensors, saved_names, skeleton
 from skerry.partitions.share import Share
 from skerry.plan.table import Plan
 
@@ -39,7 +39,7 @@ class Streamed(nn.Module):
     def __init__(self, model: nn.Module, plan: Plan, share: Share, gather: Gather) -> None:
         super().__init__()
         self._plan, self._share, self._gather = plan, share, gather
-        empty = named_tensors(model)
+        empty, self._frozen = named_tensors(model), frozen_names(model)
         self._large = [name for name, tensor in empty.items() if tensor.dim() > 1]
         small = gather([name for name in empty if name not in self._large], only_first=False)
         self._most = max((empty[name].nbytes for name in self._large), default=0)
@@ -104,7 +104,8 @@ class Streamed(nn.Module):
 
     def _scaled(self, name: str, tensor: Tensor) -> Tensor:
         tensor = tensor.clone() if name not in self._large else tensor
-        scale_(name, tensor, self._plan, self._share)
+        if name not in self._frozen:
+            scale_(name, tensor, self._plan, self._share)
         return tensor
 
 

@@ -2,18 +2,21 @@
 
 import copy
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
-from skerry.model.tensors import named_tensors
+from skerry.model.tensors import dense_buffers, named_tensors
 from skerry.plan import rules
 from skerry.plan.dims import Axis, DealtDim, numbered, once_per_units, renumbered_units
 from skerry.plan.table import Patch, Plan
 from skerry.randomness import own_random_state
-from skerry.subnet import adapters
+from skerry.subnet import adapters, kept_numbers, written_sizes
 from skerry.subnet.cuts import Cuts
 from skerry.subnet.index import cut_shape, whole
 from skerry.subnet.slicing import put_, take
@@ -87,7 +90,7 @@ def extract(model: nn.Module, plan: Plan, units: Tensor, *, copy_shared: bool = 
             shared = whole(cut) and not copy_shared
             part = parameter.detach() if shared else take(parameter.detach(), cut)
             memo[id(parameter)] = nn.Parameter(part, requires_grad=parameter.requires_grad)
-    for name, buffer in model.named_buffers():
+    for name, buffer in dense_buffers(model):
         cut = cuts.of(name)
         if cut is not None:
             memo[id(buffer)] = take(buffer, cut)
@@ -98,13 +101,33 @@ def extract(model: nn.Module, plan: Plan, units: Tensor, *, copy_shared: bool = 
             f"the model cannot be copied ({error}); keep what cannot be copied outside of its modules"
         ) from error
     fulls = dict(model.named_modules())
-    for name, module in subnet.named_modules():
-        if name in fulls:
-            adapters.fit(module, fulls[name])
-            for pattern, patch in plan.patches.items():
-                if rules.match(pattern, name) is not None:
-                    _apply(patch, pattern, name, module, fulls[name])
+    counts = {axis.name: (int(cuts.held[axis.units].sum()), axis.num_units) for axis in plan.axes}
+    with _parametrizations_at_rest(model), _parametrizations_at_rest(subnet):
+        for name, module in subnet.named_modules():
+            if name in fulls:
+                adapters.fit(module, fulls[name])
+                for pattern, patch in plan.patches.items():
+                    if rules.match(pattern, name) is not None:
+                        _apply(patch, pattern, name, module, fulls[name])
+                for path, axis in plan.numbers.get(name, {}).items():
+                    written = path.startswith(written_sizes.PREFIX)
+                    scale = written_sizes.scale_size_ if written else kept_numbers.scale_number_
+                    scale(module, fulls[name], path, *counts[axis])
     return subnet
+
+
+@contextmanager
+def _parametrizations_at_rest(model: nn.Module) -> Iterator[None]:
+    """Who reads a parametrized weight computes it, which in training mode may change buffers (a spectral norm's)."""
+    lists = [module for module in model.modules() if isinstance(module, ParametrizationList)]
+    training = [module for one in lists for module in one.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _apply(patch: Patch, pattern: str, name: str, narrow: nn.Module, full: nn.Module) -> None:
@@ -150,19 +173,27 @@ def num_narrow_units(axis: Axis, fraction: float) -> int:
     return max(1, int(fraction * axis.num_units + 0.5))
 
 
+def first_units(plan: Plan, fraction: float) -> Tensor:
+    """Return the ids of the units of a network with the first ``fraction`` of each axis, at least one."""
+    units = [unit for axis in plan.axes for unit in axis.units[: num_narrow_units(axis, fraction)]]
+    return torch.tensor(units, dtype=torch.int64)
+
+
 def narrow_model(model: nn.Module, plan: Plan, fraction: float, seed: int) -> nn.Module:
     """Return a fresh narrow network with the first ``fraction`` of the units of each axis of ``model``, at least one.
 
     Modules that have ``reset_parameters`` are initialized again, as a network of that width would be. Other tensors
-    keep the values that they have in ``model``.
+    keep the values that they have in ``model``, and so do frozen parameters.
     """
-    units = [unit for axis in plan.axes for unit in axis.units[: num_narrow_units(axis, fraction)]]
-    narrow = extract(model, plan, torch.tensor(units, dtype=torch.int64))
+    narrow = extract(model, plan, first_units(plan, fraction))
     with own_random_state(seed):
         for module in narrow.modules():
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
+                kept = [(p, p.detach().clone()) for p in module.parameters() if not p.requires_grad]
                 reset()
+                for parameter, value in kept:
+                    parameter.data.copy_(value)
     return narrow
 
 
@@ -183,4 +214,5 @@ def plan_of_subnet(plan: Plan, units: Tensor) -> Plan:
         blocks=renumbered_units(plan.blocks, new_id),
         scaled=renumbered_units(plan.scaled, new_id),
         patches=plan.patches,
+        numbers=plan.numbers,
     )

@@ -1,6 +1,7 @@
 """Checks of a training's arguments, made before it starts so that mistakes are named here and not deep inside."""
 
 import inspect
+import warnings
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from skerry.discovery.verify import verify, verify_small
 from skerry.merge.calibrate import check_batch_norm
 from skerry.model.in_words import OF_TORCH, described, first_line
 from skerry.model.inputs import Inputs, tensors_of, to
-from skerry.model.tensors import named_tensors
+from skerry.model.tensors import frozen_names, named_tensors
 from skerry.partitions.assignment import Assignment
 from skerry.partitions.everything import Everything
 from skerry.plan.table import Plan
@@ -46,6 +47,24 @@ def check_algorithm(algorithm: Algorithm, plan: Plan, num_rounds: int) -> None:
         )
     rounds = sorted({0, min(1, last), num_rounds // 2, last}) if algorithm.keeps else []
     check_units_stay(algorithm, *(partition.assign(plan.axes, round) for round in rounds))
+
+
+def warn_of_frozen_readers(model: nn.Module, plan: Plan, algorithm: Algorithm, num_rounds: int) -> None:
+    """Warn of frozen parameters that read units which a subnet may lack: calibration does not scale them."""
+    if algorithm.trains.pieces(plan) is not None:  # nets of their own
+        return
+    share = algorithm.partition.share(plan.axes, num_rounds - 1)
+    for name in sorted(frozen_names(model) & plan.dims.keys()):
+        reads = [dim.units for dim in plan.dims[name] if dim is not None and dim.role == "in"]
+        lacking = [axis for axis in plan.axes if bool((share[axis.units] < 1).any())]
+        axes = [a.name for a in lacking if any(bool(((u >= a.start) & (u < a.units.stop)).any()) for u in reads)]
+        if axes:
+            warnings.warn(
+                f"{name} is frozen and reads units that are dealt out ({', '.join(axes)}), so calibration may "
+                "not scale it, and the full model sums over more units than a subnet did; leave the axis whole "
+                "(plan.without)",
+                stacklevel=2,
+            )
 
 
 def check_units_stay(algorithm: Algorithm, *assignments: Assignment) -> None:
@@ -132,13 +151,17 @@ def check_logit_adjustment(rows: object, num_workers: int) -> None:
         )
 
 
-def verify_plan(model: nn.Module, plan: Plan, inputs: Inputs) -> None:
-    """Raise ValueError unless subnets compute what ``plan`` says; for a model on meta, a small net of its modules."""
+def verify_plan(model: nn.Module, plan: Plan, inputs: Inputs, algorithm: Algorithm, num_rounds: int) -> None:
+    """Raise ValueError unless subnets of all sizes that a training has compute what ``plan`` says.
+
+    For a model on meta, small nets of its modules are checked.
+    """
+    pieces = _one_of_each_size(algorithm, plan, num_rounds)
     try:
         if _is_on_meta(model):
-            verify_small(model, plan, inputs)
+            verify_small(model, plan, inputs, pieces)
         else:
-            verify(model, plan, to(inputs, next(model.parameters()).device))
+            verify(model, plan, to(inputs, next(model.parameters()).device), pieces=pieces)
     except Exception as error:
         if type(error) in OF_TORCH:
             what = f"data: the model does not run on inputs {described(inputs)}: {first_line(error)}"
@@ -146,6 +169,18 @@ def verify_plan(model: nn.Module, plan: Plan, inputs: Inputs) -> None:
         if "nan" in str(error) and any(bool(t.isnan().any()) for t in tensors_of(inputs)):
             raise ValueError("data: inputs are NaN, and so are the model's outputs; fill them in") from error
         raise
+
+
+def _one_of_each_size(algorithm: Algorithm, plan: Plan, num_rounds: int) -> list[Tensor]:
+    """Return the units of one subnet of each size (units per axis) that workers have, but not those with all units."""
+    pieces = algorithm.trains.pieces(plan)
+    if pieces is None:
+        last = num_rounds - 1
+        rounds = [algorithm.partition.assign(plan.axes, t) for t in sorted({0, min(1, last), num_rounds // 2, last})]
+        pieces = [dealt.units(worker) for dealt in rounds for worker in range(dealt.num_workers)]
+    edges = torch.tensor([axis.start for axis in plan.axes] + [plan.num_units])
+    sizes = {tuple(torch.searchsorted(p, edges).diff().tolist()): p for p in pieces}
+    return [piece for piece in sizes.values() if len(piece) < plan.num_units]
 
 
 def _is_on_meta(model: nn.Module) -> bool:

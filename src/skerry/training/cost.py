@@ -72,7 +72,7 @@ def _step_cost(
 ) -> StepCost:
     copied = copy.deepcopy(subnet).to(device).train()
     parameters = list(copied.parameters())
-    not_counted = {t.untyped_storage()._cdata for t in [*parameters, *copied.buffers()]}
+    not_counted = {t.untyped_storage()._cdata for t in [*parameters, *copied.buffers()] if t.layout == torch.strided}
     saved: dict[int, Tensor] = {}
 
     def remember(tensor: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from skerry.runtimes.runtime import FullModel, Runtime
 from skerry.runtimes.serial import or_serial
 from skerry.trained import Start
 from skerry.training.agreement import session_in_words
-from skerry.training.check import check_algorithm, check_functions, check_model, verify_plan
+from skerry.training.check import check_algorithm, check_functions, check_model, verify_plan, warn_of_frozen_readers
 from skerry.training.diagnosis.observer import Observer
 from skerry.training.evaluation.evaluate import Score
 from skerry.training.evaluation.held_by import agree_on_test
@@ -134,8 +134,9 @@ class Session:
                 )
             )
         self.test = agree_on_test(own_test, runtime)
+        warn_of_frozen_readers(model, plan, algorithm, num_rounds)
         if example_inputs is not None and not (checkpoints and checkpoints.resume):
-            verify_plan(model, plan, example_inputs)
+            verify_plan(model, plan, example_inputs, algorithm, num_rounds)
         self.setup, self.state = set_up(
             model,
             plan,

@@ -1,9 +1,10 @@
 """``train``: a loop over a session that takes the batches, evaluates, and returns the calibrated full model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -218,17 +219,27 @@ def train(
 def _take_local_steps(worker: Worker, loss_fn: LossFn, data: Data, device: torch.device, *, is_first: bool) -> None:
     """Take the worker's local steps on its own data.
 
-    An error gets a note that describes the batches. In the first round, what torch says of shapes, dtypes and labels
-    becomes a ValueError of one line.
+    An error gets a note that describes the batch. In the first round, what torch says of shapes, dtypes and labels
+    becomes a ValueError of one line, and in any round what it says of a batch too small for batch norm.
     """
-    batches = data.batches(worker.number, worker.first_step, worker.num_steps)
+    batch: list[Any] = []
+
+    def batches() -> Iterator[tuple[Inputs, Any]]:
+        for x, y in data.batches(worker.number, worker.first_step, worker.num_steps):
+            batch[:] = x, y
+            yield to(x, device), to(y, device)
+
     try:
-        local_steps(worker, loss_fn, ((to(x, device), to(y, device)) for x, y in batches))
+        local_steps(worker, loss_fn, batches())
     except Exception as error:  # of the user's model, loss or data
         where = f"worker {worker.number}, round {worker.round}"
         with suppress(Exception):
-            ((x, y),) = data.batches(worker.number, worker.first_step, 1)
-            where += f", its first batch: inputs {described(x)}, labels {described(y)}"
+            where += f", its batch: inputs {described(batch[0])}, labels {described(batch[1])}"
+        if "more than 1 value per channel" in str(error):
+            raise ValueError(
+                f"data: batch norm cannot train on a batch this small ({where}); leave it out (drop_last=True for a "
+                "DataLoader), or use another batch size"
+            ) from error
         if is_first and type(error) in OF_TORCH:
             raise ValueError(f"model, loss_fn or data: {first_line(error)} ({where})") from error
         error.add_note(f"({where})")

@@ -85,3 +85,19 @@ def pool_or_resample(op: Operation) -> list[Labels]:
     left = op.collapsed(op.labels_of(x), range(x.dim() - num_spatial, x.dim()))
     result = op.constraints.activation(left.fields)
     return [Labels(result) for _ in op.outs]
+
+
+@rules.add("pixel_shuffle", "pixel_unshuffle")
+def pixel_shuffle(op: Operation) -> list[Labels]:
+    """Neighbouring channels become neighbouring pixels, or the other way round."""
+    x, out, area = op.args[0], op.outs[0], int(op.args[1]) ** 2
+    channel = x.dim() - 3
+    left = op.collapsed(op.labels_of(x), [channel + 1, channel + 2])
+    if op.name == "pixel_unshuffle":
+        fields = map_ids(left.fields, lambda i: i.repeat_interleave(area, channel) if i.shape[channel] > 1 else i)
+    else:
+        blocks = torch.Size([*x.shape[:channel], out.shape[channel], area, *x.shape[channel + 1 :]])
+        grouped = map_ids(left.fields, lambda ids: reshaped(ids, x.shape, blocks))
+        fields = op.constraints.collapse_all(grouped, [channel + 1])
+        fields = map_ids(fields, lambda ids: ids.squeeze(channel + 1))
+    return [Labels(op.constraints.activation(fields))]

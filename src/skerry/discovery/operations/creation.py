@@ -20,7 +20,8 @@ def uniform(op: Operation) -> list[Labels]:
     """
     if op.in_place and op.args and isinstance(op.args[0], Tensor):
         return [op.labels_of(op.args[0])]  # a tensor that is filled keeps its labels
-    return [Labels(uniform=True) for _ in op.outs]
+    wide = [d for d, n in enumerate(op.outs[0].shape) if n > 1]  # its size must still be one and the same for all users
+    return [Labels(op.broadcast(wide), uniform=True) for _ in op.outs]
 
 
 @rules.add("arange", "linspace", "eye", "rand", "randn", "randint", "randperm", "rand_like", "randn_like",

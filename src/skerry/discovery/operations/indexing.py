@@ -14,7 +14,7 @@ def _pin_indices(op: Operation) -> None:
     """Pin what an index depends on: an index computed from units would pick other places in a narrow net."""
     for index in op.tensors():
         if index is not op.args[0] and not index.is_floating_point():
-            op.constraints.pin(op.labels_of(index).fields)
+            op.constraints.pin(one for one in op.labels_of(index).fields if not one.free)
 
 
 @rules.add("embedding")
@@ -24,6 +24,14 @@ def embedding(op: Operation) -> list[Labels]:
     fields = op.constraints.collapse_all(op.labels_of(op.args[0]).fields, [0])
     rows = tuple(padded(replace(one, ids=one.ids[0]), op.outs[0].dim()) for one in fields)
     return [Labels(op.constraints.activation(rows))]
+
+
+@rules.add("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(op: Operation) -> list[Labels]:
+    """Sums, means or maxima over rows of a table."""
+    _pin_indices(op)
+    fields = op.constraints.collapse_all(op.labels_of(op.args[0]).fields, [0])
+    return op.first_has(Labels(op.constraints.activation(fields)))
 
 
 @rules.add("index_select")

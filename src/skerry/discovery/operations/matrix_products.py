@@ -5,7 +5,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from skerry.discovery.index_labels import Field, Labels, map_ids
-from skerry.discovery.operations.operation import Operation, RuleTable, wide_dims
+from skerry.discovery.operations.operation import Operation, RuleTable, pin_everything, wide_dims
 
 rules = RuleTable()
 
@@ -25,6 +25,42 @@ def matrix_product(op: Operation) -> list[Labels]:
         return [product]
     out = op.outs[0]
     return [op.combined([op.aligned(op.args[0], out.dim()), (product, wide_dims(out))])]
+
+
+@rules.add("_grouped_mm")
+def grouped_product(op: Operation) -> list[Labels]:
+    """Rows in groups, each group times a matrix of its own: ``weight`` is (groups, k, n)."""
+    x, weight = op.args[:2]
+    if weight.dim() != 3 or x.dim() != 2:
+        return pin_everything(op)
+    table, rows = op.collapsed(op.labels_of(weight), [0]), op.collapsed(op.labels_of(x), [0])
+    if not table.weight:
+        return pin_everything(op)
+    op.constraints.mark(rows.fields, "out")
+    op.constraints.mark((one for one in table.fields if 1 in one.dims), "in")
+    reads = Labels(map_ids(rows.fields, lambda ids: ids.reshape(1, -1, 1)))
+    fields = op.constraints.unify([(table, wide_dims(weight) - {0}), (reads, frozenset({1}))])
+    out = tuple(one for one in fields if one.dims == {2})
+    return [Labels(map_ids(op.constraints.activation(out), lambda ids: ids.reshape(1, -1)))]
+
+
+@rules.add("_trilinear")
+def trilinear(op: Operation) -> list[Labels]:
+    """``out[.., o] = sum over i, j of x[.., i] weight[o, i, j] y[.., j]``, as ``nn.Bilinear`` calls it."""
+    x, weight, y = op.args[:3]
+    read = op.labels_of(weight)
+    if [x.dim(), weight.dim(), y.dim()] != [2, 3, 2] or not read.weight:
+        return pin_everything(op)
+    first, second = (op.collapsed(op.labels_of(t), [0]) for t in (x, y))
+    op.constraints.mark((*first.fields, *second.fields), "out")
+    op.constraints.mark((one for one in read.fields if one.dims & {1, 2}), "in")
+    along = [
+        (Labels(map_ids(first.fields, lambda ids: ids.reshape(1, -1, 1))), frozenset({1})),
+        (Labels(map_ids(second.fields, lambda ids: ids.reshape(1, 1, -1))), frozenset({2})),
+    ]
+    fields = op.constraints.unify([(read, wide_dims(weight)), *along])
+    out = tuple(one for one in fields if one.dims == {0})
+    return [Labels(map_ids(op.constraints.activation(out), lambda ids: ids.reshape(1, -1)))]
 
 
 def _sum_of_products(op: Operation, a: Tensor, b: Tensor, equation: str) -> Labels:
@@ -61,6 +97,8 @@ def _sum_of_products(op: Operation, a: Tensor, b: Tensor, equation: str) -> Labe
         if own is not reader:
             op.constraints.mark((one for one in own if 0 in one.dims), "out")
     result = tuple(one for one in fields if 0 not in one.dims)
+    if not any(weights):  # of queries and keys, or of attention and values
+        op.constraints.heads.extend(one.ids.flatten() for one in result if letters.find("b") in one.dims)
     if not all(weights):
         result = op.constraints.activation(result)
     return Labels(map_ids(result, lambda ids: ids[0]), weight=all(weights))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from skerry.discovery.constraints import Constraints, Why
-from skerry.discovery.index_labels import Labels, padded
+from skerry.discovery.index_labels import Field, Labels, padded
 
 Rule = Callable[["Operation"], Sequence[Labels]]
 """Adds an operation's constraints and returns the labels of each of its results."""
@@ -39,6 +39,8 @@ class Operation:
         args: positional arguments.
         kwargs: keyword arguments.
         outs: the tensors it returned.
+        fresh: returns new labels for the dim of a given size along which a tensor is broadcast; None if there shall be
+            none.
         module: the module that ran it, if known.
         layout: shape and strides of its first tensor before it ran, None without tensor arguments.
     """
@@ -49,6 +51,7 @@ class Operation:
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
     outs: Sequence[Tensor]
+    fresh: Callable[[int], Tensor | None]
     module: nn.Module | None
     layout: tuple[torch.Size, tuple[int, ...]] | None
 
@@ -85,6 +88,14 @@ class Operation:
         """Return the labels of an activation computed element by element from ``inputs``."""
         return Labels(self.constraints.activation(self.constraints.unify(inputs)))
 
+    def broadcast(self, dims: Iterable[int]) -> tuple[Field, ...]:
+        """Return fields with new labels along ``dims`` of the first result, along which all its values are the same."""
+        shape, found = self.outs[0].shape, []
+        for dim in dims:
+            if (ids := self.fresh(shape[dim])) is not None:
+                found.append(Field(ids.view([-1 if d == dim else 1 for d in range(len(shape))]), free=True))
+        return tuple(found)
+
     def first_has(self, labels: Labels) -> list[Labels]:
         """Return ``labels`` for the first result, and no labels for the others (indices, statistics)."""
         return [labels, *(Labels() for _ in self.outs[1:])]
@@ -97,7 +108,8 @@ def aten_name(packet: Any) -> str:
 
 def wide_dims(tensor: Tensor) -> frozenset[int]:
     """Return the dims with more than one index in memory; expanded dims are not among them."""
-    return frozenset(d for d, n in enumerate(tensor.shape) if n > 1 and tensor.stride(d) != 0)
+    dense = tensor.layout == torch.strided
+    return frozenset(d for d, n in enumerate(tensor.shape) if n > 1 and not (dense and tensor.stride(d) == 0))
 
 
 def pin_everything(op: Operation) -> list[Labels]:

@@ -25,7 +25,9 @@ def pointwise(op: Operation) -> list[Labels]:
     found = [labels for labels, _ in inputs]
     fields = op.constraints.unify(inputs)
     if all(labels.uniform for labels in found):
-        return [Labels(uniform=True) for _ in op.outs]
+        return [Labels(fields, uniform=True) for _ in op.outs]
+    wide = frozenset().union(*(dims for _, dims in inputs), *(one.dims for one in fields))
+    fields += op.broadcast([d for d, n in enumerate(op.outs[0].shape) if n > 1 and d not in wide])
     first, others = found[0], found[1:]
     scaled = op.name in _KEEP_ZERO and first.weight and all(labels.weight or labels.uniform for labels in others)
     # A sum is zero where a weight is only if all of its terms are: each must have labels along the same dims.

@@ -48,9 +48,9 @@ def reshape(op: Operation) -> list[Labels]:
 
 
 def _one_per_dim(op: Operation, fields: tuple[Field, ...]) -> tuple[Field, ...]:
-    """Where a merge has put several fields along one dim, keep the first, which came from the outer dim."""
+    """Where a merge has put several fields along one dim, keep the first that was not broadcast, from the outer dim."""
     kept: list[Field] = []
-    for one in sorted(fields, key=lambda f: (min(f.dims), _num_changes(f))):
+    for one in sorted(fields, key=lambda f: (f.free, min(f.dims), _num_changes(f))):
         taken = frozenset(d for f in kept for d in f.dims) & one.dims
         left = op.constraints.collapse(one, taken)
         op.constraints.preferred.extend(f.ids for f in kept if f.dims & taken)
@@ -68,9 +68,16 @@ def _num_changes(one: Field) -> int:
 
 @rules.add("expand")
 def expand(op: Operation) -> list[Labels]:
-    """Broadcasting: the new dims have no labels."""
-    old = op.labels_of(op.args[0])
-    return [replace(old, fields=tuple(padded(one, op.outs[0].dim()) for one in old.fields))]
+    """Broadcasting: whatever has units along the new dims may be combined with it."""
+    old, num_dims = op.labels_of(op.args[0]), op.outs[0].dim()
+    return [replace(old, fields=tuple(padded(one, num_dims) for one in old.fields) + _broadcast(op))]
+
+
+def _broadcast(op: Operation) -> tuple[Field, ...]:
+    before, after = op.args[0].shape, op.outs[0].shape
+    before = (1,) * (len(after) - len(before)) + tuple(before)
+    larger = [d for d, (a, b) in enumerate(zip(before, after, strict=True)) if a == 1 < b]
+    return op.broadcast(larger)
 
 
 @rules.add("repeat")
@@ -82,4 +89,4 @@ def repeat(op: Operation) -> list[Labels]:
         ids = ids.view((1,) * (len(times) - ids.dim()) + ids.shape)
         return ids.repeat([k if n > 1 else 1 for k, n in zip(times, ids.shape, strict=True)])
 
-    return [replace(old, fields=map_ids(old.fields, again))]
+    return [replace(old, fields=map_ids(old.fields, again) + _broadcast(op))]

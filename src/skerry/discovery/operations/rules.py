@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from skerry.discovery.operations import (
+    attention,
     convolutions,
     creation,
     indexing,
@@ -28,6 +29,7 @@ RULES: Mapping[str, Rule] = (
     | normalisation.rules
     | matrix_products.rules
     | convolutions.rules
+    | attention.rules
 )
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from skerry.discovery.index_labels import Field, Labels, Origin, map_ids
+from skerry.discovery.index_labels import Field, Labels, Origin, map_ids, reshaped
 from skerry.discovery.operations.operation import Operation, RuleTable, wide_dims
 
 rules = RuleTable()
@@ -25,6 +25,11 @@ def slices(op: Operation) -> list[Labels]:
     ends = [begin]
     for out in op.outs:
         ends.append(ends[-1] + out.shape[dim])
+    if step != 1 and size % step == 0 and begin < step and op.outs[0].shape[dim] == size // step:
+        blocks = torch.Size([*x.shape[:dim], size // step, step, *x.shape[dim + 1 :]])
+        fields = map_ids(old.fields, lambda ids: reshaped(ids, x.shape, blocks))  # a unit has all places of a block
+        fields = op.constraints.collapse_all(fields, [dim + 1])
+        return [replace(old, fields=map_ids(fields, lambda ids: ids.squeeze(dim + 1)))]
     if step != 1:
         old = op.collapsed(old, [dim])
     else:
@@ -57,6 +62,16 @@ def _part(fields: Sequence[Field], dim: int, begin: int, length: int) -> tuple[F
     return map_ids(fields, lambda ids: ids.narrow(dim, begin, length) if ids.shape[dim] > 1 else ids)
 
 
+@rules.add("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(op: Operation) -> list[Labels]:
+    """The first channel of each group, then the second of each. Groups must have the same share of every unit."""
+    x, groups = op.args[:2]
+    old, size = op.labels_of(x), x.shape[1]
+    _cut_evenly(op, old, 1, range(0, size + 1, size // groups))
+    order = torch.arange(size).view(groups, -1).t().flatten()
+    return [replace(old, fields=map_ids(old.fields, lambda ids: ids[:, order] if ids.shape[1] > 1 else ids))]
+
+
 @rules.add("select", "unbind")
 def one_index(op: Operation) -> list[Labels]:
     """One index of a dim is the same in a narrow net only if all indices are held together."""
@@ -70,7 +85,7 @@ def one_index(op: Operation) -> list[Labels]:
 def concatenate(op: Operation) -> list[Labels]:
     """Tensors one after the other, so their labels too. Along the other dims the labels must agree."""
     out = op.outs[0]
-    parts = [t for t in op.args[0] if not (t.dim() == 1 and t.numel() == 0)]
+    parts = [t for t in op.args[0] if t.numel()]
     dim = int(op.arg(1, "dim", 0)) % out.dim()
     labels = [op.labels_of(t) for t in parts]
     # The dims along which the joined field varies: ``dim``, and those that share a field with one of them.
