@@ -1,16 +1,20 @@
 """Recipes of users, from a module or a file: every command takes them, and what is wrong with them is one line."""
 
 import json
+import random
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import skerry
 from skerry.experiments.cli import call
 from skerry.experiments.recipes import Recipe, find_recipe
+from skerry.experiments.recipes.recipe import Task
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_recipe.py"
 QUICK = ["--rounds", "2", "--workers", "2", "--set", "local_steps=3", "--set", "model.hidden=12", "--set", "threads=1"]
@@ -64,6 +68,25 @@ def test_seeds_draw_other_models_and_the_same_seed_the_same(here):
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_samples_drawn_at_random_are_the_same_whenever_the_recipe_is_built():
+    def task(config):
+        x = torch.randn(40, 4) + torch.from_numpy(np.random.randn(40, 4)).float() + random.random()
+        return Task(train=(x, (x[:, 0] > 0).long()), test=(x, (x[:, 0] > 0).long()))
+
+    def model(config, sizes):
+        net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        return net, skerry.discover(net, torch.zeros(2, 4))
+
+    config = find_recipe("digits-mlp").config
+    recipe = Recipe(summary="drawn", config=config, task=task, model=model)
+    states = torch.get_rng_state(), random.getstate()
+    first, again = (recipe.build(config).test[0] for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, recipe.build(replace(config, seed=1)).test[0])
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1] == random.getstate()
 
 
 def test_a_recipe_that_is_elsewhere_now_can_be_given(here, monkeypatch):

@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from skerry.whole_number import check_whole_number
 
 def check_model(model: nn.Module, plan: Plan, start: Start | None) -> None:
     """Raise ValueError unless ``model`` is that of ``plan``, has values or a start, and can be calibrated."""
+    if not isinstance(plan, Plan):
+        raise ValueError(f"plan: got {type(plan).__name__}, expected skerry.discover(model, example_inputs)")
     plan.check(model)
     check_batch_norm(model)
     if _is_on_meta(model) and start is None:
@@ -98,8 +101,20 @@ def check_functions(optimizer: object, schedule: object, loss_fn: object, test: 
             f"schedule: got {schedule!r}, expected a function of progress (0 to 1) that returns the factor of the "
             "learning rate, such as skerry.cosine"
         )
+    if isinstance(loss_fn, type):
+        raise ValueError(f"loss_fn: got the class {loss_fn.__name__}, expected a function; give {loss_fn.__name__}()")
     if test is not None and loss_fn is None:
         raise ValueError("test: a test set, but no loss_fn; give the function that returns the mean loss over a batch")
+
+
+def check_on_round(on_round: Callable[..., object]) -> None:
+    """Raise ValueError, before the first round instead of after it, unless ``on_round`` takes two arguments."""
+    try:
+        inspect.signature(on_round).bind(None, None)
+    except TypeError:
+        raise ValueError("on_round: expected a function of two arguments, on_round(record, state)") from None
+    except ValueError:  # a builtin has no signature
+        return
 
 
 def check_optimizer(optimizer: Any, subnet: nn.Module) -> None:

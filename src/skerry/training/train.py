@@ -21,7 +21,7 @@ from skerry.runtimes.serial import or_serial
 from skerry.subnet.extract import extract
 from skerry.trained import Start
 from skerry.training.agreement import data_in_words
-from skerry.training.check import check_data, check_logit_adjustment
+from skerry.training.check import check_data, check_logit_adjustment, check_on_round
 from skerry.training.cost import StepCost, StepCosts
 from skerry.training.evaluation.evaluate import Score
 from skerry.training.evaluation.test_set import Test
@@ -163,6 +163,8 @@ def train(
         True
     """
     check_data(data, algorithm)
+    if on_round is not None:
+        check_on_round(on_round)
     check_logit_adjustment(logit_adjustment, algorithm.partition.num_workers)
     runtime = or_serial(runtime)
     mine = runtime.mine(algorithm.partition.num_workers)

@@ -1,10 +1,13 @@
 """What a recipe is: default settings, the settings of each method, the data, and how to build model and plan."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import random
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -142,7 +145,8 @@ class Recipe:
             ValueError: a setting of model or data is wrong, or ``prior_adjusted`` is set and the targets are not single
                 classes.
         """
-        task = self.task(config)
+        with _all_seeded(seed_of(config.seed, "task")):  # a resumed run must find the same samples
+            task = self.task(config)
         if not isinstance(task, Task):
             raise ValueError(
                 f"recipe '{config.recipe}': its task function returns {type(task).__name__}, expected a Task"
@@ -248,3 +252,17 @@ def first_samples(config: Config, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
         return x, y
     chosen = torch.randperm(len(x), generator=generator("samples"))[:num]
     return x[chosen], y[chosen]
+
+
+@contextmanager
+def _all_seeded(seed: int) -> Iterator[None]:
+    """Run a block with the random states of torch, numpy and Python seeded; the caller's come back."""
+    before = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        with own_random_state(seed):
+            yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
