@@ -34,11 +34,11 @@ to 2, 3 and 5 workers at once, and write-back is exact to the bit.
 - **Whole, on every worker**: inputs, outputs and vocabularies; whatever is normalised or averaged over, so the residual
   streams of transformers; dims of a tied weight that both make and read units; whatever goes through an operation that
   Skerry has no rule for. `plan.without("...")` keeps more whole, `plan.only("...")` all but some.
-- **A width written into a `forward`** (`view(B, T, self.n_head, C // self.n_head)`): discovery runs a narrow net, sees it,
-  and adapts it. Numbers that a module keeps (`num_heads`, `config.num_heads`, those in tuples) are scaled in a subnet,
-  and sizes that a forward takes from its input are replaced while it runs, if the narrow net then does what the full
-  one does. `print(plan)` says what is adapted. What cannot be adapted is left whole, and its note names the module.
-  Then pass a patch, a function `patch(narrow, full)` that sets the narrow module's numbers, or gives it another
+- **A width written into a `forward`** (`view(B, T, self.n_head, C // self.n_head)`): discovery runs a narrow net, sees
+  it, and adapts it. Numbers that a module keeps (`num_heads`, `config.num_heads`, those in tuples) are scaled in a
+  subnet, and sizes that a forward takes from its input are replaced while it runs, if the narrow net then does what the
+  full one does. `print(plan)` says what is adapted. What cannot be adapted is left whole, and its note names the
+  module. Then pass a patch, a function `patch(narrow, full)` that sets the narrow module's numbers, or gives it another
   `forward`. `nn.MultiheadAttention`, and GPT-2's and GAT's layers, are known.
 
   ```python notest
