@@ -120,6 +120,14 @@ def test_a_folder_that_holds_something_else(tmp_path):
     check_told(run_on_machines(tmp_path, TRAIN, TRAIN), 0, "letter.txt")
 
 
+def test_a_run_on_another_machine_is_not_replaced(tmp_path, trained):
+    shutil.copytree(trained / "1", tmp_path / "1")
+    kept = {path: path.read_bytes() for path in (tmp_path / "1" / "run").rglob("*") if path.is_file()}
+    assert any("round-" in str(path) for path in kept)
+    check_told(run_on_machines(tmp_path, TRAIN, TRAIN), 1, "holds a run")
+    assert {path: path.read_bytes() for path in (tmp_path / "1" / "run").rglob("*") if path.is_file()} == kept
+
+
 STAGES = ["data", "model", "sample", "start", "first batch", "loss", "evaluation"]
 
 
