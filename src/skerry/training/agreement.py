@@ -19,9 +19,9 @@ from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.model.inputs import Inputs, tensors_of
 from skerry.model.tensors import parameter_like
 from skerry.plan.table import Plan
+from skerry.runtimes.close_values import agree_on_values
 from skerry.runtimes.runtime import Runtime
 from skerry.subnet.index import Index
-from skerry.runtimes.close_values import agree_on_values
 from skerry.training.schedules import Schedule
 from skerry.training.worker import Data, LossFn, OptimizerFn
 from skerry.weights.source import Source

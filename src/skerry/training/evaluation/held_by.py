@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from skerry.model.inputs import Inputs
-from skerry.runtimes.runtime import Runtime
 from skerry.runtimes.close_values import agree_on_values
+from skerry.runtimes.runtime import Runtime
 from skerry.training.evaluation.test_set import Test, as_compared, some_inputs
 
 _IN_WORDS = {"": "no test set", **{how: f"one with held_by='{how}'" for how in ("all", "one", "parts")}}
