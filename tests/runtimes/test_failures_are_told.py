@@ -6,6 +6,7 @@ Processes start as torchrun starts them on two machines without a shared folder 
 import os
 import re
 import shutil
+import time
 
 import pytest
 import torch
@@ -120,6 +121,14 @@ def test_a_folder_that_holds_something_else(tmp_path):
     check_told(run_on_machines(tmp_path, TRAIN, TRAIN), 0, "letter.txt")
 
 
+def test_a_run_on_another_machine_is_not_replaced(tmp_path, trained):
+    shutil.copytree(trained / "1", tmp_path / "1")
+    kept = {path: path.read_bytes() for path in (tmp_path / "1" / "run").rglob("*") if path.is_file()}
+    assert any("round-" in str(path) for path in kept)
+    check_told(run_on_machines(tmp_path, TRAIN, TRAIN), 1, "holds a run")
+    assert {path: path.read_bytes() for path in (tmp_path / "1" / "run").rglob("*") if path.is_file()} == kept
+
+
 STAGES = ["data", "model", "sample", "start", "first batch", "loss", "evaluation"]
 
 
@@ -152,6 +161,24 @@ def test_another_wire_is_named_on_both(tmp_path):
     assert codes == [1, 1], said
     assert "wire is exact here and bf16 on rank 1" in said[0]
     assert "wire is bf16 here and exact on rank 0" in said[1]
+
+
+def leaves_late(rank):
+    """Leave the group after the process that serves the store has done so."""
+    with skerry.Processes.join() as runtime:
+        total = runtime.total
+
+        def late(tensor):
+            result = total(tensor)
+            time.sleep(1.5 if rank == 1 else 0)  # heartbeats go on
+            return result
+
+        runtime.total = late
+
+
+def test_a_process_that_leaves_late_has_not_failed(tmp_path):
+    codes, said = run_on_machines(tmp_path, leaves_late, leaves_late)
+    assert codes == [0, 0], said
 
 
 def test_the_command_may_be_repeated_after_another_machine_failed(tmp_path):

@@ -1,6 +1,11 @@
 """The store in which processes meet; threads stand in for them. Real ones are in ``test_failures_are_told.py``."""
 
+import os
+import socket
+import sys
 import threading
+import time
+from contextlib import nullcontext
 
 import pytest
 import torch.distributed as dist
@@ -10,8 +15,12 @@ from skerry.runtimes.distributed import meeting
 from skerry.runtimes.distributed.meeting import Meeting, Place
 
 
+def place(rank, num, host=""):
+    return Place(host=host, port=9, rank=rank, num_processes=num)
+
+
 def meet(store, rank, num):
-    return Meeting(Place(host="", port=0, rank=rank, num_processes=num), store)
+    return Meeting(place(rank, num), store)
 
 
 def in_threads(num, work, store=None):
@@ -42,12 +51,12 @@ def test_one_that_fails_before_it_joins_is_known_to_all_when_it_leaves(failing):
     assert all(isinstance(error, PeerLost) and f"rank {failing} ended: no data" in str(error) for error in ended)
 
 
-def test_two_that_fail_do_not_wait_for_each_other_and_the_first_word_counts():
+def test_two_that_fail_do_not_wait_for_each_other_and_the_first_message_counts():
     store = dist.HashStore()
     assert in_threads(2, lambda at, rank: at.tell(("no data", "no memory")[rank], 60), store) == [None, None]
-    words = [meet(store, rank, 2).beat("1")[1] for rank in range(2)]
-    assert words[0] == words[1]
-    assert words[0] in ("rank 0 ended: no data", "rank 1 ended: no memory")
+    messages = [meet(store, rank, 2).beat("1")[1] for rank in range(2)]
+    assert messages[0] == messages[1]
+    assert messages[0] in ("rank 0 ended: no data", "rank 1 ended: no memory")
 
 
 def test_other_versions_are_named_in_all(monkeypatch):
@@ -66,3 +75,32 @@ def test_one_that_does_not_come_is_named(monkeypatch, capsys):
     first, _ = in_threads(2, lambda at, rank: None if rank else at.wait_for_all())
     assert "rank 1 did not join" in str(first)
     assert capsys.readouterr().err.count("rank 0 waits for rank 1") == 1
+
+
+def test_the_first_process_leaves_last():
+    order = []
+
+    def work(at, rank):
+        at.leave(60) if rank == 0 else (time.sleep(0.1), order.append(rank), at.leave())
+        order.append(("left", rank))
+
+    in_threads(3, work)
+    assert order.index(("left", 0)) > max(order.index(1), order.index(2))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="gloo's interface is chosen on Linux only")
+def test_a_name_that_is_loopback_is_refused_on_several_hosts_only(monkeypatch):
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setattr(meeting.os, "environ", dict(os.environ))
+    connect = socket.socket.connect
+
+    class Socket(socket.socket):
+        def connect(self, address):
+            connect(self, ("127.0.1.1" if address[0] == "this-host" else address[0], address[1]))
+
+    monkeypatch.setattr(meeting.socket, "socket", Socket)
+    for host, local, refused in [("this-host", "1", True), ("this-host", "2", False), ("127.0.0.1", "1", False)]:
+        meeting.os.environ["LOCAL_WORLD_SIZE"] = local
+        meeting.os.environ.pop("GLOO_SOCKET_IFNAME", None)
+        with pytest.raises(ConnectionError, match=r"this-host is loopback") if refused else nullcontext():
+            place(0, 2, host).use_its_interface()

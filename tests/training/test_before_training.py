@@ -1,5 +1,6 @@
 """Warnings that need no training: they come before the first step, and again in the files of the first round."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -8,8 +9,11 @@ from torch.nn import functional as F
 from skerry import Session, discover, ensemble, ist, narrow, relay
 from skerry.algorithms import fedrolex, local_sgd
 from skerry.partitions import Assignment
+from skerry.plan import In, Out, Plan
 from skerry.training import TheoryWarning
+from skerry.training.agreement import in_words, session_in_words
 from skerry.training.diagnosis.untrained_pairs import untrained_pairs
+from skerry.training.schedules import constant
 
 X = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
 
@@ -112,6 +116,22 @@ def test_weights_between_units_that_never_meet_are_counted_as_they_are(algorithm
     assert found == pytest.approx(exact, abs=0.01)
     assert found == pytest.approx(expected, abs=0.06)
     assert found == 0.0 or where == "between axes '0' and '2'"
+
+
+def test_an_optimizer_that_allocates_at_once_is_compared_without_the_memory_of_the_model():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(10**6, 10**6), nn.Linear(10**6, 4))  # 4 TB
+    plan = Plan.from_rules(model, {"0": Out("a"), "1": In("a")})
+    words = session_in_words(
+        model, plan, ist(2), optimizer=lambda p: torch.optim.Adagrad(p, 0.25), num_rounds=1, schedule=constant,
+        seed=0, checkpoints=None, max_bad_rounds=1, loss_fn=None,
+    )  # fmt: skip
+    assert (words["optimizer"], words["optimizer.lr"]) == ("Adagrad", "0.25")
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, np.float64, np.array, torch.tensor])
+def test_numbers_are_compared_by_value(kind):
+    assert dict(in_words({"lr": kind(0.25)})) == {"lr": "0.25"}
 
 
 def _rounds(trained: Session) -> list[dict[str, str]]:

@@ -106,6 +106,17 @@ def test_other_combinations_are_refused(data):
     assert together(2, lambda member: scores(2, member, None)) == [[None] * 3] * 2
 
 
+def test_other_inputs_are_refused_but_not_for_rounding(data):
+    def scored(change):
+        by_rank = [Test(data[0], data[1]), Test(change(data[0]), data[1])]
+        return together(2, lambda member: scores(2, member, by_rank[member.rank]))
+
+    scored(lambda inputs: {**inputs, "a": inputs["a"] * (1 + 1e-6)})
+    for change in (lambda a: a / 255, lambda a: a.flip(1), lambda a: a + 0.1):
+        with pytest.raises(ValueError, match=r"rank \d: input 0 of the test set has .* here and .* on rank \d"):
+            scored(lambda inputs, change=change: {**inputs, "a": change(inputs["a"])})
+
+
 def test_inputs_whose_shapes_cannot_be_told_are_refused(data):
     odd = Test((data[0]["a"], None), data[1], held_by="one")
     with pytest.raises(ValueError, match=r"held_by='one'.*NoneType"):

@@ -4,12 +4,13 @@ Numbers that each machine computes are compared to a few digits. The same seed g
 other processors, by up to 2e-6 for a normal distribution.
 """
 
-import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.model.inputs import Inputs, tensors_of
 from skerry.model.tensors import parameter_like
 from skerry.plan.table import Plan
+from skerry.runtimes.close_values import agree_on_values
 from skerry.runtimes.runtime import Runtime
 from skerry.subnet.index import Index
 from skerry.training.schedules import Schedule
@@ -83,23 +85,16 @@ def agree_on_start(runtime: Runtime, source: Source, sizes: Mapping[str, Tensor]
         return
     floats = [name for name, tensor in sizes.items() if tensor.is_floating_point() and tensor.numel()]
     names = [name for name in floats if sizes[name].dim() > 1] or floats
-    names = names[:: max(1, len(names) // _NUM_READ)]
-    of_all = [json.loads(text) for text in runtime.gather(json.dumps([_some(source, n, sizes[n]) for n in names]))]
-    for name, *values in zip(names, *of_all, strict=True):
-        far = [rank for rank, theirs in enumerate(values) if not _close(theirs, values[0])]
-        if far:
-            rank = 0 if runtime.rank in far else far[0]
-            pairs = zip(values[runtime.rank], values[rank], strict=True)
-            here, there = max(pairs, key=lambda pair: abs(pair[0] - pair[1]))
-            raise ValueError(
-                f"rank {runtime.rank}: {name} starts with {here:.4g} here and {there:.4g} on rank {rank}; make the "
-                "model from the same seed (torch.manual_seed) or files in all processes"
-            )
+    some = {name: _some(source, name, sizes[name]) for name in names[:: max(1, len(names) // _NUM_READ)]}
+    remedy = "make the model from the same seed (torch.manual_seed) or files in all processes"
+    agree_on_values(runtime, some, "starts with", remedy)
 
 
 def in_words(value: object, name: str = "") -> Iterator[tuple[str, str]]:
     """Yield the parts of ``value`` by dotted name, as text that is the same in another process; no addresses."""
     own: Mapping[str, Any] = {}
+    if isinstance(value, np.generic | np.ndarray | Tensor) and math.prod(value.shape) == 1:
+        value = value.item()
     if isinstance(value, Mapping):
         own = {str(key): item for key, item in value.items()}
     elif isinstance(value, partial):
@@ -107,7 +102,7 @@ def in_words(value: object, name: str = "") -> Iterator[tuple[str, str]]:
     elif is_dataclass(value) and not isinstance(value, type):
         own = {"": type(value), **{field.name: getattr(value, field.name) for field in fields(value)}}
     elif isinstance(value, Tensor):
-        yield name, str(value.item()) if value.numel() == 1 else f"{value.dtype} {tuple(value.shape)}"
+        yield name, f"{value.dtype} {tuple(value.shape)}"
     elif isinstance(value, tuple | list):
         yield name, ", ".join(text for item in value for _, text in in_words(item))
     elif hasattr(value, "__qualname__"):  # a function or a class
@@ -125,13 +120,13 @@ def in_words(value: object, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _of_optimizer(make: OptimizerFn, model: nn.Module) -> dict[str, object]:
-    """Return the class and the settings of an optimizer, made for parameters without memory."""
+    """Return the class and the settings of an optimizer, made for parameters of one value: some allocate at once."""
 
-    def empty(p: nn.Parameter) -> nn.Parameter:
+    def small(p: nn.Parameter) -> nn.Parameter:
         device = "cpu" if p.is_meta else p.device
-        return parameter_like(torch.zeros((), dtype=p.dtype, device=device).expand(p.shape), p)
+        return parameter_like(torch.zeros([min(1, n) for n in p.shape], dtype=p.dtype, device=device), p)
 
-    made = make([empty(p) for p in model.parameters()])
+    made = make([small(p) for p in model.parameters()])
     groups = getattr(made, "param_groups", ())
     own = [{k: v if k != "params" else len(v) for k, v in group.items() if k not in _HOW} for group in groups]
     return {"": type(made), **(own[0] if len(own) == 1 else dict(enumerate(own)))}
@@ -148,7 +143,3 @@ def _some(source: Source, name: str, size: Tensor) -> list[float]:
     row = source.read(name, (Index.run(middle, middle + 1), *[None] * (size.dim() - 1)) if size.dim() else ())
     flat = row.flatten().float()
     return flat[:: max(1, len(flat) // 4)][:4].tolist()
-
-
-def _close(one: Any, other: Any) -> bool:
-    return torch.allclose(torch.tensor(one), torch.tensor(other), rtol=1e-3, atol=1e-5, equal_nan=True)

@@ -13,7 +13,7 @@ import skerry
 from skerry.experiments.cli import call
 from skerry.experiments.recipes import find_recipe
 from skerry.experiments.runs.execute import configure, run
-from skerry.experiments.runs.folder import FolderInUse, check_folder, saved_config
+from skerry.experiments.runs.folder import FolderInUse, check_folder, keep_config, saved_config
 from skerry.experiments.runs.load import export_run
 from skerry.runtimes import Serial
 from skerry.weights import FromFiles
@@ -103,6 +103,15 @@ def test_a_run_that_never_began_leaves_its_folder_usable(trained, tmp_path):
     shutil.copy(trained / "metrics.jsonl", tmp_path)
     with pytest.raises(FolderInUse):
         check_folder(tmp_path, config, resume=False)
+
+
+def test_settings_of_another_run_are_not_replaced(trained, tmp_path):
+    config = saved_config(trained)
+    keep_config(tmp_path, config)
+    keep_config(tmp_path, config.change({"rounds": 9}))  # a run goes on with more rounds
+    assert saved_config(tmp_path).rounds == 9
+    with pytest.raises(FolderInUse, match=r"other settings.*--out"):
+        keep_config(tmp_path, config.change({"seed": 9}))
 
 
 def test_loading_needs_no_extra(trained):

@@ -13,7 +13,14 @@ from skerry.choose import choose
 from skerry.experiments.config import Config
 from skerry.experiments.methods import METHODS, build, takes
 from skerry.experiments.recipes import find_recipe
-from skerry.experiments.runs.folder import RunFolder, checkpoints_of, keep_config, saved_config, settings_of
+from skerry.experiments.runs.folder import (
+    RunFolder,
+    check_folder,
+    checkpoints_of,
+    keep_config,
+    saved_config,
+    settings_of,
+)
 from skerry.runtimes.runtime import Runtime
 from skerry.training import schedules
 from skerry.training.agreement import in_words
@@ -131,10 +138,13 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
         "max_bad_rounds": config.max_bad_rounds,
     }
     if runtime.rank != 0:
+        first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0  # the first process of another machine
+        if first_here:
+            check_folder(folder, config, resume=resume and (folder / "config.json").exists())
 
         def begin_here(session: Session) -> None:
             runtime.total(torch.zeros(1))  # until the first process has written its own
-            if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # the first process of another machine
+            if first_here:
                 keep_config(folder, config)
 
         train(job.model, job.loss_fn, job.data, on_start=begin_here, **arguments).export(folder)

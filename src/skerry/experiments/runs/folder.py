@@ -132,15 +132,19 @@ def write_config(folder: Path, config: Config) -> None:
 
 
 def keep_config(folder: Path, config: Config) -> None:
-    """Write the settings of a run, unless the folder has them: on a machine without the first process's folder."""
-    try:
+    """Write the settings of a run, unless the folder has them: on a machine without the first process's folder.
+
+    Raises:
+        FolderInUse: it has those of another run.
+    """
+    if (folder / "config.json").exists():
         saved = saved_config(folder)
-        same = (run_id(saved), saved.rounds, saved.workers) == (run_id(config), config.rounds, config.workers)
-    except ValueError:
-        same = False
-    if not same:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_config(folder, config)
+        if run_id(saved) != run_id(config):
+            raise FolderInUse(f"{folder}: holds a run with other settings; choose another --out, or remove the folder")
+        if (saved.rounds, saved.workers) == (config.rounds, config.workers):
+            return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(folder, config)
 
 
 class RunFolder:

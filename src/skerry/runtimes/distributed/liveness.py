@@ -2,9 +2,9 @@
 
 A process in long local steps is slow; one that is stopped or cut off is lost. A timeout on the exchange alone cannot
 tell them apart. So a thread of each process increments a counter in the group's store, twice a second, and reads the
-counters of the others. The first process that finds a counter standing still leaves word of whose it is, and all end
-with that rank in their message. When a connection breaks (at once if a process is killed), the counters tell who was
-lost. A process that fails leaves word of why (``meeting.py``).
+counters of the others. The first process that finds a counter standing still says whose it is, and all end with
+that rank in their message. When a connection breaks (at once if a process is killed), the counters tell who was
+lost. A process that fails says why (``meeting.py``).
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from skerry.runtimes.distributed.meeting import LEFT, Meeting, PeerLost, Place
+from skerry.runtimes.distributed.meeting import ENDING, Meeting, PeerLost, Place
 
 _CONNECT_S = 60.0
 """Seconds in which gloo must connect processes that have all come."""
@@ -53,12 +53,15 @@ class Liveness:
         self._where = where
 
     def stop(self) -> None:
-        """End the thread: the work is done, and others that end are not lost."""
+        """End the thread: the work is done, and others that end are not lost.
+
+        The first process, with which the store may end, waits until all others have come here.
+        """
         self._ended.set()
         self._before()
-        with contextlib.suppress(RuntimeError):  # the first process has ended, and the store with it
-            self._meeting.leave()
         self._thread.join()
+        with contextlib.suppress(RuntimeError):  # the store is gone
+            self._meeting.leave(self._timeout_s)
 
     def tell(self, why: str) -> None:
         """Tell the others why this process ends, which reports it by itself."""
@@ -102,30 +105,30 @@ class Liveness:
                     if signal.SIGTERM in self._signals.recv(64):
                         self._suspicious = self._suspicious or time.monotonic()
             try:
-                word = self._beat(count)
+                failure = self._beat(count)
             except RuntimeError:
-                word = _gone("the group's store, on the machine of rank 0,")
-            if word is not None and not self._ended.is_set():
+                failure = _gone("the group's store, on the machine of rank 0,")
+            if failure is not None and not self._ended.is_set():
                 with contextlib.suppress(RuntimeError):
                     self._meeting.leave(3 * self._interval)
-                self._on_lost(f"rank {self._rank}, {self._where}: {word}")
+                self._on_lost(f"rank {self._rank}, {self._where}: {failure}")
                 return
             if self._suspicious and time.monotonic() - self._suspicious > 3 * _BEATS * self._interval:
                 self._on_lost(f"rank {self._rank}, {self._where}: terminated, or cut off from another process")
                 return
 
     def _beat(self, count: int) -> str | None:
-        """Increment the counter, read those of the others, and return the word of who is lost, None if nobody is."""
-        signs, word = self._meeting.beat(f"{count}")
+        """Increment the counter, read those of the others, and return why this process must end, if it must."""
+        signs, failure = self._meeting.beat(f"{count}")
         now = time.monotonic()
         if now - self._beaten > _BEATS * self._interval:  # this process was stopped itself
             self._seen = {rank: (sign, now) for rank, (sign, _) in self._seen.items()}
         self._beaten = now
         for rank, sign in enumerate(signs):
-            if rank == self._rank or sign == LEFT or sign != self._seen.get(rank, ("", 0.0))[0]:
+            if rank == self._rank or sign in ENDING or sign != self._seen.get(rank, ("", 0.0))[0]:
                 self._seen[rank] = (sign, now)
-        if word is not None:
-            return word
+        if failure is not None:
+            return failure
         silent, rank = max((now - at, rank) for rank, (_, at) in self._seen.items())
         suspicious = self._suspicious is not None and now - self._suspicious > _BEATS * self._interval
         allowed = _BEATS * self._interval if suspicious else self._timeout_s - 2 * self._interval
@@ -150,7 +153,7 @@ def join_group(place: Place, timeout_s: float, on_lost: Callable[[str], None]) -
         dist.init_process_group("gloo", store=store, rank=place.rank, world_size=place.num_processes, timeout=timeout)
     except PeerLost:
         raise
-    except (dist.DistError, RuntimeError) as error:
+    except (dist.DistError, RuntimeError, OSError) as error:
         said = str(error).splitlines()[0]
         what = f"cannot join the group: {said}; check MASTER_ADDR, MASTER_PORT, GLOO_SOCKET_IFNAME and the network"
         if "EADDRINUSE" in str(error):

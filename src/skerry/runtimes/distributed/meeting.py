@@ -1,9 +1,9 @@
-"""Where processes meet: the group's store, in which one that fails leaves word for the others.
+"""Where processes meet: the group's store, in which one that fails tells the others why.
 
 The store (a ``TCPStore``) also answers while processes wait for each other in gloo, or have not all come yet. The first
-word that is left counts. Every process reads it with its next heartbeat (``liveness.py``), or while it waits for the
-others to join, and ends. So whoever leaves it stays until the others have read it, and the first process, with which
-the store may end, stays longest.
+failure message that is written counts. Every process reads it with its next heartbeat (``liveness.py``), or while it
+waits for the others to join, and ends. So whoever writes it stays until the others have read it, and the first process,
+with which the store may end, stays longest.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -31,8 +32,10 @@ _LATE_S = 30.0
 """Seconds for which a process that fails before it joins waits for others to come and read why."""
 _TELL_S = 5.0
 """Seconds for which a process that fails waits for others to read why."""
-_WORD, _NO_WORD = "word", "-"
-_HAS_READ, LEFT = "read", "done"
+_FAILURE, _NO_FAILURE = "failure", "-"
+_ENDS, _LEFT = "ends", "left"
+ENDING = (_ENDS, _LEFT)
+"""In place of signs of life: the process ends, or does not use the store any more."""
 _JOINS = itertools.count()
 
 
@@ -96,23 +99,31 @@ class Place:
         """Let gloo use the network interface by which the store is reached, unless GLOO_SOCKET_IFNAME names one.
 
         By default gloo uses the address of the host's own name, which on many machines is 127.0.1.1.
+
+        Raises:
+            ConnectionError: the name of the store's host is loopback here, where other hosts cannot reach gloo.
         """
         if sys.platform != "linux" or "GLOO_SOCKET_IFNAME" in os.environ:
             return
         import fcntl
 
         of_interface = 0x8915  # SIOCGIFADDR
+        own = ""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
             probe.connect((self.host, self.port))  # sends nothing
+            own = probe.getsockname()[0]
             for _, name in socket.if_nameindex():
                 with contextlib.suppress(OSError):  # it has no address
                     found = fcntl.ioctl(probe, of_interface, struct.pack("256s", name.encode()))
-                    if socket.inet_ntoa(found[20:24]) == probe.getsockname()[0]:
+                    if socket.inet_ntoa(found[20:24]) == own:
                         os.environ["GLOO_SOCKET_IFNAME"] = name
+        several_hosts = int(os.environ.get("LOCAL_WORLD_SIZE", self.num_processes)) < self.num_processes
+        if several_hosts and own.startswith("127.") and self.host != "localhost" and not self.host.startswith("127."):
+            raise ConnectionError(f"{self.host} is loopback here ({own}); give its address (--master-addr)")
 
 
 class Meeting:
-    """What a process reads and writes in the store: signs of life, and word of who is lost.
+    """What a process reads and writes in the store: signs of life, and the failure message.
 
     Args:
         place: of the store.
@@ -122,13 +133,13 @@ class Meeting:
     def __init__(self, place: Place, store: Any) -> None:
         self._rank, self._store = place.rank, store
         self._signs = [f"alive/{r}" for r in range(place.num_processes)]
-        store.compare_set(_WORD, "", _NO_WORD)
+        store.compare_set(_FAILURE, "", _NO_FAILURE)
 
     def wait_for_all(self) -> None:
         """Wait until all processes have come.
 
         Raises:
-            PeerLost: one has left word that it failed, or did not come.
+            PeerLost: one failed, or did not come.
             ValueError: they have different versions of Skerry or torch.
         """
         own, came, told = _versions(), time.monotonic(), False
@@ -136,13 +147,13 @@ class Meeting:
         self._store.set(self._signs[self._rank], "0")
         self._store.set(of_all[self._rank], own)
         while missing := [rank for rank, key in enumerate(of_all) if not self._store.check([key])]:
-            word = self._store.get(_WORD).decode()
+            failure = self._store.get(_FAILURE).decode()
             waited = time.monotonic() - came
-            if word == _NO_WORD and waited > JOIN_S:
-                word = f"rank {missing[0]} did not join within {JOIN_S:.0f} s; see its output"
-            if word != _NO_WORD:
+            if failure == _NO_FAILURE and waited > JOIN_S:
+                failure = f"rank {missing[0]} did not join within {JOIN_S:.0f} s; see its output"
+            if failure != _NO_FAILURE:
                 self.leave(_TELL_S)
-                raise PeerLost(f"rank {self._rank}, start: {word}")
+                raise PeerLost(f"rank {self._rank}, start: {failure}")
             if waited > _QUIET_S and not told:
                 told = True
                 line = f"skerry: rank {self._rank} waits for rank {missing[0]} to join; see its output"
@@ -157,35 +168,35 @@ class Meeting:
                 )
 
     def beat(self, sign: str) -> tuple[list[str], str | None]:
-        """Give a sign of life; return those of all processes, and the word, None if there is none."""
+        """Give a sign of life; return those of all processes, and the failure message, None if there is none."""
         self._store.set(self._signs[self._rank], sign)
-        *signs, word = (text.decode() for text in self._store.multi_get([*self._signs, _WORD]))
-        return signs, None if word == _NO_WORD else word
+        *signs, failure = (text.decode() for text in self._store.multi_get([*self._signs, _FAILURE]))
+        return signs, None if failure == _NO_FAILURE else failure
 
     def tell_of_lost(self, rank: int, text: str) -> str:
-        """Leave word of a process that is lost, unless there is one already; return the one that counts."""
-        self._store.set(self._signs[rank], LEFT)  # nobody waits for it
-        return self._leave_word(text)
+        """Tell of a process that is lost, unless there is a failure message already; return the one that counts."""
+        self._store.set(self._signs[rank], _LEFT)  # nobody waits for it
+        return self._write_failure(text)
 
     def leave(self, patience_s: float = 0.0) -> None:
         """Note that this process ends, and is not lost; the first one waits for the others, ``patience_s`` at most."""
         if self._rank == 0 and patience_s:
-            self._store.set(self._signs[0], _HAS_READ)
-            self._wait_for_others([LEFT], patience_s)
-        self._store.set(self._signs[self._rank], LEFT)
+            self._store.set(self._signs[0], _ENDS)
+            self._wait_for_others([_LEFT], patience_s)
+        self._store.set(self._signs[self._rank], _LEFT)
 
     def tell(self, why: str, patience_s: float = _TELL_S) -> None:
-        """Leave word of why this process ends, and wait until the others have read it, ``patience_s`` at most."""
-        self._leave_word(f"rank {self._rank} ended: {' '.join(why.split())[:2000]}")
-        self._store.set(self._signs[self._rank], _HAS_READ)
-        self._wait_for_others([_HAS_READ, LEFT], patience_s)
+        """Tell why this process ends, and wait until the others have read it, ``patience_s`` at most."""
+        self._write_failure(f"rank {self._rank} ended: {' '.join(why.split())[:2000]}")
+        self._store.set(self._signs[self._rank], _ENDS)
+        self._wait_for_others(ENDING, patience_s)
         self.leave(patience_s)
 
-    def _leave_word(self, text: str) -> str:
-        word: str = self._store.compare_set(_WORD, _NO_WORD, text).decode()
-        return word
+    def _write_failure(self, text: str) -> str:
+        failure: str = self._store.compare_set(_FAILURE, _NO_FAILURE, text).decode()
+        return failure
 
-    def _wait_for_others(self, signs: list[str], patience_s: float) -> None:
+    def _wait_for_others(self, signs: Sequence[str], patience_s: float) -> None:
         until, others = time.monotonic() + patience_s, set(self._signs) - {self._signs[self._rank]}
         while time.monotonic() < until and not all(
             self._store.check([other]) and self._store.get(other).decode() in signs for other in others

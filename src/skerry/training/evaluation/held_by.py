@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from skerry.model.inputs import Inputs
+from skerry.runtimes.close_values import agree_on_values
 from skerry.runtimes.runtime import Runtime
-from skerry.training.evaluation.test_set import Test, as_compared
+from skerry.training.evaluation.test_set import Test, as_compared, some_inputs
 
 _IN_WORDS = {"": "no test set", **{how: f"one with held_by='{how}'" for how in ("all", "one", "parts")}}
 
@@ -54,6 +55,8 @@ def agree_on_test(test: Test | None, runtime: Runtime) -> Test | Elsewhere | Non
         )
     if test is not None:
         runtime.agree(as_compared(test))
+        if test.held_by == "all":
+            agree_on_values(runtime, some_inputs(test), "has", "give all processes the same test set")
     return test
 
 

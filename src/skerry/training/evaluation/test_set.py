@@ -72,13 +72,22 @@ class Test:
 
 
 def as_compared(test: Test) -> dict[str, str]:
-    """Return by name what must be the same in all processes; of the data it compares shapes, dtypes and labels."""
+    """Return by name what must be the same in all processes; of inputs shapes and dtypes (``some_inputs``)."""
     settings = {"every": test.every, "batch_size": test.batch_size, "metrics": ", ".join(test.metrics or ())}
     if test.held_by == "all":
         labels = test.labels.detach().cpu().contiguous().view(torch.uint8).numpy().data
         settings["inputs"] = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in tensors_of(test.inputs))
         settings["labels"] = f"{test.labels.dtype} {tuple(test.labels.shape)}, checksum {zlib.crc32(labels):x}"
     return {f"test.{name}": str(value) for name, value in settings.items()}
+
+
+def some_inputs(test: Test) -> dict[str, list[float]]:
+    """Return some values of each tensor of the inputs, evenly spaced."""
+    some = {}
+    for k, tensor in enumerate(tensors_of(test.inputs)):
+        flat = tensor[:: max(1, len(tensor) // 8)].detach().flatten()
+        some[f"input {k} of the test set"] = flat[:: max(1, len(flat) // 64)].double().tolist()
+    return some
 
 
 @contextmanager
