@@ -20,8 +20,8 @@ def own_recipe(reference: str) -> Recipe:
         reference: a module, or the path of a file, then a colon and the name of the function in it.
 
     Raises:
-        ValueError: there is no such module, file or function, it needs arguments, or it returns something else. What the module itself
-            raises is not changed.
+        ValueError: there is no such module, file or function, it needs arguments, or it returns something else. What
+            the module itself raises is not changed.
     """
     place, _, name = reference.rpartition(":")
     if (not place or place.startswith(".")) and not place.endswith(".py"):
