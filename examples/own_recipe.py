@@ -22,7 +22,7 @@ def task(config):
     radius = torch.rand(4400, generator=generator)
     angle = 4 * radius + 2 * torch.pi / 3 * y + 0.1 * torch.randn(4400, generator=generator)
     x = 100 * torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1)
-    scaling = Scaling(mean=x[:4000].mean(0), std=x[:4000].std(0))
+    scaling = Scaling(mean=x[:4000].mean(0), std=x[:4000].std(0).clamp(min=1e-6))
     names = ("red", "green", "blue")
     return Task(train=(x[:4000], y[:4000]), test=(x[4000:], y[4000:]), scaling=scaling, classes=names)
 

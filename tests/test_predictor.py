@@ -1,6 +1,7 @@
 """Predictors: raw samples in, classes out, a batch at a time; samples unlike those of the training are named."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ IMAGES = Signature(
 )
 WORDS = Signature(shape=(5,), dtype="int64", classes=4)
 NUMBERS = Signature(shape=(2,), dtype="float32")
+SHORT = Signature(shape=(2,), dtype="int16", scaling=Scaling(0, 1))
 
 
 class Watched(nn.Module):
@@ -50,15 +52,17 @@ def test_the_model_sees_scaled_batches_and_never_more_at_once(tmp_path):
     logits = predictor.outputs(x)
     assert named.tolist() == [("cat", "dog")[k] for k in logits.argmax(1)]
     np.testing.assert_allclose(predictor.predict_proba(x), logits.softmax(1).numpy())
-    for same in (images().tolist(), x, images().astype(np.int64), list(images())):
+    arrays = [images().astype(dtype) for dtype in ("i8", "u2", "u4", "u8", ">i4", ">u2")]
+    for same in (images().tolist(), x, *arrays, list(images())):
         assert predictor.predict(same, batch_size=3).tolist() == named.tolist()
 
 
 def test_numbers_where_there_are_no_names_and_outputs_where_there_are_no_classes():
     words = Predictor(Watched(9, 4), WORDS, name="trial")
-    found = words.predict(torch.randint(0, 9, (6, 5)))
+    x = torch.randint(0, 9, (6, 5))
+    found = words.predict(x)
     assert found.dtype == np.int64
-    assert set(found) <= {0, 1, 2, 3}
+    assert found.tolist() == words.outputs(x).argmax(1).tolist()
     assert words.predict(torch.randint(0, 9, (6, 9), dtype=torch.int32)).shape == (6,)  # more words than in training
     numbers = Predictor(Watched(2, 3), NUMBERS, name="trial")
     found = numbers.predict([[1, 2], [3, 4.5]])
@@ -75,6 +79,10 @@ def test_numbers_where_there_are_no_names_and_outputs_where_there_are_no_classes
         (IMAGES, images()[:, :1], r"\(1, 2, 2\).*\(3, 2, 2\)"),  # would be broadcast
         (IMAGES, images() / 255, r"float64.*uint8.*not scaled"),
         (IMAGES, images().astype(np.int32) - 300, r"-\d+ to -\d+.*0 to 255"),
+        (IMAGES, images().astype(np.uint16) + 256, r"\d+ to \d+.*0 to 255"),
+        (IMAGES, images() * 1j, r"complex.*uint8"),
+        (SHORT, [[70000, 1]], r"1 to 70000.*-32768 to 32767"),
+        (WORDS, np.full((2, 5), 2**63, dtype=np.uint64), r"expected .*int64"),
         (IMAGES, [["a", "b"]], r"<U1.*uint8"),
         (IMAGES, images()[:0], r"\(0, 3, 2, 2\).*at least one"),
         (IMAGES, 3, r"\(\).*at least one"),
@@ -88,6 +96,41 @@ def test_samples_unlike_those_of_the_training_are_named(signature, x, names):
     with pytest.raises(ValueError, match=names) as error:
         predictor.predict(x)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("x", [[[99] * 5], [[-1] * 5], [[1] * 6]], ids=["token", "negative", "width"])
+def test_samples_that_the_model_does_not_take_are_named(x):
+    model = nn.Sequential(nn.Embedding(10, 3), nn.Flatten(), nn.Linear(15, 4))
+    with pytest.raises(ValueError, match=r"x: the model does not run on inputs int64 \(1, \d\).*\(5,\)") as error:
+        Predictor(model, WORDS, name="trial").predict(x)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("method", ["predict", "predict_proba"])
+def test_what_is_no_class_is_refused(method):
+    two = Predictor(nn.Linear(2, 2), replace(NUMBERS, classes=2), name="trial")
+    x = torch.randn(5, 2)
+    x[[0, 3], 1] = torch.nan
+    with pytest.raises(ValueError, match=r"trial: the outputs of 2 of 5 samples are NaN"):
+        getattr(two, method)(x, batch_size=2)
+    pixels = Predictor(nn.Conv2d(1, 4, 1), Signature(shape=(1, 3, 3), dtype="float32", classes=4), name="trial")
+    x = torch.randn(2, 1, 3, 3)
+    with pytest.raises(ValueError, match=r"trial: outputs of shape \(2, 4, 3, 3\), .*outputs\(x\)"):
+        getattr(pixels, method)(x)
+    assert torch.equal(pixels.outputs(x), pixels.model(x))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "names"),
+    [
+        ({"std": torch.tensor([1.0, 0.0, torch.nan])}, r"std: 2 of 3 entries are 0 or not finite.*clamp\(min="),
+        ({"mean": torch.inf}, r"mean: 1 of 1 entries are not finite"),
+        ({"divisor": 0}, r"divisor: 1 of 1 entries are 0 or"),
+    ],
+)
+def test_a_scaling_that_would_give_no_numbers_is_refused(wrong, names):
+    with pytest.raises(ValueError, match=names):
+        Scaling(**{"mean": 0.0, "std": 1.0} | wrong)
 
 
 def test_a_model_with_other_outputs_than_classes_is_named():

@@ -1,6 +1,6 @@
 """A trained model that takes samples as they are stored and answers with classes; ``skerry.load`` returns one."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -9,6 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from skerry.model.in_words import OF_TORCH, described, first_line
 from skerry.model.inputs import tensors_of
 from skerry.whole_number import check_whole_number
 
@@ -20,6 +21,9 @@ class Scaling:
     Args:
         mean, std: numbers, or tensors that broadcast to a sample.
         divisor: 255 for images of bytes whose mean and std are of values from 0 to 1.
+
+    Raises:
+        ValueError: a value is not finite, or std or divisor is 0.
 
     Example:
         >>> Scaling(mean=0.5, std=0.25, divisor=255)(torch.tensor([0, 255], dtype=torch.uint8))
@@ -33,6 +37,12 @@ class Scaling:
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
             object.__setattr__(self, name, torch.as_tensor(getattr(self, name), dtype=torch.float32))
+        for name, remedy in (("mean", ""), ("std", "; use std.clamp(min=1e-6)"), ("divisor", "")):
+            value = torch.as_tensor(getattr(self, name))
+            wrong = ~value.isfinite() if name == "mean" else ~value.isfinite() | (value == 0)
+            if num := int(wrong.sum()):
+                zero = "" if name == "mean" else "0 or "
+                raise ValueError(f"{name}: {num} of {value.numel()} entries are {zero}not finite{remedy}")
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return stored samples, (B, ...), as inputs of the model."""
@@ -93,10 +103,15 @@ class Signature:
         if len(got) != len(meant) if any_length else got != meant:
             one = "; for a single sample give x[None]" if tuple(samples.shape) == meant else ""
             raise ValueError(f"x: samples of shape {got}, expected {meant} as in training{one}")
-        if samples.is_floating_point() and not dtype.is_floating_point:
+        if samples.is_complex() or (samples.is_floating_point() and not dtype.is_floating_point):
             raise ValueError(f"x: {samples.dtype}, expected {dtype} as in training; give samples that are not scaled")
-        if dtype == torch.uint8 and samples.dtype != dtype and not bool(((samples >= 0) & (samples < 256)).all()):
-            raise ValueError(f"x: {samples.min()} to {samples.max()}, expected 0 to 255 as in training")
+        if samples.dtype != dtype and not dtype.is_floating_point:
+            low, high = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+            least, most = map(
+                int, samples.to(torch.int64).aminmax()
+            )  # for uint16 and larger, torch lacks most functions
+            if least < low or most > high or (samples.dtype == torch.uint64 and least < 0):
+                raise ValueError(f"x: {least} to {most}, expected {low} to {high} as in training ({dtype})")
         samples = samples.to(dtype)
         return samples if self.scaling is None else self.scaling(samples)
 
@@ -152,28 +167,50 @@ class Predictor:
             batch_size: samples in memory at a time.
 
         Raises:
-            ValueError: ``x`` is not like the samples that the model was trained on.
+            ValueError: ``x`` is not like the samples that the model was trained on, or an output is NaN. With classes,
+                too, if outputs are not (num_samples, num_classes): ``outputs`` gives them.
         """
         classes = self.classes
         if classes is None:
             return self.outputs(x, batch_size=batch_size).numpy()
-        found = torch.cat([output.argmax(-1) for output in self._of_batches(x, batch_size)])
-        named: NDArray[Any] = classes[found.numpy()]
+        named: NDArray[Any] = classes[self._of_classes(x, batch_size, lambda logits: logits.argmax(1)).numpy()]
         return named
 
     def predict_proba(self, x: ArrayLike | Tensor, *, batch_size: int = 1024) -> NDArray[np.float32]:
-        """Return the probability of each of ``classes``, (num_samples, ..., num_classes); arguments as in ``predict``.
+        """Return the probability of each of ``classes``, (num_samples, num_classes); arguments as in ``predict``.
+
+        It is the softmax of the outputs, so they must be logits.
 
         Raises:
-            ValueError: the outputs are not classes, or ``x`` is not like the samples of the training.
+            ValueError: the outputs are not classes, or as in ``predict``.
         """
         if self.classes is None:
             raise ValueError(f"{self.name}: its outputs are not classes, so there are no probabilities; use outputs(x)")
-        return self.outputs(x, batch_size=batch_size).softmax(-1).numpy()
+        return self._of_classes(x, batch_size, lambda logits: logits.softmax(1)).numpy()
 
     def outputs(self, x: ArrayLike | Tensor, *, batch_size: int = 1024) -> Tensor:
         """Return what the model returns (logits, for classes) as float32 on the CPU; arguments as in ``predict``."""
         return torch.cat(list(self._of_batches(x, batch_size)))
+
+    def _of_classes(self, x: Any, batch_size: int, answer: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the ``answer`` to the logits of each sample."""
+        num_classes, num_bad, found = len(self.classes), 0, []  # type: ignore[arg-type]  # the caller has looked
+        for output in self._of_batches(x, batch_size):
+            if output.dim() != 2:
+                raise ValueError(
+                    f"{self.name}: outputs of shape {tuple(output.shape)}, expected (num_samples, num_classes); "
+                    "use outputs(x)"
+                )
+            if output.shape[1] != num_classes:
+                raise ValueError(f"{self.name}: {output.shape[1]} outputs for {num_classes} classes")
+            num_bad += int(output.isnan().any(1).sum())
+            found.append(answer(output))
+        if num_bad:
+            num = sum(map(len, found))
+            raise ValueError(
+                f"{self.name}: the outputs of {num_bad} of {num} samples are NaN; look for NaN and infinite values in x"
+            )
+        return torch.cat(found)
 
     def _of_batches(self, x: Any, batch_size: int) -> Iterator[Tensor]:
         check_whole_number("batch_size", batch_size, 1)
@@ -188,13 +225,23 @@ class Predictor:
         self.model.eval()
         for first in range(0, len(rows), batch_size):
             part = rows[first : first + batch_size]
+            inputs = self.signature.inputs(self._tensor(part).to(device))
             try:
-                samples = part if isinstance(part, Tensor) else torch.as_tensor(np.array(part))
-            except TypeError as error:
+                output = next(tensors_of(self.model(inputs)))
+            except OF_TORCH as error:
+                if type(error) not in OF_TORCH:
+                    raise
                 raise ValueError(
-                    f"x: {np.array(part).dtype}, expected {self.signature.dtype} as in training"
+                    f"x: the model does not run on inputs {described(inputs)}: {first_line(error)}; it was trained on "
+                    f"samples of shape {self.signature.shape}"
                 ) from error
-            output = next(tensors_of(self.model(self.signature.inputs(samples.to(device)))))
-            if self.classes is not None and output.shape[-1] != len(self.classes):
-                raise ValueError(f"{self.name}: {output.shape[-1]} outputs for {len(self.classes)} classes")
             yield output.float().cpu()
+
+    def _tensor(self, part: Any) -> Tensor:
+        if isinstance(part, Tensor):
+            return part
+        array = np.array(part)
+        try:
+            return torch.as_tensor(array.astype(array.dtype.newbyteorder("="), copy=False))
+        except TypeError as error:
+            raise ValueError(f"x: {array.dtype}, expected {self.signature.dtype} as in training") from error

@@ -13,10 +13,10 @@ import torch
 
 import skerry
 from skerry.experiments.cli import call
-from skerry.experiments.recipes import Recipe, find_recipe
-from skerry.experiments.recipes.recipe import Task
+from skerry.experiments.recipes import Recipe, Task, find_recipe
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_recipe.py"
+X, Y = torch.zeros(4, 2), torch.tensor([0, 1, 0, 1])
 QUICK = ["--rounds", "2", "--workers", "2", "--set", "local_steps=3", "--set", "model.hidden=12", "--set", "threads=1"]
 
 
@@ -135,6 +135,9 @@ def no_plan():
         ("my_nets:empty", r"my_nets:empty: .*NoneType.*Recipe"),
         ("my_nets.py", r"which function\?.*my_nets\.py:FUNCTION"),
         ("my_nets.py:few_names", r"classes: 2.*up to 2"),
+        ("my_nets.py:task", r"my_nets\.py:task: .*'config'; expected a function without arguments"),
+        (".my_nets:spirals", r"\.my_nets:spirals: expected MODULE:FUNCTION"),
+        (":spirals", r":spirals: expected MODULE:FUNCTION"),
         ("my_nets.py:no_task", r"'my_nets\.py:no_task'.*list.*Task"),
         ("my_nets.py:no_plan", r"'my_nets\.py:no_plan'.*Sequential.*skerry\.discover"),
     ],
@@ -147,6 +150,26 @@ def test_each_mistake_gets_one_line(here, command, reference, names):
     assert re.search(names, message)
     assert "\n" not in message
     assert not (here / "o" / "checkpoint").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "names"),
+    [
+        ({"scaling": lambda x: x / 2}, r"scaling: function, expected a Scaling"),
+        ({"train": (X[:0], Y[:0])}, r"train: 0 samples and 0 targets"),
+        ({"test": (X, Y[1:])}, r"test: 4 samples and 3 targets"),
+        ({"test": (X,)}, r"test: expected a pair"),
+        ({"train": (X, Y - 1)}, r"train: targets are down to -1.*0 to 1"),
+        ({"test": (X, Y + 1)}, r"classes: 2.*of test are up to 2"),
+        ({"test": (X, Y[:, None] + 1)}, r"classes: 2.*of test are up to 2"),
+    ],
+)
+def test_a_task_that_cannot_be_trained_is_one_line(wrong, names):
+    right = {"train": (X, Y), "test": (X, Y), "classes": 2}
+    Task(**right)
+    Task(**right | {"train": (X, Y[:, None] - 1)})  # labels in rows, padded
+    with pytest.raises(ValueError, match=names):
+        Task(**right | wrong)
 
 
 def test_a_mistake_inside_a_recipe_is_shown_as_it_is(here):

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ class Checkpoints:
         run: identifies the run (its settings); a checkpoint of another run is refused.
         every_s: seconds between two checkpoints; 0: after every round. The last round always has one.
         resume: whether to resume from the latest checkpoint in ``folder``, if there is one.
+        settings: JSON values kept in each checkpoint: what of the run's settings may change when it goes on.
 
     Example:
         >>> Checkpoints(folder="runs/digits", every_s=60, resume=True).folder.name
@@ -34,6 +36,7 @@ class Checkpoints:
     run: str = ""
     every_s: float = 10.0
     resume: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
     _saved: float = field(default_factory=time.monotonic, init=False)
 
     def __post_init__(self) -> None:
@@ -50,6 +53,7 @@ class Checkpoints:
         if not runtime.total(torch.tensor(int(due))):
             return
         started = time.perf_counter()
+        state.settings = dict(self.settings)
         save_checkpoint(self.folder, state, store, runtime, self.run)
         self._saved = time.monotonic()
         took = time.perf_counter() - started

@@ -87,7 +87,7 @@ class SavedTensors:
         numbers = json.loads(metadata["state"])
         totals = {key: float(numbers["totals"][key]) for key in TOTALS}
         counts = {key: int(numbers.get(key, 0)) for key in ("round", "bad_rounds", "num_rounds", "num_workers")}
-        self.state = State(trained=trained, totals=totals, **counts)
+        self.state = State(trained=trained, totals=totals, settings=numbers.get("settings", {}), **counts)
         self.sizes = {
             name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
             for name, (dtype, *shape) in json.loads(metadata["sizes"]).items()

@@ -1,6 +1,7 @@
 """The state of a training beside its tensors: counts and sums, small enough for every process to have all of it."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -19,6 +20,7 @@ class State:
             (``local_s``), of evaluation (``evaluate_s``) and of checkpoints (``checkpoint_s``); bytes per worker by the
             assignments (``bytes_due``) and bytes sent (``bytes_sent``); operations per worker (``flop``).
         num_rounds, num_workers: of the training that writes it; 0 in older checkpoints.
+        settings: what ``Checkpoints.settings`` was when it was saved; empty in older checkpoints.
     """
 
     round: int
@@ -27,3 +29,4 @@ class State:
     totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TOTALS, 0.0))
     num_rounds: int = 0
     num_workers: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)

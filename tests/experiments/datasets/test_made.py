@@ -165,7 +165,10 @@ def test_a_full_disk_leaves_what_was_there(archive, monkeypatch):
 def test_any_text_is_split_into_characters(tmp_path):
     text = "To be, or not to be: thät is the question.\n" * 50
     (tmp_path / "hamlet.txt").write_text(text, encoding="utf-8")
-    fetch("shakespeare", tmp_path / "hamlet.txt", say=print)
+    said = list[str]()
+    fetch("shakespeare", tmp_path / "hamlet.txt", say=said.append)
+    fetch("shakespeare", say=said.append)
+    assert ["fetched" in said[0], "already" in said[1], "verified" in "".join(said)] == [True, True, False]
     found = shakespeare()
     whole = "".join(found.vocabulary[k] for k in [*found.train.tolist(), *found.val.tolist()])
     assert whole == text

@@ -70,13 +70,23 @@ def test_an_unfinished_run_is_the_model_of_its_last_checkpoint(tmp_path, method)
         assert torch.equal(exported.read(name), parameter)
 
 
-def test_a_run_that_has_just_gone_on_with_other_workers_is_still_that_of_the_others(tmp_path):
-    train(tmp_path)
+@pytest.mark.parametrize(
+    ("method", "old", "new"),
+    [
+        ("ist", {}, {}),
+        ("ist", {"partition.capacities": [1, 2]}, {"partition.capacities": [1, 1, 2]}),
+        ("heterofl", {"partition.fractions": [1, 0.5]}, {"partition.fractions": [1, 0.25, 0.25]}),
+        ("heterofl", {"partition.fractions": [1, 0.5]}, {"partition.fractions": None}),
+    ],
+)
+def test_a_run_that_has_just_gone_on_with_other_workers_is_still_that_of_the_others(tmp_path, method, old, new):
+    train(tmp_path, method, **old)
     before = skerry.load(tmp_path).outputs(RAW)
     with pytest.raises(Stopped):
-        train(tmp_path, stop=3, resume=True, rounds=5, workers=3)
+        train(tmp_path, method, stop=3, resume=True, rounds=5, workers=3, **new)
     with pytest.warns(UserWarning, match=r"not finished.* 3 of 5"):
         assert torch.equal(skerry.load(tmp_path).outputs(RAW), before)
+    assert export_run(tmp_path, tmp_path / "exported") == 3
 
 
 def test_what_is_no_run_or_not_yet_one_is_named(trained, tmp_path):

@@ -47,10 +47,10 @@ def _classification(arrays: dict[str, NDArray[Any]], train: NDArray[Any]) -> Cla
 
 
 def _mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of each column, with little memory."""
+    """Return mean and standard deviation of each column, with little memory; that of a constant column is not 0."""
     sums, squares = torch.zeros(2, x.shape[1], dtype=torch.float64)
     for part in torch.split(x, 4096):  # sums of whole numbers, so exact
         sums += part.double().sum(0)
         squares += part.double().square().sum(0)
     mean = sums / len(x)
-    return mean.float(), (squares / len(x) - mean.square()).clamp(min=0).sqrt().float()
+    return mean.float(), (squares / len(x) - mean.square()).clamp(min=1e-6).sqrt().float()

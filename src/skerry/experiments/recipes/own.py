@@ -2,8 +2,10 @@
 
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -18,20 +20,33 @@ def own_recipe(reference: str) -> Recipe:
         reference: a module, or the path of a file, then a colon and the name of the function in it.
 
     Raises:
-        ValueError: there is no such module, file or function, or it returns something else. What the module itself
-            raises is not changed.
+        ValueError: there is no such module, file or function, it needs arguments, or it returns something else. What
+            the module itself raises is not changed.
     """
     place, _, name = reference.rpartition(":")
+    if (not place or place.startswith(".")) and not place.endswith(".py"):
+        raise ValueError(f"recipe {reference}: expected MODULE:FUNCTION or FILE.py:FUNCTION, without a leading dot")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # as with python -m
     module = _from_file(Path(place)) if place.endswith(".py") else _imported(place)
     found = getattr(module, choose(name, [n for n in vars(module) if not n.startswith("_")], f"name in {place}:"))
-    recipe = found() if callable(found) else found
+    recipe = _called(reference, found) if callable(found) else found
     if not isinstance(recipe, Recipe):
         raise ValueError(
             f"{reference}: it returns {type(recipe).__name__}, expected a skerry.experiments.recipes.Recipe"
         )
     return recipe
+
+
+def _called(reference: str, function: Callable[..., object]) -> object:
+    """Return what ``function`` returns; what it raises itself is not changed."""
+    try:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError) as error:  # ValueError: one written in C
+        raise ValueError(
+            f"{reference}: {error}; expected a function without arguments that returns a Recipe"
+        ) from error
+    return function()
 
 
 def _from_file(path: Path) -> ModuleType:

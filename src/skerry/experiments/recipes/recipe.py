@@ -41,7 +41,8 @@ class Task:
     Attributes:
         train, test: stored samples, (num_samples, ...), and their targets.
         scaling: turns stored samples into the model's inputs; None: they are that already.
-        classes: the names of the classes, or how many there are; None: targets are not classes.
+        classes: the names of the classes, or how many there are, if the model's outputs are their logits; None: targets
+            are not classes.
         sizes: what the model is built from besides the settings. A run's folder keeps them, so that its model is loaded
             without the data.
         loss_fn: of the model's outputs and the targets.
@@ -49,7 +50,8 @@ class Task:
         metrics: reported beside the loss.
 
     Raises:
-        ValueError: samples and targets are not tensors, or a class has no name.
+        ValueError: samples and targets are not tensors, there are none or not as many of both, ``scaling`` is no
+            ``Scaling``, or a label is not one of ``classes`` (labels in rows may be padded with negative ones).
     """
 
     train: tuple[Tensor, Tensor]
@@ -62,11 +64,26 @@ class Task:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not all(isinstance(each, Tensor) for each in (*self.train, *self.test)):
-            raise ValueError("train and test: expected pairs of tensors, samples and targets")
-        num, most = self.num_classes, int(self.train[1].max()) if self.num_classes else -1
-        if num is not None and most >= num:
-            raise ValueError(f"classes: {num}, but targets are up to {most}; expected {most + 1} or more")
+        if not (self.scaling is None or isinstance(self.scaling, Scaling)):
+            kind = type(self.scaling).__name__
+            raise ValueError(f"scaling: {kind}, expected a Scaling or None (scale the samples yourself for other ones)")
+        for name, pair in (("train", self.train), ("test", self.test)):
+            if not (isinstance(pair, tuple | list) and [isinstance(each, Tensor) for each in pair] == [True, True]):
+                raise ValueError(f"{name}: expected a pair of tensors, samples and targets")
+            nums = [len(each) if each.dim() else 0 for each in pair]
+            if nums[0] != nums[1] or not nums[0]:
+                raise ValueError(f"{name}: {nums[0]} samples and {nums[1]} targets, expected as many, at least one")
+            self._check_labels(name, pair[1])
+
+    def _check_labels(self, name: str, labels: Tensor) -> None:
+        num = self.num_classes
+        if num is None or labels.is_floating_point() or not labels.numel():
+            return
+        least, most = map(int, labels.long().aminmax())
+        if most >= num:
+            raise ValueError(f"classes: {num}, but targets of {name} are up to {most}; expected {most + 1} or more")
+        if least < 0 and labels.dim() == 1:
+            raise ValueError(f"{name}: targets are down to {least}, expected classes from 0 to {num - 1}")
 
     @property
     def num_classes(self) -> int | None:

@@ -122,7 +122,11 @@ def run_id(config: Config) -> str:
 
 def checkpoints_of(folder: Path, config: Config, *, resume: bool) -> Checkpoints:
     """Return the checkpoints of the run in ``folder``; without any, a resumed run starts from the beginning."""
-    return Checkpoints(folder=folder, run=run_id(config), every_s=config.checkpoint_every_s, resume=resume)
+    # What _checkpoint in load.py needs of a run that has just gone on with others.
+    settings = {"workers": config.workers, **{f"partition.{k}": getattr(config.partition, k) for k in _PER_WORKER}}
+    return Checkpoints(
+        folder=folder, run=run_id(config), every_s=config.checkpoint_every_s, resume=resume, settings=settings
+    )
 
 
 def write_config(folder: Path, config: Config) -> None:

@@ -109,9 +109,8 @@ def _checkpoint(folder: Path, config: Config, recipe: Recipe, net: nn.Module, pl
     saved = checkpoints_of(folder, config, resume=True).latest(plan, named_tensors(net), Serial())
     if saved is None:
         raise ValueError(f"{folder}: no checkpoint yet; train on until it writes one")
-    config = config.change(
-        {"workers": saved.state.num_workers or config.workers}
-    )  # it may have just gone on with others
+    # It may have just gone on with other workers.
+    config = config.change({"workers": saved.state.num_workers or config.workers, **saved.state.settings})
     algorithm = build(config)
     share = Share.of(algorithm.partition, plan.axes, max(0, saved.state.round - 1))
     full = Streamed(skeleton(net), plan, share, lambda names, *, only_first: {name: saved.read(name) for name in names})

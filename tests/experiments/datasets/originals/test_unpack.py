@@ -40,6 +40,13 @@ def test_no_damage_goes_unnoticed(tmp_path, pack):
             everything(path)
 
 
+def test_a_package_whose_member_has_a_negative_size_is_damaged(tmp_path):
+    path = tmp_path / "archive"
+    path.write_bytes(b"!<arch>\n" + f"{'debian-binary':<48}{-60:<10}`\n".encode())
+    with pytest.raises(DataError, match=r"archive: truncated or altered archive \(a member of -60 bytes\)"):
+        everything(path)
+
+
 def test_links_and_other_kinds_are_left_out_and_nothing_is_written(tmp_path):
     path = tmp_path / "archive"
     path.write_bytes(tar({"../../outside": b"x", "/root": b"y"}, {"link": "/etc/passwd"}))

@@ -69,6 +69,8 @@ def _tar_of_package(package: bytes) -> BinaryIO:
     at = len(PACKAGE_MAGIC)
     while at + 60 <= len(package):
         size = int(package[at + 48 : at + 58])
+        if size < 0:  # would be read for ever
+            raise ValueError(f"a member of {size} bytes")
         if package[at : at + 16].startswith(b"data.tar"):
             return io.BytesIO(package[at + 60 : at + 60 + size])
         at += 60 + size + size % 2
