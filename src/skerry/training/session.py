@@ -163,7 +163,8 @@ class Session:
             round.end()
             if self._checkpoints is not None:
                 done = state.round == setup.num_rounds
-                self._checkpoints.save_if_due(state, setup.store, setup.runtime, done=done)
+                method = setup.algorithm.name
+                self._checkpoints.save_if_due(method, state, setup.store, setup.runtime, done=done)
             self._stop_if_failed(round.refused)
 
     def _stop_if_failed(self, refused: tuple[int, ...] = ()) -> None:

@@ -98,7 +98,7 @@ def set_up(
     net, net_plan = net_to_train(model, plan, algorithm, seed)
     source = algorithm.trains.source(model, plan, net, start)
     state = State(0, torch.zeros(net_plan.num_units, dtype=torch.int64))
-    saved = checkpoints.latest(net_plan, named_tensors(net), runtime) if checkpoints else None
+    saved = checkpoints.latest(algorithm.name, net_plan, named_tensors(net), runtime) if checkpoints else None
     if saved is not None:
         source, state = saved, saved.state
     state_start = optimizer_state.initial(optimizer) if algorithm.optimizer_state == "travel" else {}

@@ -124,7 +124,8 @@ def export_run(folder: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> in
     job = RECIPES[config.recipe]().build(config)
     algorithm = build(config)
     model, plan = net_to_train(job.model, job.plan, algorithm, config.seed)
-    checkpoint = checkpoints_of(folder, config, resume=True).latest(plan, named_tensors(model), Serial())
+    checkpoints = checkpoints_of(folder, config, resume=True)
+    checkpoint = checkpoints.latest(algorithm.name, plan, named_tensors(model), Serial())
     if checkpoint is None:
         raise ValueError(f"{folder}: no checkpoint to export; resume the run until it writes one")
     share = algorithm.partition.share(plan.axes, max(0, checkpoint.state.round - 1))
