@@ -13,6 +13,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from mixed_tensors import all_same, any_assignment, assert_kept, copied, mixed_model, one_round, same
 from safetensors.torch import save_file
+from stopped_runs import Stopped, ends, go, latest, rounds
 from together import together
 from torch.nn import functional as F
 from zoo import METHODS, MODELS, mlp
@@ -30,64 +31,14 @@ from skerry.runtimes import Serial
 from skerry.runtimes.runtime import Beginning
 from skerry.subnet.index import Index
 from skerry.subnet.slicing import take
-from skerry.training import cost
 from skerry.weights.source import FromModel
 
-
-class Stopped(Exception):
-    """What ends a run at once in these tests."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_costs():
-    """Measuring what a step costs would take most of the time here."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(cost, "step_cost", lambda *args: cost.StepCost(1, 1, 1, 1, 1, 1))
-        yield
-
-
-def go(runtime, folder, *, method="ist-uneven-travel", model_name="mlp", stop=None, resume=False, rounds=5, every_s=0):
-    """Train; with ``stop`` end after that round's work, before its checkpoint."""
-    algorithm, (build, data) = METHODS[method].algorithm, MODELS[model_name]
-    torch.manual_seed(1)
-    model, plan, _ = build()
-
-    def on_round(record, state):
-        if record.round == stop:
-            raise Stopped
-
-    return train(
-        model, F.cross_entropy, data(algorithm.partition.num_workers), plan=plan, algorithm=algorithm,
-        optimizer=METHODS[method].optimizer, num_rounds=rounds, runtime=runtime, on_round=on_round,
-        checkpoints=Checkpoints(folder=folder, run="mine", every_s=every_s, resume=resume),
-    )  # fmt: skip
-
-
-def ends(folder, how, **more):
-    """What each process has at the end, its calibrated model included."""
-    several = how == "processes"
-
-    def work(runtime):
-        result = go(runtime, folder, **more)
-        tensors = copied(result.store.shards()) | {f"calibrated {n}": t.clone() for n, t in result.full.tensors()}
-        return tensors | {"trained": result.state.trained, "due": torch.tensor(result.state.totals["bytes_due"])}
-
-    return together(3, work) if several else [work(Serial())]
+pytestmark = pytest.mark.usefixtures("no_costs")
 
 
 def beginning(model, plan, source):
     assignment = any_assignment(plan.num_units, 2, 0.0, rng())
     return Beginning(model=model, plan=plan, source=source, assignment=assignment, start={}, state={})
-
-
-def rounds(folder):
-    """The rounds of complete sets, in the order in which they were saved."""
-    return [layout.round_of(path.name) for path in reversed(layout.complete_sets(folder))]
-
-
-def latest(folder):
-    """The folder of the latest complete set."""
-    return layout.complete_sets(folder)[0]
 
 
 def load(folder, plan, model, runtime):

@@ -9,6 +9,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 from safetensors.torch import load_file
+from stopped_runs import latest
 
 from skerry.experiments import theory
 from skerry.experiments.cli import EXTRA, call
@@ -41,8 +42,8 @@ def _bare_pictures(monkeypatch):
 def test_train_writes_all_its_files_and_a_table(finished):
     names = {p.name for p in finished.iterdir()}
     assert names == {
-        "config.json", "metrics.jsonl", "checkpoint.json", "checkpoint", "units.json", "summary.json",
-        "model.safetensors", "report.html", "lock",
+        "config.json", "metrics.jsonl", "checkpoint", "units.json", "summary.json", "model.safetensors",
+        "report.html", "lock",
     }  # fmt: skip
     config = json.loads((finished / "config.json").read_text())
     assert (config["recipe"], config["workers"], config["rounds"], config["seed"]) == ("digits-mlp", 3, 3, 0)
@@ -72,7 +73,7 @@ def test_a_run_of_before_there_were_priors_is_one_without(finished):
     path = finished / "config.json"
     config = json.loads(path.read_text())
     assert config.pop("prior_adjusted") is False
-    assert "prior_adjusted" not in json.loads((finished / "checkpoint.json").read_text())["run"]
+    assert "prior_adjusted" not in (latest(finished) / "index.json").read_text()
     path.write_text(json.dumps(config))
     code, message = call(["train", "--out", str(finished), "--resume", "--set", "prior_adjusted=true"])
     assert code == 1
@@ -322,19 +323,15 @@ def test_a_folder_that_another_process_writes_to_is_refused(finished):
 @pytest.mark.parametrize(
     ("name", "content", "names"),
     [
-        ("checkpoint.json", b"garbage", r"checkpoint\.json.*line 1 column 1"),
-        (
-            "checkpoint.json",
-            b'{"format": "other", "round": 1, "checksums": []}',
-            r"checkpoint\.json.*'skerry-checkpoint-",
-        ),
+        ("index.json", b"garbage", r"index\.json.*line 1 column 1"),
+        ("index.json", b'{"format": "other", "round": 1, "checksums": []}', r"index\.json.*'skerry-checkpoint-"),
         ("0-of-1.safetensors", b"garbage", r"0-of-1\.safetensors.*header"),
         ("config.json", b"{", r"config\.json.*line 1 column 2"),
         ("config.json", b'{"recipe": "digits-mlp", "wokers": 3}', r"config\.json.*'wokers'.*'workers'"),
     ],
 )
 def test_a_damaged_run_is_refused_by_the_name_of_its_file(finished, name, content, names):
-    (path,) = [*finished.glob(name), *finished.glob(f"checkpoint/*/{name}")]
+    (path,) = finished.rglob(name)
     path.write_bytes(content)
     code, message = call(["train", "digits-mlp", "--out", str(finished), "--resume"])
     assert code == 1
@@ -367,7 +364,7 @@ def test_another_runs_checkpoint_is_refused(finished, tmp_path):
     assert call(["train", "digits-mlp", "--workers", "3", "--seed", "5", "--out", str(other), *QUICK]) == (0, "")
     shutil.copytree(finished / "checkpoint", other / "checkpoint", dirs_exist_ok=True)
     code, message = call(["train", "--resume", "--out", str(other)])
-    assert (code, str(other / "checkpoint" / "round-00000003" / "0-of-1.safetensors") in message) == (1, True)
+    assert (code, str(latest(other) / "index.json") in message) == (1, True)
 
 
 @pytest.mark.parametrize("package", EXTRA)

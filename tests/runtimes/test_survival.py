@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from stopped_runs import latest, rounds
 
 from skerry.experiments.cli import call
 from skerry.experiments.reports import pictures
@@ -48,7 +49,7 @@ def _kill(process: "subprocess.Popen[str]", out: Path) -> None:
 
 def _bits(out: Path) -> dict[str, torch.Tensor]:
     bits = {f"calibrated.{n}": t for n, t in load_file(out / "model.safetensors").items()}
-    for path in (out / "checkpoint").glob("*/*"):
+    for path in latest(out).glob("*.safetensors"):
         bits |= {f"{path.name} {n}": t for n, t in load_file(path).items()}
     return bits
 
@@ -85,8 +86,8 @@ def undisturbed(tmp_path_factory):
 def test_killed_in_the_middle_of_a_round_and_resumed(undisturbed, tmp_path, runtime, kills):
     out, moment = tmp_path / "x", random.Random(runtime)
     process = _start(out, "--runtime", runtime, *SETTINGS, *OFTEN)
-    for rounds in kills:
-        _wait_for_rounds(out, rounds, process)
+    for number in kills:
+        _wait_for_rounds(out, number, process)
         time.sleep(moment.uniform(0, 0.03))
         _kill(process, out)
         process = _start(out, "--resume")
@@ -100,7 +101,7 @@ def test_killed_before_its_first_checkpoint(undisturbed, tmp_path):
     process = _start(out, *SETTINGS, "--set", "checkpoint_every_s=1000")
     _wait_for_rounds(out, 5, process)
     _kill(process, out)
-    assert not (out / "checkpoint.json").exists()
+    assert not rounds(out)
     assert call(["train", "digits-mlp", "--out", str(out), "--resume"]) == (0, "")
     _same_run(undisturbed / "serial", out)
 
