@@ -1,8 +1,12 @@
 """Two sets are kept: if a file of the latest is damaged in any way, a run ends as if it had never been written.
 
+And a set that cannot be written leaves nothing, in no process.
+
 Against a run that was never stopped, to the bit.
 """
 
+import errno
+import os
 import random
 import shutil
 import warnings
@@ -13,7 +17,8 @@ from mixed_tensors import all_same, copied
 from stopped_runs import Stopped, ends, go, latest, rounds
 from together import together
 
-from skerry.checkpoint import CheckpointError
+from skerry.checkpoint import CheckpointError, layout, save
+from skerry.files import atomic
 
 pytestmark = pytest.mark.usefixtures("no_costs")
 HOWS = ("serial", "processes")
@@ -113,3 +118,44 @@ def test_two_damaged_sets_are_told_in_one_line(stopped, tmp_path, how):
     assert all(str(path) in str(error.value) for path in paths)
     assert "\n" not in str(error.value)
     assert rounds(folder) == [2, 3]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize(("how", "name"), [("serial", "0-of-1"), ("processes", "2-of-3"), ("processes", "index")])
+def test_a_set_that_cannot_be_written_is_given_up_by_all(tmp_path, undisturbed, monkeypatch, how, name, number):
+    real_save = save.save_tensors
+
+    def refuse(path):
+        if "round-3" in str(path) and name in path.name:
+            path.write_bytes(b"half")
+            raise OSError(number, os.strerror(number))
+
+    def save_some(tensors, path, metadata):
+        refuse(path)
+        real_save(tensors, path, metadata)
+
+    def write_some(path, content):
+        atomic.write_with(path, lambda draft: (refuse(draft), draft.write_bytes(content)))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(save, "save_tensors", save_some)
+        patched.setattr(atomic, "write", write_some)
+        with pytest.raises(
+            atomic.WriteFailed, match=rf"3-round-3/{name}.*not written.*after round 2 is kept$"
+        ) as error:
+            ends(tmp_path, how)
+    assert "\n" not in str(error.value)
+    assert rounds(tmp_path) == [1, 2]
+    assert len(layout.sets(tmp_path)) == 2
+    assert not list(tmp_path.rglob(".*"))
+    resumed = ends(tmp_path, how, resume=True)
+    assert all(all_same(mine, expected) for mine, expected in zip(resumed, undisturbed[how], strict=True))
+
+
+def test_a_first_set_that_cannot_be_written_promises_nothing(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(save, "save_tensors", refuse)
+    with pytest.raises(atomic.WriteFailed, match=r"no checkpoint yet$"):
+        ends(tmp_path, "serial")

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -208,6 +209,37 @@ def test_machines_that_share_no_folder_resume(undisturbed, tmp_path):
     assert not any(process.returncode for process in machines), told
     ours, expected = (load_file(f / "model.safetensors") for f in (tmp_path / "A", undisturbed / "processes"))
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder that holds 300 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting needs root rights")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("runtime", ["serial", "processes"])
+def test_a_full_disk_in_the_middle_of_a_run_costs_nothing_that_was_saved(undisturbed, small_disk, runtime):
+    """Two sets of this run fit, a third one does not."""
+    out = small_disk / "x"
+    process = _start(out, "--runtime", runtime, *SETTINGS, *OFTEN)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 1
+    last = told.strip().splitlines()[-1]
+    found = re.search(rf"{out}/checkpoint/\S+: not written: .*{out}/checkpoint.*full.*after round (\d+) is kept", last)
+    assert found, told
+    assert f"--resume continues {out} after round {found[1]} of 12" in last
+    assert rounds(out)[-1] == int(found[1])
+    assert len(list((out / "checkpoint").iterdir())) == 2
+    assert not list(out.rglob(".*"))
+    assert (out / "metrics.jsonl").read_bytes().endswith(b"}\n")
+    subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)
+    assert call(["train", "--out", str(out), "--resume"]) == (0, "")
+    _same_run(undisturbed / runtime, out)
 
 
 def _is_locked(out: Path) -> bool:

@@ -41,27 +41,33 @@ def write(path: Path, content: bytes) -> None:
 
 def write_with(path: Path, make: Callable[[Path], object]) -> None:
     """Replace ``path`` in one step by what ``make`` writes to the path that it is given."""
-    with writing(path):
-        os.replace(make_draft(path, make), path)
+    draft = make_draft(path, make)
+    with writing(path), _removed_on_failure(draft):
+        os.replace(draft, path)
 
 
 def make_draft(path: Path, make: Callable[[Path], object]) -> Path:
     """Write the draft of ``path`` with ``make``, to the disk and with a new file's permissions; return its path."""
     draft = draft_of(path)
-    with writing(path):
+    with writing(path), _removed_on_failure(draft):
         draft.unlink(missing_ok=True)  # left by a killed write
-        try:
-            draft.touch()
-            mode = draft.stat().st_mode  # what the umask leaves; safetensors lets only the owner read
-            draft.unlink()
-            make(draft)
-            draft.chmod(mode)
-            sync(draft)
-        except BaseException:
-            with suppress(OSError):
-                draft.unlink()
-            raise
+        draft.touch()
+        mode = draft.stat().st_mode  # what the umask leaves; safetensors lets only the owner read
+        draft.unlink()
+        make(draft)
+        draft.chmod(mode)
+        sync(draft)
     return draft
+
+
+@contextmanager
+def _removed_on_failure(draft: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink()
+        raise
 
 
 def append(path: Path, line: bytes) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from skerry.choose import choose
 from skerry.experiments import datasets, theory
+from skerry.experiments.cli.interrupt import code_and_line
 from skerry.experiments.cli.start import EXPECTED, start
 from skerry.experiments.config import parse_settings
 from skerry.experiments.methods import METHODS, takes
@@ -45,8 +46,8 @@ def run(arguments: list[str]) -> tuple[int, str]:
     """Run one command; see ``skerry.experiments.cli.call``."""
     try:
         main(arguments, prog_name="skerry", standalone_mode=False)
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        return 130, "interrupted; a run that had started continues with --resume"
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:
+        return code_and_line(error.__cause__ or error)  # click hides an interrupt behind its own
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
     except click.ClickException as error:

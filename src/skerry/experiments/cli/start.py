@@ -10,8 +10,9 @@ import torch
 
 from skerry.experiments.config import Config
 from skerry.experiments.runs.execute import num_cores, num_threads, run
-from skerry.experiments.runs.folder import check_folder
+from skerry.experiments.runs.folder import check_folder, how_to_go_on
 from skerry.experiments.runs.progress import RunProgress
+from skerry.files.atomic import WriteFailed
 from skerry.runtimes.distributed.launch import WorkerDied, launch
 from skerry.runtimes.distributed.processes import PeerLost, Processes
 from skerry.runtimes.runtime import Runtime
@@ -37,6 +38,16 @@ def start(config: Config, out: Path, *, resume: bool, tensorboard: bool = False)
         TrainingFailed: the loss stayed non-finite for too many rounds.
         WorkerDied, PeerLost: a process ended before the run was done.
     """
+    try:
+        _start(config, out, resume, tensorboard)
+    except (KeyboardInterrupt, WriteFailed, WorkerDied) as error:
+        told = how_to_go_on(out)
+        if not isinstance(error, WorkerDied) or told.startswith("--resume"):
+            error.add_note(f"({told})")
+        raise
+
+
+def _start(config: Config, out: Path, resume: bool, tensorboard: bool) -> None:
     under_torchrun = "WORLD_SIZE" in os.environ and "RANK" in os.environ
     if under_torchrun:
         config = config.change({"runtime": "processes"})

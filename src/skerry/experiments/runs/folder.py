@@ -2,14 +2,13 @@
 
     config.json            settings, and versions of the packages that ran it last
     metrics.jsonl          one line per round
-    checkpoint.json        names the last complete set of checkpoint files
-    checkpoint/            that set: one file per process
+    checkpoint/            the last two complete sets of checkpoint files, one file per process
     units.json             how often each unit was trained
     summary.json           written when the run is done
     model.safetensors      the calibrated full model, written when the run is done
 
-Only rank 0 writes, except for checkpoints. Every file is replaced atomically, except ``metrics.jsonl``, which is
-truncated to the checkpoint's round on resume.
+Only rank 0 writes, except for checkpoints. Every file is replaced atomically, except ``metrics.jsonl``, to which whole
+lines are added, and which is truncated to the checkpoint's round on resume.
 """
 
 import fcntl
@@ -24,6 +23,7 @@ from typing import Any, Self
 
 import torch
 
+from skerry.checkpoint import layout
 from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.checkpoint.state import State
 from skerry.experiments.config import Config
@@ -110,8 +110,21 @@ def keep_config(folder: Path, config: Config) -> None:
     except ValueError:
         same = False
     if not same:
-        folder.mkdir(parents=True, exist_ok=True)
+        with atomic.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         write_config(folder, config)
+
+
+def how_to_go_on(folder: Path) -> str:
+    """Return what there is of a run that has ended early, and how it goes on."""
+    if not (folder / "config.json").exists():
+        return f"nothing of {folder} is kept, start it again"
+    if (folder / "summary.json").exists():
+        return f"{folder} is finished"
+    if saved := layout.complete_sets(folder):
+        of = saved_config(folder).rounds
+        return f"--resume continues {folder} after round {layout.round_of(saved[0].name)} of {of}"
+    return f"{folder} has no checkpoint yet, so --resume starts from the beginning"
 
 
 class RunFolder:
@@ -129,9 +142,12 @@ class RunFolder:
 
     def __init__(self, folder: Path, config: Config, *, resume: bool) -> None:
         check_folder(folder, config, resume=resume)
-        self.folder, self.config = folder, config
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder / "lock").open("w")
+        self.folder, self.config, self._new = folder, config, not resume
+        self._metrics = folder / "metrics.jsonl"
+        with atomic.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with atomic.writing(folder / "lock"):
+            self._lock = (folder / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -139,10 +155,12 @@ class RunFolder:
             raise FolderInUse(
                 f"{folder}: another process is writing to it; wait for it or choose another --out"
             ) from None
-        atomic.remove_drafts(folder)
-        write_config(folder, config)
-        self._metrics = (folder / "metrics.jsonl").open("a")
-        self._new = not resume
+        try:
+            atomic.remove_drafts(folder)
+            write_config(folder, config)
+        except OSError as error:
+            self.__exit__(type(error), error, None)
+            raise
         self._units_written = time.monotonic()
         self._axes: tuple[Axis, ...] = ()
 
@@ -150,10 +168,9 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._metrics.close()
-        if error is not None and self._new and not (self.folder / "metrics.jsonl").stat().st_size:
+        if error is not None and self._new and not (self._metrics.exists() and self._metrics.stat().st_size):
             for name in ("config.json", "metrics.jsonl", "lock"):  # it never started: leave the folder usable
-                (self.folder / name).unlink()
+                (self.folder / name).unlink(missing_ok=True)
             if not any(self.folder.iterdir()):
                 self.folder.rmdir()
         self._lock.close()
@@ -161,16 +178,12 @@ class RunFolder:
     def begin(self, axes: tuple[Axis, ...], round: int) -> None:
         """Set the axes of the trained model; remove the metrics of ``round`` and later ones, which will run again."""
         self._axes = axes
-        path = self.folder / "metrics.jsonl"
-        self._metrics.close()
-        lines = path.read_bytes().splitlines(keepends=True)
-        atomic.write(path, b"".join(lines[:round]))
-        self._metrics = path.open("a")
+        lines = self._metrics.read_bytes().splitlines(keepends=True) if self._metrics.exists() else []
+        atomic.write(self._metrics, b"".join(lines[:round]))
 
     def on_round(self, record: Record, state: State) -> None:
         """Write the line of the round, and from time to time the counts of the units."""
-        self._metrics.write(json.dumps(metrics_line(record)) + "\n")
-        self._metrics.flush()
+        atomic.append(self._metrics, (json.dumps(metrics_line(record)) + "\n").encode())
         last = state.round == self.config.rounds
         if last or time.monotonic() - self._units_written >= self.config.checkpoint_every_s:
             self._write_units(state)
@@ -184,7 +197,7 @@ class RunFolder:
         memory = {name: getattr(cost, name) for name in ("weights", "gradients", "optimizer", "activations")}
         memory["resting"] = rank_memory(result.plan, result.store.sizes, now, 0, cost).resting if unassigned else 0
         # From the file, so that rounds before a resume count, too.
-        lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in self._metrics.read_text().splitlines()]
         summary = {
             "finished": True,
             **_scores(result.score),

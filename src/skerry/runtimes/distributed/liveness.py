@@ -145,6 +145,6 @@ class Liveness:
 
     def _line(self, lost: str) -> str:
         return (
-            f"rank {self._rank}, {self._where}: rank {lost} is gone or does not answer; see its output, then "
-            "continue from the last checkpoint with --resume"
+            f"rank {self._rank}, {self._where}: rank {lost} is gone or does not answer; see its output; "
+            "--resume continues from the last checkpoint, if there is one"
         )
