@@ -15,6 +15,8 @@ from skerry.experiments import theory
 from skerry.experiments.cli import EXTRA, call
 from skerry.experiments.cli.commands import main
 from skerry.experiments.reports import pictures
+from skerry.experiments.runs.folder import RunFolder
+from skerry.experiments.runs.progress import RunProgress
 from skerry.experiments.theory.quadratics import counterexample
 
 QUICK = ["--set", "rounds=3", "--set", "local_steps=4", "--set", "eval_every=1", "--set", "threads=1"]
@@ -365,6 +367,36 @@ def test_another_runs_checkpoint_is_refused(finished, tmp_path):
     shutil.copytree(finished / "checkpoint", other / "checkpoint", dirs_exist_ok=True)
     code, message = call(["train", "--resume", "--out", str(other)])
     assert (code, str(latest(other) / "index.json") in message) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("every_s", "round", "kept"),
+    [
+        (1000, None, r"nothing of O is kept"),
+        (1000, 2, r"O has no checkpoint yet.*beginning"),
+        (0, 0, r"O has no checkpoint yet.*beginning"),
+        (0, 1, r"--resume continues O after round 1 of 3"),
+        (0, 2, r"--resume continues O after round 2 of 3"),
+    ],
+)
+@pytest.mark.parametrize("command", [["train"], ["compare", "--methods", "ist"]], ids=" ".join)
+@pytest.mark.usefixtures("_bare_pictures")
+def test_an_interrupt_promises_only_what_is_there(tmp_path, monkeypatch, command, every_s, round, kept):
+    out = tmp_path / "O" if command == ["train"] else tmp_path / "O" / "ist"
+    arguments = [*command, "digits-mlp", "--out", str(tmp_path / "O"), *QUICK, "--set", f"checkpoint_every_s={every_s}"]
+
+    def interrupt(self, record, state):
+        if record.round == round:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        if round is None:
+            patched.setattr(RunFolder, "begin", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(RunProgress, "on_round", interrupt)
+        code, message = call(arguments)
+    assert code == 130
+    assert re.fullmatch(rf"interrupted \({kept.replace('O', str(out), 1)}.*\)", message), message
+    assert call(arguments if "nothing" in kept else [*arguments, "--resume"]) == (0, "")
 
 
 @pytest.mark.parametrize("package", EXTRA)

@@ -27,7 +27,8 @@ OFTEN = ["--set", "checkpoint_every_s=0"]
 
 def _start(out: Path, *more: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "skerry", "train", "digits-mlp", "--out", str(out), *more]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+    return subprocess.Popen(command, text=True, start_new_session=True, **pipes)  # ctrl-c goes to all of a session
 
 
 def _wait_for_rounds(out: Path, number: int, process: "subprocess.Popen[str]") -> None:
@@ -211,12 +212,45 @@ def test_machines_that_share_no_folder_resume(undisturbed, tmp_path):
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
 
 
+@pytest.mark.parametrize(
+    ("runtime", "number", "code", "what"),
+    [("serial", signal.SIGTERM, 143, "terminated"), ("processes", signal.SIGINT, 130, "interrupted")],
+)
+def test_an_interrupted_run_says_the_round_that_resume_starts_from(tmp_path, runtime, number, code, what):
+    out = tmp_path / "x"
+    process = _start(out, "--runtime", runtime, *SETTINGS, *OFTEN)
+    _wait_for_rounds(out, 3, process)
+    os.killpg(process.pid, number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == code, told
+    last = told.strip().splitlines()[-1]
+    assert last == f"skerry: {what} (--resume continues {out} after round {rounds(out)[-1]} of 12)"
+    assert "Traceback" not in told
+
+
+def test_ctrl_c_while_processes_start_promises_nothing(tmp_path):
+    """Workers that are still importing must not print a traceback each."""
+    out = tmp_path / "x"
+    process = _start(out, "--runtime", "processes", *SETTINGS)
+    until = time.monotonic() + 60
+    while len(_children(process.pid)) < 3:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert told.strip().splitlines()[-1] == f"skerry: interrupted (nothing of {out} is kept, start it again)"
+    assert "Traceback" not in told
+    assert not out.exists()
+
+
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder that holds 300 KiB."""
+    """A folder that holds 600 KiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("mounting needs root rights")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
@@ -224,7 +258,6 @@ def small_disk(tmp_path):
 
 @pytest.mark.parametrize("runtime", ["serial", "processes"])
 def test_a_full_disk_in_the_middle_of_a_run_costs_nothing_that_was_saved(undisturbed, small_disk, runtime):
-    """Two sets of this run fit, a third one does not."""
     out = small_disk / "x"
     process = _start(out, "--runtime", runtime, *SETTINGS, *OFTEN)
     _, told = process.communicate(timeout=120)
@@ -234,7 +267,7 @@ def test_a_full_disk_in_the_middle_of_a_run_costs_nothing_that_was_saved(undistu
     assert found, told
     assert f"--resume continues {out} after round {found[1]} of 12" in last
     assert rounds(out)[-1] == int(found[1])
-    assert len(list((out / "checkpoint").iterdir())) == 2
+    assert len(rounds(out)) == len(list((out / "checkpoint").iterdir()))  # no set is half-written
     assert not list(out.rglob(".*"))
     assert (out / "metrics.jsonl").read_bytes().endswith(b"}\n")
     subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)
