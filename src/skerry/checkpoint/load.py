@@ -118,7 +118,7 @@ class SavedTensors:
         self._cuts = cuts_of_all(plan, Assignment(self._held))
         numbers = json.loads(metadata["state"])
         totals = {key: float(numbers["totals"][key]) for key in TOTALS}
-        self.state = State(int(numbers["round"]), trained, int(numbers["bad_rounds"]), totals)
+        self.state = State(int(numbers["round"]), trained, int(numbers["bad_rounds"]), totals, numbers["observed"])
         self.sizes = {
             name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
             for name, (dtype, *shape) in json.loads(metadata["sizes"]).items()

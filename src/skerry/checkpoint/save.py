@@ -84,7 +84,7 @@ def _save_file(path: Path, state: State, store: Store) -> str:
     """Save what this process keeps; return its checksum."""
     tensors: dict[str, Tensor] = {name: t.detach().cpu().contiguous() for name, t in store.shards().items()}
     tensors |= {layout.TRAINED: state.trained, layout.HELD: store.layout.held}
-    numbers = {"round": state.round, "bad_rounds": state.bad_rounds, "totals": state.totals}
+    numbers = {name: getattr(state, name) for name in ("round", "bad_rounds", "totals", "observed")}
     sizes = {name: [str(t.dtype).removeprefix("torch."), *t.shape] for name, t in store.sizes.items()}
     metadata = {"format": layout.FORMAT, "state": json.dumps(numbers), "sizes": json.dumps(sizes)}
     metadata["checksum"] = layout.checksum(sorted(tensors.items()), metadata)

@@ -18,9 +18,11 @@ class State:
         totals: sums over all rounds: seconds of rounds and checkpoints (``time_s``), of local steps per process
             (``local_s``), of evaluation (``evaluate_s``) and of checkpoints (``checkpoint_s``); bytes per worker by the
             assignments (``bytes_due``) and bytes sent (``bytes_sent``); operations per worker (``flop``).
+        observed: figures of earlier rounds by which later ones are judged (``training/diagnosis/judge.py``).
     """
 
     round: int
     trained: Tensor
     bad_rounds: int = 0
     totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TOTALS, 0.0))
+    observed: dict[str, list[float]] = field(default_factory=dict)

@@ -23,6 +23,7 @@ from skerry.runtimes.runtime import FullModel, Runtime
 from skerry.runtimes.serial import or_serial
 from skerry.trained import Start
 from skerry.training.check import check_algorithm, check_functions, check_model, verify_plan
+from skerry.training.diagnosis.judge import Judge
 from skerry.training.diagnosis.observer import Observer
 from skerry.training.evaluation.evaluate import Score
 from skerry.training.evaluation.test_set import Test, as_compared, as_test
@@ -63,6 +64,7 @@ class Session:
             step uses the loss that you give it.
         test: (inputs, labels), or a ``Test``, for ``score``; the subnets' outputs on a few of its samples are measured
             each round. ``Test.every`` has no effect here.
+        has_priors: whether your local steps add workers' label priors to the logits, so that no warning advises it.
 
     Attributes:
         setup: what stays the same from round to round, with the runtime, and the store of the full model.
@@ -109,6 +111,7 @@ class Session:
         max_bad_rounds: int = 5,
         loss_fn: LossFn | None = None,
         test: Test | tuple[Inputs, Tensor] | None = None,
+        has_priors: bool | None = None,
     ) -> None:
         self._test, self._loss_fn = as_test(test), loss_fn
         runtime = or_serial(runtime)
@@ -132,7 +135,8 @@ class Session:
         if runtime.num_processes > 1:
             agree_on(runtime, as_compared(self._test))
         self._checkpoints, self._max_bad_rounds = checkpoints, max_bad_rounds
-        self._observer = Observer(self.setup, loss_fn, self._test, plan=plan, resumed=self.state.round > 0)
+        judge = Judge(self.setup, plan, has_priors, self.state.observed)
+        self._observer = Observer(self.setup, loss_fn, self._test, judge)
         self._round: Round | None = None
 
     @property
@@ -201,10 +205,10 @@ class Session:
         loss_fn, test = loss_fn or self._loss_fn, as_test(test) or self._test
         if loss_fn is None or test is None:
             raise ValueError("score(): no loss_fn or no test set; give both here, or to the session")
-        probe = self._observer.probe if test is self._test and loss_fn == self._loss_fn else None
-        score = score_full_model(self.setup, self.state, full, loss_fn, test, probe)
-        if self._round is not None and score.probe_loss is not None:
-            self._round.diagnosis = self._observer.add_full_loss(self._round.diagnosis, score.probe_loss)
+        own = test is self._test and loss_fn == self._loss_fn
+        score = score_full_model(self.setup, self.state, full, loss_fn, test, self._observer.probe if own else None)
+        if own and self._round is not None:
+            self._round.diagnosis = self._observer.add_score(self._round.diagnosis, score)
         return score
 
     def export(self, full: FullModel, folder: Path | str, *, shard_bytes: int = SHARD_BYTES) -> None:
