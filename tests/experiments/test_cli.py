@@ -1,5 +1,6 @@
 """The command line, used as a user would: what it writes, and one clear line for each thing that can be wrong."""
 
+import html
 import json
 import re
 import shutil
@@ -119,12 +120,27 @@ def test_a_relay_with_label_skew_is_warned_of_and_label_priors_help(tmp_path, ca
     assert found["true"] > found["false"] + 0.1
 
 
-def test_train_says_what_theory_warns_of_in_one_line(tmp_path, capsys):
-    words = [*QUICK, "--set", "split=by_label", "--set", "partition.reshuffle=.1"]
-    assert call(["train", "digits-mlp", "--out", str(tmp_path / "x"), *words]) == (0, "")
-    told = [line for line in capsys.readouterr().err.splitlines() if "label skew" in line]
-    assert len(told) == 1
-    assert re.match(r"digits-mlp ist: round 0: label skew: .* \(docs/your-run\.md\)$", told[0])
+ALL_WARN = ["--set", "rounds=2", "--set", "local_steps=4", "--set", "threads=1", "--set", "split=by_label"]
+ALL_WARN += ["--set", "batch_size=500", "--set", "model.hidden=8", "--workers", "4"]
+
+
+@pytest.mark.usefixtures("_bare_pictures")
+@pytest.mark.parametrize("runtime", ["serial", "processes"])
+def test_every_warning_is_one_line_and_in_the_report(tmp_path, capfd, runtime):
+    """Those of the data, those before training and those of a round: once, not by every process."""
+    arguments = ["digits-mlp", "--methods", "relay,ist", "--runtime", runtime, "--out", str(tmp_path), *ALL_WARN]
+    assert call(["compare", *arguments]) == (0, "")
+    told = capfd.readouterr().err.splitlines()
+    assert not [line for line in told if "Warning" in line or "warnings.warn" in line]
+    page = html.unescape((tmp_path / "report.html").read_text())
+    for method, kinds in (("relay", ("parts[", "few rounds:", "bottleneck:")), ("ist", ("parts[", "bottleneck:"))):
+        summary = json.loads((tmp_path / method / "summary.json").read_text())["warnings"]
+        for kind in (*kinds, "label skew:"):
+            (line,) = [line for line in told if line.startswith(f"digits-mlp {method}: warning: {kind}")]
+            text = line.partition("warning: ")[2]
+            assert text in summary.values()
+            assert text in page
+        assert len(summary) == len([line for line in told if line.startswith(f"digits-mlp {method}: warning: ")])
 
 
 def test_compare_makes_one_table_of_all_methods(tmp_path, request):

@@ -2,8 +2,10 @@
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
 import torch
@@ -17,7 +19,6 @@ from skerry.runtimes.distributed.launch import WorkerDied, launch
 from skerry.runtimes.distributed.processes import PeerLost, Processes
 from skerry.runtimes.runtime import Runtime
 from skerry.runtimes.serial import Serial
-from skerry.training.diagnosis.theory_warnings import TheoryWarning
 from skerry.training.phases.exchange_phase import TrainingFailed
 
 EXPECTED = (ValueError, OSError, TrainingFailed, PeerLost, WorkerDied)
@@ -73,15 +74,16 @@ def _start(config: Config, out: Path, resume: bool, tensorboard: bool) -> None:
 
 
 def _work(runtime: Runtime, config: Config, out: Path, resume: bool, tensorboard: bool) -> None:
-    """The part of one process in a run; rank 0 shows the progress."""
+    """The part of one process in a run; rank 0 shows the progress, and the warnings."""
     if runtime.rank != 0:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the first process says the same
+            warnings.simplefilter("ignore")  # the first process says the same
             run(config, out, runtime, resume=resume)
         return
     if runtime.num_processes > 1:
         click.echo(f"all {runtime.num_processes} processes have joined", err=True)
-    with RunProgress(f"{config.recipe} {config.method}", config.rounds) as progress:
+    title = f"{config.recipe} {config.method}"
+    with RunProgress(title, config.rounds) as progress, warnings_in_one_line(f"{title}: ") as heard:
         hooks = [progress.on_round]
         if tensorboard:
             from skerry.experiments.runs.tensorboard import Events
@@ -92,20 +94,19 @@ def _work(runtime: Runtime, config: Config, out: Path, resume: bool, tensorboard
             for hook in hooks:
                 hook(record, state)
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("default", UserWarning)
-            warnings.simplefilter("ignore", TheoryWarning)  # the progress prints it
-            warnings.showwarning = _show
-            run(config, out, runtime, resume=resume, on_round=on_round)
+        run(config, out, runtime, resume=resume, on_round=on_round, heard=heard)
 
 
-def _show(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """Print a warning as one line, without the place in the code."""
-    click.echo(f"warning: {message}", err=True)
+@contextmanager
+def warnings_in_one_line(title: str = "") -> Iterator[list[str]]:
+    """Print each warning as one line, without the place in the code; yield a list that gets their texts."""
+    heard: list[str] = []
+
+    def show(message: Warning | str, *place: object, **more: object) -> None:
+        heard.append(" ".join(str(message).split()))
+        click.echo(f"{title}warning: {heard[-1]}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = show
+        yield heard

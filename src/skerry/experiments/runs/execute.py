@@ -139,7 +139,15 @@ def export_run(folder: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> in
     return checkpoint.state.round
 
 
-def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_round: OnRound | None = None) -> None:
+def run(
+    config: Config,
+    folder: Path,
+    runtime: Runtime,
+    *,
+    resume: bool,
+    on_round: OnRound | None = None,
+    heard: list[str] | None = None,
+) -> None:
     """Run ``config`` in ``folder``. Every process of ``runtime`` calls this; rank 0 writes the files.
 
     Args:
@@ -148,6 +156,7 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
         runtime: where the workers run.
         resume: continue the run in ``folder``.
         on_round: called on rank 0 after each round, with its ``Record`` and ``State``.
+        heard: texts of warnings, to be written with the next round.
 
     Raises:
         ValueError, OSError: the settings, the data or the folder are wrong.
@@ -176,7 +185,7 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
 
         train(job.model, job.loss_fn, job.data, on_start=begin_here, **arguments).export(folder)
         return
-    with RunFolder(folder, config, resume=resume) as files:
+    with RunFolder(folder, config, resume=resume, heard=heard) as files:
 
         def each_round(record: Any, state: Any) -> None:
             files.on_round(record, state)

@@ -134,16 +134,17 @@ class RunFolder:
         folder: created if it is missing.
         config: the settings of the run.
         resume: continue the run in ``folder``.
+        heard: texts of warnings; those that are new are written with the next round.
 
     Raises:
         FolderInUse: the folder holds something else, or another process writes to it.
         ValueError: ``config`` differs from the saved settings.
     """
 
-    def __init__(self, folder: Path, config: Config, *, resume: bool) -> None:
+    def __init__(self, folder: Path, config: Config, *, resume: bool, heard: list[str] | None = None) -> None:
         check_folder(folder, config, resume=resume)
         self.folder, self.config, self._new = folder, config, not resume
-        self._metrics = folder / "metrics.jsonl"
+        self._metrics, self._heard = folder / "metrics.jsonl", [] if heard is None else heard
         with atomic.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with atomic.writing(folder / "lock"):
@@ -183,7 +184,7 @@ class RunFolder:
 
     def on_round(self, record: Record, state: State) -> None:
         """Write the line of the round, and from time to time the counts of the units."""
-        atomic.append(self._metrics, (json.dumps(metrics_line(record)) + "\n").encode())
+        atomic.append(self._metrics, (json.dumps(metrics_line(record, self._new_warnings())) + "\n").encode())
         last = state.round == self.config.rounds
         if last or time.monotonic() - self._units_written >= self.config.checkpoint_every_s:
             self._write_units(state)
@@ -204,9 +205,16 @@ class RunFolder:
             "parameters": {"full": result.num_parameters, "subnet": cost.parameters},
             "memory_bytes": memory,
             "totals": result.state.totals,
-            "warnings": {kind: text for line in reversed(lines) for kind, text in line.get("warnings", {}).items()},
+            "warnings": {kind: text for line in reversed(lines) for kind, text in line.get("warnings", {}).items()}
+            | self._new_warnings(),
         }
         self._write_json("summary.json", summary)
+
+    def _new_warnings(self) -> dict[str, str]:
+        """Return the warnings since the last call by kind: the text before the first colon."""
+        texts = list(self._heard)
+        self._heard.clear()
+        return {text.partition(":")[0]: text for text in texts}
 
     def _write_units(self, state: State) -> None:
         counts = [
@@ -219,8 +227,8 @@ class RunFolder:
         atomic.write(self.folder / name, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def metrics_line(record: Record) -> dict[str, Any]:
-    """Return the JSON object of a round; values that are not finite become null."""
+def metrics_line(record: Record, heard: Mapping[str, str]) -> dict[str, Any]:
+    """Return the JSON object of a round, with the warnings ``heard``; values that are not finite become null."""
     totals = record.totals
     return {
         "round": record.round,
@@ -234,7 +242,8 @@ def metrics_line(record: Record) -> dict[str, Any]:
         "units_covered": record.units_covered,
         "refused": list(record.refused),
         "diagnosis": {name: _finite(getattr(record.diagnosis, name)) for name in MEASURES},
-        "warnings": dict(record.diagnosis.warnings),
+        "checked": list(record.diagnosis.checked),
+        "warnings": {**heard, **record.diagnosis.warnings},
     }
 
 

@@ -44,7 +44,7 @@ LOSS_ROUNDS = 5
 CHECKS = {
     "bottleneck": f"a subnet has at least {FEW_UNITS} neurons or channels of each axis",
     "few rounds": "every net visits every worker",
-    "label skew": f"a worker's labels differ from all labels by at most {SKEW_OF_MOST} of the most that is possible",
+    "label skew": f"a worker's labels differ from all labels by at most {SKEW_OF_MOST:.0%} of what is possible",
     "coverage": f"at most {NEVER_TRAINED:.0%} of the units are never trained",
     "drift": f"workers move apart at most {DRIFT_OVER_CHANCE:.0f} times as far as by chance; judged by the first "
     f"{MIN_DRIFT_ROUNDS} to {MAX_DRIFT_ROUNDS} measured rounds of several local steps, without overlap, where workers "
