@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from zoo import CASES
 
 from skerry import Plan
+from skerry.training import cost
 
 torch.set_num_threads(1)  # small nets; and both runtimes must do their sums in the same order
 settings.register_profile("skerry", deadline=None)  # nothing is tested by a timer
@@ -26,6 +27,14 @@ def _seed() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def _costs() -> Iterator[None]:
     with remembered():
+        yield
+
+
+@pytest.fixture(scope="module")
+def no_costs() -> Iterator[None]:
+    """For tests of many short runs: measuring what a step costs would take most of their time."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cost, "step_cost", lambda *args: cost.StepCost(1, 1, 1, 1, 1, 1))
         yield
 
 

@@ -1,5 +1,6 @@
 """The command line, used as a user would: what it writes, and one clear line for each thing that can be wrong."""
 
+import html
 import json
 import re
 import shutil
@@ -9,12 +10,14 @@ import sys
 import pytest
 from click.testing import CliRunner
 from safetensors.torch import load_file
+from stopped_runs import latest
 
 from skerry.experiments import theory
 from skerry.experiments.cli import EXTRA, call
 from skerry.experiments.cli.commands import main
 from skerry.experiments.reports import pictures
 from skerry.experiments.runs.folder import RunFolder
+from skerry.experiments.runs.progress import RunProgress
 from skerry.experiments.theory.quadratics import counterexample
 
 QUICK = ["--set", "rounds=3", "--set", "local_steps=4", "--set", "eval_every=1", "--set", "threads=1"]
@@ -42,8 +45,8 @@ def _bare_pictures(monkeypatch):
 def test_train_writes_all_its_files_and_a_table(finished):
     names = {p.name for p in finished.iterdir()}
     assert names == {
-        "config.json", "metrics.jsonl", "checkpoint.json", "checkpoint", "units.json", "summary.json", "model.json",
-        "model.safetensors", "report.html", "lock",
+        "config.json", "metrics.jsonl", "checkpoint", "units.json", "summary.json", "model.json", "model.safetensors",
+        "report.html", "lock",
     }  # fmt: skip
     config = json.loads((finished / "config.json").read_text())
     assert (config["recipe"], config["workers"], config["rounds"], config["seed"]) == ("digits-mlp", 3, 3, 0)
@@ -155,7 +158,7 @@ def test_a_run_of_before_there_were_priors_is_one_without(finished):
     path = finished / "config.json"
     config = json.loads(path.read_text())
     assert config.pop("prior_adjusted") is False
-    assert "prior_adjusted" not in json.loads((finished / "checkpoint.json").read_text())["run"]
+    assert "prior_adjusted" not in (latest(finished) / "index.json").read_text()
     path.write_text(json.dumps(config))
     code, message = call(["train", "--out", str(finished), "--resume", "--set", "prior_adjusted=true"])
     assert code == 1
@@ -199,12 +202,27 @@ def test_a_relay_with_label_skew_is_warned_of_and_label_priors_help(tmp_path, ca
     assert found["true"] > found["false"] + 0.1
 
 
-def test_train_says_what_theory_warns_of_in_one_line(tmp_path, capsys):
-    words = [*QUICK, "--set", "split=by_label", "--set", "partition.reshuffle=.1"]
-    assert call(["train", "digits-mlp", "--out", str(tmp_path / "x"), *words]) == (0, "")
-    told = [line for line in capsys.readouterr().err.splitlines() if "label skew" in line]
-    assert len(told) == 1
-    assert re.match(r"digits-mlp ist: round 0: label skew: .* \(docs/your-run\.md\)$", told[0])
+ALL_WARN = ["--set", "rounds=2", "--set", "local_steps=4", "--set", "threads=1", "--set", "split=by_label"]
+ALL_WARN += ["--set", "batch_size=500", "--set", "model.hidden=8", "--workers", "4"]
+
+
+@pytest.mark.usefixtures("_bare_pictures")
+@pytest.mark.parametrize("runtime", ["serial", "processes"])
+def test_every_warning_is_one_line_and_in_the_report(tmp_path, capfd, runtime):
+    """Those of the data, those before training and those of a round: once, not by every process."""
+    arguments = ["digits-mlp", "--methods", "relay,ist", "--runtime", runtime, "--out", str(tmp_path), *ALL_WARN]
+    assert call(["compare", *arguments]) == (0, "")
+    told = capfd.readouterr().err.splitlines()
+    assert not [line for line in told if "Warning" in line or "warnings.warn" in line]
+    page = html.unescape((tmp_path / "report.html").read_text())
+    for method, kinds in (("relay", ("parts[", "few rounds:", "bottleneck:")), ("ist", ("parts[", "bottleneck:"))):
+        summary = json.loads((tmp_path / method / "summary.json").read_text())["warnings"]
+        for kind in (*kinds, "label skew:"):
+            (line,) = [line for line in told if line.startswith(f"digits-mlp {method}: warning: {kind}")]
+            text = line.partition("warning: ")[2]
+            assert text in summary.values()
+            assert text in page
+        assert len(summary) == len([line for line in told if line.startswith(f"digits-mlp {method}: warning: ")])
 
 
 def test_compare_makes_one_table_of_all_methods(tmp_path, request):
@@ -405,19 +423,15 @@ def test_a_folder_that_another_process_writes_to_is_refused(finished):
 @pytest.mark.parametrize(
     ("name", "content", "names"),
     [
-        ("checkpoint.json", b"garbage", r"checkpoint\.json.*line 1 column 1"),
-        (
-            "checkpoint.json",
-            b'{"format": "other", "round": 1, "checksums": []}',
-            r"checkpoint\.json.*'skerry-checkpoint-",
-        ),
+        ("index.json", b"garbage", r"index\.json.*line 1 column 1"),
+        ("index.json", b'{"format": "other", "round": 1, "checksums": []}', r"index\.json.*'skerry-checkpoint-"),
         ("0-of-1.safetensors", b"garbage", r"0-of-1\.safetensors.*header"),
         ("config.json", b"{", r"config\.json.*line 1 column 2"),
         ("config.json", b'{"recipe": "digits-mlp", "wokers": 3}', r"config\.json.*'wokers'.*'workers'"),
     ],
 )
 def test_a_damaged_run_is_refused_by_the_name_of_its_file(finished, name, content, names):
-    (path,) = [*finished.glob(name), *finished.glob(f"checkpoint/*/{name}")]
+    (path,) = finished.rglob(name)
     path.write_bytes(content)
     code, message = call(["train", "digits-mlp", "--out", str(finished), "--resume"])
     assert code == 1
@@ -450,7 +464,37 @@ def test_another_runs_checkpoint_is_refused(finished, tmp_path):
     assert call(["train", "digits-mlp", "--workers", "3", "--seed", "5", "--out", str(other), *QUICK]) == (0, "")
     shutil.copytree(finished / "checkpoint", other / "checkpoint", dirs_exist_ok=True)
     code, message = call(["train", "--resume", "--out", str(other)])
-    assert (code, str(other / "checkpoint" / "round-00000003" / "0-of-1.safetensors") in message) == (1, True)
+    assert (code, str(latest(other) / "index.json") in message) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("every_s", "round", "kept"),
+    [
+        (1000, None, r"nothing of O is kept"),
+        (1000, 2, r"O has no checkpoint yet.*beginning"),
+        (0, 0, r"O has no checkpoint yet.*beginning"),
+        (0, 1, r"--resume continues O after round 1 of 3"),
+        (0, 2, r"--resume continues O after round 2 of 3"),
+    ],
+)
+@pytest.mark.parametrize("command", [["train"], ["compare", "--methods", "ist"]], ids=" ".join)
+@pytest.mark.usefixtures("_bare_pictures")
+def test_an_interrupt_promises_only_what_is_there(tmp_path, monkeypatch, command, every_s, round, kept):
+    out = tmp_path / "O" if command == ["train"] else tmp_path / "O" / "ist"
+    arguments = [*command, "digits-mlp", "--out", str(tmp_path / "O"), *QUICK, "--set", f"checkpoint_every_s={every_s}"]
+
+    def interrupt(self, record, state):
+        if record.round == round:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        if round is None:
+            patched.setattr(RunFolder, "begin", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(RunProgress, "on_round", interrupt)
+        code, message = call(arguments)
+    assert code == 130
+    assert re.fullmatch(rf"interrupted \({kept.replace('O', str(out), 1)}.*\)", message), message
+    assert call(arguments if "nothing" in kept else [*arguments, "--resume"]) == (0, "")
 
 
 @pytest.mark.parametrize("package", EXTRA)

@@ -90,7 +90,8 @@ def kept(folder, method, model_name):
     torch.manual_seed(1)
     model, plan, _ = MODELS[model_name][0]()
     model, plan = net_to_train(model, plan, METHODS[method].algorithm, 0)
-    checkpoint = load_latest(folder / f"{method}-{model_name}", plan, named_tensors(model), Serial(), "mine")
+    folder, name = folder / f"{method}-{model_name}", METHODS[method].algorithm.name
+    checkpoint = load_latest(folder, plan, named_tensors(model), Serial(), run="mine", method=name)
     return {name: checkpoint.read(name) for name in checkpoint.sizes}, checkpoint
 
 

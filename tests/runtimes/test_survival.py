@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from stopped_runs import latest, rounds
 
 from skerry.experiments.cli import call
 from skerry.experiments.reports import pictures
@@ -25,7 +27,8 @@ OFTEN = ["--set", "checkpoint_every_s=0"]
 
 def _start(out: Path, *more: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "skerry", "train", "digits-mlp", "--out", str(out), *more]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+    return subprocess.Popen(command, text=True, start_new_session=True, **pipes)  # ctrl-c goes to all of a session
 
 
 def _wait_for_rounds(out: Path, number: int, process: "subprocess.Popen[str]") -> None:
@@ -48,7 +51,7 @@ def _kill(process: "subprocess.Popen[str]", out: Path) -> None:
 
 def _bits(out: Path) -> dict[str, torch.Tensor]:
     bits = {f"calibrated.{n}": t for n, t in load_file(out / "model.safetensors").items()}
-    for path in (out / "checkpoint").glob("*/*"):
+    for path in latest(out).glob("*.safetensors"):
         bits |= {f"{path.name} {n}": t for n, t in load_file(path).items()}
     return bits
 
@@ -85,8 +88,8 @@ def undisturbed(tmp_path_factory):
 def test_killed_in_the_middle_of_a_round_and_resumed(undisturbed, tmp_path, runtime, kills):
     out, moment = tmp_path / "x", random.Random(runtime)
     process = _start(out, "--runtime", runtime, *SETTINGS, *OFTEN)
-    for rounds in kills:
-        _wait_for_rounds(out, rounds, process)
+    for number in kills:
+        _wait_for_rounds(out, number, process)
         time.sleep(moment.uniform(0, 0.03))
         _kill(process, out)
         process = _start(out, "--resume")
@@ -100,7 +103,7 @@ def test_killed_before_its_first_checkpoint(undisturbed, tmp_path):
     process = _start(out, *SETTINGS, "--set", "checkpoint_every_s=1000")
     _wait_for_rounds(out, 5, process)
     _kill(process, out)
-    assert not (out / "checkpoint.json").exists()
+    assert not rounds(out)
     assert call(["train", "digits-mlp", "--out", str(out), "--resume"]) == (0, "")
     _same_run(undisturbed / "serial", out)
 
@@ -207,6 +210,84 @@ def test_machines_that_share_no_folder_resume(undisturbed, tmp_path):
     assert not any(process.returncode for process in machines), told
     ours, expected = (load_file(f / "model.safetensors") for f in (tmp_path / "A", undisturbed / "processes"))
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "number", "code", "what"),
+    [("serial", signal.SIGTERM, 143, "terminated"), ("processes", signal.SIGINT, 130, "interrupted")],
+)
+def test_an_interrupted_run_says_the_round_that_resume_starts_from(tmp_path, runtime, number, code, what):
+    out = tmp_path / "x"
+    process = _start(out, "--runtime", runtime, *SETTINGS, *OFTEN)
+    _wait_for_rounds(out, 3, process)
+    os.killpg(process.pid, number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == code, told
+    last = told.strip().splitlines()[-1]
+    assert last == f"skerry: {what} (--resume continues {out} after round {rounds(out)[-1]} of 12)"
+    assert "Traceback" not in told
+
+
+def _start_importing(out: Path) -> "tuple[subprocess.Popen[str], list[int]]":
+    """A run whose three workers are still importing, and the workers."""
+    process = _start(out, "--runtime", "processes", *SETTINGS)
+    until = time.monotonic() + 60
+    while True:
+        workers = [pid for pid in _children(process.pid) if "libtorch" in Path(f"/proc/{pid}/maps").read_text()]
+        if len(workers) == 3:
+            return process, workers
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
+def test_ctrl_c_while_processes_start_promises_nothing(tmp_path):
+    out = tmp_path / "x"
+    process, _ = _start_importing(out)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert told.strip().splitlines()[-1] == f"skerry: interrupted (nothing of {out} is kept, start it again)"
+    assert not out.exists()
+
+
+def test_workers_leave_ctrl_c_to_the_process_that_started_them(tmp_path):
+    """Also while they import, where it would end each with a traceback."""
+    process, workers = _start_importing(tmp_path / "x")
+    for pid in workers:
+        os.kill(pid, signal.SIGINT)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder that holds 600 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting needs root rights")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("runtime", ["serial", "processes"])
+def test_a_full_disk_in_the_middle_of_a_run_costs_nothing_that_was_saved(undisturbed, small_disk, runtime):
+    out = small_disk / "x"
+    process = _start(out, "--runtime", runtime, *SETTINGS, *OFTEN)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 1
+    last = told.strip().splitlines()[-1]
+    found = re.search(rf"{out}/checkpoint/\S+: not written: .*{out}/checkpoint.*full.*after round (\d+) is kept", last)
+    assert found, told
+    assert f"--resume continues {out} after round {found[1]} of 12" in last
+    assert rounds(out)[-1] == int(found[1])
+    assert len(rounds(out)) == len(list((out / "checkpoint").iterdir()))  # no set is half-written
+    assert not list(out.rglob(".*"))
+    assert (out / "metrics.jsonl").read_bytes().endswith(b"}\n")
+    subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)
+    assert call(["train", "--out", str(out), "--resume"]) == (0, "")
+    _same_run(undisturbed / runtime, out)
 
 
 def _is_locked(out: Path) -> bool:

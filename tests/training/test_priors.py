@@ -68,7 +68,7 @@ def test_train_adds_a_workers_row_in_its_local_steps_and_nowhere_else(method):
     test = next(iter(blobs(1, seed=5).batches(0, 0, 1)))
     with Session(
         model, plan=plan, algorithm=algorithm, optimizer=optimizer, num_rounds=3, schedule=cosine,
-        loss_fn=F.cross_entropy, test=test,
+        loss_fn=F.cross_entropy, test=test, has_priors=True,
     ) as session:  # fmt: skip
         for round in session.rounds():
             for worker in round.workers:

@@ -22,7 +22,7 @@ SHARD_BYTES = 256 * 2**20
 """The most bytes per file, unless a single tensor has more."""
 
 _INDEX = "model.safetensors.index.json"
-_OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|\.export-\d{5}\.draft")
+_OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|\.model-\d{5}\.safetensors\.draft")
 
 
 def export(full: FullModel, folder: Path, *, first: bool = True, shard_bytes: int = SHARD_BYTES) -> None:
@@ -35,12 +35,16 @@ def export(full: FullModel, folder: Path, *, first: bool = True, shard_bytes: in
         shard_bytes: the most bytes per file, unless a single tensor has more.
     """
     writer = _Writer(folder, shard_bytes)
-    for name, tensor in full.tensors():
+    try:
+        for name, tensor in full.tensors():
+            if first:
+                for alias in full.names(name):
+                    writer.add(alias, tensor)
         if first:
-            for alias in full.names(name):
-                writer.add(alias, tensor)
-    if first:
-        writer.close()
+            writer.close()
+    except BaseException:
+        writer.discard()
+        raise
 
 
 class _Writer:
@@ -77,9 +81,15 @@ class _Writer:
             if _OURS.fullmatch(path.name) and path.name not in names:
                 path.unlink()
 
+    def discard(self) -> None:
+        """Remove what has no final name yet."""
+        for draft, _ in self._files:
+            draft.unlink(missing_ok=True)
+
     def _flush(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"export-{len(self._files):05d}"
+        with atomic.writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"model-{len(self._files) + 1:05d}.safetensors"
         tensors, self._waiting = self._waiting, {}
         draft = atomic.make_draft(path, lambda place: save_tensors(tensors, place, {"format": "pt"}))
         self._files.append((draft, list(tensors)))

@@ -1,7 +1,10 @@
-"""The files of a checkpoint: a set of safetensors files, one per process, and an index that names the set.
+"""The files of checkpoints: sets of safetensors files, one per process, each set with an index that is written last.
 
-    checkpoint.json                                   the latest complete set, with each file's checksum
-    checkpoint/round-00000120/0-of-4.safetensors      what process 0 kept: its subnet and the elements it owns
+    checkpoint/7-round-120/0-of-4.safetensors     what process 0 kept: its subnet and the elements it owns
+    checkpoint/7-round-120/index.json             whose set it is, and each file's checksum; the first process writes it
+
+Sets are numbered in the order in which they are saved. The latest two are kept, so that a run goes on from the one
+before if the latest is damaged.
 
 Files are safetensors, not ``torch.distributed.checkpoint``, which pickles its index: whoever can write such a file can
 run code in the process that reads it.
@@ -9,6 +12,7 @@ run code in the process that reads it.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,79 +22,133 @@ from torch import Tensor
 
 from skerry.files import atomic
 
-FORMAT = "skerry-checkpoint-3"
+FORMAT = "skerry-checkpoint-4"
 TRAINED, HELD = "::trained", "::held"
 """Tensors in every file: ``State.trained``, and the assignment by which the set was written."""
 DIGEST_BYTES = 16
-INDEX, SETS = "checkpoint.json", "checkpoint"
+SETS, INDEX = "checkpoint", "index.json"
+_SET_NAME = re.compile(r"(\d+)-round-(\d+)")
+_OLDER_INDEX = "checkpoint.json"  # of format 3
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is damaged, foreign or does not fit; the message names the file and the remedy."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """Whose checkpoint it is; a training resumes from its own only.
+
+    Attributes:
+        run: identifies the run (its settings).
+        method: the name of the algorithm.
+        plan: the digest of the plan of what is trained.
+    """
+
+    run: str
+    method: str
+    plan: str
+
+    def check(self, other: "Owner", path: Path) -> None:
+        """Raise CheckpointError unless the checkpoint at ``path`` is of this owner; it is of ``other``."""
+        if self.method != other.method:
+            raise CheckpointError(
+                f"{path}: it is of method '{other.method}', got '{self.method}'; resume with the same method, or start "
+                "anew in another folder"
+            )
+        if self.run != other.run:
+            raise CheckpointError(
+                f"{path}: it is of a run with other settings; resume with the same, or start anew in another folder"
+            )
+        if self.plan != other.plan:
+            raise CheckpointError(
+                f"{path}: it is of a run with another plan or number of nets; resume with the same, or start anew in "
+                "another folder"
+            )
+
+
 @dataclass(frozen=True)
 class SetIndex:
-    """The latest complete set of a folder.
+    """What completes a set.
 
     Attributes:
         round: ``State.round`` of the set.
-        again: whether a run that was started again has written a set of this round beside an older one.
+        owner: whose it is.
         checksums: of the files, in the order of processes.
     """
 
     round: int
-    again: bool
+    owner: Owner
     checksums: list[str]
 
-    @property
-    def set_name(self) -> str:
-        """The folder of the set."""
-        return set_name(self.round, again=self.again)
-
-    def write(self, folder: Path, run: str) -> None:
-        """Replace the index of ``folder`` in one step; ``run`` identifies the run."""
-        index = {"format": FORMAT, "run": run, **asdict(self)}
-        atomic.write(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
+    def write(self, folder: Path) -> None:
+        """Write it into the set's ``folder``, in one step."""
+        content = {"format": FORMAT, "round": self.round, **asdict(self.owner), "checksums": self.checksums}
+        atomic.write(folder / INDEX, (json.dumps(content | {"checksum": _digest(content)}, indent=1) + "\n").encode())
 
 
-def read_index(folder: Path, run: str) -> SetIndex:
-    """Return the index of ``folder``.
+def read_index(text: str) -> SetIndex:
+    """Return the index that is written as ``text``.
 
     Raises:
-        CheckpointError: it is damaged, of another format, or of another run.
+        ValueError: it is damaged, or of another format.
     """
-    path = folder / INDEX
-    try:
-        index = json.loads(path.read_text())
-        good = index["format"] == FORMAT and isinstance(index["round"], int) and isinstance(index["again"], bool)
-        good = good and all(len(bytes.fromhex(checksum)) == DIGEST_BYTES for checksum in index["checksums"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint ({error}); remove it to start again") from error
-    if not good:
-        raise CheckpointError(f"{path}: expected format '{FORMAT}'; it is not Skerry's")
-    if index.get("run") != run:
-        raise CheckpointError(f"{path}: it is of a run with other settings; restore this run's file or start again")
-    return SetIndex(index["round"], index["again"], index["checksums"])
+    content = json.loads(text)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"expected format '{FORMAT}'")
+    if content.pop("checksum", "") != _digest(content):
+        raise ValueError("its checksum does not match its contents")
+    owner = Owner(run=content["run"], method=content["method"], plan=content["plan"])
+    return SetIndex(content["round"], owner, content["checksums"])
 
 
-def latest_set_name(folder: Path) -> str | None:
-    """Return the set that the index of ``folder`` names, of whichever run; None without a readable index."""
-    try:
-        index = json.loads((folder / INDEX).read_text())
-        return set_name(index["round"], again=index.get("again", False))
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+def sets(folder: Path) -> list[Path]:
+    """Return the folders of all sets in ``folder``, the latest first, also of incomplete ones."""
+    found = [path for path in (folder / SETS).glob("*") if _SET_NAME.fullmatch(path.name)]
+    return sorted(found, key=_number, reverse=True)
 
 
-def set_name(round: int, *, again: bool) -> str:
+def complete_sets(folder: Path) -> list[Path]:
+    """Return the folders of the complete sets in ``folder``, the latest first.
+
+    Raises:
+        CheckpointError: there is only a checkpoint of an older version.
+    """
+    found = [path for path in sets(folder) if (path / INDEX).exists()]
+    if not found and (folder / _OLDER_INDEX).exists():
+        raise CheckpointError(
+            f"{folder / _OLDER_INDEX}: written by an older version of Skerry; resume with that version, or start anew "
+            "in another folder"
+        )
+    return found
+
+
+def set_name(number: int, round: int) -> str:
     """Return the name of a set's folder."""
-    return f"round-{round:08d}{'-again' if again else ''}"
+    return f"{number}-round-{round}"
+
+
+def round_of(name: str) -> int:
+    """Return ``State.round`` of the set whose folder has that name."""
+    return int(name.rpartition("-")[2])
+
+
+def next_number(folder: Path) -> int:
+    """Return the number of the next set in ``folder``."""
+    return 1 + max(map(_number, sets(folder)), default=0)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.partition("-")[0])
 
 
 def file_name(rank: int, num_files: int) -> str:
     """Return the name of the file of process ``rank``."""
     return f"{rank}-of-{num_files}.safetensors"
+
+
+def _digest(content: Mapping[str, object]) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=DIGEST_BYTES).hexdigest()
 
 
 def checksum(tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]) -> str:
@@ -100,16 +158,3 @@ def checksum(tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str])
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def digests_to_tensor(checksums: Iterable[str], num: int) -> Tensor:
-    """Return checksums as (num, DIGEST_BYTES) int64, rows of zeros for those that are missing."""
-    rows = torch.zeros(num, DIGEST_BYTES, dtype=torch.int64)
-    for row, text in zip(rows, checksums, strict=False):
-        row.copy_(torch.tensor(list(bytes.fromhex(text)), dtype=torch.int64))
-    return rows
-
-
-def digests_from_tensor(rows: Tensor) -> list[str]:
-    """Return the checksums that ``digests_to_tensor`` was given."""
-    return [bytes(row.tolist()).hex() for row in rows]

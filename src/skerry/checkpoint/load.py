@@ -6,6 +6,7 @@ all files.
 """
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor
 
 from skerry.checkpoint import layout
+from skerry.checkpoint.agreement import first_text
 from skerry.checkpoint.checked_files import CheckedFiles
-from skerry.checkpoint.layout import CheckpointError, SetIndex
+from skerry.checkpoint.layout import CheckpointError, Owner
 from skerry.checkpoint.state import TOTALS, State
 from skerry.exchange.gathering import cuts_of_all, stored_parts
 from skerry.partitions.assignment import Assignment
@@ -26,9 +28,11 @@ from skerry.weights.part_of_file import read_part
 
 
 def load_latest(
-    folder: Path, plan: Plan, sizes: Mapping[str, Tensor], runtime: Runtime, run: str
+    folder: Path, plan: Plan, sizes: Mapping[str, Tensor], runtime: Runtime, *, run: str, method: str
 ) -> "SavedTensors | None":
     """Return the latest complete set in ``folder``, None if there is none yet; every process must call it.
+
+    If a process finds a file of it damaged, all of them take the set before, and the first one warns.
 
     Args:
         folder: of the run.
@@ -36,58 +40,92 @@ def load_latest(
         sizes: the tensors of what is trained by name, of any device; their values are not used.
         runtime: of all processes.
         run: identifies the run (its settings).
+        method: the algorithm's name.
 
     Raises:
-        CheckpointError: a file is missing, damaged, not Skerry's, or of another run or model.
+        CheckpointError: no set is whole, or the latest is of another run, method, plan or model.
     """
-    index = _latest_index(folder, runtime, run)
-    if index is None:
-        return None
-    files = CheckedFiles(folder / layout.SETS / index.set_name, plan, run, index.checksums)
-    saved = SavedTensors(files, plan, runtime.rank)
-    saved.check_sizes(sizes)
-    return saved
+    owner, problems = Owner(run=run, method=method, plan=plan.digest()), list[str]()
+    for name, text, problem in _indices_of_first(folder, runtime):
+        here = folder / layout.SETS / name
+        if problem:
+            problems.append(problem)
+            continue
+        index = layout.read_index(text)
+        owner.check(index.owner, here / layout.INDEX)
+        files = CheckedFiles(here, index.checksums)
+        # A process on a machine of its own has only its own file.
+        ranks = [runtime.rank] if len(files) == runtime.num_processes else range(len(files))
+        if told := first_text(files.problem(ranks), runtime):
+            problems.append(told)
+            continue
+        if problems and runtime.rank == 0:
+            warnings.warn(f"{problems[0]}; resuming from the checkpoint after round {index.round}", stacklevel=2)
+        saved = SavedTensors(files, plan, ranks[0])
+        saved.check_sizes(sizes)
+        return saved
+    if problems:
+        raise CheckpointError(f"{'; '.join(problems)}; no checkpoint is whole, start anew in another folder")
+    return None
 
 
-def _latest_index(folder: Path, runtime: Runtime, run: str) -> SetIndex | None:
-    """Return the first process's index: other processes may be on machines where there is none."""
-    index = SetIndex(-1, False, [])
-    problem: CheckpointError | None = None
-    if runtime.rank == 0 and (folder / layout.INDEX).exists():
+def _indices_of_first(folder: Path, runtime: Runtime) -> list[tuple[str, str, str]]:
+    """Return name, index, and what is wrong with it, of each complete set of the first process, the latest first.
+
+    Other processes may be on machines without an index.
+    """
+    found, problem = list[tuple[str, str, str]](), ""
+    if runtime.rank == 0:
         try:
-            index = layout.read_index(folder, run)
+            found = [(path.name, *_index(path / layout.INDEX)) for path in layout.complete_sets(folder)]
         except CheckpointError as error:
-            problem = error
-    numbers = torch.tensor([index.round + 1, index.again, len(index.checksums), problem is not None])
-    round, again, num_files, failed = runtime.total(numbers * (runtime.rank == 0)).tolist()
-    digests = runtime.total(layout.digests_to_tensor(index.checksums, num_files))
-    if problem is not None:
-        raise problem
-    if failed:
-        raise CheckpointError(f"{folder / layout.INDEX}: process 0 cannot read it")
-    return SetIndex(round - 1, bool(again), layout.digests_from_tensor(digests)) if round else None
+            problem = str(error)
+    if told := first_text(problem, runtime):
+        raise CheckpointError(told)
+    return [(name, text, wrong) for name, text, wrong in json.loads(first_text(json.dumps(found), runtime))]
+
+
+def _index(path: Path) -> tuple[str, str]:
+    """Return an index as text, and what is wrong with it, empty if nothing is."""
+    try:
+        text = path.read_text()
+        layout.read_index(text)
+    except (OSError, ValueError, KeyError) as error:
+        return "", f"{path}: not a readable checkpoint ({error})"
+    return text, ""
 
 
 class SavedTensors:
     """The tensors of a set of files as a ``Source``, with the state of the run; made by ``load_latest``.
 
+    Args:
+        files: of the set.
+        plan: of what is trained.
+        rank: of the file that is here in any case.
+
     Attributes:
         state: as it was saved.
+        set_name: the name of the set.
         sizes: full-size tensors on the meta device, including optimizer state that travels.
     """
 
     def __init__(self, files: CheckedFiles, plan: Plan, rank: int) -> None:
-        self._files, self._plan = files, plan
-        # A process on a machine of its own has only its own file.
-        self._mine = rank if rank < len(files) and files.path(rank).exists() else 0
-        with files.open(self._mine) as file:
+        self._files, self._plan, self._path = files, plan, files.path(rank)
+        self.set_name = files.folder.name
+        with files.open(rank) as file:
             metadata = file.metadata()
             self._held, trained = file.get_tensor(layout.HELD), file.get_tensor(layout.TRAINED)
         self._cuts = cuts_of_all(plan, Assignment(self._held))
         numbers = json.loads(metadata["state"])
         totals = {key: float(numbers["totals"][key]) for key in TOTALS}
         counts = {key: int(numbers.get(key, 0)) for key in ("round", "bad_rounds", "num_rounds", "num_workers")}
-        self.state = State(trained=trained, totals=totals, settings=numbers.get("settings", {}), **counts)
+        self.state = State(
+            trained=trained,
+            totals=totals,
+            settings=numbers.get("settings", {}),
+            observed=numbers["observed"],
+            **counts,  # type: ignore[arg-type]  # the keys are those of its whole numbers
+        )
         self.sizes = {
             name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
             for name, (dtype, *shape) in json.loads(metadata["sizes"]).items()
@@ -100,8 +138,7 @@ class SavedTensors:
             if got is None or (got.shape, got.dtype) != (size.shape, size.dtype):
                 what = "is missing" if got is None else f"has shape {tuple(got.shape)}, {got.dtype}"
                 raise CheckpointError(
-                    f"{self._files.path(self._mine)}: {name} {what}, expected {tuple(size.shape)}, {size.dtype}; it is "
-                    "of another model"
+                    f"{self._path}: {name} {what}, expected {tuple(size.shape)}, {size.dtype}; it is of another model"
                 )
 
     def own(self, worker: int, assignment: Assignment) -> dict[str, Tensor] | None:

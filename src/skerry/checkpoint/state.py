@@ -21,6 +21,7 @@ class State:
             assignments (``bytes_due``) and bytes sent (``bytes_sent``); operations per worker (``flop``).
         num_rounds, num_workers: of the training that writes it; 0 in older checkpoints.
         settings: what ``Checkpoints.settings`` was when it was saved; empty in older checkpoints.
+        observed: figures of earlier rounds by which later ones are judged (``training/diagnosis/judge.py``).
     """
 
     round: int
@@ -30,3 +31,4 @@ class State:
     num_rounds: int = 0
     num_workers: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
+    observed: dict[str, list[float]] = field(default_factory=dict)

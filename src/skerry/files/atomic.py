@@ -1,8 +1,37 @@
-"""Atomic writes: a reader finds the old file or the new one, whole, even if the writer is killed."""
+"""Atomic writes: a reader finds the old file or the new one, whole, even if a writer is killed or a disk is full."""
 
+import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_WHY = {
+    errno.ENOSPC: "the disk that holds {folder} is full; free some space there",
+    errno.EDQUOT: "the disk quota for {folder} is used up; free some space there",
+    errno.EROFS: "{folder} is on a read-only file system; make it writable, or choose another folder",
+    errno.EACCES: "you may not write to {folder}; change its permissions, or choose another folder",
+    errno.EPERM: "you may not write to {folder}; change its permissions, or choose another folder",
+}
+
+
+class WriteFailed(OSError):
+    """A file could not be written; the message is one line that names it, its folder and the remedy."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise WriteFailed where the system does not let this process write ``path``."""
+    try:
+        yield
+    except WriteFailed:
+        raise
+    except OSError as error:
+        folder, why = path.parent.absolute(), _WHY.get(error.errno or 0)
+        said = why.format(folder=folder) if why else f"{error.strerror or error}, in {folder}"
+        failed = WriteFailed(f"{path}: not written: {said}")
+        failed.errno = error.errno
+        raise failed from error
 
 
 def write(path: Path, content: bytes) -> None:
@@ -12,20 +41,45 @@ def write(path: Path, content: bytes) -> None:
 
 def write_with(path: Path, make: Callable[[Path], object]) -> None:
     """Replace ``path`` in one step by what ``make`` writes to the path that it is given."""
-    os.replace(make_draft(path, make), path)
+    draft = make_draft(path, make)
+    with writing(path), _removed_on_failure(draft):
+        os.replace(draft, path)
 
 
 def make_draft(path: Path, make: Callable[[Path], object]) -> Path:
     """Write the draft of ``path`` with ``make``, to the disk and with a new file's permissions; return its path."""
     draft = draft_of(path)
-    draft.unlink(missing_ok=True)  # left by a killed write
-    draft.touch()
-    mode = draft.stat().st_mode  # what the umask leaves; safetensors lets only the owner read
-    draft.unlink()
-    make(draft)
-    draft.chmod(mode)
-    sync(draft)
+    with writing(path), _removed_on_failure(draft):
+        draft.unlink(missing_ok=True)  # left by a killed write
+        draft.touch()
+        mode = draft.stat().st_mode  # what the umask leaves; safetensors lets only the owner read
+        draft.unlink()
+        make(draft)
+        draft.chmod(mode)
+        sync(draft)
     return draft
+
+
+@contextmanager
+def _removed_on_failure(draft: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink()
+        raise
+
+
+def append(path: Path, line: bytes) -> None:
+    """Append ``line`` to ``path``, or nothing of it."""
+    with writing(path), path.open("ab", buffering=0) as file:
+        end, rest = file.tell(), memoryview(line)
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except BaseException:
+            file.truncate(end)
+            raise
 
 
 def sync(path: Path) -> None:

@@ -118,7 +118,10 @@ class Plan:
         check_whole_number("workers", workers, 1)
         smallest = [axis.num_units // workers for axis in self.axes]
         found = (bottleneck(self.axes, smallest), lone_units(self.axes, self.dims, smallest))
-        return tuple(text for text in found if text is not None)
+        return tuple(
+            f"{text}; try ist with a core, fewer workers, or narrow with the axis whole (plan.without('{axis}'))"
+            for axis, text in filter(None, found)
+        )
 
     def between(self, name: str) -> bool:
         """Tell whether a tensor has units along two dims, so that parts of it lie between subnets."""

@@ -8,8 +8,8 @@ FEW_UNITS = 4
 """The limit of units per worker; a unit that is a head or a block has many neurons, and does not count."""
 
 
-def bottleneck(axes: Sequence[Axis], smallest: Sequence[int]) -> str | None:
-    """Return a warning if a subnet has so few neurons or channels of an axis that little gets through.
+def bottleneck(axes: Sequence[Axis], smallest: Sequence[int]) -> tuple[str, str] | None:
+    """Return the axis of which a subnet has so few neurons or channels that little gets through, and what is wrong.
 
     Args:
         axes: of the plan.
@@ -20,17 +20,16 @@ def bottleneck(axes: Sequence[Axis], smallest: Sequence[int]) -> str | None:
     if not tight:
         return None
     few, axis = min(tight, key=lambda pair: pair[0])
-    return (
+    return axis.name, (
         f"bottleneck: axis '{axis.name}' has {axis.num_units} units, and a subnet only {few}, which limits what "
-        "passes through it; use fewer workers, narrow with a larger width or with the axis whole "
-        f"(plan.without('{axis.name}')), or ist with a core"
+        "passes through it"
     )
 
 
-def lone_units(axes: Sequence[Axis], dims: Mapping[str, Row], smallest: Sequence[int]) -> str | None:
-    """Return a warning if a subnet has one unit of an axis whose units read each other, as in a residual stream.
+def lone_units(axes: Sequence[Axis], dims: Mapping[str, Row], smallest: Sequence[int]) -> tuple[str, str] | None:
+    """Return an axis whose units read each other (a residual stream) and of which a subnet has one, and what is wrong.
 
-    A weight between two of them is never trained, and the full model has them all.
+    A weight between two of its units is never trained, and the full model has them all.
 
     Args:
         axes: of the plan.
@@ -40,10 +39,9 @@ def lone_units(axes: Sequence[Axis], dims: Mapping[str, Row], smallest: Sequence
     for few, axis in zip(smallest, axes, strict=True):
         name = next((name for name, row in dims.items() if _reads_itself(row, axis)), None)
         if few == 1 < axis.num_units and name is not None:
-            return (
-                f"lone units: of axis '{axis.name}' ({axis.num_units} units) a subnet has 1, so the weights of {name} "
-                "between two units are never trained; use fewer workers, relay or ensemble (which have no such "
-                f"weights), narrow, ist with a core, or keep the axis whole (plan.without('{axis.name}'))"
+            return axis.name, (
+                f"one unit per worker: a subnet has 1 of the {axis.num_units} units of axis '{axis.name}', so "
+                f"weights of {name} between two units are never trained"
             )
     return None
 

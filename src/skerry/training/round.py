@@ -2,7 +2,6 @@
 
 import math
 import time
-import warnings
 from collections.abc import Generator
 
 from skerry.checkpoint.state import State
@@ -39,7 +38,6 @@ class Round:
         self.diagnosis = Diagnosis()
         self._setup, self._state, self._observer = setup, state, observer
         self._began: float | None = time.perf_counter()
-        self._recorded = False
 
     def _workers(self) -> Generator[Worker, None, None]:
         handed: list[Handover] = []
@@ -49,11 +47,10 @@ class Round:
                 yield worker
                 self._observer.end_worker(worker)
         self.refused, self.train_loss = exchange(self._setup, self._state, handed)
-        self.diagnosis = self._observer.end_round(self._state)
+        self.diagnosis = self._observer.end_round(self._state, self.train_loss, self.refused)
 
     def record(self, score: Score | None = None) -> Record:
         """Return the figures of the round, with ``score``; the time after this call is not counted."""
-        self._recorded = True
         self._stop_clock()
         trained = self._state.trained
         return Record(
@@ -68,7 +65,7 @@ class Round:
         )
 
     def end(self) -> None:
-        """Check that all workers were trained; warn of refused ones if ``record`` was not called. The session does it.
+        """Check that all workers were trained. The session does it.
 
         Raises:
             ValueError: the workers were not iterated to exhaustion.
@@ -78,9 +75,6 @@ class Round:
                 f"round {self.number}: ended before all workers were trained; iterate round.workers to exhaustion"
             )
         self._stop_clock()
-        if self.refused and not self._recorded:
-            who = ", ".join(map(str, self.refused))
-            warnings.warn(f"round {self.number}: refused worker {who}: weights or loss not finite", stacklevel=3)
 
     def _stop_clock(self) -> None:
         if self._began is not None:

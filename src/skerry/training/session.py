@@ -24,6 +24,7 @@ from skerry.runtimes.serial import or_serial
 from skerry.trained import Start
 from skerry.training.agreement import session_in_words
 from skerry.training.check import check_algorithm, check_functions, check_model, verify_plan, warn_of_frozen_readers
+from skerry.training.diagnosis.judge import Judge
 from skerry.training.diagnosis.observer import Observer
 from skerry.training.evaluation.evaluate import Score
 from skerry.training.evaluation.held_by import agree_on_test
@@ -65,6 +66,7 @@ class Session:
             step uses the loss that you give it.
         test: (inputs, labels), or a ``Test``, for ``score``; the subnets' outputs on a few of its samples are measured
             each round. ``Test.every`` has no effect here.
+        has_priors: whether your local steps add workers' label priors to the logits, so that no warning advises it.
 
     Attributes:
         setup: what stays the same from round to round, with the runtime, and the store of the full model.
@@ -112,6 +114,7 @@ class Session:
         max_bad_rounds: int = 5,
         loss_fn: LossFn | None = None,
         test: Test | tuple[Inputs, Tensor] | None = None,
+        has_priors: bool | None = None,
     ) -> None:
         own_test, self._loss_fn = as_test(test), loss_fn
         runtime = or_serial(runtime)
@@ -150,7 +153,8 @@ class Session:
             checkpoints=checkpoints,
         )
         self._checkpoints, self._max_bad_rounds = checkpoints, max_bad_rounds
-        self._observer = Observer(self.setup, loss_fn, own_test, plan=plan, resumed=self.state.round > 0)
+        judge = Judge(self.setup, plan, has_priors, self.state.observed)
+        self._observer = Observer(self.setup, loss_fn, own_test, judge)
         self._round: Round | None = None
 
     @property
@@ -181,7 +185,8 @@ class Session:
             round.end()
             if self._checkpoints is not None:
                 done = state.round == setup.num_rounds
-                self._checkpoints.save_if_due(state, setup.store, setup.runtime, done=done)
+                method = setup.algorithm.name
+                self._checkpoints.save_if_due(method, state, setup.store, setup.runtime, done=done)
             self._stop_if_failed(round.refused)
 
     def _stop_if_failed(self, refused: tuple[int, ...] = ()) -> None:
@@ -221,10 +226,10 @@ class Session:
             raise ValueError("score(): no loss_fn or no test set; give both here, or to the session")
         if used is not self.test and isinstance(used, Test) and used.held_by == "one":
             raise ValueError("score(): the session must know of a test set with held_by='one'; give it to Session")
-        probe = self._observer.probe if used is self.test and loss_fn == self._loss_fn else None
-        score = score_full_model(self.setup, self.state, full, loss_fn, used, probe)
-        if self._round is not None and score.probe_loss is not None:
-            self._round.diagnosis = self._observer.add_full_loss(self._round.diagnosis, score.probe_loss)
+        own = used is self.test and loss_fn == self._loss_fn
+        score = score_full_model(self.setup, self.state, full, loss_fn, used, self._observer.probe if own else None)
+        if own and self._round is not None:
+            self._round.diagnosis = self._observer.add_score(self._round.diagnosis, score)
         return score
 
     def export(self, full: FullModel, folder: Path | str, *, shard_bytes: int = SHARD_BYTES) -> None:

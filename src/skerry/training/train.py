@@ -187,6 +187,7 @@ def train(
         max_bad_rounds=max_bad_rounds,
         loss_fn=loss_fn,
         test=test,
+        has_priors=logit_adjustment is not None,
     )
     setup, state = session.setup, session.state
     if on_start is not None:

@@ -3,6 +3,7 @@
 The page is checked against rules: nothing is loaded from elsewhere, nothing a file says is read as markup.
 """
 
+import html
 import io
 import math
 import re
@@ -10,12 +11,15 @@ import statistics
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from made_runs import make_run
 from rich.console import Console
 
+from skerry.experiments.cli.commands import main
 from skerry.experiments.reports.comparison import (
     ReportError,
-    comparison,
+    Row,
+    Run,
     grouped,
     load_run,
     load_runs,
@@ -24,6 +28,11 @@ from skerry.experiments.reports.comparison import (
 )
 from skerry.experiments.reports.html import write_report
 from skerry.experiments.reports.pictures import looks
+from skerry.training.diagnosis.theory_warnings import CHECKS
+
+
+def comparison(runs: list[Run]) -> list[Row]:
+    return [row for row, _ in grouped(runs)]
 
 
 def test_row_of_one_run(tmp_path: Path) -> None:
@@ -112,6 +121,43 @@ def test_broken_config_is_named(tmp_path: Path, text: str) -> None:
 def test_folder_without_runs(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match=rf"{re.escape(str(tmp_path))}: .*\bconfig\.json\b"):
         load_runs(tmp_path)
+
+
+def test_runs_are_found_at_any_depth_and_named_by_their_path(tmp_path: Path) -> None:
+    for path in ("first", "a/b/run3", "a/b/run4"):
+        make_run(tmp_path / path, seed=int(path[-1]) if path[-1].isdigit() else 0, method=path[0] + "st")
+    make_run(tmp_path / "first" / "checkpoint" / "inside")  # a run's own folders are not searched
+    (tmp_path / "a" / "back").symlink_to(tmp_path)  # nor is a folder entered twice
+    (tmp_path / "again").symlink_to(tmp_path / "a")
+    (tmp_path / "itself").symlink_to(tmp_path / "itself")
+    (tmp_path / "elsewhere").symlink_to(make_run(tmp_path.parent / f"{tmp_path.name}-elsewhere"))
+    assert [run.name for run in load_runs(tmp_path)] == ["a/b/run3", "a/b/run4", "elsewhere", "first"]
+    told = CliRunner().invoke(main, ["report", str(tmp_path)]).output
+    assert "a/b/run3, a/b/run4\n" in told
+    assert "a/b/run3, a/b/run4" in (tmp_path / "report.html").read_text()
+    assert [run.name for run in load_runs(tmp_path / "a" / "b" / "run3")] == ["run3"]
+
+
+@pytest.mark.parametrize("checked", [None, [], ["drift", "scale"]])
+@pytest.mark.parametrize("warned", [{}, {"drift": "drift: far apart", "odd": "odd: anything"}])
+def test_only_what_was_checked_is_said_to_be_well(tmp_path: Path, checked: list[str] | None, warned: dict) -> None:
+    changes = {k: {} if checked is None else {"checked": checked if k == 1 else []} for k in range(4)}
+    changes[2]["warnings"] = warned
+    page = write_report(make_run(tmp_path / "a", changes=changes)).read_text()
+    for text in warned.values():
+        assert f"a, round 2:</b> {text}." in page
+    assert ("Nothing was checked" in page) == (not checked and not warned)
+    assert ("as far as it was checked" in page) == (bool(checked) and not warned)
+    (line,) = re.findall(r"<tr><td>ist</td>((?:<td[^>]*>(?:warned|ok|-)</td>)+)</tr>", page)
+    found = dict(zip(CHECKS, re.findall(r">(\w+|-)</td>", line), strict=True))
+    assert found == {kind: "warned" if kind in warned else "ok" if kind in (checked or ()) else "-" for kind in CHECKS}
+    assert all(html.escape(meaning, quote=False).replace("'", "&#39;") in page for meaning in CHECKS.values())
+
+
+def test_a_page_needs_no_other_file_and_shows_accuracy_first(tmp_path: Path) -> None:
+    page = write_report(make_run(tmp_path / "a")).read_text()
+    assert "docs/" not in page
+    assert re.search(r'<th scope="col">run</th><th scope="col">test accuracy</th>', page)
 
 
 def test_missing_units_summary_and_metrics(tmp_path: Path) -> None:

@@ -4,13 +4,19 @@ import os
 import sys
 from importlib.util import find_spec
 
+from skerry.experiments.cli.interrupt import code_and_line, end_at_sigterm
+
 EXTRA = ("click", "jinja2", "matplotlib", "rich")
 """Packages of the extra ``experiments``, without which no command runs."""
 
 
 def entry() -> None:
     """Run the command given by ``sys.argv``, print its error if there is one, and end the process."""
-    code, message = call(sys.argv[1:])
+    end_at_sigterm()
+    try:
+        code, message = call(sys.argv[1:])
+    except KeyboardInterrupt as error:  # while it imports
+        code, message = code_and_line(error)
     if message:
         print(f"skerry: {message}", file=sys.stderr, flush=True)
     if code and "RANK" in os.environ:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ import torch
 
 from skerry.choose import choose
 from skerry.experiments import datasets, theory
+from skerry.experiments.cli.interrupt import code_and_line
 from skerry.experiments.cli.start import EXPECTED, start, warnings_in_one_line
 from skerry.experiments.config import parse_settings
 from skerry.experiments.methods import METHODS, takes
 from skerry.experiments.recipes import RECIPES, find_recipe
-from skerry.experiments.reports.comparison import comparison, load_runs, to_markdown, to_rich
+from skerry.experiments.reports.comparison import Group, grouped, load_runs, to_markdown, to_rich
 from skerry.experiments.reports.html import write_report
 from skerry.experiments.reports.results_page import write_results
 from skerry.experiments.runs.execute import configure
@@ -46,9 +47,10 @@ FOLDER = _Folder(path_type=Path)
 def run(arguments: list[str]) -> tuple[int, str]:
     """Run one command; see ``skerry.experiments.cli.call``."""
     try:
-        main(arguments, prog_name="skerry", standalone_mode=False)
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        return 130, "interrupted; a run that had started continues with --resume"
+        with warnings_in_one_line():
+            main(arguments, prog_name="skerry", standalone_mode=False)
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:
+        return code_and_line(error.__cause__ or error)  # click hides an interrupt behind its own
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
     except click.ClickException as error:
@@ -237,14 +239,23 @@ def _print_report(out: Path) -> None:
     """Print the table of the runs in ``out``, write their report, and print its path."""
     from rich.console import Console
 
-    rows = comparison(load_runs(out))
+    groups = grouped(load_runs(out))
+    rows = [row for row, _ in groups]
     Console().print(to_rich(rows))
+    _print_folders(groups)
     spent = [row.flop for row in rows if row.flop > 0]
     if spent and max(spent) > 1.2 * min(spent):
         click.echo(f"Not at equal operations: {min(spent) / 1e12:.3g} to {max(spent) / 1e12:.3g} TFLOP per worker.")
     click.echo("bytes due: the minimum each worker must send; memory: to train a worker's subnet;")
     click.echo("outside: the share of the time not spent in local steps. The report explains all columns.")
     click.echo(f"report: {write_report(out)}")
+
+
+def _print_folders(groups: Sequence[Group]) -> None:
+    """Print where the runs of each row are, if some are nested."""
+    if any("/" in run.name for _, runs in groups for run in runs):
+        for row, runs in groups:
+            click.echo(f"{row.label}: {', '.join(run.name for run in runs)}")
 
 
 @main.command()
@@ -259,11 +270,13 @@ def recipes() -> None:
 @click.argument("folder", type=FOLDER)
 @click.option("--markdown", is_flag=True, help="Only print the table, as Markdown.")
 def report_command(folder: Path, markdown: bool) -> None:
-    """Write report.html for the run, or the runs, in FOLDER and print their table."""
-    if markdown:
-        click.echo(to_markdown(comparison(load_runs(folder))))
-    else:
+    """Write report.html for the run in FOLDER, or for all runs below it, and print their table."""
+    if not markdown:
         _print_report(folder)
+        return
+    groups = grouped(load_runs(folder))
+    click.echo(to_markdown([row for row, _ in groups]))
+    _print_folders(groups)
 
 
 @main.command()

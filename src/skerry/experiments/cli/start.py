@@ -5,21 +5,21 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
 import torch
 
 from skerry.experiments.config import Config
 from skerry.experiments.runs.execute import num_cores, num_threads, run
-from skerry.experiments.runs.folder import check_folder
+from skerry.experiments.runs.folder import check_folder, how_to_go_on
 from skerry.experiments.runs.progress import RunProgress
+from skerry.files.atomic import WriteFailed
 from skerry.runtimes.distributed.launch import WorkerDied, launch
 from skerry.runtimes.distributed.meeting import PeerLost
 from skerry.runtimes.distributed.processes import Processes
 from skerry.runtimes.runtime import Runtime
 from skerry.runtimes.serial import Serial
-from skerry.training.diagnosis.theory_warnings import TheoryWarning
 from skerry.training.phases.exchange_phase import TrainingFailed
 
 EXPECTED = (ValueError, OSError, TrainingFailed, PeerLost, WorkerDied)
@@ -40,6 +40,16 @@ def start(config: Config, out: Path, *, resume: bool, tensorboard: bool = False)
         TrainingFailed: the loss stayed non-finite for too many rounds.
         WorkerDied, PeerLost: a process ended before the run was done.
     """
+    try:
+        _start(config, out, resume, tensorboard)
+    except (KeyboardInterrupt, WriteFailed, WorkerDied) as error:
+        told = how_to_go_on(out)
+        if not isinstance(error, WorkerDied) or told.startswith("--resume"):
+            error.add_note(f"({told})")
+        raise
+
+
+def _start(config: Config, out: Path, resume: bool, tensorboard: bool) -> None:
     under_torchrun = "WORLD_SIZE" in os.environ and "RANK" in os.environ
     if under_torchrun:
         config = config.change({"runtime": "processes"})
@@ -64,15 +74,16 @@ def start(config: Config, out: Path, *, resume: bool, tensorboard: bool = False)
 
 
 def _work(runtime: Runtime, config: Config, out: Path, resume: bool, tensorboard: bool) -> None:
-    """The part of one process in a run; rank 0 shows the progress."""
+    """The part of one process in a run; rank 0 shows the progress, and the warnings."""
     if runtime.rank != 0:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the first process says the same
+            warnings.simplefilter("ignore")  # the first process says the same
             run(config, out, runtime, resume=resume)
         return
     if runtime.num_processes > 1:
         click.echo(f"all {runtime.num_processes} processes have joined", err=True)
-    with RunProgress(f"{config.recipe} {config.method}", config.rounds) as progress:
+    title = f"{config.recipe} {config.method}"
+    with RunProgress(title, config.rounds) as progress, warnings_in_one_line(f"{title}: ") as heard:
         hooks = [progress.on_round]
         if tensorboard:
             from skerry.experiments.runs.tensorboard import Events
@@ -83,27 +94,19 @@ def _work(runtime: Runtime, config: Config, out: Path, resume: bool, tensorboard
             for hook in hooks:
                 hook(record, state)
 
-        with warnings_in_one_line():
-            warnings.simplefilter("ignore", TheoryWarning)  # the progress prints it
-            run(config, out, runtime, resume=resume, on_round=on_round)
+        run(config, out, runtime, resume=resume, on_round=on_round, heard=heard)
 
 
 @contextmanager
-def warnings_in_one_line() -> Iterator[None]:
-    """Print each warning of a block as one line, without the place in the code."""
+def warnings_in_one_line(title: str = "") -> Iterator[list[str]]:
+    """Print each warning as one line, without the place in the code; yield a list that gets their texts."""
+    heard: list[str] = []
+
+    def show(message: Warning | str, *place: object, **more: object) -> None:
+        heard.append(" ".join(str(message).split()))
+        click.echo(f"{title}warning: {heard[-1]}", err=True)
+
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = _show
-        yield
-
-
-def _show(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """Print a warning; the arguments are those of ``warnings.showwarning``."""
-    click.echo(f"warning: {message}", err=True)
+        warnings.showwarning = show
+        yield heard

@@ -6,7 +6,7 @@ Everything comes from the files in the folders; nothing here trains or evaluates
 import json
 import math
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -32,16 +32,11 @@ class ReportError(ValueError):
 class Run:
     """The content of a run folder; ``units`` and ``summary`` are empty if their files do not exist (yet)."""
 
-    folder: Path
+    name: str  # the path from the folder that is reported on, or the name of that folder
     config: dict[str, Any]
     metrics: list[Metric]
     units: dict[str, Any]
     summary: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.folder.resolve().name
 
     @property
     def num_rounds(self) -> int:
@@ -82,8 +77,12 @@ class Row:
 # ---- from files to runs
 
 
-def load_run(folder: Path) -> Run:
+def load_run(folder: Path, name: str = "") -> Run:
     """Read one run folder. A half-written last line of metrics.jsonl, left by a killed run, is ignored.
+
+    Args:
+        folder: the run.
+        name: of the run, by default the folder's.
 
     Raises:
         ReportError: a file is missing or broken.
@@ -94,21 +93,33 @@ def load_run(folder: Path) -> Run:
         raise ReportError(f"{path} 'method': expected a name, got {got}; is this a run folder?")
     files = (folder / "units.json", folder / "summary.json")
     units, summary = (_read_json(file) if file.exists() else {} for file in files)
-    return Run(folder, config, _read_metrics(folder / "metrics.jsonl"), units, summary)
+    return Run(name or folder.resolve().name, config, _read_metrics(folder / "metrics.jsonl"), units, summary)
 
 
 def load_runs(folder: Path) -> list[Run]:
-    """Read the run in ``folder``, or else the runs in its subfolders, sorted by name.
+    """Read the run in ``folder``, or else all runs below it, sorted by path and named by it.
 
     Raises:
         ReportError: there is none, or a file is broken.
     """
     if (folder / "config.json").exists():
         return [load_run(folder)]
-    found = sorted(path.parent for path in folder.glob("*/config.json"))
+    found = list(_run_folders(folder, set()))
     if not found:
-        raise ReportError(f"{folder}: expected config.json here or in a subfolder, got none; choose another folder")
-    return [load_run(path) for path in found]
+        raise ReportError(f"{folder}: expected config.json here or in a folder below, got none; choose another folder")
+    return [load_run(path, path.relative_to(folder).as_posix()) for path in found]
+
+
+def _run_folders(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """Yield the run folders below ``folder``. Links are followed, but no folder is entered twice."""
+    seen.add(folder.resolve())
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_dir() and not path.name.startswith(".") and path.resolve() not in seen:
+            if (path / "config.json").exists():
+                seen.add(path.resolve())
+                yield path
+            else:
+                yield from _run_folders(path, seen)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -142,13 +153,8 @@ def _read_metrics(path: Path) -> list[Metric]:
 # ---- from runs to rows
 
 
-def comparison(runs: Sequence[Run]) -> list[Row]:
-    """Return one row per setting, averaged over seeds; methods in order of appearance."""
-    return [row for row, _ in grouped(runs)]
-
-
 def grouped(runs: Sequence[Run]) -> list[Group]:
-    """Return the rows of ``comparison``, each with its runs."""
+    """Return one row per setting, averaged over seeds, each with its runs; methods in order of appearance."""
     groups: dict[tuple[str, int], list[Run]] = {}
     for run in runs:
         setting = json.dumps([run.config["method"], flat(run.config)], sort_keys=True)
@@ -277,11 +283,11 @@ def duration(time_s: float) -> str:
 
 _COLUMNS: dict[str, Callable[[Row], str]] = {  # report.html.jinja explains them
     "run": lambda row: row.label,
+    "test accuracy": lambda row: accuracy_text(row.accuracy, row.accuracy_spread),  # first: a narrow screen shows it
+    "test loss": lambda row: number(row.loss, digits=4),
     "seeds": lambda row: str(row.num_runs),
     "rounds": lambda row: str(row.rounds),
     "local steps": lambda row: "-" if row.local_steps is None else str(row.local_steps),
-    "test accuracy": lambda row: accuracy_text(row.accuracy, row.accuracy_spread),
-    "test loss": lambda row: number(row.loss, digits=4),
     "bytes due, MB": lambda row: number(row.bytes_due, 1e6),
     "bytes sent, MB": lambda row: number(row.bytes_sent, 1e6),
     "compute, TFLOP": lambda row: number(row.flop, 1e12),

@@ -17,6 +17,7 @@ from skerry.experiments.reports.comparison import (
 from skerry.experiments.reports.pictures import curve_pictures, looks, set_style, unit_pictures
 from skerry.files import atomic
 from skerry.training.diagnosis.measures import MEASURES
+from skerry.training.diagnosis.theory_warnings import CHECKS
 
 
 def write_report(folder: Path) -> Path:
@@ -37,6 +38,7 @@ def write_report(folder: Path) -> Path:
     pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     pages.filters |= {"number": number, "accuracy": accuracy_text, "duration": duration}
     started = [(row, run) for row, runs in groups for run in runs if run.metrics]
+    checks = [(run_label(row, run), _checks(run)) for row, run in started]
     versions = [f"{key} {value}" for run in runs for key, value in run.config.get("versions", {}).items()]
     html = pages.get_template("report.html.jinja").render(
         name=folder.resolve().name,
@@ -50,6 +52,9 @@ def write_report(folder: Path) -> Path:
         times=[(run_label(row, run), run.metrics[-1]) for row, run in started],
         measures=[(run_label(row, run), _measures(run)) for row, run in started],
         warnings=_warnings([run for _, run in started]),
+        meanings_of_checks=CHECKS,
+        checks=checks,
+        anything_checked=any(result != "-" for _, results in checks for result in results.values()),
         refused=[(run.name, m["round"], m["refused"]) for run in runs for m in run.metrics if m["refused"]],
         settings=_settings(groups),
         versions=list(dict.fromkeys(versions)),
@@ -76,11 +81,18 @@ def _warnings(runs: list[Run]) -> list[tuple[str, int, str]]:
     return list(found.values())
 
 
+def _checks(run: Run) -> dict[str, str]:
+    """Return for each kind of warning what came of its check: "warned", "ok", or "-" where there was none."""
+    checked = {kind for m in run.metrics for kind in m.get("checked", [])}
+    warned = {kind for m in run.metrics for kind in m.get("warnings", {})}
+    return {kind: "warned" if kind in warned else "ok" if kind in checked else "-" for kind in CHECKS}
+
+
 def _settings(groups: list[Group]) -> list[tuple[str, list[str]]]:
     """Return each setting with its value in every row, or with one value if all rows agree."""
     columns = []
     for row, runs in groups:
-        column = {"method": row.method}
+        column = {"method": row.method, "folder": ", ".join(run.name for run in runs)}
         for key in ("seed", "runtime"):
             column[key] = ", ".join(dict.fromkeys(str(run.config.get(key, "-")) for run in runs))
         column |= flat(runs[0].config) | {"workers": runs[0].workers}

@@ -107,7 +107,15 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_round: OnRound | None = None) -> None:
+def run(
+    config: Config,
+    folder: Path,
+    runtime: Runtime,
+    *,
+    resume: bool,
+    on_round: OnRound | None = None,
+    heard: list[str] | None = None,
+) -> None:
     """Run ``config`` in ``folder``. Every process of ``runtime`` calls this; rank 0 writes the files.
 
     Args:
@@ -116,6 +124,7 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
         runtime: where the workers run.
         resume: continue the run in ``folder``.
         on_round: called on rank 0 after each round, with its ``Record`` and ``State``.
+        heard: texts of warnings, to be written with the next round.
 
     Raises:
         ValueError, OSError: the settings, the data or the folder are wrong.
@@ -150,7 +159,7 @@ def run(config: Config, folder: Path, runtime: Runtime, *, resume: bool, on_roun
         train(job.model, job.loss_fn, job.data, on_start=begin_here, **arguments).export(folder)
         return
     before = saved_config(folder) if resume else config
-    with RunFolder(folder, config, resume=resume) as files:
+    with RunFolder(folder, config, resume=resume, heard=heard) as files:
 
         def each_round(record: Any, state: Any) -> None:
             files.on_round(record, state)

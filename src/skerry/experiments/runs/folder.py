@@ -2,15 +2,14 @@
 
     config.json            settings, and versions of the packages that ran it last
     metrics.jsonl          one line per round
-    checkpoint.json        names the last complete set of checkpoint files
-    checkpoint/            that set: one file per process
+    checkpoint/            the last two complete sets of checkpoint files, one file per process
     units.json             how often each unit was trained
     model.json             what the model takes and returns: kind of inputs, their scaling, names of classes
     summary.json           written when the run is done
     model.safetensors      the calibrated full model, written when the run is done
 
-Only rank 0 writes, except for checkpoints. Every file is replaced atomically, except ``metrics.jsonl``, which is
-truncated to the checkpoint's round on resume.
+Only rank 0 writes, except for checkpoints. Every file is replaced atomically, except ``metrics.jsonl``, to which whole
+lines are added, and which is truncated to the checkpoint's round on resume.
 """
 
 import fcntl
@@ -25,6 +24,7 @@ from typing import Any, Self
 
 import torch
 
+from skerry.checkpoint import layout
 from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.checkpoint.state import State
 from skerry.experiments.config import Config
@@ -147,8 +147,21 @@ def keep_config(folder: Path, config: Config) -> None:
             raise FolderInUse(f"{folder}: holds a run with other settings; choose another --out, or remove the folder")
         if (saved.rounds, saved.workers) == (config.rounds, config.workers):
             return
-    folder.mkdir(parents=True, exist_ok=True)
+    with atomic.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_config(folder, config)
+
+
+def how_to_go_on(folder: Path) -> str:
+    """Return what there is of a run that has ended early, and how it goes on."""
+    if not (folder / "config.json").exists():
+        return f"nothing of {folder} is kept, start it again"
+    if (folder / "summary.json").exists():
+        return f"{folder} is finished"
+    if saved := layout.complete_sets(folder):
+        of = saved_config(folder).rounds
+        return f"--resume continues {folder} after round {layout.round_of(saved[0].name)} of {of}"
+    return f"{folder} has no checkpoint yet, so --resume starts from the beginning"
 
 
 class RunFolder:
@@ -158,17 +171,21 @@ class RunFolder:
         folder: created if it is missing.
         config: the settings of the run.
         resume: continue the run in ``folder``.
+        heard: texts of warnings; those that are new are written with the next round.
 
     Raises:
         FolderInUse: the folder holds something else, or another process writes to it.
         ValueError: ``config`` differs from the saved settings.
     """
 
-    def __init__(self, folder: Path, config: Config, *, resume: bool) -> None:
+    def __init__(self, folder: Path, config: Config, *, resume: bool, heard: list[str] | None = None) -> None:
         check_folder(folder, config, resume=resume)
-        self.folder, self.config = folder, config
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder / "lock").open("w")
+        self.folder, self.config, self._new = folder, config, not resume
+        self._metrics, self._heard = folder / "metrics.jsonl", [] if heard is None else heard
+        with atomic.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with atomic.writing(folder / "lock"):
+            self._lock = (folder / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -176,11 +193,14 @@ class RunFolder:
             raise FolderInUse(
                 f"{folder}: another process is writing to it; wait for it or choose another --out"
             ) from None
-        atomic.remove_drafts(folder)
         self._new = not resume
-        if self._new:
-            write_config(folder, config)
-        self._metrics = (folder / "metrics.jsonl").open("a")
+        try:
+            atomic.remove_drafts(folder)
+            if self._new:
+                write_config(folder, config)
+        except OSError as error:
+            self.__exit__(type(error), error, None)
+            raise
         self._units_written = time.monotonic()
         self._axes: tuple[Axis, ...] = ()
 
@@ -188,14 +208,8 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._metrics.close()
-        if error is not None and self._new and not (self.folder / "metrics.jsonl").stat().st_size:
-            for name in (
-                "config.json",
-                "metrics.jsonl",
-                SIGNATURE,
-                "lock",
-            ):  # it never started: leave the folder usable
+        if error is not None and self._new and not (self._metrics.exists() and self._metrics.stat().st_size):
+            for name in ("config.json", "metrics.jsonl", SIGNATURE, "lock"):  # it never started: leave it usable
                 (self.folder / name).unlink(missing_ok=True)
             if not any(self.folder.iterdir()):
                 self.folder.rmdir()
@@ -211,17 +225,13 @@ class RunFolder:
             (self.folder / "summary.json").unlink(missing_ok=True)
         write_config(self.folder, self.config)
         self._write_json(SIGNATURE, signature.to_json())
-        path = self.folder / "metrics.jsonl"
-        self._metrics.close()
-        lines = path.read_bytes().splitlines(keepends=True)
-        atomic.write(path, b"".join(lines[:round]))
-        self._metrics = path.open("a")
+        lines = self._metrics.read_bytes().splitlines(keepends=True) if self._metrics.exists() else []
+        atomic.write(self._metrics, b"".join(lines[:round]))
 
     def on_round(self, record: Record, state: State) -> None:
         """Write the line of the round, and from time to time the counts of the units."""
-        line = {"workers": self.config.workers} | metrics_line(record)
-        self._metrics.write(json.dumps(line) + "\n")
-        self._metrics.flush()
+        line = {"workers": self.config.workers} | metrics_line(record, self._new_warnings())
+        atomic.append(self._metrics, (json.dumps(line) + "\n").encode())
         last = state.round == self.config.rounds
         if last or time.monotonic() - self._units_written >= self.config.checkpoint_every_s:
             self._write_units(state)
@@ -235,16 +245,23 @@ class RunFolder:
         memory = {name: getattr(cost, name) for name in ("weights", "gradients", "optimizer", "activations")}
         memory["resting"] = rank_memory(result.plan, result.store.sizes, now, 0, cost).resting if unassigned else 0
         # From the file, so that rounds before a resume count, too.
-        lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in self._metrics.read_text().splitlines()]
         summary = {
             "finished": True,
             **_scores(result.score),
             "parameters": {"full": result.num_parameters, "subnet": cost.parameters},
             "memory_bytes": memory,
             "totals": result.state.totals,
-            "warnings": {kind: text for line in reversed(lines) for kind, text in line.get("warnings", {}).items()},
+            "warnings": {kind: text for line in reversed(lines) for kind, text in line.get("warnings", {}).items()}
+            | self._new_warnings(),
         }
         self._write_json("summary.json", summary)
+
+    def _new_warnings(self) -> dict[str, str]:
+        """Return the warnings since the last call by kind: the text before the first colon."""
+        texts = list(self._heard)
+        self._heard.clear()
+        return {text.partition(":")[0]: text for text in texts}
 
     def _write_units(self, state: State) -> None:
         counts = [
@@ -257,8 +274,8 @@ class RunFolder:
         atomic.write(self.folder / name, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def metrics_line(record: Record) -> dict[str, Any]:
-    """Return the JSON object of a round; values that are not finite become null."""
+def metrics_line(record: Record, heard: Mapping[str, str]) -> dict[str, Any]:
+    """Return the JSON object of a round, with the warnings ``heard``; values that are not finite become null."""
     totals = record.totals
     return {
         "round": record.round,
@@ -272,7 +289,8 @@ def metrics_line(record: Record) -> dict[str, Any]:
         "units_covered": record.units_covered,
         "refused": list(record.refused),
         "diagnosis": {name: _finite(getattr(record.diagnosis, name)) for name in MEASURES},
-        "warnings": dict(record.diagnosis.warnings),
+        "checked": list(record.diagnosis.checked),
+        "warnings": {**heard, **record.diagnosis.warnings},
     }
 
 

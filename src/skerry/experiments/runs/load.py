@@ -106,7 +106,7 @@ def _net(recipe: Recipe, config: Config, signature: Signature) -> tuple[nn.Modul
 
 def _checkpoint(folder: Path, config: Config, recipe: Recipe, net: nn.Module, plan: Plan) -> tuple[Streamed, int]:
     """Return the calibrated full model of the last checkpoint, and its round."""
-    saved = checkpoints_of(folder, config, resume=True).latest(plan, named_tensors(net), Serial())
+    saved = checkpoints_of(folder, config, resume=True).latest(build(config).name, plan, named_tensors(net), Serial())
     if saved is None:
         raise ValueError(f"{folder}: no checkpoint yet; train on until it writes one")
     # It may have just gone on with other workers.

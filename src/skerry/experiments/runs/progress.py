@@ -52,8 +52,6 @@ class RunProgress:
         if record.refused:
             workers = ", ".join(map(str, record.refused))
             self._say(f"round {record.round}: rejected the update of worker {workers} (loss or weights not finite)")
-        for text in record.diagnosis.warnings.values():
-            self._say(f"round {record.round}: {text} (docs/your-run.md)")
         self._bar.update(self._task, completed=record.round + 1, figures=figures)
         if self._bar.disable and record.score is not None:
             self._say(f"round {record.round + 1}/{self._num_rounds}  {figures}  {record.totals['time_s']:.0f} s")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from skerry.checkpoint.state import State
+from skerry.files import atomic
 from skerry.training.record import Record
 
 
@@ -21,6 +22,7 @@ class Events:
         except ImportError as error:
             raise ValueError("--tensorboard: not installed; run: pip install 'skerry[tensorboard]'") from error
         self._open: Callable[[int], Any] = lambda round: SummaryWriter(str(folder), purge_step=round)
+        self._folder = folder
         self._writer: Any = None  # opened in the first round, when the run owns the folder
 
     def on_round(self, record: Record, state: State) -> None:
@@ -30,7 +32,8 @@ class Events:
         if record.score is not None:
             scalars |= {"loss/test": record.score.loss, "accuracy/test": record.score.accuracy}
             scalars |= {f"{name}/test": value for name, value in record.score.metrics.items()}
-        self._writer = self._writer or self._open(record.round)
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, record.round)
-        self._writer.flush()
+        with atomic.writing(self._folder / "events"):
+            self._writer = self._writer or self._open(record.round)
+            for name, value in scalars.items():
+                self._writer.add_scalar(name, value, record.round)
+            self._writer.flush()

@@ -13,8 +13,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from multiprocessing import connection
+from collections.abc import Callable, Iterator
+from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -89,20 +89,21 @@ def launch(
     done = context.Array("b", [0] * num_workers, lock=False)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     workers, pipes = [], []
-    for rank in range(num_workers):
-        ours, theirs = context.Pipe(duplex=False)
-        group = (store.port, rank, num_workers, threads, timeout_s, wire)
-        process = context.Process(
-            target=_run_worker,
-            args=(work, args, group, stages, done, theirs, expected),
-            name=f"skerry-{rank}",
-            daemon=True,
-        )
-        process.start()
-        theirs.close()
-        workers.append(process)
-        pipes.append(ours)
     try:
+        with _ctrl_c_blocked():
+            for rank in range(num_workers):
+                ours, theirs = context.Pipe(duplex=False)
+                group = (store.port, rank, num_workers, threads, timeout_s, wire)
+                process = context.Process(
+                    target=_run_worker,
+                    args=(work, args, group, stages, done, theirs, expected),
+                    name=f"skerry-{rank}",
+                    daemon=True,
+                )
+                process.start()
+                theirs.close()
+                workers.append(process)
+                pipes.append(ours)
         while True:
             # One look per turn: whoever is seen to have failed ends the loop, and whoever is not is waited for. (A
             # process closes its sentinel a moment before it has an exit code.)
@@ -121,6 +122,17 @@ def launch(
             if w.exitcode is None:
                 w.kill()
         _join(workers, _GRACE_S)
+
+
+@contextlib.contextmanager
+def _ctrl_c_blocked() -> Iterator[None]:
+    """Block SIGINT, for this process until the end and for those that it starts for good: this one ends them."""
+    resource_tracker.ensure_running()  # it would unblock the signal when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _join(workers: list[Any], seconds: float) -> None:
@@ -157,7 +169,6 @@ def _run_worker(
     expected: tuple[type[Exception], ...],
 ) -> None:
     """Run ``work`` in a worker process, and report how it ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c is handled by the parent, which ends this process
     _die_with_parent()
     port, rank, num_workers, threads, timeout_s, wire = group
     torch.set_num_threads(threads)
@@ -182,7 +193,7 @@ def _run_worker(
         pipe.send_bytes(str(error).encode())
         code = _PEER_LOST
     except expected as error:
-        pipe.send_bytes(str(error)[-8000:].encode())
+        pipe.send_bytes(" ".join([str(error), *getattr(error, "__notes__", [])])[-8000:].encode())
         code = _FAILED
     except SystemExit as error:  # the others still wait for this process
         code = error.code if isinstance(error.code, int) else _FAILED

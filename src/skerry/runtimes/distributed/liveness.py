@@ -165,4 +165,4 @@ def join_group(place: Place, timeout_s: float, on_lost: Callable[[str], None]) -
 
 
 def _gone(who: str) -> str:
-    return f"{who} is gone or does not answer; see its output, then continue from the last checkpoint with --resume"
+    return f"{who} is gone or does not answer; see its output; --resume goes on from the last checkpoint, if any"

@@ -34,7 +34,8 @@ class Diagnosis:
         rounds_left: after this one.
         label_skew: mean over workers of the total variation distance between a worker's labels and all labels, minus
             the value expected from sampling noise; first round only.
-        warnings: what theory warns of, by kind, in the round in which it is first seen.
+        checked: the kinds of warnings that were judged in the round (``theory_warnings.CHECKS``).
+        warnings: those that came, by kind, in the round in which they came first.
     """
 
     dispersion: float | None = None
@@ -45,6 +46,7 @@ class Diagnosis:
     mean_trained: float | None = None
     rounds_left: int = 0
     label_skew: float | None = None
+    checked: tuple[str, ...] = ()
     warnings: Mapping[str, str] = field(default_factory=dict)
 
     @property

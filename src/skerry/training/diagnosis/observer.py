@@ -1,4 +1,4 @@
-"""The observer of a session: gathers measures and warnings, the same in every process, at a small overhead.
+"""The observer of a session: gathers measures, the same in every process, at a small overhead.
 
 It sends at most 128 numbers of the subnets' outputs and 128 of the workers' moves, each summed over workers, and a few
 counts: about 2 KB per round that is measured. The probe has half as many samples as a round has local steps (at most
@@ -6,8 +6,7 @@ counts: about 2 KB per round that is measured. The probe has half as many sample
 """
 
 import math
-import warnings
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -16,14 +15,12 @@ from torch import Tensor
 from skerry.checkpoint.state import State
 from skerry.exchange.owners import held_by_all
 from skerry.model.inputs import call, map_tensors, tensors_of, to
-from skerry.plan.table import Plan
-from skerry.plan.warnings import bottleneck, lone_units
 from skerry.training.diagnosis import measures, theory_warnings
+from skerry.training.diagnosis.judge import Judge
 from skerry.training.diagnosis.label_counts import LabelCounts
 from skerry.training.diagnosis.measures import Diagnosis
-from skerry.training.diagnosis.theory_warnings import TheoryWarning
-from skerry.training.diagnosis.untrained_pairs import untrained_pairs
 from skerry.training.diagnosis.vector_sums import coordinates, coordinates_of, squares, to_row
+from skerry.training.evaluation.evaluate import Score
 from skerry.training.evaluation.test_set import Test, named_as_test
 from skerry.training.setup import Setup
 from skerry.training.worker import LossFn, Worker
@@ -34,21 +31,20 @@ MAX_PROBE_SAMPLES = 64
 
 
 class Observer:
-    """Measures a session's rounds and warns. Every process must make the same calls.
+    """Measures a session's rounds, for its judge. Every process must make the same calls.
 
     Args:
         setup: of the session.
         loss_fn: the mean loss over a batch; None only without ``test``.
         test: where the probe is taken from, evenly spaced; None: outputs are not measured.
-        plan: of the model that the user gave.
-        resumed: whether there were rounds before; drift and scale are judged only from the first round on.
+        judge: warns.
 
     Attributes:
         probe: indices of the probe's samples in the test set, int64; None without a test set.
     """
 
-    def __init__(self, setup: Setup, loss_fn: LossFn | None, test: Test | None, *, plan: Plan, resumed: bool) -> None:
-        self._setup, self._loss_fn, self._resumed = setup, loss_fn, resumed
+    def __init__(self, setup: Setup, loss_fn: LossFn | None, test: Test | None, judge: Judge) -> None:
+        self._setup, self._loss_fn, self._test, self._judge = setup, loss_fn, test, judge
         self.probe: Tensor | None = None
         if test is not None and test.held_by == "all":
             steps, num_samples = setup.algorithm.local_steps, len(test.labels)
@@ -60,31 +56,8 @@ class Observer:
         self._on_all: Tensor | None = None  # which units every worker holds
         self._never_trained: float | None = None
         self._label_counts: LabelCounts | None = LabelCounts()  # until the first round is over
-        self._moves, self._num_judged = (0.0, 0.0), 0  # sums of squares over the rounds by which drift is judged
-        self._first_loss = math.inf  # of the subnets
-        self._losses: list[tuple[float, float]] = []  # of subnets and full model, in rounds that have both
-        self._warned: set[str] = set()
         self._clear()
-        self._at_start = self._warn(Diagnosis(), self._known_before(plan)).warnings  # of the first round, in files
-
-    def _known_before(self, plan: Plan) -> dict[str, str | None]:
-        """Return the warnings that need no training."""
-        setup, algorithm = self._setup, self._setup.algorithm
-        held = setup.assignment(0).held
-        dealt = [int(held[:, axis.units].sum(1).min()) for axis in setup.plan.axes]
-        lone = lone_units(setup.plan.axes, setup.plan.dims, dealt)
-        own = [algorithm.trains.num_units(axis) for axis in plan.axes]
-        smallest = dealt if None in own else [num or 0 for num in own]
-        sizes = {name: parameter.numel() for name, parameter in self._trained.items()}
-        pairs = untrained_pairs(setup.plan, sizes, setup.assignment, setup.num_rounds)
-        return {
-            "bottleneck": bottleneck(plan.axes, smallest),
-            "lone units": lone,
-            "untrained weights": None if lone else theory_warnings.untrained_warning(*pairs),
-            "few rounds": theory_warnings.few_rounds_warning(
-                setup.num_rounds, algorithm.partition.num_workers, algorithm.rounds_per_cycle
-            ),
-        }
+        self._at_start = judge.before_training()  # in files it belongs to the first round
 
     def _clear(self) -> None:
         self._outputs, self._moved = list[Tensor](), list[Tensor]()
@@ -129,41 +102,37 @@ class Observer:
                 self._outputs.append(numbers)
                 self._loss += loss
 
-    def end_round(self, state: State) -> Diagnosis:
+    def end_round(self, state: State, train_loss: float, refused: Sequence[int]) -> Diagnosis:
         """Return the measures of the round that has just ended, after its exchange; warn of what is new."""
-        setup = self._setup
-        num_workers, left = setup.algorithm.partition.num_workers, setup.num_rounds - state.round
-        counts, self._label_counts = self._label_counts, None
+        setup, start, counts = self._setup, self._at_start, self._label_counts
+        self._label_counts, self._at_start, num_workers = None, Diagnosis(), setup.algorithm.partition.num_workers
         found = Diagnosis(
             least_trained=int(state.trained.min()) if len(state.trained) else None,
             mean_trained=float(state.trained.double().mean()) if len(state.trained) else None,
-            rounds_left=left,
+            rounds_left=setup.num_rounds - state.round,
             label_skew=counts.skew(setup.runtime, num_workers) if counts is not None else None,
-            warnings=self._at_start,
+            checked=start.checked,
+            warnings=start.warnings,
         )
-        self._at_start = {}
+        moves = None
         if self._is_measured(state.round - 1):
-            found = self._add_workers(found)
-        possible = {
-            "drift": theory_warnings.drift_warning(*self._moves, self._num_judged, num_workers),
-            "label skew": theory_warnings.label_skew_warning(found.label_skew, num_workers),
-            "coverage": theory_warnings.coverage_warning(self._fraction_never_trained(state), left),
-        }
-        return self._warn(found, possible)
+            found, moves = self._add_workers(found)
+        never = self._fraction_never_trained(state)
+        return self._judge.after_round(found, never_trained=never, moves=moves, train_loss=train_loss, refused=refused)
 
-    def add_full_loss(self, found: Diagnosis, full_loss: float) -> Diagnosis:
-        """Return ``found`` with the full model's loss on the probe; warn if that is new."""
-        found = replace(found, full_loss=full_loss)
-        if found.subnet_loss is not None and self._deals:
-            self._losses.append((found.subnet_loss, full_loss))
-        return self._warn(found, {"scale": theory_warnings.scale_warning(self._losses, self._first_loss)})
+    def add_score(self, found: Diagnosis, score: Score) -> Diagnosis:
+        """Return ``found`` with the full model's loss on the probe; warn of what is new in its score."""
+        return self._judge.after_score(found, score, dealt=self._deals, most_frequent=self._most_frequent())
 
     def _is_measured(self, round: int) -> bool:
         steps, last = self._setup.algorithm.local_steps, self._setup.num_rounds - 1
         return round in (0, last) or (round + 1) * steps // STEPS_BETWEEN > round * steps // STEPS_BETWEEN
 
-    def _add_workers(self, found: Diagnosis) -> Diagnosis:
-        """Return ``found`` with what was measured of the workers of all processes."""
+    def _add_workers(self, found: Diagnosis) -> tuple[Diagnosis, tuple[float, float] | None]:
+        """Return ``found`` with what was measured of the workers of all processes, and the moves that drift is of.
+
+        The latter are None where drift is not judged.
+        """
         sums = torch.tensor([self._loss, self._num_shared, self._num_weights], dtype=torch.float64)
         rows = [to_row(self._outputs), to_row(self._moved), sums]
         # All in one: on a slow link the round-trip is what costs.
@@ -171,36 +140,23 @@ class Observer:
         outputs, moves, sums = torch.split(total, [len(row) for row in rows])
         self._clear()
         num_measured, (loss, shared, weights) = float(outputs[0]), sums.tolist()
-        of_outputs, of_moves = squares(outputs), squares(moves)
-        if of_moves is not None and shared >= theory_warnings.MIN_SHARED_FRACTION * weights:
-            self._add_to_drift(of_moves)
-        subnet_loss = loss / num_measured if num_measured else None
-        if subnet_loss is not None and math.isinf(self._first_loss) and not self._resumed:
-            self._first_loss = subnet_loss
-        return replace(
+        of_outputs, of_moves, algorithm = squares(outputs), squares(moves), self._setup.algorithm
+        found = replace(
             found,
             dispersion=measures.dispersion(*of_outputs) if of_outputs else None,
-            subnet_loss=subnet_loss,
+            subnet_loss=loss / num_measured if num_measured else None,
             drift=measures.drift(*of_moves) if of_moves else None,
         )
-
-    def _add_to_drift(self, of_moves: tuple[float, float]) -> None:
-        """Add a round to the sums by which drift is judged, where it can be."""
-        algorithm = self._setup.algorithm
         # One local step per round averages gradients; with overlap moves contain a part of the last round's.
-        if algorithm.local_steps == 1 or algorithm.overlap or self._resumed:
-            return
-        if self._num_judged < theory_warnings.MAX_DRIFT_ROUNDS:
-            self._moves = (self._moves[0] + of_moves[0], self._moves[1] + of_moves[1])
-            self._num_judged += 1
+        judged = algorithm.local_steps > 1 and not algorithm.overlap
+        return found, of_moves if judged and shared >= theory_warnings.MIN_SHARED_FRACTION * weights else None
 
-    def _warn(self, found: Diagnosis, possible: Mapping[str, str | None]) -> Diagnosis:
-        """Return ``found`` with warnings of new kinds, and issue them in the first process."""
-        new = {kind: text for kind, text in possible.items() if text is not None and kind not in self._warned}
-        self._warned |= set(new)
-        for text in new.values() if self._setup.runtime.rank == 0 else ():
-            warnings.warn(text, TheoryWarning, stacklevel=4)  # the caller's loop
-        return replace(found, warnings={**found.warnings, **new})
+    def _most_frequent(self) -> float | None:
+        """Return the frequency of the most frequent class in the test set, None where that is not known."""
+        labels = self._test.labels if self._test is not None and self._test.held_by == "all" else None
+        if labels is None or labels.dim() != 1 or labels.is_floating_point():
+            return None
+        return float((labels == labels.mode().values).double().mean())
 
     def _read_coordinates(self) -> Tensor:
         """Return the worker's values at the measured coordinates, float64."""
