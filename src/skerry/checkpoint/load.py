@@ -124,7 +124,7 @@ class SavedTensors:
             totals=totals,
             settings=numbers.get("settings", {}),
             observed=numbers["observed"],
-            **counts,  # type: ignore[arg-type]  # the keys are those of its whole numbers
+            **counts,
         )
         self.sizes = {
             name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
