@@ -77,10 +77,10 @@ def stream(algorithm, rounds=20, groups=8):
 
 def test_one_unit_per_worker_of_a_residual_stream_is_told_before_training():
     plan = discover(Stream(), X)
-    assert [text.split(":")[0] for text in plan.warnings(workers=8)] == ["lone units"]
+    assert [text.split(":")[0] for text in plan.warnings(workers=8)] == ["one unit per worker"]
     assert plan.warnings(workers=4) == ()
-    with pytest.warns(TheoryWarning, match=r"^lone units: .*\b8 units\b.*block\.weight"):
-        assert "lone units" in _rounds(stream(ist(8, local_steps=1)))[0]
+    with pytest.warns(TheoryWarning, match=r"^one unit per worker: .*\b8 units\b.*block\.weight"):
+        assert "one unit per worker" in _rounds(stream(ist(8, local_steps=1)))[0]
 
 
 @pytest.mark.filterwarnings("error::skerry.training.TheoryWarning")
