@@ -127,6 +127,33 @@ class Padded(nn.Module):
         return self.inner(x, mask=mask, src_key_padding_mask=padding)
 
 
+class Causal(nn.Module):
+    """Keeps a mask beside its tensors, which stays in float32 whatever the model is converted to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(24, 6, 44, batch_first=True)
+        self.inner = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.mask = nn.Transformer.generate_square_subsequent_mask(9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x, mask=self.mask, is_causal=True)
+
+
+class StochasticDepth(nn.Module):
+    """Draws in training mode which samples go through the branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.last = nn.Linear(10, 12), nn.Linear(12, 10), nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.down(F.dropout(torch.relu(self.up(F.layer_norm(x, (10,)))), 0.0, self.training))
+        if self.training:
+            branch = branch * (0.5 + torch.rand(len(x), 1, dtype=x.dtype)).floor()
+        return self.last(F.layer_norm(x + branch, (10,)))
+
+
 class Cached(nn.Module):
     """Keeps something in evaluation mode, as some attention biases are kept."""
 
@@ -214,6 +241,8 @@ KINDS = {  # name -> model, inputs, axes
     "numbers in a tuple and an object": (Nested, X, [("heads", 6)]),
     "padding": (Padded, (TEXT, PADDING), TWO_LAYERS),
     "padding and a causal mask": (Padded, (TEXT, PADDING, CAUSAL), TWO_LAYERS),
+    "a causal mask of its own": (Causal, TEXT, TWO_LAYERS),
+    "stochastic depth": (StochasticDepth, torch.randn(4, 10), [("neurons", 12)]),
     "a cache": (Cached, torch.randn(4, 10), [("neurons", 12)]),
     "halves that go different ways": (Halves, IMAGE, [("channels", 12)]),
     "pixel shuffle": (lambda: nn.Sequential(nn.Conv2d(3, 48, 1), nn.PixelShuffle(2), nn.ReLU(), nn.Conv2d(12, 3, 1)),

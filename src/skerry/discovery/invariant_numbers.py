@@ -41,7 +41,8 @@ class InvariantNumbers:
         """
         name = str(func.overloadpacket).removeprefix("aten.")
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        constant = name in _FROM_NUMBERS_ALONE or ("empty" not in name and all(t in self._constants for t in inputs))
+        drawn = torch.Tag.nondeterministic_seeded in func.tags or "empty" in name
+        constant = name in _FROM_NUMBERS_ALONE or (not drawn and all(t in self._constants for t in inputs))
         for tensor in [*outs, *written]:
             if constant:
                 self._constants[tensor] = True

@@ -54,8 +54,8 @@ def check_algorithm(algorithm: Algorithm, plan: Plan, num_rounds: int) -> None:
 
 def warn_of_frozen_readers(model: nn.Module, plan: Plan, algorithm: Algorithm, num_rounds: int) -> None:
     """Warn of frozen parameters that read units which a subnet may lack: calibration does not scale them."""
-    if algorithm.trains.pieces(plan) is not None:  # nets of their own
-        return
+    if algorithm.trains.pieces(plan) is not None or not any(p.requires_grad for p in model.parameters()):
+        return  # nets of their own, or an error that comes later
     share = algorithm.partition.share(plan.axes, num_rounds - 1)
     for name in sorted(frozen_names(model) & plan.dims.keys()):
         reads = [dim.units for dim in plan.dims[name] if dim is not None and dim.role == "in"]
