@@ -50,7 +50,7 @@ to 2, 3 and 5 workers at once, and write-back is exact to the bit.
   ```
 - **What is verified is what is trained**: `skerry.train` compares narrow nets of each size that its workers will have
   with the masked full model, in evaluation and in training mode, before it starts.
-- **Models of transformers, timm, vit-pytorch, torch_geometric**: `python bench/real_models.py` tries over 130 of them,
+- **Models of transformers, timm, vit-pytorch, torch_geometric**: `python bench/real_models.py` tries many of them,
   in tiny configurations, one line each: what is dealt out, and whether narrow nets compute the same.
 - **Whatever discovery cannot see**: `Plan.from_rules`, in the words of tensor parallelism. `skerry.verify` checks any
   plan, and `skerry.train` does it before it starts.

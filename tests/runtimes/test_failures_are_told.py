@@ -195,6 +195,7 @@ def check_told(ended, failing, words):
     assert re.search(words, said[failing]), said
     lines = [line for line in said[other].splitlines() if "error" in line.lower()]
     assert len(lines) == 1, said[other]
-    assert re.search(rf"skerry: error: rank {other}\b.*\brank {failing} ended: .*({words})", lines[0])
+    told = rf"skerry: error: (rank {other}\b.*\brank {failing} ended|rank {failing}): .*({words})"
+    assert re.search(told, lines[0]), lines[0]
     for raw in ("Traceback", "EnforceNotMet", "Connection closed"):
         assert raw not in said[other]

@@ -56,7 +56,7 @@ def load_latest(
         files = CheckedFiles(here, index.checksums)
         # A process on a machine of its own has only its own file.
         ranks = [runtime.rank] if len(files) == runtime.num_processes else range(len(files))
-        if told := first_text(files.problem(ranks), runtime):
+        if told := first_text(_of_rank(files.problem(ranks), runtime), runtime):
             problems.append(told)
             continue
         if problems and runtime.rank == 0:
@@ -77,7 +77,7 @@ def _indices_of_first(folder: Path, runtime: Runtime) -> list[tuple[str, str, st
     found, problem = list[tuple[str, str, str]](), ""
     if runtime.rank == 0:
         try:
-            found = [(path.name, *_index(path / layout.INDEX)) for path in layout.complete_sets(folder)]
+            found = [(p.name, *_index(p / layout.INDEX, runtime)) for p in layout.complete_sets(folder)]
         except CheckpointError as error:
             problem = str(error)
     if told := first_text(problem, runtime):
@@ -85,13 +85,18 @@ def _indices_of_first(folder: Path, runtime: Runtime) -> list[tuple[str, str, st
     return [(name, text, wrong) for name, text, wrong in json.loads(first_text(json.dumps(found), runtime))]
 
 
-def _index(path: Path) -> tuple[str, str]:
+def _of_rank(problem: str, runtime: Runtime) -> str:
+    """Return a problem with the process that has it, where there are several; the file may be on its machine only."""
+    return f"rank {runtime.rank}: {problem}" if problem and runtime.num_processes > 1 else problem
+
+
+def _index(path: Path, runtime: Runtime) -> tuple[str, str]:
     """Return an index as text, and what is wrong with it, empty if nothing is."""
     try:
         text = path.read_text()
         layout.read_index(text)
     except (OSError, ValueError, KeyError) as error:
-        return "", f"{path}: not a readable checkpoint ({error})"
+        return "", _of_rank(f"{path}: not a readable checkpoint ({error})", runtime)
     return text, ""
 
 

@@ -54,6 +54,7 @@ class Observer:
             self._inputs, self._labels = (to(half, setup.device) for half in picked)
         self._trained = {n: p for n, p in setup.model.named_parameters() if p.requires_grad and p.is_floating_point()}
         self._on_all: Tensor | None = None  # which units every worker holds
+        self._deals = False  # known from the first round that is measured
         self._never_trained: float | None = None
         self._label_counts: LabelCounts | None = LabelCounts()  # until the first round is over
         self._clear()
