@@ -72,7 +72,7 @@ def test_seeds_draw_other_models_and_the_same_seed_the_same(here):
 
 def test_samples_drawn_at_random_are_the_same_whenever_the_recipe_is_built():
     def task(config):
-        x = torch.randn(40, 4) + torch.from_numpy(np.random.randn(40, 4)).float() + random.random()
+        x = torch.randn(400, 4) + torch.from_numpy(np.random.randn(400, 4)).float() + random.random()
         return Task(train=(x, (x[:, 0] > 0).long()), test=(x, (x[:, 0] > 0).long()))
 
     def model(config, sizes):
