@@ -5,6 +5,7 @@ Subnets are cut by ``extract``, trained by ``local_steps``, merged by ``aggregat
 all data.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -108,8 +109,9 @@ def trained(problem: Problem, units: Tensor, *, step: float, local: int) -> tupl
 
 def outputs(problem: Problem, share: Tensor) -> Tensor:
     """Return u [n], the outputs of the full network with the output of unit r scaled by ``share[r]``."""
+    model = copy.deepcopy(problem.model).requires_grad_(True)  # frozen second layers are scaled in the theorems, too
     with torch.no_grad():
-        result: Tensor = scaled(problem.model, problem.plan, Share.independent(share))(problem.x)
+        result: Tensor = scaled(model, problem.plan, Share.independent(share))(problem.x)
     return result
 
 
