@@ -29,6 +29,8 @@ from skerry.plan import In, Out
 from skerry.runtimes.serial import Serial
 from skerry.training import Test, TheoryWarning
 from skerry.training.diagnosis import MEASURES, measures, theory_warnings
+from skerry.training.diagnosis.judge import Judge
+from skerry.training.evaluation.evaluate import Score
 
 STEPS = 20  # so that every round is looked at
 PROBE = STEPS // 2
@@ -298,6 +300,72 @@ def test_scale_off():
         found = run(wrong, **task)
     assert warned(found) == {"scale"}
     assert not warned(run(right, **task))
+
+
+def judged(subnet_loss, full_losses, *, first=2.3, before=()):
+    """The kinds that a run of subnets warns of whose full model ends with ``full_losses``."""
+    model, plan, _ = mlp(norm=False, hidden=(24,))
+    session = Session(model, plan=plan, algorithm=ist(4), optimizer=sgd, num_rounds=20)
+    judge = Judge(session.setup, plan, None, {"subnet loss": [first], "scale": list(before)})
+    found = [
+        judge.after_score(
+            measures.Diagnosis(subnet_loss=subnet_loss, rounds_left=1), Score(full, 0.5, 60, {}, full), dealt=True,
+            most_frequent=0.1,
+        )
+        for full in full_losses
+    ]  # fmt: skip
+    return warned(found), {kind for each in found for kind in each.checked}
+
+
+def test_a_full_model_that_falls_behind_late_is_judged_by_its_latest_evaluations():
+    early = [2.3, 2.3] * 20
+    assert judged(0.05, [0.9] * 3, before=early) == ({"scale"}, {"scale", "loss"})
+    assert judged(0.05, [0.09] * 3, before=early) == (set(), {"scale", "loss"})
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_full_model_without_a_loss_is_warned_of(loss):
+    assert judged(0.05, [loss]) == ({"loss"}, {"loss"})  # and scale is not said to be well
+
+
+def test_a_training_loss_that_grows():
+    """In directions in which steps are too long; not where a run only stays where it is."""
+
+    def quadratic(output, y):
+        return output.square().mean() + 0.01
+
+    for rate, kinds in ((5.0, {"loss"}), (0.0, set()), (0.1, set())):
+        model = nn.Linear(4, 1, bias=False)
+        nn.init.ones_(model.weight)
+        x = torch.eye(4).repeat(10, 1)
+        data = Shards(x, torch.zeros(40), list(torch.arange(40).split(20)), batch_size=20, seed=0)
+        found = run(
+            local_sgd(2, local_steps=1), model=model, plan=Plan.whole(model), data=data, loss_fn=quadratic, rounds=9,
+            test=(x, torch.zeros(40)), optimizer=lambda p, rate=rate: torch.optim.SGD(p, rate),
+        )  # fmt: skip
+        assert warned(found) == kinds, rate
+        assert ["loss" in each.checked for each in found] == [True] * 9  # of the test set; later of training, too
+
+
+def test_an_accuracy_of_chance_and_one_above():
+    x, y = next(iter(blobs(1, batch=60, seed=7).batches(0, 0, 1)))
+    chance = run(ist(2, local_steps=STEPS), test=(x, y.roll(1)), rounds=2)  # labels of other inputs
+    assert warned(chance) == {"chance"}
+    assert ["chance" in each.checked for each in chance] == [False, True]  # it may still learn
+    assert not warned(run(ist(2, local_steps=STEPS), rounds=2))
+
+
+@pytest.mark.parametrize("held_by", ["all", "parts"])
+def test_what_cannot_be_judged_is_not_said_to_be_well(held_by):
+    x, y = next(iter(blobs(1, batch=60, seed=7).batches(0, 0, 1)))
+    found, (model, plan, _) = [], mlp(norm=False, hidden=(24,))
+    train(
+        model, F.cross_entropy, blobs(3), plan=plan, algorithm=ist(3, local_steps=1), optimizer=sgd, num_rounds=2,
+        test=Test(x, y, held_by=held_by), on_round=lambda record, state: found.append(record.diagnosis),
+    )  # fmt: skip
+    checked = {kind for each in found for kind in each.checked}
+    always = {"refused", "coverage", "label skew", "bottleneck", "loss"}
+    assert checked == (always if held_by == "parts" else always | {"scale", "chance"})  # never drift or few rounds
 
 
 @pytest.mark.parametrize(
