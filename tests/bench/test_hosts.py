@@ -104,7 +104,7 @@ def test_three_hosts_train_for_two_rounds(tmp_path: Path) -> None:
     found = [load_file(tmp_path / runtime / "model.safetensors") for runtime in ("hosts", "serial")]
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
-    parts = sorted(p.name for p in tmp_path.glob("hosts/checkpoint/*/*"))
+    parts = sorted(p.name for p in tmp_path.glob("hosts/checkpoint/*/*.safetensors"))
     assert parts == [f"{rank}-of-3.safetensors" for rank in range(3)]
 
 
