@@ -57,12 +57,12 @@ def blocks() -> tuple[nn.Module, Any]:
     return model, skerry.discover(model, torch.randn(8, 12), blocks=skerry.Blocks("1.*", branch="down"))
 
 
-def sgd(p: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(p, lr=0.1, momentum=0.9)
+def sgd(net: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
 
 
-def adamw(p: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(p, lr=0.01)
+def adamw(net: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(net.parameters(), lr=0.01)
 
 
 RUNS: dict[str, tuple[str, str, Callable[[Any], torch.optim.Optimizer], dict[str, Any]]] = {

@@ -47,7 +47,7 @@ def main() -> None:
         result = skerry.train(
             model, F.cross_entropy, data,
             plan=skerry.discover(model, x[:8]), algorithm=skerry.relay(workers=4, local_steps=20),
-            optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+            optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9),
             num_rounds=20, schedule=skerry.cosine, test=(x_test, y_test),
         )  # fmt: skip
         assert result.score is not None

@@ -25,7 +25,7 @@ def main() -> None:
     result = skerry.train(
         model, F.cross_entropy, data,
         plan=plan, algorithm=skerry.relay(workers=4, local_steps=20),
-        optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9),
         num_rounds=30, schedule=skerry.cosine, test=skerry.training.Test(x_test, y_test, every=10),
         on_round=lambda record, state: print(record.round, record.score) if record.score else None,
     )  # fmt: skip

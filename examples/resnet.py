@@ -53,7 +53,7 @@ def main() -> None:
     result = skerry.train(
         model, F.cross_entropy, skerry.Shards(x, y, skerry.split(y, 2, "iid", seed=0), batch_size=32, seed=0),
         plan=plan, algorithm=skerry.ist(workers=2, local_steps=10, optimizer_state="travel"),
-        optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=5e-4),
+        optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4),
         num_rounds=10, schedule=skerry.cosine, test=(x_test, y_test), calibration_samples=256,
         on_round=lambda record, state: print(f"round {record.round}: training loss {record.train_loss:.3f}"),
     )  # fmt: skip

@@ -23,7 +23,7 @@ def main() -> None:
 
     with skerry.Session(
         model, plan=skerry.discover(model, x[:8]), algorithm=skerry.ist(workers=4, local_steps=20),
-        optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9),
         num_rounds=30, schedule=skerry.cosine, example_inputs=x[:8],
         loss_fn=F.cross_entropy, test=(x_test, y_test),
     ) as session:  # fmt: skip

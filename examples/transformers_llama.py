@@ -47,7 +47,7 @@ def main() -> None:
         model, lambda output, y: F.cross_entropy(output.logits.flatten(0, 1), y.flatten()),
         skerry.Shards(x, y, skerry.split(y, 4, "iid", seed=0), batch_size=32, seed=0),
         plan=plan, algorithm=skerry.ist(workers=4, local_steps=20, optimizer_state="travel"),
-        optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3, weight_decay=0.1),
+        optimizer=lambda net: torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.1),
         num_rounds=6, schedule=skerry.cosine, test=windows(held_out),
         on_round=lambda record, state: print(f"round {record.round}: training loss {record.train_loss:.3f}"),
     )  # fmt: skip

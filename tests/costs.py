@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from skerry.model.inputs import Inputs, tensors_of
 from skerry.model.tensors import named_tensors
 from skerry.training import cost
+from skerry.training.steps.optimizer import optimizer_of
 from skerry.training.worker import LossFn, OptimizerFn
 
 
@@ -31,7 +32,7 @@ def remembered() -> Iterator[None]:
             tuple((name, t.requires_grad, *_kind(t)) for name, t in named_tensors(subnet).items()),
             loss_fn,
             tuple(_kind(t) for t in tensors_of(batch)),
-            repr(optimizer(subnet.parameters())),
+            repr(optimizer_of(optimizer, subnet)),
         )
         if kind not in known:
             known[kind] = measure(subnet, loss_fn, batch, optimizer)

@@ -61,7 +61,7 @@ def test_a_classifier_is_train_with_defaults():
     result = train(
         model, F.cross_entropy, Shards(rows, numbers, split(numbers, 2, "iid", 0), batch_size=100, seed=0),
         plan=discover(model, rows[:8]), algorithm=ist(2, local_steps=7, optimizer_state="travel"),
-        optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3), schedule=cosine,
+        optimizer=lambda net: torch.optim.AdamW(net.parameters(), lr=3e-3), schedule=cosine,
         num_rounds=2,  # 1347 samples: 674 a worker, 7 steps an epoch
     )  # fmt: skip
     with torch.no_grad():

@@ -165,7 +165,7 @@ def trained(case: Case, algorithm: Algorithm, seed: int, *, whole: bool = False)
         skerry.Shards(x[:num], y[:num], parts, batch_size=32, seed=0),
         plan=plan.without(case.whole) if whole else plan,
         algorithm=algorithm,
-        optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3),
+        optimizer=lambda net: torch.optim.AdamW(net.parameters(), lr=3e-3),
         num_rounds=case.rounds,
         schedule=skerry.cosine,
         seed=seed,

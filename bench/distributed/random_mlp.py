@@ -1,6 +1,7 @@
 """Trains an MLP on random data in one process per worker, for benches that measure the cost and not the result."""
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 import skerry
@@ -24,9 +25,9 @@ def random_data(sizes: list[int], workers: int, samples: int, batch_size: int) -
     return skerry.Shards(x, y, skerry.split(y, workers, "iid", 0), batch_size=batch_size, seed=0)
 
 
-def sgd(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def sgd(net: nn.Module) -> torch.optim.Optimizer:
     """Return SGD with momentum."""
-    return torch.optim.SGD(parameters, 0.01, momentum=0.9)
+    return torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
 
 
 def train(

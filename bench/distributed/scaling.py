@@ -37,7 +37,7 @@ def resident(key: str) -> int:
 
 def step_cpu_time(subnet: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
     """Return the processor time of a training step in seconds, the least of several."""
-    optimizer = sgd(list(subnet.parameters()))
+    optimizer = sgd(subnet)
     spent = []
     for _ in range(6):
         started = time.thread_time()

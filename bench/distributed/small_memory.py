@@ -129,9 +129,9 @@ class Setup:
         shards = skerry.Shards(x[:4096], y[:4096], parts, batch_size=self.batch_size, seed=self.seed)
         return shards, (x[4096:], y[4096:])
 
-    def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
+    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         """Return the optimizer, the same for all methods."""
-        return torch.optim.SGD(parameters, self.lr)
+        return torch.optim.SGD(net.parameters(), self.lr)
 
 
 class Block(nn.Module):
@@ -294,7 +294,7 @@ def rival(setup: Setup, stages: Stages, method: str) -> None:
     rank = dist.get_rank()
     stages.enter("model")
     module = ddp(setup, stages) if method == "ddp" else fsdp(setup, stages)
-    optimizer = setup.optimizer(module.parameters())
+    optimizer = setup.optimizer(module)
     shards, _ = setup.data()
     stages.enter("first step")
     for step, (x, y) in enumerate(shards.batches(rank, 0, 1 + setup.stop)):

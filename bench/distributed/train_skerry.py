@@ -64,7 +64,7 @@ def main() -> None:
         job.shards,
         plan=skerry.Plan.from_rules(model, mlp_rules(options.layers)),
         algorithm=methods[options.method](),
-        optimizer=lambda p: torch.optim.SGD(p, options.lr, momentum=options.momentum),
+        optimizer=lambda net: torch.optim.SGD(net.parameters(), options.lr, momentum=options.momentum),
         num_rounds=options.steps // options.local_steps,
         schedule=skerry.cosine,
         seed=options.seed,

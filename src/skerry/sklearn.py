@@ -107,7 +107,7 @@ class _Estimator:
             data,
             plan=self.plan_,
             algorithm=algorithm,
-            optimizer=self.optimizer or (lambda p: torch.optim.AdamW(p, lr=self.learning_rate)),
+            optimizer=self.optimizer or (lambda net: torch.optim.AdamW(net.parameters(), lr=self.learning_rate)),
             num_rounds=math.ceil(steps / self.local_steps),
             schedule=cosine,
             seed=self.random_state,
@@ -153,7 +153,7 @@ class Classifier(_Estimator):
         epochs: each worker sees its part of the data at least this many times.
         batch_size: samples per local step, or all samples of a worker that has fewer.
         learning_rate: of AdamW, falling to 0 by a cosine.
-        optimizer: makes another ``torch.optim`` optimizer from parameters; then ``learning_rate`` has no effect.
+        optimizer: makes another ``torch.optim`` optimizer of a worker's subnet; then ``learning_rate`` has no effect.
         local_steps: steps between two exchanges.
         method: ``"ist"`` deals new subnets in every round and works for every model. ``"relay"`` trains one narrow net
             per worker and hands them on; ``model_`` then returns the mean of their outputs. It is often better where

@@ -45,12 +45,12 @@ def plain():
     return model.double(), plan
 
 
-def sgd(parameters):
-    return torch.optim.SGD(parameters, 0.1, momentum=0.9)
+def sgd(net):
+    return torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
 
 
-def adamw(parameters):
-    return torch.optim.AdamW(parameters, 1e-2)
+def adamw(net):
+    return torch.optim.AdamW(net.parameters(), 1e-2)
 
 
 def go(algorithm, optimizer=sgd, rounds=ROUNDS, **more):
@@ -75,7 +75,7 @@ def same_weights(ours, meant, **tolerance):
 def test_diloco_is_algorithm_1_of_the_paper():
     meant, _ = plain()
     replicas = [copy.deepcopy(meant) for _ in range(3)]
-    inner = [adamw(replica.parameters()) for replica in replicas]  # their state goes on from round to round
+    inner = [adamw(replica) for replica in replicas]  # their state goes on from round to round
     outer = torch.optim.SGD(meant.parameters(), lr=0.7, momentum=0.9, nesterov=True)
     for round in range(ROUNDS):
         for worker, (replica, optimizer) in enumerate(zip(replicas, inner, strict=True)):
@@ -114,7 +114,7 @@ def test_outer_momentum_goes_on_as_the_others_have_it_after_a_piece_was_refused(
             theta.grad = sum(theta.detach() - theta_i.detach() for theta_i in theirs) / len(theirs)
         outer.step()
     with pytest.warns(UserWarning, match=r"refused\b.*\bworker 1\b"):
-        ours = go(diloco(3, local_steps=STEPS), lambda p: torch.optim.SGD(p, 0.1), loss_fn=loss_fn)
+        ours = go(diloco(3, local_steps=STEPS), lambda net: torch.optim.SGD(net.parameters(), 0.1), loss_fn=loss_fn)
     same_weights(ours, meant, rtol=1e-9, atol=1e-11)
 
 
@@ -148,7 +148,7 @@ def test_an_ensemble_is_the_mean_of_nets_that_were_trained_alone():
     model, plan = plain()
     x, nets = torch.randn(20, 9, dtype=torch.float64), narrow_nets(model, plan)
     for worker, net in enumerate(nets):
-        optimizer = sgd(net.parameters())
+        optimizer = sgd(net)
         for round in range(ROUNDS):
             steps(net, optimizer, Doubles(3).batches(worker, round * STEPS, STEPS))
     algorithm = ensemble(3, local_steps=STEPS)
@@ -164,7 +164,7 @@ def test_a_relay_is_the_mean_of_nets_that_go_from_worker_to_worker():
     data, x, nets = Doubles(3), torch.randn(20, 9, dtype=torch.float64), narrow_nets(model, plan)
     for round in range(ROUNDS):
         for hand, net in enumerate(nets):
-            steps(net, sgd(net.parameters()), data.batches((hand + round) % 3, round * STEPS, STEPS))
+            steps(net, sgd(net), data.batches((hand + round) % 3, round * STEPS, STEPS))
     algorithm = relay(3, local_steps=STEPS)
     result = train(model, F.cross_entropy, data, plan=plan, algorithm=algorithm, optimizer=sgd, num_rounds=ROUNDS)
     torch.testing.assert_close(result.model(x), sum(net(x) for net in nets) / 3)
@@ -300,14 +300,14 @@ def beside_torch(runtime, folder):
             assert result.state.totals["bytes_due"] == pytest.approx(ROUNDS * (STEPS + 1) * weights, rel=0.01)
     by_torch = {}
     model, _ = plain()
-    steps(DistributedDataParallel(model), sgd(model.parameters()), Doubles(2).batches(rank, 0, ROUNDS * STEPS))
+    steps(DistributedDataParallel(model), sgd(model), Doubles(2).batches(rank, 0, ROUNDS * STEPS))
     by_torch["ddp"] = dict(model.named_parameters())
     model, _ = plain()
     wrapped = DistributedDataParallel(model)
     state = PostLocalSGDState(None, None, start_localSGD_iter=0, post_local_gradient_allreduce=False)
     wrapped.register_comm_hook(state, post_localSGD_hook)
     averager = PeriodicModelAverager(STEPS, warmup_steps=STEPS - 1)
-    optimizer = PostLocalSGDOptimizer(sgd(model.parameters()), averager)
+    optimizer = PostLocalSGDOptimizer(sgd(model), averager)
     steps(wrapped, optimizer, Doubles(2).batches(rank, 0, ROUNDS * STEPS))
     by_torch["post_local"] = dict(model.named_parameters())
     if rank == 0:
@@ -357,12 +357,12 @@ def test_ddp_and_local_sgd_give_the_numbers_of_torch(told):
 
 def test_training_that_fails_in_an_outer_optimizer_says_so():
     with pytest.warns(UserWarning, match="refused"), pytest.raises(TrainingFailed):
-        go(diloco(2, local_steps=2), lambda p: torch.optim.SGD(p, 1e300), rounds=8)
+        go(diloco(2, local_steps=2), lambda net: torch.optim.SGD(net.parameters(), 1e300), rounds=8)
 
 
 def test_an_outer_step_leaves_what_is_not_trained():
     model, plan = plain()
     frozen = model.layers[0].weight.requires_grad_(False).clone()
     train(model, F.cross_entropy, Doubles(2), plan=plan, algorithm=diloco(2, local_steps=2), num_rounds=2,
-          optimizer=lambda p: adamw([q for q in p if q.requires_grad]))  # fmt: skip
+          optimizer=lambda net: torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], 1e-2))  # fmt: skip
     assert torch.equal(model.layers[0].weight, frozen)

@@ -16,8 +16,8 @@ from skerry.partitions import Covering
 WORKERS, ROUNDS, STEPS = 3, 4, 3
 
 
-def sgd(parameters):
-    return torch.optim.SGD(parameters, 0.05, momentum=0.9)
+def sgd(net):
+    return torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
 
 
 def only_blocks():
@@ -47,7 +47,7 @@ def test_blocks_are_skipped_and_averaged_over_those_who_had_them():
             for k in range(6):
                 if not held[worker, k]:
                     replica[1][k] = nn.Identity()
-            optimizer = sgd(replica.parameters())
+            optimizer = sgd(replica)
             for x, y in blobs(WORKERS).batches(worker, round * STEPS, STEPS):
                 optimizer.zero_grad()
                 F.cross_entropy(replica(x), y).backward()

@@ -98,7 +98,7 @@ def trained():
         blobs(4, samples=800),
         plan=plan,
         algorithm=ist(4, local_steps=10),
-        optimizer=lambda p: torch.optim.SGD(p, 0.1, momentum=0.9),
+        optimizer=lambda net: torch.optim.SGD(net.parameters(), 0.1, momentum=0.9),
         num_rounds=20,
         schedule=cosine,
         test=(test_x, test_y),

@@ -58,7 +58,7 @@ class Fails:
             model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
             skerry.train(
                 model, loss_fn, data, plan=skerry.discover(model, x), algorithm=skerry.ist(2, local_steps=2),
-                optimizer=lambda p: torch.optim.SGD(p, 0.1), num_rounds=2, runtime=runtime,
+                optimizer=lambda net: torch.optim.SGD(net.parameters(), 0.1), num_rounds=2, runtime=runtime,
                 on_start=lambda session: at("start"), test=Test(x, y, metrics={"mine": score}, every=1),
             )  # fmt: skip
 

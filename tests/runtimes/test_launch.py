@@ -257,18 +257,18 @@ def small_training(runtime, **changed):
     return {
         "model": model, "loss_fn": F.cross_entropy, "plan": plan, "algorithm": ist(2, local_steps=2),
         "data": Shards(x, y, split(y, 2, "iid", seed=0), batch_size=10, seed=0), "num_rounds": 2, "runtime": runtime,
-        "optimizer": lambda p: torch.optim.SGD(p, 0.1), "test": Test(x, y), **changed,
+        "optimizer": lambda net: torch.optim.SGD(net.parameters(), 0.1), "test": Test(x, y), **changed,
     }  # fmt: skip
 
 
 def groups(lr):
     """An optimizer that decays matrices only."""
 
-    def make(parameters):
-        by_decay = [[], []]
-        for p in parameters:
-            by_decay[p.dim() > 1].append(p)
-        vectors, matrices = by_decay
+    def make(net):
+        by_decay = {True: [], False: []}
+        for name, p in net.named_parameters():
+            by_decay[name.endswith("weight")].append(p)
+        vectors, matrices = by_decay[False], by_decay[True]
         decayed = {"params": matrices, "weight_decay": 0.1, "lr": lr}
         return torch.optim.AdamW([{"params": vectors, "weight_decay": 0.0}, decayed], lr=0.1)
 
@@ -299,9 +299,14 @@ def differs(runtime, folder):
         ({"num_rounds": 2 + r}, "num_rounds", "2", "3"),
         ({"seed": r}, "seed", "0", "1"),
         ({"max_bad_rounds": 1 + r}, "max_bad_rounds", "1", "2"),
-        ({"optimizer": lambda p: torch.optim.SGD(p, 0.1 * (1 + r))}, "optimizer.lr", "0.1", "0.2"),
-        ({"optimizer": lambda p: torch.optim.SGD(p, 0.1, r / 2)}, "optimizer.momentum", "0.0", "0.5"),
-        ({"optimizer": lambda p: (torch.optim.SGD, torch.optim.Adam)[r](p, 0.1)}, "optimizer", "SGD", "Adam"),
+        ({"optimizer": lambda net: torch.optim.SGD(net.parameters(), 0.1 * (1 + r))}, "optimizer.lr", "0.1", "0.2"),
+        ({"optimizer": lambda net: torch.optim.SGD(net.parameters(), 0.1, r / 2)}, "optimizer.momentum", "0.0", "0.5"),
+        (
+            {"optimizer": lambda net: (torch.optim.SGD, torch.optim.Adam)[r](net.parameters(), 0.1)},
+            "optimizer",
+            "SGD",
+            "Adam",
+        ),
         ({"optimizer": groups(0.1 + r)}, "optimizer.1.lr", "0.1", "1.1"),
         ({"schedule": (constant, cosine)[r]}, "schedule", "1 1 1", "1 0.96"),
         ({"loss_fn": (F.cross_entropy, other_loss)[r]}, "loss_fn", "cross_entropy", "other_loss"),

@@ -24,7 +24,8 @@ def session(algorithm, hidden=32, bottleneck=8, keep=(), rounds=4):
     plan = discover(model, X)
     plan = plan.without(*keep) if keep else plan
     return Session(
-        model, plan=plan, algorithm=algorithm, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), num_rounds=rounds
+        model, plan=plan, algorithm=algorithm, optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.1),
+        num_rounds=rounds,
     )  # fmt: skip
 
 
@@ -71,7 +72,7 @@ class Stream(nn.Module):
 
 
 def stream(algorithm, rounds=20, groups=8):
-    model, sgd = Stream(groups), lambda p: torch.optim.SGD(p, lr=0.1)
+    model, sgd = Stream(groups), lambda net: torch.optim.SGD(net.parameters(), lr=0.1)
     return Session(model, plan=discover(model, X), algorithm=algorithm, optimizer=sgd, num_rounds=rounds)
 
 
@@ -123,8 +124,8 @@ def test_an_optimizer_that_allocates_at_once_is_compared_without_the_memory_of_t
         model = nn.Sequential(nn.Linear(10**6, 10**6), nn.Linear(10**6, 4))  # 4 TB
     plan = Plan.from_rules(model, {"0": Out("a"), "1": In("a")})
     words = session_in_words(
-        model, plan, ist(2), optimizer=lambda p: torch.optim.Adagrad(p, 0.25), num_rounds=1, schedule=constant,
-        seed=0, checkpoints=None, max_bad_rounds=1, loss_fn=None,
+        model, plan, ist(2), optimizer=lambda net: torch.optim.Adagrad(net.parameters(), 0.25), num_rounds=1,
+        schedule=constant, seed=0, checkpoints=None, max_bad_rounds=1, loss_fn=None,
     )  # fmt: skip
     assert (words["optimizer"], words["optimizer.lr"]) == ("Adagrad", "0.25")
 

@@ -19,7 +19,7 @@ def test_step_cost_of_an_mlp_by_formula_and_without_side_effects():
     rng = torch.get_rng_state()
     batch = (torch.randn(16, 9), torch.randint(0, 4, (16,)))
     rng_after_batch = torch.get_rng_state()
-    cost = step_cost(model, F.cross_entropy, batch, lambda p: torch.optim.Adam(p, 1e-3))
+    cost = step_cost(model, F.cross_entropy, batch, lambda net: torch.optim.Adam(net.parameters(), 1e-3))
     assert torch.equal(torch.get_rng_state(), rng_after_batch)
     assert not torch.equal(rng, rng_after_batch)
     # Forward and both gradients are 2 * batch * in * out each; the input needs no gradient.
@@ -40,7 +40,7 @@ def test_a_model_that_looks_at_values_is_measured_on_a_real_copy():
 
     model, batch = Peeks(9, 4), (torch.randn(16, 9), torch.randint(0, 4, (16,)))
     before = model.weight.clone()
-    cost = step_cost(model, F.cross_entropy, batch, lambda p: torch.optim.SGD(p, 0.1))
+    cost = step_cost(model, F.cross_entropy, batch, lambda net: torch.optim.SGD(net.parameters(), 0.1))
     assert cost.flop == 2 * 2 * 16 * 9 * 4
     assert torch.equal(model.weight, before)
 
@@ -71,7 +71,7 @@ def test_what_a_process_keeps_is_what_is_predicted(method, model_name):
 def test_a_process_of_more_workers_needs_less():
     model, plan, _ = mlp(hidden=(256, 256))
     batch = (torch.randn(16, 9), torch.randint(0, 4, (16,)))
-    step = step_cost(model, F.cross_entropy, batch, lambda p: torch.optim.SGD(p, 0.1))
+    step = step_cost(model, F.cross_entropy, batch, lambda net: torch.optim.SGD(net.parameters(), 0.1))
     sizes = named_tensors(model)
     few, many = (rank_memory(plan, sizes, Disjoint(n).assign(plan.axes, 0), 0, step, buffer_bytes=1000) for n in (2, 8))
     assert many.previous < few.previous / 3

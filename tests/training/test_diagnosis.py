@@ -36,8 +36,8 @@ STEPS = 20  # so that every round is looked at
 PROBE = STEPS // 2
 
 
-def sgd(parameters):
-    return torch.optim.SGD(parameters, 0.1)
+def sgd(net):
+    return torch.optim.SGD(net.parameters(), 0.1)
 
 
 def run(
@@ -215,7 +215,7 @@ def opposed(local_steps, apart=1.0, rounds=6, **more):
     return run(
         local_sgd(2, local_steps=local_steps), model=model, plan=Plan.whole(model), loss_fn=F.mse_loss, rounds=rounds,
         data=Shards(x, y, parts, batch_size=100, seed=0), test=(x, y),
-        optimizer=lambda p: torch.optim.SGD(p, 0.2), **more,
+        optimizer=lambda net: torch.optim.SGD(net.parameters(), 0.2), **more,
     )  # fmt: skip
 
 
@@ -341,7 +341,7 @@ def test_a_training_loss_that_grows():
         data = Shards(x, torch.zeros(40), list(torch.arange(40).split(20)), batch_size=20, seed=0)
         found = run(
             local_sgd(2, local_steps=1), model=model, plan=Plan.whole(model), data=data, loss_fn=quadratic, rounds=9,
-            test=(x, torch.zeros(40)), optimizer=lambda p, rate=rate: torch.optim.SGD(p, rate),
+            test=(x, torch.zeros(40)), optimizer=lambda net, rate=rate: torch.optim.SGD(net.parameters(), rate),
         )  # fmt: skip
         assert warned(found) == kinds, rate
         assert ["loss" in each.checked for each in found] == [True] * 9  # of the test set; later of training, too

@@ -107,14 +107,14 @@ def test_a_model_of_several_inputs_is_trained_and_scored(of):
     data = skerry.from_loaders([torch.utils.data.DataLoader(s, batch_size=5) for s in sets])
     result = skerry.train(
         model, F.cross_entropy, data, plan=plan, algorithm=skerry.ist(2, local_steps=2), num_rounds=2,
-        optimizer=lambda p: torch.optim.SGD(p, lr=0.1), test=Test(of((a, b)), y, batch_size=7),
+        optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.1), test=Test(of((a, b)), y, batch_size=7),
     )  # fmt: skip
     trained = result.model
     assert result.score.loss == pytest.approx(F.cross_entropy(trained(a, b), y).item())
     assert result.score.accuracy == pytest.approx((trained(a, b).argmax(1) == y).double().mean().item())
     with pytest.raises(ValueError, match=r"\btest\b.*\(inputs, labels\)"):
         skerry.train(model, F.cross_entropy, data, plan=plan, algorithm=skerry.ist(2), num_rounds=1,
-                     optimizer=lambda p: torch.optim.SGD(p, lr=0.1), test=((a, b[:5]), y))  # fmt: skip
+                     optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.1), test=((a, b[:5]), y))  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,8 @@ def scores(num, runtime, test):
     train(
         model, F.cross_entropy, Shards(x, y, split(y, num, "iid", seed=0), batch_size=5, seed=0, transform=halves),
         plan=discover(model, halves(x)), algorithm=ist(num, local_steps=3), num_rounds=3, runtime=runtime, test=test,
-        optimizer=lambda p: torch.optim.SGD(p, 0.1), on_round=lambda record, _: found.append(record.score),
+        optimizer=lambda net: torch.optim.SGD(net.parameters(), 0.1),
+        on_round=lambda record, _: found.append(record.score),
     )  # fmt: skip
     return found
 

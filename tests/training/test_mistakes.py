@@ -16,8 +16,8 @@ def mlp():
     return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 5))
 
 
-def sgd(parameters):
-    return torch.optim.SGD(parameters, lr=0.1)
+def sgd(net):
+    return torch.optim.SGD(net.parameters(), lr=0.1)
 
 
 def go(model=None, x=X, y=Y, loss=F.cross_entropy, algorithm=None, **given):
@@ -29,7 +29,7 @@ def go(model=None, x=X, y=Y, loss=F.cross_entropy, algorithm=None, **given):
 
 
 def of_other_parameters(_):
-    return sgd(mlp().parameters())
+    return sgd(mlp())
 
 
 MISTAKES = {
@@ -39,9 +39,13 @@ MISTAKES = {
     "num_rounds": lambda: go(num_rounds="30"),
     "batch_size": lambda: Shards(X, Y, [torch.arange(9)], batch_size=8.0, seed=0),
     "algorithm": lambda: go(algorithm="ist"),
-    "optimizer.*LBFGS": lambda: go(optimizer=torch.optim.LBFGS),
+    "optimizer.*LBFGS": lambda: go(optimizer=lambda net: torch.optim.LBFGS(net.parameters())),
     "optimizer.*parameters": lambda: go(optimizer=of_other_parameters),
     "optimizer.*None": lambda: go(optimizer=lambda p: None),
+    "optimizer.*net.parameters": lambda: go(optimizer=lambda p: torch.optim.SGD(p, lr=0.1)),
+    "optimizer.*SGD": lambda: go(optimizer=torch.optim.SGD),
+    "optimizer.*without parameters": lambda: go(optimizer=lambda net: torch.optim.SGD([{"params": []}], lr=0.1)),
+    "optimizer.*empty": lambda: go(optimizer=lambda net: torch.optim.SGD([], lr=0.1)),
     "schedule": lambda: go(schedule=torch.optim.lr_scheduler.CosineAnnealingLR),
     r"data.*\(4, 17\)": lambda: go(x=torch.randn(200, 17)),
     "data.*NaN": lambda: go(x=X * torch.nan),

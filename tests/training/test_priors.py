@@ -98,8 +98,8 @@ def test_a_process_needs_the_row_of_its_own_worker_only():
         torch.testing.assert_close(streamed[name], tensor)
 
 
-def sgd(parameters):
-    return torch.optim.SGD(parameters, 0.1)
+def sgd(net):
+    return torch.optim.SGD(net.parameters(), 0.1)
 
 
 def in_processes(runtime, folder):

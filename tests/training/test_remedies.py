@@ -86,7 +86,8 @@ def situation(name):
     algorithm, more = RUNS[name]
     model, plan, _ = more.get("build", lambda: mlp(norm=False, hidden=(24,)))()
     session = Session(
-        model, plan=plan, algorithm=algorithm, optimizer=lambda p: torch.optim.SGD(p, 0.1), num_rounds=9,
+        model, plan=plan, algorithm=algorithm, num_rounds=9,
+        optimizer=lambda net: torch.optim.SGD(net.parameters(), 0.1),
         schedule=more.get("schedule", constant),
     )  # fmt: skip
     return situation_of(session.setup, plan, more.get("has_priors", False))

@@ -178,7 +178,7 @@ def test_gradients_may_be_gathered_and_clipped():
         model, plan, _ = mlp(norm=False)
         with Session(
             model, plan=plan, algorithm=single(local_steps=2), num_rounds=1,
-            optimizer=lambda p: torch.optim.SGD(p, 1.0),
+            optimizer=lambda net: torch.optim.SGD(net.parameters(), 1.0),
         ) as session:  # fmt: skip
             for round in session.rounds():
                 for worker in round.workers:

@@ -10,7 +10,7 @@ import torch
 from together import together
 from torch import nn
 from torch.nn import functional as F
-from zoo import METHODS, Residual, blobs, cnn, images, mlp
+from zoo import METHODS, Residual, blobs, blocks, cnn, images, mlp
 
 from skerry import Blocks, Checkpoints, cosine, ist, narrow, relay, train
 from skerry.algorithm import Algorithm
@@ -28,12 +28,12 @@ from skerry.training import Test, TheoryWarning, TrainingFailed, constant
 from skerry.weights import FromInitializer
 
 OPTIMIZERS = {
-    "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
-    "adamw": lambda p: torch.optim.AdamW(p, 1e-2),
-    "rmsprop": lambda p: torch.optim.RMSprop(p, 1e-3, momentum=0.5),
-    "adagrad": lambda p: torch.optim.Adagrad(p, 1e-2, initial_accumulator_value=0.1),
-    "rprop": lambda p: torch.optim.Rprop(p, 1e-3),
-    "adafactor": lambda p: torch.optim.Adafactor(p, 1e-2),
+    "sgd": lambda net: torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
+    "adamw": lambda net: torch.optim.AdamW(net.parameters(), 1e-2),
+    "rmsprop": lambda net: torch.optim.RMSprop(net.parameters(), 1e-3, momentum=0.5),
+    "adagrad": lambda net: torch.optim.Adagrad(net.parameters(), 1e-2, initial_accumulator_value=0.1),
+    "rprop": lambda net: torch.optim.Rprop(net.parameters(), 1e-3),
+    "adafactor": lambda net: torch.optim.Adafactor(net.parameters(), 1e-2),
 }
 
 ALGORITHMS = {name: method.algorithm for name, method in METHODS.items() if name != "single"}
@@ -67,7 +67,7 @@ def test_with_overlap_workers_begin_with_their_own_values_and_are_corrected_late
 
     model, _ = run(
         local_sgd(2, local_steps=steps, overlap=overlap), build=lambda: mlp(norm=False), rounds=rounds,
-        optimizer=lambda p: torch.optim.SGD(p, 0.1), schedule=constant, verify=False, loss_fn=loss_fn,
+        optimizer=lambda net: torch.optim.SGD(net.parameters(), 0.1), schedule=constant, verify=False, loss_fn=loss_fn,
         on_round=lambda record, state: None,
     )  # fmt: skip
     torch.manual_seed(1)
@@ -104,7 +104,7 @@ def test_one_worker_with_everything_is_bit_equal_to_a_plain_loop(optimizer, buil
     model, _ = run(single(local_steps=steps), build=build, rounds=rounds, optimizer=optimizer)
     torch.manual_seed(1)
     plain, _, _ = build()
-    opt = OPTIMIZERS[optimizer](plain.parameters())
+    opt = OPTIMIZERS[optimizer](plain)
     rate = opt.param_groups[0]["lr"]
     for step, (x, y) in enumerate(blobs(1).batches(0, 0, rounds * steps)):
         opt.param_groups[0]["lr"] = rate * cosine(step / (rounds * steps))
@@ -315,6 +315,45 @@ def test_resting_elements_start_their_state_where_the_optimizer_would():
         values = result.store.shards()[f"layers.1.weight::{key}"]
         assert values.min() > 0
         assert (values == start).double().mean() > 0.3  # what two workers would have to meet in
+
+
+@pytest.mark.parametrize("name", ["ist-uneven-travel", "relay-travel", "resist"])
+def test_groups_by_name_have_their_own_settings_and_starts_of_state(name):
+    build = blocks if name == "resist" else (lambda: mlp(norm=False))
+
+    def by_name(net):  # a relay's worker gets its narrow net, with the model's own names
+        names = {n for n, _ in net.named_parameters()}
+        assert names <= {n for n, _ in build()[0].named_parameters()}
+        weights = [p for n, p in net.named_parameters() if n.endswith("weight")]
+        biases = [p for n, p in net.named_parameters() if n.endswith("bias")]
+        groups = [{"params": weights}, {"params": biases, "lr": 0.0}]
+        optimizer = torch.optim.Adagrad(groups, 0.01)
+        for group, start in zip(optimizer.param_groups, (0.1, 0.7), strict=True):
+            for p in group["params"]:
+                optimizer.state[p]["sum"].fill_(start)
+        return optimizer
+
+    model, result = run(ALGORITHMS[name], build=build, rounds=2, optimizer=by_name)
+    torch.manual_seed(1)
+    before, _, _ = build()
+    if name != "relay-travel":
+        for key, value in before.named_parameters():
+            assert torch.equal(value, model.get_parameter(key)) == key.endswith("bias"), key
+    sums = {k: v for k, v in result.store.shards().items() if k.endswith("::sum")}
+    for key, value in sums.items():
+        assert value.min() >= (0.7 if "bias" in key else 0.1) - 1e-6, key
+        if "bias" not in key and value.dim() > 1 and name.startswith("ist"):
+            assert (value < 0.7).any()
+    assert len(sums) == len(list(result.full.inner.parameters()))
+
+
+def test_state_travels_with_an_optimizer_for_matrices_only():
+    def muon(net):
+        return torch.optim.Muon([p for p in net.parameters() if p.dim() == 2], 0.01)
+
+    _, result = run(ist(3, local_steps=2, optimizer_state="travel"), rounds=2, optimizer=muon)
+    sums = [key for key in result.store.shards() if key.endswith("::momentum_buffer")]
+    assert sorted(sums) == [f"{name}.weight::momentum_buffer" for name in ("layers.0", "layers.1", "out")]
 
 
 def test_state_that_cannot_be_cut_is_refused_and_shared_where_nothing_is_cut():

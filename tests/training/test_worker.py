@@ -54,7 +54,10 @@ def test_state_of_a_parameter_without_dims_travels():
     model = Gate()
     plan = skerry.discover(model, torch.randn(4, 9))
     algorithm = skerry.ist(3, local_steps=2, optimizer_state="travel")
-    for optimizer in (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), lambda p: torch.optim.AdamW(p, 0.01)):
+    for optimizer in (
+        lambda net: torch.optim.SGD(net.parameters(), 0.1, momentum=0.9),
+        lambda net: torch.optim.AdamW(net.parameters(), 0.01),
+    ):
         skerry.train(
             model, F.cross_entropy, blobs(3), plan=plan, algorithm=algorithm, optimizer=optimizer, num_rounds=2
         )

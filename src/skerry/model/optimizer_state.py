@@ -6,7 +6,7 @@ trained again after many rounds has new moments with an old step count, which Ad
 first steps are too large by (1 - beta1^k) / sqrt(1 - beta2^k) after k steps: at most 6.6 with PyTorch's betas.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -19,25 +19,31 @@ def parameter_of(name: str) -> str:
     return name.partition(SEPARATOR)[0]
 
 
-def initial(make: Callable[[list[nn.Parameter]], torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Return, by key, the values that optimizer state starts with; empty if they are not known.
+def initial(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """Return, by name, the values that optimizer state starts with; empty if they are not known.
 
-    They are those of an element that has only had zero gradients: 0 for momenta, ``initial_accumulator_value`` for
-    Adagrad, the learning rate for Rprop.
+    They are those of elements that have only had zero gradients: 0 for momenta, ``initial_accumulator_value`` for
+    Adagrad, the learning rate for Rprop. A value per element has one dim, and a step count none.
 
     Args:
-        make: returns the optimizer of a list of parameters.
+        optimizer: of the parameters of ``model``, in which it takes a step.
+        model: with the names of the model that is trained, and with two elements a dim.
     """
-    element = nn.Parameter(torch.zeros(1))
-    element.grad = torch.zeros(1)
-    optimizer = make([element])
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
     try:
         optimizer.step()
-    except (RuntimeError, ValueError, TypeError):  # Muon needs matrices
+    except (RuntimeError, ValueError, TypeError):
         return {}
-    state = {k: torch.as_tensor(v) for k, v in optimizer.state.get(element, {}).items() if v is not None}
-    # Step counts start at 0.
-    return {key: torch.zeros_like(value) if value.dim() == 0 else value for key, value in state.items()}
+    start: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensor = torch.as_tensor(0.0 if value is None else value)
+            if value is not None and (tensor.dim() == 0 or tensor.shape == parameter.shape):
+                count = tensor.dim() == 0 and (parameter.dim() > 0 or key == "step")
+                start[f"{name}{SEPARATOR}{key}"] = torch.zeros_like(tensor) if count else tensor.flatten()[:1]
+    return start
 
 
 def read(optimizer: torch.optim.Optimizer, model: nn.Module, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -65,9 +71,9 @@ def read(optimizer: torch.optim.Optimizer, model: nn.Module, start: Mapping[str,
             state[f"{name}{SEPARATOR}{key}"] = torch.as_tensor(value)
         if parameter.requires_grad and not optimizer.state.get(parameter):
             for key, value in start.items():
-                state[f"{name}{SEPARATOR}{key}"] = (
-                    value.to(parameter.device).reshape(()).expand(parameter.shape if value.dim() else ()).clone()
-                )
+                if parameter_of(key) == name:
+                    shape = parameter.shape if value.dim() else ()
+                    state[key] = value.to(parameter.device).reshape(()).expand(shape).clone()
     return state
 
 
@@ -85,14 +91,18 @@ def placed(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def full_sizes(
-    narrow: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], parameters: Mapping[str, Tensor]
+    narrow: Mapping[str, Tensor],
+    shapes: Mapping[str, torch.Size],
+    parameters: Mapping[str, Tensor],
+    start: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """Return, by name, full-size tensors on the meta device for the optimizer state in a worker's ``narrow`` tensors.
 
     Args:
         narrow: a worker's parameters and optimizer state.
         shapes: of the full model's tensors.
-        parameters: others that have the same state, though this worker may lack them (those of blocks).
+        parameters: others that have state, though this worker may lack them (those of blocks).
+        start: what ``initial`` returned: the state that they have; if it is empty, the same as others.
     """
     sizes: dict[str, Tensor] = {}
     absent = {name: parameter.dtype for name, parameter in parameters.items() if name not in narrow}
@@ -104,6 +114,8 @@ def full_sizes(
             if narrow[owner].dim() == 0:
                 continue  # unknown: would a parameter with dims have one number, or one per element?
             for other, dtype in absent.items():
+                if start and f"{other}{SEPARATOR}{key}" not in start:
+                    continue
                 shape = shapes[other] if own_shape else tensor.shape
                 own = dtype if tensor.dtype == narrow[owner].dtype else tensor.dtype
                 sizes.setdefault(f"{other}{SEPARATOR}{key}", torch.empty(shape, dtype=own, device="meta"))
@@ -115,5 +127,5 @@ def blank(
 ) -> Tensor:
     """Return the state ``name`` of elements that have not been trained yet; ``start`` is what ``initial`` returned."""
     tensor = torch.zeros(shape, dtype=dtype, device=device)
-    at_start = start.get(name.rpartition(SEPARATOR)[2])
+    at_start = start.get(name)
     return tensor if at_start is None else tensor + at_start.to(tensor).view(())

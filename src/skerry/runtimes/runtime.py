@@ -100,7 +100,7 @@ class Beginning:
         plan: its plan.
         source: where the values of its tensors come from.
         assignment: who holds what at first.
-        start: the value that optimizer state starts with, by key (``optimizer_state.initial``).
+        start: the value that optimizer state starts with, by name (``optimizer_state.initial``).
         state: full-size optimizer state on the meta device that ``source`` has as well.
         saved: the checkpoint that ``source`` is, if training is resumed.
     """

@@ -179,6 +179,6 @@ class WholeModel:
         """Make room for optimizer state that appears with the first step."""
         device = next(iter(tensors.values())).device
         in_blocks = trained_in_blocks(self.model, self.plan)
-        for name, size in optimizer_state.full_sizes(tensors, self.plan.shapes, in_blocks).items():
+        for name, size in optimizer_state.full_sizes(tensors, self.plan.shapes, in_blocks, self._start).items():
             if name not in self.tensors:
                 self.tensors[name] = optimizer_state.blank(name, size.shape, size.dtype, self._start, device)

@@ -11,18 +11,17 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from skerry.algorithm import Algorithm
 from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.model.inputs import Inputs, tensors_of
-from skerry.model.tensors import parameter_like
 from skerry.plan.table import Plan
 from skerry.runtimes.close_values import agree_on_values
 from skerry.runtimes.runtime import Runtime
 from skerry.subnet.index import Index
 from skerry.training.schedules import Schedule
+from skerry.training.steps.optimizer import optimizer_of, small_copy
 from skerry.training.worker import Data, LossFn, OptimizerFn
 from skerry.weights.source import Source
 
@@ -120,13 +119,8 @@ def in_words(value: object, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _of_optimizer(make: OptimizerFn, model: nn.Module) -> dict[str, object]:
-    """Return the class and the settings of an optimizer, made for parameters of one value: some allocate at once."""
-
-    def small(p: nn.Parameter) -> nn.Parameter:
-        device = "cpu" if p.is_meta else p.device
-        return parameter_like(torch.zeros([min(1, n) for n in p.shape], dtype=p.dtype, device=device), p)
-
-    made = make([small(p) for p in model.parameters()])
+    """Return the class and the settings of an optimizer."""
+    made = optimizer_of(make, small_copy(model))
     groups = getattr(made, "param_groups", ())
     own = [{k: v if k != "params" else len(v) for k, v in group.items() if k not in _HOW} for group in groups]
     return {"": type(made), **(own[0] if len(own) == 1 else dict(enumerate(own)))}

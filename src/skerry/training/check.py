@@ -95,7 +95,9 @@ def check_goes_on(algorithm: Algorithm, state: State, num_rounds: int) -> None:
 def check_functions(optimizer: object, schedule: object, loss_fn: object, test: object) -> None:
     """Raise ValueError for mistakes that are easily made with the functions of a training."""
     if not callable(optimizer) or isinstance(optimizer, torch.optim.Optimizer):
-        raise ValueError("optimizer: expected a function of parameters, such as lambda p: torch.optim.SGD(p, lr=0.1)")
+        raise ValueError(
+            "optimizer: expected a function of a subnet, such as lambda net: torch.optim.SGD(net.parameters(), lr=0.1)"
+        )
     if not callable(schedule) or isinstance(schedule, type):
         raise ValueError(
             f"schedule: got {schedule!r}, expected a function of progress (0 to 1) that returns the factor of the "
@@ -126,11 +128,13 @@ def check_optimizer(optimizer: Any, subnet: nn.Module) -> None:
     name, closure = type(optimizer).__name__, inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise ValueError(f"optimizer: {name} needs a closure in each step, expected one without, such as SGD or AdamW")
+    if not any(group["params"] for group in optimizer.param_groups):
+        raise ValueError(f"optimizer: the function returned {name} without parameters; give it those of the subnet")
     own = {id(parameter) for parameter in subnet.parameters()}
     if any(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"]):
         raise ValueError(
-            f"optimizer: the function returned {name} of other parameters, expected those that it is given; each "
-            "worker trains a subnet of its own"
+            f"optimizer: the function returned {name} of other parameters, expected those of the subnet that it is "
+            "given; each worker trains a subnet of its own"
         )
 
 

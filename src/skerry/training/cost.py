@@ -16,6 +16,7 @@ from skerry.partitions.assignment import Assignment
 from skerry.plan.table import Plan
 from skerry.randomness import own_random_state
 from skerry.subnet.cuts import Cuts
+from skerry.training.steps.optimizer import optimizer_of
 from skerry.training.worker import LossFn, OptimizerFn
 
 
@@ -55,7 +56,7 @@ def step_cost(subnet: nn.Module, loss_fn: LossFn, batch: tuple[Inputs, Any], opt
         subnet: the narrow module; it may be on the meta device.
         loss_fn: ``loss_fn(output, labels)``, the mean over a batch.
         batch: (inputs, labels) of the size that is trained with.
-        optimizer: a function of parameters that returns the optimizer.
+        optimizer: a function of the worker's subnet that returns the optimizer.
     """
     try:
         return _step_cost(subnet, loss_fn, batch, optimizer, torch.device("meta"))
@@ -81,7 +82,7 @@ def _step_cost(
             saved[key] = tensor
         return tensor
 
-    opt = optimizer(parameters)
+    opt = optimizer_of(optimizer, copied)
     with FlopCounterMode(display=False) as counter:
         with torch.autograd.graph.saved_tensors_hooks(remember, lambda t: t):
             loss = loss_fn(call(copied, to(batch[0], device)), to(batch[1], device))
@@ -108,7 +109,7 @@ class StepCosts:
 
     Args:
         loss_fn: ``loss_fn(output, labels)``, the mean over a batch.
-        optimizer: a function of parameters that returns the optimizer.
+        optimizer: a function of the worker's subnet that returns the optimizer.
         batch: returns a batch (inputs, labels).
         outer: whether an outer optimizer keeps two tensors per parameter: where the round began, and its momentum.
     """

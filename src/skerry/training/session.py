@@ -23,7 +23,14 @@ from skerry.runtimes.runtime import FullModel, Runtime
 from skerry.runtimes.serial import or_serial
 from skerry.trained import Start
 from skerry.training.agreement import session_in_words
-from skerry.training.check import check_algorithm, check_functions, check_model, verify_plan, warn_of_frozen_readers
+from skerry.training.check import (
+    check_algorithm,
+    check_functions,
+    check_model,
+    check_optimizer,
+    verify_plan,
+    warn_of_frozen_readers,
+)
 from skerry.training.diagnosis.judge import Judge
 from skerry.training.diagnosis.observer import Observer
 from skerry.training.evaluation.evaluate import Score
@@ -34,6 +41,7 @@ from skerry.training.phases.exchange_phase import stop_if_failed
 from skerry.training.round import Round
 from skerry.training.schedules import Schedule, constant
 from skerry.training.setup import set_up
+from skerry.training.steps.optimizer import optimizer_of, small_copy
 from skerry.training.worker import LossFn, OptimizerFn
 
 
@@ -51,7 +59,7 @@ class Session:
         model: the full model.
         plan: what is dealt out.
         algorithm: who holds what, and for how long.
-        optimizer: a function of parameters that returns a ``torch.optim`` optimizer.
+        optimizer: a function of the worker's subnet that returns a ``torch.optim`` optimizer.
         num_rounds: rounds in all, including those before a resume.
         example_inputs: inputs of a few samples to verify the plan on; None: it is not verified.
         schedule: learning-rate factor by progress (0 to 1).
@@ -84,7 +92,7 @@ class Session:
         >>> x, y = torch.randn(4, 8), torch.ones(4, dtype=torch.int64)
         >>> with Session(
         ...     model, plan=discover(model, x), algorithm=ist(workers=2, local_steps=3),
-        ...     optimizer=lambda p: torch.optim.SGD(p, lr=0.1), num_rounds=5,
+        ...     optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.1), num_rounds=5,
         ...     loss_fn=nn.functional.cross_entropy, test=(x, y),
         ... ) as session:
         ...     for round in session.rounds():
@@ -121,6 +129,7 @@ class Session:
         check_model(model, plan, start)
         check_algorithm(algorithm, plan, num_rounds)
         check_functions(optimizer, schedule, loss_fn, test)
+        check_optimizer(optimizer_of(optimizer, small := small_copy(model)), small)
         if runtime.num_processes > 1:
             runtime.agree(
                 session_in_words(

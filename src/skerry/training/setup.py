@@ -23,6 +23,7 @@ from skerry.trained import Start
 from skerry.training.agreement import agree_on_start
 from skerry.training.check import check_goes_on
 from skerry.training.schedules import Schedule
+from skerry.training.steps.optimizer import initial_state
 from skerry.training.worker import OptimizerFn
 
 
@@ -33,7 +34,7 @@ class Setup:
     Attributes:
         model: the modules of what is trained, on the meta device; the store keeps the values.
         plan: its plan.
-        state_start: where optimizer state starts, by key (``optimizer_state.initial``); empty where it does not travel.
+        state_start: where optimizer state starts, by name (``optimizer_state.initial``); empty if it does not travel.
         never_finite: names of tensors that are not finite from the start (an attention mask of -inf), so that a
             worker is not refused for them.
         device: where subnets are trained.
@@ -110,7 +111,7 @@ def set_up(
     else:
         agree_on_start(runtime, source, named_tensors(net))
     state.num_rounds, state.num_workers = num_rounds, algorithm.partition.num_workers
-    state_start = optimizer_state.initial(optimizer) if algorithm.optimizer_state == "travel" else {}
+    state_start = initial_state(optimizer, net) if algorithm.optimizer_state == "travel" else {}
     store = runtime.keep(
         Beginning(
             model=net,

@@ -122,7 +122,7 @@ def train(
         data: each worker's batches.
         plan: what is dealt out.
         algorithm: who holds what, and for how long.
-        optimizer: a function of parameters that returns a ``torch.optim`` optimizer.
+        optimizer: a function of the worker's subnet that returns a ``torch.optim`` optimizer.
         num_rounds: rounds in all, including those before a resume.
         schedule: learning-rate factor by progress (0 to 1).
         logit_adjustment: (num_workers, num_classes); row w is added to the outputs (B, num_classes) of worker w's
@@ -157,7 +157,7 @@ def train(
         >>> result = train(
         ...     model, nn.functional.cross_entropy, Shards(x, y, split(y, 2, "iid", seed=0), batch_size=16, seed=0),
         ...     plan=discover(model, x[:8]), algorithm=ist(workers=2, local_steps=10),
-        ...     optimizer=lambda p: torch.optim.SGD(p, lr=0.5), num_rounds=10, test=(x, y),
+        ...     optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.5), num_rounds=10, test=(x, y),
         ... )
         >>> result.score.accuracy > 0.8
         True

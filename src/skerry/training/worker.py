@@ -13,8 +13,8 @@ from skerry.model.inputs import Inputs, call
 
 LossFn = Callable[[Any, Any], Tensor]
 """``loss_fn(output, labels)``: the mean over the batch, a scalar."""
-OptimizerFn = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-"""A function of parameters that returns a ``torch.optim`` optimizer of them."""
+OptimizerFn = Callable[[nn.Module], torch.optim.Optimizer]
+"""A function of a worker's subnet that returns a ``torch.optim`` optimizer of its parameters."""
 
 
 class Data(Protocol):

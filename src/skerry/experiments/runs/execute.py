@@ -73,7 +73,7 @@ def configure(recipe: str, method: str, settings: Mapping[str, Any]) -> Config:
 
 
 def make_optimizer(config: Config) -> OptimizerFn:
-    """Return a function that creates the optimizer of the config for given parameters.
+    """Return a function that creates the optimizer of the config for a subnet.
 
     Raises:
         ValueError: an unknown class of ``torch.optim``, or wrong arguments for it.
@@ -92,7 +92,7 @@ def make_optimizer(config: Config) -> OptimizerFn:
         optimizer([torch.zeros(1, 1, requires_grad=True)], **settings).step()
     except (TypeError, ValueError) as error:
         raise ValueError(f"optimizer {name} with {settings}: {error}") from error
-    return lambda parameters: optimizer(parameters, **settings)
+    return lambda net: optimizer(net.parameters(), **settings)
 
 
 def num_threads(config: Config) -> int:

@@ -72,7 +72,8 @@ def launch(
             skerry.train(
                 model, nn.functional.cross_entropy,
                 skerry.Shards(x, y, skerry.split(y, 4, "iid", seed=0), batch_size=20, seed=0),
-                plan=skerry.discover(model, x), algorithm=skerry.ist(4), optimizer=lambda p: optim.SGD(p, 0.1),
+                plan=skerry.discover(model, x), algorithm=skerry.ist(4),
+                optimizer=lambda net: optim.SGD(net.parameters(), 0.1),
                 num_rounds=5, runtime=runtime,
             )
 

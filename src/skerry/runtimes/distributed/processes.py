@@ -95,7 +95,7 @@ class Processes:
             with skerry.Processes.join() as runtime:
                 skerry.train(
                     model, nn.functional.cross_entropy, data, plan=skerry.discover(model, x), runtime=runtime,
-                    algorithm=skerry.ist(4), optimizer=lambda p: optim.SGD(p, 0.1), num_rounds=5,
+                    algorithm=skerry.ist(4), optimizer=lambda net: optim.SGD(net.parameters(), 0.1), num_rounds=5,
                 )
         """
         liveness = join_group(Place.of_environment(), timeout_s, _end)

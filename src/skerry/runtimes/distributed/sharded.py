@@ -276,7 +276,8 @@ class Sharded:
 
     def _add_new_state(self, tensors: Tensors) -> None:
         """Make room for optimizer state that appears with the first step."""
-        found = optimizer_state.full_sizes(tensors, self.plan.shapes, trained_in_blocks(self.model, self.plan))
+        in_blocks = trained_in_blocks(self.model, self.plan)
+        found = optimizer_state.full_sizes(tensors, self.plan.shapes, in_blocks, self._start)
         new = {name: size for name, size in found.items() if name not in self.sizes}
         if new:
             self.sizes = dict(sorted({**self.sizes, **new}.items()))

@@ -16,6 +16,7 @@ from skerry.randomness import own_random_state, seed_of
 from skerry.runtimes.runtime import Handover, Report
 from skerry.training.check import check_optimizer
 from skerry.training.setup import Setup
+from skerry.training.steps.optimizer import optimizer_of
 from skerry.training.worker import Worker
 
 
@@ -32,7 +33,7 @@ def lend_worker(setup: Setup, round: int, number: int, handed: list[Handover]) -
     algorithm, store = setup.algorithm, setup.store
     setup.runtime.at(round, "local steps")
     subnet, travelled = store.subnet(number)
-    optimizer = setup.optimizer(subnet.parameters())
+    optimizer = optimizer_of(setup.optimizer, subnet)
     check_optimizer(optimizer, subnet)
     kept = store.kept.get(number, {})
     to_keep = algorithm.outer.begin(subnet, kept) if algorithm.outer else {}

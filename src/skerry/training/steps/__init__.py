@@ -1,0 +1,1 @@
+"""How a worker takes its local steps: with which optimizer, made anew in each round."""
