@@ -7,7 +7,7 @@ itself, nothing about it is sent, and a resumed run draws what the undisturbed o
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -24,9 +24,23 @@ def generator(*key: int | str) -> torch.Generator:
 
 
 @contextmanager
-def own_random_state(seed: int | None = None) -> Iterator[None]:
-    """Run a block with a random state of torch of its own, seeded by ``seed`` if given; the caller's comes back."""
-    with torch.random.fork_rng(devices=[]):
+def own_random_state(seed: int | None = None, device: torch.device | None = None) -> Iterator[None]:
+    """Run a block with a random state of torch of its own, and give the caller's back afterwards.
+
+    Args:
+        seed: of the state; None: the block goes on with a copy of the caller's.
+        device: whose random state is the block's own, too, beside that of the CPU. Other devices are not touched.
+    """
+    devices = [] if device is None or device.type in ("cpu", "meta") else [device]
+    with torch.random.fork_rng(devices, device_type=devices[0].type if devices else "cuda"):
         if seed is not None:
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all devices
+            for each in devices:
+                _seed(each, seed)
         yield
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    module = torch.get_device_module(device)
+    with module.device(device) if hasattr(module, "device") else nullcontext():
+        module.manual_seed(seed)

@@ -11,12 +11,16 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from skerry.model.device import wide
 from skerry.partitions.assignment import Assignment
 from skerry.plan.dims import DealtDim, once_per_units
 from skerry.plan.table import Plan
 from skerry.subnet.cuts import Cuts
 from skerry.subnet.index import Cut, whole
 from skerry.subnet.slicing import put_, take
+
+_SLAB = 2**22
+"""Elements that are averaged at a time."""
 
 Piece = Mapping[str, Tensor]
 """A worker's narrow tensors by name: parameters, buffers and, if it travels, optimizer state."""
@@ -26,8 +30,11 @@ def is_finite(piece: Piece) -> bool:
     """Tell whether every element of ``piece`` is finite."""
     numbers = [t for t in piece.values() if t.numel()]
     numbers = [torch.view_as_real(t) if t.is_complex() else t for t in numbers if not is_exact(t)]
-    # The extremes are NaN where any element is; one pass, no temporary as large as the tensor.
-    return all(bool(torch.isfinite(extreme)) for t in numbers for extreme in torch.aminmax(t))
+    # The extremes are NaN where any element is; one pass, no temporary as large as the tensor. A device is asked once.
+    extremes: dict[torch.device, list[Tensor]] = {}
+    for t in numbers:
+        extremes.setdefault(t.device, []).extend(extreme.isfinite() for extreme in torch.aminmax(t))
+    return all(bool(torch.stack(found).all()) for found in extremes.values())
 
 
 def is_exact(tensor: Tensor) -> bool:
@@ -76,16 +83,21 @@ def aggregate_(full: Mapping[str, Tensor], plan: Plan, assignment: Assignment, p
 
 def _put_mean_(tensor: Tensor, parts: Sequence[tuple[Tensor, Cut]]) -> None:
     # In float64 the mean of equal float32 values is that value; -0.0 + x == x to the bit for every x.
-    wide = torch.complex128 if tensor.is_complex() else torch.float64
     if all(whole(cut) for _, cut in parts):
-        total = parts[0][0].to(wide)
-        for part, _ in parts[1:]:
-            total = total + part
-        tensor.copy_(total / len(parts))
+        each = [part.reshape(-1) for part, _ in parts]
+        flat = tensor.view(-1) if tensor.is_contiguous() else tensor.reshape(-1)
+        for begin in range(0, tensor.numel(), _SLAB):  # so that wide numbers take little memory
+            slabs = [part[begin : begin + _SLAB] for part in each]
+            total = slabs[0].to(wide(tensor))
+            for slab in slabs[1:]:
+                total = total + slab
+            flat[begin : begin + _SLAB] = total / len(parts)
+        if not tensor.is_contiguous():
+            tensor.copy_(flat.view(tensor.shape))
         return
-    total = torch.full(tensor.shape, -0.0, dtype=wide, device=tensor.device)
-    count = torch.zeros(tensor.shape, dtype=torch.float64, device=tensor.device)
+    total = torch.full(tensor.shape, -0.0, dtype=wide(tensor), device=tensor.device)
+    count = torch.zeros(tensor.shape, dtype=torch.int32, device=tensor.device)
     for part, cut in parts:
-        put_(total, take(total, cut) + part.to(wide), cut)
+        put_(total, take(total, cut) + part.to(total.dtype), cut)
         put_(count, take(count, cut) + 1, cut)
-    tensor.copy_(torch.where(count > 0, total / count, tensor.to(wide)))
+    tensor.copy_(torch.where(count > 0, total / count, tensor))

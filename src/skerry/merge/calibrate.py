@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # also SyncBatchNorm
 
+from skerry.model.device import wide
 from skerry.model.tensors import frozen_names, named_tensors
 from skerry.partitions.share import Share
 from skerry.plan.table import Plan
@@ -146,7 +147,7 @@ def estimate_batch_norm_(
             assert isinstance(module, _BatchNorm)
             assert module.running_mean is not None
             assert module.running_var is not None
-            x = inputs[0].transpose(0, 1).flatten(1).double()  # (channels, all else)
+            x = inputs[0].transpose(0, 1).flatten(1).to(wide(inputs[0]))  # (channels, all else)
             count = torch.full((1, x.shape[0]), x.shape[1], dtype=x.dtype, device=x.device)
             sums[name] = sums.get(name, 0) + total(torch.cat([count, x.sum(1)[None], x.square().sum(1)[None]]))
             n, mean = sums[name][0], sums[name][1] / sums[name][0]

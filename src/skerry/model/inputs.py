@@ -57,7 +57,8 @@ def _names(value: Any) -> tuple[Any, ...]:
 
 def to(value: Any, device: torch.device) -> Any:
     """Return ``value`` with every tensor on ``device``."""
-    return map_tensors(lambda tensor: tensor.to(device), value)
+    # The host need not wait until a copy has arrived on a device; it reads one from a device at once.
+    return map_tensors(lambda tensor: tensor.to(device, non_blocking=device.type != "cpu"), value)
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:

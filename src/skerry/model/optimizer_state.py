@@ -80,14 +80,24 @@ def read(optimizer: torch.optim.Optimizer, model: nn.Module, start: Mapping[str,
 def load_(optimizer: torch.optim.Optimizer, model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Give ``optimizer`` the state that ``read`` returned, in the shapes of ``model``, in place."""
     parameters = dict(model.named_parameters())
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for name, value in state.items():
         owner, _, key = name.partition(SEPARATOR)
-        optimizer.state[parameters[owner]][key] = value
+        parameter = parameters[owner]
+        group = groups.get(id(parameter), {})
+        if group.get("fused") or group.get("capturable"):  # these count steps on the device
+            value = value.to(parameter.device)
+        optimizer.state[parameter][key] = value
 
 
-def placed(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return ``tensor`` on ``device``; step counts (no dims) stay where optimizers want them."""
-    return tensor.to(device) if tensor.dim() else tensor
+def placed(name: str, tensor: Tensor, device: torch.device) -> Tensor:
+    """Return ``tensor`` on ``device``, but an optimizer's step counts (no dims) on the CPU."""
+    return tensor.to(place_of(name, tensor.shape, device))
+
+
+def place_of(name: str, shape: torch.Size, device: torch.device) -> torch.device:
+    """Return where the tensor ``name`` of a subnet on ``device`` is: step counts (no dims) are on the CPU."""
+    return device if shape or parameter_of(name) == name else torch.device("cpu")
 
 
 def full_sizes(
@@ -126,6 +136,6 @@ def blank(
     name: str, shape: torch.Size, dtype: torch.dtype, start: Mapping[str, Tensor], device: torch.device
 ) -> Tensor:
     """Return the state ``name`` of elements that have not been trained yet; ``start`` is what ``initial`` returned."""
-    tensor = torch.zeros(shape, dtype=dtype, device=device)
+    tensor = torch.zeros(shape, dtype=dtype, device=place_of(name, shape, device))
     at_start = start.get(name)
     return tensor if at_start is None else tensor + at_start.to(tensor).view(())

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from skerry.partitions.assignment import Assignment
@@ -100,6 +101,8 @@ class Beginning:
         plan: its plan.
         source: where the values of its tensors come from.
         assignment: who holds what at first.
+        device: where subnets are trained. A serial runtime has the full model there, too; parts that a process only
+            owns stay on the CPU.
         start: the value that optimizer state starts with, by name (``optimizer_state.initial``).
         state: full-size optimizer state on the meta device that ``source`` has as well.
         saved: the checkpoint that ``source`` is, if training is resumed.
@@ -109,6 +112,7 @@ class Beginning:
     plan: Plan
     source: Source
     assignment: Assignment
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 (it cannot change)
     start: Mapping[str, Tensor] = field(default_factory=dict)
     state: Mapping[str, Tensor] = field(default_factory=dict)
     saved: Saved | None = None

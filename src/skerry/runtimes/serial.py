@@ -105,23 +105,23 @@ class WholeModel:
     """The store that holds the whole model. The model is trained in place."""
 
     def __init__(self, beginning: Beginning) -> None:
-        model, source, saved = beginning.model, beginning.source, beginning.saved
+        model, source, saved, device = beginning.model, beginning.source, beginning.saved, beginning.device
         self.model, self.plan, self.assignment = model, beginning.plan, beginning.assignment
         if any(tensor.is_meta for tensor in named_tensors(model).values()):
             materialize(model, source)
         elif not isinstance(source, FromModel):
             for name, tensor in named_tensors(model).items():
                 tensor.copy_(source.read(name, ()))
-        device = next(iter(model.parameters())).device
-        self.tensors = named_tensors(model) | {n: placed(source.read(n, ()), device) for n in beginning.state}
+        model.to(device)
+        self.tensors = named_tensors(model) | {n: placed(n, source.read(n, ()), device) for n in beginning.state}
         self.bytes_sent = 0.0
-        self._start = beginning.start
+        self._start, self._device = beginning.start, device
         self.kept: dict[int, dict[str, Tensor]] = {}
         self._began: dict[int, dict[str, Tensor]] = {}
         if saved is not None:
             for worker in range(self.assignment.num_workers):
-                self.kept[worker] = {name: placed(t, device) for name, t in saved.of_worker(KEPT, worker).items()}
-                self._began[worker] = {name: t.to(device) for name, t in saved.of_worker(BEGAN, worker).items()}
+                self.kept[worker] = {name: placed(name, t, device) for name, t in saved.of_worker(KEPT, worker).items()}
+                self._began[worker] = {name: placed(name, t, device) for name, t in saved.of_worker(BEGAN, worker).items()}
 
     @property
     def layout(self) -> Assignment:
@@ -177,8 +177,7 @@ class WholeModel:
 
     def _add_new_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Make room for optimizer state that appears with the first step."""
-        device = next(iter(tensors.values())).device
         in_blocks = trained_in_blocks(self.model, self.plan)
         for name, size in optimizer_state.full_sizes(tensors, self.plan.shapes, in_blocks, self._start).items():
             if name not in self.tensors:
-                self.tensors[name] = optimizer_state.blank(name, size.shape, size.dtype, self._start, device)
+                self.tensors[name] = optimizer_state.blank(name, size.shape, size.dtype, self._start, self._device)

@@ -26,6 +26,9 @@ Every process must call it. Without names it only checks that all processes do s
 """
 
 
+CPU = torch.device("cpu")
+
+
 class Streamed(nn.Module):
     """A full model that no process holds.
 
@@ -34,9 +37,10 @@ class Streamed(nn.Module):
         plan: its plan.
         share: how likely a subnet has each unit (``merge/calibrate.py``).
         gather: returns full tensors.
+        device: where they are.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, share: Share, gather: Gather) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, share: Share, gather: Gather, device: torch.device = CPU) -> None:
         super().__init__()
         self._plan, self._share, self._gather = plan, share, gather
         empty, self._frozen = named_tensors(model), frozen_names(model)
@@ -48,7 +52,7 @@ class Streamed(nn.Module):
         self._names = {id(p): n for n, p in [*self.inner.named_parameters(), *self.inner.named_buffers()]}
         self._names = {key: name for key, name in self._names.items() if name in self._large}
         self._cached: dict[str, Tensor] = {}
-        self.device = next(iter(small.values())).device if small else torch.device("cpu")
+        self.device = device
 
     @property
     def module(self) -> nn.Module:

@@ -29,8 +29,8 @@ def take(tensor: Tensor, cut: Cut = ()) -> Tensor:
         return out
     for dim, ids in picked:
         part = part.index_select(dim, ids)
-    shares = part.untyped_storage()._cdata == tensor.untyped_storage()._cdata
-    return part.clone(memory_format=torch.contiguous_format) if shares else part
+    copied = bool(picked) or any(index is not None and len(index.runs or ()) > 1 for index in cut)
+    return part if copied else part.clone(memory_format=torch.contiguous_format)
 
 
 def put_(tensor: Tensor, part: Tensor, cut: Cut = ()) -> None:

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # also SyncBatchNorm
 from skerry.algorithm import Algorithm
 from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.checkpoint.export import SHARD_BYTES, export
+from skerry.model.device import chosen_device
 from skerry.model.inputs import Inputs
 from skerry.plan.table import Plan
 from skerry.runtimes.runtime import FullModel, Runtime
@@ -66,6 +67,8 @@ class Session:
         seed: of dropout and the like; dealing has its own.
         runtime: where workers run; by default all of them in this process, one after the other.
         start: where values come from, if not from ``model``; see ``train``.
+        device: where subnets are trained: ``"cuda"``, ``"cpu"``, ``"mps"``, ``"auto"`` (CUDA where there is one); None:
+            where the model is, the CPU for one on meta. Serially the model is moved there; ``session.setup.device``.
         checkpoints: where to write checkpoints and whether to resume from the latest. A round that ends by ``break``
             has none. After a resume, ``worker.first_step`` says which batches come next.
         max_bad_rounds: training ends after this number of rounds in a row with a refused worker, or after
@@ -118,6 +121,7 @@ class Session:
         seed: int = 0,
         runtime: Runtime | None = None,
         start: Start | None = None,
+        device: str | torch.device | None = None,
         checkpoints: Checkpoints | None = None,
         max_bad_rounds: int = 5,
         loss_fn: LossFn | None = None,
@@ -125,7 +129,7 @@ class Session:
         has_priors: bool | None = None,
     ) -> None:
         own_test, self._loss_fn = as_test(test), loss_fn
-        runtime = or_serial(runtime)
+        runtime, device = or_serial(runtime), chosen_device(device, model)
         check_model(model, plan, start)
         check_algorithm(algorithm, plan, num_rounds)
         check_functions(optimizer, schedule, loss_fn, test)
@@ -160,6 +164,7 @@ class Session:
             runtime=runtime,
             start=start,
             checkpoints=checkpoints,
+            device=device,
         )
         self._checkpoints, self._max_bad_rounds = checkpoints, max_bad_rounds
         judge = Judge(self.setup, plan, has_priors, self.state.observed)

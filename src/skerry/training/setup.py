@@ -92,6 +92,7 @@ def set_up(
     runtime: Runtime,
     start: Start | None,
     checkpoints: Checkpoints | None,
+    device: torch.device,
 ) -> tuple[Setup, State]:
     """Build the setup of a session, and its state: a new one, or that of the checkpoint to resume from.
 
@@ -118,6 +119,7 @@ def set_up(
             plan=net_plan,
             source=source,
             assignment=algorithm.partition.assign(net_plan.axes, min(state.round, num_rounds - 1)),
+            device=device,
             start=state_start,
             state={} if saved is None else {n: t for n, t in saved.sizes.items() if optimizer_state.SEPARATOR in n},
             saved=saved,
@@ -135,7 +137,7 @@ def set_up(
         store=store,
         state_start=state_start,
         never_finite=_never_finite(store, runtime),
-        device=next((p.device for p in net.parameters() if not p.is_meta), torch.device("cpu")),
+        device=device,
     )
     return setup, state
 

@@ -102,6 +102,7 @@ def train(
     calibration_samples: int = CALIBRATION_SAMPLES,
     runtime: Runtime | None = None,
     start: Start | None = None,
+    device: str | torch.device | None = None,
     checkpoints: Checkpoints | None = None,
     on_start: Callable[[Session], None] | None = None,
     on_round: OnRound | None = None,
@@ -134,6 +135,8 @@ def train(
         runtime: where workers run; by default all of them in this process, one after the other.
         start: where values come from, if not from ``model``: ``lambda m: skerry.weights.FromInitializer(m, seed=0)`` or
             ``lambda m: skerry.weights.FromFiles(path, m)``. Each process creates or reads only what it holds.
+        device: where subnets are trained: ``"cuda"``, ``"cuda:1"``, ``"cpu"``, ``"mps"``, or ``"auto"`` (CUDA where
+            there is one); None: where the model is, the CPU for one on meta. Serially the model is moved there.
         checkpoints: where to write checkpoints and whether to resume from the latest.
         on_start: called with the session before its first round.
         on_round: called with record and state after each round, for progress and files.
@@ -183,6 +186,7 @@ def train(
         seed=seed,
         runtime=runtime,
         start=start,
+        device=device,
         checkpoints=checkpoints,
         max_bad_rounds=max_bad_rounds,
         loss_fn=loss_fn,

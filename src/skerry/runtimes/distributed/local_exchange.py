@@ -9,6 +9,7 @@ from torch import Tensor
 from skerry.exchange.moves import Move
 from skerry.exchange.routes import Stages, Transfer, transfers
 from skerry.merge.aggregate import is_exact
+from skerry.model.device import wide
 from skerry.runtimes.distributed.storage import InSubnet, Owned, Storage, read, write_
 from skerry.runtimes.distributed.wire import (
     IN_CACHE,
@@ -42,6 +43,7 @@ class LocalExchange:
         average: whether to average over several holders; False where their values are equal.
         wire: how floats are sent.
         rng: random generator of stochastic rounding.
+        device: where the subnet is.
     """
 
     worker: int
@@ -54,6 +56,7 @@ class LocalExchange:
     average: bool
     wire: WireFormat
     rng: torch.Generator
+    device: torch.device
     _stages: Stages = field(init=False)
     _sums: dict[Key, tuple[Tensor, int, int]] = field(default_factory=dict)
     _means: dict[Key, Tensor] = field(default_factory=dict)
@@ -77,8 +80,9 @@ class LocalExchange:
             if self._source(move) == self.worker and len(move.next_holders) > 1 and not self._is_collected(move):
                 self._round_(move)  # all holders then have the same bits
         # What stays is copied while the first messages are on their way.
-        wire.run(*self.messages(self._stages.first, wire.chunk), self.read_first, self.write_first, self.keep_own)
-        wire.run(*self.messages(self._stages.second, wire.chunk), self.read_second, self.write_second)
+        first, second = (self.messages(stage, wire.chunk) for stage in (self._stages.first, self._stages.second))
+        wire.run(*first, self.read_first, self.write_first, self.keep_own, device=self.device)
+        wire.run(*second, self.read_second, self.write_second, device=self.device)
 
     def keep_own(self) -> None:
         """Copy what stays in this process, between the two subnets and the owned parts."""
@@ -217,8 +221,8 @@ def _start(own: Tensor, good: bool, rank: int, exact: bool) -> tuple[Tensor, int
     if exact:
         return own, rank if good else -1, 0
     # In float64 the mean of equal float32 values is that value.
-    wide = own.to(torch.complex128 if own.is_complex() else torch.float64)
-    return wide if good else torch.full_like(wide, -0.0), -1, 0
+    total = own.to(wide(own))
+    return total if good else torch.full_like(total, -0.0), -1, 0
 
 
 def _key(part: Part) -> Key:

@@ -13,14 +13,17 @@ from skerry.runtimes.runtime import KEPT, RESTING, Beginning, with_worker
 from skerry.subnet.cuts import Cuts
 
 
+CPU = torch.device("cpu")
+
+
 @dataclass(eq=False)
 class Shard:
     """What the process of one worker stores.
 
     Attributes:
         tensors: the narrow tensors of its subnet, with optimizer state that travels.
-        owned: the parts that it owns of tensors whose elements may be in no subnet (``exchange/owners.py``). Elements
-            that are in a subnet now have old values there.
+        owned: the parts that it owns of tensors whose elements may be in no subnet (``exchange/owners.py``), on the
+            CPU. Elements that are in a subnet now have old values there.
         began: what its worker begins the round with of parameters whose mean arrives late; ``tensors`` has the mean.
         kept: what its worker keeps for itself, under the worker's number.
     """
@@ -36,7 +39,7 @@ class Shard:
         return self.tensors | owned | with_worker(BEGAN, {worker: self.began}) | with_worker(KEPT, self.kept)
 
 
-def first_shard(beginning: Beginning, sizes: Mapping[str, Tensor], worker: int, device: torch.device) -> Shard:
+def first_shard(beginning: Beginning, sizes: Mapping[str, Tensor], worker: int) -> Shard:
     """Return what the process of ``worker`` stores at the start.
 
     It is read from a checkpoint's file of this process if that was written for the same assignment, else part by part
@@ -46,21 +49,20 @@ def first_shard(beginning: Beginning, sizes: Mapping[str, Tensor], worker: int, 
         beginning: the model, and where its values come from.
         sizes: full-size tensors on the meta device, by name, with optimizer state that travels.
         worker: the worker of this process.
-        device: where it trains.
     """
     plan, source, assignment, saved = beginning.plan, beginning.source, beginning.assignment, beginning.saved
+    device = beginning.device
     stored = (saved.own(worker, assignment) if saved is not None else None) or {}
-    stored = {name: placed(tensor, device) for name, tensor in stored.items()}
     cuts = Cuts(plan, assignment.units(worker))
     tensors, owned = {}, {}
     for name, size in sizes.items():
         cut, own = cuts.of(name, size.shape), owned_cut(plan, name, size.shape, worker, assignment.num_workers)
         if cut is not None:
-            tensors[name] = stored[name] if name in stored else placed(source.read(name, cut), device)
+            tensors[name] = placed(name, stored[name] if name in stored else source.read(name, cut), device)
         if own is not None:
             owned[name] = stored[f"{RESTING}{name}"] if f"{RESTING}{name}" in stored else source.read(name, own)
     began, kept = (
-        {name: placed(tensor, device) for name, tensor in saved.of_worker(prefix, worker).items()} if saved else {}
+        {name: placed(name, tensor, device) for name, tensor in saved.of_worker(prefix, worker).items()} if saved else {}
         for prefix in (BEGAN, KEPT)
     )
     return Shard(tensors, owned, began, {worker: kept})

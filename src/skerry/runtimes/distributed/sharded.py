@@ -16,6 +16,7 @@ from skerry.exchange.gathering import gathering
 from skerry.exchange.moves import Move, moves
 from skerry.exchange.owners import owned_cut
 from skerry.model import optimizer_state
+from skerry.model.optimizer_state import place_of
 from skerry.model.tensors import fill_, named_tensors, skeleton
 from skerry.partitions.assignment import Assignment
 from skerry.partitions.everything import Everything
@@ -24,7 +25,7 @@ from skerry.plan.table import trained_in_blocks
 from skerry.randomness import generator, seed_of
 from skerry.runtimes.distributed.local_exchange import LocalExchange
 from skerry.runtimes.distributed.reuse import reusable, room
-from skerry.runtimes.distributed.shard import first_shard
+from skerry.runtimes.distributed.shard import CPU, first_shard
 from skerry.runtimes.distributed.storage import InSubnet, Owned
 from skerry.runtimes.distributed.tensor_groups import grouped_moves
 from skerry.runtimes.distributed.wire import Wire, WireFormat
@@ -79,8 +80,8 @@ class Sharded:
         self.sizes |= beginning.state
         self._group, self._wire, self._wire_format = group, wire, wire_format
         self._digest, self._start = self.plan.digest(), beginning.start
-        self._device = next((p.device for p in beginning.model.parameters() if not p.is_meta), torch.device("cpu"))
-        self._shard = first_shard(beginning, self.sizes, group.rank, self._device)
+        self._device = beginning.device
+        self._shard = first_shard(beginning, self.sizes, group.rank)
         self._before: dict[str, Tensor] = {}
         self._spare: dict[str, Tensor] = {}
         self._arrived: Callable[[], None] | None = None
@@ -142,7 +143,7 @@ class Sharded:
         """Return the full model; its tensors arrive when they are used."""
         self._wait_for_late()
         self._spare = {}  # evaluation needs memory
-        return Streamed(self.model, self.plan, share, self._gather)
+        return Streamed(self.model, self.plan, share, self._gather, self._device)
 
     def shards(self) -> dict[str, Tensor]:
         """Return what this process stores, by the names of a checkpoint."""
@@ -247,7 +248,7 @@ class Sharded:
             if name in values and same_cut(now.of(name, full), after.of(name, full)):
                 new[name] = values[name]
             else:
-                new[name] = room(free.get(name), shape, sizes[name].dtype, self._device)
+                new[name] = room(free.get(name), shape, sizes[name].dtype, place_of(name, shape, self._device))
         return new
 
     def _step(
@@ -271,6 +272,7 @@ class Sharded:
             good=good,
             average=True,
             wire=self._wire_format,
+            device=self._device,
             rng=generator("wire", self._group.round, rank, *list(sizes)[:1]),
         )
 
@@ -284,10 +286,10 @@ class Sharded:
         cuts, rank, num = self._cuts(self.assignment), self._group.rank, self._group.num_processes
         for name, size in new.items():
             held, owned = cuts.of(name, size.shape), owned_cut(self.plan, name, size.shape, rank, num)
-            for place, cut in ((self._before, held), (self._shard.owned, owned)):
+            for place, cut, device in ((self._before, held, self._device), (self._shard.owned, owned, CPU)):
                 if cut is not None:
                     shape = cut_shape(size.shape, cut)
-                    place[name] = optimizer_state.blank(name, shape, size.dtype, self._start, self._device)
+                    place[name] = optimizer_state.blank(name, shape, size.dtype, self._start, device)
 
     def _check(self, tensors: Tensors) -> None:
         """Raise ValueError unless the worker made what the other processes expect."""

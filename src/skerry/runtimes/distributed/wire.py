@@ -4,6 +4,9 @@ For each pair of processes there is one stream of parts, in an order that both d
 messages of bounded size. While a message is being sent, the next one is packed and the last one unpacked. No pickle and
 no shapes are sent: a message is the bytes of its parts. (gloo ends the receiver's process group if a message is larger
 than the receiver expects.)
+
+Tensors on a device are packed there, and a message is copied as a whole to or from memory of the host, which is pinned
+for CUDA. Processes of a run may have different devices.
 """
 
 import math
@@ -21,6 +24,8 @@ from skerry.exchange.routes import Transfer
 from skerry.subnet.index import Cut, Index, cut_shape
 
 WireFormat = Literal["exact", "bf16"]
+
+CPU = torch.device("cpu")
 
 IN_CACHE = 2**20  # bytes that are read from a tensor at a time
 _MESSAGE = 2**22  # the most bytes of a message
@@ -119,6 +124,7 @@ class Wire:
         self.chunk = max(_ALIGN, min(_MESSAGE, budget // (4 * max(1, num_processes - 1))) // _ALIGN * _ALIGN)
         self.bytes_sent = 0
         self._buffers: dict[tuple[str, int, int], Tensor] = {}
+        self._on_device: Tensor | None = None  # one message is packed or unpacked at a time
 
     @property
     def buffer_bytes(self) -> int:
@@ -132,6 +138,7 @@ class Wire:
         read: Callable[[Part], Tensor],
         write: Callable[[int, Part, Tensor], None],
         meanwhile: Callable[[], None] = lambda: None,
+        device: torch.device = CPU,
     ) -> None:
         """Send and receive all messages.
 
@@ -141,18 +148,21 @@ class Wire:
             read: returns the values of a part that is sent.
             write: takes (peer, part, values received); the values are valid during the call only.
             meanwhile: called once, while the first messages are being sent.
+            device: where messages are packed and unpacked.
         """
         waves = max((len(m) for m in [*sends.values(), *receives.values()]), default=0)
         coming: list[tuple[int, Sequence[Part], Tensor, Any]] = []
         going: list[Any] = []
         for k in range(waves + 1):
-            next_coming = [(p, m[k], *self._receive(p, k, m[k])) for p, m in receives.items() if k < len(m)]
-            next_going = [self._send(p, k, m[k], read) for p, m in sends.items() if k < len(m)]
+            next_coming = [(p, m[k], *self._receive(p, k, m[k], device)) for p, m in receives.items() if k < len(m)]
+            next_going = [self._send(p, k, m[k], read, device) for p, m in sends.items() if k < len(m)]
             if k == min(1, waves):
                 meanwhile()
             for peer, message, buffer, work in coming:
                 with self._guard():
                     work.wait()
+                if device.type != "cpu":
+                    buffer = self._place(device, len(buffer)).copy_(buffer)
                 at = 0
                 for part in message:
                     end = at + math.prod(part.shape) * part.dtype.itemsize
@@ -163,24 +173,35 @@ class Wire:
                     work.wait()
             coming, going = next_coming, next_going
 
-    def _receive(self, peer: int, k: int, message: Sequence[Part]) -> tuple[Tensor, Any]:
-        buffer = self._buffer("receive", peer, k, num_bytes(message))
+    def _receive(self, peer: int, k: int, message: Sequence[Part], device: torch.device) -> tuple[Tensor, Any]:
+        buffer = self._buffer("receive", peer, k, num_bytes(message), device)
         with self._guard():
             return buffer, dist.irecv(buffer, peer, group=self._group)
 
-    def _send(self, peer: int, k: int, message: Sequence[Part], read: Callable[[Part], Tensor]) -> Any:
-        buffer = self._buffer("send", peer, k, num_bytes(message))
+    def _send(
+        self, peer: int, k: int, message: Sequence[Part], read: Callable[[Part], Tensor], device: torch.device
+    ) -> Any:
+        buffer = self._buffer("send", peer, k, num_bytes(message), device)
+        place = buffer if device.type == "cpu" else self._place(device, len(buffer))
         at = 0
         for part in message:
             flat = read(part).to(part.dtype).contiguous().view(-1).view(torch.uint8)
-            buffer[at : at + len(flat)] = flat
+            place[at : at + len(flat)] = flat
             at += part.num_bytes
+        if place is not buffer:
+            buffer.copy_(place)
         self.bytes_sent += len(buffer)
         with self._guard():
             return dist.isend(buffer, peer, group=self._group)
 
-    def _buffer(self, way: str, peer: int, k: int, size: int) -> Tensor:
+    def _buffer(self, way: str, peer: int, k: int, size: int, device: torch.device) -> Tensor:
         key = (way, peer, k % 2)
         if key not in self._buffers or len(self._buffers[key]) < size:
-            self._buffers[key] = torch.empty(size, dtype=torch.uint8)
+            self._buffers[key] = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
         return self._buffers[key][:size]
+
+    def _place(self, device: torch.device, size: int) -> Tensor:
+        """Return ``size`` bytes on ``device``."""
+        if self._on_device is None or len(self._on_device) < size:
+            self._on_device = torch.empty(size, dtype=torch.uint8, device=device)
+        return self._on_device[:size]

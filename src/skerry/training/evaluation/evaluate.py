@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skerry.model.inputs import Inputs, call, map_tensors, tensors_of
+from skerry.model.inputs import Inputs, call, map_tensors, tensors_of, to
 from skerry.training.evaluation.metrics import (
     Metric,
     MetricObject,
@@ -55,6 +55,7 @@ def evaluate(
     num_batches: int | None = None,
     example: Inputs | None = None,
     probe: Tensor | None = None,
+    device: torch.device | None = None,
     total: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Score:
     """Score ``model`` on a test set in evaluation mode.
@@ -74,6 +75,7 @@ def evaluate(
         num_batches: number of forwards; None: enough for all samples.
         example: inputs of one sample, to run the model on when the samples are used up; its output is not counted.
         probe: (num_samples,) bool, the samples whose mean loss is reported as ``Score.probe_loss``, too.
+        device: where the model is; a batch at a time is moved there. None: batches stay where they are.
         total: sums a tensor over all processes.
 
     Raises:
@@ -94,9 +96,12 @@ def evaluate(
     for batch in range(-(-len(labels) // batch_size) if num_batches is None else num_batches):
         part = slice(batch * batch_size, (batch + 1) * batch_size)
         x, y = map_tensors(itemgetter(part), inputs), labels[part]
-        output = call(model, x if len(y) or example is None else example)
+        x = x if len(y) or example is None else example
+        if device is not None:
+            x, y = to((x, y), device)
+        output = call(model, x)
         if len(y):
-            sums.add(output, y, None if probe is None else probe[part].to(y.device))
+            sums.add(output, y, None if probe is None else probe[part])
     model.train(was_training)
     return sums.score(total)
 
@@ -110,23 +115,29 @@ class _Sums:
         self._functions = {name: metric for name, metric in metrics.items() if not isinstance(metric, MetricObject)}
         for metric in self._objects.values():
             metric.reset()
-        self._sums = torch.zeros(5 + len(self._functions), dtype=torch.float64)
+        self._rows: list[tuple[list[Tensor], list[int]]] = []  # figures of each batch, and what to multiply them by
 
     def add(self, output: Any, y: Tensor, probe: Tensor | None) -> None:
-        """Add a batch; ``probe``: bool, which of its samples are in the probe."""
-        right = (next(tensors_of(output)).argmax(-1) == y).sum().item() if self._classes else math.nan
+        """Add a batch; ``probe``: bool, on the CPU, which of its samples are in the probe."""
+        none = torch.zeros((), device=y.device)
+        right = (next(tensors_of(output)).argmax(-1) == y).sum() if self._classes else none * math.nan
         found = [sum_over_samples(name, metric(output, y), len(y)) for name, metric in self._functions.items()]
-        num, probe_loss = 0, 0.0
-        if probe is not None and isinstance(output, Tensor) and (num := int(probe.sum())):
-            probe_loss = self._loss_fn(output[probe], y[probe]).item() * num
-        figures = [self._loss_fn(output, y).item() * len(y), right, len(y), probe_loss, num, *found]
-        self._sums += torch.tensor(figures, dtype=torch.float64)
+        probe_loss, picked = none, [] if probe is None or not isinstance(output, Tensor) else probe.nonzero().flatten()
+        if len(picked):
+            there = picked.to(y.device)
+            probe_loss = self._loss_fn(output[there], y[there])
+        # They are looked at after the last batch, so that the host does not wait for the device.
+        self._rows.append(([self._loss_fn(output, y), right, probe_loss, *found], [len(y), len(picked)]))
         for metric in self._objects.values():
             metric.update(output, y)
 
     def score(self, total: Callable[[Tensor], Tensor]) -> Score:
         """Return the score over all processes."""
-        loss, right, count, probe_loss, num, *found = total(self._sums).tolist()
+        sums = torch.zeros(5 + len(self._functions), dtype=torch.float64)
+        for figures, (count, num) in self._rows:
+            loss, right, probe_loss, *found = (float(figure) for figure in figures)
+            sums += torch.tensor([loss * count, right, count, probe_loss * num, num, *found], dtype=torch.float64)
+        loss, right, count, probe_loss, num, *found = total(sums).tolist()
         values = {name: value / count for name, value in zip(self._functions, found, strict=True)}
         for name, metric in self._objects.items():
             sum_over_processes_(name, metric, total)

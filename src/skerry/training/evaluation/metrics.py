@@ -6,6 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from skerry.model.device import wide
+
 SampleMetric = Callable[[Any, Any], Tensor]
 """``metric(output, labels)``: one number per sample, (B,); the mean over all samples is reported."""
 
@@ -47,12 +49,12 @@ def precision_at(k: int) -> SampleMetric:
     return metric
 
 
-def sum_over_samples(name: str, values: Any, count: int) -> float:
+def sum_over_samples(name: str, values: Any, count: int) -> Tensor:
     """Return the sum of what a ``SampleMetric`` returned for ``count`` samples; ValueError if it has another shape."""
     if not isinstance(values, Tensor) or values.shape != (count,):
         got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(f"metric '{name}' returned {got}, expected a number for each of {count} samples")
-    return float(values.double().sum())
+    return values.to(wide(values)).sum()
 
 
 def sum_over_processes_(name: str, metric: MetricObject, total: Callable[[Tensor], Tensor]) -> None:

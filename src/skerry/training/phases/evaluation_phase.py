@@ -57,8 +57,8 @@ def score_full_model(
 
 def _own_score(setup: Setup, full: FullModel, loss_fn: LossFn, test: Test) -> Score:
     """Score the full model on a test set that only this process has."""
-    data = to((test.inputs, test.labels), setup.device)
-    return evaluate(full.module, loss_fn, data, metrics=test.metrics, batch_size=test.batch_size)
+    data = test.inputs, test.labels
+    return evaluate(full.module, loss_fn, data, metrics=test.metrics, batch_size=test.batch_size, device=setup.device)
 
 
 def _shared(score: Score | None, names: tuple[str, ...], runtime: Runtime) -> Score:
@@ -76,8 +76,8 @@ def _score_together(setup: Setup, full: FullModel, loss_fn: LossFn, test: Test, 
     """Score the full model with all processes, each of which has the test set or a part of it."""
     runtime = setup.runtime
 
-    def move(value: Inputs, part: slice) -> Any:
-        return to(map_tensors(lambda tensor: tensor[part], value), setup.device)
+    def cut(value: Inputs, part: slice) -> Any:
+        return map_tensors(lambda tensor: tensor[part], value)
 
     mine = slice(None) if test.held_by == "parts" else slice(runtime.rank, None, runtime.num_processes)
     own = torch.zeros(runtime.num_processes, dtype=torch.int64)
@@ -88,12 +88,13 @@ def _score_together(setup: Setup, full: FullModel, loss_fn: LossFn, test: Test, 
     return evaluate(
         full.module,
         loss_fn,
-        (move(test.inputs, mine), move(test.labels, mine)),
+        (cut(test.inputs, mine), cut(test.labels, mine)),
         metrics=test.metrics,
         batch_size=test.batch_size,
         num_batches=math.ceil(int(runtime.total(own).max()) / test.batch_size),  # of the largest part
-        example=move(test.inputs, slice(1)),
+        example=cut(test.inputs, slice(1)),
         probe=in_probe[mine],
+        device=setup.device,
         total=runtime.total,
     )
 

@@ -50,7 +50,7 @@ def lend_worker(setup: Setup, round: int, number: int, handed: list[Handover]) -
 
     steps = algorithm.local_steps
     factors = [setup.schedule((round + step / steps) / setup.num_rounds) for step in range(steps)]
-    with own_random_state(seed_of(setup.seed, "local", number, round)):
+    with own_random_state(seed_of(setup.seed, "local", number, round), setup.device):
         worker = Worker(subnet, optimizer, factors, number=number, round=round, around=around, on_step=on_step)
         yield worker
     worker.finish()
