@@ -52,6 +52,7 @@ class _Estimator:
         method: Literal["ist", "relay"] = "ist",
         plan: Plan | None = None,
         random_state: int = 0,
+        device: str | torch.device | None = None,
     ) -> None:
         self.model = model
         self.workers = workers
@@ -63,6 +64,7 @@ class _Estimator:
         self.method = method
         self.plan = plan
         self.random_state = random_state
+        self.device = device
 
     def __repr__(self) -> str:
         given = {n: v for n, v in self.get_params().items() if not isinstance(v, nn.Module | Plan)}
@@ -112,6 +114,7 @@ class _Estimator:
             schedule=cosine,
             seed=self.random_state,
             runtime=Serial(),
+            device=self.device,
         )
         self.model_, self._shape = result.model, rows.shape[1:]
         self.n_features_in_ = rows.shape[1]
@@ -161,6 +164,7 @@ class Classifier(_Estimator):
             units.
         plan: what is dealt out; discovered if None.
         random_state: determines all random draws.
+        device: where to train and predict: ``"cuda"``, ``"cpu"``, ``"auto"``; None: where ``model`` is.
 
     Attributes:
         model_: the trained full model, calibrated.

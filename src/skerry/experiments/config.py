@@ -47,6 +47,7 @@ class Config:
         width: fraction of each axis that method ``narrow`` keeps; None: 1/workers.
         optimizer_state: None: the method's own default.
         prior_adjusted: train each worker on logits plus the log prior of its labels (``log_priors``).
+        device: where subnets are trained: cpu, cuda, cuda:1, mps, or auto: CUDA where there is one, else the CPU.
         threads: torch threads per process; 0: all cores if serial, else an equal part of them, at least one.
     """
 
@@ -76,6 +77,7 @@ class Config:
     threads: int = 0
     timeout_s: float = 10.0
     wire: WireFormat = "exact"
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         least = {"workers": 1, "rounds": 1, "local_steps": 1, "batch_size": 1, "max_bad_rounds": 1}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from skerry.model.inputs import Inputs, call
+from skerry.model.inputs import Inputs, call, to
 from skerry.plan.table import Plan
 
 RATE = 0.1
@@ -91,7 +91,9 @@ def _backward(
 ) -> float:
     """Add the gradient of the mean loss to that of ``logs``; return the mean loss."""
     num, total = sum(len(labels) for _, labels in batches), 0.0
-    for inputs, labels in batches:
+    device = next(iter(reads.values())).device
+    for batch in batches:
+        inputs, labels = to(batch, device)
         factors = logs.exp()
         scaled = {f"inner.{n}": p.detach() * factors[k].to(p) for k, (n, p) in enumerate(reads.items())}
         loss = loss_fn(functional_call(running, scaled, (inputs,)), labels) * (len(labels) / num)

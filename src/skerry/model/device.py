@@ -39,7 +39,9 @@ def chosen_device(device: str | torch.device | None, model: nn.Module | None = N
         said = "it holds no values"
     except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError) as error:
         said = first_line(error)
-    raise ValueError(f"device={str(device)!r}: it cannot be used here ({said}); expected cpu, cuda, cuda:1, mps or auto")
+    raise ValueError(
+        f"device={str(device)!r}: it cannot be used here ({said}); expected cpu, cuda, cuda:1, mps or auto"
+    )
 
 
 def wide(tensor: Tensor) -> torch.dtype:

@@ -90,9 +90,9 @@ def load_(optimizer: torch.optim.Optimizer, model: nn.Module, state: Mapping[str
         optimizer.state[parameter][key] = value
 
 
-def placed(name: str, tensor: Tensor, device: torch.device) -> Tensor:
-    """Return ``tensor`` on ``device``, but an optimizer's step counts (no dims) on the CPU."""
-    return tensor.to(place_of(name, tensor.shape, device))
+def placed(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Return the named tensors on ``device``, but optimizers' step counts (no dims) on the CPU."""
+    return {name: tensor.to(place_of(name, tensor.shape, device)) for name, tensor in tensors.items()}
 
 
 def place_of(name: str, shape: torch.Size, device: torch.device) -> torch.device:

@@ -113,15 +113,15 @@ class WholeModel:
             for name, tensor in named_tensors(model).items():
                 tensor.copy_(source.read(name, ()))
         model.to(device)
-        self.tensors = named_tensors(model) | {n: placed(n, source.read(n, ()), device) for n in beginning.state}
+        self.tensors = named_tensors(model) | placed({n: source.read(n, ()) for n in beginning.state}, device)
         self.bytes_sent = 0.0
         self._start, self._device = beginning.start, device
         self.kept: dict[int, dict[str, Tensor]] = {}
         self._began: dict[int, dict[str, Tensor]] = {}
         if saved is not None:
             for worker in range(self.assignment.num_workers):
-                self.kept[worker] = {name: placed(name, t, device) for name, t in saved.of_worker(KEPT, worker).items()}
-                self._began[worker] = {name: placed(name, t, device) for name, t in saved.of_worker(BEGAN, worker).items()}
+                self.kept[worker] = placed(saved.of_worker(KEPT, worker), device)
+                self._began[worker] = placed(saved.of_worker(BEGAN, worker), device)
 
     @property
     def layout(self) -> Assignment:

@@ -82,6 +82,7 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
             help="All workers in this process, or one process per worker.",
         ),
         click.option("--seed", type=int, help="Seed of all random numbers."),
+        click.option("--device", help="cpu, cuda, cuda:1, mps, or auto (default): CUDA where there is one."),
         click.option(
             "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change any setting, e.g. optimizer.lr=0.3."
         ),

@@ -15,6 +15,7 @@ from skerry.experiments.runs.execute import num_cores, num_threads, run
 from skerry.experiments.runs.folder import check_folder, how_to_go_on
 from skerry.experiments.runs.progress import RunProgress
 from skerry.files.atomic import WriteFailed
+from skerry.model.device import chosen_device
 from skerry.runtimes.distributed.launch import WorkerDied, launch
 from skerry.runtimes.distributed.meeting import PeerLost
 from skerry.runtimes.distributed.processes import Processes
@@ -50,6 +51,7 @@ def start(config: Config, out: Path, *, resume: bool, tensorboard: bool = False)
 
 
 def _start(config: Config, out: Path, resume: bool, tensorboard: bool) -> None:
+    chosen_device(config.device)  # before processes are started
     under_torchrun = "WORLD_SIZE" in os.environ and "RANK" in os.environ
     if under_torchrun:
         config = config.change({"runtime": "processes"})

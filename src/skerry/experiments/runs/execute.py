@@ -143,6 +143,7 @@ def run(
         "test": Test(*job.test, metrics=job.metrics, every=config.eval_every, batch_size=config.eval_batch_size),
         "runtime": runtime,
         "start": job.start,
+        "device": config.device,
         "checkpoints": checkpoints_of(folder, config, resume=resume),
         "max_bad_rounds": config.max_bad_rounds,
     }

@@ -39,7 +39,7 @@ from skerry.training.record import Record
 from skerry.training.train import Result
 
 # May change when a run is resumed: how it runs (the result changes by rounding at most), how long, and with how many.
-_FREE_ON_RESUME = ("runtime", "threads", "timeout_s", "checkpoint_every_s", "rounds", "workers")
+_FREE_ON_RESUME = ("runtime", "threads", "timeout_s", "checkpoint_every_s", "rounds", "workers", "device")
 SIGNATURE = "model.json"
 _PER_WORKER = ("capacities", "fractions")  # settings of the partition that change with the number of workers
 

@@ -173,6 +173,7 @@ def _run_worker(
     _die_with_parent()
     port, rank, num_workers, threads, timeout_s, wire = group
     torch.set_num_threads(threads)
+    os.environ["LOCAL_RANK"] = str(rank)  # as torchrun does: it says which device is this process's
 
     def on_stage(where: str) -> None:
         begin = rank * _STAGE_BYTES

@@ -12,7 +12,6 @@ from skerry.runtimes.overlap import BEGAN
 from skerry.runtimes.runtime import KEPT, RESTING, Beginning, with_worker
 from skerry.subnet.cuts import Cuts
 
-
 CPU = torch.device("cpu")
 
 
@@ -51,18 +50,16 @@ def first_shard(beginning: Beginning, sizes: Mapping[str, Tensor], worker: int) 
         worker: the worker of this process.
     """
     plan, source, assignment, saved = beginning.plan, beginning.source, beginning.assignment, beginning.saved
-    device = beginning.device
     stored = (saved.own(worker, assignment) if saved is not None else None) or {}
     cuts = Cuts(plan, assignment.units(worker))
     tensors, owned = {}, {}
     for name, size in sizes.items():
         cut, own = cuts.of(name, size.shape), owned_cut(plan, name, size.shape, worker, assignment.num_workers)
         if cut is not None:
-            tensors[name] = placed(name, stored[name] if name in stored else source.read(name, cut), device)
+            tensors[name] = stored[name] if name in stored else source.read(name, cut)
         if own is not None:
             owned[name] = stored[f"{RESTING}{name}"] if f"{RESTING}{name}" in stored else source.read(name, own)
     began, kept = (
-        {name: placed(name, tensor, device) for name, tensor in saved.of_worker(prefix, worker).items()} if saved else {}
-        for prefix in (BEGAN, KEPT)
+        placed(saved.of_worker(prefix, worker), beginning.device) if saved else {} for prefix in (BEGAN, KEPT)
     )
-    return Shard(tensors, owned, began, {worker: kept})
+    return Shard(placed(tensors, beginning.device), owned, began, {worker: kept})

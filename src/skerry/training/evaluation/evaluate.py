@@ -122,12 +122,12 @@ class _Sums:
         none = torch.zeros((), device=y.device)
         right = (next(tensors_of(output)).argmax(-1) == y).sum() if self._classes else none * math.nan
         found = [sum_over_samples(name, metric(output, y), len(y)) for name, metric in self._functions.items()]
-        probe_loss, picked = none, [] if probe is None or not isinstance(output, Tensor) else probe.nonzero().flatten()
-        if len(picked):
-            there = picked.to(y.device)
-            probe_loss = self._loss_fn(output[there], y[there])
+        probe_loss, num = none, 0
+        if probe is not None and isinstance(output, Tensor) and (num := int(probe.sum())):
+            picked = probe.nonzero().flatten().to(y.device)
+            probe_loss = self._loss_fn(output[picked], y[picked])
         # They are looked at after the last batch, so that the host does not wait for the device.
-        self._rows.append(([self._loss_fn(output, y), right, probe_loss, *found], [len(y), len(picked)]))
+        self._rows.append(([self._loss_fn(output, y), right, probe_loss, *found], [len(y), num]))
         for metric in self._objects.values():
             metric.update(output, y)
 
