@@ -42,7 +42,7 @@ FEW = {"phases": (Phase.explicit, Phase.reuse, Phase.generate)}  # no shrinking:
 )
 def test_any_assignments_and_refusals_give_what_aggregate_gives(workers, density, chunk, refused, seed):
     model, plan, assignments = any_run(workers, density, len(refused), seed)
-    start = {"exp_avg": torch.tensor(0.25)}
+    start = start_of(model)
     expected = serially(model, plan, assignments, start, refused)
 
     def work(member):
@@ -69,7 +69,7 @@ def test_any_assignments_and_refusals_give_what_aggregate_gives(workers, density
 )
 def test_what_arrives_late_turns_each_own_value_into_the_mean(workers, density, refused, seed):
     model, plan, assignments = any_run(workers, density, len(refused), seed)
-    start = {"exp_avg": torch.tensor(0.25)}
+    start = start_of(model)
     expected = serially(model, plan, assignments, start, refused)
 
     def work(member):
@@ -104,6 +104,12 @@ def test_what_arrives_late_turns_each_own_value_into_the_mean(workers, density, 
                     assert all_same(expected[round + 1], {n: t for n, t in shards.items() if "began" not in n})
 
     together(workers, work)
+
+
+def start_of(model):
+    """What momenta and step counts of a model start with."""
+    names = [name for name, _ in model.named_parameters()]
+    return {f"{n}::exp_avg": torch.tensor([0.25]) for n in names} | {f"{n}::step": torch.tensor(0.0) for n in names}
 
 
 def serial_store(model, plan, assignments, start):
