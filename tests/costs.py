@@ -29,6 +29,8 @@ def remembered() -> Iterator[None]:
         kind = (
             tuple((name, type(module)) for name, module in subnet.named_modules(remove_duplicate=False)),
             repr(subnet),
+            tuple(str(getattr(vars(m).get("forward"), "args", ())[2:]) for m in subnet.modules()),
+            tuple("forward" in vars(module) for module in subnet.modules()),
             tuple((name, t.requires_grad, *_kind(t)) for name, t in named_tensors(subnet).items()),
             loss_fn,
             tuple(_kind(t) for t in tensors_of(batch)),

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from zoo import blobs
 
 import skerry
+from skerry.training.steps.rates import scaled_rates
 from skerry.training.worker import Worker, local_steps
 
 
@@ -16,7 +17,8 @@ def test_local_steps_are_a_plain_loop_with_factors():
     model, other = nn.Linear(3, 2), nn.Linear(3, 2)
     other.load_state_dict(model.state_dict())
     batches = [(torch.randn(5, 3), torch.randint(0, 2, (5,))) for _ in range(3)]
-    worker = Worker(model, torch.optim.SGD(model.parameters(), 0.5), [1.0, 0.5, 0.1])
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    worker = Worker(model, optimizer, scaled_rates(optimizer, [1.0, 0.5, 0.1]))
     local_steps(worker, F.cross_entropy, batches)
     losses = []
     for (x, y), factor in zip(batches, [1.0, 0.5, 0.1], strict=True):
@@ -36,7 +38,8 @@ def test_local_steps_stop_at_the_first_loss_that_is_not_finite():
             seen.append(k)
             yield torch.full((4, 3), math.nan if k == 1 else 1.0), torch.zeros(4, dtype=torch.int64)
 
-    worker = Worker(model, torch.optim.SGD(model.parameters(), 0.1), [1.0] * 5)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    worker = Worker(model, optimizer, scaled_rates(optimizer, [1.0] * 5))
     local_steps(worker, F.cross_entropy, batches())
     assert not math.isfinite(worker.loss)
     assert seen == [0, 1]

@@ -72,3 +72,10 @@ def side_by_side(model: nn.Module, plan: Plan, nets: Sequence[Tensor]) -> tuple[
     whole = SideBySide([extract(model, plan, units) for units in nets])
     blocks = {f"nets.{k}": k for k in range(len(nets))}
     return whole, Plan((Axis("nets", len(nets), "nets"),), {}, shapes_of(whole), blocks)
+
+
+def nets_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the nets of the class of the user's model that ``model`` has, by the prefix of their names."""
+    if not isinstance(model, SideBySide):
+        return {"": model}
+    return {f"nets.{k}.": net for k, net in enumerate(model.nets) if not isinstance(net, Skipped)}

@@ -6,7 +6,7 @@ other processors, by up to 2e-6 for a normal distribution.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,8 @@ from skerry.runtimes.runtime import Runtime
 from skerry.subnet.index import Index
 from skerry.training.schedules import Schedule
 from skerry.training.steps.optimizer import optimizer_of, small_copy
+from skerry.training.steps.rates import SchedulerRates
+from skerry.training.steps.settings import StepSettings
 from skerry.training.worker import Data, LossFn, OptimizerFn
 from skerry.weights.source import Source
 
@@ -37,6 +39,7 @@ def session_in_words(
     optimizer: OptimizerFn,
     num_rounds: int,
     schedule: Schedule,
+    steps: StepSettings,
     seed: int,
     checkpoints: Checkpoints | None,
     max_bad_rounds: int,
@@ -48,6 +51,8 @@ def session_in_words(
         "num_rounds": num_rounds,
         "optimizer": _of_optimizer(optimizer, model),
         "schedule": " ".join(f"{schedule(k / 8):.6g}" for k in range(8)),
+        "steps": replace(steps, lr_scheduler=None),
+        "lr_scheduler": _of_scheduler(steps, optimizer, model, num_rounds * algorithm.local_steps),
         "seed": seed,
         "loss_fn": loss_fn,
         "max_bad_rounds": max_bad_rounds,
@@ -124,6 +129,14 @@ def _of_optimizer(make: OptimizerFn, model: nn.Module) -> dict[str, object]:
     groups = getattr(made, "param_groups", ())
     own = [{k: v if k != "params" else len(v) for k, v in group.items() if k not in _HOW} for group in groups]
     return {"": type(made), **(own[0] if len(own) == 1 else dict(enumerate(own)))}
+
+
+def _of_scheduler(steps: StepSettings, make: OptimizerFn, model: nn.Module, num_steps: int) -> str:
+    """Return what a scheduler sets in some of the first thousand steps."""
+    if steps.lr_scheduler is None:
+        return "None"
+    rates = SchedulerRates(steps.lr_scheduler).of_steps(optimizer_of(make, small_copy(model)), 0, min(num_steps, 1000))
+    return " ".join(f"{rates[k][0]['lr']:.6g}" for k in sorted({min(k, len(rates) - 1) for k in (0, 1, 10, 100, 1000)}))
 
 
 def _kind(tensor: Tensor) -> str:

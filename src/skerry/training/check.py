@@ -19,6 +19,12 @@ from skerry.partitions.assignment import Assignment
 from skerry.partitions.everything import Everything
 from skerry.plan.table import Plan
 from skerry.trained import Start
+from skerry.training.schedules import Schedule, constant
+from skerry.training.steps.optimizer import optimizer_of, small_copy
+from skerry.training.steps.prepared import repeated_blocks
+from skerry.training.steps.rates import SchedulerRates
+from skerry.training.steps.settings import StepSettings
+from skerry.training.worker import OptimizerFn
 from skerry.whole_number import check_whole_number
 
 
@@ -103,10 +109,29 @@ def check_functions(optimizer: object, schedule: object, loss_fn: object, test: 
             f"schedule: got {schedule!r}, expected a function of progress (0 to 1) that returns the factor of the "
             "learning rate, such as skerry.cosine"
         )
+    try:
+        float(schedule(0.0))
+    except (TypeError, AttributeError) as error:
+        raise ValueError(
+            f"schedule: {first_line(error)}; expected a function of progress (0 to 1); a scheduler of "
+            "torch.optim.lr_scheduler goes to lr_scheduler="
+        ) from error
     if isinstance(loss_fn, type):
         raise ValueError(f"loss_fn: got the class {loss_fn.__name__}, expected a function; give {loss_fn.__name__}()")
     if test is not None and loss_fn is None:
         raise ValueError("test: a test set, but no loss_fn; give the function that returns the mean loss over a batch")
+
+
+def check_steps(model: nn.Module, optimizer: OptimizerFn, schedule: Schedule, steps: StepSettings) -> None:
+    """Raise ValueError unless workers can take their local steps so, as tried on a small copy of ``model``."""
+    made = optimizer_of(optimizer, small := small_copy(model))
+    check_optimizer(made, small)
+    if steps.lr_scheduler is not None:
+        if schedule is not constant:
+            raise ValueError("schedule and lr_scheduler both set the learning rate, expected one of them")
+        SchedulerRates(steps.lr_scheduler).of_steps(made, 0, 1)
+    if steps.checkpoint_activations:
+        repeated_blocks(small)
 
 
 def check_on_round(on_round: Callable[..., object]) -> None:

@@ -7,17 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from skerry.exchange.owners import owned_range, owner_dim
-from skerry.model.inputs import Inputs, call, to
-from skerry.model.tensors import fill_, named_tensors
+from skerry.model.inputs import Inputs, call, map_tensors, to
+from skerry.model.tensors import fill_, named_tensors, skeleton
 from skerry.partitions.assignment import Assignment
 from skerry.plan.table import Plan
 from skerry.randomness import own_random_state
 from skerry.subnet.cuts import Cuts
 from skerry.training.steps.optimizer import optimizer_of
-from skerry.training.worker import LossFn, OptimizerFn
+from skerry.training.steps.prepared import autocast_device, prepared
+from skerry.training.steps.settings import StepSettings
+from skerry.training.worker import LossFn, OptimizerFn, micro_batches
 
 
 @dataclass(frozen=True)
@@ -59,19 +62,26 @@ def step_cost(subnet: nn.Module, loss_fn: LossFn, batch: tuple[Inputs, Any], opt
         optimizer: a function of the worker's subnet that returns the optimizer.
     """
     try:
-        return _step_cost(subnet, loss_fn, batch, optimizer, torch.device("meta"))
+        in_autocast = autocast_device(subnet)
+        if in_autocast is None:
+            return _step_cost(copy.deepcopy(subnet), loss_fn, batch, optimizer, torch.device("meta"))
+        small, likes = skeleton(subnet), named_tensors(subnet)  # on meta autocast does nothing
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            copied = fill_(small, {n: torch.empty_like(t, device=in_autocast) for n, t in likes.items()})
+            fake = map_tensors(lambda t: torch.empty_like(t, device=in_autocast), batch)
+            return _step_cost(copied, loss_fn, fake, optimizer, torch.device(in_autocast))
     except (RuntimeError, NotImplementedError, ValueError, TypeError):
         parameters = {n: t for n, t in named_tensors(subnet).items() if t.is_meta}
         if parameters:  # their values do not change the cost
             subnet = fill_(copy.deepcopy(subnet), {n: torch.zeros_like(t, device="cpu") for n, t in parameters.items()})
         with own_random_state():
-            return _step_cost(subnet, loss_fn, batch, optimizer, next(subnet.parameters()).device)
+            return _step_cost(copy.deepcopy(subnet), loss_fn, batch, optimizer, next(subnet.parameters()).device)
 
 
 def _step_cost(
-    subnet: nn.Module, loss_fn: LossFn, batch: tuple[Inputs, Any], optimizer: OptimizerFn, device: torch.device
+    copied: nn.Module, loss_fn: LossFn, batch: tuple[Inputs, Any], optimizer: OptimizerFn, device: torch.device
 ) -> StepCost:
-    copied = copy.deepcopy(subnet).to(device).train()
+    copied = copied.to(device).train()
     parameters = list(copied.parameters())
     not_counted = {t.untyped_storage()._cdata for t in [*parameters, *copied.buffers()] if t.layout == torch.strided}
     saved: dict[int, Tensor] = {}
@@ -112,20 +122,36 @@ class StepCosts:
         optimizer: a function of the worker's subnet that returns the optimizer.
         batch: returns a batch (inputs, labels).
         outer: whether an outer optimizer keeps two tensors per parameter: where the round began, and its momentum.
+        settings: how workers take their steps.
+        device: where they do.
     """
 
     def __init__(
-        self, loss_fn: LossFn, optimizer: OptimizerFn, batch: Callable[[], tuple[Inputs, Any]], *, outer: bool
+        self,
+        loss_fn: LossFn,
+        optimizer: OptimizerFn,
+        batch: Callable[[], tuple[Inputs, Any]],
+        *,
+        outer: bool,
+        settings: StepSettings,
+        device: torch.device,
     ) -> None:
         self._loss_fn, self._optimizer, self._batch, self._outer = loss_fn, optimizer, batch, outer
+        self._settings, self._device = replace(settings, compile=False), device
         self._known: dict[tuple[torch.Size, ...], StepCost] = {}
 
     def of(self, subnet: nn.Module) -> StepCost:
         """Return the cost of a local step of ``subnet``."""
         sizes = tuple(parameter.shape for parameter in subnet.parameters())
         if sizes not in self._known:
-            found = step_cost(subnet, self._loss_fn, self._batch(), self._optimizer)
-            self._known[sizes] = replace(found, optimizer=found.optimizer + 2 * found.gradients * self._outer)
+            batch, _ = next(micro_batches(self._batch(), self._settings.accumulate))
+            with prepared(subnet, self._settings, self._device):
+                found = step_cost(subnet, self._loss_fn, batch, self._optimizer)
+            self._known[sizes] = replace(
+                found,
+                flop=found.flop * self._settings.accumulate,
+                optimizer=found.optimizer + 2 * found.gradients * self._outer,
+            )
         return self._known[sizes]
 
 

@@ -56,7 +56,7 @@ class Round:
         return Record(
             round=self.number,
             train_loss=self.train_loss,
-            rate_factor=self._setup.schedule(self.number / self._setup.num_rounds),
+            rate_factor=self._setup.rate_factor(self.number),
             score=score,
             refused=self.refused,
             units_covered=float((trained > 0).double().mean()) if len(trained) else 1.0,

@@ -28,7 +28,7 @@ from skerry.training.check import (
     check_algorithm,
     check_functions,
     check_model,
-    check_optimizer,
+    check_steps,
     verify_plan,
     warn_of_frozen_readers,
 )
@@ -42,7 +42,7 @@ from skerry.training.phases.exchange_phase import stop_if_failed
 from skerry.training.round import Round
 from skerry.training.schedules import Schedule, constant
 from skerry.training.setup import set_up
-from skerry.training.steps.optimizer import optimizer_of, small_copy
+from skerry.training.steps.settings import Precision, SchedulerFn, StepSettings
 from skerry.training.worker import LossFn, OptimizerFn
 
 
@@ -78,6 +78,9 @@ class Session:
         test: (inputs, labels), or a ``Test``, for ``score``; the subnets' outputs on a few of its samples are measured
             each round. ``Test.every`` has no effect here.
         has_priors: whether your local steps add workers' label priors to the logits, so that no warning advises it.
+        lr_scheduler, clip_grad_norm, precision, checkpoint_activations, compile: see ``StepSettings``, and
+            docs/local-steps.md.
+        accumulate: losses per step: call ``worker.backward(loss)`` that often, then ``worker.step()``.
 
     Attributes:
         setup: what stays the same from round to round, with the runtime, and the store of the full model.
@@ -127,13 +130,27 @@ class Session:
         loss_fn: LossFn | None = None,
         test: Test | tuple[Inputs, Tensor] | None = None,
         has_priors: bool | None = None,
+        lr_scheduler: SchedulerFn | None = None,
+        clip_grad_norm: float | None = None,
+        accumulate: int = 1,
+        precision: Precision = "fp32",
+        checkpoint_activations: bool = False,
+        compile: bool = False,
     ) -> None:
         own_test, self._loss_fn = as_test(test), loss_fn
         runtime, device = or_serial(runtime), chosen_device(device, model)
         check_model(model, plan, start)
         check_algorithm(algorithm, plan, num_rounds)
         check_functions(optimizer, schedule, loss_fn, test)
-        check_optimizer(optimizer_of(optimizer, small := small_copy(model)), small)
+        steps = StepSettings(
+            lr_scheduler=lr_scheduler,
+            clip_grad_norm=clip_grad_norm,
+            accumulate=accumulate,
+            precision=precision,
+            checkpoint_activations=checkpoint_activations,
+            compile=compile,
+        )
+        check_steps(model, optimizer, schedule, steps)
         if runtime.num_processes > 1:
             runtime.agree(
                 session_in_words(
@@ -143,6 +160,7 @@ class Session:
                     optimizer=optimizer,
                     num_rounds=num_rounds,
                     schedule=schedule,
+                    steps=steps,
                     seed=seed,
                     checkpoints=checkpoints,
                     max_bad_rounds=max_bad_rounds,
@@ -160,6 +178,7 @@ class Session:
             optimizer=optimizer,
             num_rounds=num_rounds,
             schedule=schedule,
+            steps=steps,
             seed=seed,
             runtime=runtime,
             start=start,

@@ -24,6 +24,8 @@ from skerry.training.agreement import agree_on_start
 from skerry.training.check import check_goes_on
 from skerry.training.schedules import Schedule
 from skerry.training.steps.optimizer import initial_state
+from skerry.training.steps.rates import Rates, SchedulerRates, scaled_rates
+from skerry.training.steps.settings import StepSettings
 from skerry.training.worker import OptimizerFn
 
 
@@ -34,6 +36,8 @@ class Setup:
     Attributes:
         model: the modules of what is trained, on the meta device; the store keeps the values.
         plan: its plan.
+        steps: how workers take their local steps.
+        scheduler: what ``steps.lr_scheduler`` sets; None without one.
         state_start: where optimizer state starts, by name (``optimizer_state.initial``); empty if it does not travel.
         never_finite: names of tensors that are not finite from the start (an attention mask of -inf), so that a
             worker is not refused for them.
@@ -46,6 +50,8 @@ class Setup:
     optimizer: OptimizerFn
     num_rounds: int
     schedule: Schedule
+    steps: StepSettings
+    scheduler: SchedulerRates | None
     seed: int
     runtime: Runtime
     store: Store
@@ -56,6 +62,21 @@ class Setup:
     def assignment(self, round: int) -> Assignment:
         """Return who holds what in ``round``; after the last round nothing is exchanged any more."""
         return self.algorithm.partition.assign(self.plan.axes, min(round, self.num_rounds - 1))
+
+    def rates(self, optimizer: torch.optim.Optimizer, round: int) -> Rates:
+        """Return what to set in the groups of ``optimizer``, which is new, in each step of ``round``."""
+        steps = self.algorithm.local_steps
+        if self.scheduler is not None:
+            return self.scheduler.of_steps(optimizer, round * steps, steps)
+        return scaled_rates(
+            optimizer, [self.schedule((round + step / steps) / self.num_rounds) for step in range(steps)]
+        )
+
+    def rate_factor(self, round: int) -> float:
+        """Return what learning rates are multiplied by in the first step of ``round``, the last one."""
+        if self.scheduler is not None:
+            return self.scheduler.factor(round * self.algorithm.local_steps)
+        return self.schedule(round / self.num_rounds)
 
     def share(self, num_done: int) -> Share:
         """Return how likely a subnet has each unit, after ``num_done`` rounds."""
@@ -88,6 +109,7 @@ def set_up(
     optimizer: OptimizerFn,
     num_rounds: int,
     schedule: Schedule,
+    steps: StepSettings,
     seed: int,
     runtime: Runtime,
     start: Start | None,
@@ -132,6 +154,8 @@ def set_up(
         optimizer=optimizer,
         num_rounds=num_rounds,
         schedule=schedule,
+        steps=steps,
+        scheduler=SchedulerRates(steps.lr_scheduler) if steps.lr_scheduler else None,
         seed=seed,
         runtime=runtime,
         store=store,

@@ -1,5 +1,7 @@
 """``train``: a loop over a session that takes the batches, evaluates, and returns the calibrated full model."""
 
+import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.checkpoint.export import SHARD_BYTES
 from skerry.checkpoint.state import State
 from skerry.model.in_words import OF_TORCH, described, first_line
-from skerry.model.inputs import Inputs, fit, join, to
+from skerry.model.inputs import Inputs, fit, join, tensors_of, to
 from skerry.plan.table import Plan
 from skerry.runtimes.runtime import FullModel, Runtime, Store
 from skerry.runtimes.serial import or_serial
@@ -24,12 +26,14 @@ from skerry.training.agreement import data_in_words
 from skerry.training.check import check_data, check_logit_adjustment, check_on_round
 from skerry.training.cost import StepCost, StepCosts
 from skerry.training.evaluation.evaluate import Score
+from skerry.training.evaluation.labels import in_range
 from skerry.training.evaluation.test_set import Test
 from skerry.training.priors import adjusted
 from skerry.training.record import Record
 from skerry.training.schedules import Schedule, constant
 from skerry.training.session import Session
 from skerry.training.setup import Setup
+from skerry.training.steps.settings import Precision, SchedulerFn
 from skerry.training.worker import Data, LossFn, OptimizerFn, Worker, local_steps
 
 CALIBRATION_SAMPLES = 2048
@@ -108,6 +112,12 @@ def train(
     on_round: OnRound | None = None,
     max_bad_rounds: int = 5,
     verify: bool = True,
+    lr_scheduler: SchedulerFn | None = None,
+    clip_grad_norm: float | None = None,
+    accumulate: int = 1,
+    precision: Precision = "fp32",
+    checkpoint_activations: bool = False,
+    compile: bool = False,
 ) -> Result:
     """Train ``model`` as independent subnets and return the calibrated full model.
 
@@ -144,6 +154,13 @@ def train(
             ``num_rounds`` of them if that is fewer.
         verify: whether to check first that the plan holds for the model (``discovery/verify.py``); for a model on meta
             by a small net of its modules.
+        lr_scheduler: makes a scheduler of ``torch.optim.lr_scheduler`` from an optimizer, instead of ``schedule``; it
+            is stepped after each local step.
+        clip_grad_norm: the most that the norm of a subnet's gradients may be in a step.
+        accumulate: micro-batches per step, of equal size, into which a worker's batch is split.
+        precision: "bf16" and "fp16" run the subnet's forward in autocast.
+        checkpoint_activations: compute repeated blocks again in the backward pass, which takes time and saves memory.
+        compile: compile subnets with ``torch.compile``; what these five cost is in docs/local-steps.md.
 
     Raises:
         ValueError: the plan does not fit the model, there are more workers than units, the data is split for another
@@ -192,6 +209,12 @@ def train(
         loss_fn=loss_fn,
         test=test,
         has_priors=logit_adjustment is not None,
+        lr_scheduler=lr_scheduler,
+        clip_grad_norm=clip_grad_norm,
+        accumulate=accumulate,
+        precision=precision,
+        checkpoint_activations=checkpoint_activations,
+        compile=compile,
     )
     setup, state = session.setup, session.state
     if on_start is not None:
@@ -202,7 +225,14 @@ def train(
         return full, session.score(full) if session.test is not None else None
 
     first_round, outer = state.round, algorithm.outer is not None
-    costs = StepCosts(loss_fn, optimizer, lambda: next(iter(data.batches(mine[0], 0, 1))), outer=outer)
+    costs = StepCosts(
+        loss_fn,
+        optimizer,
+        lambda: next(iter(data.batches(mine[0], 0, 1))),
+        outer=outer,
+        settings=setup.steps,
+        device=setup.device,
+    )
     final: tuple[FullModel, Score | None] | None = None
     with session:
         for round in session.rounds():
@@ -226,8 +256,9 @@ def train(
 def _take_local_steps(worker: Worker, loss_fn: LossFn, data: Data, device: torch.device, *, is_first: bool) -> None:
     """Take the worker's local steps on its own data.
 
-    An error gets a note that describes the batch. In the first round, what torch says of shapes, dtypes and labels
-    becomes a ValueError of one line, and in any round what it says of a batch too small for batch norm.
+    An error gets a note that describes the batch. In the first round, what torch says of shapes and dtypes becomes a
+    ValueError of one line, and in any round what it says of labels and of a batch too small for batch norm. NaN in the
+    data is warned of, since the worker is refused for it.
     """
     batch: list[Any] = []
 
@@ -236,10 +267,11 @@ def _take_local_steps(worker: Worker, loss_fn: LossFn, data: Data, device: torch
             batch[:] = x, y
             yield to(x, device), to(y, device)
 
+    own_loss = loss_fn if device.type == "cpu" else in_range(loss_fn, lambda: batch[1])
     try:
-        local_steps(worker, loss_fn, batches())
+        local_steps(worker, own_loss, batches())
     except Exception as error:  # of the user's model, loss or data
-        where = f"worker {worker.number}, round {worker.round}"
+        where = worker.where
         with suppress(Exception):
             where += f", its batch: inputs {described(batch[0])}, labels {described(batch[1])}"
         if "more than 1 value per channel" in str(error):
@@ -247,10 +279,21 @@ def _take_local_steps(worker: Worker, loss_fn: LossFn, data: Data, device: torch
                 f"data: batch norm cannot train on a batch this small ({where}); leave it out (drop_last=True for a "
                 "DataLoader), or use another batch size"
             ) from error
-        if is_first and type(error) in OF_TORCH:
+        if type(error) in OF_TORCH and (is_first or isinstance(error, IndexError)):
             raise ValueError(f"model, loss_fn or data: {first_line(error)} ({where})") from error
         error.add_note(f"({where})")
         raise
+    if not math.isfinite(worker.loss):
+        again = data.batches(worker.number, worker.first_step, worker.num_steps)  # the CPU stops at the batch
+        for step, (x, y) in [(worker.steps_done, batch)] if worker.stopped else enumerate(again):
+            for what, value in (("inputs", x), ("labels", y)):
+                if any(t.is_floating_point() and bool(t.isnan().any()) for t in tensors_of(value)):
+                    warnings.warn(
+                        f"data: NaN in the {what} of worker {worker.number}, round {worker.round}, step {step} "
+                        f"({described(value)}), so the worker is refused; fill them in, or leave these samples out",
+                        stacklevel=3,  # the caller of train
+                    )
+                    return
 
 
 def _largest_step_cost(setup: Setup, costs: StepCosts) -> StepCost:

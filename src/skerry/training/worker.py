@@ -3,13 +3,15 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from skerry.model.inputs import Inputs, call
+from skerry.model.inputs import Inputs, call, map_tensors, tensors_of
+from skerry.training.steps.rates import Rates
+from skerry.training.steps.settings import StepSettings
 
 LossFn = Callable[[Any, Any], Tensor]
 """``loss_fn(output, labels)``: the mean over the batch, a scalar."""
@@ -40,9 +42,11 @@ class Worker:
     Args:
         subnet: the narrow module to train.
         optimizer: over its parameters.
-        factors: for each step what the optimizer's learning rates are multiplied by.
+        rates: for each step what is set in the optimizer's groups.
         number: the worker's.
         round: of the training.
+        settings: how it takes its steps.
+        scaler: of the loss, for half precision.
         around: what to call in place of ``subnet``, and a function that takes the backward pass from its loss; all
             workers are in step then, so none leaves out steps after a loss that is not finite.
         on_step: called after each step with the worker and the number of steps done.
@@ -55,6 +59,7 @@ class Worker:
             it, whose backward averages gradients over all workers.
         narrow: the narrow module itself.
         optimizer: over its parameters.
+        accumulate: the number of losses that a step is the mean of.
         in_step: whether every step waits for all workers.
         local_s: seconds from the beginning to the end of the last step.
         flop: floating-point operations of its steps; NaN if not measured.
@@ -65,23 +70,28 @@ class Worker:
         self,
         subnet: nn.Module,
         optimizer: torch.optim.Optimizer,
-        factors: Sequence[float],
+        rates: Rates,
         *,
         number: int = 0,
         round: int = 0,
+        settings: StepSettings | None = None,
+        scaler: torch.amp.GradScaler | None = None,
         around: tuple[nn.Module, Callable[[Tensor], None]] | None = None,
         on_step: Callable[["Worker", int], None] | None = None,
     ) -> None:
-        self.number, self.round, self.num_steps = number, round, len(factors)
+        settings = settings or StepSettings()
+        self.number, self.round, self.num_steps, self.accumulate = number, round, len(rates), settings.accumulate
         self.narrow, self.optimizer = subnet, optimizer
         self.subnet, self._backward = around or (subnet, _backward)
         self.subnet.train()
         self.in_step = around is not None
         self.local_s, self.flop = 0.0, math.nan
         self.on_labels: Callable[[Worker, Any], None] | None = None
-        self._factors, self._on_step = factors, on_step
-        self._rates = [group["lr"] for group in optimizer.param_groups]
-        self._total, self._done, self._told = 0.0, 0, False
+        self._rates, self._on_step, self._clip, self._scaler = rates, on_step, settings.clip_grad_norm, scaler
+        self._last_set, self._by_hand = [group["lr"] for group in optimizer.param_groups], False
+        self._scheduled = any([group["lr"] for group in rates] != self._last_set for rates in self._rates)
+        self._total: Tensor | None = None
+        self._done, self._parts, self._is_finite = 0, 0, True
         optimizer.zero_grad()
         self._began = time.perf_counter()
 
@@ -92,78 +102,138 @@ class Worker:
 
     @property
     def loss(self) -> float:
-        """The mean loss of its steps; NaN or infinite as soon as that of one step is."""
-        return self._total / max(1, self._done)
+        """The mean loss of its steps; NaN or infinite if that of one step is. Reading it waits for the device."""
+        return 0.0 if self._total is None else self._total.item() / max(1, self._done)
 
-    def step(self, loss: Tensor, labels: Any = None) -> None:
-        """Take one step down the gradient of ``loss``, at this step's learning rate.
+    @property
+    def stopped(self) -> bool:
+        """Whether steps do nothing any more, after a loss that is not finite: known at once on the CPU only."""
+        return not self._is_finite and not self.in_step
 
-        Gradients of earlier ``backward`` calls of yours are added, and an optimizer's ``register_step_pre_hook`` may
-        clip them. After a loss that is not finite the worker will be refused, and further steps do nothing.
+    def backward(self, loss: Tensor, labels: Any = None) -> None:
+        """Add the gradient of ``loss``, one of the ``accumulate`` losses that the next step is the mean of.
 
         Args:
-            loss: the mean over a batch, a scalar, computed with ``self.subnet``.
-            labels: of the batch, (B,) int64 where they are classes. They are counted in the first round to measure
-                label skew (``Diagnosis.label_skew``), and used for nothing else.
+            loss: the mean over a micro-batch, a scalar, computed with ``self.subnet``.
+            labels: of the micro-batch, (B,) int64 where they are classes. They are counted in the first round to
+                measure label skew (``Diagnosis.label_skew``), and used for nothing else.
 
         Raises:
-            ValueError: it has taken all steps of the round; ``loss`` is no single number; or no parameter of the
-                optimizer has a gradient, as where the loss is that of another module.
+            ValueError: it has taken all steps of the round, or has all losses of this step; or ``loss`` is no single
+                number.
         """
         self._check_loss(loss)
-        if not math.isfinite(self._total) and not self.in_step:
+        if self.stopped:
             return
         if self._done == self.num_steps:
             raise ValueError(
-                f"{self._where}: one step more than the algorithm's local_steps="
+                f"{self.where}: one step more than the algorithm's local_steps="
                 f"{self.num_steps}; give it that number of batches per round, or change local_steps"
             )
-        self._set_rates()
+        if self._parts == self.accumulate:
+            raise ValueError(f"{self.where}: one loss more than accumulate={self._parts}; call worker.step() first")
         if self.on_labels is not None and labels is not None:
             self.on_labels(self, labels)
-        self._backward(loss)
+        loss = loss / self.accumulate if self.accumulate > 1 else loss
+        self._backward(loss if self._scaler is None else self._scaler.scale(loss))
+        self._parts += 1
+        self._add_to_total(loss.detach())
+
+    def step(self, loss: Tensor | None = None, labels: Any = None) -> None:
+        """Take one step down the gradient of ``loss``, or of the losses of earlier ``backward`` calls.
+
+        Gradients of ``loss.backward()`` calls of your own are added, too. After a loss that is not finite the worker
+        will be refused: further steps on the CPU do nothing, and elsewhere the rest of the round is wasted, since
+        nobody waits for the device in each step.
+
+        Args:
+            loss: see ``backward``, which is called first. None: after ``accumulate`` calls of it.
+            labels: see ``backward``.
+
+        Raises:
+            ValueError: there are fewer losses than ``accumulate``; no parameter of the optimizer has a gradient, as
+                where the loss is that of another module; or see ``backward``.
+        """
+        if loss is not None:
+            self.backward(loss, labels)
+        if self._parts != self.accumulate and not self.stopped:
+            raise ValueError(
+                f"{self.where}: {self._parts} losses for a step, expected accumulate={self.accumulate}; call "
+                "worker.backward(loss) that often, then worker.step()"
+            )
+        self._step()
+
+    def _step(self) -> None:
+        """Take the step of the losses so far."""
+        if self.stopped:
+            return
         if all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
             raise ValueError(
-                f"{self._where}: the loss does not depend on the worker's subnet; compute it from "
+                f"{self.where}: the loss does not depend on the worker's subnet; compute it from "
                 "worker.subnet(inputs), not from the full model"
             )
-        self.optimizer.step()
+        self._set_rates()
+        if self._scaler is not None and self._clip is not None:
+            self._scaler.unscale_(self.optimizer)
+        if self._clip is not None:
+            nn.utils.clip_grad_norm_(self.narrow.parameters(), self._clip)
+        if self._scaler is None:
+            self.optimizer.step()
+        else:
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
         self.optimizer.zero_grad()  # before the next forward, which needs memory
-        self._total += loss.item()
-        self._done += 1
+        self._done, self._parts = self._done + 1, 0
         ended = time.perf_counter()
         self.local_s = ended - self._began
-        if self._on_step is not None and math.isfinite(self._total):
+        if self._on_step is not None and self._is_finite:
             self._on_step(self, self._done)
             self._began += time.perf_counter() - ended  # waiting for others does not count as local steps
 
     @property
-    def _where(self) -> str:
-        return f"worker {self.number}, round {self.round}"
+    def steps_done(self) -> int:
+        """How many steps it has taken in this round."""
+        return self._done
+
+    @property
+    def where(self) -> str:
+        """Worker, round and the step of the round that comes next, for messages."""
+        return f"worker {self.number}, round {self.round}, step {self._done}"
 
     def _check_loss(self, loss: object) -> None:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(f"{self._where}: the loss is {got}, expected one number, the mean over the batch")
+            raise ValueError(f"{self.where}: the loss is {got}, expected one number, the mean over the batch")
         if not loss.requires_grad:
             raise ValueError(
-                f"{self._where}: the loss has no gradient; compute it from worker.subnet(inputs), outside "
+                f"{self.where}: the loss has no gradient; compute it from worker.subnet(inputs), outside "
                 "torch.no_grad(), and with parameters that require gradients"
             )
 
+    def _add_to_total(self, loss: Tensor) -> None:
+        """Add a loss on its device, without waiting for it."""
+        wide = torch.float32 if loss.device.type == "mps" else torch.float64  # which mps lacks
+        loss = loss.reshape(()).to(wide)
+        self._total = loss if self._total is None else self._total + loss
+        if loss.device.type == "cpu":
+            self._is_finite = math.isfinite(self._total.item())
+
     def _set_rates(self) -> None:
-        """Set this step's learning rates; warn if somebody else has set them meanwhile, since that has no effect."""
-        groups, before = self.optimizer.param_groups, self._factors[self._done - 1] if self._done else 1.0
-        changed = any(group["lr"] != rate * before for group, rate in zip(groups, self._rates, strict=True))
-        if changed and not self._told:
-            self._told = True
-            warnings.warn(
-                "the learning rate of worker.optimizer was changed, by a scheduler or by the optimizer itself, but is "
-                "set before each step; give train or Session schedule=, the factor of the rate by progress",
-                stacklevel=3,  # who calls step
-            )
-        for group, rate in zip(groups, self._rates, strict=True):
-            group["lr"] = rate * self._factors[self._done]
+        """Set this step's rates, unless somebody else has set learning rates in this round: those are respected."""
+        groups = self.optimizer.param_groups
+        changed = any(group["lr"] != last for group, last in zip(groups, self._last_set, strict=True))
+        if changed and not self._by_hand:
+            self._by_hand = True
+            if self._scheduled:
+                warnings.warn(
+                    "the learning rate of worker.optimizer was changed, by a scheduler or by the optimizer itself, and "
+                    "stays so in this round; schedule= and lr_scheduler= set it, too, so leave one of them out",
+                    stacklevel=4,  # who calls step
+                )
+        if not self._by_hand:
+            for group, rates in zip(groups, self._rates[self._done], strict=True):
+                group.update(rates)
+            self._last_set = [group["lr"] for group in groups]
 
     def finish(self) -> None:
         """Check that it has taken all its steps, and let go of its modules: who keeps the worker keeps no memory.
@@ -171,16 +241,16 @@ class Worker:
         Raises:
             ValueError: steps are missing.
         """
-        if self._done < self.num_steps and math.isfinite(self._total):
+        if self._done < self.num_steps and self._is_finite:
             raise ValueError(
-                f"{self._where}: {self._done} steps, expected the algorithm's local_steps="
+                f"{self.where}: {self._done} steps, expected the algorithm's local_steps="
                 f"{self.num_steps}; call worker.step(loss) that often in each round, or change local_steps"
             )
         del self.subnet, self.narrow, self.optimizer
 
 
 def local_steps(worker: Worker, loss_fn: LossFn, batches: Iterable[tuple[Inputs, Any]]) -> None:
-    """Take one step per batch, as long as the loss is finite.
+    """Take one step per batch, until a loss is not finite (on another device than the CPU, all steps).
 
     Args:
         worker: whose subnet is trained.
@@ -188,11 +258,43 @@ def local_steps(worker: Worker, loss_fn: LossFn, batches: Iterable[tuple[Inputs,
         batches: pairs (inputs, labels); inputs are one argument of the subnet, a tuple of several, or a dict of named
             ones.
     """
-    for x, y in batches:
-        worker.step(loss_fn(call(worker.subnet, x), y), y)
-        if not math.isfinite(worker.loss) and not worker.in_step:
+    for batch in batches:
+        for (x, y), weight in micro_batches(batch, worker.accumulate):
+            loss = loss_fn(call(worker.subnet, x), y)
+            worker.backward(loss if weight == 1 else loss * weight, y)
+        worker._step()
+        if worker.stopped:
             break
+
+
+def micro_batches(batch: Any, num: int) -> Iterator[tuple[Any, float]]:
+    """Yield ``num`` parts of equal size of a batch, with weight 1; other weights where it cannot be split so.
+
+    Raises:
+        ValueError: not every tensor of the batch has a row per sample.
+
+    Example:
+        >>> [(x.tolist(), weight) for x, weight in micro_batches(torch.arange(4), 2)]
+        [([0, 1], 1.0), ([2, 3], 1.0)]
+    """
+    if num == 1:
+        yield batch, 1.0
+        return
+    sizes = {len(t) if t.dim() else 0 for t in tensors_of(batch)}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(
+            f"accumulate={num}: the tensors of a batch have {sorted(sizes)} rows, expected one per sample in each; "
+            "take micro-batches in a loop of your own (worker.backward)"
+        )
+    (size,) = sizes
+    for rows in torch.arange(size).tensor_split(min(num, size)):
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        yield map_tensors(_rows(part), batch), len(rows) * num / size
 
 
 def _backward(loss: Tensor) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _rows(part: slice) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: tensor[part]

@@ -60,7 +60,7 @@ def situation_of(setup: Setup, plan: Plan, has_priors: bool | None) -> Situation
     return Situation(
         num_workers=partition.num_workers,
         local_steps=algorithm.local_steps,
-        rate_falls=setup.schedule(0.99) < setup.schedule(0.5),
+        rate_falls=setup.scheduler is not None or setup.schedule(0.99) < setup.schedule(0.5),
         has_priors=has_priors,
         replicas=isinstance(partition, Everything),
         narrow=narrow,

@@ -17,7 +17,12 @@ from skerry.runtimes.runtime import Handover, Report
 from skerry.training.check import check_optimizer
 from skerry.training.setup import Setup
 from skerry.training.steps.optimizer import optimizer_of
+from skerry.training.steps.prepared import prepared
 from skerry.training.worker import Worker
+
+SCALER = "scaler::"
+"""The prefix of names of what a worker keeps for the scaler of its loss."""
+_OF_SCALER = ("scale", "_growth_tracker")
 
 
 @contextmanager
@@ -38,9 +43,8 @@ def lend_worker(setup: Setup, round: int, number: int, handed: list[Handover]) -
     kept = store.kept.get(number, {})
     to_keep = algorithm.outer.begin(subnet, kept) if algorithm.outer else {}
     if algorithm.optimizer_state != "reset":
-        own = {name: t for name, t in kept.items() if not name.startswith(OUTER)}
+        own = {name: t for name, t in kept.items() if not name.startswith((OUTER, SCALER))}
         optimizer_state.load_(optimizer, subnet, {**travelled, **own})
-    around = setup.runtime.synchronized(subnet) if algorithm.synchronous else None
     if not algorithm.overlap:  # a run resumed without overlap after a round with it
         _add_late_means_(setup, number, subnet)
 
@@ -48,13 +52,26 @@ def lend_worker(setup: Setup, round: int, number: int, handed: list[Handover]) -
         if num_done == algorithm.overlap:
             _add_late_means_(setup, number, worker.narrow)
 
-    steps = algorithm.local_steps
-    factors = [setup.schedule((round + step / steps) / setup.num_rounds) for step in range(steps)]
-    with own_random_state(seed_of(setup.seed, "local", number, round), setup.device):
-        worker = Worker(subnet, optimizer, factors, number=number, round=round, around=around, on_step=on_step)
+    scaler = _scaler(setup, kept)
+    with (
+        prepared(subnet, setup.steps, setup.device),
+        own_random_state(seed_of(setup.seed, "local", number, round), setup.device),
+    ):
+        worker = Worker(
+            subnet,
+            optimizer,
+            setup.rates(optimizer, round),
+            number=number,
+            round=round,
+            settings=setup.steps,
+            scaler=scaler,
+            around=setup.runtime.synchronized(subnet) if algorithm.synchronous else None,
+            on_step=on_step,
+        )
         yield worker
     worker.finish()
-    del around
+    if scaler is not None:
+        to_keep |= {f"{SCALER}{key}": torch.tensor(scaler.state_dict()[key]) for key in _OF_SCALER}
     handed.append(_hand_over(setup, worker, subnet, optimizer, to_keep))
 
 
@@ -76,6 +93,16 @@ def _hand_over(
             algorithm.outer.end_(subnet, to_keep)
     setup.store.kept[worker.number] = to_keep
     return Handover(tensors, Report(worker.number, good, worker.loss, worker.flop, worker.local_s))
+
+
+def _scaler(setup: Setup, kept: Mapping[str, Tensor]) -> torch.amp.GradScaler | None:
+    """Return the scaler of a worker's loss, which goes on from its last round; None with enough exponents."""
+    if setup.steps.precision != "fp16":
+        return None
+    scaler = torch.amp.GradScaler(setup.device.type)
+    if f"{SCALER}scale" in kept:
+        scaler.load_state_dict(scaler.state_dict() | {key: kept[f"{SCALER}{key}"].item() for key in _OF_SCALER})
+    return scaler
 
 
 @torch.no_grad()

@@ -6,8 +6,7 @@ from torch import Tensor, nn
 from skerry.model import optimizer_state
 from skerry.model.in_words import first_line
 from skerry.model.tensors import fill_, named_tensors, skeleton
-from skerry.subnet.extract import Skipped
-from skerry.subnet.side_by_side import SideBySide
+from skerry.subnet.side_by_side import nets_of
 from skerry.training.worker import OptimizerFn
 
 
@@ -17,7 +16,7 @@ def optimizer_of(make: OptimizerFn, subnet: nn.Module) -> torch.optim.Optimizer:
     Raises:
         ValueError: ``make`` takes the subnet for something else, such as its parameters.
     """
-    nets = [*_nets(subnet).values()]
+    nets = [*nets_of(subnet).values()]
     try:
         return make(nets[0] if len(nets) == 1 else subnet)
     except (TypeError, AttributeError) as error:
@@ -40,14 +39,7 @@ def small_copy(model: nn.Module) -> nn.Module:
 def initial_state(make: OptimizerFn, model: nn.Module) -> dict[str, Tensor]:
     """Return, by name, the values that optimizer state of ``model`` starts with (``optimizer_state.initial``)."""
     start: dict[str, Tensor] = {}
-    for prefix, net in _nets(small_copy(model)).items():
+    for prefix, net in nets_of(small_copy(model)).items():
         own = optimizer_state.initial(optimizer_of(make, net), net)
         start |= {f"{prefix}{name}": value for name, value in own.items()}
     return start
-
-
-def _nets(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the nets of the class of the user's model that ``model`` has, by the prefix of their names."""
-    if not isinstance(model, SideBySide):
-        return {"": model}
-    return {f"nets.{k}.": net for k, net in enumerate(model.nets) if not isinstance(net, Skipped)}

@@ -20,6 +20,7 @@ from skerry.partitions.assignment import Assignment, Partition
 from skerry.partitions.share import Share
 from skerry.plan.table import Plan
 from skerry.subnet.extract import extract
+from skerry.training.steps.rates import scaled_rates
 from skerry.training.worker import Worker, local_steps
 
 Aggregate = Callable[[Mapping[str, Tensor], Plan, Assignment, Sequence[Piece | None]], None]
@@ -101,7 +102,9 @@ def trained(problem: Problem, units: Tensor, *, step: float, local: int) -> tupl
         return loss
 
     optimizer = torch.optim.SGD([p for p in subnet.parameters() if p.requires_grad], lr=step)
-    local_steps(Worker(subnet, optimizer, [1.0] * local), loss_fn, [(problem.x, problem.y)] * local)
+    local_steps(
+        Worker(subnet, optimizer, scaled_rates(optimizer, [1.0] * local)), loss_fn, [(problem.x, problem.y)] * local
+    )
     with torch.no_grad():
         loss_fn(subnet(problem.x), problem.y)
     return subnet, losses
