@@ -3,6 +3,7 @@
 import math
 import shutil
 import warnings
+from unittest import mock
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from skerry.algorithms import single
 from skerry.model.tensors import named_tensors
 from skerry.runtimes import Serial
 from skerry.training import cosine
+from skerry.training.steps import prepared as prepared_subnets
 from skerry.training.steps.prepared import prepared, repeated_blocks
 from skerry.training.steps.rates import SchedulerRates
 from skerry.training.steps.settings import StepSettings
@@ -339,6 +341,60 @@ def test_dropout_is_the_same_when_computed_again():
         )  # fmt: skip
         ends.append(model)
     assert_same(*ends)
+
+
+@pytest.fixture
+def graphs():
+    """Sizes of the first parameter of the graphs that are compiled, and how often they ran; inductor takes minutes."""
+    torch._dynamo.reset()
+    prepared_subnets._compiled_call.cache_clear()
+    compiled, ran, compile = [], [], torch.compile
+
+    def backend(graph, inputs):
+        compiled.append(tuple(inputs[0].shape))
+
+        def run(*args):
+            ran.append(tuple(args[0].shape))
+            return graph(*args)
+
+        return run
+
+    with mock.patch.object(torch, "compile", lambda fn, **more: compile(fn, backend=backend, **more)):
+        yield compiled, ran
+    prepared_subnets._compiled_call.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "sizes"),
+    [(ist(3, local_steps=3), [(4, 8)]), (ist(2, local_steps=3, capacities=(1, 2)), [(4, 8), (8, 8)]),
+     (relay(3, local_steps=3), [(4, 8)]), (single(local_steps=3), [(12, 8)])],
+    ids=["ist", "uneven", "relay", "single"],
+)  # fmt: skip
+@pytest.mark.parametrize("more", [{}, {"precision": "bf16", "accumulate": 2}], ids=["plain", "bf16"])
+def test_subnets_are_compiled_once_per_size(graphs, algorithm, sizes, more):
+    compiled, ran = graphs
+    model = nn.Sequential(nn.Linear(8, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 4))
+    weights = copied(named_tensors(model))
+    ends = []
+    for compile in (True, False):
+        for name, tensor in named_tensors(model).items():
+            tensor.copy_(weights[name])
+        data = blobs(algorithm.partition.num_workers, features=8)
+        result = train(
+            model, F.cross_entropy, data, plan=discover(model, torch.randn(8, 8)), algorithm=algorithm,
+            optimizer=groups, num_rounds=4, compile=compile, **more,
+        )  # fmt: skip
+        ends.append(copied(result.store.shards()))
+    assert compiled == sizes
+    assert len(ran) == 4 * 3 * algorithm.partition.num_workers * more.get("accumulate", 1)
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on the CPU")
+def test_a_compiled_subnet_is_a_compiled_net():
+    meant, _ = plain(groups, wrap=lambda net: torch.compile(net, dynamic=False))
+    assert_same(by_train(groups, compile=True)[0], meant)
 
 
 WRONG = {

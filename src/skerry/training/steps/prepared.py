@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils.checkpoint import checkpoint
 
 from skerry.model.inputs import map_tensors
@@ -30,18 +31,18 @@ def prepared(subnet: nn.Module, settings: StepSettings, device: torch.device) ->
         return
     blocks = repeated_blocks(subnet) if settings.checkpoint_activations else []
     for block in blocks:
-        block.forward = partial(_recomputed, block, block.forward)
-    if settings.precision in DTYPES:
-        dtype = DTYPES[settings.precision]
-        subnet.forward = partial(_in_autocast, subnet.forward, dtype, device.type)
-    if settings.compile:
-        subnet.compile(dynamic=False)
+        block.forward = partial(_recomputed, block.forward, block)
+    nets = list(nets_of(subnet).values())
+    for net in nets:
+        if settings.compile:
+            net.forward = partial(_compiled, net.forward)
+        if settings.precision in DTYPES:
+            net.forward = partial(_in_autocast, net.forward, DTYPES[settings.precision], device.type)
     try:
         yield
     finally:  # or the subnet would be part of a cycle, and its memory be free only when that is collected
-        for module in (subnet, *blocks):
+        for module in (*nets, *blocks):
             vars(module).pop("forward", None)
-        subnet._compiled_call_impl = None
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
@@ -70,14 +71,30 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
 
 def autocast_device(subnet: nn.Module) -> str | None:
     """Return the type of the device on which the forward of a prepared subnet is in autocast; None without autocast."""
-    forward = _own_forward(subnet)
-    return None if forward is None or forward.func is not _in_autocast else str(forward.args[2])
+    own = (_own_forward(net) for net in nets_of(subnet).values())
+    return next((str(forward.args[2]) for forward in own if forward and forward.func is _in_autocast), None)
 
 
 def _own_forward(module: nn.Module) -> "partial[Any] | None":
     forward = vars(module).get("forward")
-    is_ours = isinstance(forward, partial) and forward.func in (_in_autocast, _recomputed)
+    is_ours = isinstance(forward, partial) and forward.func in (_in_autocast, _recomputed, _compiled)
     return forward if is_ours else None
+
+
+def _compiled(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if is_in_torch_dispatch_mode():  # operations are counted, and torch would never compile the subnet again
+        return forward(*args, **kwargs)
+    return _compiled_call()(forward, args, kwargs)
+
+
+@cache
+def _compiled_call() -> Callable[..., Any]:
+    """Return ``_call``, compiled; one function for all subnets, so that those of the same sizes share what it keeps."""
+    return torch.compile(_call, dynamic=False)
+
+
+def _call(forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    return forward(*args, **kwargs)
 
 
 def _in_autocast(forward: Callable[..., Any], dtype: torch.dtype, device: str, *args: Any, **kwargs: Any) -> Any:
@@ -86,7 +103,7 @@ def _in_autocast(forward: Callable[..., Any], dtype: torch.dtype, device: str, *
     return map_tensors(lambda t: t.float() if t.dtype in DTYPES.values() else t, output)
 
 
-def _recomputed(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _recomputed(forward: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: Any) -> Any:
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _same_statistics(block)
 
