@@ -12,6 +12,18 @@ def test_settings_survive_json_and_keep_their_types():
     assert isinstance(config.timeout_s, float)
     assert config.prior_adjusted is True
     assert Config.from_json(config.to_json()) == config
+    config = config.change(parse_settings(["clip_grad_norm=1", "precision=bf16", "compile=true", "accumulate=2"]))
+    assert config.steps == {
+        "clip_grad_norm": 1.0, "accumulate": 2, "precision": "bf16", "checkpoint_activations": False, "compile": True,
+    }  # fmt: skip
+    assert Config.from_json(config.to_json()) == config
+    for wrong, named in (
+        ("precision=bf17", "precision.*bf16"),
+        ("clip_grad_norm=0", "clip_grad_norm=0"),
+        ("accumulate=0", "accumulate=0"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            config.change(parse_settings([wrong]))
     with pytest.raises(ValueError, match=r"'worker'.*'workers'"):
         Config.from_json({**config.to_json(), "worker": 2})
     with pytest.raises(ValueError, match=r"workers\b.*\bTrue\b"):

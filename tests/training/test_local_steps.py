@@ -2,7 +2,6 @@
 
 import math
 import shutil
-import warnings
 from unittest import mock
 
 import pytest
@@ -22,10 +21,13 @@ from skerry.algorithms import single
 from skerry.model.tensors import named_tensors
 from skerry.runtimes import Serial
 from skerry.training import cosine
+from skerry.training.diagnosis.label_counts import LabelCounts
+from skerry.training.evaluation.labels import in_range
 from skerry.training.steps import prepared as prepared_subnets
 from skerry.training.steps.prepared import prepared, repeated_blocks
-from skerry.training.steps.rates import SchedulerRates
+from skerry.training.steps.rates import SchedulerRates, scaled_rates
 from skerry.training.steps.settings import StepSettings
+from skerry.training.worker import Worker
 
 ROUNDS, STEPS = 4, 5
 TOTAL = ROUNDS * STEPS
@@ -391,6 +393,7 @@ def test_subnets_are_compiled_once_per_size(graphs, algorithm, sizes, more):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on the CPU")
 def test_a_compiled_subnet_is_a_compiled_net():
     meant, _ = plain(groups, wrap=lambda net: torch.compile(net, dynamic=False))
@@ -476,6 +479,15 @@ def test_labels_out_of_range_are_named_with_worker_and_step():
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_labels_are_looked_at_on_the_cpu_where_a_device_would_fail_on_them():
+    logits, labels = torch.empty(4, 3, device="meta"), torch.tensor([0, 2, -100, 3])
+    for loss_fn in (F.cross_entropy, nn.CrossEntropyLoss()):
+        with pytest.raises(IndexError, match="Target 3"):
+            in_range(loss_fn, lambda: labels)(logits, labels.to("meta"))
+        in_range(loss_fn, lambda: labels[:3])(logits, labels.to("meta"))
+    assert in_range(F.mse_loss, lambda: labels) is F.mse_loss
+
+
 @pytest.mark.parametrize("settings", [{}, {"accumulate": 2}])
 def test_nan_in_the_data_is_named_with_worker_and_step_and_the_run_goes_on(settings):
     records = []
@@ -491,17 +503,14 @@ def test_nan_in_the_data_is_named_with_worker_and_step_and_the_run_goes_on(setti
 def test_nothing_waits_for_another_device_in_a_step():
     """A loss on meta has no value: whoever reads it fails."""
     model = build().to("meta")
-    from skerry.training.steps.rates import scaled_rates
-    from skerry.training.worker import Worker
-
     optimizer = groups(model)
     worker = Worker(model, optimizer, scaled_rates(optimizer, [1.0] * 3), settings=StepSettings(accumulate=2))
-    with warnings.catch_warnings():
-        for _ in range(3):
-            for _ in range(2):
-                x, y = torch.empty(8, 9, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")
-                worker.backward(F.cross_entropy(worker.subnet(x), y))
-            worker.step()
+    worker.on_labels = LabelCounts().add
+    for _ in range(3):
+        for _ in range(2):
+            x, y = torch.empty(8, 9, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")
+            worker.backward(F.cross_entropy(worker.subnet(x), y), y)
+        worker.step()
     assert not worker.stopped
     with pytest.raises(RuntimeError, match="meta"):
         _ = worker.loss

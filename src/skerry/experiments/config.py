@@ -11,6 +11,7 @@ from skerry.algorithm import StatePolicy
 from skerry.choose import choose
 from skerry.merge.outer import Outer
 from skerry.runtimes.distributed.wire import WireFormat
+from skerry.training.steps.settings import Precision, StepSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,7 @@ class Config:
         model, data: what the recipe lets one change of its model and data.
         width: fraction of each axis that method ``narrow`` keeps; None: 1/workers.
         optimizer_state: None: the method's own default.
+        clip_grad_norm, accumulate, precision, checkpoint_activations, compile: see ``StepSettings``.
         prior_adjusted: train each worker on logits plus the log prior of its labels (``log_priors``).
         device: where subnets are trained: cpu, cuda, cuda:1, mps, or auto: CUDA where there is one, else the CPU.
         threads: torch threads per process; 0: all cores if serial, else an equal part of them, at least one.
@@ -70,6 +72,11 @@ class Config:
     model: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     width: float | None = None
+    clip_grad_norm: float | None = None
+    accumulate: int = 1
+    precision: Precision = "fp32"
+    checkpoint_activations: bool = False
+    compile: bool = False
     eval_every: int = 10
     eval_batch_size: int = 4096
     checkpoint_every_s: float = 10.0
@@ -94,6 +101,12 @@ class Config:
             ("wire", ("exact", "bf16")),
         ):
             choose(getattr(self, name), choices, name)
+        StepSettings(**self.steps)
+
+    @property
+    def steps(self) -> dict[str, Any]:
+        """The arguments of ``train`` that say how workers take their local steps, but for optimizer and schedule."""
+        return {f.name: getattr(self, f.name) for f in fields(StepSettings) if hasattr(self, f.name)}
 
     def change(self, settings: Mapping[str, Any]) -> Self:
         """Return a copy with ``settings`` (dotted name -> value) changed.

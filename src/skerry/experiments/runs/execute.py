@@ -146,6 +146,7 @@ def run(
         "device": config.device,
         "checkpoints": checkpoints_of(folder, config, resume=resume),
         "max_bad_rounds": config.max_bad_rounds,
+        **config.steps,
     }
     if runtime.rank != 0:
         first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0  # the first process of another machine
