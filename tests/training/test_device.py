@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from pretend_device import backend, pretend
+from pretend_device import backend, no_waiting, pretend
 from together import together
 from torch.nn import functional as F
 from zoo import METHODS, MODELS, fits, images
@@ -25,14 +25,19 @@ from skerry.sklearn import Classifier
 from skerry.training import Test
 from skerry.weights import FromInitializer
 
-CASES = [(method, model) for method in METHODS for model in MODELS if fits(method, model)]
+CASES = [
+    pytest.param(
+        method, model, marks=[] if model == "mlp" or method in ("ist", "relay", "resist") else pytest.mark.slow
+    )
+    for method in METHODS
+    for model in MODELS
+    if fits(method, model)
+]
 # Overlap waits within local steps, where threads share dropout's random state; and Adam turns the rounding errors that
 # are the whole gradient of a bias before a batch norm into steps. Images have neither.
 IN_THREADS = [
-    (method, model)
-    for method, model in CASES
-    if (model == "cnn" if "core-overlap" in method else model == "mlp" or method in ("ist", "resist"))
-]
+    ("ist", "blocks"), ("relay", "mlp"), ("ist-core-overlap-travel", "cnn"), ("diloco", "mlp"), ("fedrolex", "mlp"),
+]  # fmt: skip
 
 
 def trained(method, model, device=None, runtime=None):
@@ -51,7 +56,8 @@ def trained(method, model, device=None, runtime=None):
             for worker in round.workers:
                 batches = shards.batches(worker.number, worker.first_step, worker.num_steps)
                 batches = [to(batch, session.setup.device) for batch in batches]
-                with nullcontext():
+                # With overlap a process waits for the others' messages.
+                with nullcontext() if runtime is not None and case.algorithm.overlap else no_waiting():
                     for x, y in batches:
                         worker.step(F.cross_entropy(call(worker.subnet, x), y), y)
         full = session.full(torch.cat([shards.sample(w, 20) for w in session.setup.runtime.mine(workers)]))
