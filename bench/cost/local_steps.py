@@ -3,7 +3,8 @@
     python bench/cost/local_steps.py   # a few minutes on two cores; on a CPU compiling needs g++
 
 The model has 4 blocks 128 wide, on batches of 16 sequences of 64 tokens; 4 workers under ``ist``, 5 local steps.
-"step" is the median of the steps after a worker's first; "first" is the first step of the training, which compiles.
+"step" is the median processor time of the steps after a worker's first, in one thread; "first step" is that of the
+training, by the clock, which compiles.
 "activations" is what a step stores for the backward pass, as ``Result.step_cost`` predicts it.
 """
 
@@ -71,13 +72,15 @@ def measure(more: dict[str, object]) -> tuple[float, float, int]:
         for round in session.rounds():
             for worker in round.workers:
                 for k, (x, y) in enumerate(data.batches(worker.number, worker.first_step, worker.num_steps)):
-                    started = time.perf_counter()
+                    started, used = time.perf_counter(), time.process_time()
                     for xs, ys in zip(
                         x.tensor_split(worker.accumulate), y.tensor_split(worker.accumulate), strict=True
                     ):
                         worker.backward(loss_fn(worker.subnet(xs), ys))
                     worker.step()
-                    (later if k else first).append(time.perf_counter() - started)
+                    first.append(time.perf_counter() - started)
+                    if k:
+                        later.append(time.process_time() - used)
     cost = skerry.train(
         model, loss_fn, data, plan=plan, algorithm=skerry.ist(workers=4, local_steps=1),
         optimizer=lambda net: torch.optim.AdamW(net.parameters(), 1e-3), num_rounds=1, **more,

@@ -14,6 +14,7 @@ from skerry.training import TheoryWarning
 from skerry.training.agreement import in_words, session_in_words
 from skerry.training.diagnosis.untrained_pairs import untrained_pairs
 from skerry.training.schedules import constant
+from skerry.training.steps.settings import StepSettings
 
 X = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
 
@@ -125,7 +126,7 @@ def test_an_optimizer_that_allocates_at_once_is_compared_without_the_memory_of_t
     plan = Plan.from_rules(model, {"0": Out("a"), "1": In("a")})
     words = session_in_words(
         model, plan, ist(2), optimizer=lambda net: torch.optim.Adagrad(net.parameters(), 0.25), num_rounds=1,
-        schedule=constant, seed=0, checkpoints=None, max_bad_rounds=1, loss_fn=None,
+        schedule=constant, steps=StepSettings(), seed=0, checkpoints=None, max_bad_rounds=1, loss_fn=None,
     )  # fmt: skip
     assert (words["optimizer"], words["optimizer.lr"]) == ("Adagrad", "0.25")
 

@@ -242,6 +242,10 @@ def test_training_leaves_the_global_random_state_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
+# Each refusal for NaN in the data is warned of.
+poisoned = pytest.mark.filterwarnings("ignore:data. NaN in the inputs of worker 1")
+
+
 class Poisoned:
     """Data of which one worker gets NaN in some rounds."""
 
@@ -261,6 +265,7 @@ class Poisoned:
         return self.clean.sample(worker, num)
 
 
+@poisoned
 @pytest.mark.parametrize("name", ["ist", "ist-uneven-travel", "local_sgd-travel"])
 def test_a_piece_that_is_not_finite_is_refused_and_the_run_goes_on(name):
     records = []
@@ -279,6 +284,7 @@ def test_a_piece_that_is_not_finite_is_refused_and_the_run_goes_on(name):
     assert torch.equal(result.state.trained, held.sum((0, 1)))
 
 
+@poisoned
 def test_too_many_refusals_in_a_row_stop_the_run_with_a_remedy():
     algorithm = ALGORITHMS["ist"]
     model, plan, _ = mlp()
@@ -395,6 +401,7 @@ def test_branches_masks_and_odd_buffers(optimizer):
     assert not any(record.refused for record in records)
 
 
+@poisoned
 def test_a_failed_run_does_not_resume_to_success(tmp_path):
     kept = [Checkpoints(folder=tmp_path, every_s=0, resume=resume) for resume in (False, True)]
     more = {
@@ -495,6 +502,7 @@ def test_all_processes_end_with_the_same_state():
         assert result.step_cost == serial.step_cost
 
 
+@poisoned
 @pytest.mark.parametrize("name", ["ist", "ist-uneven-travel", "local_sgd-travel"])
 def test_a_refused_piece_is_refused_in_processes_as_serially(name):
     algorithm, records = ALGORITHMS[name], []

@@ -90,7 +90,7 @@ class Worker:
         self._rates, self._on_step, self._clip, self._scaler = rates, on_step, settings.clip_grad_norm, scaler
         self._last_set, self._by_hand = [group["lr"] for group in optimizer.param_groups], False
         self._scheduled = any([group["lr"] for group in rates] != self._last_set for rates in self._rates)
-        self._total: Tensor | None = None
+        self._total: Tensor | float = 0.0
         self._done, self._parts, self._is_finite = 0, 0, True
         optimizer.zero_grad()
         self._began = time.perf_counter()
@@ -103,7 +103,8 @@ class Worker:
     @property
     def loss(self) -> float:
         """The mean loss of its steps; NaN or infinite if that of one step is. Reading it waits for the device."""
-        return 0.0 if self._total is None else self._total.item() / max(1, self._done)
+        total = self._total.item() if isinstance(self._total, Tensor) else self._total
+        return total / max(1, self._done)
 
     @property
     def stopped(self) -> bool:
@@ -214,9 +215,9 @@ class Worker:
         """Add a loss on its device, without waiting for it."""
         wide = torch.float32 if loss.device.type == "mps" else torch.float64  # which mps lacks
         loss = loss.reshape(()).to(wide)
-        self._total = loss if self._total is None else self._total + loss
+        self._total = self._total + loss
         if loss.device.type == "cpu":
-            self._is_finite = math.isfinite(self._total.item())
+            self._is_finite = math.isfinite(self._total)
 
     def _set_rates(self) -> None:
         """Set this step's rates, unless somebody else has set learning rates in this round: those are respected."""
@@ -246,6 +247,8 @@ class Worker:
                 f"{self.where}: {self._done} steps, expected the algorithm's local_steps="
                 f"{self.num_steps}; call worker.step(loss) that often in each round, or change local_steps"
             )
+        if isinstance(self._total, Tensor):
+            self._total = self._total.item()
         del self.subnet, self.narrow, self.optimizer
 
 
