@@ -31,6 +31,7 @@ ROOMS = [
     "checkpoint",
     "data",
     "training",
+    "callbacks",
     "predictor",
     "sklearn",
     "experiments",
@@ -124,6 +125,8 @@ def test_import_skerry_pulls_in_no_extra():
         "sklearn",
         "PIL",
         "tensorboard",
+        "wandb",
+        "mlflow",
         "transformers",
         "torch_geometric",
     ]

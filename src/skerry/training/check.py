@@ -2,7 +2,6 @@
 
 import inspect
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -107,16 +106,6 @@ def check_functions(optimizer: object, schedule: object, loss_fn: object, test: 
         raise ValueError(f"loss_fn: got the class {loss_fn.__name__}, expected a function; give {loss_fn.__name__}()")
     if test is not None and loss_fn is None:
         raise ValueError("test: a test set, but no loss_fn; give the function that returns the mean loss over a batch")
-
-
-def check_on_round(on_round: Callable[..., object]) -> None:
-    """Raise ValueError, before the first round instead of after it, unless ``on_round`` takes two arguments."""
-    try:
-        inspect.signature(on_round).bind(None, None)
-    except TypeError:
-        raise ValueError("on_round: expected a function of two arguments, on_round(record, state)") from None
-    except ValueError:  # a builtin has no signature
-        return
 
 
 def check_optimizer(optimizer: Any, subnet: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """``train``: a loop over a session that takes the batches, evaluates, and returns the calibrated full model."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,8 @@ from skerry.runtimes.serial import or_serial
 from skerry.subnet.extract import extract
 from skerry.trained import Start
 from skerry.training.agreement import data_in_words
-from skerry.training.check import check_data, check_logit_adjustment, check_on_round
+from skerry.training.callback import Callback
+from skerry.training.check import check_data, check_logit_adjustment
 from skerry.training.cost import StepCost, StepCosts
 from skerry.training.evaluation.evaluate import Score
 from skerry.training.evaluation.test_set import Test
@@ -33,8 +34,6 @@ from skerry.training.setup import Setup
 from skerry.training.worker import Data, LossFn, OptimizerFn, Worker, local_steps
 
 CALIBRATION_SAMPLES = 2048
-
-OnRound = Callable[[Record, State], None]
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,6 +64,11 @@ class Result:
     def store(self) -> Store:
         """The store of the full model as it was trained, not calibrated."""
         return self.session.setup.store
+
+    @property
+    def history(self) -> list[Record]:
+        """The record of each round; after a resume, of the rounds since then."""
+        return self.session.history
 
     @property
     def plan(self) -> Plan:
@@ -104,10 +108,9 @@ def train(
     start: Start | None = None,
     device: str | torch.device | None = None,
     checkpoints: Checkpoints | None = None,
-    on_start: Callable[[Session], None] | None = None,
-    on_round: OnRound | None = None,
     max_bad_rounds: int = 5,
     verify: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> Result:
     """Train ``model`` as independent subnets and return the calibrated full model.
 
@@ -138,12 +141,11 @@ def train(
         device: where subnets are trained: ``"cuda"``, ``"cuda:1"``, ``"cpu"``, ``"mps"``, or ``"auto"`` (CUDA where
             there is one); None: where the model is, the CPU for one on meta. Serially the model is moved there.
         checkpoints: where to write checkpoints and whether to resume from the latest.
-        on_start: called with the session before its first round.
-        on_round: called with record and state after each round, for progress and files.
         max_bad_rounds: training ends after this number of rounds in a row with a refused worker, or after
             ``num_rounds`` of them if that is fewer.
         verify: whether to check first that the plan holds for the model (``discovery/verify.py``); for a model on meta
             by a small net of its modules.
+        callbacks: what to call as training goes: progress, files, early stopping (``skerry.callbacks``).
 
     Raises:
         ValueError: the plan does not fit the model, there are more workers than units, the data is split for another
@@ -166,8 +168,6 @@ def train(
         True
     """
     check_data(data, algorithm)
-    if on_round is not None:
-        check_on_round(on_round)
     check_logit_adjustment(logit_adjustment, algorithm.partition.num_workers)
     runtime = or_serial(runtime)
     mine = runtime.mine(algorithm.partition.num_workers)
@@ -192,10 +192,9 @@ def train(
         loss_fn=loss_fn,
         test=test,
         has_priors=logit_adjustment is not None,
+        callbacks=callbacks,
     )
     setup, state = session.setup, session.state
-    if on_start is not None:
-        on_start(session)
 
     def evaluated() -> tuple[FullModel, Score | None]:
         full = session.full(*calibration_inputs(data, mine, calibration_samples))
@@ -203,23 +202,19 @@ def train(
 
     first_round, outer = state.round, algorithm.outer is not None
     costs = StepCosts(loss_fn, optimizer, lambda: next(iter(data.batches(mine[0], 0, 1))), outer=outer)
-    final: tuple[FullModel, Score | None] | None = None
+    latest: tuple[FullModel, Score | None] | None = None
     with session:
         for round in session.rounds():
+            latest = None  # the memory of the last full model is free again
             for worker in round.workers:
                 rows = logit_adjustment
                 own_loss = loss_fn if rows is None else adjusted(loss_fn, rows[worker.number].to(setup.device))
                 _take_local_steps(worker, own_loss, data, setup.device, is_first=worker.round == first_round)
                 worker.flop = float(costs.of(worker.narrow).flop * worker.num_steps)
-            score = None
-            if state.round == num_rounds:
-                final = evaluated()
-                score = final[1]
-            elif session.test is not None and session.test.every and state.round % session.test.every == 0:
-                score = evaluated()[1]  # the memory of this full model is free again in the next round
-            if on_round is not None:
-                on_round(round.record(score), state)
-    full, score = final or evaluated()
+            every = session.test.every if session.test is not None else 0
+            if state.round == num_rounds or (every and state.round % every == 0):
+                latest = evaluated()
+        full, score = latest or evaluated()
     return Result(full, score, _largest_step_cost(setup, costs), session)
 
 
@@ -247,7 +242,7 @@ def _take_local_steps(worker: Worker, loss_fn: LossFn, data: Data, device: torch
                 f"data: batch norm cannot train on a batch this small ({where}); leave it out (drop_last=True for a "
                 "DataLoader), or use another batch size"
             ) from error
-        if is_first and type(error) in OF_TORCH:
+        if is_first and type(error) in OF_TORCH and not hasattr(error, "__notes__"):  # a callback's has a note
             raise ValueError(f"model, loss_fn or data: {first_line(error)} ({where})") from error
         error.add_note(f"({where})")
         raise

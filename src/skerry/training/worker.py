@@ -59,6 +59,7 @@ class Worker:
         local_s: seconds from the beginning to the end of the last step.
         flop: floating-point operations of its steps; NaN if not measured.
         on_labels: called with the worker and the labels of each step; set while label skew is measured.
+        after_step: called with the worker and the loss after each step, for callbacks.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Worker:
         self.in_step = around is not None
         self.local_s, self.flop = 0.0, math.nan
         self.on_labels: Callable[[Worker, Any], None] | None = None
+        self.after_step: Callable[[Worker, Tensor], None] | None = None
         self._factors, self._on_step = factors, on_step
         self._rates = [group["lr"] for group in optimizer.param_groups]
         self._total, self._done, self._told = 0.0, 0, False
@@ -135,7 +137,9 @@ class Worker:
         self.local_s = ended - self._began
         if self._on_step is not None and math.isfinite(self._total):
             self._on_step(self, self._done)
-            self._began += time.perf_counter() - ended  # waiting for others does not count as local steps
+        if self.after_step is not None:
+            self.after_step(self, loss.detach())
+        self._began += time.perf_counter() - ended  # waiting for others and callbacks do not count as local steps
 
     @property
     def _where(self) -> str:
