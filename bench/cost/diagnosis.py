@@ -85,7 +85,8 @@ def cost(rounds: int = 30, workers: int = 4) -> None:
 
         skerry.train(
             model, F.cross_entropy, data, plan=plan, algorithm=skerry.ist(workers, local_steps=steps),
-            optimizer=lambda net: torch.optim.SGD(net.parameters(), 0.1, momentum=0.9), num_rounds=rounds, test=(x[:1000], y[:1000]),
+            optimizer=lambda net: torch.optim.SGD(net.parameters(), 0.1, momentum=0.9), num_rounds=rounds,
+            test=(x[:1000], y[:1000]),
             verify=False, callbacks=[skerry.callbacks.Callback(on_round=on_round)],
         )  # fmt: skip
         (first, began), (last, ended) = ends[0], ends[-2]  # the last round also evaluates
