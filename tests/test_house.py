@@ -30,6 +30,7 @@ ROOMS = [
     "runtimes",
     "checkpoint",
     "data",
+    "defaults",
     "training",
     "callbacks",
     "predictor",

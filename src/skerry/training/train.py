@@ -1,5 +1,6 @@
 """``train``: a loop over a session that takes the batches, evaluates, and returns the calibrated full model."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -8,11 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from skerry.algorithm import Algorithm
 from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.checkpoint.export import SHARD_BYTES
 from skerry.checkpoint.state import State
+from skerry.data.loaders import as_data
+from skerry.defaults import WORKERS, choose_missing
 from skerry.model.in_words import OF_TORCH, described, first_line
 from skerry.model.inputs import Inputs, fit, join, to
 from skerry.plan.table import Plan
@@ -93,12 +97,12 @@ class Result:
 def train(
     model: nn.Module,
     loss_fn: LossFn,
-    data: Data,
+    data: Data | DataLoader[Any] | Sequence[DataLoader[Any]],
     *,
-    plan: Plan,
-    algorithm: Algorithm,
-    optimizer: OptimizerFn,
-    num_rounds: int,
+    plan: Plan | None = None,
+    algorithm: Algorithm | None = None,
+    optimizer: OptimizerFn | None = None,
+    num_rounds: int | None = None,
     schedule: Schedule = constant,
     logit_adjustment: Tensor | None = None,
     seed: int = 0,
@@ -120,10 +124,14 @@ def train(
     with one process per worker it only gives the values to start from, and may be on the meta device (see ``start``).
     Small subnets gain little from several torch threads: consider ``torch.set_num_threads(1)``.
 
+    ``plan``, ``algorithm``, ``optimizer`` and ``num_rounds`` are chosen if they are None (``skerry/defaults.py``); the
+    first process says on stderr which, and why.
+
     Args:
         model: the full model.
         loss_fn: ``loss_fn(output, labels)``, the mean over a batch.
-        data: each worker's batches.
+        data: each worker's batches: a ``DataLoader``, which is dealt to the workers, or a list of one per worker (both
+            as by ``from_loaders``, with ``seed``), ``Shards``, or any other ``skerry.training.Data``.
         plan: what is dealt out.
         algorithm: who holds what, and for how long.
         optimizer: a function of the worker's subnet that returns a ``torch.optim`` optimizer.
@@ -131,7 +139,7 @@ def train(
         schedule: learning-rate factor by progress (0 to 1).
         logit_adjustment: (num_workers, num_classes); row w is added to the outputs (B, num_classes) of worker w's
             subnet, in local steps only. With label skew: ``log_priors``. A process reads the rows of its own workers.
-        seed: of dropout and the like; data and dealing have their own.
+        seed: of dropout and the like, and of loaders; other data, and dealing, have their own.
         test: (inputs, labels) to evaluate on after the last round; a ``skerry.training.Test`` to evaluate more often,
             with further metrics, or in other batches.
         calibration_samples: samples, over all workers, to measure batch-norm statistics of the full model on.
@@ -167,14 +175,30 @@ def train(
         >>> result.score.accuracy > 0.8
         True
     """
-    check_data(data, algorithm)
-    check_logit_adjustment(logit_adjustment, algorithm.partition.num_workers)
     runtime = or_serial(runtime)
-    mine = runtime.mine(algorithm.partition.num_workers)
+    num_workers = _num_workers(data, algorithm, runtime)
+    source: Data = as_data(data, num_workers, seed)
+    check_data(source, algorithm, num_workers)
+    check_logit_adjustment(logit_adjustment, num_workers)
+    mine = runtime.mine(num_workers)
     several = runtime.num_processes > 1
-    inputs = data.sample(mine[0], 4) if verify or several else None
+    if plan is None or algorithm is None or optimizer is None or num_rounds is None:
+        choice = choose_missing(
+            model,
+            source.sample(mine[0], 8),
+            num_workers=num_workers,
+            steps_per_pass=getattr(source, "steps_per_pass", None),
+            plan=plan,
+            algorithm=algorithm,
+            optimizer=optimizer,
+            num_rounds=num_rounds,
+        )
+        plan, algorithm, optimizer, num_rounds = choice.plan, choice.algorithm, choice.optimizer, choice.num_rounds
+        if runtime.rank == 0:
+            print(choice, file=sys.stderr, flush=True)
+    inputs = source.sample(mine[0], 4) if verify or several else None
     if several:
-        runtime.agree(data_in_words(data, inputs, logit_adjustment, calibration_samples))
+        runtime.agree(data_in_words(source, inputs, logit_adjustment, calibration_samples))
     session = Session(
         model,
         plan=plan,
@@ -197,11 +221,12 @@ def train(
     setup, state = session.setup, session.state
 
     def evaluated() -> tuple[FullModel, Score | None]:
-        full = session.full(*calibration_inputs(data, mine, calibration_samples))
+        full = session.full(*calibration_inputs(source, mine, calibration_samples))
         return full, session.score(full) if session.test is not None else None
 
     first_round, outer = state.round, algorithm.outer is not None
-    costs = StepCosts(loss_fn, optimizer, lambda: next(iter(data.batches(mine[0], 0, 1))), outer=outer)
+    example = next(iter(source.batches(mine[0], 0, 1)))  # now, since loaders read on from there
+    costs = StepCosts(loss_fn, optimizer, lambda: example, outer=outer)
     latest: tuple[FullModel, Score | None] | None = None
     with session:
         for round in session.rounds():
@@ -209,13 +234,24 @@ def train(
             for worker in round.workers:
                 rows = logit_adjustment
                 own_loss = loss_fn if rows is None else adjusted(loss_fn, rows[worker.number].to(setup.device))
-                _take_local_steps(worker, own_loss, data, setup.device, is_first=worker.round == first_round)
+                _take_local_steps(worker, own_loss, source, setup.device, is_first=worker.round == first_round)
                 worker.flop = float(costs.of(worker.narrow).flop * worker.num_steps)
             every = session.test.every if session.test is not None else 0
             if state.round == num_rounds or (every and state.round % every == 0):
                 latest = evaluated()
         full, score = latest or evaluated()
     return Result(full, score, _largest_step_cost(setup, costs), session)
+
+
+def _num_workers(data: Any, algorithm: object, runtime: Runtime) -> int:
+    """Return the number of workers: the algorithm's, or that of processes, or the data's."""
+    if isinstance(algorithm, Algorithm):
+        return algorithm.partition.num_workers
+    if runtime.num_processes > 1:
+        return runtime.num_processes
+    if isinstance(data, list | tuple):
+        return len(data)
+    return WORKERS if isinstance(data, DataLoader) else getattr(data, "num_workers", WORKERS)
 
 
 def _take_local_steps(worker: Worker, loss_fn: LossFn, data: Data, device: torch.device, *, is_first: bool) -> None:
