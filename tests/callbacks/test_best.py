@@ -1,6 +1,7 @@
 """Early stopping against a plain count over the scores, and the best model against its score; resumed, in processes."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -82,6 +83,19 @@ def test_all_processes_stop_in_the_same_round_as_the_serial_runtime():
     results = together(2, lambda member: go([rising()], runtime=member))
     assert [len(result.history) for result in results] == [done] * 2
     assert results[0].score.loss == pytest.approx(serial.score.loss)
+
+
+def test_the_values_of_the_first_process_decide():
+    class Rounded(EarlyStopping):
+        """As on machines that round otherwise: in the first process nothing gets better, in the other everything."""
+
+        def on_round(self, session, record):
+            super().on_round(session, replace(record, train_loss=float(record.round * session.setup.runtime.rank)))
+
+    def work(member):
+        return len(go([Rounded(2, of="train_loss", lower_is_better=False)], runtime=member, rounds=5).history)
+
+    assert together(2, work) == [3, 3]
 
 
 def test_a_resumed_training_stops_where_the_undisturbed_one_does(tmp_path):
