@@ -62,7 +62,7 @@ class Callbacks:
         ValueError: one is not a ``Callback``, or has a method that no training calls.
     """
 
-    def __init__(self, callbacks: Sequence[Callback], session: object) -> None:
+    def __init__(self, callbacks: Sequence[Callback], session: Any) -> None:
         for k, callback in enumerate(_listed(callbacks)):
             if not isinstance(callback, Callback):
                 raise ValueError(
@@ -94,7 +94,9 @@ class Callbacks:
         own = [c for c in self._started if getattr(c.on_step, "__func__", None) is not Callback.on_step]
 
         def call(worker: Worker, loss: Tensor) -> None:
-            with own_random_state():  # else what a callback draws would change the training
+            with own_random_state(
+                device=self._session.setup.device
+            ):  # else what a callback draws would change the training
                 self._call(own, "on_step", worker, loss)
 
         return call if own else None
