@@ -52,7 +52,7 @@ def main() -> None:
             x_test, y_test, every=10,
             metrics={"recall": recall, "confidence": lambda output, y: output.softmax(1).amax(1)},
         ),
-        on_round=lambda record, state: print(record.round, record.score) if record.score else None,
+        callbacks=[skerry.callbacks.Progress()],
     )  # fmt: skip
     assert result.score is not None
     print(f"accuracy {result.score.accuracy:.3f}")

@@ -70,7 +70,7 @@ def main() -> None:
         model, lambda output, y: F.cross_entropy(output, y, ignore_index=-1), WholeGraph(graph, labels),
         plan=plan, algorithm=skerry.relay(workers=4, local_steps=5, optimizer_state="travel"),
         optimizer=lambda net: torch.optim.Adam(net.parameters(), lr=0.01, weight_decay=5e-4), num_rounds=12,
-        on_round=lambda record, state: print(f"round {record.round}: training loss {record.train_loss:.3f}"),
+        callbacks=[skerry.callbacks.Progress()],
     )  # fmt: skip
     with torch.no_grad():
         right = result.model(*graph).argmax(1)[test] == digits[test]  # result.model is in evaluation mode

@@ -27,7 +27,7 @@ def main() -> None:
         plan=plan, algorithm=skerry.relay(workers=4, local_steps=20),
         optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9),
         num_rounds=30, schedule=skerry.cosine, test=skerry.training.Test(x_test, y_test, every=10),
-        on_round=lambda record, state: print(record.round, record.score) if record.score else None,
+        callbacks=[skerry.callbacks.Progress()],
     )  # fmt: skip
     assert result.score is not None
     print(f"accuracy {result.score.accuracy:.3f}")  # of result.model: four narrow nets side by side

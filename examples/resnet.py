@@ -55,7 +55,7 @@ def main() -> None:
         plan=plan, algorithm=skerry.ist(workers=2, local_steps=10, optimizer_state="travel"),
         optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4),
         num_rounds=10, schedule=skerry.cosine, test=(x_test, y_test), calibration_samples=256,
-        on_round=lambda record, state: print(f"round {record.round}: training loss {record.train_loss:.3f}"),
+        callbacks=[skerry.callbacks.Progress()],
     )  # fmt: skip
     assert result.score is not None
     print(f"accuracy {result.score.accuracy:.3f}")  # of result.model, the calibrated wide net

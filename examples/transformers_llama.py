@@ -49,7 +49,7 @@ def main() -> None:
         plan=plan, algorithm=skerry.ist(workers=4, local_steps=20, optimizer_state="travel"),
         optimizer=lambda net: torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.1),
         num_rounds=6, schedule=skerry.cosine, test=windows(held_out),
-        on_round=lambda record, state: print(f"round {record.round}: training loss {record.train_loss:.3f}"),
+        callbacks=[skerry.callbacks.Progress()],
     )  # fmt: skip
     assert result.score is not None
     frequency = torch.bincount(known, minlength=256).clamp(min=1) / len(known)

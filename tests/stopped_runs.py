@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from zoo import METHODS, MODELS
 
 from skerry import Checkpoints, train
+from skerry.callbacks import Callback
 from skerry.checkpoint import layout
 from skerry.runtimes import Serial
 
@@ -21,13 +22,14 @@ def go(runtime, folder, *, method="ist-uneven-travel", model_name="mlp", stop=No
     torch.manual_seed(1)
     model, plan, _ = build()
 
-    def on_round(record, state):
+    def on_round(session, record):
         if record.round == stop:
             raise Stopped
 
     return train(
         model, F.cross_entropy, data(algorithm.partition.num_workers), plan=plan, algorithm=algorithm,
-        optimizer=METHODS[method].optimizer, num_rounds=rounds, runtime=runtime, on_round=on_round,
+        optimizer=METHODS[method].optimizer, num_rounds=rounds, runtime=runtime,
+        callbacks=[Callback(on_round=on_round)],
         checkpoints=Checkpoints(folder=folder, run="mine", every_s=every_s, resume=resume),
     )  # fmt: skip
 

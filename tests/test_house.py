@@ -30,7 +30,9 @@ ROOMS = [
     "runtimes",
     "checkpoint",
     "data",
+    "defaults",
     "training",
+    "callbacks",
     "predictor",
     "sklearn",
     "experiments",
@@ -124,6 +126,8 @@ def test_import_skerry_pulls_in_no_extra():
         "sklearn",
         "PIL",
         "tensorboard",
+        "wandb",
+        "mlflow",
         "transformers",
         "torch_geometric",
     ]

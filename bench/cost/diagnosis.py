@@ -38,17 +38,13 @@ def measure(method: str, settings: dict[str, Any]) -> None:
     """Train, and print a row of the table."""
     config = configure("digits-mlp", method, {"rounds": 20, "local_steps": 20, **settings})
     job = RECIPES["digits-mlp"]().build(config)
-    seen: list[skerry.training.Diagnosis] = []
-
-    def on_round(record: skerry.training.Record, state: skerry.checkpoint.State) -> None:
-        seen.append(record.diagnosis)
-
     result = skerry.train(
         job.model, job.loss_fn, job.data, plan=job.plan, algorithm=build(config),
         optimizer=make_optimizer(config), num_rounds=config.rounds, schedule=SCHEDULES[config.schedule],
         seed=config.seed, test=skerry.training.Test(*job.test, every=5, batch_size=config.eval_batch_size),
-        start=job.start, on_round=on_round,
+        start=job.start,
     )  # fmt: skip
+    seen = [record.diagnosis for record in result.history]
     assert result.score is not None
     drifts = sorted(each.drift for each in seen if each.drift is not None)
     drift = f"{drifts[0]:.1f} to {drifts[-1]:.1f}" if drifts else "-"  # a relay averages nothing
@@ -84,16 +80,14 @@ def cost(rounds: int = 30, workers: int = 4) -> None:
         plan = skerry.Plan.from_rules(model, mlp_rules(2))
         ends: list[tuple[float, float]] = []
 
-        def on_round(
-            record: skerry.training.Record, state: skerry.checkpoint.State, ends: list[tuple[float, float]] = ends
-        ) -> None:
+        def on_round(session: skerry.Session, record: object, ends: list[tuple[float, float]] = ends) -> None:
             ends.append((time.process_time(), sum(spent.values())))
 
         skerry.train(
             model, F.cross_entropy, data, plan=plan, algorithm=skerry.ist(workers, local_steps=steps),
             optimizer=lambda net: torch.optim.SGD(net.parameters(), 0.1, momentum=0.9), num_rounds=rounds,
             test=(x[:1000], y[:1000]),
-            verify=False, on_round=on_round,
+            verify=False, callbacks=[skerry.callbacks.Callback(on_round=on_round)],
         )  # fmt: skip
         (first, began), (last, ended) = ends[0], ends[-2]  # the last round also evaluates
         ours, all_of_it = ((b - a) * 1000 / (len(ends) - 2) for a, b in ((began, ended), (first, last)))

@@ -67,11 +67,13 @@ def work(hidden: int, out: Path) -> None:
     n, sizes = runtime.num_processes, [4096, hidden, hidden, hidden, 12]
     stamps: list[dict[str, float]] = []
 
-    def on_round(record: skerry.training.Record, state: skerry.checkpoint.State) -> None:
+    def on_round(session: skerry.Session, record: skerry.training.Record) -> None:
         stamps.append({**Clocked.spent, **record.totals, "now": time.perf_counter()})
 
     data = random_data(sizes, n, samples=512, batch_size=BATCH)
-    train(runtime, sizes, data, skerry.ist(n, local_steps=STEPS), ROUNDS, on_round)
+    train(
+        runtime, sizes, data, skerry.ist(n, local_steps=STEPS), ROUNDS, [skerry.callbacks.Callback(on_round=on_round)]
+    )
     # The first round warms up; the last exchanges shared tensors only, and evaluates.
     first, last = stamps[0], stamps[-2]
     rounds = len(stamps) - 2

@@ -1,5 +1,7 @@
 """Trains an MLP on random data in one process per worker, for benches that measure the cost and not the result."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 import skerry
 from skerry.experiments.models.mlp import MLP
 from skerry.experiments.recipes.image_mlp import mlp_rules
-from skerry.training.train import OnRound, Result
+from skerry.training.train import Result
 
 
 def mlp_and_plan(sizes: list[int]) -> tuple[MLP, skerry.Plan]:
@@ -36,7 +38,7 @@ def train(
     data: skerry.Shards,
     algorithm: skerry.algorithms.Algorithm,
     num_rounds: int,
-    on_round: OnRound | None = None,
+    callbacks: Sequence[skerry.callbacks.Callback] = (),
 ) -> Result:
     """Train the MLP; no process holds all of it."""
     model, plan = mlp_and_plan(sizes)
@@ -50,5 +52,5 @@ def train(
         num_rounds=num_rounds,
         runtime=runtime,
         start=lambda m: skerry.weights.FromInitializer(m, seed=0),
-        on_round=on_round,
+        callbacks=callbacks,
     )

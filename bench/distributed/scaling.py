@@ -61,10 +61,12 @@ def work(runtime: skerry.Processes, hidden: int, out: Path) -> None:
     Path("/proc/self/clear_refs").write_text("5")
     stamps: list[float] = []
 
-    def on_round(record: skerry.training.Record, state: skerry.checkpoint.State) -> None:
+    def on_round(session: skerry.Session, record: skerry.training.Record) -> None:
         stamps.append(time.perf_counter())
 
-    result = train(runtime, sizes, data, skerry.ist(n, local_steps=STEPS), ROUNDS, on_round)
+    result = train(
+        runtime, sizes, data, skerry.ist(n, local_steps=STEPS), ROUNDS, [skerry.callbacks.Callback(on_round=on_round)]
+    )
     peak = resident("VmHWM") - before
     model, plan = mlp_and_plan(sizes)
     partition = skerry.partitions.Disjoint(n)

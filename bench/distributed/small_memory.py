@@ -259,11 +259,11 @@ def train(setup: Setup, stages: Stages, out: Path, *, stop: int | None, narrow: 
     shards, test = setup.data()
     method = (skerry.narrow if narrow else skerry.ist)(setup.workers, local_steps=setup.local_steps)
 
-    def on_round(record: skerry.training.Record, state: skerry.checkpoint.State) -> None:
+    def on_round(session: skerry.Session, record: skerry.training.Record) -> None:
         stages.record["train_loss"].append(record.train_loss)
         if record.score is not None:
             stages.record["score"].append(asdict(record.score))
-        checkpoints.every_s = 0.0 if state.round == setup.stop else math.inf
+        checkpoints.every_s = 0.0 if session.state.round == setup.stop else math.inf
 
     try:
         result = skerry.train(
@@ -279,7 +279,7 @@ def train(setup: Setup, stages: Stages, out: Path, *, stop: int | None, narrow: 
             runtime=runtime,
             start=lambda m: skerry.weights.FromInitializer(m, setup.seed),
             checkpoints=None if narrow else checkpoints,
-            on_round=on_round,
+            callbacks=[skerry.callbacks.Callback(on_round=on_round)],
         )
         if not narrow:
             result.export(out / "export", shard_bytes=1)  # one tensor per file

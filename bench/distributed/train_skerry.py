@@ -38,7 +38,7 @@ def main() -> None:
     }
     lines = []
 
-    def on_round(record: skerry.training.Record, state: skerry.checkpoint.State) -> None:
+    def on_round(session: skerry.Session, record: skerry.training.Record) -> None:
         if record.score is None:
             return
         totals = record.totals
@@ -71,7 +71,7 @@ def main() -> None:
         test=skerry.training.Test(*job.test, every=options.eval_every, batch_size=4096),
         runtime=runtime,
         start=lambda m: skerry.weights.FromInitializer(m, seed_of(options.seed, "model")),
-        on_round=on_round,
+        callbacks=[skerry.callbacks.Callback(on_round=on_round)],
     )
     if runtime.rank == 0:
         print(f"{options.method}: {result.score}", flush=True)

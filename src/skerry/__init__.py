@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from skerry import (
     algorithms,
+    callbacks,
     checkpoint,
     data,
     discovery,
@@ -46,7 +47,7 @@ else:
 
 __all__ = [
     "Blocks", "Checkpoints", "Classifier", "Plan", "Predictor", "Processes", "Regressor", "Session", "Shards",
-    "algorithms", "checkpoint", "cosine", "data", "discover", "discovery", "ensemble", "exchange", "from_dataset",
-    "from_loaders", "ist", "launch", "load", "merge", "narrow", "partitions", "plan", "relay", "runtimes", "split",
-    "subnet", "train", "training", "verify", "weights",
+    "algorithms", "callbacks", "checkpoint", "cosine", "data", "discover", "discovery", "ensemble", "exchange",
+    "from_dataset", "from_loaders", "ist", "launch", "load", "merge", "narrow", "partitions", "plan", "relay",
+    "runtimes", "split", "subnet", "train", "training", "verify", "weights",
 ]  # fmt: skip

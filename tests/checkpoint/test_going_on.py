@@ -12,6 +12,7 @@ from zoo import METHODS, blobs, mlp
 
 from skerry import Checkpoints, cosine, ensemble, ist, narrow, relay, train
 from skerry.algorithms import ddp, diloco, federated_dropout, local_sgd, resist
+from skerry.callbacks import Callback
 from skerry.checkpoint import CheckpointError
 from skerry.runtimes import Serial
 from skerry.runtimes.runtime import RESTING
@@ -97,7 +98,7 @@ def test_other_workers_go_on_with_the_saved_model(tmp_path, make, then):
     def on_start(session):
         begins.update(copied(session.setup.store.tensors))
 
-    after = go(tmp_path, make(then, local_steps=3), sgd, 5, resume=True, on_start=on_start)
+    after = go(tmp_path, make(then, local_steps=3), sgd, 5, resume=True, callbacks=[Callback(on_start=on_start)])
     saved = first.store.tensors
     assert all_same(begins, {name: saved[name] for name in begins})
     assert (after.state.round, after.state.num_workers) == (5, then)

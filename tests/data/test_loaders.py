@@ -2,27 +2,10 @@
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
+from numbered import Augmented, Stream, own_sampler
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from skerry.data.loaders import from_loaders
-
-
-class Augmented(Dataset):
-    """The number of a sample, and noise of torch's global generator."""
-
-    def __init__(self, first: int, num: int) -> None:
-        self.first, self.num = first, num
-
-    def __len__(self) -> int:
-        return self.num
-
-    def __getitem__(self, index: int):
-        return torch.cat([torch.tensor([float(self.first + index)]), torch.rand(1)]), self.first + index
-
-
-def own_sampler(dataset):
-    return WeightedRandomSampler([1.0] * len(dataset), 9, generator=torch.Generator().manual_seed(3))
-
 
 KINDS = {
     "shuffled": {"shuffle": True},
@@ -85,14 +68,40 @@ def test_dicts_have_columns():
     assert data.sample(0, 3)["a"].shape == (3, 2)
 
 
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_stream_gives_the_same_batches_whenever_they_are_asked_for(processes):
+    def make():
+        return from_loaders([DataLoader(Stream(range(first, 11)), 4, num_workers=processes) for first in (0, 3)])
+
+    meant = [y.tolist() for _, y in make().batches(1, 0, 7)]
+    assert [len(y) for y in meant] == [4, 4, 4, 4, 4, 4, 4]
+    assert sorted(meant[2] + meant[3]) == list(range(3, 11))
+    assert meant[:2] != meant[2:4]
+    data = make()
+    for first, num in ((5, 2), (0, 2), (1, 1), (2, 3)):
+        list(data.batches(0, first, num))
+        assert [y.tolist() for _, y in data.batches(1, first, num)] == meant[first : first + num]
+        data.sample(1, 3 + first)
+
+
+def test_set_epoch_of_a_stream_is_called():
+    stream = Stream(range(4))
+    list(from_loaders([DataLoader(stream, 2)]).batches(0, 0, 5))
+    assert stream.passes == [0, 1, 2]
+
+
 def test_what_does_not_fit_is_named():
-    class Stream(IterableDataset):
-        def __iter__(self):
-            return iter(range(3))
+    class Short(DataLoader):
+        def __len__(self):
+            return 5
 
     good = DataLoader(TensorDataset(torch.ones(3), torch.ones(3)))
-    with pytest.raises(ValueError, match=r"loaders\[1\]"):
-        from_loaders([good, DataLoader(Stream())])
+    with pytest.raises(ValueError, match=r"loaders\[1\]: no batches"):
+        from_loaders([good, DataLoader(Stream([]))]).sample(1, 1)
+    with pytest.raises(ValueError, match=r"loaders\[1\].*0 batches, worker 1, step 0"):
+        next(from_loaders([good, DataLoader(Stream([]))]).batches(1, 0, 1))
+    with pytest.raises(ValueError, match=r"loaders\[0\].*3 batches, worker 0, step 8; expected its length, 5"):
+        list(from_loaders([Short(good.dataset)]).batches(0, 6, 3))
     with pytest.raises(ValueError, match=r"loaders\[0\]"):
         from_loaders([DataLoader(TensorDataset(torch.ones(3)), batch_size=4, drop_last=True)])
     with pytest.raises(ValueError, match=r"loaders\[0\].*\bTensorDataset\b.*\bDataLoader\b"):
@@ -101,6 +110,12 @@ def test_what_does_not_fit_is_named():
         from_loaders([DataLoader(good.dataset, num_workers=1, persistent_workers=True)])
     with pytest.raises(ValueError, match=r"\bloaders\b(?!\[)"):
         from_loaders([])
+    with pytest.raises(ValueError, match=r"worker 0, step 2: .*\blist of 3\b.*pair"):
+        list(from_loaders([DataLoader(TensorDataset(*[torch.ones(3)] * 3))]).batches(0, 2, 1))
+    with pytest.raises(ValueError, match=r"worker 0, step 0: column 'label'"):
+        next(from_loaders([DataLoader([{"a": torch.ones(1)}])]).batches(0, 0, 1))
+    with pytest.warns(UserWarning, match=r"loaders\[0\]: 1 batches.*has 3.*worker 0.*step 1"):
+        from_loaders([DataLoader(good.dataset, 3), good])
 
 
 class Padded(Dataset):

@@ -12,12 +12,12 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from stopped_runs import latest
 
+from skerry.callbacks import Progress
 from skerry.experiments import theory
 from skerry.experiments.cli import EXTRA, call
 from skerry.experiments.cli.commands import main
 from skerry.experiments.reports import pictures
 from skerry.experiments.runs.folder import RunFolder
-from skerry.experiments.runs.progress import RunProgress
 from skerry.experiments.theory.quadratics import counterexample
 
 QUICK = ["--set", "rounds=3", "--set", "local_steps=4", "--set", "eval_every=1", "--set", "threads=1"]
@@ -483,14 +483,14 @@ def test_an_interrupt_promises_only_what_is_there(tmp_path, monkeypatch, command
     out = tmp_path / "O" if command == ["train"] else tmp_path / "O" / "ist"
     arguments = [*command, "digits-mlp", "--out", str(tmp_path / "O"), *QUICK, "--set", f"checkpoint_every_s={every_s}"]
 
-    def interrupt(self, record, state):
+    def interrupt(self, session, record):
         if record.round == round:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         if round is None:
-            patched.setattr(RunFolder, "begin", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
-        patched.setattr(RunProgress, "on_round", interrupt)
+            patched.setattr(RunFolder, "on_start", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(Progress, "on_round", interrupt)
         code, message = call(arguments)
     assert code == 130
     assert re.fullmatch(rf"interrupted \({kept.replace('O', str(out), 1)}.*\)", message), message

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from skerry import load, train
+from skerry.callbacks import Callback
 from skerry.experiments.cli import call
 from skerry.experiments.config import Config
 from skerry.experiments.datasets.depends import debian_depends, most_frequent
@@ -42,7 +43,8 @@ def test_recipes_run_with_every_method_and_are_loaded_without_their_data(tmp_pat
     quick = {k: v for k, v in (QUICK | (SMALL | MORE)[recipe]).items() if method != "single" or k != "workers"}
     config = configure(recipe, method, quick)
     records = []
-    run(config, tmp_path / "run", Serial(), resume=False, on_round=lambda record, state: records.append(record))
+    keep = Callback(on_round=lambda session, record: records.append(record))
+    run(config, tmp_path / "run", Serial(), resume=False, callbacks=[keep])
     assert len(records) == 2
     score = records[-1].score
     assert 0 < score.loss < 20

@@ -59,7 +59,8 @@ class Fails:
             skerry.train(
                 model, loss_fn, data, plan=skerry.discover(model, x), algorithm=skerry.ist(2, local_steps=2),
                 optimizer=lambda net: torch.optim.SGD(net.parameters(), 0.1), num_rounds=2, runtime=runtime,
-                on_start=lambda session: at("start"), test=Test(x, y, metrics={"mine": score}, every=1),
+                callbacks=[skerry.callbacks.Callback(on_start=lambda session: at("start"))],
+                test=Test(x, y, metrics={"mine": score}, every=1),
             )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from zoo import METHODS, MODELS, fits
 
 from skerry import Checkpoints, Processes, Shards, cosine, discover, ist, launch, relay, split, train
 from skerry.algorithms import diloco, local_sgd
+from skerry.callbacks import EarlyStopping
 from skerry.checkpoint.load import load_latest
 from skerry.model.tensors import named_tensors
 from skerry.runtimes import Serial
@@ -331,6 +332,12 @@ def differs(runtime, folder):
         ({"start": lambda m: FromInitializer(m, seed=r)}, "0.weight", "-?0.", "-?0."),
         ({"plan": (plan, plan.without("0"))[r], "algorithm": local_sgd(2)}, "axes.0", "8", "not given"),
         ({"data": Shards(x, y, parts, batch_size=10 + r, seed=0)}, "data.batch_size", "10", "11"),
+        (
+            {"callbacks": [EarlyStopping(3 + r, of="train_loss")]},
+            "callbacks",
+            ".*EarlyStopping.*3",
+            ".*EarlyStopping.*4",
+        ),
         ({"calibration_samples": 20 + r}, "calibration_samples", "20", "21"),
         ({"logit_adjustment": (None, torch.zeros(2, 2))[r]}, "logit_adjustment", "None", "2 classes"),
         ({"test": Test(x, (y + r) % 2)}, "test.labels", "checksum .*", "checksum .*"),
@@ -381,11 +388,9 @@ def scores_by(runtime, folder):
     parts = replace(everywhere, inputs=x[own], labels=y[own], held_by="parts")
     records = {}
     for how, test in {"all": everywhere, "parts": parts, "first": first, "second": second}.items():
-        of_rounds = []
-        arguments = small_training(runtime, test=test, on_round=lambda record, _, to=of_rounds: to.append(record.score))
-        result = train(**arguments)
-        assert result.score == of_rounds[-1]
-        records[how] = of_rounds
+        result = train(**small_training(runtime, test=test))
+        records[how] = [record.score for record in result.history]
+        assert result.score == records[how][-1]
     if runtime.rank == 0:  # the serial runtime defines the meaning
         records["serial"] = [train(**small_training(None, test=replace(everywhere, every=0))).score]
         assert records["first"][-1:] == records["serial"]

@@ -50,14 +50,12 @@ def run(
         model, plan, _ = mlp(norm=False, hidden=(24,))
     data = data or blobs(workers)
     test = more.pop("test", None) or next(iter(blobs(1, batch=60, seed=7).batches(0, 0, 1)))
-    found = []
     settings = {"optimizer": sgd, "verify": False, **more}
-    train(
+    result = train(
         model, loss_fn, data, plan=plan, algorithm=algorithm, num_rounds=rounds,
-        test=Test(*test, every=every, metrics=metrics),
-        on_round=lambda record, state: found.append(record.diagnosis), **settings,
+        test=Test(*test, every=every, metrics=metrics), **settings,
     )  # fmt: skip
-    return found
+    return [record.diagnosis for record in result.history]
 
 
 def own_loop(algorithm, *, rounds=3, runtime=None, data=None):
@@ -358,12 +356,12 @@ def test_an_accuracy_of_chance_and_one_above():
 @pytest.mark.parametrize("held_by", ["all", "parts"])
 def test_what_cannot_be_judged_is_not_said_to_be_well(held_by):
     x, y = next(iter(blobs(1, batch=60, seed=7).batches(0, 0, 1)))
-    found, (model, plan, _) = [], mlp(norm=False, hidden=(24,))
-    train(
+    model, plan, _ = mlp(norm=False, hidden=(24,))
+    result = train(
         model, F.cross_entropy, blobs(3), plan=plan, algorithm=ist(3, local_steps=1), optimizer=sgd, num_rounds=2,
-        test=Test(x, y, held_by=held_by), on_round=lambda record, state: found.append(record.diagnosis),
+        test=Test(x, y, held_by=held_by),
     )  # fmt: skip
-    checked = {kind for each in found for kind in each.checked}
+    checked = {kind for record in result.history for kind in record.diagnosis.checked}
     always = {"refused", "coverage", "label skew", "bottleneck", "loss"}
     assert checked == (always if held_by == "parts" else always | {"scale", "chance"})  # never drift or few rounds
 
@@ -437,11 +435,10 @@ def test_a_run_writes_its_measures_and_warnings_and_the_report_shows_them(tmp_pa
 
 def test_without_a_test_set_outputs_are_not_looked_at():
     model = MLP([9, 8, 4], norm=False)
-    found = []
-    train(
+    result = train(
         model, F.cross_entropy, blobs(2), plan=Plan.from_rules(model, {"layers.0": Out("h"), "out": In("h")}),
         algorithm=ist(2, local_steps=2), optimizer=sgd, num_rounds=2,
-        on_round=lambda record, state: found.append(record.diagnosis),
     )  # fmt: skip
+    found = [record.diagnosis for record in result.history]
     assert [(each.dispersion, each.subnet_loss, each.gap) for each in found] == [(None, None, None)] * 2
     assert all(each.drift is not None for each in found)

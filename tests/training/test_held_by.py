@@ -44,14 +44,13 @@ def scores(num, runtime, test):
     """The scores of each round in one process, or serially."""
     torch.manual_seed(0)
     model, x = TwoInputs(), torch.randn(40, 7)
-    y, found = (x[:, 0] > 0).long(), []
-    train(
+    y = (x[:, 0] > 0).long()
+    result = train(
         model, F.cross_entropy, Shards(x, y, split(y, num, "iid", seed=0), batch_size=5, seed=0, transform=halves),
         plan=discover(model, halves(x)), algorithm=ist(num, local_steps=3), num_rounds=3, runtime=runtime, test=test,
         optimizer=lambda net: torch.optim.SGD(net.parameters(), 0.1),
-        on_round=lambda record, _: found.append(record.score),
     )  # fmt: skip
-    return found
+    return [record.score for record in result.history]
 
 
 @pytest.fixture(scope="module")

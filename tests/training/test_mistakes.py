@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from skerry import Session, Shards, discover, ist, split, train
+from skerry.callbacks import Callback
 
 X = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(200) % 5
@@ -26,6 +27,11 @@ def go(model=None, x=X, y=Y, loss=F.cross_entropy, algorithm=None, **given):
     data = Shards(x, y, split(torch.zeros(len(y), dtype=torch.int64), 2, "iid", seed=0), batch_size=16, seed=0)
     plan = discover(mlp(), X[:4])
     return train(model, loss, data, plan=plan, algorithm=algorithm or ist(2, local_steps=3), **settings)
+
+
+class Mistyped(Callback):
+    def on_rounds(self, session, record):
+        pass
 
 
 def of_other_parameters(_):
@@ -55,7 +61,9 @@ MISTAKES = {
     r"loss.*\(16,\)": lambda: go(loss=nn.CrossEntropyLoss(reduction="none")),
     "loss_fn.*class": lambda: go(loss=nn.CrossEntropyLoss),
     "plan: got None": lambda: Session(mlp(), plan=None, algorithm=ist(2), optimizer=sgd, num_rounds=2),
-    "on_round": lambda: go(on_round=lambda record: None),
+    r"callbacks\[0\].*function": lambda: go(callbacks=[print]),
+    "callbacks.*list": lambda: go(callbacks=Callback()),
+    r"on_rounds.*on_round\b": lambda: go(callbacks=[Mistyped()]),
     "workers='4'": lambda: discover(mlp(), X[:4]).warnings("4"),
     "workers=0": lambda: discover(mlp(), X[:4]).warnings(0),
     "require gradients": lambda: go(model=mlp().requires_grad_(False)),

@@ -50,14 +50,13 @@ def test_what_has_no_priors_is_refused(labels, parts, names):
 
 def by_train(rows, algorithm, *, runtime=None, optimizer=METHODS["ist"].optimizer, rounds=3, norm=True):
     torch.manual_seed(1)
-    (model, plan, _), (data, _), seen = mlp(norm=norm), unlike(algorithm.partition.num_workers), []
+    (model, plan, _), (data, _) = mlp(norm=norm), unlike(algorithm.partition.num_workers)
     test = next(iter(blobs(1, seed=5).batches(0, 0, 1)))
     result = train(
         model, F.cross_entropy, data, plan=plan, algorithm=algorithm, optimizer=optimizer, num_rounds=rounds,
         schedule=cosine, logit_adjustment=rows, runtime=runtime, test=Test(*test, every=1),
-        on_round=lambda record, state: seen.append((record.train_loss, record.diagnosis)),
     )  # fmt: skip
-    return result, seen
+    return result, [(record.train_loss, record.diagnosis) for record in result.history]
 
 
 @pytest.mark.parametrize("method", ["ist-uneven-travel", "diloco"])

@@ -49,15 +49,15 @@ def by_session(method, model_name, runtime, *, stop_after=ROUNDS, folder=None, c
 
 
 def by_train(method, model_name, runtime, folder=None):
-    algorithm, losses = METHODS[method].algorithm, []
+    algorithm = METHODS[method].algorithm
     model, plan, data, test = built(model_name, algorithm)
     result = train(
         model, F.cross_entropy, data, plan=plan, algorithm=algorithm, optimizer=METHODS[method].optimizer,
         num_rounds=ROUNDS, schedule=cosine, runtime=runtime, test=test,
-        on_round=lambda record, state: losses.append(record.train_loss),
     )  # fmt: skip
     if folder is not None:
         result.export(folder)
+    losses = [record.train_loss for record in result.history]
     return dict(result.store.shards()), dict(result.full.tensors()), losses, result.score, result.state
 
 
@@ -234,7 +234,6 @@ def test_a_short_run_in_which_every_piece_was_refused_fails(rounds):
             model, lambda output, y: F.cross_entropy(output, y) * math.nan, blobs(3), plan=plan,
             algorithm=ist(3, local_steps=2), optimizer=sgd, num_rounds=rounds, schedule=constant,
             verify=False,
-            on_round=lambda record, state: None,
         )  # fmt: skip
 
 

@@ -68,7 +68,6 @@ def test_with_overlap_workers_begin_with_their_own_values_and_are_corrected_late
     model, _ = run(
         local_sgd(2, local_steps=steps, overlap=overlap), build=lambda: mlp(norm=False), rounds=rounds,
         optimizer=lambda net: torch.optim.SGD(net.parameters(), 0.1), schedule=constant, verify=False, loss_fn=loss_fn,
-        on_round=lambda record, state: None,
     )  # fmt: skip
     torch.manual_seed(1)
     plain, _, _ = mlp(norm=False)
@@ -149,11 +148,9 @@ def test_every_held_element_advances_and_others_keep_their_bits(name, optimizer)
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_learns_and_its_records_add_up(name):
-    records = []
     test = next(iter(blobs(1, samples=600, batch=600, seed=5).batches(0, 0, 1)))
-    _, result = run(
-        ALGORITHMS[name], rounds=25, test=Test(*test, every=10), on_round=lambda record, state: records.append(record)
-    )
+    _, result = run(ALGORITHMS[name], rounds=25, test=Test(*test, every=10))
+    records = result.history
     assert result.score.accuracy > 0.5  # four classes
     assert [r.round for r in records] == list(range(25))
     assert [r.round for r in records if r.score] == [9, 19, 24]
@@ -268,15 +265,9 @@ class Poisoned:
 @poisoned
 @pytest.mark.parametrize("name", ["ist", "ist-uneven-travel", "local_sgd-travel"])
 def test_a_piece_that_is_not_finite_is_refused_and_the_run_goes_on(name):
-    records = []
     algorithm = ALGORITHMS[name]
-    _, result = run(
-        algorithm,
-        rounds=6,
-        data=Poisoned(3, 1, [2, 3], algorithm.local_steps),
-        on_round=lambda record, state: records.append(record),
-    )
-    assert [r.refused for r in records] == [(), (), (1,), (1,), (), ()]
+    _, result = run(algorithm, rounds=6, data=Poisoned(3, 1, [2, 3], algorithm.local_steps))
+    assert [r.refused for r in result.history] == [(), (), (1,), (1,), (), ()]
     assert all(torch.isfinite(t).all() for t in result.store.shards().values())
     assert result.state.bad_rounds == 0
     held = torch.stack([algorithm.partition.assign(result.plan.axes, round).held for round in range(6)])
@@ -295,7 +286,6 @@ def test_too_many_refusals_in_a_row_stop_the_run_with_a_remedy():
             data=Poisoned(3, 1, range(2, 9), algorithm.local_steps),
             max_bad_rounds=3,
             build=lambda: (model, plan, None),
-            on_round=lambda record, state: None,  # else each refusal is a warning
         )
     assert all(torch.isfinite(t).all() for t in named_tensors(model).values())
 
@@ -391,25 +381,19 @@ def test_branches_masks_and_odd_buffers(optimizer):
         model = Branches()
         return model, Plan.from_rules(model, {"a": Out("h"), "b": Out("h"), "c": In("h")}), None
 
-    records = []
     for algorithm in (ist(3, local_steps=1, optimizer_state="travel"), local_sgd(3, local_steps=1)):
-        model, _ = run(algorithm, build=build, rounds=5, optimizer=optimizer, on_round=lambda r, s: records.append(r))
+        model, result = run(algorithm, build=build, rounds=5, optimizer=optimizer)
         fresh = Branches()
         assert torch.equal(model.mask, fresh.mask)
         assert torch.equal(model.angles, fresh.angles)
         assert model.big == 2**60 + 7
-    assert not any(record.refused for record in records)
+        assert not any(record.refused for record in result.history)
 
 
 @poisoned
 def test_a_failed_run_does_not_resume_to_success(tmp_path):
     kept = [Checkpoints(folder=tmp_path, every_s=0, resume=resume) for resume in (False, True)]
-    more = {
-        "on_round": lambda record, state: None,
-        "rounds": 4,
-        "data": Poisoned(3, 1, range(1, 4), 4),
-        "max_bad_rounds": 3,
-    }
+    more = {"rounds": 4, "data": Poisoned(3, 1, range(1, 4), 4), "max_bad_rounds": 3}
     with pytest.raises(TrainingFailed):
         run(ALGORITHMS["ist"], **more, checkpoints=kept[0])
     with pytest.raises(TrainingFailed, match=r"round 3\b.*\b3\b"):
@@ -478,14 +462,8 @@ def test_all_processes_end_with_the_same_state():
     test = next(iter(blobs(1).batches(0, 0, 1)))
 
     def work(member):
-        starts, records = [], []
-        _, result = run(
-            algorithm, runtime=member, test=Test(*test, every=2),
-            on_start=lambda session: starts.append(session.state.round),
-            on_round=lambda record, state: records.append((record.round, record.score, record.train_loss)),
-        )  # fmt: skip
-        told.append(records)
-        assert starts == [0]
+        _, result = run(algorithm, runtime=member, test=Test(*test, every=2))
+        told.append([(record.round, record.score, record.train_loss) for record in result.history])
         return result
 
     results = together(3, work)
@@ -505,16 +483,17 @@ def test_all_processes_end_with_the_same_state():
 @poisoned
 @pytest.mark.parametrize("name", ["ist", "ist-uneven-travel", "local_sgd-travel"])
 def test_a_refused_piece_is_refused_in_processes_as_serially(name):
-    algorithm, records = ALGORITHMS[name], []
+    algorithm, refused = ALGORITHMS[name], []
     more = {"rounds": 5, "data": Poisoned(3, 1, [0, 2], algorithm.local_steps)}
 
     def work(member):
-        _, result = run(algorithm, runtime=member, on_round=lambda record, state: records.append(record), **more)
+        _, result = run(algorithm, runtime=member, **more)
+        refused.append([record.refused for record in result.history])
         return {name: tensor.clone() for name, tensor in result.full.tensors()}
 
     streamed = together(3, work)[0]
-    assert [r.refused for r in sorted(records, key=lambda r: r.round)] == [(1,)] * 3 + [()] * 3 + [(1,)] * 3 + [()] * 6
-    _, serial = run(algorithm, on_round=lambda record, state: None, **more)
+    assert refused == [[(1,), (), (1,), (), ()]] * 3
+    _, serial = run(algorithm, **more)
     for tensor_name, tensor in serial.full.tensors():
         torch.testing.assert_close(streamed[tensor_name], tensor)
 

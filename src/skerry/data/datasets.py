@@ -51,6 +51,11 @@ class FromDataset:
         self._inputs, self._label = inputs, label
         self._orders = [SampleOrder(len(p), batch_size=batch_size, seed=seed, worker=w) for w, p in enumerate(parts)]
 
+    @property
+    def steps_per_pass(self) -> int:
+        """Batches in which the worker that has most samples sees each of them once."""
+        return -(-max(map(len, self._parts)) // self.batch_size)
+
     def batches(self, worker: int, first_step: int, num_steps: int) -> Iterator[tuple[Inputs, Any]]:
         """Yield the batches (x, y) of steps first_step .. first_step + num_steps - 1 of ``worker``."""
         for step in range(first_step, first_step + num_steps):
@@ -65,7 +70,8 @@ class FromDataset:
         with own_random_state(seed_of(self._seed, "read", worker, step)):
             together = getattr(self._dataset, "__getitems__", None)  # as torch's DataLoader does it
             samples = together(numbers) if together else [self._dataset[number] for number in numbers]
-            return inputs_and_label(self._collate(samples), self._inputs, self._label)
+            where = f"worker {worker}, {'a sample' if step < 0 else f'step {step}'}"
+            return inputs_and_label(self._collate(samples), self._inputs, self._label, where)
 
 
 def from_dataset(

@@ -11,13 +11,17 @@ Columns = str | Sequence[str] | None
 """One name: the column is the model's only argument. Several: they are keyword arguments. None: all but the label."""
 
 
-def inputs_and_label(batch: Any, inputs: Columns, label: str) -> tuple[Inputs, Any]:
+LABELS = ("label", "labels")
+
+
+def inputs_and_label(batch: Any, inputs: Columns, label: str | None, where: str) -> tuple[Inputs, Any]:
     """Return (x, y) of a collated batch.
 
     Args:
         batch: a pair (inputs, labels), or a dict of columns as in Hugging Face ``datasets``.
         inputs: the columns to call the model with; not used for a pair.
-        label: the column with the label; not used for a pair.
+        label: the column with the label; None: that of ``LABELS`` which is there. Not used for a pair.
+        where: what the batch is of, for errors.
 
     Raises:
         ValueError: the batch is neither, has no such column, or a column did not become a tensor.
@@ -26,15 +30,17 @@ def inputs_and_label(batch: Any, inputs: Columns, label: str) -> tuple[Inputs, A
         x, y = batch
         return (tuple(x) if isinstance(x, list) else x), y
     if not isinstance(batch, Mapping):
-        raise ValueError(f"a batch is a {type(batch).__name__}, expected a pair (inputs, labels) or a dict of columns")
+        got = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, tuple | list) else type(batch).__name__
+        raise ValueError(f"{where}: the batch is a {got}, expected a pair (inputs, labels) or a dict of columns")
+    label = label or next((name for name in LABELS if name in batch), LABELS[0])
     names = [name for name in batch if name != label] if inputs is None else inputs
     wanted = [names] if isinstance(names, str) else list(names)
     for name in [*wanted, label]:
         if name not in batch:
-            raise ValueError(f"column '{name}': not in the data, expected one of {', '.join(map(str, batch))}")
+            raise ValueError(f"{where}: column '{name}': not in the data, expected one of {', '.join(map(str, batch))}")
         if not isinstance(batch[name], Tensor | Mapping) or not any(True for _ in tensors_of(batch[name])):
             raise ValueError(
-                f"column '{name}': became a {type(batch[name]).__name__}, expected a tensor; choose other columns, use "
-                "dataset.with_format('torch'), or give a collate function"
+                f"{where}: column '{name}': became a {type(batch[name]).__name__}, expected a tensor; choose other "
+                "columns, use dataset.with_format('torch'), or give a collate function"
             )
     return (batch[names] if isinstance(names, str) else {name: batch[name] for name in wanted}), batch[label]

@@ -71,6 +71,11 @@ class Shards:
             )
         self._own: dict[int, tuple[Tensor, Tensor]] = {}  # by worker, gathered on first use
 
+    @property
+    def steps_per_pass(self) -> int:
+        """Batches in which the worker that has most samples sees each of them once."""
+        return -(-max(map(len, self._parts)) // self.batch_size)
+
     def batches(self, worker: int, first_step: int, num_steps: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches (x, y) of steps first_step .. first_step + num_steps - 1 of ``worker``.
 

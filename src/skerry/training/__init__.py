@@ -1,5 +1,6 @@
 """Training: sessions and rounds, evaluation, and the diagnosis of a run."""
 
+from skerry.training.callback import Callback
 from skerry.training.diagnosis.measures import Diagnosis
 from skerry.training.diagnosis.theory_warnings import TheoryWarning
 from skerry.training.evaluation.evaluate import Score, evaluate
@@ -16,6 +17,6 @@ from skerry.training.train import Result, train
 from skerry.training.worker import Data, Worker
 
 __all__ = [
-    "Data", "Diagnosis", "Record", "Result", "Round", "Score", "Session", "Test", "TheoryWarning", "TrainingFailed",
-    "Worker", "constant", "cosine", "evaluate", "log_priors", "net_to_train", "precision_at", "train",
+    "Callback", "Data", "Diagnosis", "Record", "Result", "Round", "Score", "Session", "Test", "TheoryWarning",
+    "TrainingFailed", "Worker", "constant", "cosine", "evaluate", "log_priors", "net_to_train", "precision_at", "train",
 ]  # fmt: skip

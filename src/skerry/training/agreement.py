@@ -5,7 +5,7 @@ other processors, by up to 2e-6 for a normal distribution.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from typing import Any
@@ -44,6 +44,7 @@ def session_in_words(
     checkpoints: Checkpoints | None,
     max_bad_rounds: int,
     loss_fn: LossFn | None,
+    callbacks: Sequence[object] = (),
 ) -> dict[str, str]:
     """Return what must be the same of the arguments of a session."""
     values = {
@@ -56,6 +57,7 @@ def session_in_words(
         "seed": seed,
         "loss_fn": loss_fn,
         "max_bad_rounds": max_bad_rounds,
+        "callbacks": callbacks,
         "checkpoints": checkpoints and {"resume": checkpoints.resume, "run": checkpoints.run},
         "axes": {axis.name: axis.num_units for axis in plan.axes},
         "model": {n: _kind(t) for n, t in [*model.named_parameters(), *model.named_buffers()]},

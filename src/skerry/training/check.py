@@ -2,7 +2,6 @@
 
 import inspect
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -134,16 +133,6 @@ def check_steps(model: nn.Module, optimizer: OptimizerFn, schedule: Schedule, st
         repeated_blocks(small)
 
 
-def check_on_round(on_round: Callable[..., object]) -> None:
-    """Raise ValueError, before the first round instead of after it, unless ``on_round`` takes two arguments."""
-    try:
-        inspect.signature(on_round).bind(None, None)
-    except TypeError:
-        raise ValueError("on_round: expected a function of two arguments, on_round(record, state)") from None
-    except ValueError:  # a builtin has no signature
-        return
-
-
 def check_optimizer(optimizer: Any, subnet: nn.Module) -> None:
     """Raise ValueError unless ``optimizer`` is one of the parameters of ``subnet`` that steps without a closure."""
     if not isinstance(optimizer, torch.optim.Optimizer) and not hasattr(optimizer, "param_groups"):  # or like one
@@ -163,20 +152,22 @@ def check_optimizer(optimizer: Any, subnet: nn.Module) -> None:
         )
 
 
-def check_data(data: Any, algorithm: Any) -> None:
-    """Raise ValueError unless ``algorithm`` is one, and ``data`` has batches for its workers."""
-    if not isinstance(algorithm, Algorithm):
+def check_data(data: Any, algorithm: Any, num_workers: int) -> None:
+    """Raise ValueError unless ``algorithm`` is one or None, and ``data`` has batches for ``num_workers``."""
+    if not isinstance(algorithm, Algorithm | None):
         raise ValueError(
             f"algorithm: got {algorithm!r}, expected what a method returns, such as skerry.ist(workers=4, "
             "local_steps=20)"
         )
-    num_workers = algorithm.partition.num_workers
     if not (hasattr(data, "batches") and hasattr(data, "sample")):
-        raise ValueError(f"data: got {type(data).__name__}, expected skerry.Shards or another skerry.training.Data")
-    if data.num_workers != num_workers:
         raise ValueError(
-            f"the data is split for {data.num_workers} workers, but algorithm '{algorithm.name}' has {num_workers}; "
-            "split it for that number"
+            f"data: got {type(data).__name__}, expected a DataLoader, a list of one per worker, skerry.Shards or "
+            "another skerry.training.Data"
+        )
+    if data.num_workers != num_workers:
+        who = f"algorithm '{algorithm.name}' has" if algorithm else "there are"
+        raise ValueError(
+            f"the data is split for {data.num_workers} workers, but {who} {num_workers}; split it for that number"
         )
 
 

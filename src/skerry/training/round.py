@@ -2,7 +2,9 @@
 
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+
+from torch import Tensor
 
 from skerry.checkpoint.state import State
 from skerry.runtimes.runtime import Handover
@@ -28,44 +30,34 @@ class Round:
         refused: numbers of the workers whose weights or losses were not finite; empty before the exchange.
         diagnosis: what was measured in the round (docs/your-run.md); blank before the exchange. ``Session.score`` adds
             the full model's loss.
+        score: of the full model, if ``Session.score`` was called in the round.
     """
 
-    def __init__(self, setup: Setup, state: State, observer: Observer) -> None:
+    def __init__(
+        self, setup: Setup, state: State, observer: Observer, after_step: Callable[[Worker, Tensor], None] | None
+    ) -> None:
         self.number = state.round
         self.workers = self._workers()
         self.train_loss = math.nan
         self.refused: tuple[int, ...] = ()
         self.diagnosis = Diagnosis()
-        self._setup, self._state, self._observer = setup, state, observer
-        self._began: float | None = time.perf_counter()
+        self.score: Score | None = None
+        self._setup, self._state, self._observer, self._after_step = setup, state, observer, after_step
+        self._began = time.perf_counter()
 
     def _workers(self) -> Generator[Worker, None, None]:
         handed: list[Handover] = []
         for number in self._setup.runtime.mine(self._setup.algorithm.partition.num_workers):
             with lend_worker(self._setup, self._state.round, number, handed) as worker:
                 self._observer.begin_worker(worker)
+                worker.after_step = self._after_step
                 yield worker
                 self._observer.end_worker(worker)
         self.refused, self.train_loss = exchange(self._setup, self._state, handed)
         self.diagnosis = self._observer.end_round(self._state, self.train_loss, self.refused)
 
-    def record(self, score: Score | None = None) -> Record:
-        """Return the figures of the round, with ``score``; the time after this call is not counted."""
-        self._stop_clock()
-        trained = self._state.trained
-        return Record(
-            round=self.number,
-            train_loss=self.train_loss,
-            rate_factor=self._setup.rate_factor(self.number),
-            score=score,
-            refused=self.refused,
-            units_covered=float((trained > 0).double().mean()) if len(trained) else 1.0,
-            totals=dict(self._state.totals),
-            diagnosis=self.diagnosis,
-        )
-
-    def end(self) -> None:
-        """Check that all workers were trained. The session does it.
+    def end(self) -> Record:
+        """Return the figures of the round; the time after it is not counted. The session does it.
 
         Raises:
             ValueError: the workers were not iterated to exhaustion.
@@ -74,9 +66,15 @@ class Round:
             raise ValueError(
                 f"round {self.number}: ended before all workers were trained; iterate round.workers to exhaustion"
             )
-        self._stop_clock()
-
-    def _stop_clock(self) -> None:
-        if self._began is not None:
-            self._state.totals["time_s"] += time.perf_counter() - self._began
-            self._began = None
+        self._state.totals["time_s"] += time.perf_counter() - self._began
+        trained = self._state.trained
+        return Record(
+            round=self.number,
+            train_loss=self.train_loss,
+            rate_factor=self._setup.rate_factor(self.number),
+            score=self.score,
+            refused=self.refused,
+            units_covered=float((trained > 0).double().mean()) if len(trained) else 1.0,
+            totals=dict(self._state.totals),
+            diagnosis=self.diagnosis,
+        )

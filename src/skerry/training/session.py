@@ -5,7 +5,7 @@ those of the last worker, keeps the counts, observes the run (``diagnosis/``), w
 that breaks down.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,6 +24,7 @@ from skerry.runtimes.runtime import FullModel, Runtime
 from skerry.runtimes.serial import or_serial
 from skerry.trained import Start
 from skerry.training.agreement import session_in_words
+from skerry.training.callback import Callback, Callbacks
 from skerry.training.check import (
     check_algorithm,
     check_functions,
@@ -39,6 +40,7 @@ from skerry.training.evaluation.held_by import agree_on_test
 from skerry.training.evaluation.test_set import Test, as_test
 from skerry.training.phases.evaluation_phase import calibrated_full_model, score_full_model
 from skerry.training.phases.exchange_phase import stop_if_failed
+from skerry.training.record import Record
 from skerry.training.round import Round
 from skerry.training.schedules import Schedule, constant
 from skerry.training.setup import set_up
@@ -51,7 +53,8 @@ class Session:
 
     Every process of the runtime makes one with the same arguments. Serially ``model`` is trained in place, unless the
     algorithm trains other nets instead (``narrow``, ``relay``, ``ensemble``); with one process per worker it only
-    gives the values to start from. As a context manager it restores torch's random state when a loop ends early.
+    gives the values to start from. As a context manager it calls ``on_start`` and ``on_end`` of callbacks, and restores
+    torch's random state when a loop ends early.
 
     Every session is observed: ``TheoryWarning`` says where theory expects trouble, ``Round.diagnosis`` has the measures
     (docs/your-run.md). Outputs are measured only with ``test``, labels only with ``worker.step(loss, labels)``.
@@ -81,11 +84,13 @@ class Session:
         lr_scheduler, clip_grad_norm, precision, checkpoint_activations, compile: see ``StepSettings``, and
             docs/local-steps.md.
         accumulate: losses per step: call ``worker.backward(loss)`` that often, then ``worker.step()``.
+        callbacks: what to call as training goes (``skerry.callbacks``); the loop must run in ``with session:`` then.
 
     Attributes:
         setup: what stays the same from round to round, with the runtime, and the store of the full model.
         state: counts and sums.
         test: the test set, or what is known here of one that only another process holds; None without one.
+        history: the records of the rounds that this session has trained; those before a resume are not in it.
 
     Raises:
         ValueError: the plan does not fit the model, there are more workers than units, a batch norm keeps no running
@@ -136,8 +141,10 @@ class Session:
         precision: Precision = "fp32",
         checkpoint_activations: bool = False,
         compile: bool = False,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         own_test, self._loss_fn = as_test(test), loss_fn
+        self._callbacks = Callbacks(callbacks, self)
         runtime, device = or_serial(runtime), chosen_device(device, model)
         check_model(model, plan, start)
         check_algorithm(algorithm, plan, num_rounds)
@@ -165,6 +172,7 @@ class Session:
                     checkpoints=checkpoints,
                     max_bad_rounds=max_bad_rounds,
                     loss_fn=loss_fn,
+                    callbacks=self._callbacks.together,
                 )
             )
         self.test = agree_on_test(own_test, runtime)
@@ -189,6 +197,8 @@ class Session:
         judge = Judge(self.setup, plan, has_priors, self.state.observed)
         self._observer = Observer(self.setup, loss_fn, own_test, judge)
         self._round: Round | None = None
+        self.history: list[Record] = []
+        self._has_callbacks, self._entered, self._stopping = bool(callbacks), False, False
 
     @property
     def plan(self) -> Plan:
@@ -196,6 +206,8 @@ class Session:
         return self.setup.plan
 
     def __enter__(self) -> Self:
+        self._entered = True
+        self._callbacks.start()
         return self
 
     def __exit__(
@@ -203,21 +215,30 @@ class Session:
     ) -> None:
         if self._round is not None:
             self._round.workers.close()
+        self._callbacks.end(error)
+
+    def stop(self) -> None:
+        """End the training after this round, as if it were the last; every process must call it in the same round."""
+        self._stopping = True
 
     def rounds(self) -> Iterator[Round]:
         """Yield the rounds that are left, each to be trained before the next.
 
         Raises:
             TrainingFailed: a worker was refused in ``max_bad_rounds`` rounds in a row.
+            ValueError: there are callbacks, and the loop is not in ``with session:``.
         """
         setup, state = self.setup, self.state
+        if self._has_callbacks and not self._entered:
+            raise ValueError("callbacks: write the loop in `with session:`, so that they are told when it ends")
         self._stop_if_failed()
-        while state.round < setup.num_rounds:
-            self._round = round = Round(setup, state, self._observer)
+        while state.round < setup.num_rounds and not self._stopping:
+            self._round = round = Round(setup, state, self._observer, self._callbacks.on_step())
             yield round
-            round.end()
+            self.history.append(round.end())
+            self._callbacks.round(self.history[-1])
             if self._checkpoints is not None:
-                done = state.round == setup.num_rounds
+                done = state.round == setup.num_rounds or self._stopping
                 method = setup.algorithm.name
                 self._checkpoints.save_if_due(method, state, setup.store, setup.runtime, done=done)
             self._stop_if_failed(round.refused)
@@ -263,6 +284,9 @@ class Session:
         score = score_full_model(self.setup, self.state, full, loss_fn, used, self._observer.probe if own else None)
         if own and self._round is not None:
             self._round.diagnosis = self._observer.add_score(self._round.diagnosis, score)
+            self._round.score = score
+        if own:
+            self._callbacks.evaluate(score, full)
         return score
 
     def export(self, full: FullModel, folder: Path | str, *, shard_bytes: int = SHARD_BYTES) -> None:

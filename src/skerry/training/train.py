@@ -1,8 +1,9 @@
 """``train``: a loop over a session that takes the batches, evaluates, and returns the calibrated full model."""
 
 import math
+import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from skerry.algorithm import Algorithm
 from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.checkpoint.export import SHARD_BYTES
 from skerry.checkpoint.state import State
+from skerry.data.loaders import as_data
+from skerry.defaults import WORKERS, choose_missing
 from skerry.model.in_words import OF_TORCH, described, first_line
 from skerry.model.inputs import Inputs, fit, join, tensors_of, to
 from skerry.plan.table import Plan
@@ -23,7 +27,8 @@ from skerry.runtimes.serial import or_serial
 from skerry.subnet.extract import extract
 from skerry.trained import Start
 from skerry.training.agreement import data_in_words
-from skerry.training.check import check_data, check_logit_adjustment, check_on_round
+from skerry.training.callback import Callback
+from skerry.training.check import check_data, check_logit_adjustment
 from skerry.training.cost import StepCost, StepCosts
 from skerry.training.evaluation.evaluate import Score
 from skerry.training.evaluation.labels import in_range
@@ -37,8 +42,6 @@ from skerry.training.steps.settings import Precision, SchedulerFn
 from skerry.training.worker import Data, LossFn, OptimizerFn, Worker, local_steps
 
 CALIBRATION_SAMPLES = 2048
-
-OnRound = Callable[[Record, State], None]
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,6 +74,11 @@ class Result:
         return self.session.setup.store
 
     @property
+    def history(self) -> list[Record]:
+        """The record of each round; after a resume, of the rounds since then."""
+        return self.session.history
+
+    @property
     def plan(self) -> Plan:
         """The plan of what was trained."""
         return self.session.plan
@@ -93,12 +101,12 @@ class Result:
 def train(
     model: nn.Module,
     loss_fn: LossFn,
-    data: Data,
+    data: Data | DataLoader[Any] | Sequence[DataLoader[Any]],
     *,
-    plan: Plan,
-    algorithm: Algorithm,
-    optimizer: OptimizerFn,
-    num_rounds: int,
+    plan: Plan | None = None,
+    algorithm: Algorithm | None = None,
+    optimizer: OptimizerFn | None = None,
+    num_rounds: int | None = None,
     schedule: Schedule = constant,
     logit_adjustment: Tensor | None = None,
     seed: int = 0,
@@ -108,8 +116,6 @@ def train(
     start: Start | None = None,
     device: str | torch.device | None = None,
     checkpoints: Checkpoints | None = None,
-    on_start: Callable[[Session], None] | None = None,
-    on_round: OnRound | None = None,
     max_bad_rounds: int = 5,
     verify: bool = True,
     lr_scheduler: SchedulerFn | None = None,
@@ -118,6 +124,7 @@ def train(
     precision: Precision = "fp32",
     checkpoint_activations: bool = False,
     compile: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> Result:
     """Train ``model`` as independent subnets and return the calibrated full model.
 
@@ -127,10 +134,14 @@ def train(
     with one process per worker it only gives the values to start from, and may be on the meta device (see ``start``).
     Small subnets gain little from several torch threads: consider ``torch.set_num_threads(1)``.
 
+    ``plan``, ``algorithm``, ``optimizer`` and ``num_rounds`` are chosen if they are None (``skerry/defaults.py``); the
+    first process says on stderr which, and why.
+
     Args:
         model: the full model.
         loss_fn: ``loss_fn(output, labels)``, the mean over a batch.
-        data: each worker's batches.
+        data: each worker's batches: a ``DataLoader``, which is dealt to the workers, or a list of one per worker (both
+            as by ``from_loaders``, with ``seed``), ``Shards``, or any other ``skerry.training.Data``.
         plan: what is dealt out.
         algorithm: who holds what, and for how long.
         optimizer: a function of the worker's subnet that returns a ``torch.optim`` optimizer.
@@ -138,7 +149,7 @@ def train(
         schedule: learning-rate factor by progress (0 to 1).
         logit_adjustment: (num_workers, num_classes); row w is added to the outputs (B, num_classes) of worker w's
             subnet, in local steps only. With label skew: ``log_priors``. A process reads the rows of its own workers.
-        seed: of dropout and the like; data and dealing have their own.
+        seed: of dropout and the like, and of loaders; other data, and dealing, have their own.
         test: (inputs, labels) to evaluate on after the last round; a ``skerry.training.Test`` to evaluate more often,
             with further metrics, or in other batches.
         calibration_samples: samples, over all workers, to measure batch-norm statistics of the full model on.
@@ -148,8 +159,6 @@ def train(
         device: where subnets are trained: ``"cuda"``, ``"cuda:1"``, ``"cpu"``, ``"mps"``, or ``"auto"`` (CUDA where
             there is one); None: where the model is, the CPU for one on meta. Serially the model is moved there.
         checkpoints: where to write checkpoints and whether to resume from the latest.
-        on_start: called with the session before its first round.
-        on_round: called with record and state after each round, for progress and files.
         max_bad_rounds: training ends after this number of rounds in a row with a refused worker, or after
             ``num_rounds`` of them if that is fewer.
         verify: whether to check first that the plan holds for the model (``discovery/verify.py``); for a model on meta
@@ -161,6 +170,7 @@ def train(
         precision: "bf16" and "fp16" run the subnet's forward in autocast.
         checkpoint_activations: compute repeated blocks again in the backward pass, which takes time and saves memory.
         compile: compile subnets with ``torch.compile``; what these five cost is in docs/local-steps.md.
+        callbacks: what to call as training goes: progress, files, early stopping (``skerry.callbacks``).
 
     Raises:
         ValueError: the plan does not fit the model, there are more workers than units, the data is split for another
@@ -182,16 +192,30 @@ def train(
         >>> result.score.accuracy > 0.8
         True
     """
-    check_data(data, algorithm)
-    if on_round is not None:
-        check_on_round(on_round)
-    check_logit_adjustment(logit_adjustment, algorithm.partition.num_workers)
     runtime = or_serial(runtime)
-    mine = runtime.mine(algorithm.partition.num_workers)
+    num_workers = _num_workers(data, algorithm, runtime)
+    source: Data = as_data(data, num_workers, seed)
+    check_data(source, algorithm, num_workers)
+    check_logit_adjustment(logit_adjustment, num_workers)
+    mine = runtime.mine(num_workers)
     several = runtime.num_processes > 1
-    inputs = data.sample(mine[0], 4) if verify or several else None
+    if plan is None or algorithm is None or optimizer is None or num_rounds is None:
+        choice = choose_missing(
+            model,
+            source.sample(mine[0], 8),
+            num_workers=num_workers,
+            steps_per_pass=getattr(source, "steps_per_pass", None),
+            plan=plan,
+            algorithm=algorithm,
+            optimizer=optimizer,
+            num_rounds=num_rounds,
+        )
+        plan, algorithm, optimizer, num_rounds = choice.plan, choice.algorithm, choice.optimizer, choice.num_rounds
+        if runtime.rank == 0:
+            print(choice, file=sys.stderr, flush=True)
+    inputs = source.sample(mine[0], 4) if verify or several else None
     if several:
-        runtime.agree(data_in_words(data, inputs, logit_adjustment, calibration_samples))
+        runtime.agree(data_in_words(source, inputs, logit_adjustment, calibration_samples))
     session = Session(
         model,
         plan=plan,
@@ -215,42 +239,42 @@ def train(
         precision=precision,
         checkpoint_activations=checkpoint_activations,
         compile=compile,
+        callbacks=callbacks,
     )
     setup, state = session.setup, session.state
-    if on_start is not None:
-        on_start(session)
 
     def evaluated() -> tuple[FullModel, Score | None]:
-        full = session.full(*calibration_inputs(data, mine, calibration_samples))
+        full = session.full(*calibration_inputs(source, mine, calibration_samples))
         return full, session.score(full) if session.test is not None else None
 
     first_round, outer = state.round, algorithm.outer is not None
-    costs = StepCosts(
-        loss_fn,
-        optimizer,
-        lambda: next(iter(data.batches(mine[0], 0, 1))),
-        outer=outer,
-        settings=setup.steps,
-        device=setup.device,
-    )
-    final: tuple[FullModel, Score | None] | None = None
+    example = next(iter(source.batches(mine[0], 0, 1)))  # now, since loaders read on from there
+    costs = StepCosts(loss_fn, optimizer, lambda: example, outer=outer, settings=setup.steps, device=setup.device)
+    latest: tuple[FullModel, Score | None] | None = None
     with session:
         for round in session.rounds():
+            latest = None  # the memory of the last full model is free again
             for worker in round.workers:
                 rows = logit_adjustment
                 own_loss = loss_fn if rows is None else adjusted(loss_fn, rows[worker.number].to(setup.device))
-                _take_local_steps(worker, own_loss, data, setup.device, is_first=worker.round == first_round)
+                _take_local_steps(worker, own_loss, source, setup.device, is_first=worker.round == first_round)
                 worker.flop = float(costs.of(worker.narrow).flop * worker.num_steps)
-            score = None
-            if state.round == num_rounds:
-                final = evaluated()
-                score = final[1]
-            elif session.test is not None and session.test.every and state.round % session.test.every == 0:
-                score = evaluated()[1]  # the memory of this full model is free again in the next round
-            if on_round is not None:
-                on_round(round.record(score), state)
-    full, score = final or evaluated()
+            every = session.test.every if session.test is not None else 0
+            if state.round == num_rounds or (every and state.round % every == 0):
+                latest = evaluated()
+        full, score = latest or evaluated()
     return Result(full, score, _largest_step_cost(setup, costs), session)
+
+
+def _num_workers(data: Any, algorithm: object, runtime: Runtime) -> int:
+    """Return the number of workers: the algorithm's, or that of processes, or the data's."""
+    if isinstance(algorithm, Algorithm):
+        return algorithm.partition.num_workers
+    if runtime.num_processes > 1:
+        return runtime.num_processes
+    if isinstance(data, list | tuple):
+        return len(data)
+    return WORKERS if isinstance(data, DataLoader) else getattr(data, "num_workers", WORKERS)
 
 
 def _take_local_steps(worker: Worker, loss_fn: LossFn, data: Data, device: torch.device, *, is_first: bool) -> None:
@@ -279,7 +303,8 @@ def _take_local_steps(worker: Worker, loss_fn: LossFn, data: Data, device: torch
                 f"data: batch norm cannot train on a batch this small ({where}); leave it out (drop_last=True for a "
                 "DataLoader), or use another batch size"
             ) from error
-        if type(error) in OF_TORCH and (is_first or isinstance(error, IndexError)):
+        of_callback = hasattr(error, "__notes__")
+        if type(error) in OF_TORCH and not of_callback and (is_first or isinstance(error, IndexError)):
             raise ValueError(f"model, loss_fn or data: {first_line(error)} ({where})") from error
         error.add_note(f"({where})")
         raise

@@ -64,6 +64,7 @@ class Worker:
         local_s: seconds from the beginning to the end of the last step.
         flop: floating-point operations of its steps; NaN if not measured.
         on_labels: called with the worker and the labels of each step; set while label skew is measured.
+        after_step: called with the worker and the loss after each step, for callbacks.
     """
 
     def __init__(
@@ -87,11 +88,13 @@ class Worker:
         self.in_step = around is not None
         self.local_s, self.flop = 0.0, math.nan
         self.on_labels: Callable[[Worker, Any], None] | None = None
+        self.after_step: Callable[[Worker, Tensor], None] | None = None
         self._rates, self._on_step, self._clip, self._scaler = rates, on_step, settings.clip_grad_norm, scaler
         self._last_set, self._by_hand = [group["lr"] for group in optimizer.param_groups], False
         self._scheduled = any([group["lr"] for group in rates] != self._last_set for rates in self._rates)
         self._total: Tensor | float = 0.0
-        self._done, self._parts, self._is_finite = 0, 0, True
+        self._of_step = list[Tensor]()  # the losses that the next step is the mean of
+        self._done, self._is_finite = 0, True
         optimizer.zero_grad()
         self._began = time.perf_counter()
 
@@ -131,13 +134,13 @@ class Worker:
                 f"{self.where}: one step more than the algorithm's local_steps="
                 f"{self.num_steps}; give it that number of batches per round, or change local_steps"
             )
-        if self._parts == self.accumulate:
-            raise ValueError(f"{self.where}: one loss more than accumulate={self._parts}; call worker.step() first")
+        if len(self._of_step) == self.accumulate:
+            raise ValueError(f"{self.where}: one loss more than accumulate={self.accumulate}; call worker.step() first")
         if self.on_labels is not None and labels is not None:
             self.on_labels(self, labels)
         loss = loss / self.accumulate if self.accumulate > 1 else loss
         self._backward(loss if self._scaler is None else self._scaler.scale(loss))
-        self._parts += 1
+        self._of_step.append(loss.detach())
         self._add_to_total(loss.detach())
 
     def step(self, loss: Tensor | None = None, labels: Any = None) -> None:
@@ -157,9 +160,9 @@ class Worker:
         """
         if loss is not None:
             self.backward(loss, labels)
-        if self._parts != self.accumulate and not self.stopped:
+        if len(self._of_step) != self.accumulate and not self.stopped:
             raise ValueError(
-                f"{self.where}: {self._parts} losses for a step, expected accumulate={self.accumulate}; call "
+                f"{self.where}: {len(self._of_step)} losses for a step, expected accumulate={self.accumulate}; call "
                 "worker.backward(loss) that often, then worker.step()"
             )
         self._step()
@@ -184,12 +187,14 @@ class Worker:
             self._scaler.step(self.optimizer)
             self._scaler.update()
         self.optimizer.zero_grad()  # before the next forward, which needs memory
-        self._done, self._parts = self._done + 1, 0
+        self._done, of_step, self._of_step = self._done + 1, self._of_step, []
         ended = time.perf_counter()
         self.local_s = ended - self._began
         if self._on_step is not None and self._is_finite:
             self._on_step(self, self._done)
-            self._began += time.perf_counter() - ended  # waiting for others does not count as local steps
+        if self.after_step is not None:
+            self.after_step(self, torch.stack(of_step).sum())
+        self._began += time.perf_counter() - ended  # waiting for others and callbacks do not count as local steps
 
     @property
     def steps_done(self) -> int:

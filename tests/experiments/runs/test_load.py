@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import skerry
+from skerry.callbacks import Callback
 from skerry.experiments.cli import call
 from skerry.experiments.recipes import find_recipe
 from skerry.experiments.runs.execute import configure, run
@@ -28,12 +29,12 @@ class Stopped(Exception):
 
 
 def train(folder, method="ist", stop=None, resume=False, **settings):
-    def on_round(record, state):
+    def on_round(session, record):
         if record.round == stop:
             raise Stopped
 
     config = configure("digits-mlp", method, QUICK | MORE | settings)
-    run(config, folder, Serial(), resume=resume, on_round=on_round)
+    run(config, folder, Serial(), resume=resume, callbacks=[Callback(on_round=on_round)])
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
 
+from skerry.callbacks import Callback, Progress, TensorBoard
 from skerry.experiments.config import Config
 from skerry.experiments.runs.execute import num_cores, num_threads, run
 from skerry.experiments.runs.folder import check_folder, how_to_go_on
-from skerry.experiments.runs.progress import RunProgress
 from skerry.files.atomic import WriteFailed
 from skerry.model.device import chosen_device
 from skerry.runtimes.distributed.launch import WorkerDied, launch
@@ -85,18 +84,11 @@ def _work(runtime: Runtime, config: Config, out: Path, resume: bool, tensorboard
     if runtime.num_processes > 1:
         click.echo(f"all {runtime.num_processes} processes have joined", err=True)
     title = f"{config.recipe} {config.method}"
-    with RunProgress(title, config.rounds) as progress, warnings_in_one_line(f"{title}: ") as heard:
-        hooks = [progress.on_round]
+    with warnings_in_one_line(f"{title}: ") as heard:
+        callbacks: list[Callback] = [Progress(title)]
         if tensorboard:
-            from skerry.experiments.runs.tensorboard import Events
-
-            hooks.append(Events(out / "tensorboard").on_round)
-
-        def on_round(record: Any, state: Any) -> None:
-            for hook in hooks:
-                hook(record, state)
-
-        run(config, out, runtime, resume=resume, on_round=on_round, heard=heard)
+            callbacks.append(TensorBoard(out / "tensorboard"))
+        run(config, out, runtime, resume=resume, callbacks=callbacks, heard=heard)
 
 
 @contextmanager

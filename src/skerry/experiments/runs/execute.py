@@ -3,7 +3,7 @@
 import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from skerry.experiments.runs.folder import (
 from skerry.runtimes.runtime import Runtime
 from skerry.training import schedules
 from skerry.training.agreement import in_words
+from skerry.training.callback import Callback
 from skerry.training.evaluation.test_set import Test
 from skerry.training.session import Session
-from skerry.training.train import OnRound, train
+from skerry.training.train import train
 from skerry.training.worker import OptimizerFn
 
 SCHEDULES = {"constant": schedules.constant, "cosine": schedules.cosine}
@@ -113,7 +114,7 @@ def run(
     runtime: Runtime,
     *,
     resume: bool,
-    on_round: OnRound | None = None,
+    callbacks: Sequence[Callback] = (),
     heard: list[str] | None = None,
 ) -> None:
     """Run ``config`` in ``folder``. Every process of ``runtime`` calls this; rank 0 writes the files.
@@ -123,7 +124,7 @@ def run(
         folder: its folder.
         runtime: where the workers run.
         resume: continue the run in ``folder``.
-        on_round: called on rank 0 after each round, with its ``Record`` and ``State``.
+        callbacks: called on rank 0, after the folder's files are written.
         heard: texts of warnings, to be written with the next round.
 
     Raises:
@@ -158,18 +159,13 @@ def run(
             if first_here:
                 keep_config(folder, config)
 
-        train(job.model, job.loss_fn, job.data, on_start=begin_here, **arguments).export(folder)
+        here = [Callback(on_start=begin_here)]
+        train(job.model, job.loss_fn, job.data, callbacks=here, **arguments).export(folder)
         return
     before = saved_config(folder) if resume else config
-    with RunFolder(folder, config, resume=resume, heard=heard) as files:
+    with RunFolder(folder, config, job.signature, resume=resume, heard=heard) as files:
 
-        def each_round(record: Any, state: Any) -> None:
-            files.on_round(record, state)
-            if on_round is not None:
-                on_round(record, state)
-
-        def begin(session: Session) -> None:
-            files.begin(session.plan.axes, session.state.round, job.signature)
+        def begun(session: Session) -> None:
             runtime.total(torch.zeros(1))
             if resume:
                 round = session.state.round
@@ -178,6 +174,7 @@ def run(
                     told += f", with {config.workers} workers after {before.workers}; data and units are dealt anew"
                 print(told, file=sys.stderr, flush=True)
 
-        result = train(job.model, job.loss_fn, job.data, on_start=begin, on_round=each_round, **arguments)
+        own = [files, Callback(on_start=begun)]
+        result = train(job.model, job.loss_fn, job.data, callbacks=[*own, *callbacks], **arguments)
         result.export(folder)
         files.finish(result)

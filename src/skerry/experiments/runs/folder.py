@@ -26,16 +26,16 @@ import torch
 
 from skerry.checkpoint import layout
 from skerry.checkpoint.checkpoints import Checkpoints
-from skerry.checkpoint.state import State
 from skerry.experiments.config import Config
 from skerry.experiments.methods import why_same_workers
 from skerry.files import atomic
-from skerry.plan.dims import Axis
 from skerry.predictor import Signature
+from skerry.training.callback import Callback
 from skerry.training.cost import rank_memory
 from skerry.training.diagnosis.measures import MEASURES
 from skerry.training.evaluation.evaluate import Score
 from skerry.training.record import Record
+from skerry.training.session import Session
 from skerry.training.train import Result
 
 # May change when a run is resumed: how it runs (the result changes by rounding at most), how long, and with how many.
@@ -164,7 +164,7 @@ def how_to_go_on(folder: Path) -> str:
     return f"{folder} has no checkpoint yet, so --resume starts from the beginning"
 
 
-class RunFolder:
+class RunFolder(Callback):
     """The writing side of a run folder; locked while open.
 
     Args:
@@ -178,9 +178,11 @@ class RunFolder:
         ValueError: ``config`` differs from the saved settings.
     """
 
-    def __init__(self, folder: Path, config: Config, *, resume: bool, heard: list[str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, config: Config, signature: Signature, *, resume: bool, heard: list[str] | None = None
+    ) -> None:
         check_folder(folder, config, resume=resume)
-        self.folder, self.config, self._new = folder, config, not resume
+        self.folder, self.config, self._signature, self._new = folder, config, signature, not resume
         self._metrics, self._heard = folder / "metrics.jsonl", [] if heard is None else heard
         with atomic.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -202,7 +204,6 @@ class RunFolder:
             self.__exit__(type(error), error, None)
             raise
         self._units_written = time.monotonic()
-        self._axes: tuple[Axis, ...] = ()
 
     def __enter__(self) -> Self:
         return self
@@ -215,31 +216,31 @@ class RunFolder:
                 self.folder.rmdir()
         self._lock.close()
 
-    def begin(self, axes: tuple[Axis, ...], round: int, signature: Signature) -> None:
-        """Write the settings; remove what a run that goes on after ``round`` rounds will write again.
+    def on_start(self, session: Session) -> None:
+        """Write the settings; remove what a run that goes on will write again.
 
         Until here nothing of an earlier run has changed.
         """
-        self._axes = axes
+        round = session.state.round
         if round < self.config.rounds:
             (self.folder / "summary.json").unlink(missing_ok=True)
         write_config(self.folder, self.config)
-        self._write_json(SIGNATURE, signature.to_json())
+        self._write_json(SIGNATURE, self._signature.to_json())
         lines = self._metrics.read_bytes().splitlines(keepends=True) if self._metrics.exists() else []
         atomic.write(self._metrics, b"".join(lines[:round]))
 
-    def on_round(self, record: Record, state: State) -> None:
+    def on_round(self, session: Session, record: Record) -> None:
         """Write the line of the round, and from time to time the counts of the units."""
         line = {"workers": self.config.workers} | metrics_line(record, self._new_warnings())
         atomic.append(self._metrics, (json.dumps(line) + "\n").encode())
-        last = state.round == self.config.rounds
+        last = session.state.round == self.config.rounds
         if last or time.monotonic() - self._units_written >= self.config.checkpoint_every_s:
-            self._write_units(state)
+            self._write_units(session)
             self._units_written = time.monotonic()
 
     def finish(self, result: Result) -> None:
         """Write the summary."""
-        self._write_units(result.state)
+        self._write_units(result.session)
         cost, now = result.step_cost, result.store.assignment
         unassigned = not bool(now.held.all())
         memory = {name: getattr(cost, name) for name in ("weights", "gradients", "optimizer", "activations")}
@@ -263,12 +264,13 @@ class RunFolder:
         self._heard.clear()
         return {text.partition(":")[0]: text for text in texts}
 
-    def _write_units(self, state: State) -> None:
+    def _write_units(self, session: Session) -> None:
+        trained = session.state.trained
         counts = [
-            {"name": a.name, "kind": a.kind, "counts": state.trained[a.start : a.start + a.num_units].tolist()}
-            for a in self._axes
+            {"name": a.name, "kind": a.kind, "counts": trained[a.start : a.start + a.num_units].tolist()}
+            for a in session.plan.axes
         ]
-        self._write_json("units.json", {"rounds": state.round, "axes": counts})
+        self._write_json("units.json", {"rounds": session.state.round, "axes": counts})
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         atomic.write(self.folder / name, (json.dumps(content, indent=1) + "\n").encode())
