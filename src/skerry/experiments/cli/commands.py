@@ -14,6 +14,7 @@ import torch
 from skerry.choose import choose
 from skerry.experiments import datasets, theory
 from skerry.experiments.cli.interrupt import code_and_line
+from skerry.experiments.cli.plan import plan_command
 from skerry.experiments.cli.start import EXPECTED, start, warnings_in_one_line
 from skerry.experiments.config import parse_settings
 from skerry.experiments.methods import METHODS, takes
@@ -69,6 +70,9 @@ def main() -> None:
 
     A first run, which takes seconds: skerry train digits-mlp --out runs/first
     """
+
+
+main.add_command(plan_command)
 
 
 def _run_options(command: Callable[..., None]) -> Callable[..., None]:
