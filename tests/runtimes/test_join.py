@@ -36,17 +36,16 @@ def train(runtime):
         model, nn.functional.cross_entropy,
         skerry.Shards(x, y, skerry.split(y, 2, "iid", seed=0), batch_size=10, seed=0),
         plan=skerry.discover(model, x), algorithm=skerry.ist(2, local_steps=3, reshuffle=0.5, optimizer_state="travel"),
-        optimizer=OPTIMIZER, num_rounds=3, runtime=runtime, test=(x, y),
+        optimizer=lambda net: torch.optim.SGD(net.parameters(), 0.1, momentum=0.9), num_rounds=3, runtime=runtime,
+        test=(x, y),
     )
 """
-OPTIMIZER = "lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)"
-HEAD = SCRIPT.replace("OPTIMIZER", OPTIMIZER)
 
 
 def started(tmp_path: Path, body: str, environments: list[dict[str, str]]) -> list[tuple[int, str, str]]:
     """Run the script in a process for each environment; return their codes and what they printed."""
     path = tmp_path / "script.py"
-    path.write_text(HEAD + body)
+    path.write_text(SCRIPT + body)
     ours = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "MASTER_ADDR")}
     processes = [
         subprocess.Popen(
@@ -73,7 +72,7 @@ def port():
 def assert_serial(tmp_path, folder):
     """What was exported is what the serial runtime trains."""
     scope: dict = {}
-    exec(HEAD, scope)
+    exec(SCRIPT, scope)
     expected = scope["train"](None).model.state_dict()
     for name, tensor in load_file(tmp_path / folder / "model.safetensors").items():
         torch.testing.assert_close(tensor, expected[name])

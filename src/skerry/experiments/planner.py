@@ -195,12 +195,12 @@ def _state_sizes(
     """Return full-size optimizer state by name, where it travels."""
     if algorithm.optimizer_state != "travel":
         return {}
-    optimizer = make(subnet.parameters())
+    optimizer = make(subnet)
     for parameter in subnet.parameters():
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
     optimizer.step()
-    narrow = named_tensors(subnet) | optimizer_state.read(optimizer, subnet, optimizer_state.initial(make))
-    return optimizer_state.full_sizes(narrow, plan.shapes, trained_in_blocks(net, plan))
+    narrow = named_tensors(subnet) | optimizer_state.read(optimizer, subnet, {})
+    return optimizer_state.full_sizes(narrow, plan.shapes, trained_in_blocks(net, plan), {})
 
 
 def _step_s(
@@ -216,7 +216,7 @@ def _step_s(
         return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor
 
     filled = fill_(subnet, {name: real(tensor) for name, tensor in named_tensors(subnet).items()}).train()
-    (x, y), optimizer = map_tensors(real, batch), make(filled.parameters())
+    (x, y), optimizer = map_tensors(real, batch), make(filled)
 
     def step() -> None:
         loss_fn(call(filled, x), y).backward()  # type: ignore[no-untyped-call]
