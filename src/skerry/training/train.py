@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from skerry.algorithm import Algorithm
 from skerry.checkpoint.checkpoints import Checkpoints
-from skerry.checkpoint.export import SHARD_BYTES
+from skerry.checkpoint.export import SHARD_BYTES, ExportFormat
 from skerry.checkpoint.state import State
 from skerry.model.in_words import OF_TORCH, described, first_line
 from skerry.model.inputs import Inputs, fit, join, tensors_of, to
@@ -85,9 +85,11 @@ class Result:
         """The calibrated full model; ValueError where no process holds it (``export`` writes it there)."""
         return self.full.whole()
 
-    def export(self, folder: Path | str, *, shard_bytes: int = SHARD_BYTES) -> None:
-        """Write the calibrated full model to safetensors files in ``folder``; every process must call it."""
-        self.session.export(self.full, folder, shard_bytes=shard_bytes)
+    def export(
+        self, folder: Path | str, *, shard_bytes: int | None = SHARD_BYTES, format: ExportFormat = "safetensors"
+    ) -> None:
+        """Write the calibrated full model to files in ``folder``, as ``Session.export``; every process must call it."""
+        self.session.export(self.full, folder, shard_bytes=shard_bytes, format=format)
 
 
 def train(
