@@ -1,4 +1,4 @@
-"""How much each extra installs, in MB, beside torch, numpy and safetensors: python bench/installed_size.py [package ...]
+"""How much each extra installs, in MB, beside the library itself: python bench/installed_size.py [package ...]
 
 It adds up the files of what is installed here, with all that it requires; what is missing is named.
 """
