@@ -65,7 +65,7 @@ def test_bytes_are_those_that_a_run_counts(method, monkeypatch):
     method, _, travels = method.partition("-")
     settings = {"workers": 3, "rounds": 3, "local_steps": 2, "batch_size": 8}
     settings |= {"optimizer_state": "travel", "optimizer.name": "Adam", "optimizer.lr": 0.01} if travels else {}
-    about = subject("nets.py:small", settings)
+    about = subject("nets.py:small")
     config = about.config(method, settings)
     predicted = forecast(about, config)
     x, y = torch.randn(60, 20), torch.arange(60) % 5
@@ -140,8 +140,17 @@ def test_what_cannot_be_is_told_with_its_reason_and_the_rest_goes_on(capsys):
     assert "normalised over" in told  # the plan's own reasons
 
 
+def test_how_steps_are_taken_counts():
+    about = subject("nets:small")
+    given = [{}, {"accumulate": 4}, {"precision": "bf16"}]
+    whole, parts, half = (forecast(about, about.config("relay", settings)).memory.step for settings in given)
+    assert parts.activations < 0.5 * whole.activations
+    assert half.activations < whole.activations
+    assert parts.flop == half.flop == whole.flop
+
+
 def test_settings_go_to_the_methods_that_take_them():
-    about = subject("nets:small", {})
+    about = subject("nets:small")
     (one, two), why_not = forecasts(about, ["ist", "narrow"], {"partition.core": 0.5, "workers": 2})
     assert (one.config.partition.core, two.config.partition.core, why_not) == (0.5, 0.0, {})
 

@@ -6,7 +6,7 @@ a subnet of zeros, if it is small enough.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -33,10 +33,13 @@ from skerry.training.check import check_algorithm
 from skerry.training.cost import RankMemory, StepCosts, rank_memory
 from skerry.training.phases.exchange_phase import gradient_bytes
 from skerry.training.setup import net_to_train
-from skerry.training.worker import LossFn, OptimizerFn
+from skerry.training.steps.prepared import prepared
+from skerry.training.steps.settings import StepSettings
+from skerry.training.worker import LossFn, OptimizerFn, micro_batches
 
 _MEASURED_S, _MEASURED_BYTES = 2.0, 2**30
 """A local step is measured if it is estimated to take no longer than this, and needs no more memory."""
+_CPU = torch.device("cpu")
 _ALL_AT_ONCE = 16
 """The most workers whose bytes are all counted: with random dealing it takes n**5 steps."""
 
@@ -86,13 +89,11 @@ class Forecast:
         return self.config.local_steps * self.step_s
 
 
-def subject(reference: str, settings: Mapping[str, Any]) -> Subject:
+def subject(reference: str) -> Subject:
     """Return what ``reference`` names: a recipe, or a function (``own_object``) that returns a recipe or a model.
 
-    Args:
-        reference: as on the command line.
-        settings: of a function that returns (model, example inputs): it is trained by the default ``Config``, on
-            batches like the example, with the mean square of its outputs as a loss.
+    A model comes with example inputs. It is planned with the default ``Config``, on batches like the example, with the
+    mean square of its outputs as a loss.
 
     Raises:
         ValueError: there is no such thing, or it returns something else.
@@ -137,12 +138,14 @@ def forecast(about: Subject, config: Config) -> Forecast:
     check_algorithm(algorithm, plan, config.rounds)
     net, plan = net_to_train(model, plan, algorithm, config.seed)
     now = algorithm.partition.assign(plan.axes, 0)
-    costs = StepCosts(loss_fn, optimizer, lambda: batch, outer=algorithm.outer is not None)
+    steps = replace(StepSettings(**config.steps), compile=False)
+    outer = algorithm.outer is not None
+    costs = StepCosts(loss_fn, optimizer, lambda: batch, outer=outer, settings=steps, device=_CPU)
     subnets = [extract(net, plan, now.units(worker)) for worker in range(now.num_workers)]
     sizes = named_tensors(net) | _state_sizes(subnets[0], net, plan, algorithm, optimizer)
     memories = [rank_memory(plan, sizes, now, w, costs.of(subnet)) for w, subnet in enumerate(subnets)]
     largest = max(range(now.num_workers), key=lambda worker: memories[worker].step.flop)
-    seconds, measured, rate = _step_s(subnets[largest], memories[largest], loss_fn, batch, optimizer)
+    seconds, measured, rate = _step_s(subnets[largest], memories[largest], loss_fn, batch, optimizer, steps)
     sent, busiest = _bytes(plan, sizes, algorithm, config.rounds)
     if algorithm.synchronous:
         of_gradients = config.local_steps * gradient_bytes(net, now.num_workers)
@@ -204,7 +207,12 @@ def _state_sizes(
 
 
 def _step_s(
-    subnet: nn.Module, memory: RankMemory, loss_fn: LossFn, batch: tuple[Inputs, Any], make: OptimizerFn
+    subnet: nn.Module,
+    memory: RankMemory,
+    loss_fn: LossFn,
+    batch: tuple[Inputs, Any],
+    make: OptimizerFn,
+    steps: StepSettings,
 ) -> tuple[float, bool, float]:
     """Return the seconds of a local step, whether they were measured, and the rate of a matrix product."""
     rate = _rate()
@@ -216,14 +224,16 @@ def _step_s(
         return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor
 
     filled = fill_(subnet, {name: real(tensor) for name, tensor in named_tensors(subnet).items()}).train()
-    (x, y), optimizer = map_tensors(real, batch), make(filled)
+    parts = [part for part, _ in micro_batches(map_tensors(real, batch), steps.accumulate)]
+    optimizer = make(filled)
 
     def step() -> None:
-        loss_fn(call(filled, x), y).backward()  # type: ignore[no-untyped-call]
+        for x, y in parts:
+            loss_fn(call(filled, x), y).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
 
-    with own_random_state():
+    with own_random_state(), prepared(filled, steps, _CPU):
         return min([_seconds(step) for _ in range(4)][1:]), True, rate
 
 

@@ -34,7 +34,7 @@ def plan_command(
     """
     rate, most = _amount("link", link, _BITS), _amount("memory", memory, _BYTES) if memory else None
     given = parse_settings(settings) | ({} if workers is None else {"workers": workers})
-    about = planner.subject(reference, given)
+    about = planner.subject(reference)
     chosen = [choose(name.strip(), METHODS, "method") for name in (methods or "").split(",") if name.strip()]
     chosen = chosen or [name for name in PLANNED if name in about.recipe.methods]
     config = about.config(chosen[0], given)
