@@ -23,7 +23,7 @@ def work(runtime: skerry.Processes, folder: str) -> None:
     x, x_test, y, y_test = map(torch.tensor, train_test_split(x.astype("float32") / 16, y, random_state=0))
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(64, 240), nn.BatchNorm1d(240), nn.ReLU(), nn.Linear(240, 10))
-    hidden = skerry.plan.Out("hidden")  # a plan written by hand; discover needs a model with values
+    hidden = skerry.plan.Out("hidden")  # a plan written by hand; discover finds it, too
     plan = skerry.Plan.from_rules(model, {"0": hidden, "1": hidden, "3": skerry.plan.In("hidden")})
     # A process reads only its worker's part. Where each machine has its own data, pass an object with `num_workers`,
     # `batches` and `sample` (skerry.training.Data) that reads what is there.

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,13 @@ def test_the_page_on_models_is_what_discovery_finds():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert (DOCS / "models.md").read_text() == module.page()
+
+
+def test_every_dependency_is_on_the_page_about_them():
+    text = (DOCS / "dependencies.md").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert [extra for extra in extras if f"| `{extra}` |" not in text] == []
+    needed = [*project["dependencies"], *(name for extra in extras if extra != "dev" for name in extras[extra])]
+    assert [name for name in needed if re.split(r"[><=\[]", name)[0] not in text] == []
+    assert len(text.splitlines()) <= 60  # one page

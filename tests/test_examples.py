@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import os
 import pkgutil
 import re
 import runpy
@@ -15,8 +16,10 @@ import pytest
 import skerry
 
 FOLDER = Path(__file__).parents[1] / "examples"
-NEEDS = {"pyg_graph_sage": "torch_geometric", "transformers_llama": "transformers"}
-STARTS_PROCESSES = FOLDER / "several_processes.py"
+NEEDS = {"pyg_graph_sage": "torch_geometric", "transformers_llama": "transformers", "ray_train": "ray"}
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+STARTED = {"several_processes": [], "torchrun": TORCHRUN, "ray_train": []}
+"""Examples with several processes, and how Python starts them."""
 
 
 @pytest.mark.filterwarnings("ignore")  # a Python of its own has its own filters
@@ -26,8 +29,8 @@ def test_example(path, tmp_path, monkeypatch, capsys):
         pytest.importorskip(NEEDS[path.stem])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("an example asked for a host"))
-    if path == STARTS_PROCESSES:
-        done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=120)
+    if path.stem in STARTED:
+        done = subprocess.run([sys.executable, *STARTED[path.stem], path], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         printed = done.stdout
     else:
@@ -39,6 +42,28 @@ def test_example(path, tmp_path, monkeypatch, capsys):
     else:
         accuracy = re.findall(r"accuracy (0\.\d+)", printed)
         assert float(accuracy[-1]) > (0.85 if path.stem == "pyg_graph_sage" else 0.95)
+
+
+SRUN = """#!/bin/sh
+for rank in 0 1; do
+    SLURM_JOB_ID=$$ SLURM_STEP_ID=0 SLURM_PROCID=$rank SLURM_STEP_NUM_TASKS=2 SLURM_STEP_NODELIST=here "$@" &
+    last=$!
+done
+wait $last
+"""
+
+
+def test_the_script_for_slurm(tmp_path, monkeypatch):
+    """srun is not here: one that sets what srun sets starts two processes on this machine."""
+    (tmp_path / "examples").symlink_to(FOLDER)
+    for name, text in (("srun", SRUN), ("python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["sh", "examples/slurm.sh"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert float(re.findall(r"accuracy (0\.\d+)", done.stdout)[-1]) > 0.95
 
 
 def test_docstrings():

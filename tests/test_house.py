@@ -38,7 +38,7 @@ ROOMS = [
     "experiments",
     "__main__",
 ]
-EXPERIMENTS = ["models", "datasets", "config", "methods", "recipes", "runs", "reports", "theory", "cli"]
+EXPERIMENTS = ["models", "datasets", "config", "methods", "recipes", "runs", "planner", "reports", "theory", "cli"]
 MOST_FILES = 12
 
 FILES = [path for path in SRC.rglob("*.py") if path != SRC / "__init__.py"]

@@ -2,9 +2,11 @@
 
 The names below are those that people type. All others live in the rooms they belong to: ``skerry.algorithms``,
 ``skerry.partitions``, ``skerry.weights``, ``skerry.training`` and so on. ``skerry.experiments`` (recipes, the command
-line, reports) is an extra. Nothing here imports it but ``skerry.load``, when it is used.
+line, reports) is an extra, and so is scikit-learn. Nothing here imports them but ``skerry.load``, ``Classifier`` and
+``Regressor``, when they are used.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from skerry import (
@@ -29,20 +31,28 @@ from skerry.discovery import Blocks, discover, verify
 from skerry.plan import Plan
 from skerry.predictor import Predictor
 from skerry.runtimes import Processes, launch
-from skerry.sklearn import Classifier, Regressor
 from skerry.training import Session, cosine, train
 
 if TYPE_CHECKING:
     from skerry.experiments.runs.load import load
+    from skerry.sklearn import Classifier, Regressor
 else:
+    _OF_EXTRAS = {
+        "load": "skerry.experiments.runs.load",
+        "Classifier": "skerry.sklearn",
+        "Regressor": "skerry.sklearn",
+    }
 
     def __getattr__(name: str) -> Any:
-        """Import ``load`` when it is asked for."""
-        if name == "load":
-            from skerry.experiments.runs.load import load
-
-            return load
-        raise AttributeError(f"module 'skerry' has no attribute '{name}'")
+        """Import what needs an extra when it is asked for."""
+        if name not in _OF_EXTRAS:
+            raise AttributeError(f"module 'skerry' has no attribute '{name}'")
+        try:
+            return getattr(import_module(_OF_EXTRAS[name]), name)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "sklearn":
+                raise
+            raise ImportError(f"skerry.{name} needs scikit-learn; run: pip install 'skerry[sklearn]'") from error
 
 
 __all__ = [

@@ -1,17 +1,18 @@
 """Estimators for scikit-learn: ``fit`` and ``predict`` on numpy arrays, in pipelines and cross-validation too.
 
-They inherit nothing from scikit-learn, which is an extra and slow to import. They follow its protocol instead:
-parameters by name, ``fit`` returns ``self``, tags, and learned attributes whose names end in "_".
+``skerry`` imports this file when ``Classifier`` or ``Regressor`` is asked for: scikit-learn is an extra, and slow to
+import.
 """
 
 import copy
-import inspect
 import math
 from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,10 +35,8 @@ _BATCH = 1024
 """Samples per forward in ``predict``."""
 
 
-class _Estimator:
+class _Estimator(BaseEstimator):  # type: ignore[misc]  # without types
     """What classifier and regressor have in common; ``Classifier`` documents the parameters."""
-
-    _estimator_type: str
 
     def __init__(
         self,
@@ -66,27 +65,9 @@ class _Estimator:
         self.random_state = random_state
         self.device = device
 
-    def __repr__(self) -> str:
-        given = {n: v for n, v in self.get_params().items() if not isinstance(v, nn.Module | Plan)}
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the parameters by name; none of them is an estimator, so ``deep`` has no effect."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-
-    def set_params(self, **params: Any) -> Self:
-        """Set parameters by name and return ``self``.
-
-        Raises:
-            ValueError: a name is unknown.
-        """
-        for name, value in params.items():
-            setattr(self, choose(name, self.get_params(), f"parameter of {type(self).__name__}: "), value)
-        return self
-
     def _fit(self, x: ArrayLike, y: Tensor, loss_fn: LossFn, outputs: tuple[int, ...], meaning: str) -> Self:
         """Train; ``outputs`` is the expected shape of the model's output for a sample, and ``meaning`` what it is."""
-        rows = _rows(x)
+        rows = self._rows(x, reset=True)
         if len(rows) != len(y):
             raise ValueError(f"X has {len(rows)} samples and y {len(y)}, expected the same number")
         check_whole_number("epochs", self.epochs, 1)
@@ -117,13 +98,11 @@ class _Estimator:
             device=self.device,
         )
         self.model_, self._shape = result.model, rows.shape[1:]
-        self.n_features_in_ = rows.shape[1]
         return self
 
     def _outputs(self, x: ArrayLike) -> Tensor:
-        if not hasattr(self, "model_"):
-            raise ValueError(f"this {type(self).__name__} is not fitted yet; call fit first")
-        rows = _rows(x)
+        check_is_fitted(self)
+        rows = self._rows(x, reset=False)
         if rows.shape[1:] != self._shape:
             raise ValueError(f"X has samples of shape {tuple(rows.shape[1:])}, expected {tuple(self._shape)} as in fit")
         return self._run(self.model_, rows)
@@ -134,19 +113,11 @@ class _Estimator:
         with torch.no_grad():
             return torch.cat([model(part.to(device)).float().cpu() for part in torch.split(rows, _BATCH)])
 
-    def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import ClassifierTags, RegressorTags, Tags, TargetTags  # an extra
-
-        classifies = self._estimator_type == "classifier"
-        return Tags(
-            estimator_type=self._estimator_type,
-            target_tags=TargetTags(required=True),
-            classifier_tags=ClassifierTags() if classifies else None,
-            regressor_tags=None if classifies else RegressorTags(),
-        )
+    def _rows(self, x: ArrayLike, *, reset: bool) -> Tensor:
+        return torch.from_numpy(validate_data(self, x, reset=reset, dtype=np.float32, allow_nd=True, copy=True))
 
 
-class Classifier(_Estimator):
+class Classifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     """Trains ``model``, which returns a row of logits for each sample, as independent subnets.
 
     Args:
@@ -180,8 +151,6 @@ class Classifier(_Estimator):
         ['right', 'left']
     """
 
-    _estimator_type = "classifier"
-
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Train on samples X, (n, ...), and labels y, (n,), of any type that can be sorted.
 
@@ -205,13 +174,8 @@ class Classifier(_Estimator):
         """Return the probability of each of ``classes_`` for each sample, (n, classes)."""
         return self._outputs(X).softmax(1).numpy()
 
-    def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """Return the fraction of samples whose label is predicted correctly."""
-        weights = None if sample_weight is None else np.asarray(sample_weight)
-        return float(np.average(self.predict(X) == np.asarray(y), weights=weights))
 
-
-class Regressor(_Estimator):
+class Regressor(RegressorMixin, _Estimator):  # type: ignore[misc]
     """Trains ``model``, which returns a row of numbers for each sample, as independent subnets.
 
     Parameters and attributes are those of ``Classifier``, except ``classes_``. The loss is the mean squared error, so
@@ -223,8 +187,6 @@ class Regressor(_Estimator):
         >>> Regressor(net, workers=2).fit(x, x[:, 0]).score(x, x[:, 0]) > 0.9
         True
     """
-
-    _estimator_type = "regressor"
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Train on samples X, (n, ...), and targets y, (n,) or (n, targets).
@@ -241,20 +203,3 @@ class Regressor(_Estimator):
         """Return the prediction for each sample, in the shape of y."""
         output = self._outputs(X)
         return (output[:, 0] if self._flat else output).numpy()
-
-    def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """Return R^2, averaged over targets: 1 - sum (y - prediction)^2 / sum (y - mean of y)^2."""
-        y = np.asarray(y, dtype=np.float64).reshape(len(np.asarray(y)), -1)
-        weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight)
-        off = np.average((y - self.predict(X).reshape(y.shape)) ** 2, axis=0, weights=weights)
-        spread = np.average((y - np.average(y, axis=0, weights=weights)) ** 2, axis=0, weights=weights)
-        return float(np.mean(1 - off / np.maximum(spread, np.finfo(np.float64).tiny)))
-
-
-def _rows(x: ArrayLike) -> Tensor:
-    rows = torch.from_numpy(np.array(x, dtype=np.float32))
-    if rows.dim() < 2:
-        raise ValueError(f"X: shape {tuple(rows.shape)}, expected (samples, features) or more dims")
-    if not rows.isfinite().all():
-        raise ValueError("X has NaN or infinite values; fill them in first (scikit-learn: SimpleImputer)")
-    return rows

@@ -3,20 +3,23 @@
 import importlib
 import json
 import os
+import shutil
 import weakref
-from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from safetensors.torch import load_file
 from together import together
 from torch import nn
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.nn import functional as F
 from zoo import CASES, METHODS, MODELS, mlp
 
 from skerry import Checkpoints, Plan, train
 from skerry.checkpoint.export import export
+from skerry.files import atomic
 from skerry.merge.calibrate import scaled
 from skerry.model.tensors import named_tensors
 from skerry.partitions import Disjoint, Share
@@ -25,6 +28,7 @@ from skerry.runtimes.serial import Whole
 from skerry.runtimes.streamed import Streamed
 from skerry.weights import FromFiles, materialize, skeleton
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # said by dcp.load in one process
 INDEX = "model.safetensors.index.json"
 export_module = importlib.import_module("skerry.checkpoint.export")
 
@@ -159,16 +163,16 @@ def test_an_export_that_breaks_off_leaves_the_older_one(tmp_path, monkeypatch, b
     written = []
     real = export_module.save_tensors
 
-    def save(tensors, path, told):
+    def save(tensors, path, **more):
         if len(written) == 2:
             path.write_bytes(b"half")
             raise OSError("no space left")
         written.append(path)
-        real(tensors, path, told)
+        real(tensors, path, **more)
 
     with monkeypatch.context() as patched:
         patched.setattr(export_module, "save_tensors", save)
-        with pytest.raises(OSError, match=r"model-00003\.safetensors.*no space left"):
+        with pytest.raises(OSError, match=r"model-00003-of-\d+\.safetensors.*no space left"):
             export(Whole(new), tmp_path, shard_bytes=400)
     assert_exported(old, tmp_path)  # and nothing else is there
     for path in written:
@@ -177,40 +181,91 @@ def test_an_export_that_breaks_off_leaves_the_older_one(tmp_path, monkeypatch, b
     assert_exported(new, tmp_path)
 
 
-@dataclass
-class Counted:
-    """A model that makes its tensors when they are asked for, and knows how many there are."""
+class Counted(Whole):
+    """A model whose tensors are made when they are asked for, and which knows how many there are at a time."""
 
-    num: int
-    rows: int
-    inner: nn.Module = None
-    most: int = 0
-
-    @property
-    def module(self):
-        return self.inner
+    def __init__(self, num, rows):
+        shapes = {f"t{k}": nn.Parameter(torch.empty(rows, 4, device="meta")) for k in range(num)}
+        super().__init__(nn.ParameterDict(shapes))
+        object.__setattr__(self, "most", 0)
 
     def tensors(self):
         out = weakref.WeakSet()
-        for k in range(self.num):
-            tensor = torch.full((self.rows, 4), float(k))
+        for name, size in super().tensors():
+            tensor = torch.full(size.shape, float(name[1:]))
             out.add(tensor)
-            self.most = max(self.most, len(out))
-            yield f"t{k}", tensor
+            object.__setattr__(self, "most", max(self.most, len(out)))
+            yield name, tensor
             del tensor
 
     def names(self, name):
         return [name, f"{name}.again"] if name == "t3" else [name]
 
 
-def test_the_writer_needs_the_memory_of_a_file(tmp_path):
+@pytest.mark.parametrize("how", [{"shard_bytes": 4 * 16 * 4 * 4}, {"shard_bytes": None}, {"format": "dcp"}])
+def test_the_writer_needs_the_memory_of_a_tensor(tmp_path, how):
     full = Counted(40, 16)
-    export(full, tmp_path, shard_bytes=4 * 16 * 4 * 4)
-    assert full.most <= 4 + 2  # those of a file, the one that did not fit, and the next on its way
-    tensors, files = read(tmp_path)
+    export(full, tmp_path, **how)
+    assert full.most == 1
+    if "format" in how:
+        tensors = {name: torch.empty(16, 4) for name in [*(f"t{k}" for k in range(40)), "t3.again"]}
+        dcp.load(tensors, checkpoint_id=tmp_path)
+    else:
+        tensors, files = read(tmp_path)
+        assert len(files) == (11 if how["shard_bytes"] else 1)
     assert len(tensors) == 41
-    assert len(files) == 11
-    assert torch.equal(tensors["t3.again"], torch.full((16, 4), 3.0))
+    assert all(bool((tensor == float(name[1:].split(".")[0])).all()) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: CASES[number].name)
+def test_plain_torch_loads_a_dcp_checkpoint_and_one_file(tmp_path, number):
+    model, plan, inputs = CASES[number].build()
+    share = Share.of(Disjoint(3), plan.axes, 0)
+    tensors = named_tensors(model)
+    full = Streamed(skeleton(model), plan, share, lambda names, *, only_first: {n: tensors[n].clone() for n in names})
+    expected = scaled(model, plan, share).eval()(inputs)
+    for _ in range(2):  # the second replaces the first
+        export(full, tmp_path, format="dcp")
+    (tmp_path / "model.safetensors").write_bytes(b"of something older")
+    export(full, tmp_path, shard_bytes=None)
+    again, state = CASES[number].build()[0], model.state_dict()
+    again.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    assert torch.equal(again.eval()(inputs), expected)
+    state = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    dcp.load(state, checkpoint_id=tmp_path)
+    again = CASES[number].build()[0]
+    again.load_state_dict(state)
+    assert torch.equal(again.eval()(inputs), expected)
+    dcp_to_torch_save(tmp_path, tmp_path / "whole.pt")  # a tool of torch
+    assert torch.load(tmp_path / "whole.pt", weights_only=True).keys() == state.keys()
+
+
+def test_odd_tensors_in_a_dcp_checkpoint(tmp_path):
+    model = Odd()
+    export(Whole(model), tmp_path, format="dcp")
+    state = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
+    dcp.load(state, checkpoint_id=tmp_path)
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_dcp_export_that_breaks_off_leaves_the_older_one(tmp_path):
+    model = mlp()[0]
+    export(Whole(model), tmp_path, format="dcp")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    class Broken(Counted):
+        def tensors(self):
+            yield next(super().tensors())
+            raise OSError("no space left")
+
+    with pytest.raises(atomic.WriteFailed, match="no space left"):
+        export(Broken(3, 4), tmp_path, format="dcp")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_unknown_format_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"unknown format 'safetensor'; did you mean 'safetensors'"):
+        export(Whole(mlp()[0]), tmp_path, format="safetensor")
 
 
 def test_every_process_takes_part_and_the_first_one_writes(tmp_path):
@@ -229,12 +284,18 @@ def test_every_process_takes_part_and_the_first_one_writes(tmp_path):
         result = go(member)
         for _ in range(2):
             result.export(tmp_path / f"{member.rank}", shard_bytes=300)
+        result.export(tmp_path / f"{member.rank}" / "dcp", format="dcp")
 
     together(3, work)
     assert [path.name for path in tmp_path.iterdir()] == ["0"]
     serial = go(Serial())
     serial.export(tmp_path / "serial", shard_bytes=300)
     assert_exported(serial.model, tmp_path / "serial")
+    state = {name: torch.zeros_like(tensor) for name, tensor in serial.model.state_dict().items()}
+    dcp.load(state, checkpoint_id=tmp_path / "0" / "dcp")
+    for name, tensor in serial.model.state_dict().items():
+        torch.testing.assert_close(state[name], tensor)
+    shutil.rmtree(tmp_path / "0" / "dcp")
     ours, meant = read(tmp_path / "0"), read(tmp_path / "serial")
     assert ours[1] == meant[1]
     for name, tensor in meant[0].items():

@@ -8,6 +8,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+import torch.distributed.checkpoint as dcp
 from click.testing import CliRunner
 from safetensors.torch import load_file
 from stopped_runs import latest
@@ -40,6 +42,21 @@ def finished(trained, tmp_path):
 def _bare_pictures(monkeypatch):
     """Drawing takes most of the time of a short run; ``test_report.py`` is about pictures."""
     monkeypatch.setattr(pictures, "_svg", lambda figure, salt: "<svg></svg>")
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # said by dcp.load in one process
+def test_export_writes_one_file_or_a_dcp_checkpoint(finished):
+    expected = load_file(finished / "model.safetensors")
+    for words, out in ((["--shard-mb", "0.01"], "many"), (["--shard-mb", "0"], "one"), (["--format", "dcp"], "dcp")):
+        assert call(["export", str(finished), "--out", str(finished / out), *words]) == (0, "")
+    assert len([*(finished / "many").iterdir()]) > 2
+    assert [path.name for path in (finished / "one").iterdir()] == ["model.safetensors"]
+    state = {name: torch.zeros_like(tensor) for name, tensor in expected.items()}
+    dcp.load(state, checkpoint_id=finished / "dcp")
+    for found in (load_file(finished / "one" / "model.safetensors"), state):
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor)
 
 
 def test_train_writes_all_its_files_and_a_table(finished):

@@ -61,7 +61,7 @@ def test_two_that_fail_do_not_wait_for_each_other_and_the_first_message_counts()
 
 def test_other_versions_are_named_in_all(monkeypatch):
     names = iter(["skerry 1, torch 2.9", "skerry 1, torch 2.10"])
-    monkeypatch.setattr(meeting, "_versions", lambda: next(names))
+    monkeypatch.setattr(meeting, "versions", lambda: next(names))
     for rank, error in enumerate(in_threads(2, lambda at, rank: at.wait_for_all())):
         assert isinstance(error, ValueError)
         assert f"rank {rank}, start: skerry 1, torch 2." in str(error)

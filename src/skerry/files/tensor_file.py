@@ -7,7 +7,7 @@ the length of the header; the header in JSON, with dtype, shape and place of eac
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -23,13 +23,19 @@ _WAITING = 2**24
 """The most bytes that may wait for the disk."""
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+def save_tensors(
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    metadata: Mapping[str, str],
+    arriving: Iterable[tuple[str, Tensor]] | None = None,
+) -> None:
     """Write a safetensors file.
 
     Args:
         tensors: CPU tensors by name.
         path: the file.
         metadata: texts by name, stored with them.
+        arriving: yields the names with CPU tensors, in any order; then ``tensors`` only give dtypes and shapes.
 
     Raises:
         ValueError: safetensors has no such dtype.
@@ -40,18 +46,20 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
     # Large elements first, so that every tensor begins at a multiple of its element's size.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
+    begins, end = {}, 0
     for name in order:
-        begin, end = end, end + tensors[name].nbytes
+        begins[name], end = end, end + tensors[name].nbytes
         shape = list(tensors[name].shape)
-        header[name] = {"dtype": _CODES[tensors[name].dtype], "shape": shape, "data_offsets": [begin, end]}
+        header[name] = {"dtype": _CODES[tensors[name].dtype], "shape": shape, "data_offsets": [begins[name], end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb", buffering=0) as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        waiting = 0
-        for name in order:
-            whole = tensors[name].detach().contiguous().view(-1).view(torch.uint8).numpy().data
+        waiting, start = 0, 8 + len(text)
+        for name, tensor in ((name, tensors[name]) for name in order) if arriving is None else arriving:
+            assert (tensor.dtype, tensor.shape) == (tensors[name].dtype, tensors[name].shape), name
+            file.seek(start + begins.pop(name))
+            whole = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
             for begin in range(0, len(whole), _WAITING):
                 part = whole[begin : begin + _WAITING]
                 while part:
@@ -60,6 +68,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
                 if waiting >= _WAITING:
                     _to_disk(file.fileno())
                     waiting = 0
+            del tensor, whole  # before the next one arrives
+        assert not begins, f"{[*begins]} did not arrive"
         _to_disk(file.fileno())
 
 

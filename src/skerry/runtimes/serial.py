@@ -1,6 +1,5 @@
 """The serial runtime: all workers in this process, one after the other. Slow and obvious; it defines the meaning."""
 
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from skerry.partitions.assignment import Assignment
 from skerry.partitions.everything import Everything
 from skerry.partitions.share import Share
 from skerry.plan.table import trained_in_blocks
+from skerry.runtimes.distributed.meeting import num_started
 from skerry.runtimes.overlap import BEGAN, correction, late_names
 from skerry.runtimes.runtime import KEPT, Beginning, FullModel, Handover, Report, Runtime, with_worker
 from skerry.subnet.cuts import Cuts
@@ -64,17 +64,14 @@ class Serial:
 
 
 def or_serial(runtime: Runtime | None) -> Runtime:
-    """Return ``runtime``, or the serial one; warn where torchrun has started several processes that would not share."""
-    if runtime is not None:
-        return runtime
-    num = os.environ.get("WORLD_SIZE", "1")
-    if "RANK" in os.environ and num != "1":
+    """Return ``runtime``, or the serial one; warn where a launcher has started several processes that do not share."""
+    if runtime is None and (num := num_started()) > 1:
         warnings.warn(
-            f"torchrun has started {num} processes, and each trains all workers by itself; give "
+            f"{num} processes were started together, and each trains all workers by itself; give "
             "runtime=skerry.Processes.join()",
             stacklevel=3,  # the caller of train or Session
         )
-    return Serial()
+    return runtime or Serial()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # also SyncBatchNorm
 
 from skerry.algorithm import Algorithm
 from skerry.checkpoint.checkpoints import Checkpoints
-from skerry.checkpoint.export import SHARD_BYTES, export
+from skerry.checkpoint.export import SHARD_BYTES, ExportFormat, export
 from skerry.model.device import chosen_device
 from skerry.model.inputs import Inputs
 from skerry.plan.table import Plan
@@ -289,15 +289,23 @@ class Session:
             self._callbacks.evaluate(score, full)
         return score
 
-    def export(self, full: FullModel, folder: Path | str, *, shard_bytes: int = SHARD_BYTES) -> None:
-        """Write what ``full`` returned to safetensors files in ``folder``; every process must call it.
+    def export(
+        self,
+        full: FullModel,
+        folder: Path | str,
+        *,
+        shard_bytes: int | None = SHARD_BYTES,
+        format: ExportFormat = "safetensors",
+    ) -> None:
+        """Write what ``full`` returned to files in ``folder``, tensor by tensor; every process must call it.
 
         Args:
             full: the calibrated full model.
             folder: made if it is missing; an earlier export there is replaced.
-            shard_bytes: the most bytes per file, unless a single tensor has more.
+            shard_bytes: the most bytes per safetensors file, unless a single tensor has more; None: one file.
+            format: ``"safetensors"`` as Hugging Face lays them out, or ``"dcp"`` for ``torch.distributed.checkpoint``.
         """
         runtime = self.setup.runtime
         runtime.at(self.state.round - 1, "export")
-        export(full, Path(folder), first=runtime.rank == 0, shard_bytes=shard_bytes)
+        export(full, Path(folder), first=runtime.rank == 0, shard_bytes=shard_bytes, format=format)
         runtime.total(torch.zeros(1))  # wait until all is written

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from skerry.algorithm import Algorithm
 from skerry.checkpoint.checkpoints import Checkpoints
-from skerry.checkpoint.export import SHARD_BYTES
+from skerry.checkpoint.export import SHARD_BYTES, ExportFormat
 from skerry.checkpoint.state import State
 from skerry.data.loaders import as_data
 from skerry.defaults import WORKERS, choose_missing
@@ -93,9 +93,11 @@ class Result:
         """The calibrated full model; ValueError where no process holds it (``export`` writes it there)."""
         return self.full.whole()
 
-    def export(self, folder: Path | str, *, shard_bytes: int = SHARD_BYTES) -> None:
-        """Write the calibrated full model to safetensors files in ``folder``; every process must call it."""
-        self.session.export(self.full, folder, shard_bytes=shard_bytes)
+    def export(
+        self, folder: Path | str, *, shard_bytes: int | None = SHARD_BYTES, format: ExportFormat = "safetensors"
+    ) -> None:
+        """Write the calibrated full model to files in ``folder``, as ``Session.export``; every process must call it."""
+        self.session.export(self.full, folder, shard_bytes=shard_bytes, format=format)
 
 
 def train(

@@ -5,6 +5,7 @@ import sys
 from importlib.util import find_spec
 
 from skerry.experiments.cli.interrupt import code_and_line, end_at_sigterm
+from skerry.runtimes.distributed.meeting import adopt_srun, num_started, tell_before_joining
 
 EXTRA = ("click", "jinja2", "matplotlib", "rich")
 """Packages of the extra ``experiments``, without which no command runs."""
@@ -13,6 +14,8 @@ EXTRA = ("click", "jinja2", "matplotlib", "rich")
 def entry() -> None:
     """Run the command given by ``sys.argv``, print its error if there is one, and end the process."""
     end_at_sigterm()
+    if num_started() > 1:
+        adopt_srun()
     try:
         code, message = call(sys.argv[1:])
     except KeyboardInterrupt as error:  # while it imports
@@ -20,8 +23,6 @@ def entry() -> None:
     if message:
         print(f"skerry: {message}", file=sys.stderr, flush=True)
     if code and "RANK" in os.environ:
-        from skerry.runtimes.distributed.meeting import tell_before_joining
-
         tell_before_joining(message.removeprefix("error: "))
     sys.stdout.flush()
     # Not sys.exit: in a process group that lost a member, gloo's destructors may wait for it.

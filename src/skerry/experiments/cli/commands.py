@@ -5,15 +5,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import numpy as np
 import torch
 
+from skerry.checkpoint.export import ExportFormat
 from skerry.choose import choose
 from skerry.experiments import datasets, theory
 from skerry.experiments.cli.interrupt import code_and_line
+from skerry.experiments.cli.plan import plan_command
 from skerry.experiments.cli.start import EXPECTED, start, warnings_in_one_line
 from skerry.experiments.config import parse_settings
 from skerry.experiments.methods import METHODS, takes
@@ -69,6 +71,9 @@ def main() -> None:
 
     A first run, which takes seconds: skerry train digits-mlp --out runs/first
     """
+
+
+main.add_command(plan_command)
 
 
 def _run_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -293,15 +298,26 @@ def results(folder: Path, out: Path) -> None:
 @click.argument("folder", type=FOLDER)
 @click.option("--out", type=FOLDER, help="Folder to write to; default: FOLDER/export.")
 @click.option(
-    "--shard-mb", type=float, default=256.0, show_default=True, help="Largest file; a larger tensor has its own."
+    "--shard-mb",
+    type=float,
+    default=256.0,
+    show_default=True,
+    help="Largest safetensors file (a larger tensor has its own); 0: one file.",
 )
-def export_command(folder: Path, out: Path | None, shard_mb: float) -> None:
-    """Write the calibrated full model of the last checkpoint in FOLDER as safetensors.
+@click.option(
+    "--format",
+    type=click.Choice(get_args(ExportFormat)),
+    default="safetensors",
+    show_default=True,
+    help="safetensors, or dcp: a checkpoint of torch.distributed.checkpoint.",
+)
+def export_command(folder: Path, out: Path | None, shard_mb: float, format: ExportFormat) -> None:
+    """Write the calibrated full model of the last checkpoint in FOLDER.
 
-    It needs the memory of one file, or of the largest tensor, whatever the size of the model.
+    It needs the memory of the largest tensor, whatever the size of the model.
     """
     out = out or folder / "export"
-    round = export_run(folder, out, shard_bytes=int(shard_mb * 2**20))
+    round = export_run(folder, out, shard_bytes=int(shard_mb * 2**20) or None, format=format)
     click.echo(f"{out}: the model after round {round}")
 
 

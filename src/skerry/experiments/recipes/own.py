@@ -1,4 +1,4 @@
-"""Recipes of users: ``my_module:function`` or ``my_file.py:function``, found from the current folder."""
+"""What users wrote: ``my_module:function`` or ``my_file.py:function``, found from the current folder."""
 
 import importlib
 import importlib.util
@@ -9,19 +9,31 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+from torch import nn
+
 from skerry.choose import choose
 from skerry.experiments.recipes.recipe import Recipe
 
 
 def own_recipe(reference: str) -> Recipe:
-    """Return the recipe that the function ``reference`` returns. It runs the code of that module.
+    """Return the recipe that the function ``reference`` returns; see ``own_object``."""
+    recipe = own_object(reference)
+    if not isinstance(recipe, Recipe):
+        raise ValueError(
+            f"{reference}: it returns {type(recipe).__name__}, expected a skerry.experiments.recipes.Recipe"
+        )
+    return recipe
+
+
+def own_object(reference: str) -> object:
+    """Return what the function ``reference`` returns. It runs the code of that module.
 
     Args:
         reference: a module, or the path of a file, then a colon and the name of the function in it.
 
     Raises:
-        ValueError: there is no such module, file or function, it needs arguments, or it returns something else. What
-            the module itself raises is not changed.
+        ValueError: there is no such module, file or function, or it needs arguments. What the module itself raises is
+            not changed.
     """
     place, _, name = reference.rpartition(":")
     if (not place or place.startswith(".")) and not place.endswith(".py"):
@@ -30,12 +42,7 @@ def own_recipe(reference: str) -> Recipe:
         sys.path.append(os.getcwd())  # as with python -m
     module = _from_file(Path(place)) if place.endswith(".py") else _imported(place)
     found = getattr(module, choose(name, [n for n in vars(module) if not n.startswith("_")], f"name in {place}:"))
-    recipe = _called(reference, found) if callable(found) else found
-    if not isinstance(recipe, Recipe):
-        raise ValueError(
-            f"{reference}: it returns {type(recipe).__name__}, expected a skerry.experiments.recipes.Recipe"
-        )
-    return recipe
+    return _called(reference, found) if callable(found) and not isinstance(found, nn.Module) else found
 
 
 def _called(reference: str, function: Callable[..., object]) -> object:
@@ -43,9 +50,7 @@ def _called(reference: str, function: Callable[..., object]) -> object:
     try:
         inspect.signature(function).bind()
     except (TypeError, ValueError) as error:  # ValueError: one written in C
-        raise ValueError(
-            f"{reference}: {error}; expected a function without arguments that returns a Recipe"
-        ) from error
+        raise ValueError(f"{reference}: {error}; expected a function without arguments") from error
     return function()
 
 

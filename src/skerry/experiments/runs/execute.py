@@ -12,7 +12,7 @@ import torch
 from skerry.choose import choose
 from skerry.experiments.config import Config
 from skerry.experiments.methods import METHODS, build, takes
-from skerry.experiments.recipes import find_recipe
+from skerry.experiments.recipes import Recipe, find_recipe
 from skerry.experiments.runs.folder import (
     RunFolder,
     check_folder,
@@ -43,11 +43,17 @@ def configure(recipe: str, method: str, settings: Mapping[str, Any]) -> Config:
         >>> configure("digits-mlp", "ist", {"partition.core": 0.1, "rounds": 5}).rounds
         5
     """
-    built = find_recipe(recipe)
+    return configured(find_recipe(recipe), method, settings)
+
+
+def configured(built: Recipe, method: str, settings: Mapping[str, Any]) -> Config:
+    """Return what ``configure`` does, for a recipe that has been made."""
     choose(method, METHODS, "method")
     if method not in built.methods:
         supported = ", ".join(built.methods)
-        raise ValueError(f"method '{method}': recipe '{recipe}' has no settings for it, expected one of {supported}")
+        raise ValueError(
+            f"method '{method}': recipe '{built.config.recipe}' has no settings for it, expected one of {supported}"
+        )
     own = {"method": method, **built.methods[method]}
     if method == "single":
         own["workers"] = 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from skerry.checkpoint.export import SHARD_BYTES, export
+from skerry.checkpoint.export import SHARD_BYTES, ExportFormat, export
 from skerry.experiments.config import Config
 from skerry.experiments.methods import build
 from skerry.experiments.recipes import Recipe, find_recipe
@@ -65,15 +65,17 @@ def load(folder: Path | str, *, recipe: Recipe | Callable[[], Recipe] | None = N
     return Predictor(net, signature, name=name, round=round, num_rounds=config.rounds)
 
 
-def export_run(folder: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> int:
+def export_run(
+    folder: Path, out: Path, *, shard_bytes: int | None = SHARD_BYTES, format: ExportFormat = "safetensors"
+) -> int:
     """Write the calibrated full model of the last checkpoint in ``folder`` to ``out``.
 
     Runs in one process, which holds one tensor (and the vectors) of the full model at a time.
 
     Args:
         folder: the run.
-        out: receives safetensors files, with an index if there are several.
-        shard_bytes: size limit of a file; a larger tensor gets its own.
+        out: receives the files.
+        shard_bytes, format: see ``Session.export``.
 
     Returns:
         The round of the checkpoint.
@@ -84,7 +86,7 @@ def export_run(folder: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> in
     config = saved_config(folder)
     recipe = find_recipe(config.recipe)
     full, round = _checkpoint(folder, config, recipe, *_net(recipe, config, _signature(folder, recipe, config)))
-    export(full, out, shard_bytes=shard_bytes)
+    export(full, out, shard_bytes=shard_bytes, format=format)
     return round
 
 

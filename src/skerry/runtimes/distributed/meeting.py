@@ -9,6 +9,7 @@ with which the store may end, stays longest.
 import contextlib
 import itertools
 import os
+import re
 import socket
 import struct
 import sys
@@ -65,15 +66,15 @@ class Place:
 
     @classmethod
     def of_environment(cls) -> Self:
-        """Return what torchrun's environment says.
+        """Return what the environment says, in the variables that torchrun sets.
 
         Raises:
-            ValueError: torchrun has not started this process.
+            ValueError: one of them is missing.
         """
         if missing := [v for v in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if v not in os.environ]:
             raise ValueError(
                 f"{missing[0]} is not set: start this process with torchrun (torchrun --standalone --nproc-per-node 2 "
-                "script.py), or skerry.launch"
+                "script.py), srun, or skerry.launch"
             )
         of_torchrun, rank = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True", int(os.environ["RANK"])
         return cls(
@@ -119,7 +120,40 @@ class Place:
                         os.environ["GLOO_SOCKET_IFNAME"] = name
         several_hosts = int(os.environ.get("LOCAL_WORLD_SIZE", self.num_processes)) < self.num_processes
         if several_hosts and own.startswith("127.") and self.host != "localhost" and not self.host.startswith("127."):
-            raise ConnectionError(f"{self.host} is loopback here ({own}); give its address (--master-addr)")
+            raise ConnectionError(
+                f"{self.host} is loopback here ({own}); give its address (--master-addr, or MASTER_ADDR under srun)"
+            )
+
+
+def num_started() -> int:
+    """Return how many processes share a group or were started together, as far as the environment tells; else 1."""
+    if dist.is_initialized():
+        return dist.get_world_size()
+    return int(os.environ.get("WORLD_SIZE" if "RANK" in os.environ else "SLURM_STEP_NUM_TASKS", "1"))
+
+
+def adopt_srun() -> None:
+    """Set the variables that torchrun sets from those that srun sets, unless they are set.
+
+    The store is on the first node of the job step. Its port depends on job and step.
+    """
+    srun = {name.removeprefix("SLURM_"): value for name, value in os.environ.items() if name.startswith("SLURM_")}
+    if "RANK" in os.environ or not {"PROCID", "STEP_NUM_TASKS", "STEP_NODELIST"} <= srun.keys():
+        return
+    per_node: list[str] = []
+    for num, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", srun.get("STEP_TASKS_PER_NODE", srun["STEP_NUM_TASKS"])):
+        per_node += [num] * int(times or 1)  # 2(x3),1
+    begin, number, end = re.findall(r"([^,\[]*)(?:\[(\w+)[^]]*\])?([^,]*)", srun["STEP_NODELIST"])[0]  # n[07-09,12]
+    found = {
+        "RANK": srun["PROCID"],
+        "WORLD_SIZE": srun["STEP_NUM_TASKS"],
+        "LOCAL_RANK": srun.get("LOCALID", "0"),
+        "LOCAL_WORLD_SIZE": per_node[int(srun.get("NODEID", 0))],
+        "MASTER_ADDR": "127.0.0.1" if len(per_node) == 1 else f"{begin}{number}{end}",
+        "MASTER_PORT": str(15000 + (100 * int(srun.get("JOB_ID", 0)) + int(srun.get("STEP_ID", 0))) % 15000),
+    }
+    for name, value in found.items():
+        os.environ.setdefault(name, value)
 
 
 class Meeting:
@@ -142,7 +176,7 @@ class Meeting:
             PeerLost: one failed, or did not come.
             ValueError: they have different versions of Skerry or torch.
         """
-        own, came, told = _versions(), time.monotonic(), False
+        own, came, told = versions(), time.monotonic(), False
         of_all = [f"versions/{r}" for r in range(len(self._signs))]
         self._store.set(self._signs[self._rank], "0")
         self._store.set(of_all[self._rank], own)
@@ -215,7 +249,7 @@ def tell_before_joining(why: str) -> None:
             Meeting(place, place.open(_REACHED_S, serve=place.serves)).tell(why, _LATE_S)
 
 
-def _versions() -> str:
+def versions() -> str:
     """Return the versions that all processes must have."""
     try:
         own = version("skerry")

@@ -4,12 +4,13 @@ No process ever holds the full model (``sharded.py``). No pickle is sent: messag
 and in shapes that every process derives by itself.
 """
 
+import atexit
+import contextlib
 import inspect
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from datetime import timedelta
 from threading import Thread
 from types import TracebackType
@@ -22,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from skerry.randomness import seed_of
 from skerry.runtimes.distributed.liveness import Liveness, join_group
-from skerry.runtimes.distributed.meeting import PeerLost, Place
+from skerry.runtimes.distributed.meeting import PeerLost, Place, adopt_srun, versions
 from skerry.runtimes.distributed.sharded import Sharded
 from skerry.runtimes.distributed.wire import Wire, WireFormat
 from skerry.runtimes.runtime import Beginning, Report
@@ -37,12 +38,13 @@ _LONG = 60  # the most characters of a value in a message
 class Processes:
     """The runtime of one worker process in an initialized ``torch.distributed`` group.
 
-    ``skerry.launch`` makes one per worker on this machine; ``Processes.join`` makes one where torchrun has started this
-    process. As a context manager it leaves the group at the end.
+    ``skerry.launch`` makes one per worker on this machine; ``Processes.join`` makes one where a launcher has started
+    this process. As a context manager it leaves the group at the end. It has gloo groups of its own, and uses no other.
 
     Args:
         on_stage: called with round and stage, in words, when a stage begins.
-        liveness: watches the other processes; without it a stopped process is only noticed at the group's timeout.
+        liveness: watches the other processes. Without it the default group is somebody else's and stays, and who
+            started the processes has to notice one that is stopped.
         wire: ``"exact"``, or ``"bf16"``: float32 values are sent with half their bytes, rounded up or down at random.
         buffer_bytes: the most bytes that the buffers of an exchange take; ``Algorithm.overlap`` takes as many again.
     """
@@ -60,10 +62,10 @@ class Processes:
         self.round = 0
         self._stage = "start"
         self._format: WireFormat = wire
-        # Joining has a short timeout. Once all have joined, slow ones are waited for; liveness finds lost ones.
         self._liveness = liveness
         self._on_stage = on_stage
-        self._group = self._new_group() if liveness is not None else None
+        self._groups: list[dist.ProcessGroup] = []
+        self._group = self._new_group()
         self._wire = Wire(self.num_processes, self.peers, buffer_bytes, self._group)
         self._buffer_bytes = buffer_bytes
         self._other_wire: Wire | None = None
@@ -71,17 +73,21 @@ class Processes:
 
     @classmethod
     def join(cls, timeout_s: float = 10.0, *, wire: WireFormat = "exact") -> "Processes":
-        """Join the group that torchrun's environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
+        """Join the other processes: in the group that exists, else in the one that the environment names.
+
+        A group that exists (of NCCL or gloo, made by your script, Ray Train or Accelerate) is used as it is, and
+        stays. Else torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) name the group; where only srun's
+        are set, they are set from these.
 
         Args:
             timeout_s: a process that gives no sign of life for so many seconds is lost. All others then end with one
-                line and exit code 1.
+                line and exit code 1. In a group that exists, whoever started the processes has to notice that.
             wire: how floats are sent; see the class.
 
         Raises:
             ConnectionError: the port is in use, or the other processes cannot be reached.
             PeerLost: another process failed before it joined, or did not come.
-            ValueError: torchrun has not started this process, or another one has another version of Skerry or torch.
+            ValueError: no launcher has started this process, or another one has another version of Skerry or torch.
 
         Example (of a script that ``torchrun --standalone --nproc-per-node 4 script.py`` starts)::
 
@@ -98,9 +104,18 @@ class Processes:
                     algorithm=skerry.ist(4), optimizer=lambda net: optim.SGD(net.parameters(), 0.1), num_rounds=5,
                 )
         """
+        if dist.is_initialized():
+            with contextlib.suppress(ValueError):  # no address in the environment: gloo finds its interface itself
+                Place.of_environment().use_its_interface()
+            runtime = cls(wire=wire)
+            runtime.agree({"versions": versions()})
+            return runtime
+        adopt_srun()
         liveness = join_group(Place.of_environment(), timeout_s, _end)
         liveness.delay_sigterm()
-        return cls(liveness=liveness, wire=wire)
+        runtime = cls(liveness=liveness, wire=wire)
+        atexit.register(runtime._leave_at_exit)
+        return runtime
 
     @property
     def buffer_bytes(self) -> int:
@@ -229,18 +244,27 @@ class Processes:
         return wait
 
     def _new_group(self) -> dist.ProcessGroup:
-        patience = timedelta(seconds=PATIENCE_S) if self._liveness is not None else None
+        # Joining has a short timeout. Once all have joined, slow ones are waited for; liveness finds lost ones.
         with self.peers():
-            group: dist.ProcessGroup = dist.new_group(timeout=patience)
-        return group
+            self._groups.append(dist.new_group(timeout=timedelta(seconds=PATIENCE_S), backend="gloo"))
+        return self._groups[-1]
 
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group; one that existed before ``join`` stays."""
+        atexit.unregister(self._leave_at_exit)
         self._beside()
         if self._liveness is not None:
             self.total(torch.zeros(1))  # others may still wait for this process's heartbeat
             self._liveness.stop()
-        dist.destroy_process_group()
+            dist.destroy_process_group()
+        else:
+            for group in self._groups:
+                dist.destroy_process_group(group)
+
+    def _leave_at_exit(self) -> None:
+        """Do at the end of the interpreter what ``with`` does, where it was not used."""
+        error: BaseException | None = getattr(sys, "last_value", None)  # what ended it
+        self.__exit__(None if error is None else type(error), error, None)
 
     def __enter__(self) -> Self:
         return self
@@ -248,6 +272,7 @@ class Processes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        atexit.unregister(self._leave_at_exit)
         if error is None:
             self.close()
         elif self._liveness is not None and not isinstance(error, PeerLost):
@@ -259,7 +284,7 @@ class Processes:
         """Return rank, round and stage, for messages."""
         return f"rank {self.rank}, round {self.round}, {self._stage}"
 
-    @contextmanager
+    @contextlib.contextmanager
     def peers(self) -> Iterator[None]:
         """Turn gloo's error about a lost process into ``PeerLost``, with one line."""
         try:

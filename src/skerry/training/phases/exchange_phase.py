@@ -58,12 +58,12 @@ def _add_to_totals(setup: Setup, state: State, reports: list[Report], sent: floa
     totals["bytes_sent"] += sent
     totals["bytes_due"] += due
     if setup.algorithm.synchronous:
-        of_gradients = setup.algorithm.local_steps * _gradient_bytes(setup.model, num)
+        of_gradients = setup.algorithm.local_steps * gradient_bytes(setup.model, num)
         totals["bytes_sent"] += of_gradients
         totals["bytes_due"] += of_gradients
 
 
-def _gradient_bytes(model: nn.Module, num_workers: int) -> float:
+def gradient_bytes(model: nn.Module, num_workers: int) -> float:
     """Return what a worker sends to average gradients once: 2 (n - 1) / n of their size, as in a ring."""
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     return 2 * (num_workers - 1) / num_workers * trained
