@@ -29,7 +29,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel
 
 import skerry
 from skerry.model.inputs import call, tensors_of
@@ -50,6 +49,8 @@ def mlp(width: int) -> nn.Module:
 
 def gpt2(**config: int) -> nn.Module:
     """GPT-2 of transformers, 124M by default."""
+    from transformers import GPT2Config, GPT2LMHeadModel  # bench/device.py does without
+
     return GPT2LMHeadModel(GPT2Config(**config, bos_token_id=0, eos_token_id=0))
 
 
@@ -141,23 +142,33 @@ def gpt(heads: int, hidden: int) -> nn.Module:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def in_turn(calls: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
+Wait = Callable[[], object]
+"""Waits until a device has done what it was given."""
+
+
+def on_cpu() -> None:
+    """There is nothing to wait for."""
+
+
+def in_turn(calls: Sequence[Callable[[], object]], repeats: int, wait: Wait = on_cpu) -> list[list[float]]:
     """Run each of ``calls`` once per repeat, each time starting with another one; return the seconds of each."""
     seconds: list[list[float]] = [[] for _ in calls]
     for repeat in range(repeats):
         for k in range(len(calls)):
             which = (repeat + k) % len(calls)
+            wait()
             started = time.perf_counter()
             result = calls[which]()
+            wait()
             seconds[which].append(time.perf_counter() - started)
             del result  # freeing it is not timed
     return seconds
 
 
-def medians(calls: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+def medians(calls: Sequence[Callable[[], object]], repeats: int, wait: Wait = on_cpu) -> list[float]:
     """Return the median seconds of each of ``calls``, run in turn after a warm-up."""
     in_turn(calls, 1)
-    return [statistics.median(times) for times in in_turn(calls, repeats)]
+    return [statistics.median(times) for times in in_turn(calls, repeats, wait)]
 
 
 def parameters_m(model: nn.Module) -> str:
@@ -292,7 +303,9 @@ def cut_bench() -> None:
         )
 
 
-def cut_times(model: nn.Module, plan: skerry.Plan, units: Tensor, repeats: int) -> tuple[int, list[float]]:
+def cut_times(
+    model: nn.Module, plan: skerry.Plan, units: Tensor, repeats: int, wait: Wait = on_cpu
+) -> tuple[int, list[float]]:
     """Return the bytes of a subnet; the seconds of ``copy_`` and ``clone`` of its tensors, extract and write_back."""
     subnet = skerry.subnet.extract(model, plan, units)
     source = [t.detach() for t in [*subnet.parameters(), *subnet.buffers()]]
@@ -303,7 +316,7 @@ def cut_times(model: nn.Module, plan: skerry.Plan, units: Tensor, repeats: int) 
         lambda: skerry.subnet.extract(model, plan, units),
         lambda: skerry.subnet.write_back(model, plan, units, subnet),
     ]
-    return sum(t.nbytes for t in source), medians(calls, repeats)
+    return sum(t.nbytes for t in source), medians(calls, repeats, wait)
 
 
 # --- a step of training -----------------------------------------------------------------------------------------------
@@ -327,26 +340,40 @@ def step_bench() -> None:
     for name, (full, by_hand, inputs) in STEP.items():
         model, x = full(), inputs()
         plan = skerry.discover(model, x)
-        times: list[list[float]] = [[], [], []]
-        for deal in range(10):  # new nets each time, since their place in memory matters too
-            units = skerry.partitions.Disjoint(WORKERS, seed=deal).assign(plan.axes, round=0).units(0)
-            subnet = skerry.subnet.extract(model, plan, units)
-            nets = [by_hand(), by_hand(), subnet]
-            for net in nets[:2]:
-                net.load_state_dict(subnet.state_dict())  # fails unless the widths are the same
-            calls = [step_of(net, x) for net in nets]
-            in_turn(calls, 2)
-            for all_times, new in zip(times, in_turn(calls, 30), strict=True):
-                all_times.extend(new)
-        hand, again, of_subnet = map(statistics.median, times)
+        hand, again, of_subnet = step_times(model, plan, by_hand, x)
         ratios[name] = of_subnet / hand
         ms, noise = f"{1e3 * hand:.2f}", f"{again / hand:.3f}x"
+        units = skerry.partitions.Disjoint(WORKERS).assign(plan.axes, round=0).units(0)
+        subnet = skerry.subnet.extract(model, plan, units)
         modules, values = skeleton(model), named_tensors(subnet)
         cut = partial(skerry.subnet.extract, modules, plan, units)
         (anew,) = medians([lambda cut=cut, values=values: fill_(cut(), values)], 21)
         rows.append([name, parameters_m(subnet), ms, noise, f"{ratios[name]:.3f}x", f"{anew / (20 * of_subnet):.2%}"])
     table("a training step of a subnet, in times of a net of its width written by hand", rows)
     bound("a step of a subnet against one by hand", ratios, 1.03, ".3f")
+
+
+def step_times(
+    model: nn.Module,
+    plan: skerry.Plan,
+    by_hand: Callable[[], nn.Module],
+    x: Tensor,
+    wait: Wait = on_cpu,
+    deals: int = 10,
+) -> list[float]:
+    """Return the median seconds of a step of a net written by hand, of another one, and of a subnet."""
+    times: list[list[float]] = [[], [], []]
+    for deal in range(deals):  # new nets each time, since their place in memory matters too
+        units = skerry.partitions.Disjoint(WORKERS, seed=deal).assign(plan.axes, round=0).units(0)
+        subnet = skerry.subnet.extract(model, plan, units)
+        nets = [by_hand().to(x.device), by_hand().to(x.device), subnet]
+        for net in nets[:2]:
+            net.load_state_dict(subnet.state_dict())  # fails unless the widths are the same
+        calls = [step_of(net, x) for net in nets]
+        in_turn(calls, 2)
+        for all_times, new in zip(times, in_turn(calls, 30, wait), strict=True):
+            all_times.extend(new)
+    return [statistics.median(each) for each in times]
 
 
 def step_of(net: nn.Module, x: Tensor) -> Callable[[], object]:

@@ -44,9 +44,9 @@ class Clocked(skerry.Processes):
         super().__init__(*args, **more)
         run = self._wire.run
 
-        def clocked(*args: Any) -> None:
+        def clocked(*args: Any, **more: Any) -> None:
             started = time.perf_counter()
-            run(*args)
+            run(*args, **more)
             self.spent["wire"] += time.perf_counter() - started
 
         self._wire.run = clocked  # type: ignore[method-assign]

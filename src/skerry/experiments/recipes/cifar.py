@@ -12,6 +12,7 @@ from skerry.experiments.datasets.archives import frozen
 from skerry.experiments.datasets.cifar import cifar10, cifar10_jpeg
 from skerry.experiments.models.resnet import ResNet
 from skerry.experiments.models.vgg import VGG
+from skerry.experiments.recipes.augmented import crops_and_flips
 from skerry.experiments.recipes.recipe import (
     Recipe,
     Task,
@@ -133,10 +134,11 @@ def _config(recipe: str, model: Mapping[str, Any]) -> Config:
     """Return the settings that all recipes here share.
 
     ``data.images``: the number of training images, of 50,000. ``data.set``: "cifar10", or "cifar10-jpeg" of the
-    benchmarks, which is the default where ``$SKERRY_DATA`` has it.
+    benchmarks, which is the default where ``$SKERRY_DATA`` has it. ``data.crops_and_flips``: whether to train on random
+    crops, of images padded by 4 pixels, half of them mirrored.
     """
     sgd = {"name": "SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
-    data = {"images": 50_000, "set": _default_set()}
+    data = {"images": 50_000, "set": _default_set(), "crops_and_flips": False}
     return Config(recipe=recipe, model=model, data=data, batch_size=64, optimizer=sgd, eval_batch_size=1000)
 
 
@@ -183,8 +185,16 @@ def _task(config: Config) -> Task:
     x, y = cifar.x_train[:num_images], cifar.y_train[:num_images]
     if len(x) < num_images:
         raise ValueError(f"data.images={num_images}: expected at most {len(x)}, the training images there are")
-    test = cifar.x_test, cifar.y_test
-    return Task(train=(x, y), test=test, scaling=cifar.scaling, classes=cifar.class_names)
+    changed = config.data.get("crops_and_flips", False)  # no such setting in older runs
+    if not isinstance(changed, bool):
+        raise ValueError(f"data.crops_and_flips={changed!r}: expected true or false")
+    return Task(
+        train=(x, y),
+        test=(cifar.x_test, cifar.y_test),
+        scaling=cifar.scaling,
+        classes=cifar.class_names,
+        augment=crops_and_flips if changed else None,
+    )
 
 
 def _counts(config: Config, name: str) -> Sequence[int]:

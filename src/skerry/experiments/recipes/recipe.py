@@ -18,6 +18,7 @@ from skerry.data.splits import split
 from skerry.experiments.config import Config
 from skerry.experiments.datasets.archives import Classification
 from skerry.experiments.methods import METHODS
+from skerry.experiments.recipes.augmented import Augment, Augmented
 from skerry.model.tensors import named_tensors
 from skerry.plan.table import Plan
 from skerry.predictor import Scaling, Signature
@@ -48,6 +49,7 @@ class Task:
         loss_fn: of the model's outputs and the targets.
         split_by: (num_samples,), what a split by label uses; None: the targets.
         metrics: reported beside the loss.
+        augment: changes each batch of training inputs at random.
 
     Raises:
         ValueError: samples and targets are not tensors, there are none or not as many of both, ``scaling`` is no
@@ -62,6 +64,7 @@ class Task:
     loss_fn: LossFn = F.cross_entropy
     split_by: Tensor | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    augment: Augment | None = None
 
     def __post_init__(self) -> None:
         if not (self.scaling is None or isinstance(self.scaling, Scaling)):
@@ -181,11 +184,12 @@ class Recipe:
                 )
             priors = log_priors(y, parts, task.num_classes)
         on_meta = any(tensor.is_meta for tensor in named_tensors(model).values())
+        shards = Shards(x, y, parts, batch_size=config.batch_size, seed=config.seed, transform=scale)
         return Job(
             model=model,
             plan=plan,
             loss_fn=task.loss_fn,
-            data=Shards(x, y, parts, batch_size=config.batch_size, seed=config.seed, transform=scale),
+            data=shards if task.augment is None else Augmented(shards, task.augment, config.seed),
             test=(scale(x_test), y_test),
             metrics=task.metrics,
             start=partial(FromInitializer, seed=seed_of(config.seed, "model")) if on_meta else None,

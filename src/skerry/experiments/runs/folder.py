@@ -13,7 +13,6 @@ lines are added, and which is truncated to the checkpoint's round on resume.
 """
 
 import fcntl
-import importlib.metadata
 import json
 import math
 import platform
@@ -30,6 +29,7 @@ from skerry.experiments.config import Config
 from skerry.experiments.methods import why_same_workers
 from skerry.files import atomic
 from skerry.predictor import Signature
+from skerry.runtimes.distributed.meeting import own_version
 from skerry.training.callback import Callback
 from skerry.training.cost import rank_memory
 from skerry.training.diagnosis.measures import MEASURES
@@ -309,7 +309,7 @@ def _finite(x: float | None) -> float | None:
 
 def _versions() -> dict[str, str]:
     return {
-        "skerry": importlib.metadata.version("skerry"),
+        "skerry": own_version(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }

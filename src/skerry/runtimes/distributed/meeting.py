@@ -251,8 +251,12 @@ def tell_before_joining(why: str) -> None:
 
 def versions() -> str:
     """Return the versions that all processes must have."""
+    return f"skerry {own_version()}, torch {'.'.join(torch.__version__.split('.')[:2])}"
+
+
+def own_version() -> str:
+    """Return the version of Skerry; it is unknown where Skerry is not installed but found by PYTHONPATH."""
     try:
-        own = version("skerry")
+        return version("skerry")
     except PackageNotFoundError:
-        own = "of unknown version"
-    return f"skerry {own}, torch {'.'.join(torch.__version__.split('.')[:2])}"
+        return "of unknown version"
