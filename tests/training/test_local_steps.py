@@ -18,6 +18,7 @@ from zoo import blobs
 
 from skerry import Checkpoints, Session, discover, ist, relay, train
 from skerry.algorithms import single
+from skerry.callbacks import Callback
 from skerry.model.tensors import named_tensors
 from skerry.runtimes import Serial
 from skerry.training import cosine
@@ -148,7 +149,7 @@ def assert_same(model, meant):
 
 
 def by_train(optimizer, *, algorithm=None, runtime=None, stop=None, folder=None, resume=False, rounds=ROUNDS, **more):
-    def on_round(record, state):
+    def on_round(session, record):
         losses.append(record.train_loss)
         if record.round == stop:
             raise Stopped
@@ -158,8 +159,8 @@ def by_train(optimizer, *, algorithm=None, runtime=None, stop=None, folder=None,
     saved = {} if folder is None else {"checkpoints": Checkpoints(folder=folder, run="a", every_s=0, resume=resume)}
     result = train(
         model, F.cross_entropy, blobs(algorithm.partition.num_workers), plan=discover(model, torch.randn(8, 9)),
-        algorithm=algorithm, optimizer=optimizer, num_rounds=rounds, runtime=runtime, on_round=on_round,
-        **saved, **more,
+        algorithm=algorithm, optimizer=optimizer, num_rounds=rounds, runtime=runtime,
+        callbacks=[Callback(on_round=on_round)], **saved, **more,
     )  # fmt: skip
     return model, losses, result
 
@@ -277,7 +278,7 @@ def test_the_record_has_the_factor_of_a_scheduler():
     train(
         model, F.cross_entropy, blobs(1), plan=discover(model, torch.randn(8, 9)), algorithm=single(local_steps=STEPS),
         optimizer=groups, num_rounds=ROUNDS, lr_scheduler=lambda o: lr_scheduler.StepLR(o, STEPS, gamma=0.5),
-        on_round=lambda record, state: factors.append(record.rate_factor),
+        callbacks=[Callback(on_round=lambda session, record: factors.append(record.rate_factor))],
     )  # fmt: skip
     assert factors == [1.0, 0.5, 0.25, 0.125]
 
@@ -494,7 +495,7 @@ def test_nan_in_the_data_is_named_with_worker_and_step_and_the_run_goes_on(setti
     with pytest.warns(UserWarning, match=r"NaN in the inputs of worker 1, round 1, step 2\b") as caught:
         train_on(
             lambda x, y: (x.index_fill(0, torch.tensor([3]), math.nan), y),
-            on_round=lambda record, state: records.append(record.refused), **settings,
+            callbacks=[Callback(on_round=lambda session, record: records.append(record.refused))], **settings,
         )  # fmt: skip
     assert records == [(), (1,), ()]
     assert len([w for w in caught if "NaN" in str(w.message)]) == 1

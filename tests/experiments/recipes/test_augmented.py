@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from skerry.callbacks import Callback
 from skerry.experiments.recipes import RECIPES
 from skerry.experiments.recipes.augmented import PAD, crops_and_flips
 from skerry.experiments.runs.execute import configure, run
@@ -71,12 +72,12 @@ def test_a_run_with_crops_resumes_exactly(tmp_path, monkeypatch):
     settings = SMALL | {"data.crops_and_flips": True, "checkpoint_every_s": 0}
     config = configure("resnet18-cifar", "ist", settings)
 
-    def fail(record, state):
-        if state.round == 3:
+    def fail(session, record):
+        if session.state.round == 3:
             raise RuntimeError("here it ends")
 
     with pytest.raises(RuntimeError, match="here it ends"):
-        run(config, tmp_path / "broken", Serial(), resume=False, on_round=fail)
+        run(config, tmp_path / "broken", Serial(), resume=False, callbacks=[Callback(on_round=fail)])
     run(config, tmp_path / "broken", Serial(), resume=True)
     run(config, tmp_path / "whole", Serial(), resume=False)
     plain = configure("resnet18-cifar", "ist", settings | {"data.crops_and_flips": False})
