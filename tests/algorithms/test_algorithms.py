@@ -289,15 +289,18 @@ def beside_torch(runtime, folder):
     for name, algorithm in {
         "ddp": ddp(2, local_steps=STEPS),
         "post_local": local_sgd(2, local_steps=STEPS, optimizer_state="stay"),
+        "micro-batches": ddp(2, local_steps=STEPS),
     }.items():
         model, plan = plain()
+        more = {"accumulate": 2, "clip_grad_norm": 0.1} if name == "micro-batches" else {}
         result = train(model, F.cross_entropy, Doubles(2), plan=plan, algorithm=algorithm, optimizer=sgd,
-                       num_rounds=ROUNDS, runtime=runtime)  # fmt: skip
+                       num_rounds=ROUNDS, runtime=runtime, **more)  # fmt: skip
         ours[name] = dict(result.full.tensors())
-        if name == "ddp":
-            # 2 (n - 1) / n = 1 times the weights in each step, and once a round with what is averaged there.
+        if name != "post_local":
+            # 2 (n - 1) / n = 1 times the weights in each backward pass, and once a round with what is averaged there.
+            means = STEPS * more.get("accumulate", 1) + 1
             weights = sum(p.nbytes for p in model.parameters())
-            assert result.state.totals["bytes_due"] == pytest.approx(ROUNDS * (STEPS + 1) * weights, rel=0.01)
+            assert result.state.totals["bytes_due"] == pytest.approx(ROUNDS * means * weights, rel=0.01)
     by_torch = {}
     model, _ = plain()
     steps(DistributedDataParallel(model), sgd(model), Doubles(2).batches(rank, 0, ROUNDS * STEPS))
@@ -310,6 +313,15 @@ def beside_torch(runtime, folder):
     optimizer = PostLocalSGDOptimizer(sgd(model), averager)
     steps(wrapped, optimizer, Doubles(2).batches(rank, 0, ROUNDS * STEPS))
     by_torch["post_local"] = dict(model.named_parameters())
+    model, _ = plain()
+    wrapped, optimizer = DistributedDataParallel(model), sgd(model)
+    for x, y in Doubles(2).batches(rank, 0, ROUNDS * STEPS):
+        for xs, ys in zip(x.chunk(2), y.chunk(2), strict=True):
+            (F.cross_entropy(wrapped(xs), ys) / 2).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+        optimizer.zero_grad()
+    by_torch["micro-batches"] = dict(model.named_parameters())
     if rank == 0:
         worst = {k: max(float((ours[k][n] - t).abs().max()) for n, t in by_torch[k].items()) for k in ours}
         (folder / "worst").write_text(repr(worst))
@@ -351,7 +363,7 @@ def test_a_loss_that_is_not_finite_does_not_leave_ddps_workers_out_of_step(told)
 
 def test_ddp_and_local_sgd_give_the_numbers_of_torch(told):
     worst = eval((told / "worst").read_text())  # our own file
-    assert worst.keys() == {"ddp", "post_local"}
+    assert worst.keys() == {"ddp", "post_local", "micro-batches"}
     assert all(difference < 1e-12 for difference in worst.values()), worst
 
 

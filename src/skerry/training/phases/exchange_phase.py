@@ -58,7 +58,8 @@ def _add_to_totals(setup: Setup, state: State, reports: list[Report], sent: floa
     totals["bytes_sent"] += sent
     totals["bytes_due"] += due
     if setup.algorithm.synchronous:
-        of_gradients = setup.algorithm.local_steps * gradient_bytes(setup.model, num)
+        num_means = setup.algorithm.local_steps * setup.steps.accumulate
+        of_gradients = num_means * gradient_bytes(setup.model, num)
         totals["bytes_sent"] += of_gradients
         totals["bytes_due"] += of_gradients
 
