@@ -10,8 +10,8 @@ the first two checks (exit code 1); of the others, a row that misses its aim say
 - *processes against serial*: the same, with one process per worker; all share the device.
 - *step*: a training step of a subnet of a quarter's width, in times of a net of that width written by hand.
 - *cut*, *write back*: in times of ``copy_`` of the same bytes into existing tensors, contiguous units and random ones.
-- *round*: what a round of 4 workers with 20 local steps takes beyond these steps in a plain loop: cutting, reading the
-  loss after each step, new optimizers, the mean, diagnosis.
+- *round*: what a round of 4 workers with 20 local steps takes beyond these steps in a plain loop: cutting, making
+  optimizers, averaging, diagnosis.
 - *memory*: the most that training one worker's subnet of 8 takes, as a part of what training the whole net takes.
 
 Times are medians, measured in turn, each after waiting for the device.

@@ -139,6 +139,10 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="tiny runs, to test this script")
     options = parser.parse_args()
     device = chosen_device(options.device)
+    try:  # decodes the images once, or says what is missing
+        RECIPES["vgg-cifar"]().task(configure("vgg-cifar", "ist", {}))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
     runs = trainings(options.out, options.device, options.small)
     failed = run_all(runs, 60 * options.minutes, options.at_once)
     print(f"python bench/device_frontier.py {' '.join(sys.argv[1:])} ({device})")

@@ -33,7 +33,10 @@ def test_cases_train_on_a_device_and_are_compared_with_the_cpu(bench, tmp_path, 
     assert bench.difference(found, meant) == float("inf")
 
 
-@pytest.mark.parametrize("rows", ["step_rows", "cut_rows", "round_rows", "memory_rows"])
+SLOW = [pytest.param(rows, marks=pytest.mark.slow) for rows in ("step_rows", "round_rows", "memory_rows")]
+
+
+@pytest.mark.parametrize("rows", ["cut_rows", *SLOW])
 def test_costs_are_measured_on_a_device(bench, monkeypatch, rows):
     peak = iter([0, 100, 0, 1000] * 2)
     for name, value in {
