@@ -20,7 +20,7 @@ def main() -> None:
     x, y = load_digits(return_X_y=True)  # (1797, 64) and (1797,)
     x, x_test, y, y_test = map(torch.tensor, train_test_split(x.astype("float32") / 16, y, random_state=0))
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
+    model = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 10))
     loader = DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True)
 
     result = skerry.train(
