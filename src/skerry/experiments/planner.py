@@ -148,7 +148,7 @@ def forecast(about: Subject, config: Config) -> Forecast:
     seconds, measured, rate = _step_s(subnets[largest], memories[largest], loss_fn, batch, optimizer, steps)
     sent, busiest = _bytes(plan, sizes, algorithm, config.rounds)
     if algorithm.synchronous:
-        of_gradients = config.local_steps * gradient_bytes(net, now.num_workers)
+        of_gradients = config.local_steps * config.accumulate * gradient_bytes(net, now.num_workers)
         sent, busiest = sent + of_gradients, busiest + of_gradients
     most = max(memories, key=lambda memory: memory.peak)
     return Forecast(config.method, config, sent, busiest, most, seconds, measured, rate)
