@@ -195,12 +195,12 @@ def cut_rows(device: torch.device, small: bool) -> Iterator[Row]:
 
 def round_rows(device: torch.device, small: bool) -> Iterator[Row]:
     """Compare rounds with their local steps in a plain loop."""
-    hidden, width, blocks, batch = (64, 4, (1,), 4) if small else (8192, 64, (2, 2, 2, 2), 128)
+    hidden, width, blocks, side, batch = (64, 4, (1,), 8, 4) if small else (8192, 64, (2, 2, 2, 2), 32, 128)
     mlp3 = MLP([4096, hidden, hidden, hidden, 12])
     resnet = ResNet(blocks, width=width, classes=12)
     for name, model, plan, shape in (
         ("MLP", mlp3, skerry.Plan.from_rules(mlp3, mlp_rules(3)), (4096,)),
-        ("ResNet-18", resnet, skerry.Plan.from_rules(resnet, channel_rules()), (3, 32, 32)),
+        ("ResNet-18", resnet, skerry.Plan.from_rules(resnet, channel_rules()), (3, side, side)),
     ):
         x, y = torch.randn(batch, *shape, device=device), torch.arange(batch, device=device) % 12
         repeats = 1 if small else 7
