@@ -30,14 +30,14 @@ def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
 
-def train(runtime):
+def train(runtime, **more):
     x, y, model = torch.linspace(-1, 1, 200).view(50, 4), torch.arange(50) % 2, net()
     return skerry.train(
         model, nn.functional.cross_entropy,
         skerry.Shards(x, y, skerry.split(y, 2, "iid", seed=0), batch_size=10, seed=0),
         plan=skerry.discover(model, x), algorithm=skerry.ist(2, local_steps=3, reshuffle=0.5, optimizer_state="travel"),
         optimizer=lambda net: torch.optim.SGD(net.parameters(), 0.1, momentum=0.9), num_rounds=3, runtime=runtime,
-        test=(x, y),
+        test=(x, y), **more,
     )
 """
 
@@ -135,6 +135,20 @@ train(runtime)
     assert re.search(r"skerry: error: rank 0.*rank 1 ended: KeyError: 'no such column'", said)
     assert "Traceback" not in said
     assert trace.rstrip().endswith("KeyError: 'no such column'")
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_without_with_one_that_exits_early_does_not_leave_the_others_waiting(tmp_path, port, who):
+    body = f"""
+runtime = skerry.Processes.join(timeout_s=2.0)
+def leave(session, record):
+    if record.round == 1 and runtime.rank == {who}:
+        sys.exit(3)
+train(runtime, callbacks=[skerry.callbacks.Callback(on_round=leave)])
+"""
+    ended = started(tmp_path, body, [of_torchrun(rank, port) for rank in range(2)])
+    assert all(code != 0 for code, _, _ in ended), ended
+    assert f"rank {who} has ended, and others wait for it" in ended[1 - who][2]
 
 
 def of_srun(rank, **more):

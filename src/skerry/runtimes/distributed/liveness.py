@@ -12,12 +12,12 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import torch.distributed as dist
 
-from skerry.runtimes.distributed.meeting import ENDING, Meeting, PeerLost, Place
+from skerry.runtimes.distributed.meeting import ENDING, ENDS, Meeting, PeerLost, Place
 
 _CONNECT_S = 60.0
 """Seconds in which gloo must connect processes that have all come."""
@@ -44,13 +44,30 @@ class Liveness:
         self._signals: socket.socket | None = None
         self._before: Callable[[], None] = lambda: None  # restores the handler of SIGTERM
         self._beaten = time.monotonic()
-        self._ended = threading.Event()
+        self._ended, self._all_end = threading.Event(), threading.Event()
+        self._at_end = False
+        self._waits: dict[int, float] = {}  # since when each thread of this process waits for others
         self._thread = threading.Thread(target=self._run, name="skerry-liveness", daemon=True)
         self._thread.start()
 
     def at(self, where: str) -> None:
         """Note where this process is: round and stage."""
         self._where = where
+
+    @contextlib.contextmanager
+    def waits(self) -> Iterator[None]:
+        """Note that the block waits for all others: one that ends meanwhile would never come."""
+        self._waits[threading.get_ident()] = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waits.pop(threading.get_ident(), None)
+
+    def end_together(self) -> None:
+        """Wait until all others end as well, then stop; an other process that waits for this one ends both."""
+        self._at_end = True
+        self._all_end.wait()
+        self.stop()
 
     def stop(self) -> None:
         """End the thread: the work is done, and others that end are not lost.
@@ -119,7 +136,7 @@ class Liveness:
 
     def _beat(self, count: int) -> str | None:
         """Increment the counter, read those of the others, and return why this process must end, if it must."""
-        signs, failure = self._meeting.beat(f"{count}")
+        signs, failure = self._meeting.beat(ENDS if self._at_end else f"{count}")
         now = time.monotonic()
         if now - self._beaten > _BEATS * self._interval:  # this process was stopped itself
             self._seen = {rank: (sign, now) for rank, (sign, _) in self._seen.items()}
@@ -129,6 +146,12 @@ class Liveness:
                 self._seen[rank] = (sign, now)
         if failure is not None:
             return failure
+        ended = [rank for rank, sign in enumerate(signs) if rank != self._rank and sign in ENDING]
+        if self._at_end and len(ended) == len(signs) - 1:
+            self._all_end.set()
+        if ended and now - min(self._waits.values(), default=now) > self._timeout_s:
+            text = f"rank {ended[0]} has ended, and others wait for it; see its output"
+            return self._meeting.tell_of_lost(ended[0], text)
         silent, rank = max((now - at, rank) for rank, (_, at) in self._seen.items())
         suspicious = self._suspicious is not None and now - self._suspicious > _BEATS * self._interval
         allowed = _BEATS * self._interval if suspicious else self._timeout_s - 2 * self._interval

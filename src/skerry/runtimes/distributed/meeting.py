@@ -34,8 +34,8 @@ _LATE_S = 30.0
 _TELL_S = 5.0
 """Seconds for which a process that fails waits for others to read why."""
 _FAILURE, _NO_FAILURE = "failure", "-"
-_ENDS, _LEFT = "ends", "left"
-ENDING = (_ENDS, _LEFT)
+ENDS, _LEFT = "ends", "left"
+ENDING = (ENDS, _LEFT)
 """In place of signs of life: the process ends, or does not use the store any more."""
 _JOINS = itertools.count()
 
@@ -215,14 +215,14 @@ class Meeting:
     def leave(self, patience_s: float = 0.0) -> None:
         """Note that this process ends, and is not lost; the first one waits for the others, ``patience_s`` at most."""
         if self._rank == 0 and patience_s:
-            self._store.set(self._signs[0], _ENDS)
+            self._store.set(self._signs[0], ENDS)
             self._wait_for_others([_LEFT], patience_s)
         self._store.set(self._signs[self._rank], _LEFT)
 
     def tell(self, why: str, patience_s: float = _TELL_S) -> None:
         """Tell why this process ends, and wait until the others have read it, ``patience_s`` at most."""
         self._write_failure(f"rank {self._rank} ended: {' '.join(why.split())[:2000]}")
-        self._store.set(self._signs[self._rank], _ENDS)
+        self._store.set(self._signs[self._rank], ENDS)
         self._wait_for_others(ENDING, patience_s)
         self.leave(patience_s)
 

@@ -263,8 +263,11 @@ class Processes:
 
     def _leave_at_exit(self) -> None:
         """Do at the end of the interpreter what ``with`` does, where it was not used."""
-        error: BaseException | None = getattr(sys, "last_value", None)  # what ended it
-        self.__exit__(None if error is None else type(error), error, None)
+        error: BaseException | None = getattr(sys, "last_value", None)  # what ended it; None for sys.exit
+        if error is None and self._liveness is not None:
+            self._liveness.end_together()  # nothing of the group: the others may be in the middle of a training
+        else:
+            self.__exit__(None if error is None else type(error), error, None)
 
     def __enter__(self) -> Self:
         return self
@@ -288,7 +291,8 @@ class Processes:
     def peers(self) -> Iterator[None]:
         """Turn gloo's error about a lost process into ``PeerLost``, with one line."""
         try:
-            yield
+            with self._liveness.waits() if self._liveness is not None else contextlib.nullcontext():
+                yield
         except RuntimeError as error:
             if self._liveness is not None:
                 self._liveness.suspect()
