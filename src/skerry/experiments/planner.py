@@ -30,7 +30,7 @@ from skerry.plan.table import Plan, trained_in_blocks
 from skerry.randomness import own_random_state
 from skerry.subnet.extract import extract
 from skerry.training.check import check_algorithm
-from skerry.training.cost import RankMemory, StepCosts, rank_memory
+from skerry.training.cost import RankMemory, StepCosts, most_buffer_bytes, rank_memory
 from skerry.training.phases.exchange_phase import gradient_bytes
 from skerry.training.setup import net_to_train
 from skerry.training.steps.prepared import prepared
@@ -143,10 +143,13 @@ def forecast(about: Subject, config: Config) -> Forecast:
     costs = StepCosts(loss_fn, optimizer, lambda: batch, outer=outer, settings=steps, device=_CPU)
     subnets = [extract(net, plan, now.units(worker)) for worker in range(now.num_workers)]
     sizes = named_tensors(net) | _state_sizes(subnets[0], net, plan, algorithm, optimizer)
-    memories = [rank_memory(plan, sizes, now, w, costs.of(subnet)) for w, subnet in enumerate(subnets)]
+    sent, busiest = _bytes(plan, sizes, algorithm, config.rounds)
+    buffers = most_buffer_bytes(now.num_workers, busiest, max(size.nbytes for size in sizes.values()))
+    memories = [
+        rank_memory(plan, sizes, now, w, costs.of(subnet), buffer_bytes=buffers) for w, subnet in enumerate(subnets)
+    ]
     largest = max(range(now.num_workers), key=lambda worker: memories[worker].step.flop)
     seconds, measured, rate = _step_s(subnets[largest], memories[largest], loss_fn, batch, optimizer, steps)
-    sent, busiest = _bytes(plan, sizes, algorithm, config.rounds)
     if algorithm.synchronous:
         of_gradients = config.local_steps * config.accumulate * gradient_bytes(net, now.num_workers)
         sent, busiest = sent + of_gradients, busiest + of_gradients
@@ -166,7 +169,15 @@ def forecasts(
         if not any(takes(method, name) for method in methods):
             raise ValueError(f"{name}: none of {', '.join(methods)} takes it; leave it out")
     found, why_not = [], {}
-    for config in [about.config(method, settings) for method in methods]:
+    configs = []
+    for method in methods:
+        try:
+            configs.append(about.config(method, settings))
+        except ValueError as error:
+            why_not[method] = str(error)
+    if not configs:
+        raise ValueError(why_not[methods[0]])
+    for config in configs:
         try:
             found.append(forecast(about, config))
         except ValueError as error:

@@ -196,6 +196,18 @@ class RankMemory:
         return max(self.training, self.exchange, self.evaluation)
 
 
+def most_buffer_bytes(num_workers: int, busiest: float, largest: int) -> int:
+    """Return a bound on the bytes of the buffers of a process: two each way with every other (``distributed/wire.py``).
+
+    Args:
+        num_workers: in all.
+        busiest: bytes that a process sends or receives in an exchange, at most.
+        largest: bytes of the full model's largest tensor, which is gathered for evaluation.
+    """
+    others = num_workers - 1
+    return min(64 * 2**20, 4 * others * 2**22, int(4 * busiest) + 2 * largest + 2**12 * others)
+
+
 def rank_memory(
     plan: Plan,
     sizes: Mapping[str, Tensor],
