@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from skerry.model.in_words import first_line
 
+_LONG = 100
+"""The most characters of what torch says."""
+
 
 def chosen_device(device: str | torch.device | None, model: nn.Module | None = None) -> torch.device:
     """Return the device to train on.
@@ -39,6 +42,8 @@ def chosen_device(device: str | torch.device | None, model: nn.Module | None = N
         said = "it holds no values"
     except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError) as error:
         said = first_line(error)
+        if len(said) > _LONG:  # it lists all devices, or all kernels
+            said = "torch knows no such device" if "device string" in said else f"{said[:_LONG]}..."
     raise ValueError(
         f"device={str(device)!r}: it cannot be used here ({said}); expected cpu, cuda, cuda:1, mps or auto"
     )
