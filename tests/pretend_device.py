@@ -14,7 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import (
+    _DummyBackendModule,
+    _DummyPrivateUse1Hook,
+    _setup_privateuseone_for_python_backend,
+)
 
 aten = torch.ops.aten
 CPU = torch.device("cpu")
@@ -40,9 +44,16 @@ class HostWaits(RuntimeError):
 
 
 class Backend(_DummyBackendModule):
-    """``torch.pretend``. Its random state is a number; the values that are drawn are those of the CPU."""
+    """``torch.pretend``. Its random state is a number; the values that are drawn are those of the CPU.
+
+    It is available within ``pretend()`` only: other tests of the process have no such device.
+    """
 
     state = 0
+    num_users = 0
+
+    def is_available(self) -> bool:
+        return self.num_users > 0
 
     def get_rng_state(self, device: torch.device) -> Tensor:
         return torch.tensor(self.state)
@@ -59,8 +70,13 @@ class Backend(_DummyBackendModule):
 backend = Backend()
 
 
+class _Hook(_DummyPrivateUse1Hook):
+    def is_available(self) -> bool:
+        return backend.is_available()
+
+
 # At import: autograd counts devices at the first backward pass of the process.
-_setup_privateuseone_for_python_backend("pretend", backend)
+_setup_privateuseone_for_python_backend("pretend", backend, _Hook())
 DEVICE = torch.device("pretend", 0)
 
 
@@ -161,5 +177,9 @@ def no_waiting() -> Iterator[None]:
 @contextmanager
 def pretend() -> Iterator[torch.device]:
     """Within the block the device exists, in this thread."""
-    with _Creates():
-        yield DEVICE
+    backend.num_users += 1
+    try:
+        with _Creates():
+            yield DEVICE
+    finally:
+        backend.num_users -= 1
