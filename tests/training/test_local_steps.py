@@ -99,7 +99,8 @@ SOME = pytest.mark.parametrize("feature", ["sequential", "transformers", "bf16",
 
 
 def plain(optimizer, *, lr_scheduler=None, clip_grad_norm=None, accumulate=1, precision="fp32",
-          checkpoint_activations=False, wrap=lambda net: net, num=TOTAL, loss_fn=F.cross_entropy, scaler=None):  # fmt: skip
+          checkpoint_activations=False, wrap=lambda net: net, num=TOTAL, loss_fn=F.cross_entropy,
+          scaler=None):  # fmt: skip
     """What people write in PyTorch."""
     net = build()
     called = wrap(net)
