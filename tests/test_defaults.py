@@ -33,6 +33,7 @@ def test_three_arguments_are_enough(capsys):
     assert (algorithm.name, algorithm.partition.num_workers, algorithm.optimizer_state) == ("relay", 4, "travel")
     assert len(result.history) * algorithm.local_steps == PASSES * 40 // 4
     assert result.score.accuracy > 0.6
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), mlp().parameters(), strict=True))
     (said,) = capsys.readouterr().err.splitlines()
     for part in (
         "skerry.discover(",
@@ -41,6 +42,8 @@ def test_three_arguments_are_enough(capsys):
         "AdamW",
         "lr=0.001",
         "num_rounds=10: 20 passes",
+        "200 steps per worker, local_steps=20",
+        "result.model, and your model stays as it is",
     ):
         assert part in said
     plan = discover(mlp(), X[:8])
@@ -59,6 +62,8 @@ def test_what_is_given_wins(capsys):
     assert "algorithm=" not in said
     assert "num_rounds=" not in said
     assert "AdamW" in said
+    assert "4 steps per worker, local_steps=2" in said
+    assert "result.model" not in said  # ist trains the model itself
     data = Shards(X, Y, split(Y, 2, "iid", seed=0), batch_size=8, seed=0)
     assert train(mlp(), F.cross_entropy, data, num_rounds=2).session.setup.algorithm.partition.num_workers == 2
     two = [loader(), loader()]

@@ -15,6 +15,7 @@ from skerry.discovery.discover import discover
 from skerry.model.inputs import Inputs, to
 from skerry.model.tensors import skeleton
 from skerry.plan.table import Plan
+from skerry.trained import Given
 
 WORKERS = 4
 """Workers in one process, where neither the data nor the algorithm says how many there are."""
@@ -35,8 +36,13 @@ class Choice:
     in_words: tuple[str, ...]
 
     def __str__(self) -> str:
-        chosen = "; ".join(self.in_words)
-        return f"skerry.train chose {chosen}. Give it these arguments to choose otherwise (docs/data.md)."
+        chosen, each = "; ".join(self.in_words), self.algorithm.local_steps
+        other_net = not isinstance(self.algorithm.trains, Given)
+        return (
+            f"skerry.train chose {chosen}. That is {self.num_rounds * each} steps per worker, local_steps={each} in each "
+            f"round{'; the trained net is result.model, and your model stays as it is' if other_net else ''}. Give "
+            "it these arguments to choose otherwise (docs/data.md)."
+        )
 
 
 def choose_missing(

@@ -17,7 +17,7 @@ from transformers import get_cosine_schedule_with_warmup
 from zoo import blobs
 
 from skerry import Checkpoints, Session, discover, ist, relay, train
-from skerry.algorithms import single
+from skerry.algorithms import diloco, local_sgd, single
 from skerry.callbacks import Callback
 from skerry.model.tensors import named_tensors
 from skerry.runtimes import Serial
@@ -99,13 +99,14 @@ SOME = pytest.mark.parametrize("feature", ["sequential", "transformers", "bf16",
 
 
 def plain(optimizer, *, lr_scheduler=None, clip_grad_norm=None, accumulate=1, precision="fp32",
-          checkpoint_activations=False, wrap=lambda net: net, num=TOTAL):  # fmt: skip
+          checkpoint_activations=False, wrap=lambda net: net, num=TOTAL, loss_fn=F.cross_entropy,
+          scaler=None):  # fmt: skip
     """What people write in PyTorch."""
     net = build()
     called = wrap(net)
     opt = optimizer(net)
     scheduler = lr_scheduler(opt) if lr_scheduler else None
-    scaler = torch.amp.GradScaler("cpu", enabled=precision == "fp16")
+    scaler = scaler or torch.amp.GradScaler("cpu", enabled=precision == "fp16")
     types, losses = {"bf16": torch.bfloat16, "fp16": torch.float16}, []
 
     def forward(x):
@@ -122,7 +123,7 @@ def plain(optimizer, *, lr_scheduler=None, clip_grad_norm=None, accumulate=1, pr
             with torch.autocast("cpu", types.get(precision), enabled=precision in types):
                 out = forward(xs)
             weight = len(ys) * accumulate / len(y)
-            loss = F.cross_entropy(out.float(), ys)
+            loss = loss_fn(out.float(), ys)
             loss = (loss * weight if weight != 1 else loss) / accumulate
             seen = [{n: b.clone() for n, b in block.named_buffers()} for block in net[1]]
             scaler.scale(loss).backward()
@@ -148,17 +149,20 @@ def assert_same(model, meant):
         assert torch.equal(a, b), name
 
 
-def by_train(optimizer, *, algorithm=None, runtime=None, stop=None, folder=None, resume=False, rounds=ROUNDS, **more):
+def by_train(
+    optimizer, *, model=None, loss_fn=F.cross_entropy, algorithm=None, runtime=None, stop=None, folder=None,
+    resume=False, rounds=ROUNDS, **more,
+):  # fmt: skip
     def on_round(session, record):
         losses.append(record.train_loss)
         if record.round == stop:
             raise Stopped
 
-    losses, model = [], build()
+    losses, model = [], model or build()
     algorithm = algorithm or single(local_steps=STEPS)
     saved = {} if folder is None else {"checkpoints": Checkpoints(folder=folder, run="a", every_s=0, resume=resume)}
     result = train(
-        model, F.cross_entropy, blobs(algorithm.partition.num_workers), plan=discover(model, torch.randn(8, 9)),
+        model, loss_fn, blobs(algorithm.partition.num_workers), plan=discover(model, torch.randn(8, 9)),
         algorithm=algorithm, optimizer=optimizer, num_rounds=rounds, runtime=runtime,
         callbacks=[Callback(on_round=on_round)], **saved, **more,
     )  # fmt: skip
@@ -241,19 +245,51 @@ def test_resume_is_exact(feature, tmp_path):
         shutil.rmtree(tmp_path / "whole")
 
 
-def test_the_scale_of_half_precision_goes_on_from_round_to_round():
+def test_the_scale_of_half_precision_is_that_of_a_plain_loop_also_after_a_resume(tmp_path):
     def loss_fn(out, y):
         return F.cross_entropy(out, y) * 30  # overflows until the scale has fallen
 
-    model = build()
-    algorithm = single(local_steps=STEPS)
-    result = train(
-        model, loss_fn, blobs(1), plan=discover(model, torch.randn(8, 9)), algorithm=algorithm, num_rounds=ROUNDS,
-        optimizer=lambda net: torch.optim.SGD(net.parameters(), 1e-4), precision="fp16",
-    )  # fmt: skip
-    kept = result.store.kept[0]
-    assert kept["scaler::scale"] < 65536
-    assert 0 < kept["scaler::_growth_tracker"] < TOTAL
+    def sgd(net):
+        return torch.optim.SGD(net.parameters(), 1e-4)
+
+    def scale(**more):
+        kept = by_train(sgd, loss_fn=loss_fn, precision="fp16", **more)[2].store.kept[0]
+        return {key: kept[f"::scaler::{key}"].item() for key in ("scale", "_growth_tracker")}
+
+    scaler = torch.amp.GradScaler("cpu")
+    plain(sgd, loss_fn=loss_fn, precision="fp16", scaler=scaler)
+    meant = {key: scaler.state_dict()[key] for key in ("scale", "_growth_tracker")}
+    assert meant["scale"] < 65536
+    assert STEPS < meant["_growth_tracker"] < TOTAL
+    assert scale() == meant
+    with pytest.raises(Stopped):
+        scale(folder=tmp_path, stop=2)
+    assert scale(folder=tmp_path, resume=True) == meant
+
+
+class Shifted(nn.Module):
+    """Has parameters of any two names."""
+
+    def __init__(self, names):
+        super().__init__()
+        self.net, self.names = build(), names
+        for name in names:
+            self.register_parameter(name, nn.Parameter(torch.ones(4)))
+
+    def forward(self, x):
+        scale, shift = (getattr(self, name) for name in self.names)
+        return self.net(x) * scale + shift
+
+
+def test_parameters_may_be_called_as_what_workers_keep(tmp_path):
+    for make in (lambda: local_sgd(2, local_steps=2, optimizer_state="stay"), lambda: diloco(2, local_steps=2)):
+        ends = []
+        for names in (("scaler", "outer"), ("a", "b")):
+            settings = {"algorithm": make(), "precision": "fp16", "folder": tmp_path / f"{make().name}-{names[0]}"}
+            with pytest.raises(Stopped):
+                by_train(adamw, model=Shifted(names), stop=1, **settings)
+            ends.append(by_train(adamw, model=Shifted(names), resume=True, **settings)[0])
+        assert_same(*ends)
 
 
 def test_a_scheduler_takes_each_step_once_over_a_training():

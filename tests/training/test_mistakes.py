@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from skerry import Session, Shards, discover, ist, split, train
+from skerry import Processes, Session, Shards, discover, ist, split, train
 from skerry.callbacks import Callback
 
 X = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
@@ -21,12 +21,15 @@ def sgd(net):
     return torch.optim.SGD(net.parameters(), lr=0.1)
 
 
+def data_of(x, y):
+    return Shards(x, y, split(torch.zeros(len(y), dtype=torch.int64), 2, "iid", seed=0), batch_size=16, seed=0)
+
+
 def go(model=None, x=X, y=Y, loss=F.cross_entropy, algorithm=None, **given):
     model = mlp() if model is None else model
     settings = {"optimizer": sgd, "num_rounds": 2, "test": (X, Y), **given}
-    data = Shards(x, y, split(torch.zeros(len(y), dtype=torch.int64), 2, "iid", seed=0), batch_size=16, seed=0)
     plan = discover(mlp(), X[:4])
-    return train(model, loss, data, plan=plan, algorithm=algorithm or ist(2, local_steps=3), **settings)
+    return train(model, loss, data_of(x, y), plan=plan, algorithm=algorithm or ist(2, local_steps=3), **settings)
 
 
 class Mistyped(Callback):
@@ -51,7 +54,7 @@ MISTAKES = {
     "optimizer.*net.parameters": lambda: go(optimizer=lambda p: torch.optim.SGD(p, lr=0.1)),
     "optimizer.*SGD": lambda: go(optimizer=torch.optim.SGD),
     "optimizer.*without parameters": lambda: go(optimizer=lambda net: torch.optim.SGD([{"params": []}], lr=0.1)),
-    "optimizer.*empty": lambda: go(optimizer=lambda net: torch.optim.SGD([], lr=0.1)),
+    r"^optimizer: .*empty.*parameters": lambda: go(optimizer=lambda net: torch.optim.SGD([], lr=0.1)),
     "schedule": lambda: go(schedule=torch.optim.lr_scheduler.CosineAnnealingLR),
     r"data.*\(4, 17\)": lambda: go(x=torch.randn(200, 17)),
     "data.*NaN": lambda: go(x=X * torch.nan),
@@ -68,6 +71,25 @@ MISTAKES = {
     "workers=0": lambda: discover(mlp(), X[:4]).warnings(0),
     "require gradients": lambda: go(model=mlp().requires_grad_(False)),
     r"test.*\(\d+, 17\)": lambda: go(test=(torch.randn(200, 17), Y)),
+    "model: got 'resnet'": lambda: go(model="resnet"),
+    "model: got the class Linear": lambda: go(model=nn.Linear),
+    "model: got Flatten without parameters": lambda: train(nn.Flatten(), F.cross_entropy, data_of(X, Y)),
+    "plan: got 'auto'": lambda: train(mlp(), F.cross_entropy, data_of(X, Y), plan="auto"),
+    "runtime: got 'processes'": lambda: go(runtime="processes"),
+    "runtime: got the class Processes": lambda: go(runtime=Processes),
+    "checkpoints: got 'folder'": lambda: go(checkpoints="folder"),
+    "start: got 'weights'": lambda: go(start="weights"),
+    "optimizer: got 'adam'": lambda: go(optimizer="adam"),
+    "optimizer: .*learning rate": lambda: go(optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=-1)),
+    "loss_fn: got 'mse'": lambda: go(loss="mse"),
+    "loss_fn: got None": lambda: train(mlp(), None, data_of(X, Y)),
+    "max_bad_rounds=0": lambda: go(max_bad_rounds=0),
+    "calibration_samples=-1": lambda: go(calibration_samples=-1),
+    r"seed: got 0\.5": lambda: go(seed=0.5),
+    "seed: got None": lambda: go(seed=None),
+    "verify: got 'yes'": lambda: go(verify="yes"),
+    "model: got 'net'": lambda: Session("net", plan=None, algorithm=ist(2), optimizer=sgd, num_rounds=2),
+    "blocks: got 'x'": lambda: discover(mlp(), X[:4], blocks="x"),
     "test.*0 to 9": lambda: go(test=(X, torch.arange(200) % 10)),
     "x and y.*tuple": lambda: Shards((X, X), Y, [torch.arange(9)], batch_size=8, seed=0),
 }

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from skerry.files import atomic
 
-FORMAT = "skerry-checkpoint-4"
+FORMAT = "skerry-checkpoint-5"
 TRAINED, HELD = "::trained", "::held"
 """Tensors in every file: ``State.trained``, and the assignment by which the set was written."""
 DIGEST_BYTES = 16

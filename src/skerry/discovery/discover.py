@@ -69,6 +69,9 @@ def discover(
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: got {type(model).__name__}, expected an nn.Module; discover(model, example_inputs)")
+    several = (blocks,) if isinstance(blocks, Blocks) else blocks
+    if not isinstance(several, Sequence) or not all(isinstance(one, Blocks) for one in several):
+        raise ValueError(f"blocks: got {blocks!r}, expected skerry.Blocks('layers.*') or a list of them")
     check_supported(model)
     _check_patterns(model, patches or {})
     if any(parameter.is_meta for parameter in model.parameters()):
@@ -97,7 +100,7 @@ def discover(
             found, together, units = again
     plan, unit_of_label = _plan(model, together, units, patches or {})
     plan = drop_hard_coded(Trial(model, example_inputs, plan, found, unit_of_label), plan)
-    for one in [blocks] if isinstance(blocks, Blocks) else blocks:
+    for one in several:
         plan = plan + one.plan(model, example_inputs)
     return plan
 

@@ -16,9 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-OUTER = "outer::"
-"""The prefix of names of tensors that a worker keeps for the outer optimizer."""
-_START, _MOMENTUM = f"{OUTER}start::", f"{OUTER}momentum::"
+_START, _MOMENTUM = "::outer::start::", "::outer::momentum::"  # no parameter's name begins so
 
 
 @dataclass(frozen=True)

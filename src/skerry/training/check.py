@@ -2,12 +2,15 @@
 
 import inspect
 import warnings
+from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from skerry.algorithm import Algorithm
+from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.checkpoint.state import State
 from skerry.discovery.verify import verify, verify_small
 from skerry.merge.calibrate import check_batch_norm
@@ -26,11 +29,57 @@ from skerry.training.steps.settings import StepSettings
 from skerry.training.worker import OptimizerFn
 from skerry.whole_number import check_whole_number
 
+_EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model": (lambda v: isinstance(v, nn.Module), "an nn.Module"),
+    "plan": (lambda v: isinstance(v, Plan), "skerry.discover(model, example_inputs)"),
+    "algorithm": (
+        lambda v: isinstance(v, Algorithm),
+        "what a method returns, such as skerry.ist(workers=4, local_steps=20)",
+    ),
+    "optimizer": (
+        lambda v: callable(v) and not isinstance(v, torch.optim.Optimizer),
+        "a function of a subnet, such as lambda net: torch.optim.SGD(net.parameters(), lr=0.1)",
+    ),
+    "loss_fn": (
+        lambda v: callable(v) and not isinstance(v, type),
+        "a function of outputs and labels, such as torch.nn.CrossEntropyLoss()",
+    ),
+    "seed": (lambda v: isinstance(v, Integral) and not isinstance(v, bool), "a whole number"),
+    "runtime": (
+        lambda v: hasattr(v, "mine") and not isinstance(v, type),
+        "an object, such as skerry.Processes.join()",
+    ),
+    "start": (
+        lambda v: callable(v) and not isinstance(v, type),
+        "a function of a model, such as lambda m: skerry.weights.FromFiles(path, m)",
+    ),
+    "checkpoints": (lambda v: isinstance(v, Checkpoints), "skerry.Checkpoints(folder=...)"),
+    "verify": (lambda v: isinstance(v, bool), "True or False"),
+}
+_LEAST = {"num_rounds": 1, "max_bad_rounds": 1, "calibration_samples": 1}
+
+
+def check_arguments(required: dict[str, Any], or_none: dict[str, Any]) -> None:
+    """Raise ValueError for arguments of ``train`` or ``Session`` of wrong types, and for a model without parameters.
+
+    Args:
+        required: values by name, with the model.
+        or_none: those that may be None.
+    """
+    for name, value in (required | {n: v for n, v in or_none.items() if v is not None}).items():
+        if name in _LEAST:
+            check_whole_number(name, value, _LEAST[name])
+        elif not _EXPECTED[name][0](value):
+            plain = isinstance(value, str | int | float | None)
+            kind = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+            raise ValueError(f"{name}: got {repr(value) if plain else kind}, expected {_EXPECTED[name][1]}")
+    model = required["model"]
+    if next(model.parameters(), None) is None:
+        raise ValueError(f"model: got {type(model).__name__} without parameters, expected some to train")
+
 
 def check_model(model: nn.Module, plan: Plan, start: Start | None) -> None:
     """Raise ValueError unless ``model`` is that of ``plan``, has values or a start, and can be calibrated."""
-    if not isinstance(plan, Plan):
-        raise ValueError(f"plan: got {type(plan).__name__}, expected skerry.discover(model, example_inputs)")
     plan.check(model)
     check_batch_norm(model)
     if _is_on_meta(model) and start is None:
@@ -97,12 +146,8 @@ def check_goes_on(algorithm: Algorithm, state: State, num_rounds: int) -> None:
         raise ValueError(f"{num} workers, but the training was saved with {state.num_workers}: {why}")
 
 
-def check_functions(optimizer: object, schedule: object, loss_fn: object, test: object) -> None:
+def check_functions(schedule: object, loss_fn: object, test: object) -> None:
     """Raise ValueError for mistakes that are easily made with the functions of a training."""
-    if not callable(optimizer) or isinstance(optimizer, torch.optim.Optimizer):
-        raise ValueError(
-            "optimizer: expected a function of a subnet, such as lambda net: torch.optim.SGD(net.parameters(), lr=0.1)"
-        )
     if not callable(schedule) or isinstance(schedule, type):
         raise ValueError(
             f"schedule: got {schedule!r}, expected a function of progress (0 to 1) that returns the factor of the "
@@ -115,8 +160,6 @@ def check_functions(optimizer: object, schedule: object, loss_fn: object, test: 
             f"schedule: {first_line(error)}; expected a function of progress (0 to 1); a scheduler of "
             "torch.optim.lr_scheduler goes to lr_scheduler="
         ) from error
-    if isinstance(loss_fn, type):
-        raise ValueError(f"loss_fn: got the class {loss_fn.__name__}, expected a function; give {loss_fn.__name__}()")
     if test is not None and loss_fn is None:
         raise ValueError("test: a test set, but no loss_fn; give the function that returns the mean loss over a batch")
 
@@ -152,13 +195,8 @@ def check_optimizer(optimizer: Any, subnet: nn.Module) -> None:
         )
 
 
-def check_data(data: Any, algorithm: Any, num_workers: int) -> None:
-    """Raise ValueError unless ``algorithm`` is one or None, and ``data`` has batches for ``num_workers``."""
-    if not isinstance(algorithm, Algorithm | None):
-        raise ValueError(
-            f"algorithm: got {algorithm!r}, expected what a method returns, such as skerry.ist(workers=4, "
-            "local_steps=20)"
-        )
+def check_data(data: Any, algorithm: Algorithm | None, num_workers: int) -> None:
+    """Raise ValueError unless ``data`` has batches for the ``num_workers`` of ``algorithm``, or for that number."""
     if not (hasattr(data, "batches") and hasattr(data, "sample")):
         raise ValueError(
             f"data: got {type(data).__name__}, expected a DataLoader, a list of one per worker, skerry.Shards or "

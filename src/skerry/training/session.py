@@ -27,6 +27,7 @@ from skerry.training.agreement import session_in_words
 from skerry.training.callback import Callback, Callbacks
 from skerry.training.check import (
     check_algorithm,
+    check_arguments,
     check_functions,
     check_model,
     check_steps,
@@ -143,12 +144,24 @@ class Session:
         compile: bool = False,
         callbacks: Sequence[Callback] = (),
     ) -> None:
+        check_arguments(
+            {
+                "model": model,
+                "plan": plan,
+                "algorithm": algorithm,
+                "optimizer": optimizer,
+                "num_rounds": num_rounds,
+                "seed": seed,
+                "max_bad_rounds": max_bad_rounds,
+            },
+            {"loss_fn": loss_fn, "runtime": runtime, "start": start, "checkpoints": checkpoints},
+        )
         own_test, self._loss_fn = as_test(test), loss_fn
         self._callbacks = Callbacks(callbacks, self)
         runtime, device = or_serial(runtime), chosen_device(device, model)
         check_model(model, plan, start)
         check_algorithm(algorithm, plan, num_rounds)
-        check_functions(optimizer, schedule, loss_fn, test)
+        check_functions(schedule, loss_fn, test)
         steps = StepSettings(
             lr_scheduler=lr_scheduler,
             clip_grad_norm=clip_grad_norm,

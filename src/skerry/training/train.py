@@ -28,7 +28,7 @@ from skerry.subnet.extract import extract
 from skerry.trained import Start
 from skerry.training.agreement import data_in_words
 from skerry.training.callback import Callback
-from skerry.training.check import check_data, check_logit_adjustment
+from skerry.training.check import check_arguments, check_data, check_logit_adjustment
 from skerry.training.cost import StepCost, StepCosts
 from skerry.training.evaluation.evaluate import Score
 from skerry.training.evaluation.labels import in_range
@@ -194,6 +194,25 @@ def train(
         >>> result.score.accuracy > 0.8
         True
     """
+    check_arguments(
+        {
+            "model": model,
+            "loss_fn": loss_fn,
+            "seed": seed,
+            "calibration_samples": calibration_samples,
+            "max_bad_rounds": max_bad_rounds,
+            "verify": verify,
+        },
+        {
+            "plan": plan,
+            "algorithm": algorithm,
+            "optimizer": optimizer,
+            "num_rounds": num_rounds,
+            "runtime": runtime,
+            "start": start,
+            "checkpoints": checkpoints,
+        },
+    )
     runtime = or_serial(runtime)
     num_workers = _num_workers(data, algorithm, runtime)
     source: Data = as_data(data, num_workers, seed)
@@ -268,9 +287,9 @@ def train(
     return Result(full, score, _largest_step_cost(setup, costs), session)
 
 
-def _num_workers(data: Any, algorithm: object, runtime: Runtime) -> int:
+def _num_workers(data: Any, algorithm: Algorithm | None, runtime: Runtime) -> int:
     """Return the number of workers: the algorithm's, or that of processes, or the data's."""
-    if isinstance(algorithm, Algorithm):
+    if algorithm is not None:
         return algorithm.partition.num_workers
     if runtime.num_processes > 1:
         return runtime.num_processes

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from skerry.merge.aggregate import is_finite
-from skerry.merge.outer import OUTER
 from skerry.model import optimizer_state
 from skerry.model.tensors import named_tensors
 from skerry.plan.table import Plan
@@ -20,8 +19,8 @@ from skerry.training.steps.optimizer import optimizer_of
 from skerry.training.steps.prepared import prepared
 from skerry.training.worker import Worker
 
-SCALER = "scaler::"
-"""The prefix of names of what a worker keeps for the scaler of its loss."""
+SCALER = "::scaler::"
+"""The prefix of names of what a worker keeps for the scaler of its loss; no parameter's name begins so."""
 _OF_SCALER = ("scale", "_growth_tracker")
 
 
@@ -43,7 +42,7 @@ def lend_worker(setup: Setup, round: int, number: int, handed: list[Handover]) -
     kept = store.kept.get(number, {})
     to_keep = algorithm.outer.begin(subnet, kept) if algorithm.outer else {}
     if algorithm.optimizer_state != "reset":
-        own = {name: t for name, t in kept.items() if not name.startswith((OUTER, SCALER))}
+        own = {name: t for name, t in kept.items() if not name.startswith(optimizer_state.SEPARATOR)}
         optimizer_state.load_(optimizer, subnet, {**travelled, **own})
     if not algorithm.overlap:  # a run resumed without overlap after a round with it
         _add_late_means_(setup, number, subnet)

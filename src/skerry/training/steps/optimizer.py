@@ -14,7 +14,7 @@ def optimizer_of(make: OptimizerFn, subnet: nn.Module) -> torch.optim.Optimizer:
     """Return what ``make`` returns for a subnet; of nets side by side a worker has one, and ``make`` gets that.
 
     Raises:
-        ValueError: ``make`` takes the subnet for something else, such as its parameters.
+        ValueError: ``make`` takes the subnet for something else, such as its parameters, or torch refuses what it does.
     """
     nets = [*nets_of(subnet).values()]
     try:
@@ -23,6 +23,10 @@ def optimizer_of(make: OptimizerFn, subnet: nn.Module) -> torch.optim.Optimizer:
         raise ValueError(
             f"optimizer: {first_line(error)}; the function gets the worker's subnet, so write "
             "lambda net: torch.optim.SGD(net.parameters(), lr=0.1)"
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"optimizer: {first_line(error)}; expected one of the subnet's parameters, with settings in range"
         ) from error
 
 
