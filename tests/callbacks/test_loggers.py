@@ -48,7 +48,9 @@ def stop_after(round):
         if record.round == round:
             raise Stopped
 
-    return Callback(on_round=on_round)
+    callback = Callback(on_round=on_round)
+    callback.reports = True  # after the loggers before it
+    return callback
 
 
 def read(path):
