@@ -6,8 +6,9 @@ itself, nothing about it is sent, and a resumed run draws what the undisturbed o
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -38,6 +39,22 @@ def own_random_state(seed: int | None = None, device: torch.device | None = None
             for each in devices:
                 _seed(each, seed)
         yield
+
+
+class OwnRandomness(Iterator[Any]):
+    """Iterates with a random state of torch of its own, from ``seed`` on, which is in place only during ``next``."""
+
+    def __init__(self, items: Iterable[Any], seed: int) -> None:
+        with own_random_state(seed):
+            self._items = iter(items)
+            self._state = torch.get_rng_state()
+
+    def __next__(self) -> Any:
+        with own_random_state():
+            torch.set_rng_state(self._state)
+            item = next(self._items)
+            self._state = torch.get_rng_state()
+        return item
 
 
 def _seed(device: torch.device, seed: int) -> None:

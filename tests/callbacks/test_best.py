@@ -1,5 +1,6 @@
 """Early stopping against a plain count over the scores, and the best model against its score; resumed, in processes."""
 
+import csv
 import math
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from zoo import blobs, mlp, sgd
 
 from skerry import Checkpoints, ist, train
-from skerry.callbacks import BestCheckpoint, Callback, EarlyStopping
+from skerry.callbacks import BestCheckpoint, Callback, EarlyStopping, LogFile
 from skerry.runtimes import Serial
 from skerry.training import Test, evaluate, net_to_train
 
@@ -51,6 +52,7 @@ class Fake:
 def test_it_stops_when_a_plain_count_does(values, patience, min_delta, lower):
     session, stopped = Fake(), None
     callback = EarlyStopping(patience, of="train_loss", min_delta=min_delta, lower_is_better=lower)
+    session.callbacks = [callback]
     callback.on_start(session)
     for k, value in enumerate(values):
         record = type("Record", (), {"train_loss": value if lower else -value, "score": None})
@@ -111,6 +113,39 @@ def test_a_resumed_training_stops_where_the_undisturbed_one_does(tmp_path):
     assert resumed.score == meant.score
     again = go([rising()], folder=tmp_path, resume=True)  # it had stopped, so it stays so
     assert (again.history, again.score) == ([], meant.score)
+
+
+def test_each_callback_has_a_memory_of_its_own(tmp_path):
+    kept = [BestCheckpoint(tmp_path / name, of="accuracy") for name in ("b1", "b2")]
+    go([EarlyStopping(9), *kept, EarlyStopping(2, min_delta=1e9)], rounds=4)
+    assert (tmp_path / "b1/model.safetensors").read_bytes() == (tmp_path / "b2/model.safetensors").read_bytes()
+    result = go([EarlyStopping(9, of="train_loss"), EarlyStopping(2, of="train_loss", min_delta=1e9)])
+    assert len(result.history) == 3  # one that is better than nothing, and two
+
+
+def test_a_resumed_training_may_be_more_patient(tmp_path):
+    def patient(patience):
+        return [EarlyStopping(patience, of="train_loss", min_delta=1e9)]
+
+    meant = go(patient(5))
+    go(patient(3), folder=tmp_path)
+    resumed = go([Callback(), *patient(5)], folder=tmp_path, resume=True)
+    assert resumed.state.round == meant.state.round == 6
+    assert resumed.score == meant.score
+
+
+def test_the_score_of_a_stop_is_in_record_file_and_checkpoint(tmp_path):
+    def stopping():
+        return [LogFile(tmp_path / "log.csv"), EarlyStopping(2, of="train_loss", min_delta=1e9), best]
+
+    best = BestCheckpoint(tmp_path / "best")
+    result = go(stopping(), every=0, folder=tmp_path / "run")
+    assert [record.score for record in result.history] == [None, None, result.score]
+    assert result.history[-1].diagnosis.full_loss is not None
+    with (tmp_path / "log.csv").open() as file:
+        assert [row["loss/test"] for row in csv.DictReader(file)] == ["", "", str(result.score.loss)]
+    resumed = go(stopping(), every=0, folder=tmp_path / "run", resume=True)
+    assert resumed.state.observed["BestCheckpoint loss 0"] == [result.score.loss, 3]
 
 
 @pytest.mark.parametrize("several", [False, True])

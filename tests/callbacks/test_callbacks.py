@@ -171,6 +171,46 @@ def test_every_process_calls_its_callbacks():
     assert [call[0] for call in seen[0].calls if call[0] != "step"] == [c[0] for c in alone.calls if c[0] != "step"]
 
 
+@pytest.mark.parametrize("hook", ["on_start", "on_step", "on_round"])
+def test_a_stop_in_one_process_only_is_told_in_all(hook):
+    class S(Callback):
+        pass
+
+    setattr(S, hook, lambda self, session, *more: session.setup.runtime.rank or session.stop())
+
+    def work(member):
+        with pytest.raises(ValueError, match=r"^callback S: session.stop\(\) on rank 0 only"):
+            by_train([S()], runtime=member)
+
+    together(WORKERS, work)
+
+
+def test_a_stop_iteration_is_an_error_and_ends_no_loop():
+    def fails(session, *more):
+        raise StopIteration("mine")
+
+    for hook in ("on_start", "on_step", "on_round", "on_evaluate", "on_end"):
+        with pytest.raises(RuntimeError, match="StopIteration: mine") as caught:
+            by_train([Callback(**{hook: fails})])
+        assert caught.value.__notes__[0] == f"(callback Callback, {hook})"
+
+
+def test_the_first_error_is_raised_and_names_the_others():
+    def fails(word):
+        def fail(*arguments):
+            raise TypeError(word)
+
+        return fail
+
+    with pytest.raises(TypeError, match="first") as caught:
+        by_train([Callback(on_end=fails("third")), Callback(on_end=fails("second")), Callback(on_round=fails("first"))])
+    assert caught.value.__notes__ == [
+        "(callback Callback, on_round)",
+        "then TypeError: second (callback Callback, on_end)",
+        "then TypeError: third (callback Callback, on_end)",
+    ]
+
+
 def test_a_callback_that_acts_together_must_be_in_all_processes():
     def work(member):
         callbacks = [EarlyStopping(3)] if member.rank else []

@@ -48,7 +48,9 @@ def stop_after(round):
         if record.round == round:
             raise Stopped
 
-    return Callback(on_round=on_round)
+    callback = Callback(on_round=on_round)
+    callback.reports = True  # after the loggers before it
+    return callback
 
 
 def read(path):
@@ -81,6 +83,23 @@ def test_a_resumed_training_goes_on_with_its_file(tmp_path, name):
     assert len(read(path)) == 3  # the third round has no checkpoint, so it is trained again
     go(LogFile(path), folder=tmp_path, resume=True)
     assert exact(read(path)) == exact(read(tmp_path / f"meant-{name}"))
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.jsonl"])
+def test_a_file_that_is_cut_off_goes_on_and_a_foreign_one_is_refused(tmp_path, name):
+    meant, path = tmp_path / f"meant-{name}", tmp_path / name
+    go(LogFile(meant))
+    path.write_text("name,score\nnobody,3\n")
+    with pytest.raises(Stopped):
+        go(LogFile(path), stop_after(2), folder=tmp_path)  # a new training replaces it
+    path.write_bytes(path.read_bytes()[:-30])
+    go(LogFile(path), folder=tmp_path, resume=True)
+    assert exact(read(path)) == exact(read(meant))
+    for foreign in ("name,score\nnobody,3\n", "[3]\n", "\xff\n"):
+        path.write_text(foreign, encoding="latin-1")
+        if "," in foreign or name != "log.csv":
+            with pytest.raises(ValueError, match=rf"LogFile\('.*{name}'\): not a log of this training"):
+                go(LogFile(path), folder=tmp_path, resume=True, rounds=4)
 
 
 def test_only_the_first_process_writes(tmp_path):

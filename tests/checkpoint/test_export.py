@@ -224,13 +224,17 @@ def test_plain_torch_loads_a_dcp_checkpoint_and_one_file(tmp_path, number):
     tensors = named_tensors(model)
     full = Streamed(skeleton(model), plan, share, lambda names, *, only_first: {n: tensors[n].clone() for n in names})
     expected = scaled(model, plan, share).eval()(inputs)
-    for _ in range(2):  # the second replaces the first
-        export(full, tmp_path, format="dcp")
+    export(full, tmp_path, format="dcp")
     (tmp_path / "model.safetensors").write_bytes(b"of something older")
     export(full, tmp_path, shard_bytes=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     again, state = CASES[number].build()[0], model.state_dict()
     again.load_state_dict(load_file(tmp_path / "model.safetensors"))
     assert torch.equal(again.eval()(inputs), expected)
+    export(full, tmp_path, shard_bytes=64)
+    for _ in range(2):  # the second replaces the first
+        export(full, tmp_path, format="dcp")
+    assert not list(tmp_path.glob("*.safetensors*"))
     state = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     dcp.load(state, checkpoint_id=tmp_path)
     again = CASES[number].build()[0]

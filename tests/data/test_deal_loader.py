@@ -7,7 +7,7 @@ from stopped_runs import Stopped
 from together import together
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler, TensorDataset
 
 from skerry import Checkpoints, discover, from_loaders, ist, train
 from skerry.callbacks import Callback
@@ -75,9 +75,38 @@ def test_a_stream_with_shards_is_not_read_whole():
     assert sorted(n for (batch,) in read(data, 0, 1, workers=3) for n in batch) == list(range(18))
 
 
+class Shuffled(IterableDataset):
+    """Shuffles in a buffer as it goes, so that it draws between samples."""
+
+    def __iter__(self):
+        buffer = list(range(8))
+        for n in range(8, 64 + 8):
+            k = int(torch.randint(len(buffer), ()))
+            yield buffer[k]
+            buffer[k] = n
+            if n >= 64:
+                del buffer[k]
+
+
+def test_a_stream_and_a_collate_function_that_both_draw_share_no_random_state():
+    def collate(numbers):
+        torch.randn(numbers[0])  # another number in each worker
+        return torch.tensor(numbers), torch.tensor(numbers)
+
+    data = from_loaders(DataLoader(Shuffled(), 4, collate_fn=collate), num_workers=4)
+    assert sorted(n for batches in read(data, 0, 4, workers=4) for batch in batches for n in batch) == list(range(64))
+
+
 def test_what_cannot_be_dealt_is_told():
     with pytest.raises(ValueError, match=r"2 batches for 3 workers.*worker 2 has none at step 0"):
         from_loaders(DataLoader(NUMBERS, 11), num_workers=3)
+
+    class Own(DataLoader):
+        def __iter__(self):
+            return ((x + 1, y) for x, y in super().__iter__())
+
+    with pytest.raises(ValueError, match=r"Own has an __iter__ of its own.*list of one per worker"):
+        from_loaders(Own(NUMBERS, 3), num_workers=2)
     with pytest.raises(ValueError, match="DistributedSampler"):
         from_loaders(DataLoader(NUMBERS, 3, sampler=DistributedSampler(NUMBERS, 2, 0)), num_workers=2)
     with pytest.raises(ValueError, match="num_workers"):

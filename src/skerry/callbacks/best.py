@@ -30,8 +30,10 @@ class _Best(Callback):
         self.of, self.lower_is_better = of, of in ("loss", TRAIN_LOSS) if lower_is_better is None else lower_is_better
 
     def _check(self, session: Session, *more: str) -> None:
-        """Raise ValueError unless there will be values."""
+        """Find the memory; raise ValueError unless there will be values."""
         name = type(self).__name__
+        alike = [c for c in session.callbacks if type(c) is type(self) and isinstance(c, _Best) and c.of == self.of]
+        self._key = f"{name} {self.of} {alike.index(self)}"
         if session.test is None and self.of not in more:
             also = "".join(f", or of='{other}'" for other in more)
             raise ValueError(f"{name}(of='{self.of}'): there is no test set; give test=skerry.training.Test(...){also}")
@@ -72,7 +74,6 @@ class EarlyStopping(_Best):
         check_whole_number("patience", patience, 1)
         super().__init__(of, lower_is_better)
         self.patience, self.min_delta = patience, min_delta
-        self._key = f"EarlyStopping {of} {patience}"
 
     def on_start(self, session: Session) -> None:
         """Stop at once if the training that is resumed had stopped."""
@@ -117,7 +118,7 @@ class BestCheckpoint(_Best):
 
     def __init__(self, folder: Path | str, *, of: str = "loss", lower_is_better: bool | None = None) -> None:
         super().__init__(of, lower_is_better)
-        self._folder, self._key = Path(folder), f"BestCheckpoint {of}"
+        self._folder = Path(folder)
 
     def on_start(self, session: Session) -> None:
         """Check that there is such a value."""
@@ -128,4 +129,4 @@ class BestCheckpoint(_Best):
         value = self._value(score)
         if self._is_better(session, value, session.state.observed.get(self._key, [self._worst])[0]):
             session.state.observed[self._key] = [value, session.state.round]
-            session.export(full, self._folder)
+            session.export(full, self._folder, shard_bytes=None)

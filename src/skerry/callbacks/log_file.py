@@ -21,7 +21,8 @@ class LogFile(Logger):
         path: of the file; its folder is made if it is missing.
 
     Raises:
-        ValueError: the file's name has another ending.
+        ValueError: the file's name has another ending; at the start of a training that is resumed: the file has not
+            this training's rows.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -32,7 +33,14 @@ class LogFile(Logger):
 
     def open(self, session: Session) -> None:
         """Keep the rows of the rounds that are done."""
-        kept = [row for row in self._rows() if int(row["round"]) < session.state.round]
+        done, kept = session.state.round, list[dict[str, Any]]()
+        try:
+            kept = [row for row in self._rows() if int(row["round"]) < done] if done else []
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"LogFile('{self._path}'): not a log of this training ({type(error).__name__}: {error}); expected rows "
+                "with a round; move the file, or give another name"
+            ) from error
         self._columns = list(kept[0]) if kept else []
         with atomic.writing(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,8 +57,9 @@ class LogFile(Logger):
     def _rows(self) -> list[dict[str, Any]]:
         if not self._path.exists():
             return []
-        with self._path.open(newline="") as file:
-            return list(csv.DictReader(file)) if self._is_csv else [json.loads(line) for line in file]
+        lines = self._path.read_bytes().decode().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]  # the last one may have been cut off
+        return list(csv.DictReader(whole)) if self._is_csv else [json.loads(line) for line in whole]
 
     def _header(self) -> str:
         return self._line({name: name for name in self._columns}) if self._is_csv and self._columns else ""

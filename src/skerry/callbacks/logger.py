@@ -36,6 +36,8 @@ def figures(record: Record, metrics: Iterable[str] = ()) -> Figures:
 class Logger(Callback):
     """Writes in the first process only: override ``open``, ``log`` and ``close``."""
 
+    reports = True
+
     def open(self, session: Session) -> None:
         """Begin; ``session.state.round`` rounds are done already."""
 

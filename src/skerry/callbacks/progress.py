@@ -19,6 +19,8 @@ class Progress(Callback):
         title: shown before each line.
     """
 
+    reports = True
+
     def __init__(self, title: str = "training") -> None:
         self._title, self._score = title, ""
 

@@ -49,7 +49,8 @@ def export(
 
     Args:
         full: the calibrated full model.
-        folder: created if it is missing. The files of an earlier export are replaced once all new ones are written.
+        folder: created if it is missing. The files of an earlier export, of either format, go once all new ones are
+            written.
         first: whether this is the first process.
         shard_bytes: the most bytes per safetensors file, unless a single tensor has more; None: one file.
         format: of the files.
@@ -69,6 +70,7 @@ def export(
             write_dcp(sizes, arriving, folder)
         else:
             _write_safetensors(_divided(sizes, shard_bytes), arriving, folder)
+        _remove_others(format, folder)
     for _ in arriving:  # other processes send what they have
         pass
 
@@ -93,6 +95,15 @@ def _divided(sizes: Mapping[str, Tensor], most: int | None) -> list[dict[str, Te
             room -= size.nbytes
         files[-1][name] = size
     return files
+
+
+def _remove_others(format: ExportFormat, folder: Path) -> None:
+    """Remove an export in the other format, its index first."""
+    index, ours = (_INDEX, _OURS) if format == "dcp" else (".metadata", re.compile(r"__0_\d+\.distcp"))
+    (folder / index).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if ours.fullmatch(path.name):
+            path.unlink()
 
 
 def _write_safetensors(files: list[dict[str, Tensor]], arriving: Iterator[tuple[str, Tensor]], folder: Path) -> None:

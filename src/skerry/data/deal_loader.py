@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Sampler
 
-from skerry.randomness import own_random_state, seed_of
+from skerry.randomness import OwnRandomness, own_random_state, seed_of
 
 
 def deal(loader: DataLoader[Any], num_workers: int, seed: int) -> list[DataLoader[Any]]:
@@ -17,8 +17,14 @@ def deal(loader: DataLoader[Any], num_workers: int, seed: int) -> list[DataLoade
     draws from (seed, pass), and samples w, w + num_workers, ... of a stream, or a shard of it.
 
     Raises:
-        ValueError: its sampler deals samples out itself, or there are fewer batches than workers.
+        ValueError: its class has an ``__iter__`` of its own, its sampler deals samples out itself, or there are fewer
+            batches than workers.
     """
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        raise ValueError(
+            f"loader: {type(loader).__name__} has an __iter__ of its own, so its batches are not those that Skerry "
+            "would deal; give a list of one per worker"
+        )
     sampler = loader.sampler if not isinstance(loader.dataset, IterableDataset) else None
     if isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
         raise ValueError(
@@ -124,4 +130,6 @@ class _EveryNthSample(IterableDataset[Any]):
             self._dataset.set_epoch(number)
 
     def __iter__(self) -> Iterator[Any]:
-        return islice(iter(self._dataset), self._worker, None, self._num_workers)
+        # All workers draw this seed. What their collate functions draw then does not change the stream.
+        seed = int(torch.empty((), dtype=torch.int64).random_())
+        return islice(OwnRandomness(self._dataset, seed), self._worker, None, self._num_workers)

@@ -4,13 +4,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from skerry.data.deal_loader import deal, length, random_parts, seed_
 from skerry.data.inputs_and_label import Columns, inputs_and_label
 from skerry.model.inputs import Inputs, fit, join, map_tensors
-from skerry.randomness import own_random_state, seed_of
+from skerry.randomness import OwnRandomness, seed_of
 
 
 class _Pass:
@@ -19,20 +18,11 @@ class _Pass:
     def __init__(self, loader: DataLoader[Any], number: int, seed: int) -> None:
         self.number, self.position = number, 0
         seed_(loader, max(0, number), seed)
-        with own_random_state(seed):
-            self._batches: Iterator[Any] = iter(loader)
-            self._state = torch.get_rng_state()
+        self._batches = OwnRandomness(loader, seed)
 
     def batches(self) -> Iterator[Any]:
         """Yield the batches that are left."""
-        while True:
-            with own_random_state():
-                torch.set_rng_state(self._state)
-                try:
-                    batch = next(self._batches)
-                except StopIteration:
-                    return
-                self._state = torch.get_rng_state()
+        for batch in self._batches:
             self.position += 1
             yield batch
 

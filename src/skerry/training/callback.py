@@ -1,7 +1,6 @@
 """What a training calls as it goes, in ``train`` and in a loop of one's own; ``skerry.callbacks`` has some."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +24,8 @@ class Callback:
     Attributes:
         together: whether a method calls what every process must call (``Session.full``, ``score``, ``export``,
             ``stop``). Then all processes must have this callback, which is checked before they train.
+        reports: whether ``on_round`` comes after that of the others. Then its record has the score also where one of
+            them has stopped the training.
 
     Example:
         >>> class Losses(Callback):
@@ -34,6 +35,7 @@ class Callback:
     """
 
     together: bool = False
+    reports: bool = False
 
     def __init__(self, **hooks: Callable[..., object]) -> None:
         for name, function in hooks.items():
@@ -73,6 +75,7 @@ class Callbacks:
                 if name.startswith("on_"):
                     choose(name, HOOKS, f"method of callbacks[{k}], {type(callback).__name__}:")
         self._all, self._session, self._started = list(callbacks), session, list[Callback]()
+        self.running = ""  # the callback that is being called
 
     @property
     def together(self) -> list[Callback]:
@@ -94,16 +97,19 @@ class Callbacks:
         own = [c for c in self._started if getattr(c.on_step, "__func__", None) is not Callback.on_step]
 
         def call(worker: Worker, loss: Tensor) -> None:
-            with own_random_state(
-                device=self._session.setup.device
-            ):  # else what a callback draws would change the training
+            # Else what a callback draws would change the training.
+            with own_random_state(device=self._session.setup.device):
                 self._call(own, "on_step", worker, loss)
 
         return call if own else None
 
     def round(self, record: Record) -> None:
-        """Call ``on_round``."""
-        self._call(self._started, "on_round", record)
+        """Call ``on_round`` of those that may stop the training."""
+        self._call([callback for callback in self._started if not callback.reports], "on_round", record)
+
+    def report(self, record: Record) -> None:
+        """Call ``on_round`` of those that report."""
+        self._call([callback for callback in self._started if callback.reports], "on_round", record)
 
     def evaluate(self, score: Score, full: FullModel) -> None:
         """Call ``on_evaluate``; nothing before the start and after the end."""
@@ -111,29 +117,36 @@ class Callbacks:
 
     def end(self, error: BaseException | None) -> None:
         """Call ``on_end`` of all that have started, the last one first, even if one fails."""
-        if self._started:
-            last = self._started.pop()
+        first: BaseException | None = error
+        while self._started:
             try:
-                self._call([last], "on_end", error)
-            finally:
-                self.end(error)
+                self._call([self._started.pop()], "on_end", error)
+            except Exception as another:
+                if first is None:
+                    first = another
+                else:
+                    first.add_note(" ".join([f"then {type(another).__name__}: {another}", *another.__notes__]))
+        if first is not None and first is not error:
+            raise first
 
     def _call(self, callbacks: Sequence[Callback], hook: str, *arguments: object) -> None:
         for callback in callbacks:
-            with _named(f"(callback {type(callback).__name__}, {hook})"):
+            name = type(callback).__name__
+            self.running = f"callback {name}"
+            try:
                 getattr(callback, hook)(self._session, *arguments)
+            except StopIteration as error:  # it would end the loop over rounds
+                told = RuntimeError(f"StopIteration: {error}")
+                told.add_note(f"(callback {name}, {hook})")
+                raise told from error
+            except Exception as error:
+                error.add_note(f"(callback {name}, {hook})")
+                raise
+            finally:
+                self.running = ""
 
 
 def _listed(callbacks: object) -> Sequence[object]:
     if not isinstance(callbacks, list | tuple):
         raise ValueError(f"callbacks: got {type(callbacks).__name__}, expected a list of skerry.callbacks.Callback")
     return callbacks
-
-
-@contextmanager
-def _named(note: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        error.add_note(note)
-        raise

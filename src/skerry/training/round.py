@@ -57,7 +57,7 @@ class Round:
         self.diagnosis = self._observer.end_round(self._state, self.train_loss, self.refused)
 
     def end(self) -> Record:
-        """Return the figures of the round; the time after it is not counted. The session does it.
+        """Return the figures of the round up to now, whose time ends here. The session does it.
 
         Raises:
             ValueError: the workers were not iterated to exhaustion.
@@ -66,7 +66,9 @@ class Round:
             raise ValueError(
                 f"round {self.number}: ended before all workers were trained; iterate round.workers to exhaustion"
             )
-        self._state.totals["time_s"] += time.perf_counter() - self._began
+        now = time.perf_counter()
+        self._state.totals["time_s"] += now - self._began
+        self._began = now
         trained = self._state.trained
         return Record(
             round=self.number,

@@ -5,7 +5,7 @@ those of the last worker, keeps the counts, observes the run (``diagnosis/``), w
 that breaks down.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -92,6 +92,7 @@ class Session:
         state: counts and sums.
         test: the test set, or what is known here of one that only another process holds; None without one.
         history: the records of the rounds that this session has trained; those before a resume are not in it.
+        callbacks: those given.
 
     Raises:
         ValueError: the plan does not fit the model, there are more workers than units, a batch norm keeps no running
@@ -211,7 +212,8 @@ class Session:
         self._observer = Observer(self.setup, loss_fn, own_test, judge)
         self._round: Round | None = None
         self.history: list[Record] = []
-        self._has_callbacks, self._entered, self._stopping = bool(callbacks), False, False
+        self.callbacks, self._entered = tuple(callbacks), False
+        self._stopping = ""  # who has stopped the training
 
     @property
     def plan(self) -> Plan:
@@ -232,29 +234,52 @@ class Session:
 
     def stop(self) -> None:
         """End the training after this round, as if it were the last; every process must call it in the same round."""
-        self._stopping = True
+        self._stopping = self._callbacks.running or "the loop"
 
-    def rounds(self) -> Iterator[Round]:
+    def rounds(self, at_stop: Callable[[], object] | None = None) -> Iterator[Round]:
         """Yield the rounds that are left, each to be trained before the next.
+
+        Args:
+            at_stop: called when a callback's ``on_round`` has stopped the training and the round has no score, to
+                evaluate once more: that score is then in the round's record, its files and its checkpoint.
 
         Raises:
             TrainingFailed: a worker was refused in ``max_bad_rounds`` rounds in a row.
-            ValueError: there are callbacks, and the loop is not in ``with session:``.
+            ValueError: there are callbacks, and the loop is not in ``with session:``; or not every process has stopped.
         """
         setup, state = self.setup, self.state
-        if self._has_callbacks and not self._entered:
+        if self.callbacks and not self._entered:
             raise ValueError("callbacks: write the loop in `with session:`, so that they are told when it ends")
         self._stop_if_failed()
-        while state.round < setup.num_rounds and not self._stopping:
+        stops = self._all_stop()
+        while state.round < setup.num_rounds and not stops:
             self._round = round = Round(setup, state, self._observer, self._callbacks.on_step())
             yield round
             self.history.append(round.end())
             self._callbacks.round(self.history[-1])
+            stops = self._all_stop()
+            if stops and round.score is None and at_stop is not None:
+                at_stop()
+                self.history[-1] = round.end()
+            self._callbacks.report(self.history[-1])
             if self._checkpoints is not None:
-                done = state.round == setup.num_rounds or self._stopping
+                done = state.round == setup.num_rounds or stops
                 method = setup.algorithm.name
                 self._checkpoints.save_if_due(method, state, setup.store, setup.runtime, done=done)
             self._stop_if_failed(round.refused)
+
+    def _all_stop(self) -> bool:
+        """Return whether the training stops; raise ValueError if not all processes say the same."""
+        runtime = self.setup.runtime
+        num = int(runtime.total(torch.tensor(int(bool(self._stopping)))))
+        if num not in (0, runtime.num_processes):
+            callers = runtime.gather(self._stopping)
+            ranks = ", ".join(str(rank) for rank, caller in enumerate(callers) if caller)
+            raise ValueError(
+                f"{next(filter(None, callers))}: session.stop() on rank {ranks} only; every process must call it in "
+                "the same round"
+            )
+        return num > 0
 
     def _stop_if_failed(self, refused: tuple[int, ...] = ()) -> None:
         stop_if_failed(self.state, min(self._max_bad_rounds, self.setup.num_rounds), refused)

@@ -264,16 +264,20 @@ def train(
     )
     setup, state = session.setup, session.state
 
+    latest: tuple[FullModel, Score | None] | None = None
+
     def evaluated() -> tuple[FullModel, Score | None]:
-        full = session.full(*calibration_inputs(source, mine, calibration_samples))
-        return full, session.score(full) if session.test is not None else None
+        nonlocal latest
+        if latest is None:
+            full = session.full(*calibration_inputs(source, mine, calibration_samples))
+            latest = full, session.score(full) if session.test is not None else None
+        return latest
 
     first_round, outer = state.round, algorithm.outer is not None
     example = next(iter(source.batches(mine[0], 0, 1)))  # now, since loaders read on from there
     costs = StepCosts(loss_fn, optimizer, lambda: example, outer=outer, settings=setup.steps, device=setup.device)
-    latest: tuple[FullModel, Score | None] | None = None
     with session:
-        for round in session.rounds():
+        for round in session.rounds(at_stop=evaluated):
             latest = None  # the memory of the last full model is free again
             for worker in round.workers:
                 rows = logit_adjustment
@@ -282,8 +286,8 @@ def train(
                 worker.flop = float(costs.of(worker.narrow).flop * worker.num_steps)
             every = session.test.every if session.test is not None else 0
             if state.round == num_rounds or (every and state.round % every == 0):
-                latest = evaluated()
-        full, score = latest or evaluated()
+                evaluated()
+        full, score = evaluated()
     return Result(full, score, _largest_step_cost(setup, costs), session)
 
 

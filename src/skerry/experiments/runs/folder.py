@@ -178,6 +178,8 @@ class RunFolder(Callback):
         ValueError: ``config`` differs from the saved settings.
     """
 
+    reports = True
+
     def __init__(
         self, folder: Path, config: Config, signature: Signature, *, resume: bool, heard: list[str] | None = None
     ) -> None:

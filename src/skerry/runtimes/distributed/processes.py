@@ -279,9 +279,8 @@ class Processes:
         if error is None:
             self.close()
         elif self._liveness is not None and not isinstance(error, PeerLost):
-            self._liveness.tell(
-                str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
-            )
+            told = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+            self._liveness.tell(" ".join([told, *getattr(error, "__notes__", [])]))
 
     def where(self) -> str:
         """Return rank, round and stage, for messages."""
