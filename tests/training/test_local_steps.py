@@ -301,11 +301,22 @@ def test_a_scheduler_takes_each_step_once_over_a_training():
             return [group["lr"] for group in self.optimizer.param_groups]
 
     by_train(groups, algorithm=ist(2, local_steps=STEPS), lr_scheduler=Counts)
-    assert Counts.taken <= TOTAL + 1 + 1  # the first value, and a trial before training
-    rates = SchedulerRates(SCHEDULERS["lambda"])
+    assert Counts.taken <= 2 * TOTAL  # with a trial before training
+    rates = SchedulerRates(SCHEDULERS["lambda"], TOTAL)
     ahead = rates.of_steps(groups(build()), 10, 3)
     assert [row[0]["lr"] for row in ahead] == [0.05 / (1 + k) for k in (10, 11, 12)]
     assert rates.of_steps(groups(build()), 2, 1)[0][0]["lr"] == 0.05 / 3  # also back
+
+
+@pytest.mark.parametrize("make", [
+    lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=3),
+    lambda o: lr_scheduler.LambdaLR(o, lambda step: [1.0, 0.5, 0.1][step]),
+])  # fmt: skip
+def test_a_scheduler_with_too_few_steps_is_told_before_training(make):
+    model = build()
+    with pytest.raises(ValueError, match=rf"^lr_scheduler: .*num_rounds \* local_steps = {TOTAL} steps"):
+        by_train(groups, model=model, lr_scheduler=make)
+    assert_same(model, build())
 
 
 def test_the_record_has_the_factor_of_a_scheduler():
