@@ -548,6 +548,30 @@ def test_nan_in_the_data_is_named_with_worker_and_step_and_the_run_goes_on(setti
     assert len([w for w in caught if "NaN" in str(w.message)]) == 1
 
 
+@pytest.mark.parametrize(("num_ignored", "settings"), [(8, {"accumulate": 2}), (16, {})])
+def test_a_part_without_labels_is_named(num_ignored, settings):
+    with pytest.warns(UserWarning, match=r"ignored labels \(-100\).*worker 1, round 1, step 2\b.*local-steps"):
+        train_on(lambda x, y: (x, y.index_fill(0, torch.arange(num_ignored), -100)), **settings)
+
+
+def test_parts_with_ignored_labels_that_are_weighted_by_hand_are_the_batch():
+    x, y = torch.randn(16, 9), torch.arange(16) % 4
+    y[:9] = -100  # the first half has none
+    gradients = []
+    for accumulate in (1, 2):
+        model = build()
+        optimizer = torch.optim.SGD(model.parameters(), 1.0)
+        worker = Worker(model, optimizer, scaled_rates(optimizer, [1.0]), settings=StepSettings(accumulate=accumulate))
+        model.eval()  # batch norm sees a part at a time
+        for some, own in zip(x.chunk(accumulate), y.chunk(accumulate), strict=True):
+            loss = F.cross_entropy(worker.subnet(some), own, reduction="sum")
+            worker.backward(loss * worker.accumulate / (y != -100).sum())
+        worker.step()
+        gradients.append(model[0].weight.detach() - build()[0].weight.detach())
+    assert gradients[0].norm() > 0
+    torch.testing.assert_close(*gradients)
+
+
 def test_nothing_waits_for_another_device_in_a_step():
     """A loss on meta has no value: whoever reads it fails."""
     model = build().to("meta")
