@@ -39,9 +39,9 @@ class Choice:
         chosen, each = "; ".join(self.in_words), self.algorithm.local_steps
         other_net = not isinstance(self.algorithm.trains, Given)
         return (
-            f"skerry.train chose {chosen}. That is {self.num_rounds * each} steps per worker, local_steps={each} in each "
-            f"round{'; the trained net is result.model, and your model stays as it is' if other_net else ''}. Give "
-            "it these arguments to choose otherwise (docs/data.md)."
+            f"skerry.train chose {chosen}. That is {self.num_rounds * each} steps per worker, local_steps={each} a "
+            f"round{'; the trained net is result.model, and your model stays as it is' if other_net else ''}. Give it "
+            "these arguments to choose otherwise (docs/data.md)."
         )
 
 

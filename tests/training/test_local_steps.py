@@ -301,11 +301,22 @@ def test_a_scheduler_takes_each_step_once_over_a_training():
             return [group["lr"] for group in self.optimizer.param_groups]
 
     by_train(groups, algorithm=ist(2, local_steps=STEPS), lr_scheduler=Counts)
-    assert Counts.taken <= TOTAL + 1 + 1  # the first value, and a trial before training
-    rates = SchedulerRates(SCHEDULERS["lambda"])
+    assert Counts.taken <= 2 * TOTAL  # with a trial before training
+    rates = SchedulerRates(SCHEDULERS["lambda"], TOTAL)
     ahead = rates.of_steps(groups(build()), 10, 3)
     assert [row[0]["lr"] for row in ahead] == [0.05 / (1 + k) for k in (10, 11, 12)]
     assert rates.of_steps(groups(build()), 2, 1)[0][0]["lr"] == 0.05 / 3  # also back
+
+
+@pytest.mark.parametrize("make", [
+    lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=3),
+    lambda o: lr_scheduler.LambdaLR(o, lambda step: [1.0, 0.5, 0.1][step]),
+])  # fmt: skip
+def test_a_scheduler_with_too_few_steps_is_told_before_training(make):
+    model = build()
+    with pytest.raises(ValueError, match=rf"^lr_scheduler: .*num_rounds \* local_steps = {TOTAL} steps"):
+        by_train(groups, model=model, lr_scheduler=make)
+    assert_same(model, build())
 
 
 def test_the_record_has_the_factor_of_a_scheduler():
@@ -535,6 +546,30 @@ def test_nan_in_the_data_is_named_with_worker_and_step_and_the_run_goes_on(setti
         )  # fmt: skip
     assert records == [(), (1,), ()]
     assert len([w for w in caught if "NaN" in str(w.message)]) == 1
+
+
+@pytest.mark.parametrize(("num_ignored", "settings"), [(8, {"accumulate": 2}), (16, {})])
+def test_a_part_without_labels_is_named(num_ignored, settings):
+    with pytest.warns(UserWarning, match=r"ignored labels \(-100\).*worker 1, round 1, step 2\b.*local-steps"):
+        train_on(lambda x, y: (x, y.index_fill(0, torch.arange(num_ignored), -100)), **settings)
+
+
+def test_parts_with_ignored_labels_that_are_weighted_by_hand_are_the_batch():
+    x, y = torch.randn(16, 9), torch.arange(16) % 4
+    y[:9] = -100  # the first half has none
+    gradients = []
+    for accumulate in (1, 2):
+        model = build()
+        optimizer = torch.optim.SGD(model.parameters(), 1.0)
+        worker = Worker(model, optimizer, scaled_rates(optimizer, [1.0]), settings=StepSettings(accumulate=accumulate))
+        model.eval()  # batch norm sees a part at a time
+        for some, own in zip(x.chunk(accumulate), y.chunk(accumulate), strict=True):
+            loss = F.cross_entropy(worker.subnet(some), own, reduction="sum")
+            worker.backward(loss * worker.accumulate / (y != -100).sum())
+        worker.step()
+        gradients.append(model[0].weight.detach() - build()[0].weight.detach())
+    assert gradients[0].norm() > 0
+    torch.testing.assert_close(*gradients)
 
 
 def test_nothing_waits_for_another_device_in_a_step():

@@ -137,7 +137,9 @@ def _of_scheduler(steps: StepSettings, make: OptimizerFn, model: nn.Module, num_
     """Return what a scheduler sets in some of the first thousand steps."""
     if steps.lr_scheduler is None:
         return "None"
-    rates = SchedulerRates(steps.lr_scheduler).of_steps(optimizer_of(make, small_copy(model)), 0, min(num_steps, 1000))
+    rates = SchedulerRates(steps.lr_scheduler, num_steps).of_steps(
+        optimizer_of(make, small_copy(model)), 0, min(num_steps, 1000)
+    )
     return " ".join(f"{rates[k][0]['lr']:.6g}" for k in sorted({min(k, len(rates) - 1) for k in (0, 1, 10, 100, 1000)}))
 
 

@@ -57,6 +57,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "verify": (lambda v: isinstance(v, bool), "True or False"),
 }
 _LEAST = {"num_rounds": 1, "max_bad_rounds": 1, "calibration_samples": 1}
+_STEPS_TO_TRY = 100_000  # of a scheduler: some seconds
 
 
 def check_arguments(required: dict[str, Any], or_none: dict[str, Any]) -> None:
@@ -164,14 +165,17 @@ def check_functions(schedule: object, loss_fn: object, test: object) -> None:
         raise ValueError("test: a test set, but no loss_fn; give the function that returns the mean loss over a batch")
 
 
-def check_steps(model: nn.Module, optimizer: OptimizerFn, schedule: Schedule, steps: StepSettings) -> None:
-    """Raise ValueError unless workers can take their local steps so, as tried on a small copy of ``model``."""
+def check_steps(
+    model: nn.Module, optimizer: OptimizerFn, schedule: Schedule, steps: StepSettings, num_steps: int
+) -> None:
+    """Raise ValueError unless workers can take ``num_steps`` local steps so, as tried on a small copy of ``model``."""
     made = optimizer_of(optimizer, small := small_copy(model))
     check_optimizer(made, small)
     if steps.lr_scheduler is not None:
         if schedule is not constant:
             raise ValueError("schedule and lr_scheduler both set the learning rate, expected one of them")
-        SchedulerRates(steps.lr_scheduler).of_steps(made, 0, 1)
+        last = num_steps - 1 if num_steps <= _STEPS_TO_TRY else 0
+        SchedulerRates(steps.lr_scheduler, num_steps).of_steps(made, last, 1)
     if steps.checkpoint_activations:
         repeated_blocks(small)
 

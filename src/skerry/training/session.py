@@ -171,7 +171,7 @@ class Session:
             checkpoint_activations=checkpoint_activations,
             compile=compile,
         )
-        check_steps(model, optimizer, schedule, steps)
+        check_steps(model, optimizer, schedule, steps, num_rounds * algorithm.local_steps)
         if runtime.num_processes > 1:
             runtime.agree(
                 session_in_words(

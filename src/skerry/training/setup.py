@@ -155,7 +155,9 @@ def set_up(
         num_rounds=num_rounds,
         schedule=schedule,
         steps=steps,
-        scheduler=SchedulerRates(steps.lr_scheduler) if steps.lr_scheduler else None,
+        scheduler=SchedulerRates(steps.lr_scheduler, num_rounds * algorithm.local_steps)
+        if steps.lr_scheduler
+        else None,
         seed=seed,
         runtime=runtime,
         store=store,

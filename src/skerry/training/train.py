@@ -39,7 +39,7 @@ from skerry.training.schedules import Schedule, constant
 from skerry.training.session import Session
 from skerry.training.setup import Setup
 from skerry.training.steps.settings import Precision, SchedulerFn
-from skerry.training.worker import Data, LossFn, OptimizerFn, Worker, local_steps
+from skerry.training.worker import Data, LossFn, OptimizerFn, Worker, local_steps, micro_batches
 
 CALIBRATION_SAMPLES = 2048
 
@@ -307,7 +307,7 @@ def _take_local_steps(worker: Worker, loss_fn: LossFn, data: Data, device: torch
 
     An error gets a note that describes the batch. In the first round, what torch says of shapes and dtypes becomes a
     ValueError of one line, and in any round what it says of labels and of a batch too small for batch norm. NaN in the
-    data is warned of, since the worker is refused for it.
+    data, and labels that are all ignored, are warned of, since the worker is refused for them.
     """
     batch: list[Any] = []
 
@@ -334,16 +334,23 @@ def _take_local_steps(worker: Worker, loss_fn: LossFn, data: Data, device: torch
         error.add_note(f"({where})")
         raise
     if not math.isfinite(worker.loss):
+        ignored = getattr(loss_fn, "ignore_index", -100)
         again = data.batches(worker.number, worker.first_step, worker.num_steps)  # the CPU stops at the batch
         for step, (x, y) in [(worker.steps_done, batch)] if worker.stopped else enumerate(again):
-            for what, value in (("inputs", x), ("labels", y)):
-                if any(t.is_floating_point() and bool(t.isnan().any()) for t in tensors_of(value)):
-                    warnings.warn(
-                        f"data: NaN in the {what} of worker {worker.number}, round {worker.round}, step {step} "
-                        f"({described(value)}), so the worker is refused; fill them in, or leave these samples out",
-                        stacklevel=3,  # the caller of train
-                    )
-                    return
+            named = (("inputs", x), ("labels", y))
+            nan = [(what, v) for what, v in named for t in tensors_of(v) if t.is_floating_point() and t.isnan().any()]
+            parts = [own for (_, own), _ in micro_batches((x, y), worker.accumulate)]
+            no_labels = any(isinstance(own, Tensor) and bool((own == ignored).all()) for own in parts)
+            if nan or no_labels:
+                what, value = nan[0] if nan else ("labels", y)
+                found = f"NaN in the {what}" if nan else f"only ignored labels ({ignored}) in a part of a batch"
+                remedy = "fill them in" if nan else "weight the losses of parts yourself (docs/local-steps.md)"
+                warnings.warn(
+                    f"data: {found} of worker {worker.number}, round {worker.round}, step {step} ({described(value)}), "
+                    f"so the worker is refused; {remedy}, or leave these samples out",
+                    stacklevel=3,  # the caller of train
+                )
+                return
 
 
 def _largest_step_cost(setup: Setup, costs: StepCosts) -> StepCost:

@@ -28,10 +28,11 @@ class SchedulerRates:
 
     Args:
         make: makes the scheduler of an optimizer.
+        num_steps: of a worker, over all rounds.
     """
 
-    def __init__(self, make: SchedulerFn) -> None:
-        self._make = make
+    def __init__(self, make: SchedulerFn, num_steps: int) -> None:
+        self._make, self._num_steps = make, num_steps
         self._clocks: dict[str, _Clock] = {}
         self._factors: dict[int, float] = {}
 
@@ -39,13 +40,19 @@ class SchedulerRates:
         """Return the settings of the groups of ``optimizer``, which is new, in steps ``first ... first + num - 1``.
 
         Raises:
-            ValueError: what the function makes is no scheduler of the optimizer that it gets.
+            ValueError: what the function makes is no scheduler of the optimizer that it gets, or has too few steps.
         """
         settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         key = repr(settings)  # workers with the same groups share a clock
         if key not in self._clocks or self._clocks[key].first > first:
             self._clocks[key] = _Clock(self._make, optimizer)
-        rates = self._clocks[key].steps(first, num)
+        try:
+            rates = self._clocks[key].steps(first, num)
+        except (ValueError, LookupError) as error:
+            raise ValueError(
+                f"lr_scheduler: {first_line(error)}; it is stepped between a worker's num_rounds * local_steps = "
+                f"{self._num_steps} steps"
+            ) from error
         base = rates[0][0].get("initial_lr", 0.0)
         self._factors = {first: float(rates[0][0]["lr"] / base) if base else math.nan}
         return rates
@@ -75,6 +82,8 @@ class _Clock:
                 f"lr_scheduler: {first_line(error)}; expected a function of an optimizer, such as "
                 "lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, step_size=100)"
             ) from error
+        except ValueError as error:
+            raise ValueError(f"lr_scheduler: {first_line(error)}") from error
         self._check(self._scheduler)
         self._now, self.first, self._shown = 0, 0, list[Sequence[Mapping[str, Any]]]()
 
