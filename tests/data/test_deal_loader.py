@@ -31,6 +31,7 @@ def read(data, first, num, workers=2):
     return [[y.tolist() for _, y in data.batches(worker, first, num)] for worker in range(workers)]
 
 
+@pytest.mark.filterwarnings("ignore:loader. persistent_workers")
 @pytest.mark.parametrize("kind", KINDS)
 def test_workers_share_a_pass_and_get_the_same_batches_again(kind):
     data, loader = from_loaders(KINDS[kind](), num_workers=2, seed=3), KINDS[kind]()
@@ -111,6 +112,8 @@ def test_what_cannot_be_dealt_is_told():
         from_loaders(DataLoader(NUMBERS, 3, sampler=DistributedSampler(NUMBERS, 2, 0)), num_workers=2)
     with pytest.raises(ValueError, match="num_workers"):
         from_loaders(DataLoader(NUMBERS, 3))
+    with pytest.warns(UserWarning, match=r"loader: persistent_workers=True has no effect"):
+        from_loaders(KINDS["kept-processes"](), num_workers=2)
     with pytest.raises(ValueError, match=r"1 given.*2 workers"):
         from_loaders([DataLoader(NUMBERS, 3)], num_workers=2)
 

@@ -5,7 +5,7 @@ import torch
 from numbered import Augmented, Stream, own_sampler
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from skerry.data.loaders import from_loaders
+from skerry.data.loaders import as_data, from_loaders
 
 KINDS = {
     "shuffled": {"shuffle": True},
@@ -112,8 +112,16 @@ def test_what_does_not_fit_is_named():
         from_loaders([])
     with pytest.raises(ValueError, match=r"worker 0, step 2: .*\blist of 3\b.*pair"):
         list(from_loaders([DataLoader(TensorDataset(*[torch.ones(3)] * 3))]).batches(0, 2, 1))
-    with pytest.raises(ValueError, match=r"worker 0, step 0: column 'label'"):
+    way_out = r".*skerry\.from_loaders\(loader, num_workers=4, inputs=\[\.\.\.\], label="
+    with pytest.raises(ValueError, match=r"worker 0, step 0: column 'label'" + way_out):
         next(from_loaders([DataLoader([{"a": torch.ones(1)}])]).batches(0, 0, 1))
+    with pytest.raises(ValueError, match=r"column 'text'.*with_format" + way_out):
+        next(from_loaders([DataLoader([{"text": "a", "label": 1}])]).batches(0, 0, 1))
+    for sample in ((torch.ones(1), torch.tensor(1)), (torch.ones(1), 1)):
+        with pytest.raises(ValueError, match=r"worker 0: labels have no batch dim; .*batch_size"):
+            from_loaders([DataLoader([sample], batch_size=None)]).sample(0, 1)
+    with pytest.raises(ValueError, match=r"loaders\[0\]: got Tensor.*DataLoader\(TensorDataset\(x, y\)"):
+        as_data((torch.ones(3, 1), torch.ones(3)), 2, 0)
     with pytest.warns(UserWarning, match=r"loaders\[0\]: 1 batches.*has 3.*worker 0.*step 1"):
         from_loaders([DataLoader(good.dataset, 3), good])
 

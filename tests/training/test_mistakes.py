@@ -4,12 +4,14 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from skerry import Processes, Session, Shards, discover, ist, split, train
 from skerry.callbacks import Callback
 
 X = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(200) % 5
+LOADER = DataLoader(TensorDataset(X, Y), batch_size=16)
 
 
 def mlp():
@@ -91,6 +93,8 @@ MISTAKES = {
     "model: got 'net'": lambda: Session("net", plan=None, algorithm=ist(2), optimizer=sgd, num_rounds=2),
     "blocks: got 'x'": lambda: discover(mlp(), X[:4], blocks="x"),
     "test.*0 to 9": lambda: go(test=(X, torch.arange(200) % 10)),
+    "test: got DataLoader.*torch.cat": lambda: go(test=LOADER),
+    r"unexpected.*'id'.*from_loaders\(.*inputs=": lambda: discover(nn.Linear(16, 2), {"input": X[:4], "id": Y[:4]}),
     "x and y.*tuple": lambda: Shards((X, X), Y, [torch.arange(9)], batch_size=8, seed=0),
 }
 
@@ -100,6 +104,10 @@ def test_a_mistake_is_named_in_one_line(named):
     with pytest.raises(ValueError, match=named) as caught:
         MISTAKES[named]()
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_loader_becomes_a_test_set_as_the_message_says():
+    assert go(test=tuple(map(torch.cat, zip(*LOADER, strict=True)))).score == go().score
 
 
 def test_data_with_nan_is_named_only_where_the_model_does_not_take_it():

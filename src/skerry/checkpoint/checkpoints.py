@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from skerry.plan.table import Plan
 from skerry.runtimes.runtime import Runtime, Store
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Checkpoints:
     """Checkpoints of a run, for ``train`` and ``Session``.
 
@@ -29,11 +29,12 @@ class Checkpoints:
         settings: JSON values kept in each checkpoint: what of the run's settings may change when it goes on.
 
     Example:
-        >>> Checkpoints(folder="runs/digits", every_s=60, resume=True).folder.name
+        >>> Checkpoints("runs/digits", every_s=60, resume=True).folder.name
         'digits'
     """
 
     folder: Path
+    _: KW_ONLY
     run: str = ""
     every_s: float = 10.0
     resume: bool = False

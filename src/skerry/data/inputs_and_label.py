@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from skerry.model.in_words import CHOOSE_COLUMNS
 from skerry.model.inputs import Inputs, tensors_of
 
 Columns = str | Sequence[str] | None
@@ -37,10 +38,11 @@ def inputs_and_label(batch: Any, inputs: Columns, label: str | None, where: str)
     wanted = [names] if isinstance(names, str) else list(names)
     for name in [*wanted, label]:
         if name not in batch:
-            raise ValueError(f"{where}: column '{name}': not in the data, expected one of {', '.join(map(str, batch))}")
+            columns = ", ".join(map(str, batch))
+            raise ValueError(f"{where}: column '{name}': not in the data, expected one of {columns}; {CHOOSE_COLUMNS}")
         if not isinstance(batch[name], Tensor | Mapping) or not any(True for _ in tensors_of(batch[name])):
             raise ValueError(
-                f"{where}: column '{name}': became a {type(batch[name]).__name__}, expected a tensor; choose other "
-                "columns, use dataset.with_format('torch'), or give a collate function"
+                f"{where}: column '{name}': became a {type(batch[name]).__name__}, expected a tensor; use "
+                f"dataset.with_format('torch'), give a collate function, or {CHOOSE_COLUMNS}"
             )
     return (batch[names] if isinstance(names, str) else {name: batch[name] for name in wanted}), batch[label]

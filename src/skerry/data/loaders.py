@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from skerry.data.deal_loader import deal, length, random_parts, seed_
@@ -66,6 +67,11 @@ class FromLoaders:
             count = 0
             for batch in self._start(worker, -1).batches():
                 x, y = inputs_and_label(batch, self._inputs, self._label, f"worker {worker}, a sample")
+                if isinstance(y, int | float) or (isinstance(y, Tensor) and not y.dim()):
+                    raise ValueError(
+                        f"worker {worker}: labels have no batch dim; give the DataLoader a batch_size, or items that "
+                        "are batches"
+                    )
                 if found and not fit([found[0], x]):
                     break
                 found.append(x)
@@ -156,6 +162,12 @@ def from_loaders(
         if num_workers is None:
             raise ValueError("num_workers: not given, expected the number of workers to deal one loader to")
         dealt = deal(loaders, num_workers, seed)
+        if loaders.persistent_workers:
+            warnings.warn(
+                "loader: persistent_workers=True has no effect, since its processes start again in every pass of every "
+                "worker; for small data num_workers=0 is faster",
+                stacklevel=2,
+            )
         is_stream = isinstance(loaders.dataset, IterableDataset)
         data = FromLoaders(dealt, seed=seed, inputs=inputs, label=label, alike=is_stream)
         if is_stream and (num := length(loaders)) is not None:
@@ -187,7 +199,11 @@ def as_data(data: Any, num_workers: int, seed: int) -> Any:
 def _check(worker: int, loader: Any) -> int | None:
     """Return the length of a loader, None if it has none; raise ValueError where it cannot be used."""
     if not isinstance(loader, DataLoader):
-        raise ValueError(f"loaders[{worker}]: got {type(loader).__name__}, expected a torch.utils.data.DataLoader")
+        tensors = "; for tensors give DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True)"
+        raise ValueError(
+            f"loaders[{worker}]: got {type(loader).__name__}, expected a torch.utils.data.DataLoader"
+            + (tensors if isinstance(loader, Tensor) else "")
+        )
     if loader.persistent_workers:
         raise ValueError(
             f"loaders[{worker}]: persistent_workers=True keeps random state between epochs, expected False"

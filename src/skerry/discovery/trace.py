@@ -21,6 +21,7 @@ from skerry.discovery.index_labels import Field, Labels, Origin
 from skerry.discovery.invariant_numbers import InvariantNumbers, written_by
 from skerry.discovery.operations.operation import Operation, pin_everything, wide_dims
 from skerry.discovery.operations.rules import rule_of
+from skerry.model.in_words import CHOOSE_COLUMNS
 from skerry.model.inputs import Inputs, call, tensors_of
 from skerry.model.tensors import dense_buffers
 from skerry.subnet.written_sizes import Place, SizesGiven
@@ -145,6 +146,7 @@ def trace(
                         f"the model does not run on the example inputs: {where}{first_line(error)}; give inputs as the "
                         "model takes them (a tensor, a tuple of positional or a dict of keyword arguments), and values "
                         "to a model on meta whose forward looks at them"
+                        + (f"; {CHOOSE_COLUMNS}" if isinstance(inputs, dict) else "")
                     ) from error
             return tracer.finish(output)
     finally:

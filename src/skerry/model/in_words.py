@@ -9,6 +9,8 @@ from skerry.model.inputs import tensors_of
 OF_TORCH = (RuntimeError, TypeError, IndexError)
 """The types with which torch tells of wrong shapes, dtypes and labels; those derived from them mean other things."""
 
+CHOOSE_COLUMNS = 'choose columns: skerry.from_loaders(loader, num_workers=4, inputs=[...], label="...")'
+
 
 def described(value: Any) -> str:
     """Return dtypes and shapes of the tensors in ``value``, and the range of int64 ones."""

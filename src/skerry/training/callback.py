@@ -116,23 +116,24 @@ class Callbacks:
         self._call(self._started, "on_evaluate", score, full)
 
     def end(self, error: BaseException | None) -> None:
-        """Call ``on_end`` of all that have started, the last one first, even if one fails."""
+        """Call ``on_end`` of all that have started, the last one first; the first error gets the others as notes."""
         first: BaseException | None = error
         while self._started:
             try:
                 self._call([self._started.pop()], "on_end", error)
-            except Exception as another:
+            except BaseException as another:
                 if first is None:
                     first = another
                 else:
-                    first.add_note(" ".join([f"then {type(another).__name__}: {another}", *another.__notes__]))
+                    told = [f"then {type(another).__name__}: {another}", *getattr(another, "__notes__", [])]
+                    first.add_note(" ".join(told))
         if first is not None and first is not error:
             raise first
 
     def _call(self, callbacks: Sequence[Callback], hook: str, *arguments: object) -> None:
         for callback in callbacks:
             name = type(callback).__name__
-            self.running = f"callback {name}"
+            before, self.running = self.running, f"callback {name}"
             try:
                 getattr(callback, hook)(self._session, *arguments)
             except StopIteration as error:  # it would end the loop over rounds
@@ -143,7 +144,7 @@ class Callbacks:
                 error.add_note(f"(callback {name}, {hook})")
                 raise
             finally:
-                self.running = ""
+                self.running = before
 
 
 def _listed(callbacks: object) -> Sequence[object]:

@@ -116,6 +116,7 @@ def as_test(given: Any) -> Test | None:
         return given
     if not isinstance(given, tuple) or len(given) != 2:
         raise ValueError(
-            f"test: got {type(given).__name__}, expected a pair of tensors (inputs, labels) or skerry.training.Test"
+            f"test: got {type(given).__name__}, expected a pair of tensors (inputs, labels) or skerry.training.Test; "
+            "of a loader, for example: tuple(map(torch.cat, zip(*loader)))"
         )
     return Test(*given)
