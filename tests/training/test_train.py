@@ -575,5 +575,5 @@ def test_what_is_no_algorithm_is_named():
 def test_serial_training_under_torchrun_is_warned_of(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    with pytest.warns(UserWarning, match="torchrun"):
+    with pytest.warns(UserWarning, match="2 processes were started together"):
         run(relay(2, local_steps=2), rounds=2)
