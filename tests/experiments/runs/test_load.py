@@ -34,7 +34,9 @@ def train(folder, method="ist", stop=None, resume=False, **settings):
             raise Stopped
 
     config = configure("digits-mlp", method, QUICK | MORE | settings)
-    run(config, folder, Serial(), resume=resume, callbacks=[Callback(on_round=on_round)])
+    stopping = Callback(on_round=on_round)
+    stopping.reports = True  # after the run folder
+    run(config, folder, Serial(), resume=resume, callbacks=[stopping])
 
 
 @pytest.fixture(scope="module")
