@@ -16,7 +16,7 @@ from skerry.experiments.methods import build
 from skerry.experiments.planner import forecast, forecasts, subject
 from skerry.experiments.runs.execute import make_optimizer
 
-METHODS = ["ist", "relay", "narrow", "local_sgd"]
+OTHERS = ["ist", "relay", "local_sgd", "heterofl", "diloco"]
 NETS = """
 import torch
 from torch import nn
@@ -60,7 +60,7 @@ def _here(tmp_path, monkeypatch):
     sys.modules.pop("nets", None)
 
 
-@pytest.mark.parametrize("method", [*METHODS, "heterofl", "ist-travel", "diloco"])
+@pytest.mark.parametrize("method", ["ist-travel", "narrow", *(pytest.param(m, marks=pytest.mark.slow) for m in OTHERS)])
 def test_bytes_are_those_that_a_run_counts(method, monkeypatch):
     method, _, travels = method.partition("-")
     settings = {"workers": 3, "rounds": 3, "local_steps": 2, "batch_size": 8}

@@ -36,7 +36,8 @@ CASES = [
 # Overlap waits within local steps, where threads share dropout's random state; and Adam turns the rounding errors that
 # are the whole gradient of a bias before a batch norm into steps. Images have neither.
 IN_THREADS = [
-    ("ist", "blocks"), ("relay", "mlp"), ("ist-core-overlap-travel", "cnn"), ("diloco", "mlp"), ("fedrolex", "mlp"),
+    ("ist-core-overlap-travel", "cnn"), ("fedrolex", "mlp"),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (("ist", "blocks"), ("relay", "mlp"), ("diloco", "mlp"))),
 ]  # fmt: skip
 
 
