@@ -12,6 +12,7 @@ from skerry.algorithm import Algorithm
 from skerry.algorithms.narrow import narrow
 from skerry.algorithms.relay import relay
 from skerry.discovery.discover import discover
+from skerry.model.device import chosen_device
 from skerry.model.inputs import Inputs, to
 from skerry.model.tensors import skeleton
 from skerry.plan.table import Plan
@@ -70,8 +71,7 @@ def choose_missing(
     """
     words = []
     if plan is None:
-        device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
-        plan = discover(model, to(example_inputs, device))
+        plan = discover(model, to(example_inputs, chosen_device(None, model)))
         num = f"{len(plan.axes)} {'axis' if len(plan.axes) == 1 else 'axes'}"
         axes = f"{plan.num_units} units in {num}" if plan.axes else "nothing can be dealt out"
         words.append(f"plan=skerry.discover(model, inputs): {axes} (print it for the reasons)")

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from skerry.model.device import wide
 from skerry.model.inputs import Inputs, call, map_tensors, tensors_of
 from skerry.training.steps.rates import Rates
 from skerry.training.steps.settings import StepSettings
@@ -218,9 +219,7 @@ class Worker:
 
     def _add_to_total(self, loss: Tensor) -> None:
         """Add a loss on its device, without waiting for it."""
-        wide = torch.float32 if loss.device.type == "mps" else torch.float64  # which mps lacks
-        loss = loss.reshape(()).to(wide)
-        self._total = self._total + loss
+        self._total = self._total + loss.reshape(()).to(wide(loss))
         if loss.device.type == "cpu":
             self._is_finite = math.isfinite(self._total)
 
