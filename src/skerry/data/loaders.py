@@ -150,6 +150,8 @@ def from_loaders(
             ``DistributedSampler``, or fewer batches than there are workers.
 
     Example:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader
         >>> sets = [torch.utils.data.TensorDataset(torch.arange(3.0) + 3 * w, torch.arange(3)) for w in range(2)]
         >>> data = from_loaders([DataLoader(s, batch_size=3, shuffle=True) for s in sets])
         >>> [sorted(x.tolist()) for x, y in data.batches(worker=1, first_step=70, num_steps=1)]
