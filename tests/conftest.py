@@ -1,15 +1,17 @@
 """Fixtures that many tests share."""
 
+import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
 from costs import remembered
 from hypothesis import settings
+from machines import start_server
 from torch import Tensor, nn
 from zoo import CASES
 
-from skerry import Plan
+from skerry import Plan, launch
 from skerry.training import cost
 
 torch.set_num_threads(1)  # small nets; and both runtimes must do their sums in the same order
@@ -22,6 +24,15 @@ def _seed() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(1)  # the command line sets it; with more, all tests after it would take several times as long
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _server() -> Iterator[None]:
+    """A server that has imported everything forks what ``launch`` starts: imports would take most of the time."""
+    start_server()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys.modules[launch.__module__], "_START", "forkserver")
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -23,6 +24,12 @@ _PRELOADED = ["skerry.experiments.cli.commands", "torch._dynamo", "torch.distrib
 _NETWORK = 0x40000000  # CLONE_NEWNET
 
 
+def start_server() -> None:
+    """Start the server; it imports while other tests run."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOADED)
+    forkserver.ensure_running()
+
+
 def start_on_machines(
     folder: Path, *work: Work, namespaces: Sequence[Path] = (), address: str = "127.0.0.1"
 ) -> list[ForkServerProcess]:
@@ -35,7 +42,6 @@ def start_on_machines(
         address: of the first process.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
     ready = context.Process(target=os.getpid)
     ready.start()
     ready.join()  # the server has imported everything
