@@ -3,22 +3,26 @@
 They are forked from a server that has imported everything once: imports would take most of the time of a test.
 """
 
+import atexit
 import ctypes
 import multiprocessing
 import os
+import runpy
 import socket
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 
 from skerry.experiments.cli import entry
 
-Work = Sequence[str] | Callable[[int], object]
-"""The arguments of ``skerry``, or a function of the rank."""
+Work = Sequence[str] | Path | Callable[[int], object]
+"""The arguments of ``skerry``, a script, or a function of the rank."""
 
 _PRELOADED = ["skerry.experiments.cli.commands", "torch._dynamo", "torch.distributed.run", "sklearn.datasets"]
 _NETWORK = 0x40000000  # CLONE_NEWNET
@@ -31,7 +35,12 @@ def start_server() -> None:
 
 
 def start_on_machines(
-    folder: Path, *work: Work, namespaces: Sequence[Path] = (), address: str = "127.0.0.1"
+    folder: Path,
+    *work: Work,
+    namespaces: Sequence[Path] = (),
+    address: str = "127.0.0.1",
+    environments: Sequence[Mapping[str, str]] = (),
+    more: Sequence[Mapping[str, str]] = (),
 ) -> list[ForkServerProcess]:
     """Start process k in ``folder``/k; it writes what it says to a file ``said`` there.
 
@@ -40,6 +49,8 @@ def start_on_machines(
         work: of each process.
         namespaces: network namespaces of the processes, all of which reach ``address``, that of the first.
         address: of the first process.
+        environments: what the launcher sets for each process, if not what torchrun does.
+        more: what else is set for each process.
     """
     context = multiprocessing.get_context("forkserver")
     ready = context.Process(target=os.getpid)
@@ -51,17 +62,17 @@ def start_on_machines(
     machines = []
     for rank, own in enumerate(work):
         group = {"RANK": rank, "WORLD_SIZE": len(work), "MASTER_ADDR": address, "MASTER_PORT": port}
+        group = environments[rank] if environments else {name: str(value) for name, value in group.items()}
+        group = {**group, **(more[rank] if more else {})}
         inside = namespaces[rank] if namespaces else None
         machines.append(context.Process(target=_machine, args=(group, folder / f"{rank}", own, inside)))
         machines[-1].start()
     return machines
 
 
-def run_on_machines(
-    folder: Path, *work: Work, namespaces: Sequence[Path] = (), address: str = "127.0.0.1"
-) -> tuple[list[int | None], list[str]]:
+def run_on_machines(folder: Path, *work: Work, **where: Any) -> tuple[list[int | None], list[str]]:
     """Start processes and wait for them; return all exit codes (None: none in two minutes), and what each said."""
-    machines = start_on_machines(folder, *work, namespaces=namespaces, address=address)
+    machines = start_on_machines(folder, *work, **where)
     for machine in machines:
         machine.join(120)
     codes = [machine.exitcode for machine in machines]
@@ -70,9 +81,9 @@ def run_on_machines(
     return codes, [(folder / f"{rank}" / "said").read_text() for rank in range(len(work))]
 
 
-def _machine(group: dict[str, object], folder: Path, work: Work, namespace: Path | None) -> None:
+def _machine(group: Mapping[str, str], folder: Path, work: Work, namespace: Path | None) -> None:
     """The main function of a process."""
-    os.environ.update({name: str(value) for name, value in group.items()}, OMP_NUM_THREADS="1")
+    os.environ.update(group, OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
@@ -84,6 +95,25 @@ def _machine(group: dict[str, object], folder: Path, work: Work, namespace: Path
             assert ctypes.CDLL(None).setns(file.fileno(), _NETWORK) == 0
     if callable(work):
         work(int(os.environ["RANK"]))
+    elif isinstance(work, Path):
+        _run_script(work)
     else:
         sys.argv = ["skerry", *work]
         entry()
+
+
+def _run_script(path: Path) -> NoReturn:
+    """Run a script and end this process as Python would: what is registered with ``atexit`` runs, too."""
+    code: int | str | None = 0
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+    except SystemExit as error:
+        code = error.code
+    except BaseException as error:
+        sys.last_value = error
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)

@@ -7,12 +7,11 @@ them. srun itself does not run here: the variables that it sets do.
 import os
 import re
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from machines import run_on_machines
 from safetensors.torch import load_file
 
 from skerry.runtimes.distributed import meeting
@@ -20,11 +19,12 @@ from skerry.runtimes.distributed.meeting import Place, adopt_srun
 from skerry.runtimes.serial import or_serial
 
 SCRIPT = """
-import os, sys, time
+import os, sys, time, warnings
 from datetime import timedelta
 import torch, torch.distributed as dist
 from torch import nn
 import skerry
+warnings.simplefilter("ignore")
 
 def net():
     torch.manual_seed(0)
@@ -42,20 +42,11 @@ def train(runtime, **more):
 """
 
 
-def started(tmp_path: Path, body: str, environments: list[dict[str, str]]) -> list[tuple[int, str, str]]:
-    """Run the script in a process for each environment; return their codes and what they printed."""
+def started(tmp_path: Path, body: str, environments: list[dict[str, str]]) -> list[tuple[int | None, str]]:
+    """Run the script in a process for each environment; return their codes and what they said."""
     path = tmp_path / "script.py"
-    path.write_text(SCRIPT + body)
-    ours = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "MASTER_ADDR")}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, path], env=ours | own, cwd=tmp_path, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for own in environments
-    ]  # fmt: skip
-    said = [process.communicate(timeout=100) for process in processes]
-    return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
+    path.write_text(SCRIPT + body.replace("TMP", str(tmp_path)))
+    return list(zip(*run_on_machines(tmp_path, *[path] * len(environments), environments=environments), strict=True))
 
 
 def of_torchrun(rank: int, port: int) -> dict[str, str]:
@@ -95,8 +86,8 @@ def test_a_group_that_exists_is_used_and_stays(tmp_path, port, backend):
 {BACKENDS[backend]}
 for turn in range(2):
     with skerry.Processes.join() as runtime:
-        train(runtime).export(f"trained{{turn}}")
-train(skerry.Processes.join()).export("trained2")  # without leaving it
+        train(runtime).export(f"TMP/trained{{turn}}")
+train(skerry.Processes.join()).export("TMP/trained2")  # without leaving it
 assert dist.is_initialized()
 if {backend == "gloo"}:
     ones = torch.ones(3)
@@ -106,20 +97,20 @@ dist.destroy_process_group()
 print("well")
 """
     ended = started(tmp_path, body, [of_torchrun(rank, port) for rank in range(2)])
-    assert [(code, out) for code, out, _ in ended] == [(0, "well\n")] * 2, ended
+    assert ended == [(0, "well\n")] * 2
     for turn in range(3):
         assert_serial(tmp_path, f"trained{turn}")
 
 
 def test_without_with_the_one_that_ends_last_is_not_ended_by_the_others(tmp_path, port):
     body = """
-train(skerry.Processes.join(timeout_s=1.0)).export("trained")
+train(skerry.Processes.join(timeout_s=1.0)).export("TMP/trained")
 if os.environ["RANK"] == "1":  # the first one has the store
     time.sleep(3)
 print("well")
 """
     ended = started(tmp_path, body, [of_torchrun(rank, port) for rank in range(2)])
-    assert [(code, out) for code, out, _ in ended] == [(0, "well\n")] * 2, ended
+    assert ended == [(0, "well\n")] * 2
     assert_serial(tmp_path, "trained")
 
 
@@ -130,7 +121,7 @@ if runtime.rank == 1:
     raise KeyError("no such column")
 train(runtime)
 """
-    (code, _, said), (other_code, _, trace) = started(tmp_path, body, [of_torchrun(rank, port) for rank in range(2)])
+    (code, said), (other_code, trace) = started(tmp_path, body, [of_torchrun(rank, port) for rank in range(2)])
     assert (code, other_code) == (1, 1)
     assert re.search(r"skerry: error: rank 0.*rank 1 ended: KeyError: 'no such column'", said)
     assert "Traceback" not in said
@@ -147,8 +138,8 @@ def leave(session, record):
 train(runtime, callbacks=[skerry.callbacks.Callback(on_round=leave)])
 """
     ended = started(tmp_path, body, [of_torchrun(rank, port) for rank in range(2)])
-    assert all(code != 0 for code, _, _ in ended), ended
-    assert f"rank {who} has ended, and others wait for it" in ended[1 - who][2]
+    assert all(code for code, _ in ended), ended
+    assert f"rank {who} has ended, and others wait for it" in ended[1 - who][1]
 
 
 def of_srun(rank, **more):
@@ -163,13 +154,13 @@ def of_srun(rank, **more):
 def test_srun_starts_them(tmp_path, port):
     job = str(port)  # of jobs that run at the same time, so that tests beside this one get other ports
     body = """
-train(skerry.Processes.join(timeout_s=1.0)).export("trained")
+train(skerry.Processes.join(timeout_s=1.0)).export("TMP/trained")
 if os.environ["RANK"] == "0":
     time.sleep(3)
 print(os.environ["RANK"], os.environ["LOCAL_RANK"])
 """
     ended = started(tmp_path, body, [of_srun(rank, JOB_ID=job) for rank in range(2)])
-    assert [(code, out) for code, out, _ in ended] == [(0, "0 0\n"), (0, "1 1\n")], ended
+    assert ended == [(0, "0 0\n"), (0, "1 1\n")]
     assert_serial(tmp_path, "trained")
 
 

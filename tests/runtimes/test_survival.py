@@ -6,14 +6,15 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
 import torch
+from machines import start_on_machines
 from safetensors.torch import load_file
 from stopped_runs import latest, rounds
 
@@ -31,13 +32,16 @@ def _start(out: Path, *more: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, text=True, start_new_session=True, **pipes)  # ctrl-c goes to all of a session
 
 
-def _wait_for_rounds(out: Path, number: int, process: "subprocess.Popen[str]") -> None:
+def _wait_for_rounds(out: Path, number: int, process: "subprocess.Popen[str] | ForkServerProcess") -> None:
     metrics = out / "metrics.jsonl"
     until = time.monotonic() + 120
     while not metrics.exists() or len(metrics.read_bytes().splitlines()) < number:
-        assert process.poll() is None, process.stderr.read()
+        if isinstance(process, ForkServerProcess):
+            assert process.is_alive()
+        else:
+            assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < until
-        time.sleep(0.002)
+        time.sleep(0.02)
 
 
 def _kill(process: "subprocess.Popen[str]", out: Path) -> None:
@@ -138,7 +142,7 @@ def interrupted(tmp_path_factory):
     out = tmp_path_factory.mktemp("interrupted") / "x"
     process = _start(out, "--runtime", "processes", *SETTINGS, *OFTEN)
     _wait_for_rounds(out, 4, process)
-    workers = _children(process.pid)
+    workers = _workers(process.pid)
     os.kill(workers[-1], signal.SIGKILL)
     started = time.monotonic()
     _, told = process.communicate(timeout=30)
@@ -179,35 +183,32 @@ def test_plain_torchrun_gives_the_same_bits(undisturbed, tmp_path):
     assert (out / "report.html").exists()
 
 
-def _on_machines(folder: Path, given: "list[list[str]]") -> "list[subprocess.Popen[str]]":
+def _on_machines(folder: Path, *given: "list[str]") -> list[ForkServerProcess]:
     """Start a process on machine A and two on B, which share no folder."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    group = {"WORLD_SIZE": str(len(given)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = []
-    for rank, (machine, local, more) in enumerate(zip("ABB", "001", given, strict=True)):
-        command = [sys.executable, "-m", "skerry", "train", "digits-mlp", "--out", str(folder / machine), *more]
-        environment = {**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": local, "OMP_NUM_THREADS": "1"}
-        pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
-        started.append(subprocess.Popen(command, env=environment, text=True, **pipes))
-    return started
+    out = [
+        ["train", "digits-mlp", "--out", str(folder / machine), *more]
+        for machine, more in zip("ABB", given, strict=True)
+    ]
+    local = [{"LOCAL_RANK": number} for number in "001"]
+    return start_on_machines(folder, *out, more=local)
 
 
 def test_machines_that_share_no_folder_resume(undisturbed, tmp_path):
     settings = [*SETTINGS, *OFTEN]
-    machines = _on_machines(tmp_path, [settings] * 3)
+    machines = _on_machines(tmp_path, settings, settings, settings)
     _wait_for_rounds(tmp_path / "A", 4, machines[0])
     machines[1].kill()
-    for process in machines:
-        process.communicate(timeout=30)
-    machines = _on_machines(tmp_path, [["--resume"], ["--resume"], settings])
-    told = [process.communicate(timeout=60)[1] for process in machines]
-    assert all(process.returncode for process in machines)
-    assert any("setting" in text for text in told), told
-    machines = _on_machines(tmp_path, [["--resume"]] * 3)
-    told = [process.communicate(timeout=60)[1] for process in machines]
-    assert not any(process.returncode for process in machines), told
+    for machine in machines:
+        machine.join(30)
+    machines = _on_machines(tmp_path, ["--resume"], ["--resume"], settings)
+    for machine in machines:
+        machine.join(60)
+    assert all(machine.exitcode for machine in machines)
+    assert any("setting" in (tmp_path / f"{rank}" / "said").read_text() for rank in range(3))
+    machines = _on_machines(tmp_path, ["--resume"], ["--resume"], ["--resume"])
+    for machine in machines:
+        machine.join(60)
+    assert not any(machine.exitcode for machine in machines), [path.read_text() for path in tmp_path.glob("*/said")]
     ours, expected = (load_file(f / "model.safetensors") for f in (tmp_path / "A", undisturbed / "processes"))
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
 
@@ -228,17 +229,17 @@ def test_an_interrupted_run_says_the_round_that_resume_starts_from(tmp_path, run
     assert "Traceback" not in told
 
 
-def _start_importing(out: Path) -> "tuple[subprocess.Popen[str], list[int]]":
-    """A run whose three workers are still importing, and the workers."""
+def _start_importing(out: Path) -> "tuple[subprocess.Popen[str], int]":
+    """A run that has no workers yet, since the process that will fork them still imports; and that process."""
     process = _start(out, "--runtime", "processes", *SETTINGS)
     until = time.monotonic() + 60
     while True:
-        workers = [pid for pid in _children(process.pid) if "libtorch" in Path(f"/proc/{pid}/maps").read_text()]
-        if len(workers) == 3:
-            return process, workers
+        for pid in _children(process.pid):
+            if "libtorch" in Path(f"/proc/{pid}/maps").read_text():
+                return process, pid
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < until
-        time.sleep(0.002)
+        time.sleep(0.02)
 
 
 def test_ctrl_c_while_processes_start_promises_nothing(tmp_path):
@@ -251,10 +252,13 @@ def test_ctrl_c_while_processes_start_promises_nothing(tmp_path):
     assert not out.exists()
 
 
-def test_workers_leave_ctrl_c_to_the_process_that_started_them(tmp_path):
-    """Also while they import, where it would end each with a traceback."""
-    process, workers = _start_importing(tmp_path / "x")
-    for pid in workers:
+def test_all_leave_ctrl_c_to_the_process_that_started_them(tmp_path):
+    """Also while they import, where it would end them with a traceback."""
+    out = tmp_path / "x"
+    process, importing = _start_importing(out)
+    os.kill(importing, signal.SIGINT)
+    _wait_for_rounds(out, 1, process)
+    for pid in _workers(process.pid):
         os.kill(pid, signal.SIGINT)
     _, told = process.communicate(timeout=120)
     assert process.returncode == 0, told
@@ -302,7 +306,7 @@ def _is_locked(out: Path) -> bool:
 
 
 def _children(pid: int) -> list[int]:
-    """The worker processes of ``pid``, without multiprocessing's resource tracker."""
+    """The processes that ``pid`` has started, without multiprocessing's resource tracker."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -314,6 +318,11 @@ def _children(pid: int) -> list[int]:
             if parent == pid and "spawn_main" in command:
                 found.append(int(entry.name))
     return sorted(found)
+
+
+def _workers(pid: int) -> list[int]:
+    [starter] = _children(pid)
+    return _children(starter)
 
 
 def _is_running(pid: int) -> bool:

@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from skerry.runtimes.distributed.wire import WireFormat
 _PEER_LOST = 76  # exit code of a worker that only lost another one
 _FAILED = 1
 _GRACE_S = 3.0
-_START = "spawn"
+_START: Literal["spawn"] = "spawn"
 _STAGE_BYTES = 64
 
 
@@ -125,7 +125,8 @@ def _supervise(
     """Start the workers, wait for them, and send what failed: an empty message if nothing has."""
     num_workers = group[1]
     # What this process has imported is imported for all. It has no threads yet, so it may fork.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    forks = sys.platform == "linux"
+    context = multiprocessing.get_context("fork") if forks else multiprocessing.get_context("spawn")
     stages = context.Array("c", _STAGE_BYTES * num_workers, lock=False)
     done = context.Array("b", [0] * num_workers, lock=False)
     workers: list[Any] = []
