@@ -1,5 +1,6 @@
 """Fixtures that many tests share."""
 
+import gc
 import sys
 from collections.abc import Iterator
 
@@ -24,6 +25,10 @@ def _seed() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(1)  # the command line sets it; with more, all tests after it would take several times as long
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what torch and the tests have imported is not looked through again and again
 
 
 @pytest.fixture(autouse=True, scope="session")

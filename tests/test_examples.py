@@ -20,10 +20,17 @@ NEEDS = {"pyg_graph_sage": "torch_geometric", "transformers_llama": "transformer
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 STARTED = {"several_processes": [], "torchrun": TORCHRUN, "ray_train": []}
 """Examples with several processes, and how Python starts them."""
+SLOW = ["transformers_llama"]
 
 
 @pytest.mark.filterwarnings("ignore")  # a Python of its own has its own filters
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
+        for path in sorted(FOLDER.glob("*.py"))
+    ],
+)
 def test_example(path, tmp_path, monkeypatch, capsys):
     if path.stem in NEEDS:
         pytest.importorskip(NEEDS[path.stem])

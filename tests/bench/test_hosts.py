@@ -108,6 +108,7 @@ def test_three_hosts_train_for_two_rounds(tmp_path: Path) -> None:
     assert parts == [f"{rank}-of-3.safetensors" for rank in range(3)]
 
 
+@pytest.mark.slow
 def test_torchrun_in_three_hosts(tmp_path: Path) -> None:
     script = tmp_path / "all_reduce.py"
     script.write_text(ALL_REDUCE)

@@ -57,6 +57,7 @@ def test_a_run_that_fails_is_reported_and_returns_none(bench, tmp_path, capsys):
     assert "run: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_search_goes_beyond_an_edge_and_runs_all_seeds_at_the_best_rate(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "bench" / "accuracy"))  # also of the pool's processes
     bench = importlib.import_module("rate_search")

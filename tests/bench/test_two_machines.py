@@ -62,6 +62,7 @@ def said(folder):
     return [path.read_text() for path in sorted(folder.glob("*/said"))]
 
 
+@pytest.mark.slow
 def test_both_are_killed_and_resume_each_from_its_own_folder(hosts, tmp_path):
     command = Torchrun(hosts.addresses[0], SETTINGS)
     started = hosts.start(tmp_path, command, command)

@@ -64,7 +64,8 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize(
     ("method", "stop"),
     [
-        *(("ist-uneven-travel", k) for k in (0, 1, 2, 4)),
+        *(("ist-uneven-travel", k) for k in (0, 4)),
+        *(pytest.param("ist-uneven-travel", k, marks=pytest.mark.slow) for k in (1, 2)),
         ("ist-slow-core", 3),
         ("ist-core-overlap-travel", 2),
         ("diloco", 1),

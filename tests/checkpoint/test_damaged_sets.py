@@ -53,11 +53,14 @@ def stopped(tmp_path_factory):
     return folders
 
 
-@pytest.mark.parametrize("damage", [cut, flip, swap, None], ids=lambda d: d.__name__ if d else "delete")
+@pytest.mark.parametrize(
+    "damage", [cut, flip, pytest.param(swap, marks=pytest.mark.slow), None], ids=lambda d: d.__name__ if d else "delete"
+)
 @pytest.mark.parametrize(
     ("how", "name"),
     [*(("serial", name) for name in ("index.json", "0-of-1.safetensors")),
-     *(("processes", name) for name in ("index.json", *(f"{rank}-of-3.safetensors" for rank in range(3))))],
+     *(("processes", name) for name in ("index.json", "0-of-3.safetensors", "2-of-3.safetensors")),
+     pytest.param("processes", "1-of-3.safetensors", marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_any_damage_to_the_latest_set_costs_one_checkpoint_only(stopped, undisturbed, tmp_path, how, name, damage):
     folder = shutil.copytree(stopped[how], tmp_path / "run")
@@ -120,7 +123,10 @@ def test_two_damaged_sets_are_told_in_one_line(stopped, tmp_path, how):
     assert rounds(folder) == [2, 3]
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize(
+    "number",
+    [errno.ENOSPC, *(pytest.param(n, marks=pytest.mark.slow) for n in (errno.EDQUOT, errno.EROFS, errno.EACCES))],
+)
 @pytest.mark.parametrize(("how", "name"), [("serial", "0-of-1"), ("processes", "2-of-3"), ("processes", "index")])
 def test_a_set_that_cannot_be_written_is_given_up_by_all(tmp_path, undisturbed, monkeypatch, how, name, number):
     real_save = save.save_tensors

@@ -173,6 +173,7 @@ def test_a_run_may_change_its_runtime_on_resume(undisturbed, interrupted, tmp_pa
         torch.testing.assert_close(other[name], tensor)
 
 
+@pytest.mark.slow
 def test_plain_torchrun_gives_the_same_bits(undisturbed, tmp_path):
     out = tmp_path / "x"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "skerry"]
@@ -275,7 +276,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("runtime", ["serial", "processes"])
+@pytest.mark.parametrize("runtime", ["serial", pytest.param("processes", marks=pytest.mark.slow)])
 def test_a_full_disk_in_the_middle_of_a_run_costs_nothing_that_was_saved(undisturbed, small_disk, runtime):
     out = small_disk / "x"
     process = _start(out, "--runtime", runtime, *SETTINGS, *OFTEN)

@@ -45,7 +45,9 @@ def test_a_model_that_looks_at_values_is_measured_on_a_real_copy():
     assert torch.equal(model.weight, before)
 
 
-@pytest.mark.parametrize("model_name", MODELS)
+@pytest.mark.parametrize(
+    "model_name", ["mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name != "mlp")]
+)
 @pytest.mark.parametrize("method", ["ist-slow-core", "ist-uneven-travel", "local_sgd-travel"])
 def test_what_a_process_keeps_is_what_is_predicted(method, model_name):
     algorithm, (build, data) = METHODS[method].algorithm, MODELS[model_name]

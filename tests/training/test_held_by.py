@@ -59,7 +59,7 @@ def data():
     return halves(x), (x[:, 0] > 0).long()
 
 
-@pytest.mark.parametrize("num", [2, 3])
+@pytest.mark.parametrize("num", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("structure", [dict, tuple])
 def test_on_one_process_the_score_is_that_of_the_serial_runtime(data, num, structure):
     inputs = data[0] if structure is dict else tuple(data[0].values())

@@ -67,6 +67,7 @@ def test_what_is_calibrated_and_tested_on_is_not_changed(tmp_path, monkeypatch):
     assert changed.test[0].equal(plain.test[0])
 
 
+@pytest.mark.slow
 def test_a_run_with_crops_resumes_exactly(tmp_path, monkeypatch):
     archives.make(tmp_path, monkeypatch)
     settings = SMALL | {"data.crops_and_flips": True, "checkpoint_every_s": 0}
