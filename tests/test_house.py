@@ -33,6 +33,7 @@ ROOMS = [
     "defaults",
     "training",
     "callbacks",
+    "graphs",
     "predictor",
     "sklearn",
     "experiments",
@@ -130,6 +131,7 @@ def test_import_skerry_pulls_in_no_extra():
         "mlflow",
         "transformers",
         "torch_geometric",
+        "pymetis",
     ]
     code = f"import sys, skerry; print([m for m in {[*extras, 'skerry.experiments']} if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

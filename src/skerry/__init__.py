@@ -16,6 +16,7 @@ from skerry import (
     data,
     discovery,
     exchange,
+    graphs,
     merge,
     partitions,
     plan,
@@ -58,6 +59,6 @@ else:
 __all__ = [
     "Blocks", "Checkpoints", "Classifier", "Plan", "Predictor", "Processes", "Regressor", "Session", "Shards",
     "algorithms", "callbacks", "checkpoint", "cosine", "data", "discover", "discovery", "ensemble", "exchange",
-    "from_dataset", "from_loaders", "ist", "launch", "load", "merge", "narrow", "partitions", "plan", "relay",
+    "from_dataset", "from_loaders", "graphs", "ist", "launch", "load", "merge", "narrow", "partitions", "plan", "relay",
     "runtimes", "split", "subnet", "train", "training", "verify", "weights",
 ]  # fmt: skip

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from skerry.data.labelled_nodes import labels_of_batch
+from skerry.model.graph_inputs import GraphInputs, is_graph
 from skerry.model.in_words import CHOOSE_COLUMNS
 from skerry.model.inputs import Inputs, tensors_of
 
@@ -19,7 +21,8 @@ def inputs_and_label(batch: Any, inputs: Columns, label: str | None, where: str)
     """Return (x, y) of a collated batch.
 
     Args:
-        batch: a pair (inputs, labels), or a dict of columns as in Hugging Face ``datasets``.
+        batch: a pair (inputs, labels), a dict of columns as in Hugging Face ``datasets``, or a graph of PyTorch
+            Geometric with labels ``y``.
         inputs: the columns to call the model with; not used for a pair.
         label: the column with the label; None: that of ``LABELS`` which is there. Not used for a pair.
         where: what the batch is of, for errors.
@@ -30,6 +33,9 @@ def inputs_and_label(batch: Any, inputs: Columns, label: str | None, where: str)
     if isinstance(batch, tuple | list) and len(batch) == 2:
         x, y = batch
         return (tuple(x) if isinstance(x, list) else x), y
+    if is_graph(batch):
+        rows, y, kind = labels_of_batch(batch)
+        return GraphInputs(batch, rows, kind), y
     if not isinstance(batch, Mapping):
         got = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, tuple | list) else type(batch).__name__
         raise ValueError(f"{where}: the batch is a {got}, expected a pair (inputs, labels) or a dict of columns")

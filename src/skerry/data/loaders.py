@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from skerry.data.deal_loader import deal, length, random_parts, seed_
 from skerry.data.inputs_and_label import Columns, inputs_and_label
-from skerry.model.inputs import Inputs, fit, join, map_tensors
+from skerry.model.inputs import Inputs, fit, join, take
 from skerry.randomness import OwnRandomness, seed_of
 
 
@@ -82,7 +82,7 @@ class FromLoaders:
                 raise ValueError(f"loaders[{worker}]: no batches, expected at least one in each pass")
             inputs = join(found)
             self._samples[worker] = (num, inputs)
-        return map_tensors(lambda tensor: tensor[:num], inputs)  # type: ignore[no-any-return]
+        return take(inputs, slice(num))  # type: ignore[no-any-return]
 
     def _read(self, worker: int, step: int) -> Any:
         """Return the batch of a step. A length says in which pass it is; a stream is counted through."""

@@ -1,4 +1,4 @@
-"""What a model is called with and returns: tensors, alone or in tuples, lists, dicts and dataclasses."""
+"""What a model is called with and returns: tensors, alone or in tuples, lists, dicts, dataclasses and graphs."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,12 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
-"""One argument, several positional ones, or keyword arguments."""
+from skerry.model.graph_inputs import GraphInputs, call_on_graph, is_graph, map_graph, tensors_of_graph
+
+Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any] | GraphInputs
+"""One argument, several positional ones, keyword arguments, or a graph: the forward's names say what of it."""
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
     """Return ``model(x)``, ``model(*xs)`` or ``model(**by_name)``, depending on the type of ``inputs``."""
+    if isinstance(inputs, GraphInputs):
+        return inputs.call(model)
+    if is_graph(inputs):
+        return call_on_graph(model, inputs)
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
@@ -28,10 +34,30 @@ def map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
         )
     if isinstance(value, Mapping):
         return {key: map_tensors(fn, item) for key, item in value.items()}
+    if is_graph(value):
+        return map_graph(fn, value)
     if isinstance(value, tuple | list):
         items = [map_tensors(fn, item) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
+
+
+def take(value: Any, samples: slice | Tensor) -> Any:
+    """Return some samples of ``value``: rows of its tensors; of a graph, some of the outputs that have labels."""
+    if isinstance(value, GraphInputs):
+        return dataclasses.replace(value, rows=take(value.rows, samples))
+    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+        return type(value)(take(item, samples) for item in value)
+    return map_tensors(lambda t: t[samples if isinstance(samples, slice) else samples.to(t.device)], value)
+
+
+def num_rows(value: Any) -> set[int]:
+    """Return the sizes of the first dims of the tensors in ``value``: one, the number of samples, where they fit."""
+    if isinstance(value, GraphInputs):
+        return {len(value.rows)}
+    if isinstance(value, tuple | list):
+        return set().union(*map(num_rows, value))
+    return {len(tensor) if tensor.dim() else 0 for tensor in tensors_of(value)}
 
 
 def join(values: Sequence[Any]) -> Any:
@@ -44,7 +70,9 @@ def join(values: Sequence[Any]) -> Any:
 
 
 def fit(values: Sequence[Any]) -> bool:
-    """Tell whether ``values`` can be joined: the same structure, and samples of the same shapes."""
+    """Tell whether ``values`` can be joined: the same structure, and samples of the same shapes in all tensors."""
+    if any(isinstance(value, GraphInputs) or len(num_rows(value)) > 1 for value in values):
+        return False  # graphs: nodes and edges
     return len({(_names(value), *(tensor.shape[1:] for tensor in tensors_of(value))) for value in values}) == 1
 
 
@@ -62,7 +90,7 @@ def to(value: Any, device: torch.device) -> Any:
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in ``value``, in tuples, lists, dicts and dataclasses; other objects (caches) are ignored."""
+    """Yield the tensors in ``value``, in tuples, dicts, dataclasses and graphs; other objects (caches) are ignored."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -74,3 +102,6 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from tensors_of(getattr(value, field.name))
+    elif is_graph(value):
+        for item in tensors_of_graph(value):
+            yield from tensors_of(item)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from skerry.model.device import wide
-from skerry.model.inputs import Inputs, call, map_tensors, tensors_of
+from skerry.model.inputs import Inputs, call, num_rows, take
 from skerry.training.steps.rates import Rates
 from skerry.training.steps.settings import StepSettings
 
@@ -287,7 +287,7 @@ def micro_batches(batch: Any, num: int) -> Iterator[tuple[Any, float]]:
     if num == 1:
         yield batch, 1.0
         return
-    sizes = {len(t) if t.dim() else 0 for t in tensors_of(batch)}
+    sizes = num_rows(batch)
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(
             f"accumulate={num}: the tensors of a batch have {sorted(sizes)} rows, expected one per sample in each; "
@@ -296,12 +296,8 @@ def micro_batches(batch: Any, num: int) -> Iterator[tuple[Any, float]]:
     (size,) = sizes
     for rows in torch.arange(size).tensor_split(min(num, size)):
         part = slice(int(rows[0]), int(rows[-1]) + 1)
-        yield map_tensors(_rows(part), batch), len(rows) * num / size
+        yield take(batch, part), len(rows) * num / size
 
 
 def _backward(loss: Tensor) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
-
-
-def _rows(part: slice) -> Callable[[Tensor], Tensor]:
-    return lambda tensor: tensor[part]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from skerry.checkpoint.state import State
 from skerry.exchange.owners import held_by_all
-from skerry.model.inputs import call, map_tensors, tensors_of, to
+from skerry.model.inputs import call, take, tensors_of, to
 from skerry.training.diagnosis import measures, theory_warnings
 from skerry.training.diagnosis.judge import Judge
 from skerry.training.diagnosis.label_counts import LabelCounts
@@ -50,7 +50,7 @@ class Observer:
             steps, num_samples = setup.algorithm.local_steps, len(test.labels)
             num = min(num_samples, max(1, steps // 2), test.batch_size, MAX_PROBE_SAMPLES)
             self.probe = probe = torch.arange(num) * (num_samples // num)
-            picked = (map_tensors(lambda t: t[probe.to(t.device)], half) for half in (test.inputs, test.labels))
+            picked = (take(half, probe) for half in (test.inputs, test.labels))
             self._inputs, self._labels = (to(half, setup.device) for half in picked)
         self._trained = {n: p for n, p in setup.model.named_parameters() if p.requires_grad and p.is_floating_point()}
         self._on_all: Tensor | None = None  # which units every worker holds

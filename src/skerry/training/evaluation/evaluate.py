@@ -3,13 +3,12 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from skerry.model.inputs import Inputs, call, map_tensors, tensors_of, to
+from skerry.model.inputs import Inputs, call, take, tensors_of, to
 from skerry.training.evaluation.metrics import (
     Metric,
     MetricObject,
@@ -95,7 +94,7 @@ def evaluate(
     model.eval()
     for batch in range(-(-len(labels) // batch_size) if num_batches is None else num_batches):
         part = slice(batch * batch_size, (batch + 1) * batch_size)
-        x, y = map_tensors(itemgetter(part), inputs), labels[part]
+        x, y = take(inputs, part), labels[part]
         x = x if len(y) or example is None else example
         if device is not None:
             x, y = to((x, y), device)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from skerry.choose import choose
 from skerry.model.in_words import OF_TORCH, described, first_line
-from skerry.model.inputs import Inputs, tensors_of
+from skerry.model.inputs import Inputs, num_rows, tensors_of
 from skerry.training.evaluation.metrics import Metric
 
 HeldBy = Literal["all", "one", "parts"]
@@ -58,8 +58,7 @@ class Test:
     def __post_init__(self) -> None:
         if isinstance(self.labels, Tensor) and not len(self.labels):
             raise ValueError("the test set is empty; pass test=None to train without one")
-        tensors = isinstance(self.labels, Tensor)
-        if not tensors or {t.shape[:1] for t in tensors_of(self.inputs)} != {self.labels.shape[:1]}:
+        if not isinstance(self.labels, Tensor) or num_rows(self.inputs) != num_rows(self.labels):
             raise ValueError(
                 f"test: got {type(self.inputs).__name__} and {type(self.labels).__name__}, expected tensors (inputs, "
                 "labels) with the same number of rows; a model of several inputs has a tuple or a dict of them"

@@ -4,14 +4,13 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from skerry.checkpoint.state import State
 from skerry.merge.calibrate import estimate_batch_norm_
-from skerry.model.inputs import Inputs, call, map_tensors, to
+from skerry.model.inputs import Inputs, call, take, to
 from skerry.runtimes.runtime import FullModel, Runtime
 from skerry.training.evaluation.evaluate import Score, evaluate
 from skerry.training.evaluation.held_by import Elsewhere
@@ -76,9 +75,6 @@ def _score_together(setup: Setup, full: FullModel, loss_fn: LossFn, test: Test, 
     """Score the full model with all processes, each of which has the test set or a part of it."""
     runtime = setup.runtime
 
-    def cut(value: Inputs, part: slice) -> Any:
-        return map_tensors(lambda tensor: tensor[part], value)
-
     mine = slice(None) if test.held_by == "parts" else slice(runtime.rank, None, runtime.num_processes)
     own = torch.zeros(runtime.num_processes, dtype=torch.int64)
     own[runtime.rank] = len(test.labels[mine])
@@ -88,11 +84,11 @@ def _score_together(setup: Setup, full: FullModel, loss_fn: LossFn, test: Test, 
     return evaluate(
         full.module,
         loss_fn,
-        (cut(test.inputs, mine), cut(test.labels, mine)),
+        (take(test.inputs, mine), test.labels[mine]),
         metrics=test.metrics,
         batch_size=test.batch_size,
         num_batches=math.ceil(int(runtime.total(own).max()) / test.batch_size),  # of the largest part
-        example=cut(test.inputs, slice(1)),
+        example=take(test.inputs, slice(1)),
         probe=in_probe[mine],
         device=setup.device,
         total=runtime.total,
