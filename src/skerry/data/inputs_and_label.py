@@ -35,6 +35,11 @@ def inputs_and_label(batch: Any, inputs: Columns, label: str | None, where: str)
         return (tuple(x) if isinstance(x, list) else x), y
     if is_graph(batch):
         rows, y, kind = labels_of_batch(batch)
+        if not len(rows):
+            raise ValueError(
+                f"{where}: a graph with no labelled node (train_mask), expected some in each batch; load larger parts, "
+                "start from labelled nodes (NeighborLoader), or use skerry.graphs.clusters, which sees to it"
+            )
         return GraphInputs(batch, rows, kind), y
     if not isinstance(batch, Mapping):
         got = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, tuple | list) else type(batch).__name__

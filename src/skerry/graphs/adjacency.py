@@ -99,4 +99,5 @@ def select_rows(tensor: Tensor, rows: Tensor) -> Tensor:
     length = starts[rows + 1] - starts[rows]
     ends = torch.cat([length.new_zeros(1), length.cumsum(0)])
     at = torch.arange(int(ends[-1])) + (starts[rows] - ends[:-1]).repeat_interleave(length)
-    return torch.sparse_csr_tensor(ends, columns[at], values[at], (len(rows), tensor.shape[1]))
+    size = (len(rows), tensor.shape[1])
+    return torch.sparse_csr_tensor(ends, columns[at], values[at], size, check_invariants=False)  # they hold

@@ -53,10 +53,10 @@ def clusters(
     """
     choose(own, get_args(Own), "own")
     check_whole_number("per_batch", per_batch, 1)
+    edges = Adjacency(graph)
     store, _ = store_of(graph, mask)
     is_labelled = torch.zeros(graph.num_nodes, dtype=torch.bool)
     is_labelled[labelled(store, mask)] = True
-    edges = Adjacency(graph)
     parts = _parts_by_worker(graph, num_workers, num_parts, own, seed)
     with_labels = [[part for part in mine if bool(is_labelled[part].any())] for mine in parts]
     for worker, found in enumerate(with_labels):

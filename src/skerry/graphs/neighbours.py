@@ -46,8 +46,8 @@ def neighbours(
     """
     if not fanout or any(most < -1 for most in fanout):
         raise ValueError(f"fanout={list(fanout)}: expected for each layer a number of edges, or -1 for all")
-    store, _ = store_of(graph, mask)
     edges = Adjacency(graph)
+    store, _ = store_of(graph, mask)
     own = deal_labels(labelled(store, mask), num_workers, labels, seed)
     orders = [SampleOrder(len(part), batch_size=batch_size, seed=seed, worker=w) for w, part in enumerate(own)]
 

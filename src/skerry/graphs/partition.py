@@ -31,7 +31,7 @@ def partition(edge_index: Tensor, nodes: Tensor, num_parts: int) -> list[Tensor]
     source, target = pairs // len(nodes), pairs % len(nodes)
     starts = np.zeros(len(nodes) + 1, dtype=np.int64)
     starts[1:] = source.bincount(minlength=len(nodes)).cumsum(0).numpy()
-    _, found = pymetis.part_graph(min(num_parts, len(nodes)), xadj=starts, adjncy=target.numpy())
+    _, found = pymetis.part_graph(min(num_parts, len(nodes)), pymetis.CSRAdjacency(starts, target.numpy()))
     part = torch.tensor(found)
     order = part.argsort(stable=True)
     ends_at = [0, *part.bincount(minlength=num_parts).cumsum(0).tolist()]

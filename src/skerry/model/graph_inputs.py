@@ -84,7 +84,10 @@ def _parameters(model: nn.Module) -> dict[str, inspect.Parameter]:
 def _attribute(graph: Any, name: str) -> Any:
     """Return a tensor, or a dict of them by type, that a graph has under ``name``; else None."""
     for key in (name, f"{name}_dict"):  # ``to_hetero`` keeps the names of the homogeneous model
-        value = getattr(graph, key, None)
+        try:
+            value = getattr(graph, key)
+        except (AttributeError, KeyError):
+            continue
         if isinstance(value, Tensor | Mapping) or type(value).__name__ == "SparseTensor":
             return value
     return None

@@ -65,6 +65,8 @@ def join(values: Sequence[Any]) -> Any:
 
     Anything that is not a tensor is taken from the first value.
     """
+    if len(values) == 1:
+        return values[0]
     others = [tensors_of(value) for value in values]
     return map_tensors(lambda _: torch.cat([next(tensors) for tensors in others]), values[0])
 
