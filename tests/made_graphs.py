@@ -13,6 +13,7 @@ with warnings.catch_warnings():
     pytest.importorskip("torch_geometric")
     import torch_geometric.loader
     import torch_geometric.nn.models
+    from torch_geometric import EdgeIndex
     from torch_geometric.data import Batch, Data, HeteroData
 
     models, loader, nn = torch_geometric.nn.models, torch_geometric.loader, torch_geometric.nn
@@ -21,6 +22,7 @@ __all__ = [
     "KINDS",
     "Batch",
     "Data",
+    "EdgeIndex",
     "HeteroData",
     "hetero_graph",
     "loader",

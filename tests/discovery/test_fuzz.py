@@ -135,6 +135,9 @@ def programs(draw: Draw) -> tuple[Program, tuple[Tensor, ...]]:
         elif kind == "scale":
             p = free(w)
             add(lambda n, v, a=a, p=p: v[a] * n.loose[p], w)
+        elif kind == "scored":  # as attention vectors do it
+            p = free(w)
+            add(lambda n, v, a=a, p=p: v[a] * (v[a] * n.loose[p]).sum(-1, keepdim=True).tanh(), w)
         elif kind == "constant":
             c = torch.linspace(0.5, 1.5, w, dtype=torch.float64)
             add(lambda n, v, a=a, c=c: v[a] * c.to(v[a]), w)
@@ -241,8 +244,8 @@ OF_TWO = {"add": torch.add, "mul": torch.mul, "sub": torch.sub, "maximum": torch
 
 KINDS = [
     *SAME_WIDTH, *EVEN_WIDTH, *OF_TWO, "cat", "chunk", "split", "slice", "index", "stack", "layer_norm", "head_norm",
-    "rms", "scale", "constant", "batch_norm", "group_norm", "conv", "depthwise", "grouped", "transposed", "attention",
-    "gqa", "gate", "tied", "low_rank", "einsum", "weight_norm", "pad", "matmul_tokens",
+    "rms", "scale", "scored", "constant", "batch_norm", "group_norm", "conv", "depthwise", "grouped", "transposed",
+    "attention", "gqa", "gate", "tied", "low_rank", "einsum", "weight_norm", "pad", "matmul_tokens",
 ]  # fmt: skip
 
 

@@ -73,8 +73,8 @@ def test_a_loop_of_ones_own():
     torch.manual_seed(0)
     model = models.GraphSAGE(6, 8, 2, 3)
     with Session(
-        model, plan=plan_of(None), algorithm=relay(2, local_steps=3), optimizer=adam, num_rounds=4, loss_fn=F.cross_entropy,
-        test=Nodes(graph),
+        model, plan=plan_of(None), algorithm=relay(2, local_steps=3), optimizer=adam, num_rounds=4,
+        loss_fn=F.cross_entropy, test=Nodes(graph),
     ) as session:  # fmt: skip
         for round in session.rounds():
             for worker in round.workers:

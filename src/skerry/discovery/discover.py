@@ -1,6 +1,7 @@
 """Discover: make the plan of any module from one forward on example inputs."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import takewhile
 
 import numpy as np
@@ -10,13 +11,14 @@ from torch import Tensor, nn
 
 from skerry.choose import did_you_mean
 from skerry.discovery.blocks import Blocks
+from skerry.discovery.forward_contexts import without_side_effects
 from skerry.discovery.hard_coded_widths import drop_hard_coded
 from skerry.discovery.index_labels import Origin
 from skerry.discovery.narrow_trial import Trial
 from skerry.discovery.supported_models import check_supported
 from skerry.discovery.trace import ForwardRefused, Trace, trace
 from skerry.discovery.unit_solver import Touched, Units, alike, solve, wasted
-from skerry.model.inputs import Inputs, to
+from skerry.model.inputs import Inputs, call, tensors_of, to
 from skerry.model.tensors import dense_buffers, named_tensors
 from skerry.plan.dims import Axis, DealtDim
 from skerry.plan.rules import Role, match
@@ -78,6 +80,10 @@ def discover(
         example_inputs = to(example_inputs, torch.device("meta"))
     buffers = {name: buffer for name, buffer in dense_buffers(model) if buffer.is_floating_point()}
     labelled: dict[str, Tensor] = {**dict(model.named_parameters()), **buffers}
+
+    if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors_of(example_inputs)):
+        with suppress(Exception), without_side_effects(model):  # an EdgeIndex keeps what the first forward computes
+            call(model, example_inputs)
 
     def look(without: frozenset[Origin]) -> tuple[list[Trace], Trace, Units]:
         """Return the traces in evaluation mode and, if it runs, in training mode, and both together."""

@@ -24,7 +24,8 @@ class Field:
 
     Attributes:
         ids: the label of each element, broadcast against the tensor.
-        origins: the parameter dims whose labels these are; empty once the tensor is an activation.
+        origins: the parameter dims whose labels these are; empty once the tensor is an activation, but for the product
+            of an activation and a weight: those of the weight.
         free: the tensor was broadcast along the dims that the labels vary along, so its values do not depend on them.
     """
 

@@ -75,6 +75,8 @@ def fit(values: Sequence[Any]) -> bool:
     """Tell whether ``values`` can be joined: the same structure, and samples of the same shapes in all tensors."""
     if any(isinstance(value, GraphInputs) or len(num_rows(value)) > 1 for value in values):
         return False  # graphs: nodes and edges
+    if any(tensor.layout != torch.strided for value in values for tensor in tensors_of(value)):
+        return False
     return len({(_names(value), *(tensor.shape[1:] for tensor in tensors_of(value))) for value in values}) == 1
 
 
@@ -89,6 +91,17 @@ def to(value: Any, device: torch.device) -> Any:
     """Return ``value`` with every tensor on ``device``."""
     # The host need not wait until a copy has arrived on a device; it reads one from a device at once.
     return map_tensors(lambda tensor: tensor.to(device, non_blocking=device.type != "cpu"), value)
+
+
+def stored(tensor: Tensor) -> list[Tensor]:
+    """Return the dense tensors of which a tensor consists: itself, or of a sparse one its values and indices."""
+    if tensor.layout == torch.strided:
+        return [tensor]
+    if tensor.layout == torch.sparse_coo:
+        return [tensor._values(), tensor._indices()]
+    by_row = tensor.layout in (torch.sparse_csr, torch.sparse_bsr)
+    indices = (tensor.crow_indices, tensor.col_indices) if by_row else (tensor.ccol_indices, tensor.row_indices)
+    return [tensor.values(), *(find() for find in indices)]
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:

@@ -85,12 +85,13 @@ class Plan:
         """Return, in words, why subnets of ``model`` are not networks of their own; None if they are.
 
         They are not if a parameter of two or more dims is on every worker (a stem, or a layer that reads or writes a
-        residual stream), or if whole blocks are dealt out. Vectors on every worker, such as biases, do not count.
+        residual stream), or if whole blocks are dealt out. Vectors on every worker do not count, such as biases, or
+        attention vectors (1, heads, channels).
         """
         for block in self.blocks:
             return f"{block} is a block that other workers go on without"
         for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and name not in self.dims:
+            if sum(size > 1 for size in parameter.shape) > 1 < parameter.shape[0] and name not in self.dims:
                 return f"{name} is on every worker"
         return None
 

@@ -15,7 +15,7 @@ from skerry.checkpoint.state import State
 from skerry.discovery.verify import verify, verify_small
 from skerry.merge.calibrate import check_batch_norm
 from skerry.model.in_words import CHOOSE_COLUMNS, OF_TORCH, described, first_line
-from skerry.model.inputs import Inputs, tensors_of, to
+from skerry.model.inputs import Inputs, stored, tensors_of, to
 from skerry.model.tensors import frozen_names, named_tensors
 from skerry.partitions.assignment import Assignment
 from skerry.partitions.everything import Everything
@@ -244,7 +244,7 @@ def verify_plan(model: nn.Module, plan: Plan, inputs: Inputs, algorithm: Algorit
             what = f"data: the model does not run on inputs {described(inputs)}: {first_line(error)}"
             what += f"; {CHOOSE_COLUMNS}" if isinstance(inputs, dict) else ""
             raise ValueError(what) from error
-        if "nan" in str(error) and any(bool(t.isnan().any()) for t in tensors_of(inputs)):
+        if "nan" in str(error) and any(bool(stored(t)[0].isnan().any()) for t in tensors_of(inputs)):
             raise ValueError("data: inputs are NaN, and so are the model's outputs; fill them in") from error
         raise
 

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from skerry.exchange.owners import owned_range, owner_dim
-from skerry.model.inputs import Inputs, call, map_tensors, to
+from skerry.model.inputs import Inputs, call, map_tensors, stored, to
 from skerry.model.tensors import fill_, named_tensors, skeleton
 from skerry.partitions.assignment import Assignment
 from skerry.plan.table import Plan
@@ -87,9 +87,10 @@ def _step_cost(
     saved: dict[int, Tensor] = {}
 
     def remember(tensor: Tensor) -> Tensor:
-        key = tensor.untyped_storage()._cdata
-        if key not in not_counted:
-            saved[key] = tensor
+        for part in stored(tensor):
+            key = part.untyped_storage()._cdata
+            if key not in not_counted:
+                saved[key] = part
         return tensor
 
     opt = optimizer_of(optimizer, copied)

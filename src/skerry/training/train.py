@@ -20,7 +20,7 @@ from skerry.checkpoint.state import State
 from skerry.data.loaders import as_data
 from skerry.defaults import WORKERS, choose_missing
 from skerry.model.in_words import OF_TORCH, described, first_line
-from skerry.model.inputs import Inputs, fit, join, tensors_of, to
+from skerry.model.inputs import Inputs, fit, join, stored, tensors_of, to
 from skerry.plan.table import Plan
 from skerry.runtimes.runtime import FullModel, Runtime, Store
 from skerry.runtimes.serial import or_serial
@@ -334,23 +334,48 @@ def _take_local_steps(worker: Worker, loss_fn: LossFn, data: Data, device: torch
         error.add_note(f"({where})")
         raise
     if not math.isfinite(worker.loss):
-        ignored = getattr(loss_fn, "ignore_index", -100)
-        again = data.batches(worker.number, worker.first_step, worker.num_steps)  # the CPU stops at the batch
-        for step, (x, y) in [(worker.steps_done, batch)] if worker.stopped else enumerate(again):
-            named = (("inputs", x), ("labels", y))
-            nan = [(what, v) for what, v in named for t in tensors_of(v) if t.is_floating_point() and t.isnan().any()]
-            parts = [own for (_, own), _ in micro_batches((x, y), worker.accumulate)]
-            no_labels = any(isinstance(own, Tensor) and bool((own == ignored).all()) for own in parts)
-            if nan or no_labels:
-                what, value = nan[0] if nan else ("labels", y)
-                found = f"NaN in the {what}" if nan else f"only ignored labels ({ignored}) in a part of a batch"
-                remedy = "fill them in" if nan else "weight the losses of parts yourself (docs/local-steps.md)"
-                warnings.warn(
-                    f"data: {found} of worker {worker.number}, round {worker.round}, step {step} ({described(value)}), "
-                    f"so the worker is refused; {remedy}, or leave these samples out",
-                    stacklevel=3,  # the caller of train
-                )
-                return
+        _explain(worker, loss_fn, data, batch, is_first=is_first)
+
+
+def _explain(worker: Worker, loss_fn: LossFn, data: Data, latest: list[Any], *, is_first: bool) -> None:
+    """Warn of what in the data makes a loss not finite.
+
+    Raises:
+        ValueError: no batch of the first round has a label.
+    """
+    ignored = getattr(loss_fn, "ignore_index", -100)
+    again = list(data.batches(worker.number, worker.first_step, worker.num_steps))
+    if is_first and all(_has_no_label(y, ignored) for _, y in again):
+        raise ValueError(
+            f"data: worker {worker.number} has no label in round {worker.round} ({described(again[0][1])}; classes "
+            "below 0 are none), so there is nothing to learn; give it labelled samples, or use fewer workers"
+        )
+    for step, (x, y) in [(worker.steps_done, latest)] if worker.stopped else enumerate(again):  # the CPU stops there
+        named = (("inputs", x), ("labels", y))
+        floats = [(what, v, stored(t)[0]) for what, v in named for t in tensors_of(v) if t.is_floating_point()]
+        nan = [(what, v) for what, v, t in floats if t.isnan().any()]
+        no_labels = any(_has_no_label(own, ignored) for (_, own), _ in micro_batches((x, y), worker.accumulate))
+        if nan or no_labels:
+            what, value = nan[0] if nan else ("labels", y)
+            found = f"NaN in the {what}" if nan else f"only ignored labels ({_first(y, ignored)}) in a part of a batch"
+            remedy = "fill them in" if nan else "weight the losses of parts yourself (docs/local-steps.md)"
+            warnings.warn(
+                f"data: {found} of worker {worker.number}, round {worker.round}, step {step} ({described(value)}), "
+                f"so the worker is refused; {remedy}, or leave these samples out",
+                stacklevel=4,  # the caller of train
+            )
+            return
+
+
+def _first(y: Tensor, otherwise: int) -> int:
+    return int(y.flatten()[0]) if y.numel() else otherwise
+
+
+def _has_no_label(y: Any, ignored: int) -> bool:
+    if not isinstance(y, Tensor):
+        return False
+    is_class = y.dim() == 1 and not y.is_floating_point()
+    return bool(((y == ignored) | (y < 0) if is_class else y == ignored).all())  # also where there are none
 
 
 def _largest_step_cost(setup: Setup, costs: StepCosts) -> StepCost:

@@ -27,6 +27,15 @@ def matrix_product(op: Operation) -> list[Labels]:
     return [op.combined([op.aligned(op.args[0], out.dim()), (product, wide_dims(out))])]
 
 
+@rules.add("_sparse_mm_reduce_impl")
+def reduced_product(op: Operation) -> list[Labels]:
+    """Means, sums or maxima of rows, as a sparse matrix of no weights chooses them."""
+    a, b = op.args[:2]
+    if op.labels_of(a).weight or op.labels_of(b).weight:
+        return pin_everything(op)
+    return op.first_has(_sum_of_products(op, a, b, "mk,kn->mn"))
+
+
 @rules.add("_grouped_mm")
 def grouped_product(op: Operation) -> list[Labels]:
     """Rows in groups, each group times a matrix of its own: ``weight`` is (groups, k, n)."""

@@ -38,6 +38,13 @@ def pointwise(op: Operation) -> list[Labels]:
             origins = {one.dims: one.origins for one in first.fields}
             fields = tuple(replace(one, origins=origins.get(one.dims, one.origins)) for one in fields)
         return [Labels(fields, weight=True) for _ in op.outs]
+    if op.name == "mul" and not op.in_place and len(found) == 2 and first.weight != others[0].weight:
+        # Whether the weight makes units or, in a sum that follows, reads them is not known yet: origins stay.
+        factor = first if first.weight else others[0]
+        op.constraints.mark((f for labels in found if labels is not factor for f in labels.fields), "out")
+        origins = {one.dims: one.origins for one in factor.fields}
+        pending = (replace(one, origins=origins.get(one.dims, frozenset())) for one in fields)
+        return [Labels(tuple(pending)) for _ in op.outs]
     result = op.constraints.activation(fields)
     if op.name == "exp":
         op.constraints.heads.extend(one.ids.flatten() for one in result)  # a softmax written out

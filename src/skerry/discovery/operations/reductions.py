@@ -25,7 +25,12 @@ def statistic(op: Operation) -> list[Labels]:
         given = range(x.dim())
     dims = {d % max(1, x.dim()) for d in ([given] if isinstance(given, int) else given)}
     kept = [d for d in range(x.dim()) if d not in dims]
-    fields = op.constraints.activation(op.collapsed(labels, dims, "statistic").fields)
+    summed = [
+        one for one in labels.fields if op.name == "sum" and one.origins and not labels.weight and one.dims <= dims
+    ]
+    op.constraints.mark(summed, "in")  # x * w, summed: the weight w reads x, and leaves terms out where it is zero
+    rest = replace(labels, fields=tuple(one for one in labels.fields if one not in summed))
+    fields = op.constraints.activation(op.collapsed(rest, dims, "statistic").fields)
     results = []
     for out in op.outs:
         if out.dim() == x.dim():

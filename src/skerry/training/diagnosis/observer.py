@@ -157,7 +157,8 @@ class Observer:
         labels = self._test.labels if self._test is not None and self._test.held_by == "all" else None
         if labels is None or labels.dim() != 1 or labels.is_floating_point():
             return None
-        return float((labels == labels.mode().values).double().mean())
+        labels = labels[labels >= 0]  # others are none
+        return float((labels == labels.mode().values).double().mean()) if len(labels) else None
 
     def _read_coordinates(self) -> Tensor:
         """Return the worker's values at the measured coordinates, float64."""

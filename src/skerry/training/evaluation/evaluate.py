@@ -60,7 +60,8 @@ def evaluate(
     """Score ``model`` on a test set in evaluation mode.
 
     With samples (x_i, y_i), i = 1 .. N, and outputs f(x_i): loss = (1/N) sum_i loss_fn(f(x_i), y_i), and accuracy =
-    (1/N) sum_i [argmax_c f_c(x_i) = y_i] where labels are classes, (N,) integers.
+    (1/N) sum_i [argmax_c f_c(x_i) = y_i] where labels are classes, (N,) integers. Samples with a class below 0 have no
+    label: they do not count, in metrics neither.
 
     Several processes may each score a part of the test set. Where all of them must run the model equally often
     (``runtimes/streamed.py``), each runs it ``num_batches`` times.
@@ -78,8 +79,8 @@ def evaluate(
         total: sums a tensor over all processes.
 
     Raises:
-        ValueError: the test set is empty, a function among the metrics does not return one number per sample, or a
-            metric keeps something that cannot be summed over processes.
+        ValueError: the test set is empty or has no labels, a function among the metrics does not return one number per
+            sample, or a metric keeps something that cannot be summed over processes.
 
     Example:
         >>> model = nn.Linear(8, 2)
@@ -89,7 +90,11 @@ def evaluate(
     inputs, labels = test
     if not len(labels) and num_batches is None:
         raise ValueError("the test set is empty; pass test=None to train without one")
-    sums = _Sums(loss_fn, metrics or {}, classes=not labels.is_floating_point() and labels.dim() == 1)
+    classes = not labels.is_floating_point() and labels.dim() == 1
+    without = classes and bool((labels < 0).any())
+    if without and num_batches is None and bool((labels < 0).all()):
+        raise ValueError("test: all labels are below 0, which is no class; expected some from 0 on")
+    sums = _Sums(loss_fn, metrics or {}, classes=classes, without=without)
     was_training = model.training
     model.eval()
     for batch in range(-(-len(labels) // batch_size) if num_batches is None else num_batches):
@@ -108,8 +113,8 @@ def evaluate(
 class _Sums:
     """Sums of loss, right answers and metrics over the batches of this process."""
 
-    def __init__(self, loss_fn: LossFn, metrics: Mapping[str, Metric], *, classes: bool) -> None:
-        self._loss_fn, self._names, self._classes = loss_fn, list(metrics), classes
+    def __init__(self, loss_fn: LossFn, metrics: Mapping[str, Metric], *, classes: bool, without: bool) -> None:
+        self._loss_fn, self._names, self._classes, self._without = loss_fn, list(metrics), classes, without
         self._objects = {name: metric for name, metric in metrics.items() if isinstance(metric, MetricObject)}
         self._functions = {name: metric for name, metric in metrics.items() if not isinstance(metric, MetricObject)}
         for metric in self._objects.values():
@@ -118,6 +123,11 @@ class _Sums:
 
     def add(self, output: Any, y: Tensor, probe: Tensor | None) -> None:
         """Add a batch; ``probe``: bool, on the CPU, which of its samples are in the probe."""
+        if self._without and isinstance(output, Tensor) and output.dim() == 2:
+            kept = (y >= 0).nonzero().flatten()
+            output, y, probe = output[kept], y[kept], None if probe is None else probe[kept.cpu()]
+            if not len(y):
+                return
         none = torch.zeros((), device=y.device)
         right = (next(tensors_of(output)).argmax(-1) == y).sum() if self._classes else none * math.nan
         found = [sum_over_samples(name, metric(output, y), len(y)) for name, metric in self._functions.items()]

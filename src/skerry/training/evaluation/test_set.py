@@ -11,7 +11,7 @@ from torch import Tensor
 
 from skerry.choose import choose
 from skerry.model.in_words import OF_TORCH, described, first_line
-from skerry.model.inputs import Inputs, num_rows, tensors_of
+from skerry.model.inputs import Inputs, num_rows, stored, tensors_of
 from skerry.training.evaluation.metrics import Metric
 
 HeldBy = Literal["all", "one", "parts"]
@@ -83,7 +83,7 @@ def as_compared(test: Test) -> dict[str, str]:
 def some_inputs(test: Test) -> dict[str, list[float]]:
     """Return some values of each tensor of the inputs, evenly spaced."""
     some = {}
-    for k, tensor in enumerate(tensors_of(test.inputs)):
+    for k, tensor in enumerate(stored(t)[0] for t in tensors_of(test.inputs)):
         flat = tensor[:: max(1, len(tensor) // 8)].detach().flatten()
         some[f"input {k} of the test set"] = flat[:: max(1, len(flat) // 64)].double().tolist()
     return some
