@@ -144,7 +144,7 @@ def _plan(model: nn.Module, trace: Trace, units: Units, patches: Mapping[str, Pa
         if any(dim is not None for dim in row):
             rows[name] = tuple(row)
     shapes = {name: tensor.shape for name, tensor in named_tensors(model).items()}
-    plan = Plan(tuple(axes), rows, shapes, patches=patches, notes=_notes(trace, units, id_of))
+    plan = Plan(tuple(axes), rows, shapes, patches=patches, notes=_notes(model, trace, units, id_of))
     return plan, torch.from_numpy(id_of[units.of])
 
 
@@ -177,7 +177,7 @@ def _kind(model: nn.Module, units: Units, group: Sequence[int], dims: Touched) -
     return "channels" if any(isinstance(module, _CONVS) for module, _ in modules) else "neurons"
 
 
-def _notes(trace: Trace, units: Units, id_of: NDArray[np.int32]) -> tuple[Note, ...]:
+def _notes(model: nn.Module, trace: Trace, units: Units, id_of: NDArray[np.int32]) -> tuple[Note, ...]:
     """Return a note for each reason why parameter dims are not dealt out."""
     by_reason: dict[tuple[int, int], list[str]] = {}
     for name, origins in trace.origins.items():
@@ -190,7 +190,7 @@ def _notes(trace: Trace, units: Units, id_of: NDArray[np.int32]) -> tuple[Note, 
     notes: dict[str, list[str]] = {}
     readers = 0
     for (reason, size), dims in by_reason.items():
-        why = _why(trace, reason)
+        why = _why(model, trace, reason)
         if why is None:
             readers += len(dims)
         else:
@@ -218,7 +218,7 @@ _WHY = [
 ]
 
 
-def _why(trace: Trace, reason: int) -> str | None:
+def _why(model: nn.Module, trace: Trace, reason: int) -> str | None:
     """Return the reason in words; None for a weight (or a kernel in space) that is whole because what it reads is."""
     if reason == -2:
         return "a single unit, or no weight sums over it"
@@ -232,6 +232,9 @@ def _why(trace: Trace, reason: int) -> str | None:
     if not text and not step.known:
         text = "unknown op {op}"
     where = f" in {step.module}" if step.module else ""
+    kind = type(model.get_submodule(step.module))
+    if kind.__name__ == "LayerNorm" and kind.__module__.startswith("torch_geometric"):
+        where += ", a layer norm over all units; norm='batch_norm' or 'graph_norm' norms each by itself"
     return (text or "meets a fixed size at {op}").format(op=op) + where
 
 
