@@ -1,5 +1,6 @@
 """Contexts for running a model's forward: without side effects, and with a view of which modules run."""
 
+import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from skerry.randomness import own_random_state
 
 @contextmanager
 def without_side_effects(model: nn.Module, training: bool = False) -> Iterator[None]:
-    """Run ``model`` in one mode, without gradients and with attention as separate operations.
+    """Run ``model`` in one mode, without gradients and with attention and relations as separate operations.
 
     Afterwards modes, attributes of modules and what is in their dicts, lists and sets, and the random state are as
     before. What a forward writes into a buffer in place is not undone.
@@ -26,11 +27,17 @@ def without_side_effects(model: nn.Module, training: bool = False) -> Iterator[N
     fast = torch.backends.mha.get_fastpath_enabled()
     model.train(training)
     torch.backends.mha.set_fastpath_enabled(False)
+    pyg = getattr(sys.modules.get("torch_geometric"), "backend", None)
+    by_width = getattr(pyg, "use_segment_matmul", None)
+    if pyg is not None:
+        pyg.use_segment_matmul = False  # else it chooses by the width between two ways of computing the same
     try:
         with torch.no_grad(), own_random_state(), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        if pyg is not None:
+            pyg.use_segment_matmul = by_width
         for module, attributes in before:  # a forward may have counted calls, or kept a mask
             vars(module).clear()
             vars(module).update(attributes)

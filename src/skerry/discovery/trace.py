@@ -349,7 +349,7 @@ def _storage(tensor: Tensor) -> int:
 
 def _fixed_sizes(tensor: Tensor) -> tuple[int | None, ...]:
     """Return the sizes of a tensor, None for dims that are broadcast, and for all if it is empty."""
-    wide = wide_dims(tensor) if tensor.numel() else ()
+    wide = wide_dims(tensor)
     return tuple(n if d in wide or (n == 1 and tensor.numel()) else None for d, n in enumerate(tensor.shape))
 
 

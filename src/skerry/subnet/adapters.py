@@ -173,7 +173,16 @@ def _pyg_linear(narrow: Any, full: Any) -> None:
 
 
 def _gat(narrow: Any, full: Any) -> None:
-    narrow.heads = narrow.att_src.shape[1]
+    attention = next(v for n in ("att_src", "att", "att_l") if (v := getattr(narrow, n, None)) is not None)
+    narrow.heads, narrow.out_channels = attention.shape[1:]  # of a single head, channels are dealt out
+
+
+def _supergat(narrow: Any, full: Any) -> None:
+    narrow.heads = narrow.bias.shape[0] // full.out_channels if narrow.bias is not None and full.concat else full.heads
+
+
+def _rgcn(narrow: Any, full: Any) -> None:
+    narrow.in_channels_l, narrow.out_channels = narrow.weight.shape[1:]
 
 
 _LIBRARIES: Mapping[str, Callable[[Any, Any], None]] = {
@@ -181,6 +190,9 @@ _LIBRARIES: Mapping[str, Callable[[Any, Any], None]] = {
     "transformers.Conv1D": _conv1d,
     "torch_geometric.Linear": _pyg_linear,
     "torch_geometric.GATConv": _gat,
+    "torch_geometric.GATv2Conv": _gat,
+    "torch_geometric.RGCNConv": _rgcn,
+    "torch_geometric.SuperGATConv": _supergat,
 }
 """Adapters of library modules, by package and class name."""
 

@@ -107,8 +107,10 @@ def aten_name(packet: Any) -> str:
 
 
 def wide_dims(tensor: Tensor) -> frozenset[int]:
-    """Return the dims with more than one index in memory; expanded dims are not among them."""
+    """Return the dims with more than one index in memory; expanded dims, and those of no elements, are none."""
     dense = tensor.layout == torch.strided
+    if dense and not tensor.numel():
+        return frozenset()
     return frozenset(d for d, n in enumerate(tensor.shape) if n > 1 and not (dense and tensor.stride(d) == 0))
 
 
