@@ -1,5 +1,6 @@
 """Contexts for running a model's forward: without side effects, and with a view of which modules run."""
 
+import random
 import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -22,6 +24,7 @@ def without_side_effects(model: nn.Module, training: bool = False) -> Iterator[N
     Afterwards modes, attributes of modules and what is in their dicts, lists and sets, and the random state are as
     before. What a forward writes into a buffer in place is not undone.
     """
+    draws = random.getstate(), np.random.get_state()
     before = [(module, dict(vars(module))) for module in model.modules()]
     held = [(value, value.copy()) for _, attributes in before for value in attributes.values() if _holds(value)]
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -35,6 +38,8 @@ def without_side_effects(model: nn.Module, training: bool = False) -> Iterator[N
         with torch.no_grad(), own_random_state(), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
+        random.setstate(draws[0])  # where forwards that sample edges begin anew, too
+        np.random.set_state(draws[1])
         torch.backends.mha.set_fastpath_enabled(fast)
         if pyg is not None:
             pyg.use_segment_matmul = by_width

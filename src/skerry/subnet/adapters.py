@@ -181,6 +181,10 @@ def _supergat(narrow: Any, full: Any) -> None:
     narrow.heads = narrow.bias.shape[0] // full.out_channels if narrow.bias is not None and full.concat else full.heads
 
 
+def _mf(narrow: Any, full: Any) -> None:
+    narrow.out_channels = min(lin.weight.shape[0] for lin in narrow.lins_l)  # degrees that did not occur stay whole
+
+
 def _rgcn(narrow: Any, full: Any) -> None:
     narrow.in_channels_l, narrow.out_channels = narrow.weight.shape[1:]
 
@@ -191,6 +195,7 @@ _LIBRARIES: Mapping[str, Callable[[Any, Any], None]] = {
     "torch_geometric.Linear": _pyg_linear,
     "torch_geometric.GATConv": _gat,
     "torch_geometric.GATv2Conv": _gat,
+    "torch_geometric.MFConv": _mf,
     "torch_geometric.RGCNConv": _rgcn,
     "torch_geometric.SuperGATConv": _supergat,
 }
