@@ -222,7 +222,8 @@ class _Tracer(TorchDispatchMode):
             return found
         if found.uniform:
             return Labels(uniform=tensor.dim() == 0)
-        return replace(found, fields=tuple(replace(one, free=False) for one in found.fields))
+        wide = wide_dims(tensor)  # along dims that are expanded in memory all values stay the same
+        return replace(found, fields=tuple(replace(one, free=one.free and not one.dims & wide) for one in found.fields))
 
     def memory_of(self, tensor: Tensor) -> int:
         """Return the number of the memory that a tensor lies in."""
