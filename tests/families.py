@@ -1298,10 +1298,10 @@ class GraphNet(nn.Module):
         self.convolutions = nn.ModuleList(convolutions)
         self.activation = activation
 
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+    def forward(self, x: Tensor, edge_index: Tensor, *more: Tensor) -> Tensor:
         for convolution in self.convolutions[:-1]:
-            x = self.activation(convolution(x, edge_index))
-        return self.convolutions[-1](x, edge_index)
+            x = self.activation(convolution(x, edge_index, *more))
+        return self.convolutions[-1](x, edge_index, *more)
 
 
 def graph() -> tuple[Tensor, Tensor]:
@@ -1342,3 +1342,220 @@ def pyg_gin() -> Example:
         return GINConv(mlp, train_eps=True)
 
     return GraphNet([layer(10, 18, 14), layer(14, 22, 12), layer(12, 16, 5)]), graph()
+
+
+def three_layers(kind: str, **more: Any) -> GraphNet:
+    """Return three convolutions of a kind, 10 to 18 to 14 to 5."""
+    convolution = getattr(torch_geometric_nn(), kind)
+    return GraphNet([convolution(*size, **more) for size in ((10, 18), (18, 14), (14, 5))])
+
+
+@pyg_family("pyg-sage-several", "GraphSAGE, mean, maximum and deviation of neighbours", neurons=[18, 14])
+def pyg_sage_several() -> Example:
+    return three_layers("SAGEConv", aggr=["mean", "max", "std"]), graph()
+
+
+# A layer before each sum makes as many units as it reads.
+@pyg_family("pyg-sage-project", "GraphSAGE, sum of projected neighbours", neurons=[10, 18, 18, 14, 14])
+def pyg_sage_project() -> Example:
+    return three_layers("SAGEConv", aggr="sum", project=True), graph()
+
+
+class ConcatSAGE(nn.Module):
+    """A layer of the node beside the mean of its neighbours, as GIST writes it."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.mean, self.linear = torch_geometric_nn().SimpleConv("mean"), nn.Linear(2 * inputs, outputs)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.linear(torch.cat([x, self.mean(x, edge_index)], dim=-1))
+
+
+@pyg_family("pyg-sage-concat", "GraphSAGE, the node beside the mean of its neighbours", neurons=[18, 14])
+def pyg_sage_concat() -> Example:
+    return GraphNet([ConcatSAGE(10, 18), ConcatSAGE(18, 14), ConcatSAGE(14, 5)]), graph()
+
+
+# The attention vectors of a single head read its channels.
+@pyg_family("pyg-gat-single", "GAT of torch_geometric, one head", neurons=[18, 14])
+def pyg_gat_single() -> Example:
+    return three_layers("GATConv"), graph()
+
+
+@pyg_family("pyg-gatv2", "GATv2, several heads", heads=[6, 7])
+def pyg_gatv2() -> Example:
+    GATv2Conv = torch_geometric_nn().GATv2Conv
+    return GraphNet([GATv2Conv(10, 4, heads=6), GATv2Conv(24, 3, heads=7), GATv2Conv(21, 5)], F.elu), graph()
+
+
+@pyg_family("pyg-transformer", "TransformerConv, several heads", heads=[6, 7])
+def pyg_transformer() -> Example:
+    Conv = torch_geometric_nn().TransformerConv
+    return GraphNet([Conv(10, 4, heads=6), Conv(24, 3, heads=7), Conv(21, 5)]), graph()
+
+
+@pyg_family("pyg-supergat", "SuperGAT, several heads", heads=[6, 7])
+def pyg_supergat() -> Example:
+    nn_ = torch_geometric_nn()
+    return GraphNet([nn_.SuperGATConv(10, 4, heads=6), nn_.SuperGATConv(24, 3, heads=7), nn_.GCNConv(21, 5)]), graph()
+
+
+@pyg_family("pyg-rgcn", "RGCN, three relations", neurons=[18, 14])
+def pyg_rgcn() -> Example:
+    return three_layers("RGCNConv", num_relations=3), (*graph(), torch.arange(33) % 3)
+
+
+# All degrees must occur in the example: node 0 has no neighbours.
+@pyg_family("pyg-mfconv", "MFConv, a layer for each degree", neurons=[18, 14])
+def pyg_mfconv() -> Example:
+    x, edge_index = graph()
+    return three_layers("MFConv", max_degree=2), (x, edge_index[:, edge_index[1] != 0])
+
+
+# Layers before and after the aggregation, and a last one that reads as many units as it makes.
+@pyg_family("pyg-pna", "PNA, three aggregators, two scalers", neurons=[10, 18, 18, 18, 14, 14, 14, 5])
+def pyg_pna() -> Example:
+    degrees = torch.tensor([0, 2, 3, 4, 2])
+    return three_layers("PNAConv", aggregators=["mean", "max", "std"], scalers=["identity", "amplification"],
+                        deg=degrees), graph()  # fmt: skip
+
+
+@pyg_family("pyg-appnp", "APPNP: an MLP, then propagation", neurons=[18])
+def pyg_appnp() -> Example:
+    mlp = nn.Sequential(nn.Linear(10, 18), nn.ReLU(), nn.Linear(18, 5))
+    return Propagated(mlp, torch_geometric_nn().APPNP(3, 0.1)), graph()
+
+
+class Propagated(nn.Module):
+    """A net of each node, whose outputs are propagated along the edges."""
+
+    def __init__(self, net: nn.Module, propagation: nn.Module) -> None:
+        super().__init__()
+        self.net, self.propagation = net, propagation
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.propagation(self.net(x), edge_index)
+
+
+# The stream is normalised channel by channel, so it is dealt out, too.
+@pyg_family("pyg-gps", "GPS: a GIN and attention in each layer, batch norm", heads=[6, 6], neurons=[12, 22, 24, 22, 24])
+def pyg_gps() -> Example:
+    nn_ = torch_geometric_nn()
+
+    def layer() -> nn.Module:
+        gin = nn_.GINConv(nn.Sequential(nn.Linear(12, 22), nn.ReLU(), nn.Linear(22, 12)))
+        return nn_.GPSConv(12, gin, heads=6)
+
+    return nn_.Sequential("x, edge_index", [
+        (nn.Linear(10, 12), "x -> x"), (layer(), "x, edge_index -> x"), (layer(), "x, edge_index -> x"),
+        (nn.Linear(12, 5), "x -> x"),
+    ]), graph()  # fmt: skip
+
+
+class Pooled(nn.Module):
+    """Two graph convolutions, nodes that are chosen after the first, and a class for each graph."""
+
+    def __init__(self, first: nn.Module, chosen: nn.Module | None, second: nn.Module, last: nn.Module) -> None:
+        super().__init__()
+        self.first, self.chosen, self.second, self.last = first, chosen, second, last
+
+    def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor) -> Tensor:
+        x = self.first(x, edge_index).relu()
+        if self.chosen is not None:
+            x, edge_index, _, batch, _, _ = self.chosen(x, edge_index, None, batch)
+        return self.last(torch_geometric_nn().global_mean_pool(self.second(x, edge_index).relu(), batch))
+
+
+def two_graphs() -> tuple[Tensor, Tensor, Tensor]:
+    """Return a graph, and which of two graphs each node is of."""
+    return (*graph(), torch.arange(11) // 6)
+
+
+@pyg_family("pyg-pool", "graph classification: GIN, GCN, mean of nodes", neurons=[18, 14, 22])
+def pyg_pool() -> Example:
+    nn_ = torch_geometric_nn()
+    gin = nn_.GINConv(nn.Sequential(nn.Linear(10, 18), nn.BatchNorm1d(18), nn.ReLU(), nn.Linear(18, 14)))
+    return Pooled(gin, None, nn_.GCNConv(14, 22), nn.Linear(22, 5)), two_graphs()
+
+
+@pyg_family(
+    "pyg-topk", "graph classification with TopKPooling", neurons=[14],
+    undealt="the units that score nodes: the score is divided by the norm of its weight",
+)  # fmt: skip
+def pyg_topk() -> Example:
+    nn_ = torch_geometric_nn()
+    parts = nn_.GraphConv(10, 18), nn_.TopKPooling(18, 0.6), nn_.GraphConv(18, 14), nn.Linear(14, 5)
+    return Pooled(*parts), two_graphs()
+
+
+@pyg_family("pyg-sag", "graph classification with SAGPooling", neurons=[18, 14])
+def pyg_sag() -> Example:
+    nn_ = torch_geometric_nn()
+    parts = nn_.GraphConv(10, 18), nn_.SAGPooling(18, 0.6), nn_.GraphConv(18, 14), nn.Linear(14, 5)
+    return Pooled(*parts), two_graphs()
+
+
+KINDS_OF_EDGES = [("author", "to", "paper"), ("paper", "to", "author"), ("paper", "cites", "paper")]
+
+
+def two_kinds_of_nodes() -> tuple[dict[str, Tensor], dict[tuple[str, str, str], Tensor]]:
+    """Return features of 5 authors and 9 papers, and 14 edges of each kind."""
+    x = {"author": torch.randn(5, 10), "paper": torch.randn(9, 10)}
+    ends = {k: [torch.randint(len(x[kind]), (14,)) for kind in (k[0], k[2])] for k in KINDS_OF_EDGES}
+    return x, {kind: torch.stack(both) for kind, both in ends.items()}
+
+
+class Hetero(nn.Module):
+    """Two layers of a convolution for each kind of edges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn_ = torch_geometric_nn()
+        self.first = nn_.HeteroConv({kind: nn_.SAGEConv((10, 10), 18) for kind in KINDS_OF_EDGES})
+        self.second = nn_.HeteroConv({kind: nn_.SAGEConv((18, 18), 5) for kind in KINDS_OF_EDGES})
+
+    def forward(self, x: dict[str, Tensor], edge_index: dict[tuple[str, str, str], Tensor]) -> Tensor:
+        hidden = {kind: value.relu() for kind, value in self.first(x, edge_index).items()}
+        return self.second(hidden, edge_index)["paper"]
+
+
+@pyg_family("pyg-hetero", "HeteroConv: a SAGEConv for each kind of edges", neurons=[18, 18])
+def pyg_hetero() -> Example:
+    return Hetero(), two_kinds_of_nodes()
+
+
+@pyg_family("pyg-to-hetero", "to_hetero of a GraphSAGE of three layers", neurons=[18, 18, 18, 18])
+def pyg_to_hetero() -> Example:
+    nn_, inputs = torch_geometric_nn(), two_kinds_of_nodes()
+    return nn_.to_hetero(nn_.GraphSAGE((10, 10), 18, 3, 5), (list(inputs[0]), KINDS_OF_EDGES)), inputs
+
+
+@pyg_family("pyg-norms", "GCN with a batch norm and a graph norm", neurons=[18, 14])
+def pyg_norms() -> Example:
+    nn_ = torch_geometric_nn()
+    return nn_.Sequential("x, edge_index", [
+        (nn_.GCNConv(10, 18), "x, edge_index -> x"), nn_.BatchNorm(18), nn.ReLU(),
+        (nn_.GCNConv(18, 14), "x, edge_index -> x"), nn_.GraphNorm(14), nn.ReLU(),
+        (nn_.GCNConv(14, 5), "x, edge_index -> x"),
+    ]), graph()  # fmt: skip
+
+
+@pyg_family("pyg-jumping", "GraphSAGE that joins the outputs of its layers", neurons=[18, 18, 18])
+def pyg_jumping() -> Example:
+    return torch_geometric_nn().GraphSAGE(10, 18, 3, 5, jk="cat"), graph()
+
+
+@pyg_family("pyg-edge", "EdgeConv: an MLP of both ends of an edge", neurons=[16, 18])
+def pyg_edge() -> Example:
+    EdgeConv = torch_geometric_nn().EdgeConv
+    mlp = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 18))
+    return GraphNet([EdgeConv(mlp), EdgeConv(nn.Linear(36, 5))]), graph()
+
+
+@pyg_family(
+    "pyg-layer-norm", "GCN with the layer norm of torch_geometric",
+    undealt="everything: it is normed over all units (norm='batch_norm' and 'graph_norm' norm each by itself)",
+)  # fmt: skip
+def pyg_layer_norm() -> Example:
+    return torch_geometric_nn().GCN(10, 18, 3, 5, norm="layer_norm"), graph()
