@@ -15,6 +15,7 @@ with warnings.catch_warnings():
     import torch_geometric.nn.models
     from torch_geometric import EdgeIndex
     from torch_geometric.data import Batch, Data, HeteroData
+    from torch_geometric.datasets import KarateClub
 
     models, loader, nn = torch_geometric.nn.models, torch_geometric.loader, torch_geometric.nn
 
@@ -24,6 +25,7 @@ __all__ = [
     "Data",
     "EdgeIndex",
     "HeteroData",
+    "KarateClub",
     "hetero_graph",
     "loader",
     "made_graph",

@@ -106,7 +106,7 @@ def test_what_cannot_be_dealt_is_told():
         def __iter__(self):
             return ((x + 1, y) for x, y in super().__iter__())
 
-    with pytest.raises(ValueError, match=r"Own has an __iter__ of its own.*list of one per worker"):
+    with pytest.raises(ValueError, match=r"Own has an iterator of its own.*list of one per worker"):
         from_loaders(Own(NUMBERS, 3), num_workers=2)
     with pytest.raises(ValueError, match="DistributedSampler"):
         from_loaders(DataLoader(NUMBERS, 3, sampler=DistributedSampler(NUMBERS, 2, 0)), num_workers=2)

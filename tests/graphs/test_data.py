@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_graphs import KINDS, Batch, Data, hetero_graph, made_graph, random_graph
+from made_graphs import KINDS, Batch, Data, hetero_graph, loader, made_graph, random_graph
 from torch.utils.data import DataLoader
 
 from skerry import from_loaders
@@ -155,3 +155,10 @@ def test_batches_of_loaders():
     graph.train_mask[:] = False
     with pytest.raises(ValueError, match=r"worker 0, step 0: .*no labelled"):
         next(from_loaders([DataLoader([graph], batch_size=None)]).batches(0, 0, 1))
+
+
+def test_a_neighbor_loader_is_not_dealt():
+    graph = made_graph()
+    sampler = loader.NodeLoader(graph, lambda *_: None, input_nodes=graph.train_mask, batch_size=4)
+    with pytest.raises(ValueError, match=r"NodeLoader has an iterator of its own.*list of one per worker"):
+        from_loaders(sampler, num_workers=2)

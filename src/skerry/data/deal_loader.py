@@ -17,12 +17,13 @@ def deal(loader: DataLoader[Any], num_workers: int, seed: int) -> list[DataLoade
     draws from (seed, pass), and samples w, w + num_workers, ... of a stream, or a shard of it.
 
     Raises:
-        ValueError: its class has an ``__iter__`` of its own, its sampler deals samples out itself, or there are fewer
+        ValueError: its class has an iterator of its own, its sampler deals samples out itself, or there are fewer
             batches than workers.
     """
-    if type(loader).__iter__ is not DataLoader.__iter__:
+    kind = type(loader)
+    if (kind.__iter__, kind._get_iterator) != (DataLoader.__iter__, DataLoader._get_iterator):  # as a NeighborLoader
         raise ValueError(
-            f"loader: {type(loader).__name__} has an __iter__ of its own, so its batches are not those that Skerry "
+            f"loader: {kind.__name__} has an iterator of its own, so its batches are not those that Skerry "
             "would deal; give a list of one per worker"
         )
     sampler = loader.sampler if not isinstance(loader.dataset, IterableDataset) else None

@@ -124,6 +124,9 @@ def from_loaders(
     gets every ``num_workers``-th sample, or, where ``num_shards`` of the dataset can be divided (Hugging Face
     ``datasets``), its ``shard``. Only a stream without shards is read whole for each worker.
 
+    Batches are pairs (inputs, labels), dicts of columns, or graphs of PyTorch Geometric (``NeighborLoader``: give a
+    list), whose labels ``y`` are those of seeds, of ``train_mask``, or of whole graphs.
+
     Each pass over a loader starts with torch's random state, and that of the loader's or its sampler's own generator,
     set by (seed, worker, pass); ``set_epoch`` of sampler and dataset is called. So a loader gives the same batches
     whenever it is asked, and resume is exact, for a dataset, sampler and collate function that only use torch's random

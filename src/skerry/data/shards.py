@@ -51,7 +51,7 @@ class Shards:
         if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
             raise ValueError(
                 f"x and y: got {type(x).__name__} and {type(y).__name__}, expected tensors; for several inputs use "
-                "from_dataset, or an object of your own (docs/data.md)"
+                "from_dataset, skerry.graphs, or an object of your own (docs/data.md)"
             )
         if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
             raise ValueError(f"x and y: shapes {tuple(x.shape)} and {tuple(y.shape)}, expected as many samples in both")

@@ -61,7 +61,8 @@ class Test:
         if not isinstance(self.labels, Tensor) or num_rows(self.inputs) != num_rows(self.labels):
             raise ValueError(
                 f"test: got {type(self.inputs).__name__} and {type(self.labels).__name__}, expected tensors (inputs, "
-                "labels) with the same number of rows; a model of several inputs has a tuple or a dict of them"
+                "labels) with the same number of rows; a model of several inputs has a tuple or a dict of them, and "
+                "nodes of a graph skerry.graphs.Nodes"
             )
         if self.every < 0 or self.batch_size < 1:
             raise ValueError(
