@@ -35,7 +35,7 @@ def labelled(store: Any, mask: str | None) -> Tensor:
         ValueError: there are none.
     """
     chosen = _has_label(store.y) if mask is None else _has_label(store.y) & store[mask]
-    nodes = chosen.nonzero().flatten()
+    nodes = chosen.nonzero().flatten().cpu()
     if not len(nodes):
         raise ValueError(f"graph: no node has a label{f' in {mask!r}' if mask else ''}; labels below 0 are none")
     return nodes

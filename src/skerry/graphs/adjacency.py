@@ -1,5 +1,6 @@
 """A graph's edges by target: the subgraph of some nodes, and sampled neighbours, in plain torch."""
 
+import copy
 from typing import Any
 
 import torch
@@ -74,20 +75,13 @@ class Adjacency:
         return self._numbers[at], self._sources[at], target
 
     def _subgraph(self, nodes: Tensor, edges: Tensor, index: Tensor) -> Any:
-        graph, made = self._graph, type(self._graph)()
+        graph, made = self._graph, copy.copy(self._graph)
         for key, value in graph.to_dict().items():
-            if key == "edge_index":
-                made[key] = index
-            elif key == "num_nodes":
-                made[key] = len(nodes)
-            elif isinstance(value, Tensor) and graph.is_node_attr(key):
+            if key != "edge_index" and isinstance(value, Tensor) and graph.is_node_attr(key):
                 made[key] = select_rows(value, nodes)
-            elif isinstance(value, Tensor) and graph.is_edge_attr(key):
+            elif key != "edge_index" and isinstance(value, Tensor) and graph.is_edge_attr(key):
                 made[key] = value[edges]
-            else:
-                made[key] = value
-        if "num_nodes" not in made and "x" not in made:
-            made.num_nodes = len(nodes)
+        made.edge_index, made.num_nodes = index, len(nodes)
         return made
 
 
