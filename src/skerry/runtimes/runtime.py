@@ -91,6 +91,14 @@ class FullModel(Protocol):
         """Return it as an ordinary module; raise ValueError where no process holds it."""
         ...
 
+    def mean_of_nets(self, of: Callable[[nn.Module], Tensor]) -> Tensor:
+        """Return the mean of ``of(net)`` over its nets side by side; a model without such nets is one.
+
+        A process computes it for the nets that it holds. Every process must call it. Raise ValueError where a process
+        holds no net.
+        """
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Beginning:

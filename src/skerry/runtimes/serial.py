@@ -22,6 +22,7 @@ from skerry.runtimes.overlap import BEGAN, correction, late_names
 from skerry.runtimes.runtime import KEPT, Beginning, FullModel, Handover, Report, Runtime, with_worker
 from skerry.subnet.cuts import Cuts
 from skerry.subnet.extract import extract
+from skerry.subnet.side_by_side import mean_of_nets
 from skerry.subnet.slicing import take
 from skerry.weights.source import FromModel, materialize
 
@@ -96,6 +97,10 @@ class Whole:
     def whole(self) -> nn.Module:
         """Return the module."""
         return self.module
+
+    def mean_of_nets(self, of: Callable[[nn.Module], Tensor]) -> Tensor:
+        """Return the mean of ``of(net)`` over its nets."""
+        return mean_of_nets(self.module, of)
 
 
 class WholeModel:

@@ -18,6 +18,7 @@ from skerry.merge.calibrate import scale_
 from skerry.model.tensors import fill_, frozen_names, named_tensors, saved_names, skeleton
 from skerry.partitions.share import Share
 from skerry.plan.table import Plan
+from skerry.subnet.side_by_side import nets_of
 
 Gather = Callable[..., Mapping[str, Tensor]]
 """``gather(names, *, only_first)`` returns full tensors by name, in all processes or in the first only.
@@ -38,10 +39,23 @@ class Streamed(nn.Module):
         share: how likely a subnet has each unit (``merge/calibrate.py``).
         gather: returns full tensors.
         device: where they are.
+        held: the tensors of nets side by side that this process holds whole, by name.
+        total: adds a tensor up over all processes.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, share: Share, gather: Gather, device: torch.device = CPU) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        share: Share,
+        gather: Gather,
+        device: torch.device = CPU,
+        *,
+        held: Mapping[str, Tensor] | None = None,
+        total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    ) -> None:
         super().__init__()
+        self._held, self._total = held or {}, total
         self._plan, self._share, self._gather = plan, share, gather
         empty, self._frozen = named_tensors(model), frozen_names(model)
         self._large = [name for name, tensor in empty.items() if tensor.dim() > 1]
@@ -89,6 +103,25 @@ class Streamed(nn.Module):
         raise ValueError(
             "no process holds the full model; write it to files with result.export(folder) in every process"
         )
+
+    def mean_of_nets(self, of: Callable[[nn.Module], Tensor]) -> Tensor:
+        """Return the mean of ``of(net)`` over nets side by side; this process computes it for those that it holds.
+
+        Raises:
+            ValueError: it holds none.
+        """
+        nets, results = nets_of(self.inner), []
+        for prefix, net in nets.items():
+            large = {n: self._held.get(prefix + n) for n in named_tensors(net) if prefix + n in self._large}
+            own = {n: tensor for n, tensor in large.items() if tensor is not None}
+            if prefix and len(own) == len(large):
+                results.append(of(fill_(skeleton(net), {**named_tensors(net), **own}).eval()))
+        if not results:
+            raise ValueError(
+                "no process holds a net of its own: subnets share weights (ist), or the model is in files; train by "
+                "relay or ensemble, or load the exported model"
+            )
+        return self._total(sum(results[1:], results[0])) / len(nets)
 
     def is_own(self, tensor: Tensor) -> bool:
         """Tell whether ``tensor`` is one of the model's empty tensors."""

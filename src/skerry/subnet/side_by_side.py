@@ -1,6 +1,6 @@
 """Narrow nets side by side: subnets that share nothing, as one module that returns the mean of their outputs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -79,3 +79,12 @@ def nets_of(model: nn.Module) -> dict[str, nn.Module]:
     if not isinstance(model, SideBySide):
         return {"": model}
     return {f"nets.{k}.": net for k, net in enumerate(model.nets) if not isinstance(net, Skipped)}
+
+
+def mean_of_nets(model: nn.Module, of: Callable[[nn.Module], Tensor]) -> Tensor:
+    """Return the mean of ``of(net)`` over the nets of ``nets_of(model)``, one after the other."""
+    first, *others = nets_of(model).values()
+    result = of(first)
+    for net in others:
+        result += of(net)
+    return result / (1 + len(others))

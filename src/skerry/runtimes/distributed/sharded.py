@@ -143,7 +143,9 @@ class Sharded:
         """Return the full model; its tensors arrive when they are used."""
         self._wait_for_late()
         self._spare = {}  # evaluation needs memory
-        return Streamed(self.model, self.plan, share, self._gather, self._device)
+        return Streamed(
+            self.model, self.plan, share, self._gather, self._device, held=self.tensors, total=self._group.total
+        )
 
     def shards(self) -> dict[str, Tensor]:
         """Return what this process stores, by the names of a checkpoint."""

@@ -1,0 +1,246 @@
+"""Inference on a whole graph in bounded memory: one step of messages after the other, some nodes at a time.
+
+What a model does between two steps of messages is done node by node (linear layers, activations, norms in evaluation
+mode). So step k needs, for some nodes, only what step k - 1 gave for them and for those that they receive from. The
+model's own forward runs on that neighbourhood: earlier steps return what is known, and the end of step k ends it.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skerry.discovery.forward_contexts import without_side_effects
+from skerry.graphs.live_bytes import LiveBytes
+from skerry.graphs.neighbourhood import Neighbourhoods
+from skerry.model.graph_inputs import call_on_graph
+from skerry.runtimes.runtime import FullModel
+from skerry.runtimes.streamed import Streamed
+from skerry.subnet.side_by_side import mean_of_nets
+
+_SAMPLE = 32  # nodes on which the result is compared with an ordinary forward
+_FIRST = 4  # nodes of the first part
+_GROWTH = 4  # of the number of nodes from one part to the next
+_MARGIN = 0.75  # of max_bytes, since parts of equal size differ
+_TOLERANCE = 1e-4
+
+
+def infer(
+    model: nn.Module | FullModel, graph: Any, *, max_bytes: int = 2**28, folder: str | Path | None = None
+) -> Tensor:
+    """Return the outputs of ``model`` for all nodes of ``graph``, computed some nodes at a time.
+
+    Nets side by side (``relay``, ``ensemble``) run one after the other. Given ``result.full`` where no process holds
+    the model, each process runs its own net, nothing of the model is sent, and all get the mean. Every process must
+    call it then.
+
+    It is first compared with an ordinary forward on a few nodes. Sums over neighbours are in the same order as there,
+    so results differ by rounding only.
+
+    Args:
+        model: a model of PyTorch Geometric whose output has a row for each node, or ``result.full``.
+        graph: ``Data`` with ``edge_index``; it must itself fit in memory. ``x`` may be sparse (CSR).
+        max_bytes: for what the model computes, beside the outputs. All neighbours of a node are read at once, so one
+            with very many may need more. What a step gives for all nodes lies in a temporary file if it needs more
+            than half of this.
+        folder: where that file is; None: the system's folder of temporary files, which may itself be in memory.
+
+    Returns:
+        (nodes, ...), on the CPU.
+
+    Raises:
+        ValueError: the model does more than pass messages along edges: it normalises over nodes, or pools them; or
+            its subnets share weights and no process holds it.
+
+    Example:
+        >>> from torch_geometric.data import Data
+        >>> from torch_geometric.nn import GCN
+        >>> graph = Data(x=torch.randn(5, 8), edge_index=torch.tensor([[0, 1, 2], [1, 2, 0]]))
+        >>> infer(GCN(8, 16, num_layers=2, out_channels=3), graph).shape
+        torch.Size([5, 3])
+    """
+    hoods = Neighbourhoods(graph)
+
+    def of(net: nn.Module) -> Tensor:
+        with _one_step_at_a_time(net) as steps, tempfile.TemporaryDirectory(dir=folder) as files:
+            num_steps = _compared(steps, hoods, min(_SAMPLE, graph.num_nodes))
+            return _Layers(steps, hoods, max_bytes, Path(files)).outputs(num_steps)
+
+    if isinstance(model, nn.Module) and not isinstance(model, Streamed):
+        return mean_of_nets(model, of)
+    return model.mean_of_nets(of)
+
+
+class _Reached(Exception):
+    """The step that is computed is done."""
+
+    def __init__(self, result: Tensor) -> None:
+        self.result = result
+
+
+class _Steps:
+    """Runs a net's forward up to a step of messages, from the results of earlier steps.
+
+    Attributes:
+        net: the net.
+        device: where it is.
+        count: how many steps the last run took.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        self.device = next((tensor.device for tensor in net.parameters()), torch.device("cpu"))
+        self._known: list[Tensor] | None = []
+        self._num_nodes = self._num_members = self.count = 0
+
+    def run(self, graph: Any, num_nodes: int, known: list[Tensor] | None) -> Tensor:
+        """Return the result of step ``len(known)`` for the first nodes, or the net's outputs if it has no such step.
+
+        Args:
+            graph: of a neighbourhood.
+            num_nodes: for how many nodes the result is wanted; they come first.
+            known: for each earlier step its result for all nodes of ``graph``; None: take all steps.
+        """
+        self._known, self._num_nodes, self._num_members, self.count = known, num_nodes, graph.num_nodes, 0
+        try:
+            output = call_on_graph(self.net, graph.to(self.device))
+        except _Reached as reached:
+            return reached.result[:num_nodes]
+        if not isinstance(output, Tensor) or output.shape[:1] != (graph.num_nodes,):
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"the model returns {shape} on {graph.num_nodes} nodes, expected a tensor with a row for each; call it "
+                "on the whole graph (or on each graph of a data set) instead"
+            )
+        return output[:num_nodes]
+
+    def propagate(self, module: Any, own: Any, edge_index: Tensor, *args: Any, **given: Any) -> Tensor:
+        """Take the place of a module's ``propagate``: return what is known, or do what is asked for and end there."""
+        step, self.count = self.count, self.count + 1
+        result: Tensor
+        if self._known is None:
+            result = own(edge_index, *args, **given)
+            return result
+        if step < len(self._known):
+            return self._known[step]
+        if isinstance(edge_index, Tensor) and edge_index.layout == torch.strided:
+            edge_index, given = self._into_wanted(module, edge_index, given)
+        result = own(edge_index, *args, **given)
+        if result.shape[:1] != (self._num_members,):
+            raise ValueError(
+                f"{type(module).__name__}: gives {tuple(result.shape)} on {self._num_members} nodes, expected a row "
+                "for each; call the model on the whole graph"
+            )
+        raise _Reached(result)
+
+    def _into_wanted(self, module: Any, edge_index: Tensor, given: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Leave out edges into other nodes, which were there for degrees, and what is given for these edges."""
+        num_edges = edge_index.shape[1]
+        if num_edges == self._num_members:  # what is given for edges cannot be told from what is given for nodes
+            return edge_index, given
+        wanted = edge_index[1 if module.flow == "source_to_target" else 0] < self._num_nodes
+        of_edges = {k: v for k, v in given.items() if isinstance(v, Tensor) and v.shape[:1] == (num_edges,)}
+        return edge_index[:, wanted], given | {key: value[wanted] for key, value in of_edges.items()}
+
+
+@contextmanager
+def _one_step_at_a_time(net: nn.Module) -> Iterator[_Steps]:
+    """Let a net run up to one step of messages; afterwards it is as it was, also what its modules have cached."""
+    steps = _Steps(net)
+    with without_side_effects(net):
+        module: Any
+        for module in net.modules():
+            if hasattr(module, "propagate") and hasattr(module, "flow"):
+                for name in [name for name in vars(module) if name.startswith("_cached")]:
+                    setattr(module, name, None)
+                module.cached = False
+                module.propagate = partial(steps.propagate, module, module.propagate)
+        yield steps
+
+
+def _compared(steps: _Steps, hoods: Neighbourhoods, num_nodes: int) -> int:
+    """Return how many steps of messages there are.
+
+    Raises:
+        ValueError: step by step the first nodes of a part of the graph get other outputs than in one forward.
+    """
+    members, _ = hoods.members(torch.arange(num_nodes))
+    part = hoods.induced(members[: 2 * num_nodes])
+    expected = steps.run(part, part.num_nodes, None)
+    num_steps = steps.count
+    found = _Layers(steps, Neighbourhoods(part), 2**30, None, first=3).outputs(num_steps)
+    difference, size = (float(t.abs().max()) if t.numel() else 0.0 for t in (found - expected, expected))
+    if not difference <= _TOLERANCE * size:
+        raise ValueError(
+            f"{type(steps.net).__name__}: outputs differ by {difference:.1e} where nodes are taken a few at a time, so "
+            "its forward does more than pass messages along edges (it normalises over nodes or pools them?); call it "
+            "on the whole graph"
+        )
+    return num_steps
+
+
+class _Layers:
+    """The results of all steps for all nodes of a graph.
+
+    Args:
+        steps: runs the net.
+        hoods: of the graph.
+        max_bytes: for what the net computes.
+        files: a folder for the results of steps; None: they stay in memory.
+        first: how many nodes are computed first.
+    """
+
+    def __init__(
+        self, steps: _Steps, hoods: Neighbourhoods, max_bytes: int, files: Path | None, first: int = _FIRST
+    ) -> None:
+        self._steps, self._hoods, self._files, self._first = steps, hoods, files, first
+        self._max_bytes, self._in_memory = max_bytes, 0
+        self._known: list[Tensor] = []
+
+    def outputs(self, num_steps: int) -> Tensor:
+        """Return the outputs, step by step."""
+        for _ in range(num_steps):
+            self._known.append(self._of_all(self._room))
+        return self._of_all(torch.empty)
+
+    def _of_all(self, room: Callable[..., Tensor]) -> Tensor:
+        """Return the result of the next step for all nodes, in ``room(shape, dtype=...)``."""
+        at, num, result = 0, self._first, None
+        most = _MARGIN * (self._max_bytes - self._in_memory)
+        per_row = 0.0  # bytes per member and edge, in the last part
+        while result is None or at < len(result):
+            nodes = torch.arange(at, min(at + num, self._hoods.num_nodes))
+            members, num_edges = self._hoods.members(nodes)
+            rows = len(members) + num_edges
+            if rows * per_row > most and len(nodes) > 1:
+                num = len(nodes) // 2
+                continue
+            with LiveBytes() as live:
+                part = self._part(nodes, members)
+            per_row = live.most / rows
+            if result is None:
+                result = room((self._hoods.num_nodes, *part.shape[1:]), dtype=part.dtype)
+            result[nodes] = part.cpu()
+            at, num = at + len(nodes), num * _GROWTH
+        return result
+
+    def _part(self, nodes: Tensor, members: Tensor) -> Tensor:
+        """Return the result of the next step for ``nodes``."""
+        rows = torch.cat([members, members[:1]])
+        known = [result[rows].to(self._steps.device) for result in self._known]
+        return self._steps.run(self._hoods.graph(members), len(nodes), known)
+
+    def _room(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return memory for the result of a step, or a file where it would need more than half of the memory."""
+        num_bytes = prod(shape) * dtype.itemsize
+        if self._files is None or self._in_memory + num_bytes <= self._max_bytes / 2:
+            self._in_memory += num_bytes
+            return torch.empty(shape, dtype=dtype)
+        path = str(self._files / f"step {len(self._known)}")
+        return torch.from_file(path, shared=True, size=prod(shape), dtype=dtype).view(shape)

@@ -1,0 +1,179 @@
+"""Inference some nodes at a time, against one forward of the whole model on the whole graph."""
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from together import together
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import skerry
+from skerry.graphs.live_bytes import LiveBytes
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    pyg = pytest.importorskip("torch_geometric.nn", exc_type=ImportError)
+    from torch_geometric.data import Data, HeteroData
+from skerry.graphs import infer
+
+
+class Net(nn.Module):
+    """Convolutions with an activation between them."""
+
+    def __init__(self, *convolutions: nn.Module, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.convolutions, self.norm = nn.ModuleList(convolutions), norm or nn.Identity()
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        for convolution in self.convolutions[:-1]:
+            x = torch.relu(self.norm(convolution(x, edge_index)))
+        return self.convolutions[-1](x, edge_index)
+
+
+NETS = {
+    "gcn": lambda: pyg.GCN(6, 12, 3, 4, norm="batch"),
+    "sage": lambda: pyg.GraphSAGE(6, 12, 2, 4, jk="cat"),
+    "gat": lambda: pyg.GAT(6, 12, 2, 4, heads=3),
+    "gin": lambda: pyg.GIN(6, 12, 2, 4),
+    "largest neighbour": lambda: Net(pyg.SAGEConv(6, 12, aggr="max"), pyg.SAGEConv(12, 4, project=True)),
+    "several steps per layer": lambda: Net(pyg.ChebConv(6, 12, 3), pyg.TAGConv(12, 4, 2)),
+    "cached": lambda: Net(pyg.SGConv(6, 12, 2, cached=True), pyg.GCNConv(12, 4, cached=True)),
+}
+
+
+def _graph(num_nodes: int, edges: list[tuple[int, int]], sparse: bool = False) -> Data:
+    x = torch.randn(num_nodes, 6).relu()
+    index = torch.tensor(edges, dtype=torch.int64).view(-1, 2).t() % num_nodes
+    return Data(x=x.to_sparse_csr() if sparse else x, edge_index=index.contiguous(), num_nodes=num_nodes)
+
+
+def _forward(net: nn.Module, graph: Data) -> Tensor:
+    net.eval()
+    with torch.no_grad():
+        return net(graph.x, graph.edge_index)
+
+
+def _assert_close(found: Tensor, expected: Tensor) -> None:
+    assert found.shape == expected.shape
+    assert float((found - expected).abs().max()) <= 1e-6 * max(1.0, float(expected.abs().max()))
+
+
+ends = st.integers(0, 30)
+
+
+@pytest.mark.parametrize("name", NETS)
+@settings(max_examples=6, deadline=None, phases=[Phase.explicit, Phase.generate])
+@given(num_nodes=st.integers(1, 20), edges=st.lists(st.tuples(ends, ends), max_size=40))
+def test_any_graph_gets_the_outputs_of_one_forward(name, num_nodes, edges):
+    """Isolated nodes, no edges, one node, self loops, directed edges and edges that are there twice among them."""
+    torch.manual_seed(0)
+    net, graph = NETS[name](), _graph(num_nodes, edges)
+    found = infer(net, graph, max_bytes=1000)  # a few nodes at a time
+    _assert_close(found, _forward(net, graph))
+
+
+def test_the_net_is_left_as_it_was():
+    net, graph = NETS["cached"](), _graph(9, [(k, k + 1) for k in range(9)])
+    before = [set(vars(module)) for module in net.modules()]
+    infer(net, graph)
+    assert net.training
+    assert [set(vars(module)) for module in net.modules()] == before
+    assert net.convolutions[1]._cached_edge_index is None
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_sparse_features():
+    torch.manual_seed(0)
+    net = pyg.GCN(6, 12, 2, 4)
+    edges = [(k, 3 * k) for k in range(40)]
+    torch.manual_seed(1)
+    dense = _graph(40, edges)
+    torch.manual_seed(1)
+    _assert_close(infer(net, _graph(40, edges, sparse=True), max_bytes=10_000), _forward(net, dense))
+
+
+def test_memory_is_bounded_also_with_results_in_a_file(tmp_path):
+    torch.manual_seed(0)
+    num, most = 600, 400_000
+    net = pyg.GCN(6, 256, 2, 4)
+    graph = Data(x=torch.randn(num, 6), edge_index=torch.randint(num, (2, 3 * num)))
+    with LiveBytes() as whole:
+        expected = _forward(net, graph)
+    with LiveBytes() as parts:
+        found = infer(net, graph, max_bytes=most, folder=tmp_path)
+    _assert_close(found, expected)
+    the_graph = sum(tensor.nbytes for tensor in (graph.x, graph.edge_index, found)) * 4  # sorted by either end
+    assert parts.most < most + the_graph < whole.most / 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_net_that_looks_at_all_nodes_is_refused():
+    graph = _graph(60, [(k, 7 * k % 60) for k in range(60)])
+    with pytest.raises(ValueError, match=r"GCN: outputs differ .*normalises over nodes"):
+        infer(pyg.GCN(6, 12, 2, 4, norm="graph_norm"), graph)
+
+    class Pooled(Net):
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            return super().forward(x, edge_index).mean(0, keepdim=True)
+
+    with pytest.raises(ValueError, match=r"\(1, 4\) on \d+ nodes, expected .* a row for each"):
+        infer(Pooled(pyg.GCNConv(6, 4)), graph)
+    with pytest.raises(ValueError, match=r"ARMAConv: gives \(2, \d+, 12\) .* a row for each"):
+        infer(Net(pyg.ARMAConv(6, 12, num_stacks=2), pyg.GCNConv(12, 4)), graph)
+    with pytest.raises(ValueError, match="HeteroData"):
+        infer(pyg.GCN(6, 12, 2, 4), HeteroData())
+
+
+def _session(runtime=None, algorithm=None) -> tuple[skerry.Session, Data]:
+    torch.manual_seed(0)
+    graph, net = _graph(40, [(k, 3 * k + 1) for k in range(80)]), pyg.GCN(6, 12, 3, 4, norm="batch")
+    labels = torch.arange(40) % 4
+    session = skerry.Session(
+        net, plan=skerry.discover(net, (graph.x, graph.edge_index)),
+        algorithm=algorithm or skerry.relay(workers=3, local_steps=2),
+        optimizer=lambda narrow: torch.optim.Adam(narrow.parameters(), 0.01), num_rounds=2, runtime=runtime,
+    )  # fmt: skip
+    for round in session.rounds():
+        for worker in round.workers:
+            for _ in range(worker.num_steps):
+                worker.step(F.cross_entropy(worker.subnet(graph.x, graph.edge_index), labels))
+    return session, graph
+
+
+@pytest.mark.filterwarnings("ignore::skerry.training.TheoryWarning")
+def test_a_relay_is_the_mean_of_its_nets_also_where_no_process_has_them_all():
+    session, graph = _session()
+    full = session.full(graph)
+    expected = _forward(full.module, graph)
+    _assert_close(infer(full, graph), expected)
+    _assert_close(infer(full.whole(), graph), expected)
+
+    def work(member) -> None:
+        full = _session(member)[0].full(graph)  # batch norms have other statistics, of three times as many samples
+        _assert_close(infer(full, graph), full.module(graph.x, graph.edge_index))
+
+    together(3, work)
+
+
+@pytest.mark.filterwarnings("ignore::skerry.training.TheoryWarning")
+def test_subnets_that_share_weights_have_no_nets_to_run():
+    def work(member) -> Tensor:
+        session, graph = _session(member, skerry.ist(workers=3, local_steps=2))
+        return infer(session.full(graph), graph)
+
+    with pytest.raises(ValueError, match=r"no process holds a net of its own.*\brelay\b"):
+        together(3, work)
+
+
+def test_bytes_of_views_and_of_what_was_there_before_do_not_count_twice():
+    there = torch.ones(100)
+    with LiveBytes() as live:
+        kept = there * 2
+        kept.view(10, 10).t().relu_()
+        there.view(10, 10)
+        for _ in range(3):
+            torch.zeros(1000)
+    assert live.most == 400 + 4000
