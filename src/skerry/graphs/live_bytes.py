@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of tensors that operations make and that are still in use.
 
-    Not of what an operation uses inside, and not of tensors that lie in a file.
+    Not of what an operation uses inside, and not of tensors that lie in a file or on meta.
 
     Attributes:
         most: the most bytes at once so far.
@@ -37,7 +37,7 @@ class LiveBytes(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
                 key = _key(tensor)
-                there = key in known or func.overloadpacket is torch.ops.aten.from_file
+                there = key in known or tensor.is_meta or func.overloadpacket is torch.ops.aten.from_file
                 if key in self._users or not there:  # not a view of what was there before
                     self._add(tensor, key)
         return result

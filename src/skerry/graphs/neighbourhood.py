@@ -1,6 +1,7 @@
 """Some nodes of a graph with all that they receive from: enough to compute one step of messages for them exactly."""
 
-from typing import Any
+import copy
+from typing import Any, Self
 
 import torch
 
@@ -49,3 +50,12 @@ class Neighbourhoods(Adjacency):
         place[members] = torch.arange(len(members))
         rows = torch.cat([members, members[:1]])  # the last has features that a model can take
         return self._subgraph(rows, edges, place[self._edges[:, edges]])
+
+    def without_features(self) -> Self:
+        """Return the same with all features of nodes on meta, where only their shapes are known."""
+        other = copy.copy(self)
+        other._graph = copy.copy(self._graph)
+        for key, value in self._graph.to_dict().items():
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and self._graph.is_node_attr(key):
+                other._graph[key] = torch.empty(value.shape, dtype=value.dtype, device="meta")
+        return other

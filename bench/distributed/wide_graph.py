@@ -1,0 +1,234 @@
+"""A graph network whose state is many times a worker's memory limit: trained by small workers, and run on all nodes.
+
+    python bench/distributed/wide_graph.py                          # 8 workers, GCN, 2 layers (Linux, root)
+    python bench/distributed/wide_graph.py --quick                  # 4 workers, 256 wide, a minute
+
+Each worker is a process on a host of its own (``hosts.py``), whose memory cgroup kills it at its limit: ``--limit`` MiB
+above what a process needs that only imports torch. Everything else counts: Skerry and PyTorch Geometric themselves, the
+graph, gloo.
+
+The model is PyTorch Geometric's GCN on WordNet, on torch's meta device, so no process ever has it. ``discover`` finds
+its plan there. Workers train the nets of a relay on clusters of their own (METIS), with Adam; features are a sparse
+matrix. Then each worker runs its net on all nodes (``skerry.graphs.infer``), and the mean of the outputs is scored.
+*State* is model, gradients and Adam's two moments in float32. Where the model has more than two layers, it has weights
+between nets as well, which one machine would train and a relay does not have.
+
+Then one process with the same limit trains the whole model (``single``), on the same batches.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from hosts import Hosts, kill, why_not
+from small_memory import MALLOC, MIB, TIMEOUT_S, Run, Stages, footprint, wait, what_happened
+from torch import nn
+from torch.nn import functional as F
+
+import skerry
+from skerry.experiments.datasets.graphs import wordnet
+from skerry.model.tensors import named_tensors
+from skerry.weights import FromInitializer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What is trained, and how.
+
+    Attributes:
+        workers: n.
+        width: H, of each hidden layer.
+        layers: of the GCN, with the output.
+        parts, per_batch: clusters in all, and in each batch.
+        limit: bytes above importing torch.
+        max_bytes: of ``infer``.
+    """
+
+    workers: int = 8
+    width: int = 8192
+    layers: int = 2
+    parts: int = 1500
+    per_batch: int = 15
+    rounds: int = 10
+    local_steps: int = 50
+    limit: int = 700 * MIB
+    max_bytes: int = 192 * MIB
+    buffers: int = 16 * MIB
+    lr: float = 0.003
+    seed: int = 0
+
+
+def graph_and_model(setup: Setup) -> tuple[Any, nn.Module, skerry.Plan]:
+    """Return WordNet with sparse features, the model on meta, and its plan."""
+    from torch_geometric.data import Data
+    from torch_geometric.nn import GCN
+
+    warnings.filterwarnings("ignore", category=UserWarning)  # sparse CSR is in beta
+    net = wordnet()
+    size = (len(net.label), net.num_features)
+    x = torch.sparse_csr_tensor(net.starts, net.features, torch.ones(len(net.features)), size, check_invariants=False)
+    graph = Data(x=x, edge_index=net.edge_index(), y=net.label, train_mask=net.train, test_mask=net.test)
+    graph.num_nodes = size[0]
+    with torch.device("meta"):
+        model = GCN(net.num_features, setup.width, setup.layers, net.num_classes, dropout=0.3)
+    example = net.x(torch.arange(16)), torch.stack([torch.arange(16), torch.arange(1, 17) % 16])
+    return graph, model, skerry.discover(model, example)
+
+
+class Watched(skerry.Processes):
+    """The runtime, recording its stages."""
+
+    def __init__(self, stages: Stages, setup: Setup) -> None:
+        super().__init__(buffer_bytes=setup.buffers)
+        self._stages = stages
+
+    def at(self, round: int, stage: str) -> None:
+        """Note the stage."""
+        self._stages.enter(stage)
+        super().at(round, stage)
+
+
+def work(role: str, setup: Setup, out: Path) -> None:
+    """Run one process: a worker, or ``single``, which trains everything."""
+    stages = Stages(out / f"{role}-{os.environ['RANK']}.json")
+    stages.enter("import")
+    torch.set_num_threads(1)
+    import torch_geometric.nn  # noqa: F401
+
+    stages.enter("plan and data")
+    graph, model, plan = graph_and_model(setup)
+    single = role == "single"
+    num = 1 if single else setup.workers
+    data = skerry.graphs.clusters(graph, num, setup.parts, setup.per_batch, "random", seed=setup.seed)
+    runtime = None
+    stages.enter("start")
+    if not single:
+        dist.init_process_group("gloo", timeout=timedelta(seconds=TIMEOUT_S))
+        runtime = Watched(stages, setup)
+    steps = {"local_steps": setup.local_steps}
+    result = skerry.train(
+        model,
+        F.cross_entropy,
+        data,
+        plan=plan,
+        algorithm=skerry.algorithms.single(**steps) if single else skerry.relay(num, **steps),
+        optimizer=lambda net: torch.optim.Adam(net.parameters(), setup.lr),
+        num_rounds=setup.rounds,
+        runtime=runtime,
+        start=lambda m: FromInitializer(m, seed=setup.seed),
+    )
+    stages.record["train_loss"] = [record.train_loss for record in result.history]
+    stages.enter("inference")
+    logits = skerry.graphs.infer(result.full, graph, max_bytes=setup.max_bytes, folder=out)
+    stages.enter("end")
+    right = logits.argmax(1) == graph.y
+    stages.record["score"] = [float(right[mask].float().mean()) for mask in (graph.train_mask, graph.test_mask)]
+    stages.record["sent"] = result.state.totals["bytes_sent"]
+    stages.enter("end")
+
+
+def start(role: str, setup: Setup, memory: int, out: Path) -> Run:
+    """Start each process on a host of its own, and wait."""
+    out.mkdir(parents=True, exist_ok=True)
+    num, began = (1 if role == "single" else setup.workers), time.monotonic()
+    for left in out.glob(f"{role}-*"):
+        left.unlink()
+    with Hosts(num, memory=memory) as hosts:
+        command = [sys.executable, __file__, "--role", role, "--setup", json.dumps(asdict(setup)), "--out", str(out)]
+        env = {
+            "WORLD_SIZE": str(num), "MASTER_ADDR": hosts.addresses[0], "MASTER_PORT": "29500",
+            "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1", **MALLOC,
+        }  # fmt: skip
+        processes = []
+        for k in range(num):
+            with (out / f"{role}-{k}.log").open("w") as log:
+                processes.append(hosts.popen(k, command, env=env | {"RANK": str(k)}, log=log))
+        wait(processes, lambda: kill(hosts.names))
+        peaks = [peak or 0 for peak in hosts.peak_memory()]
+        codes = [process.wait() for process in processes]
+        killed = hosts.out_of_memory()
+    files = [out / f"{role}-{k}.json" for k in range(num)]
+    records = [json.loads(f.read_text()) if f.exists() else {"stages": {}, "now": "import"} for f in files]
+    return Run(codes, killed, peaks, records, time.monotonic() - began)
+
+
+def state_bytes(setup: Setup) -> int:
+    """Return the bytes of model, gradients and Adam's moments."""
+    model = graph_and_model(setup)[1]
+    return 4 * sum(tensor.nbytes for tensor in named_tensors(model).values())
+
+
+def report(setup: Setup, runs: dict[str, Run], base: dict[str, int], state: int) -> list[str]:
+    """Return the lines that are printed at the end of a width."""
+    lines = [
+        "",
+        f"GCN, {setup.layers} layers, {setup.width} wide, {setup.workers} workers, {setup.rounds} rounds of "
+        f"{setup.local_steps} steps, {setup.per_batch} of {setup.parts} clusters a batch: state {state / MIB:.0f} MiB, "
+        f"{state / setup.limit:.1f} times the {setup.limit / MIB:.0f} MiB that a worker may use above importing torch "
+        f"({base['cgroup'] / MIB:.0f} MiB).",
+        "",
+        "| who | outcome | peak of the cgroup above importing torch, MiB | sent, MB per worker | training loss | "
+        "test accuracy | s |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, run in runs.items():
+        first = run.records[0]
+        peak = f"{(max(run.peaks) - base['cgroup']) / MIB:.0f}"
+        sent = f"{first['sent'] / 1e6:.0f}" if "sent" in first else "-"
+        loss = f"{first['train_loss'][-1]:.3f}" if first.get("train_loss") else "-"
+        score = f"{first['score'][1]:.4f}" if first.get("score") else "-"
+        lines.append(f"| {name} | {what_happened(run)} | {peak} | {sent} | {loss} | {score} | {run.seconds:.0f} |")
+    workers = runs["workers"]
+    lines += ["", "| stage | times | anonymous memory above importing torch, MiB | s |", "|---|---:|---:|---:|"]
+    for stage in dict.fromkeys(stage for record in workers.records for stage in record["stages"]):
+        times, peak, seconds = (workers.most(stage, what) for what in ("times", "peak", "seconds"))
+        lines.append(f"| {stage} | {times:.0f} | {(peak - base['RssAnon']) / MIB:.0f} | {seconds:.1f} |")
+    return lines
+
+
+def main() -> None:
+    """Run everything and print the tables."""
+    options = arguments()
+    given = json.loads(options.setup)
+    if options.role:
+        work(options.role, Setup(**given), options.out)
+        return
+    if (reason := why_not(memory=True)) is not None:
+        print(f"skipped: hosts with memory limits can't be made here: {reason}")
+        return
+    if options.quick:
+        given = {"workers": 4, "width": 256, "rounds": 2, "local_steps": 5, "max_bytes": 64 * MIB} | given
+    setup, out = Setup(**given), options.out.absolute()
+    base = footprint()["import"]
+    memory, runs = base["cgroup"] + setup.limit, dict[str, Run]()
+    for name, role in (("workers", "worker"), ("one process", "single"))[: 1 if options.ours else 2]:
+        runs[name] = start(role, setup, memory, out)
+        print(f"{name}: {what_happened(runs[name])}, {runs[name].seconds:.0f} s", flush=True)
+    print("\n".join(report(setup, runs, base, state_bytes(setup))))
+    if all(run.good for run in runs.values()):
+        shutil.rmtree(out)
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes")
+    parser.add_argument("--ours", action="store_true", help="without the single process")
+    parser.add_argument("--setup", default="{}", help="fields of Setup that differ, as JSON")
+    parser.add_argument("--out", type=Path, default=Path("runs/wide-graph"))
+    parser.add_argument("--role", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
