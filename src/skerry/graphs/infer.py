@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from skerry.discovery.forward_contexts import ValuesOfInputs, without_side_effects
 from skerry.graphs.live_bytes import LiveBytes
 from skerry.graphs.neighbourhood import Neighbourhoods
-from skerry.model.graph_inputs import call_on_graph
+from skerry.model.graph_inputs import call_on_graph, map_graph
 from skerry.runtimes.runtime import FullModel
 from skerry.runtimes.streamed import Streamed
 from skerry.subnet.side_by_side import mean_of_nets
@@ -45,7 +45,7 @@ def infer(
 
     Args:
         model: a model of PyTorch Geometric whose output has a row for each node, or ``result.full``.
-        graph: ``Data`` with ``edge_index``; it must itself fit in memory. ``x`` may be sparse (CSR).
+        graph: ``Data`` with ``edge_index``, on the CPU, and it must fit in memory. ``x`` may be sparse (CSR).
         max_bytes: for what the model computes, beside the outputs. All neighbours of a node are read at once, so one
             with very many may need more. What a step gives for all nodes lies in a temporary file if it needs more
             than half of this.
@@ -111,16 +111,17 @@ class _Steps:
         self._known, self._num_nodes, self._num_members, self.count = known, num_nodes, graph.num_nodes, 0
         try:
             with ValuesOfInputs():
-                output = call_on_graph(self.net, graph.apply(lambda t: t if t.is_meta else t.to(self.device)))
+                here = map_graph(lambda t: t if t.is_meta else t.to(self.device), graph)
+                output = call_on_graph(self.net, here)
         except _Reached as reached:
-            return reached.result[:num_nodes]
+            return reached.result[:num_nodes].cpu()
         if not isinstance(output, Tensor) or output.shape[:1] != (graph.num_nodes,):
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
                 f"the model returns {shape} on {graph.num_nodes} nodes, expected a tensor with a row for each; call it "
                 "on the whole graph (or on each graph of a data set) instead"
             )
-        return output[:num_nodes]
+        return output[:num_nodes].cpu()
 
     def propagate(self, module: Any, own: Any, edge_index: Tensor, *args: Any, **given: Any) -> Tensor:
         """Take the place of a module's ``propagate``: return what is known, or do what is asked for and end there."""
@@ -222,7 +223,7 @@ class _Layers:
         self._steps, self._hoods, self._files, self._first, self._chain = steps, hoods, files, first, chain
         self._max_bytes = max_bytes
         self._known: list[Tensor] = []
-        self._in_files: set[int] = set()  # steps
+        self._in_memory: dict[int, int] = {}  # bytes by step
 
     def outputs(self, num_steps: int) -> Tensor:
         """Return the outputs, step by step."""
@@ -231,19 +232,19 @@ class _Layers:
             if self._chain:
                 self._hoods = self._hoods.without_features()
                 self._known = [torch.empty_like(one, device="meta") for one in self._known]
+                self._in_memory = {step: n for step, n in self._in_memory.items() if step == len(self._known)}
             self._known.append(result)
         return self._of_all(torch.empty)
 
     def _of_all(self, room: Callable[..., Tensor]) -> Tensor:
         """Return the result of the next step for all nodes, in ``room(shape, dtype=...)``."""
         at, num, result = 0, self._first, None
-        most = _MARGIN * (self._max_bytes - self._in_memory())
         per_row = 0.0  # bytes per member and edge, in the last part
         while result is None or at < len(result):
             nodes = torch.arange(at, min(at + num, self._hoods.num_nodes))
             members, num_edges = self._hoods.members(nodes)
-            rows = len(members) + num_edges
-            if rows * per_row > most and len(nodes) > 1:
+            rows, most = len(members) + num_edges, self._max_bytes - sum(self._in_memory.values())
+            if rows * per_row > _MARGIN * most and len(nodes) > 1:
                 num = len(nodes) // 2
                 continue
             with LiveBytes() as live, ValuesOfInputs():
@@ -251,7 +252,7 @@ class _Layers:
             per_row = live.most / rows
             if result is None:
                 result = room((self._hoods.num_nodes, *part.shape[1:]), dtype=part.dtype)
-            result[nodes] = part.cpu()
+            result[nodes] = part
             at, num = at + len(nodes), num * _GROWTH
         return result
 
@@ -264,13 +265,8 @@ class _Layers:
     def _room(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return memory for the result of a step, or a file where it would need more than half of the memory."""
         step, num_bytes = len(self._known), prod(shape) * dtype.itemsize
-        if self._files is None or self._in_memory() + num_bytes <= self._max_bytes / 2:
+        if self._files is None or sum(self._in_memory.values()) + num_bytes <= self._max_bytes / 2:
+            self._in_memory[step] = num_bytes
             return torch.empty(shape, dtype=dtype)
-        self._in_files.add(step)
         path = str(self._files / f"step {step}")
         return torch.from_file(path, shared=True, size=prod(shape), dtype=dtype).view(shape)
-
-    def _in_memory(self) -> int:
-        """Return the bytes of the results that lie in memory."""
-        known = enumerate(self._known)
-        return sum(one.nbytes for step, one in known if step not in self._in_files and not one.is_meta)
