@@ -23,7 +23,8 @@ from skerry.subnet.index import Index
 from skerry.subnet.slicing import take
 from skerry.weights import slabs
 from skerry.weights.from_files import FromFiles
-from skerry.weights.initializer import Constant, FromInitializer, Normal, Uniform, default_init
+from skerry.weights.initializer import FromInitializer, default_init
+from skerry.weights.rows import Constant, Normal, Uniform
 from skerry.weights.source import FromModel, materialize
 
 
@@ -200,6 +201,24 @@ def test_conv1d_of_transformers_is_known_by_its_name():
     conv1d = type("Conv1D", (nn.Module,), {"__module__": "transformers.pytorch_utils"})
     assert default_init(conv1d(), "c.weight", torch.Size([2, 3])) == Normal(0.02)
     assert default_init(conv1d(), "c.bias", torch.Size([3])) == Constant(0)
+
+
+def test_pyg_layers_start_as_their_reset_parameters_does():
+    pyg = pytest.importorskip("torch_geometric.nn", exc_type=ImportError)
+    kinds = {
+        "linear": pyg.Linear(300, 70),
+        "gcn": pyg.GCNConv(300, 70),
+        "sage": pyg.SAGEConv(300, 70),
+        "gat": pyg.GATConv(300, 70, heads=3),
+        "gatv2": pyg.GATv2Conv(300, 70, heads=3),
+        "transformer": pyg.TransformerConv(300, 70, heads=3),
+    }
+    for kind, real in kinds.items():
+        source = FromInitializer(skeleton(real), 0)
+        for name, torchs in real.named_parameters():
+            ours = source.read(name)
+            assert ours.abs().max().item() == pytest.approx(torchs.abs().max().item(), rel=0.1), (kind, name)
+            assert ours.std().item() == pytest.approx(torchs.std().item(), rel=0.2), (kind, name)
 
 
 def test_small_floats_are_drawn_as_float32_then_rounded():

@@ -16,7 +16,7 @@ from skerry.discovery.narrow_trial import Trial
 from skerry.discovery.supported_models import check_supported
 from skerry.discovery.trace import ForwardRefused, Trace, trace
 from skerry.discovery.unit_solver import Touched, Units, alike, solve, wasted
-from skerry.model.inputs import Inputs, to
+from skerry.model.inputs import Inputs
 from skerry.model.tensors import dense_buffers, named_tensors
 from skerry.plan.dims import Axis, DealtDim
 from skerry.plan.rules import Role, match
@@ -74,8 +74,6 @@ def discover(
         raise ValueError(f"blocks: got {blocks!r}, expected skerry.Blocks('layers.*') or a list of them")
     check_supported(model)
     _check_patterns(model, patches or {})
-    if any(parameter.is_meta for parameter in model.parameters()):
-        example_inputs = to(example_inputs, torch.device("meta"))
     buffers = {name: buffer for name, buffer in dense_buffers(model) if buffer.is_floating_point()}
     labelled: dict[str, Tensor] = {**dict(model.named_parameters()), **buffers}
 

@@ -2,14 +2,15 @@
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from skerry.randomness import own_random_state
 
@@ -17,6 +18,8 @@ from skerry.randomness import own_random_state
 @contextmanager
 def without_side_effects(model: nn.Module, training: bool = False) -> Iterator[None]:
     """Run ``model`` in one mode, without gradients and with attention as separate operations.
+
+    On meta, what comes from inputs alone has values (``ValuesOfInputs``).
 
     Afterwards modes, attributes of modules and what is in their dicts, lists and sets, and the random state are as
     before. What a forward writes into a buffer in place is not undone.
@@ -27,7 +30,9 @@ def without_side_effects(model: nn.Module, training: bool = False) -> Iterator[N
     model.train(training)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), own_random_state(), sdpa_kernel(SDPBackend.MATH):
+        with torch.no_grad(), own_random_state(), sdpa_kernel(SDPBackend.MATH), ExitStack() as stack:
+            if any(parameter.is_meta for parameter in model.parameters()):
+                stack.enter_context(ValuesOfInputs())
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -41,6 +46,41 @@ def without_side_effects(model: nn.Module, training: bool = False) -> Iterator[N
 
 def _holds(value: object) -> bool:
     return type(value) in (dict, OrderedDict, defaultdict, list, set)
+
+
+class ValuesOfInputs(TorchDispatchMode):
+    """Runs a model on meta with real inputs: what depends on a weight has only a shape, all else has values.
+
+    So a forward may look at values of its inputs: how many nodes the edges of a graph name, where a mask is true.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, on meta if one of its tensors is there."""
+        aten, kwargs = torch.ops.aten, kwargs or {}
+        if any(t.is_meta for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)):
+            if func.overloadpacket in (aten.index, aten.index_put, aten.index_put_):
+                args = (args[0], [at for one in args[1] for at in _positions(one)], *args[2:])
+            args, kwargs = tree_map_only(Tensor, _without_values, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _positions(index: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return an index as positions: how many a mask selects cannot be told on meta."""
+    if index is None or index.is_meta or index.dtype not in (torch.bool, torch.uint8):
+        return (index,)
+    return torch.where(index)
+
+
+def _without_values(tensor: Tensor) -> Tensor:
+    """Return a dense tensor on meta of the same shape."""
+    return (
+        tensor.to("meta")
+        if tensor.layout == torch.strided
+        else torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    )
 
 
 class WithoutDropout(TorchDispatchMode):

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,15 +14,9 @@ from skerry.model.tensors import named_tensors
 from skerry.randomness import seed_of
 from skerry.subnet.index import Cut, whole
 from skerry.subnet.slicing import take
+from skerry.weights.of_pyg import pyg_init
+from skerry.weights.rows import Constant, Fill, Normal, Uniform, inverse_root
 from skerry.weights.slabs import by_slabs
-
-Fill = Callable[[Tensor, torch.Generator, int], object]
-"""``fill(block, rng, row)`` writes the values of row ``row`` (its index along dim 0) of a tensor into ``block``.
-
-A tensor of one or no dim is a single block, its row 0. The values must depend on the arguments only, so that each
-process can draw the rows that it needs. ``block`` is on the CPU; it is float32 if the tensor has a smaller float type.
-"""
-
 
 Init = Callable[[nn.Module, str, torch.Size], Fill | Tensor | None]
 """``init(module, name, shape)`` says how the tensor ``name`` of ``module``, of the full ``shape``, is initialized.
@@ -32,42 +25,10 @@ It returns the ``Fill`` of its rows, or the whole tensor (if it is small), or No
 """
 
 
-@dataclass(frozen=True)
-class Uniform:
-    """Values drawn from U(-bound, bound)."""
-
-    bound: float
-
-    def __call__(self, block: Tensor, rng: torch.Generator, row: int) -> None:
-        """Draw ``block``."""
-        block.uniform_(-self.bound, self.bound, generator=rng)
-
-
-@dataclass(frozen=True)
-class Normal:
-    """Values drawn from N(0, std²); ``zero_row``, if given, is zero (the padding of an embedding)."""
-
-    std: float
-    zero_row: int | None = None
-
-    def __call__(self, block: Tensor, rng: torch.Generator, row: int) -> None:
-        """Draw ``block``."""
-        block.normal_(0, self.std, generator=rng) if row != self.zero_row else block.zero_()
-
-
-@dataclass(frozen=True)
-class Constant:
-    """One value everywhere."""
-
-    value: float
-
-    def __call__(self, block: Tensor, rng: torch.Generator, row: int) -> None:
-        """Fill ``block``."""
-        block.fill_(self.value)
-
-
 def default_init(module: nn.Module, name: str, shape: torch.Size) -> Fill | None:
-    """Return how PyTorch's own modules (and transformers' Conv1D) initialize a tensor; None for other modules.
+    """Return how PyTorch's own modules, transformers' Conv1D and PyTorch Geometric's layers initialize a tensor.
+
+    None for other modules.
 
     The distribution is that of the module's ``reset_parameters``; the values differ. What a model does to its modules'
     tensors afterwards is not known: its own ``_init_weights``, or the Xavier weights of ``nn.Transformer``. There is
@@ -83,13 +44,13 @@ def default_init(module: nn.Module, name: str, shape: torch.Size) -> Fill | None
         return Normal(0.02) if own == "weight" else Constant(0) if own == "bias" else None
     reset: Any = getattr(kind, "reset_parameters", getattr(kind, "_reset_parameters", None))
     if not getattr(reset, "__module__", "").startswith("torch."):
-        return None
+        return pyg_init(module, own, shape)
     match module:
         case NonDynamicallyQuantizableLinear() if own == "bias":  # out_proj of MultiheadAttention
             return Constant(0)
         case nn.Linear() | _ConvNd() | nn.Bilinear() if own in ("weight", "bias"):
             sizes = module.weight.shape[1:2] if isinstance(module, nn.Bilinear) else module.weight.shape[1:]
-            return Uniform(_inverse_root(sizes.numel()))
+            return Uniform(inverse_root(sizes.numel()))
         case nn.Embedding() | nn.EmbeddingBag() if own == "weight":
             return Normal(1.0, zero_row=module.padding_idx)
         case _NormBase() | nn.LayerNorm() | nn.GroupNorm() | nn.RMSNorm():
@@ -98,23 +59,19 @@ def default_init(module: nn.Module, name: str, shape: torch.Size) -> Fill | None
         case nn.MultiheadAttention():
             return _attention(own, shape)
         case nn.RNNBase() | nn.RNNCellBase() if own.startswith(("weight_", "bias_")):
-            return Uniform(_inverse_root(module.hidden_size))
+            return Uniform(inverse_root(module.hidden_size))
         case nn.PReLU() if own == "weight":
             return Constant(module.init)
     return None
-
-
-def _inverse_root(size: int) -> float:
-    return 1 / math.sqrt(size) if size else 0.0
 
 
 def _attention(own: str, shape: torch.Size) -> Fill | None:
     if own == "in_proj_bias":
         return Constant(0)
     if own in ("bias_k", "bias_v"):  # Xavier's normal, of (1, 1, embed_dim)
-        return Normal(_inverse_root(shape[2]))
+        return Normal(inverse_root(shape[2]))
     if own in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
-        return Uniform(math.sqrt(6) * _inverse_root(sum(shape)))  # Xavier's uniform
+        return Uniform(math.sqrt(6) * inverse_root(sum(shape)))  # Xavier's uniform
     return None
 
 
