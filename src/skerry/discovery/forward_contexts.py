@@ -1,11 +1,13 @@
 """Contexts for running a model's forward: without side effects, and with a view of which modules run."""
 
+import random
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -30,7 +32,7 @@ def without_side_effects(model: nn.Module, training: bool = False) -> Iterator[N
     model.train(training)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), own_random_state(), sdpa_kernel(SDPBackend.MATH), ExitStack() as stack:
+        with ExitStack() as stack, torch.no_grad(), own_random_state(), same_draws(), sdpa_kernel(SDPBackend.MATH):
             if any(parameter.is_meta for parameter in model.parameters()):
                 stack.enter_context(ValuesOfInputs())
             yield
@@ -44,6 +46,19 @@ def without_side_effects(model: nn.Module, training: bool = False) -> Iterator[N
             container.extend(content) if isinstance(container, list) else container.update(content)
 
 
+@contextmanager
+def same_draws() -> Iterator[None]:
+    """Let Python and NumPy draw the same numbers in every run (negative samples of a graph); restore their states."""
+    before, numpys = random.getstate(), np.random.get_state()
+    random.seed(0)
+    np.random.seed(0)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+        np.random.set_state(numpys)
+
+
 def _holds(value: object) -> bool:
     return type(value) in (dict, OrderedDict, defaultdict, list, set)
 
@@ -51,7 +66,8 @@ def _holds(value: object) -> bool:
 class ValuesOfInputs(TorchDispatchMode):
     """Runs a model on meta with real inputs: what depends on a weight has only a shape, all else has values.
 
-    So a forward may look at values of its inputs: how many nodes the edges of a graph name, where a mask is true.
+    So a forward may look at values of its inputs: how many nodes the edges of a graph name, where a mask is true. Whole
+    numbers that it makes itself have values, too: the positions of tokens.
     """
 
     def __init__(self) -> None:
@@ -64,7 +80,14 @@ class ValuesOfInputs(TorchDispatchMode):
             if func.overloadpacket in (aten.index, aten.index_put, aten.index_put_):
                 args = (args[0], [at for one in args[1] for at in _positions(one)], *args[2:])
             args, kwargs = tree_map_only(Tensor, _without_values, (args, kwargs))
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if func.overloadpacket in (aten.arange, aten.full, aten.ones, aten.zeros) and _whole_numbers_on_meta(result):
+            result = func(*args, **{**kwargs, "device": torch.device("cpu")})  # positions, masks
+        return result
+
+
+def _whole_numbers_on_meta(tensor: Tensor) -> bool:
+    return tensor.is_meta and not tensor.is_floating_point() and not tensor.is_complex()
 
 
 def _positions(index: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -57,9 +57,9 @@ class _Recorder(TorchDispatchMode):
         self.of_full |= {self.full[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in self.full}
         outs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
         if outs:
-            numbers = self.numbers.of(func, args, kwargs, outs, written_by(func, args, kwargs))
+            numbers, extremes = self.numbers.of(func, args, kwargs, outs, written_by(func, args, kwargs))
             module, shape = self.running.innermost, tuple(outs[0].shape)
-            step = Step(str(func.overloadpacket), module, numbers=numbers, shape=shape)
+            step = Step(str(func.overloadpacket), module, numbers=numbers, extremes=extremes, shape=shape)
             self.steps.setdefault(module, []).append(step)
         return result
 
@@ -212,8 +212,11 @@ class Trial:
             return
         for place, (step, other) in enumerate(pairs):
             said = ""
-            if step.numbers != other.numbers:
-                said = f"{step.name} by {list(other.numbers)} instead of {list(step.numbers)} in a narrow net"
+            numbers, theirs = step.numbers, other.numbers
+            if step.extremes and other.extremes:
+                numbers, theirs = numbers + step.extremes, theirs + other.extremes
+            if numbers != theirs:
+                said = f"{step.name} by {list(theirs)} instead of {list(numbers)} in a narrow net"
             sizes = _sizes(step, held)
             if not step.any_width and any(n not in (None, m) for n, m in zip(sizes, other.shape or (), strict=False)):
                 wanted = tuple("any" if n is None else n for n in sizes)
@@ -263,6 +266,9 @@ def _paired(steps: Sequence[Step], others: Sequence[Step]) -> list[tuple[Step, S
     names, their_names = list(map(_compared_as, steps)), list(map(_compared_as, others))
     if names == their_names:
         return list(zip(steps, others, strict=True))
+    made, their_made = ([step for step in run if step.extremes] for run in (steps, others))
+    if bool(made) != bool(their_made):  # constants that only one of the two has made, as the other finds them kept
+        return _paired([s for s in steps if not s.extremes], [s for s in others if not s.extremes])
     if not any(step.after_values for step in steps):
         return None
     blocks = difflib.SequenceMatcher(None, names, their_names, autojunk=False).get_matching_blocks()

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -42,7 +43,8 @@ class Step:
         writes: the memories it wrote.
         fields: the labels of its first result.
         given: the labels of what it read.
-        numbers: what ``InvariantNumbers`` found; it must be the same in a narrow net.
+        numbers: what it was given, as ``InvariantNumbers`` found; they must be the same in a narrow net.
+        extremes: of a constant result, if it is known to be one; these, too.
         known: whether there is a rule for it.
         shape: of its first result, None for dims that are broadcast; None if there is no result.
         any_width: whether the result fits any width (``Labels.uniform``).
@@ -57,6 +59,7 @@ class Step:
     fields: tuple[Field, ...] = ()
     given: tuple[Field, ...] = ()
     numbers: tuple[float, ...] = ()
+    extremes: tuple[float, ...] = ()
     known: bool = True
     shape: tuple[int | None, ...] | None = None
     any_width: bool = False
@@ -220,9 +223,13 @@ class _Tracer(TorchDispatchMode):
             return Labels(uniform=tensor.dim() == 0)
         if self.memory_of(tensor) not in self.written:
             return found
-        if found.uniform:
-            return Labels(uniform=tensor.dim() == 0)
-        return replace(found, fields=tuple(replace(one, free=False) for one in found.fields))
+        wide, pinned = wide_dims(tensor), self.trace.constraints.pinned
+        fields = tuple(
+            replace(one, free=one.free and not one.dims & wide)
+            for one in found.fields
+            if not pinned.issuperset(one.ids.flatten().tolist())
+        )
+        return replace(found, fields=fields, uniform=tensor.dim() == 0 and found.uniform)
 
     def memory_of(self, tensor: Tensor) -> int:
         """Return the number of the memory that a tensor lies in."""
@@ -243,7 +250,15 @@ class _Tracer(TorchDispatchMode):
         self._guard(written)
         result = func(*args, **kwargs)
         outs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        with no_dispatch():  # labels are tensors, too, and no mode outside of this one need see them
+            self._note(func, args, kwargs, inputs, layout, written, outs)
+        return result
 
+    def _note(
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], inputs: Sequence[Tensor],
+        layout: tuple[torch.Size, tuple[int, ...]] | None, written: Sequence[Tensor], outs: Sequence[Tensor],
+    ) -> None:  # fmt: skip
+        """Apply the rule of an operation that ran, and add it to the steps."""
         constraints, steps = self.trace.constraints, self.trace.steps
         constraints.op = len(steps)
         before = {_storage(t): t for t in inputs}
@@ -274,18 +289,17 @@ class _Tracer(TorchDispatchMode):
         except Exception:  # the rule does not expect this use of the operation: treat it like one without a rule
             rule, labels = None, pin_everything(operation)
         first = labels[0] if labels else Labels()
-        numbers = self.numbers.of(func, args, kwargs, outs, written)
+        numbers, extremes = self.numbers.of(func, args, kwargs, outs, written)
         shape = _fixed_sizes(outs[0]) if outs else None
         steps.append(
             Step(
-                str(func.overloadpacket), module, reads, writes, first.fields, given, numbers, rule is not None, shape,
-                any_width=first.uniform, after_values=self.looked, number=len(steps),
+                str(func.overloadpacket), module, reads, writes, first.fields, given, numbers, extremes,
+                rule is not None, shape, any_width=first.uniform, after_values=self.looked, number=len(steps),
             )
         )  # fmt: skip
         self.looked = self.looked or _looks_at_values(func, args)
         for out, found in zip(outs, labels, strict=True):
             self.labels[out] = self._settle(out, found) if any(out is w for w in written) else found
-        return result
 
     def _settle(self, tensor: Tensor, found: Labels) -> Labels:
         """Return the labels of a tensor that was written in place: its old labels, joined with the new ones."""

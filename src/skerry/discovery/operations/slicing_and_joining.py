@@ -34,8 +34,8 @@ def slices(op: Operation) -> list[Labels]:
         old = op.collapsed(old, [dim])
     else:
         _cut_evenly(op, old, dim, ends)
-    return [
-        replace(old, fields=_part(old.fields, dim, at, out.shape[dim]))
+    return [  # a part of ones has a size that counts: something else may be written into the rest
+        replace(old, fields=_part(old.fields, dim, at, out.shape[dim]), uniform=False)
         for at, out in zip(ends, op.outs, strict=False)
     ]  # fmt: skip
 
