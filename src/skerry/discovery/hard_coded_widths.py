@@ -184,7 +184,9 @@ def _siblings(trial: Trial, plan: Plan, blamed: str, failure: Failure) -> set[st
     }
     again = trial.run(plan.only(*others)) if others else None
     same = again is not None and (_starred(again.module), again.place) == (_starred(failure.module), failure.place)
-    return others if same else set()
+    if again is None or not same:
+        return set()
+    return others if again.all_axes is None else others & again.all_axes
 
 
 def _starred(name: str) -> str:

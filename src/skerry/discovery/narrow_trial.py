@@ -7,7 +7,7 @@ operation must have the size that the plan gives it, and the numbers it was call
 
 import difflib
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ class Failure:
     """Where a narrow net went wrong, how, and the axes of what the operation there worked on.
 
     ``place`` is that operation's place among those of the module, and ``number`` that among all of the net, -1 if it is
-    not known.
+    not known. ``all_axes`` are those of all operations that went wrong, None if the net did not run to its end.
     """
 
     module: str
@@ -38,6 +38,7 @@ class Failure:
     axes: frozenset[str] = frozenset()
     place: int = -1
     number: int = -1
+    all_axes: frozenset[str] | None = None
 
 
 class _Recorder(TorchDispatchMode):
@@ -175,7 +176,8 @@ class Trial:
             if deviation is not None:
                 found.append(deviation)
         if found:
-            return min(found, key=lambda failure: failure.number)
+            everywhere = None if raised else frozenset().union(*(failure.axes for failure in found))
+            return replace(min(found, key=lambda failure: failure.number), all_axes=everywhere)
         if raised is None:
             return None
         module, said = raised
