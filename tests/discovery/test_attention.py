@@ -126,6 +126,26 @@ class TableOfDistances(Style):
         return scores + self.table[_distances().view(-1)].view(T, T, -1).permute(2, 0, 1)
 
 
+class KeysAfterHeads(Style):
+    """One key and one value for all heads, after the queries' heads, as in Falcon."""
+
+    def make(self) -> None:
+        self.qkv = nn.Linear(C, C + 2 * D)
+
+    def attend(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).view(*x.shape[:2], self.num_heads + 2, self.head_dim)
+        q, k, v = (t.transpose(1, 2) for t in (qkv[:, :, :-2], qkv[:, :, [-2]], qkv[:, :, -1:]))
+        return self.softmax(q, k, v)
+
+
+class FusedUnevenly(KeysAfterHeads):
+    """The same by split, as in GPT-BigCode."""
+
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).split([self.width, self.head_dim, self.head_dim], -1)
+        return self.softmax(self.heads(q), k[:, None], v[:, None])
+
+
 class GatedHeads(Style):
     def make(self) -> None:
         super().make()
@@ -143,8 +163,8 @@ class DrawnByPython(Style):
 
 
 STYLES = [
-    Style, FusedByReshape, FusedByChunk, FusedByHead, PositionsByContent, FilledInParts, TableOfDistances, GatedHeads,
-    DrawnByPython,
+    Style, FusedByReshape, FusedByChunk, FusedByHead, PositionsByContent, FilledInParts, TableOfDistances,
+    KeysAfterHeads, FusedUnevenly, GatedHeads, DrawnByPython,
 ]  # fmt: skip
 
 

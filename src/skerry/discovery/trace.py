@@ -77,6 +77,7 @@ class Trace:
         live: for each step whether an output depends on it.
         origins: for each labelled tensor the labels of each of its dims, None for a dim without labels.
         broadcast: the labels of dims along which a tensor was broadcast, by the number of the broadcast.
+        picked: the labels of tensors of which places were picked, by the number of the pick.
         sizes: for each module the places where its forward gives a tensor a size.
         num_labels: the number of labels, with label 0.
         used: the labelled tensors that an output depends on.
@@ -88,6 +89,7 @@ class Trace:
     live: list[bool] = field(default_factory=list)
     origins: dict[str, tuple[Tensor | None, ...]] = field(default_factory=dict)
     broadcast: dict[Origin, Tensor] = field(default_factory=dict)
+    picked: dict[Origin, Tensor] = field(default_factory=dict)
     sizes: dict[str, set[Place]] = field(default_factory=dict)
     num_labels: int = 1
     used: frozenset[str] = frozenset()
@@ -105,10 +107,10 @@ class Trace:
             preferred=a.preferred + b.preferred,
         )
         steps, live, used = self.steps + other.steps, self.live + other.live, self.used | other.used
-        broadcast, labels = self.broadcast | other.broadcast, other.num_labels
         return replace(
-            self, constraints=constraints, steps=steps, live=live, used=used, broadcast=broadcast, num_labels=labels
-        )
+            self, constraints=constraints, steps=steps, live=live, used=used, num_labels=other.num_labels,
+            broadcast=self.broadcast | other.broadcast, picked=self.picked | other.picked,
+        )  # fmt: skip
 
 
 def trace(
@@ -126,7 +128,7 @@ def trace(
         inputs: example inputs.
         labelled: the parameters and buffers whose indices get labels, by name.
         after: run in training mode instead of evaluation mode, after this trace, to be added to it.
-        without: dims that get no labels because they are known not to be dealt out.
+        without: dims that get no labels because they are known not to be dealt out, and picks that keep places.
 
     Raises:
         ForwardRefused: the forward writes to a parameter.
@@ -172,7 +174,7 @@ class _Tracer(TorchDispatchMode):
         self.labelled = labelled
         self.without = without
         self.mode = "evaluation" if after is None else "training"
-        self.num_broadcasts = 0
+        self.num_broadcasts = self.num_picks = 0
         self.labels: Any = WeakTensorKeyDictionary()
         self.memory: Any = WeakTensorKeyDictionary()
         self.num_memories = 0
@@ -215,6 +217,13 @@ class _Tracer(TorchDispatchMode):
         self.trace.num_labels += size
         self.trace.broadcast[origin] = ids
         return ids
+
+    def keeps_places(self, ids: Tensor) -> bool:
+        """Return whether a pick of places shall keep the labels of other places; see ``Operation.picked``."""
+        origin = (f"picked in {self.mode} mode", self.num_picks)
+        self.num_picks += 1
+        self.trace.picked[origin] = ids
+        return origin in self.without
 
     def labels_of(self, tensor: Tensor) -> Labels:
         """Return the labels of a tensor. One that was never seen (an input, a constant) has fixed dims."""
@@ -270,8 +279,8 @@ class _Tracer(TorchDispatchMode):
                     self.viewed.add(self.memory_of(base))
         module = self.running.innermost
         operation = Operation(
-            constraints, self.labels_of, func.overloadpacket, args, kwargs, outs, self.fresh, self.modules.get(module),
-            layout,
+            constraints, self.labels_of, func.overloadpacket, args, kwargs, outs, self.fresh, self.keeps_places,
+            self.modules.get(module), layout,
         )  # fmt: skip
         reads = frozenset(map(self.memory_of, inputs))
         writes = frozenset(map(self.memory_of, [*outs, *written]))

@@ -69,7 +69,8 @@ def solve(trace: Trace) -> Units:
 def wasted(trace: Trace, units: Units) -> frozenset[Origin]:
     """Return the dims (and broadcasts) that displaced other candidates by convention but are not dealt out in the end.
 
-    A second trace without labels on these dims may find the candidates they displaced.
+    A second trace without labels on these dims may find the candidates they displaced. With them are the picks of
+    places that left nothing to deal out.
     """
     preferred = torch.unique(
         torch.cat([ids.flatten() for ids in trace.constraints.preferred] or [torch.zeros(0).long()])
@@ -78,7 +79,8 @@ def wasted(trace: Trace, units: Units) -> frozenset[Origin]:
     candidates = trace.broadcast | {
         (name, d): ids for name, rows in trace.origins.items() for d, ids in enumerate(rows) if ids is not None
     }
-    return frozenset(origin for origin, ids in candidates.items() if bool(np.isin(ids.numpy(), lost).all()))
+    displaced = frozenset(origin for origin, ids in candidates.items() if bool(np.isin(ids.numpy(), lost).all()))
+    return displaced | {origin for origin, ids in trace.picked.items() if len(np.unique(units.of[ids.numpy()])) == 1}
 
 
 def _violations(trace: Trace, of: Tensor) -> list[tuple[int, Tensor, Tensor]]:
