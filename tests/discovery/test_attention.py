@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skerry import discover, verify
+from skerry.subnet import extract
+from skerry.subnet.extract import plan_of_subnet
 
 B, T, H, D = 2, 5, 6, 4
 C = H * D
@@ -162,9 +164,32 @@ class DrawnByPython(Style):
         return scores + torch.tensor([random.random() for _ in range(T)], dtype=scores.dtype)
 
 
+class Slopes(nn.Module):
+    """The model makes slopes for all heads, of all samples, and gives them to its layers by name or by position."""
+
+    class Layer(Style):
+        def forward(self, x: Tensor, slopes: Tensor) -> Tensor:
+            self.slopes = slopes
+            x = x + self.out(self.attend(self.norm(x)).reshape(*x.shape[:2], -1))
+            return F.layer_norm(x, (C,))
+
+        def biased(self, scores: Tensor) -> Tensor:
+            return scores + self.slopes.view(scores.shape[0], self.num_heads, 1, -1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = H
+        self.layers, self.last = nn.ModuleList([self.Layer(), self.Layer()]), nn.Linear(C, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        slopes = 2 ** -torch.arange(1, 1 + self.num_heads, dtype=x.dtype)
+        slopes = (slopes[:, None, None] * torch.arange(x.shape[1], dtype=x.dtype)).repeat(len(x), 1, 1)
+        return self.last(self.layers[1](self.layers[0](x, slopes), slopes=slopes))
+
+
 STYLES = [
     Style, FusedByReshape, FusedByChunk, FusedByHead, PositionsByContent, FilledInParts, TableOfDistances,
-    KeysAfterHeads, FusedUnevenly, GatedHeads, DrawnByPython,
+    KeysAfterHeads, FusedUnevenly, GatedHeads, DrawnByPython, Slopes,
 ]  # fmt: skip
 
 
@@ -179,3 +204,15 @@ def test_heads_are_dealt_out_and_compute_the_same(style):
     for workers in (2, 5):
         for training in (False, True):
             assert_narrow_equals_masked(model, plan, x, dealt_to(plan, workers)[0], training=training)
+
+
+def test_a_subnet_of_a_subnet_cuts_arguments_twice():
+    model, x = doubled(Slopes(), X)
+    plan = discover(model, x)
+    assert "argument slopes dim 0 each 1" in str(plan)
+    first, second = (axis.start + torch.tensor([0, 2, 3]) for axis in plan.axes)
+    held = torch.cat([first, second])
+    middle, its_plan = extract(model, plan, held), plan_of_subnet(plan, held)
+    twice = extract(middle, its_plan, torch.tensor([1, 2, 4]))
+    once = extract(model, plan, held[torch.tensor([1, 2, 4])])
+    torch.testing.assert_close(twice.eval()(x), once.eval()(x))

@@ -110,7 +110,8 @@ class Constraints:
             if one.dims in merged:
                 before = merged[one.dims]
                 self.join(before.ids, one.ids)
-                one = Field(before.ids, before.origins | one.origins, before.free and one.free)
+                ids = torch.minimum(before.ids, one.ids)  # the older labels: those of weights before those of arguments
+                one = Field(ids, before.origins | one.origins, before.free and one.free)
             merged[one.dims] = one
         return tuple(merged.values())
 

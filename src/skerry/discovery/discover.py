@@ -13,10 +13,10 @@ from skerry.discovery.blocks import Blocks
 from skerry.discovery.hard_coded_widths import drop_hard_coded
 from skerry.discovery.index_labels import Origin
 from skerry.discovery.narrow_trial import Trial
-from skerry.discovery.supported_models import check_supported
 from skerry.discovery.trace import ForwardRefused, Trace, trace
 from skerry.discovery.unit_solver import Touched, Units, alike, solve, wasted
 from skerry.model.inputs import Inputs
+from skerry.model.supported_models import check_supported
 from skerry.model.tensors import dense_buffers, named_tensors
 from skerry.plan.dims import Axis, DealtDim
 from skerry.plan.rules import Role, match

@@ -21,6 +21,7 @@ from skerry.discovery.trace import Step, Trace
 from skerry.model.inputs import Inputs, call
 from skerry.plan.dims import Axis
 from skerry.plan.table import Plan
+from skerry.subnet import cut_arguments
 from skerry.subnet.extract import extract
 from skerry.subnet.written_sizes import Place
 
@@ -139,6 +140,18 @@ class Trial:
                         if mine and place[0] in widths and place in given:
                             changes = self.unit_of_label[labels].diff().count_nonzero()
                             found += [place] if int(changes) == axis.num_units - 1 else []
+        return list(dict.fromkeys(found))
+
+    def arguments_in(self, module: str, axis: Axis) -> list[str]:
+        """Return the names of the cuts of what ``module`` gets with a part for each unit of ``axis``."""
+        found = []
+        for name, argument, dim, labels in (one for trace in self.traces for one in trace.arguments):
+            ids = self.unit_of_label[labels] - axis.start
+            if name == module and int(ids[0]) == 0:
+                each = int((ids != 0).nonzero()[0]) if bool(ids.any()) else len(ids)
+                units = torch.arange(axis.num_units).repeat_interleave(each)
+                if len(ids) % len(units) == 0 and torch.equal(ids, units.repeat(len(ids) // len(units)).to(ids.dtype)):
+                    found.append(cut_arguments.name_of(argument, dim, each))
         return list(dict.fromkeys(found))
 
     def run(self, plan: Plan) -> Failure | None:

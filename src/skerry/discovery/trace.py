@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from skerry.discovery.argument_labels import Arguments
 from skerry.discovery.constraints import Constraints
 from skerry.discovery.forward_contexts import Running, first_line, without_side_effects
 from skerry.discovery.index_labels import Field, Labels, Origin
@@ -78,6 +79,7 @@ class Trace:
         origins: for each labelled tensor the labels of each of its dims, None for a dim without labels.
         broadcast: the labels of dims along which a tensor was broadcast, by the number of the broadcast.
         picked: the labels of tensors of which places were picked, by the number of the pick.
+        arguments: (module, argument, dim, its labels): of tensors that modules get and that are made of numbers alone.
         sizes: for each module the places where its forward gives a tensor a size.
         num_labels: the number of labels, with label 0.
         used: the labelled tensors that an output depends on.
@@ -90,6 +92,7 @@ class Trace:
     origins: dict[str, tuple[Tensor | None, ...]] = field(default_factory=dict)
     broadcast: dict[Origin, Tensor] = field(default_factory=dict)
     picked: dict[Origin, Tensor] = field(default_factory=dict)
+    arguments: list[tuple[str, str, int, Tensor]] = field(default_factory=list)
     sizes: dict[str, set[Place]] = field(default_factory=dict)
     num_labels: int = 1
     used: frozenset[str] = frozenset()
@@ -110,6 +113,7 @@ class Trace:
         return replace(
             self, constraints=constraints, steps=steps, live=live, used=used, num_labels=other.num_labels,
             broadcast=self.broadcast | other.broadcast, picked=self.picked | other.picked,
+            arguments=self.arguments + other.arguments,
         )  # fmt: skip
 
 
@@ -140,7 +144,7 @@ def trace(
         tracer.saved = {name: (buffer, buffer.clone()) for name, buffer in dense_buffers(model)}
     try:
         with without_side_effects(model, training), tracer.running.tracked():
-            with tracer, tracer.sizes:
+            with tracer, tracer.sizes, tracer.arguments.labelled():
                 try:
                     output = call(model, inputs)
                 except ForwardRefused:
@@ -182,6 +186,7 @@ class _Tracer(TorchDispatchMode):
         self.viewed: set[int] = set()  # memories that several tensors lie in
         self.numbers = InvariantNumbers()
         self.looked = False  # at values
+        self.arguments = Arguments(model, self)
         self.running = Running(model)
         self.sizes = SizesGiven(lambda: self.running.innermost)
         self.modules = dict(model.named_modules())
@@ -200,8 +205,7 @@ class _Tracer(TorchDispatchMode):
             if size == 1 or (name, d) in without:
                 rows.append(None)
                 continue
-            ids = torch.arange(self.trace.num_labels, self.trace.num_labels + size)
-            self.trace.num_labels += size
+            ids = self.new_labels(size)
             rows.append(ids)
             fields.append(Field(ids.view([-1 if k == d else 1 for k in range(tensor.dim())]), frozenset({(name, d)})))
         self.trace.origins[name] = tuple(rows)
@@ -213,9 +217,13 @@ class _Tracer(TorchDispatchMode):
         self.num_broadcasts += 1
         if origin in self.without:
             return None
+        ids = self.trace.broadcast[origin] = self.new_labels(size)
+        return ids
+
+    def new_labels(self, size: int) -> Tensor:
+        """Return labels that nothing has yet."""
         ids = torch.arange(self.trace.num_labels, self.trace.num_labels + size)
         self.trace.num_labels += size
-        self.trace.broadcast[origin] = ids
         return ids
 
     def keeps_places(self, ids: Tensor) -> bool:
@@ -299,6 +307,7 @@ class _Tracer(TorchDispatchMode):
             rule, labels = None, pin_everything(operation)
         first = labels[0] if labels else Labels()
         numbers, extremes = self.numbers.of(func, args, kwargs, outs, written)
+        self.arguments.note(inputs, outs, varies=len(set(extremes)) > 1)
         shape = _fixed_sizes(outs[0]) if outs else None
         steps.append(
             Step(
@@ -358,7 +367,7 @@ class _Tracer(TorchDispatchMode):
             live.append(bool(step.writes & needed) or step.name == "aten._local_scalar_dense")
             if live[-1]:
                 needed |= step.reads
-        self.trace.sizes = self.sizes.given
+        self.trace.sizes, self.trace.arguments = self.sizes.given, self.arguments.found
         self.trace.live = [*reversed(live), True]
         self.trace.used = frozenset(name for name, t in self.labelled.items() if self.memory_of(t) in needed)
         self.trace.steps.append(Step("model output", ""))

@@ -59,11 +59,23 @@ def solve(trace: Trace) -> Units:
             (x.flatten().numpy(), y.flatten().numpy(), np.full(x.numel(), at))
             for at, x, y in _violations(trace, torch.from_numpy(of))
         ]
+        heads = frozenset(int(u) for ids in constraints.heads for u in np.unique(of[ids.numpy()])) - {0}
+        more = more or _not_of_heads(trace, of, heads)
         if not more:
             break
         edges.extend(more)
-    heads = frozenset(int(u) for ids in constraints.heads for u in np.unique(of[ids.numpy()])) - {0}
     return Units(of, reads, heads, _reasons(trace.num_labels, a, b, op))
+
+
+def _not_of_heads(trace: Trace, of: Ids, heads: frozenset[int]) -> list[tuple[Ids, Ids, Ids]]:
+    """Return edges that pin the labels of arguments which are in units other than heads."""
+    found = []
+    for _, _, _, labels in trace.arguments:
+        ids = labels.numpy()
+        others = ids[(of[ids] != 0) & ~np.isin(of[ids], list(heads))]
+        if len(others):
+            found.append((others, np.zeros_like(others), np.full(len(others), len(trace.steps) - 1)))
+    return found
 
 
 def wasted(trace: Trace, units: Units) -> frozenset[Origin]:

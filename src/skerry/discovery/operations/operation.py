@@ -93,7 +93,7 @@ class Operation:
         by side. Or if every worker holds what is there, and what comes before it, or after it if it is counted from the
         end: the one key and value after the heads of the queries. The first is tried first.
         """
-        fields = []
+        fields: list[Field] = []
         for one in labels.fields:
             from_end, from_start = max(places) < 0, min(places) >= 0
             if dim in one.dims and len(one.dims) > 1 and (from_end or from_start) and self.keeps_places(one.ids):
