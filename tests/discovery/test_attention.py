@@ -216,3 +216,18 @@ def test_a_subnet_of_a_subnet_cuts_arguments_twice():
     twice = extract(middle, its_plan, torch.tensor([1, 2, 4]))
     once = extract(model, plan, held[torch.tensor([1, 2, 4])])
     torch.testing.assert_close(twice.eval()(x), once.eval()(x))
+
+
+def test_a_layer_of_one_head_does_not_cost_the_heads_of_others():
+    class ByWidth(nn.Module):
+        def __init__(self, heads: int) -> None:
+            super().__init__()
+            self.dim_head = 4
+            self.qkv, self.out = nn.Linear(C, 12 * heads), nn.Linear(4 * heads, C)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(F.layer_norm(x, (C,))).view(*x.shape[:2], -1, 12).transpose(1, 2).chunk(3, -1)
+            return x + self.out(((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    model = nn.Sequential(ByWidth(1), ByWidth(6), ByWidth(3), nn.LayerNorm(C), nn.Linear(C, 5))
+    assert [(axis.kind, axis.num_units) for axis in discover(model, X).axes] == [("heads", 6), ("heads", 3)]

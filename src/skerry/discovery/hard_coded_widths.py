@@ -32,7 +32,7 @@ def drop_hard_coded(trial: Trial, plan: Plan) -> Plan:
         trial: of the model.
         plan: what the traces allow. Each axis that is left out gets a note.
     """
-    in_vain: set[tuple[type, int]] = set()  # classes and places in their forward where no number helped
+    in_vain: set[tuple[type, int, str]] = set()  # classes, places in their forward, kinds of units: no number helped
     while plan.axes and (failure := trial.run(plan)) is not None:
         blamed = _to_blame(trial, plan, failure)
         if len(blamed) == 1 and trial.num_forwards < _MOST_FORWARDS:
@@ -44,7 +44,7 @@ def drop_hard_coded(trial: Trial, plan: Plan) -> Plan:
                 alone = trial.run(plan.only(axis)) if len(blamed) == 1 else None
             if alone is not None:
                 failure = alone
-                kind = (type(trial.model.get_submodule(alone.module)), alone.place)
+                kind = (type(trial.model.get_submodule(alone.module)), alone.place, _kind_of(plan, axis))
                 if kind not in in_vain:
                     adapted = _adapted(trial, plan.only(axis), alone)
                     if adapted is not None:
@@ -187,14 +187,17 @@ def _siblings(trial: Trial, plan: Plan, blamed: str, failure: Failure) -> set[st
         for name, steps in by_module.items():
             if _starred(name) == _starred(failure.module):
                 others |= set().union(*map(trial.axes_at, steps[failure.place : failure.place + 1]))
-    others = {axis.name for axis in plan.axes if axis.name in others and _starred(axis.name) == _starred(blamed)} - {
-        blamed
-    }
+    kind = _starred(blamed), _kind_of(plan, blamed)
+    others = {a.name for a in plan.axes if a.name in others and (_starred(a.name), a.kind) == kind} - {blamed}
     again = trial.run(plan.only(*others)) if others else None
     same = again is not None and (_starred(again.module), again.place) == (_starred(failure.module), failure.place)
     if again is None or not same:
         return set()
     return others if again.all_axes is None else others & again.all_axes
+
+
+def _kind_of(plan: Plan, axis: str) -> str:
+    return next(one.kind for one in plan.axes if one.name == axis)
 
 
 def _starred(name: str) -> str:
