@@ -1,10 +1,11 @@
 """Try discovery on models that others wrote: one line per family, with random weights in tiny configurations.
 
-    python bench/real_models.py [part of a name ...]
+    python bench/real_models.py [--page] [part of a name ...]
 
 Families whose package is missing are skipped (transformers, timm, vit_pytorch, torch_geometric). A line says which share
-of the elements is dealt out, which heads, whether ``verify`` passes, whether narrow nets of 2 and 3 workers equal the
-masked full model (float64 where it runs, both modes, outputs and gradients; "right"), and the seconds of ``discover``.
+of the elements is dealt out, which heads, whether by itself or adapted, whether ``verify`` passes, whether narrow nets of
+2 and 3 workers equal the masked full model (float64 where it runs, both modes, outputs and gradients; "right"), and the
+seconds of ``discover``. ``--page`` writes the lines to docs/real-models.md, too.
 """
 
 # ruff: noqa: C408, E501
@@ -68,10 +69,11 @@ def timm(name: str, heads: bool = True, size: int = 32, **arguments: Any) -> Non
     )
 
 
-def vit(module: str, kind: str = "ViT", inputs: Any = IMAGES, **arguments: Any) -> None:
+def vit(module: str, kind: str = "ViT", inputs: Any = IMAGES, all_heads: bool = False, **arguments: Any) -> None:
+    """``all_heads``: each head depends on all others, so none can be dealt out."""
     given = {**dict(image_size=32, patch_size=8, num_classes=5, dim=48, depth=2, heads=6, mlp_dim=88), **arguments}
     given = {key: value for key, value in given.items() if value is not None}
-    call(f"vit-pytorch {module}", "vit_pytorch", f"vit_pytorch.{module}.{kind}", inputs, True, given)
+    call(f"vit-pytorch {module}", "vit_pytorch", f"vit_pytorch.{module}.{kind}", inputs, not all_heads, given)
 
 
 def graph(name: str, heads: bool, **arguments: Any) -> None:
@@ -269,27 +271,18 @@ timm(
     depths=(1, 1, 1, 1),
     num_classes=5,
 )
-timm(
-    "coat_tiny",
-    size=64,
-    img_size=64,
-    embed_dims=(24, 24, 24, 24),
-    serial_depths=(1, 1, 1, 1),
-    parallel_depth=1,
-    num_heads=4,
-    num_classes=5,
-)
-timm("crossvit_9_240", size=48, img_size=48, num_classes=5)
+timm("coat_lite_tiny", size=64, img_size=64, num_classes=5)
+timm("crossvit_9_240", size=240, num_classes=5)
 timm("levit_128s", size=64, img_size=64, num_classes=5)
 timm("mobilevit_xxs", size=64, num_classes=5)
 timm("mobilevitv2_050", size=64, num_classes=5, heads=False)
 timm("pit_ti_224", size=64, img_size=64, num_classes=5)
 timm("tnt_s_patch16_224", size=32, img_size=32, num_classes=5, depth=2)
-timm("volo_d1_224", size=32, img_size=32, num_classes=5, layers=(1, 1, 1, 1))
+timm("volo_d1_224", size=64, img_size=64, num_classes=5)
 timm("maxvit_pico_rw_256", size=64, img_size=64, num_classes=5)
 timm("coatnet_nano_rw_224", size=64, img_size=64, num_classes=5)
-timm("poolformer_s12", heads=False, num_classes=5, layers=(1, 1, 1, 1))
-timm("efficientformer_l1", size=64, num_classes=5)
+timm("poolformer_s12", heads=False, num_classes=5)
+timm("efficientformer_l1", size=224, num_classes=5)
 timm("edgenext_xx_small", size=64, num_classes=5)
 timm("fastvit_t8", size=64, num_classes=5, heads=False)
 timm("davit_tiny", size=64, num_classes=5, depths=(1, 1, 1, 1), embed_dims=(24, 48, 48, 48), num_heads=(3, 6, 6, 6))
@@ -302,11 +295,11 @@ timm("convnext_atto", heads=False, num_classes=5)
 timm("inception_v4", heads=False, size=96, num_classes=5)
 timm("dpn48b", heads=False, num_classes=5)
 timm("cspresnet50", heads=False, num_classes=5)
-timm("mixer_s32_224", heads=False, img_size=32, patch_size=8, num_blocks=2, embed_dim=48, num_classes=5)
+timm("mixer_s32_224", heads=False, size=224, num_classes=5)
 
 vit("vit")
 vit("simple_vit", kind="SimpleViT")
-vit("deepvit", kind="DeepViT")
+vit("deepvit", kind="DeepViT", all_heads=True)
 vit("cait", kind="CaiT", depth=2, cls_depth=1)
 vit("learnable_memory_vit")
 vit("vit_for_small_dataset")
@@ -319,9 +312,8 @@ vit("simple_vit_with_value_residual", kind="SimpleViT")
 vit("parallel_vit", kind="ViT")
 vit("normalized_vit", kind="nViT")
 vit("rvt", kind="RvT")
-vit("local_vit", kind="LocalViT")
-vit("ats_vit", max_tokens_per_depth=(9, 5))
-vit("vivit", image_patch_size=8, patch_size=None, frames=4, frame_patch_size=2, spatial_depth=1, temporal_depth=1, depth=None,
+vit("ats_vit", all_heads=True, max_tokens_per_depth=(9, 5))
+vit("vivit", kind="ViViT", image_patch_size=8, patch_size=None, frames=4, frame_patch_size=2, spatial_depth=1, temporal_depth=1, depth=None,
     inputs=torch.randn(2, 3, 4, 32, 32))  # fmt: skip
 vit("vit_1d", seq_len=32, image_size=None, channels=3, inputs=torch.randn(2, 3, 32))
 vit("cct", kind="CCT", img_size=(32, 32), image_size=None, patch_size=None, dim=None, depth=None, heads=None, mlp_dim=None,
@@ -374,7 +366,8 @@ plain(
 plain("Transformer", lambda: (nn.Transformer(24, 6, 1, 1, 44, batch_first=True), (X, X[:, :4])))
 plain("Transformer masks", lambda: (_Call(nn.Transformer(24, 6, 1, 1, 44, batch_first=True), tgt_mask=CAUSAL[:4, :4],
       src_key_padding_mask=PAD, memory_key_padding_mask=PAD, tgt_key_padding_mask=PAD[:, 5:]), (X, X[:, :4])))  # fmt: skip
-plain("MultiheadAttention cross", lambda: (nn.MultiheadAttention(24, 6, batch_first=True), (X[:, :4], X, X)))
+plain("MultiheadAttention cross", lambda: (_Call(nn.MultiheadAttention(24, 6, batch_first=True), need_weights=False),
+      (X[:, :4], X, X)))  # fmt: skip
 
 
 def line(build: Callable[[], tuple[nn.Module, Any]]) -> tuple[str, bool, bool]:
@@ -400,7 +393,8 @@ def line(build: Callable[[], tuple[nn.Module, Any]]) -> tuple[str, bool, bool]:
     model, inputs = doubled(model, inputs)
     tolerance = 1e-8
     try:
-        call_(model, inputs)
+        with torch.no_grad():
+            call_(model, inputs)
     except Exception:  # grouped products have no float64
         (model, inputs), tolerance = single, 1e-3
     for workers in (2, 3) if plan.axes else ():
@@ -413,17 +407,36 @@ def line(build: Callable[[], tuple[nn.Module, Any]]) -> tuple[str, bool, bool]:
                         assert_narrow_equals_masked(model, some, inputs, units, training=training, tolerance=tolerance)
                 except Exception as error:
                     said[1] = f"WRONG ({workers} workers, training={training}): {str(error)[:90]}".replace("\n", " ")
+    how = "adapted" if plan.numbers else "by itself"
     return (
-        f"{share:4.0%} | heads {words:8} | {' '.join(said)} | {seconds:.1f} s",
+        f"{share:4.0%} | heads {words:8} | {how:9} | {' '.join(said)} | {seconds:.1f} s",
         bool(heads),
         said == ["verified", "right"],
     )
 
 
+HEAD = """# Models that others wrote
+
+*Written by `python bench/real_models.py --page`, last on {date}; do not edit.*
+
+Models of public packages, in tiny configurations with random weights. For each: the share of its elements that
+`skerry.discover` deals out without any help, the layers whose heads are dealt out and how many heads these have ("2x6":
+two layers of six heads), and how: *by itself*, or *adapted* (numbers that its modules keep are scaled in a subnet;
+`print(plan)` shows them). *verified*: `skerry.verify` passes, with 2 of 11 units of each axis (at least two). *right*: all
+axes dealt to 2 and to 3 workers, a narrow net equals the masked full model in both modes, in outputs and gradients.
+
+What this page does not list, or does not call right, is not promised. {total}
+
+| model | dealt out | heads | how | checked |
+|---|---:|---|---|---|
+"""
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
-    wanted = [word.lower() for word in sys.argv[1:]]
+    wanted = [word.lower() for word in sys.argv[1:] if word != "--page"]
     dealt = expected = bad = 0
+    lines = []
     for name, (package, heads, build) in FAMILIES.items():
         if importlib.util.find_spec(package) is None or not all(word in name.lower() for word in wanted):
             continue
@@ -432,8 +445,16 @@ def main() -> None:
         except Exception as error:
             said, has_heads, good = f"NOT BUILT {type(error).__name__}: {str(error)[:200]}", False, True
         expected, dealt, bad = expected + heads, dealt + (heads and has_heads), bad + (not good)
+        cells = [cell.strip() for cell in said.split("|")]
+        shown = cells[:4] if len(cells) > 3 else ["-", "-", "-", cells[0]]
+        shown[1] = shown[1].removeprefix("heads ")
+        lines.append(f"| {package}: {name.removeprefix(package + ' ')} | {' | '.join(shown)} |")
         print(f"{name:45} | {said}" + (" | LOST HEADS" if heads and not has_heads else ""), flush=True)
-    print(f"heads dealt out in {dealt} of {expected} models that have them; {bad} crashed or are wrong")
+    total = f"Heads are dealt out in {dealt} of {expected} models that have them; {bad} crashed or are not right."
+    print(total)
+    if "--page" in sys.argv:
+        page = HEAD.format(date=time.strftime("%Y-%m-%d"), total=total) + "\n".join(lines) + "\n"
+        (Path(__file__).parents[1] / "docs" / "real-models.md").write_text(page)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from equivalence import dealt_to  # noqa: E402
 from families import FAMILIES, Family  # noqa: E402
 
 from skerry import Plan, discover  # noqa: E402
@@ -36,8 +37,8 @@ to 2, 3 and 5 workers at once, and write-back is exact to the bit.
   Skerry has no rule for. `plan.without("...")` keeps more whole, `plan.only("...")` all but some.
 - **A width written into a `forward`** (`view(B, T, self.n_head, C // self.n_head)`): discovery runs a narrow net, sees
   it, and adapts it. Numbers that a module keeps (`num_heads`, `config.num_heads`, those in tuples) are scaled in a
-  subnet, and sizes that a forward takes from its input are replaced while it runs, if the narrow net then does what the
-  full one does. `print(plan)` says what is adapted. What cannot be adapted is left whole, and its note names the
+  subnet, sizes that a forward takes from its input are replaced while it runs, and what a module gets with a part for
+  each head (slopes of position biases) is cut, if the narrow net then does what the full one does. `print(plan)` says what is adapted. What cannot be adapted is left whole, and its note names the
   module. Then pass a patch, a function `patch(narrow, full)` that sets the narrow module's numbers, or gives it another
   `forward`. `nn.MultiheadAttention`, and GPT-2's and GAT's layers, are known.
 
@@ -51,14 +52,16 @@ to 2, 3 and 5 workers at once, and write-back is exact to the bit.
 - **What is verified is what is trained**: `skerry.train` compares narrow nets of each size that its workers will have
   with the masked full model, in evaluation and in training mode, before it starts.
 - **Models of transformers, timm, vit-pytorch, torch_geometric**: `python bench/real_models.py` tries many of them,
-  in tiny configurations, one line each: what is dealt out, and whether narrow nets compute the same.
+  in tiny configurations. [What it found](real-models.md) in transformers is a page of its own.
 - **Whatever discovery cannot see**: `Plan.from_rules`, in the words of tensor parallelism. `skerry.verify` checks any
   plan, and `skerry.train` does it before it starts.
 
-The share is that of parameters and buffers in these small models; in wide ones it is larger.
+The share is that of parameters and buffers in these small models; in wide ones it is larger. *How*: by itself, adapted
+(numbers that modules keep are scaled in a subnet), or with a patch that you pass. *Tested with*: the least and the most
+units of each kind that a narrow net had in these tests. What is not in this table or the other is not promised.
 
-| model | dealt out | share | whole, and why |
-|---|---|---:|---|
+| model | dealt out | share | how | tested with | whole, and why |
+|---|---|---:|---|---|---|
 """
 
 
@@ -69,8 +72,21 @@ def row(family: Family) -> str:
     plan = discover(model, inputs, patches=family.patches)
     found = Counter((axis.kind, axis.num_units) for axis in plan.axes)
     axes = ", ".join(f"{n} {kind}" + (f" (x{times})" if times > 1 else "") for (kind, n), times in found.items())
-    about = family.about + (" (with a patch)" if family.patches else " (adapted)" if plan.numbers else "")
-    return f"| {about} | {axes or 'nothing'} | {share(plan):.0%} | {family.undealt or 'inputs and outputs'} |"
+    how = "a patch" if family.patches else "adapted" if plan.numbers else "by itself" if axes else "-"
+    whole = family.undealt or "inputs and outputs"
+    return f"| {family.about} | {axes or 'nothing'} | {share(plan):.0%} | {how} | {tested(plan) or '-'} | {whole} |"
+
+
+def tested(plan: Plan) -> str:
+    """The least and the most units of each kind that a worker has when all axes are dealt to 2, 3 and 5 workers."""
+    sizes: dict[str, set[int]] = {}
+    for workers in (2, 3, 5) if plan.axes else ():
+        for units in dealt_to(plan, workers):
+            held = torch.zeros(plan.num_units, dtype=torch.bool)
+            held[units] = True
+            for axis in plan.axes:
+                sizes.setdefault(axis.kind, set()).add(int(held[axis.units].sum()))
+    return ", ".join(f"{min(own)} to {max(own)} {kind}" for kind, own in sizes.items())
 
 
 def share(plan: Plan) -> float:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from skerry import Plan
+from skerry.discovery.forward_contexts import same_draws
 from skerry.model.inputs import Inputs, call, map_tensors, tensors_of
 from skerry.model.tensors import named_tensors
 from skerry.partitions import Disjoint
@@ -43,7 +44,7 @@ def assert_narrow_equals_masked(
     a: list[Tensor] = []
     b: list[Tensor] = []
     for net, outputs in ((narrow, a), (full, b)):
-        with own_random_state(0):
+        with own_random_state(0), same_draws():
             outputs.extend(tensors_of(call(net, inputs)))
     assert len(a) == len(b)
     for got, expected in zip(a, b, strict=True):

@@ -42,6 +42,7 @@ class Constraints:
         roles: (parameter dim, "in" or "out", op): the dim sums over units, or makes them.
         heads: labels that an attention softmax treats one by one.
         preferred: labels that were kept, by convention, where others had to be dropped.
+        pinned: fields that had to be given up whole, as none of their labels may vary.
     """
 
     op: int = -1
@@ -51,6 +52,7 @@ class Constraints:
     roles: list[tuple[Origin, str, int]] = field(default_factory=list)
     heads: list[Tensor] = field(default_factory=list)
     preferred: list[Tensor] = field(default_factory=list)
+    pinned: set[int] = field(default_factory=set)
 
     def join(self, a: Tensor, b: Tensor, why: Why = "shape") -> None:
         """Demand that labels ``a`` and ``b`` (broadcast) are held together."""
@@ -64,6 +66,8 @@ class Constraints:
         """Demand that every worker holds these labels."""
         for one in fields:
             self.join(one.ids, torch.zeros((), dtype=torch.int64), why)
+            if why == "shape":
+                self.pinned.update(one.ids.flatten().tolist())
 
     def collapse(self, one: Field, dims: Iterable[int], why: Why = "shape") -> Field | None:
         """Join the labels along ``dims``; return the field that is left, None if it varies no more.
@@ -77,7 +81,7 @@ class Constraints:
         self.join(one.ids, left.ids, why)
         if left.dims:
             return left
-        self.pin([left], why)
+        self.pin([one], why)
         return None
 
     def collapse_all(self, fields: Iterable[Field], dims: Iterable[int], why: Why = "shape") -> tuple[Field, ...]:
@@ -106,7 +110,8 @@ class Constraints:
             if one.dims in merged:
                 before = merged[one.dims]
                 self.join(before.ids, one.ids)
-                one = Field(before.ids, before.origins | one.origins, before.free and one.free)
+                ids = torch.minimum(before.ids, one.ids)  # the older labels: those of weights before those of arguments
+                one = Field(ids, before.origins | one.origins, before.free and one.free)
             merged[one.dims] = one
         return tuple(merged.values())
 

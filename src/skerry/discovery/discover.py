@@ -15,10 +15,10 @@ from skerry.discovery.forward_contexts import without_side_effects
 from skerry.discovery.hard_coded_widths import drop_hard_coded
 from skerry.discovery.index_labels import Origin
 from skerry.discovery.narrow_trial import Trial
-from skerry.discovery.supported_models import check_supported
 from skerry.discovery.trace import ForwardRefused, Trace, trace
 from skerry.discovery.unit_solver import Touched, Units, alike, solve, wasted
 from skerry.model.inputs import Inputs, call, tensors_of
+from skerry.model.supported_models import check_supported
 from skerry.model.tensors import dense_buffers, named_tensors
 from skerry.plan.dims import Axis, DealtDim
 from skerry.plan.rules import Role, match

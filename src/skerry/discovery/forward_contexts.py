@@ -27,7 +27,6 @@ def without_side_effects(model: nn.Module, training: bool = False) -> Iterator[N
     Afterwards modes, attributes of modules and what is in their dicts, lists and sets, and the random state are as
     before. What a forward writes into a buffer in place is not undone.
     """
-    draws = random.getstate(), np.random.get_state()
     before = [(module, dict(vars(module))) for module in model.modules()]
     held = [(value, value.copy()) for _, attributes in before for value in attributes.values() if _holds(value)]
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -38,13 +37,11 @@ def without_side_effects(model: nn.Module, training: bool = False) -> Iterator[N
     if pyg is not None:
         pyg.use_segment_matmul = False  # else it chooses by the width between two ways of computing the same
     try:
-        with torch.no_grad(), own_random_state(), sdpa_kernel(SDPBackend.MATH), ExitStack() as stack:
+        with ExitStack() as stack, torch.no_grad(), own_random_state(), same_draws(), sdpa_kernel(SDPBackend.MATH):
             if any(parameter.is_meta for parameter in model.parameters()):
                 stack.enter_context(ValuesOfInputs())
             yield
     finally:
-        random.setstate(draws[0])  # where forwards that sample edges begin anew, too
-        np.random.set_state(draws[1])
         torch.backends.mha.set_fastpath_enabled(fast)
         if pyg is not None:
             pyg.use_segment_matmul = by_width
@@ -56,6 +53,19 @@ def without_side_effects(model: nn.Module, training: bool = False) -> Iterator[N
             container.extend(content) if isinstance(container, list) else container.update(content)
 
 
+@contextmanager
+def same_draws() -> Iterator[None]:
+    """Let Python and NumPy draw the same numbers in every run (negative samples of a graph); restore their states."""
+    before, numpys = random.getstate(), np.random.get_state()
+    random.seed(0)
+    np.random.seed(0)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+        np.random.set_state(numpys)
+
+
 def _holds(value: object) -> bool:
     return type(value) in (dict, OrderedDict, defaultdict, list, set)
 
@@ -63,7 +73,8 @@ def _holds(value: object) -> bool:
 class ValuesOfInputs(TorchDispatchMode):
     """Runs a model on meta with real inputs: what depends on a weight has only a shape, all else has values.
 
-    So a forward may look at values of its inputs: how many nodes the edges of a graph name, where a mask is true.
+    So a forward may look at values of its inputs: how many nodes the edges of a graph name, where a mask is true. Whole
+    numbers that it makes itself have values, too: the positions of tokens.
     """
 
     def __init__(self) -> None:
@@ -76,7 +87,14 @@ class ValuesOfInputs(TorchDispatchMode):
             if func.overloadpacket in (aten.index, aten.index_put, aten.index_put_):
                 args = (args[0], [at for one in args[1] for at in _positions(one)], *args[2:])
             args, kwargs = tree_map_only(Tensor, _without_values, (args, kwargs))
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if func.overloadpacket in (aten.arange, aten.full, aten.ones, aten.zeros) and _whole_numbers_on_meta(result):
+            result = func(*args, **{**kwargs, "device": torch.device("cpu")})  # positions, masks
+        return result
+
+
+def _whole_numbers_on_meta(tensor: Tensor) -> bool:
+    return tensor.is_meta and not tensor.is_floating_point() and not tensor.is_complex()
 
 
 def _positions(index: Tensor | None) -> tuple[Tensor | None, ...]:

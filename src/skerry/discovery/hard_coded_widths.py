@@ -14,6 +14,7 @@ from dataclasses import replace
 from skerry.discovery.narrow_trial import Failure, Trial
 from skerry.plan.dims import Axis
 from skerry.plan.table import Note, Plan
+from skerry.subnet import cut_arguments
 from skerry.subnet.adapters import remedy
 from skerry.subnet.kept_numbers import kept_numbers
 from skerry.subnet.written_sizes import PREFIX, name_of
@@ -31,7 +32,7 @@ def drop_hard_coded(trial: Trial, plan: Plan) -> Plan:
         trial: of the model.
         plan: what the traces allow. Each axis that is left out gets a note.
     """
-    in_vain: set[tuple[type, int]] = set()  # classes and places in their forward where no number helped
+    in_vain: set[tuple[type, int, str]] = set()  # classes, places in their forward, kinds of units: no number helped
     while plan.axes and (failure := trial.run(plan)) is not None:
         blamed = _to_blame(trial, plan, failure)
         if len(blamed) == 1 and trial.num_forwards < _MOST_FORWARDS:
@@ -43,7 +44,7 @@ def drop_hard_coded(trial: Trial, plan: Plan) -> Plan:
                 alone = trial.run(plan.only(axis)) if len(blamed) == 1 else None
             if alone is not None:
                 failure = alone
-                kind = (type(trial.model.get_submodule(alone.module)), alone.place)
+                kind = (type(trial.model.get_submodule(alone.module)), alone.place, _kind_of(plan, axis))
                 if kind not in in_vain:
                     adapted = _adapted(trial, plan.only(axis), alone)
                     if adapted is not None:
@@ -121,8 +122,10 @@ def _candidates(trial: Trial, plan: Plan, axis: Axis, module: str) -> Iterator[l
     heads = [p for p in numbers if "head" in p.rpartition(".")[2] and p not in of_one]
     wide = [p for p, n in numbers.items() if n in widths and not ("head" in p and p in of_one)]
     units = [p for p, n in numbers.items() if n == axis.num_units]
+    arguments = [cut_arguments.PREFIX] if trial.arguments_in(module, axis) else []  # these must be cut
     seen: list[set[str]] = [set()]
     for paths in (heads, heads + wide, [PREFIX], units, units + wide, wide, [PREFIX, *heads], [PREFIX, *wide]):
+        paths = [*paths, *arguments]
         if set(paths) not in seen:
             seen.append(set(paths))
             yield list(dict.fromkeys(paths))
@@ -141,7 +144,8 @@ def _widths(plan: Plan, axis: Axis) -> set[int]:
 def _of_class(trial: Trial, plan: Plan, kind: type, paths: Iterable[str], axes: Iterable[Axis]) -> Numbers:
     """Return the numbers at ``paths`` of all modules of class ``kind`` that work on one of ``axes``.
 
-    The path ``PREFIX`` stands for all sizes along which the axis lies in a module's forward.
+    The path ``PREFIX`` stands for all sizes along which the axis lies in a module's forward, and that of
+    ``cut_arguments`` for all arguments with a part for each unit.
     """
     found = {}
     for name, module in trial.model.named_modules():
@@ -153,6 +157,8 @@ def _of_class(trial: Trial, plan: Plan, kind: type, paths: Iterable[str], axes: 
                 if path == PREFIX:
                     places = trial.sizes_in(name, axis, _widths(plan, axis) | {axis.num_units})
                     own.update({name_of(place): axis.name for place in places})
+                elif path == cut_arguments.PREFIX:
+                    own.update(dict.fromkeys(trial.arguments_in(name, axis), axis.name))
                 elif numbers.get(path, 1) % axis.num_units == 0:
                     own.setdefault(path, axis.name)
         if own:
@@ -165,7 +171,9 @@ def _everywhere(trial: Trial, plan: Plan, adapted: str, numbers: Numbers) -> Num
     alike = [axis for axis in plan.axes if axis.kind == "heads" or _starred(axis.name) == _starred(adapted)]
     found: dict[str, Mapping[str, str]] = {}
     for name, own in numbers.items():
-        paths = dict.fromkeys(PREFIX if path.startswith(PREFIX) else path for path in own)
+        paths = dict.fromkeys(
+            next((prefix for prefix in (PREFIX, cut_arguments.PREFIX) if path.startswith(prefix)), path) for path in own
+        )
         found.update(_of_class(trial, plan, type(trial.model.get_submodule(name)), paths, alike))
     return {**found, **plan.numbers, **numbers}
 
@@ -179,12 +187,17 @@ def _siblings(trial: Trial, plan: Plan, blamed: str, failure: Failure) -> set[st
         for name, steps in by_module.items():
             if _starred(name) == _starred(failure.module):
                 others |= set().union(*map(trial.axes_at, steps[failure.place : failure.place + 1]))
-    others = {axis.name for axis in plan.axes if axis.name in others and _starred(axis.name) == _starred(blamed)} - {
-        blamed
-    }
+    kind = _starred(blamed), _kind_of(plan, blamed)
+    others = {a.name for a in plan.axes if a.name in others and (_starred(a.name), a.kind) == kind} - {blamed}
     again = trial.run(plan.only(*others)) if others else None
     same = again is not None and (_starred(again.module), again.place) == (_starred(failure.module), failure.place)
-    return others if same else set()
+    if again is None or not same:
+        return set()
+    return others if again.all_axes is None else others & again.all_axes
+
+
+def _kind_of(plan: Plan, axis: str) -> str:
+    return next(one.kind for one in plan.axes if one.name == axis)
 
 
 def _starred(name: str) -> str:

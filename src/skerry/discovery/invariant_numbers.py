@@ -27,10 +27,11 @@ class InvariantNumbers:
         kwargs: Mapping[str, Any],
         outs: Sequence[Tensor],
         written: Sequence[Tensor],
-    ) -> tuple[float, ...]:
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return the numbers an operation was given, and the smallest and largest element of a constant result.
 
-        Sizes differ in a narrow net. A factor, or the size of a group to normalise over, must not.
+        Sizes differ in a narrow net. A factor, or the size of a group to normalise over, must not. A constant that was
+        made before, and kept, is not known as one: then the second part is empty.
 
         Args:
             func: the operation, an ATen overload; it has run.
@@ -50,7 +51,7 @@ class InvariantNumbers:
                 self._constants.pop(tensor, None)
                 if tensor._base is not None and any(tensor is t for t in written):
                     self._constants.pop(tensor._base, None)
-        return _given(func, args, kwargs) + (_extremes(outs) if constant else ())
+        return _given(func, args, kwargs), (_extremes(outs) if constant else ())
 
 
 def _given(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[float, ...]:

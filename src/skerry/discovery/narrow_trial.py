@@ -7,7 +7,7 @@ operation must have the size that the plan gives it, and the numbers it was call
 
 import difflib
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from skerry.discovery.trace import Step, Trace
 from skerry.model.inputs import Inputs, call
 from skerry.plan.dims import Axis
 from skerry.plan.table import Plan
+from skerry.subnet import cut_arguments
 from skerry.subnet.extract import extract
 from skerry.subnet.written_sizes import Place
 
@@ -30,7 +31,7 @@ class Failure:
     """Where a narrow net went wrong, how, and the axes of what the operation there worked on.
 
     ``place`` is that operation's place among those of the module, and ``number`` that among all of the net, -1 if it is
-    not known.
+    not known. ``all_axes`` are those of all operations that went wrong, None if the net did not run to its end.
     """
 
     module: str
@@ -38,6 +39,7 @@ class Failure:
     axes: frozenset[str] = frozenset()
     place: int = -1
     number: int = -1
+    all_axes: frozenset[str] | None = None
 
 
 class _Recorder(TorchDispatchMode):
@@ -57,9 +59,9 @@ class _Recorder(TorchDispatchMode):
         self.of_full |= {self.full[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in self.full}
         outs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
         if outs:
-            numbers = self.numbers.of(func, args, kwargs, outs, written_by(func, args, kwargs))
+            numbers, extremes = self.numbers.of(func, args, kwargs, outs, written_by(func, args, kwargs))
             module, shape = self.running.innermost, tuple(outs[0].shape)
-            step = Step(str(func.overloadpacket), module, numbers=numbers, shape=shape)
+            step = Step(str(func.overloadpacket), module, numbers=numbers, extremes=extremes, shape=shape)
             self.steps.setdefault(module, []).append(step)
         return result
 
@@ -140,6 +142,18 @@ class Trial:
                             found += [place] if int(changes) == axis.num_units - 1 else []
         return list(dict.fromkeys(found))
 
+    def arguments_in(self, module: str, axis: Axis) -> list[str]:
+        """Return the names of the cuts of what ``module`` gets with a part for each unit of ``axis``."""
+        found = []
+        for name, argument, dim, labels in (one for trace in self.traces for one in trace.arguments):
+            ids = self.unit_of_label[labels] - axis.start
+            if name == module and int(ids[0]) == 0:
+                each = int((ids != 0).nonzero()[0]) if bool(ids.any()) else len(ids)
+                units = torch.arange(axis.num_units).repeat_interleave(each)
+                if len(ids) % len(units) == 0 and torch.equal(ids, units.repeat(len(ids) // len(units)).to(ids.dtype)):
+                    found.append(cut_arguments.name_of(argument, dim, each))
+        return list(dict.fromkeys(found))
+
     def run(self, plan: Plan) -> Failure | None:
         """Run a narrow net of ``plan``, which has some axes of ``everything``; None if it did what the traces say."""
         held = self._held(plan)
@@ -175,7 +189,8 @@ class Trial:
             if deviation is not None:
                 found.append(deviation)
         if found:
-            return min(found, key=lambda failure: failure.number)
+            everywhere = None if raised else frozenset().union(*(failure.axes for failure in found))
+            return replace(min(found, key=lambda failure: failure.number), all_axes=everywhere)
         if raised is None:
             return None
         module, said = raised
@@ -212,8 +227,11 @@ class Trial:
             return
         for place, (step, other) in enumerate(pairs):
             said = ""
-            if step.numbers != other.numbers:
-                said = f"{step.name} by {list(other.numbers)} instead of {list(step.numbers)} in a narrow net"
+            numbers, theirs = step.numbers, other.numbers
+            if step.extremes and other.extremes:
+                numbers, theirs = numbers + step.extremes, theirs + other.extremes
+            if numbers != theirs:
+                said = f"{step.name} by {list(theirs)} instead of {list(numbers)} in a narrow net"
             sizes = _sizes(step, held)
             if not step.any_width and any(n not in (None, m) for n, m in zip(sizes, other.shape or (), strict=False)):
                 wanted = tuple("any" if n is None else n for n in sizes)
@@ -263,6 +281,9 @@ def _paired(steps: Sequence[Step], others: Sequence[Step]) -> list[tuple[Step, S
     names, their_names = list(map(_compared_as, steps)), list(map(_compared_as, others))
     if names == their_names:
         return list(zip(steps, others, strict=True))
+    made, their_made = ([step for step in run if step.extremes] for run in (steps, others))
+    if bool(made) != bool(their_made):  # constants that only one of the two has made, as the other finds them kept
+        return _paired([s for s in steps if not s.extremes], [s for s in others if not s.extremes])
     if not any(step.after_values for step in steps):
         return None
     blocks = difflib.SequenceMatcher(None, names, their_names, autojunk=False).get_matching_blocks()

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from skerry.discovery.argument_labels import Arguments
 from skerry.discovery.constraints import Constraints
 from skerry.discovery.forward_contexts import Running, first_line, without_side_effects
 from skerry.discovery.index_labels import Field, Labels, Origin
@@ -42,7 +44,8 @@ class Step:
         writes: the memories it wrote.
         fields: the labels of its first result.
         given: the labels of what it read.
-        numbers: what ``InvariantNumbers`` found; it must be the same in a narrow net.
+        numbers: what it was given, as ``InvariantNumbers`` found; they must be the same in a narrow net.
+        extremes: of a constant result, if it is known to be one; these, too.
         known: whether there is a rule for it.
         shape: of its first result, None for dims that are broadcast; None if there is no result.
         any_width: whether the result fits any width (``Labels.uniform``).
@@ -57,6 +60,7 @@ class Step:
     fields: tuple[Field, ...] = ()
     given: tuple[Field, ...] = ()
     numbers: tuple[float, ...] = ()
+    extremes: tuple[float, ...] = ()
     known: bool = True
     shape: tuple[int | None, ...] | None = None
     any_width: bool = False
@@ -74,6 +78,8 @@ class Trace:
         live: for each step whether an output depends on it.
         origins: for each labelled tensor the labels of each of its dims, None for a dim without labels.
         broadcast: the labels of dims along which a tensor was broadcast, by the number of the broadcast.
+        picked: the labels of tensors of which places were picked, by the number of the pick.
+        arguments: (module, argument, dim, its labels): of tensors that modules get and that are made of numbers alone.
         sizes: for each module the places where its forward gives a tensor a size.
         num_labels: the number of labels, with label 0.
         used: the labelled tensors that an output depends on.
@@ -85,6 +91,8 @@ class Trace:
     live: list[bool] = field(default_factory=list)
     origins: dict[str, tuple[Tensor | None, ...]] = field(default_factory=dict)
     broadcast: dict[Origin, Tensor] = field(default_factory=dict)
+    picked: dict[Origin, Tensor] = field(default_factory=dict)
+    arguments: list[tuple[str, str, int, Tensor]] = field(default_factory=list)
     sizes: dict[str, set[Place]] = field(default_factory=dict)
     num_labels: int = 1
     used: frozenset[str] = frozenset()
@@ -102,10 +110,11 @@ class Trace:
             preferred=a.preferred + b.preferred,
         )
         steps, live, used = self.steps + other.steps, self.live + other.live, self.used | other.used
-        broadcast, labels = self.broadcast | other.broadcast, other.num_labels
         return replace(
-            self, constraints=constraints, steps=steps, live=live, used=used, broadcast=broadcast, num_labels=labels
-        )
+            self, constraints=constraints, steps=steps, live=live, used=used, num_labels=other.num_labels,
+            broadcast=self.broadcast | other.broadcast, picked=self.picked | other.picked,
+            arguments=self.arguments + other.arguments,
+        )  # fmt: skip
 
 
 def trace(
@@ -123,7 +132,7 @@ def trace(
         inputs: example inputs.
         labelled: the parameters and buffers whose indices get labels, by name.
         after: run in training mode instead of evaluation mode, after this trace, to be added to it.
-        without: dims that get no labels because they are known not to be dealt out.
+        without: dims that get no labels because they are known not to be dealt out, and picks that keep places.
 
     Raises:
         ForwardRefused: the forward writes to a parameter.
@@ -135,7 +144,7 @@ def trace(
         tracer.saved = {name: (buffer, buffer.clone()) for name, buffer in dense_buffers(model)}
     try:
         with without_side_effects(model, training), tracer.running.tracked():
-            with tracer, tracer.sizes:
+            with tracer, tracer.sizes, tracer.arguments.labelled():
                 try:
                     output = call(model, inputs)
                 except ForwardRefused:
@@ -169,7 +178,7 @@ class _Tracer(TorchDispatchMode):
         self.labelled = labelled
         self.without = without
         self.mode = "evaluation" if after is None else "training"
-        self.num_broadcasts = 0
+        self.num_broadcasts = self.num_picks = 0
         self.labels: Any = WeakTensorKeyDictionary()
         self.memory: Any = WeakTensorKeyDictionary()
         self.num_memories = 0
@@ -177,6 +186,7 @@ class _Tracer(TorchDispatchMode):
         self.viewed: set[int] = set()  # memories that several tensors lie in
         self.numbers = InvariantNumbers()
         self.looked = False  # at values
+        self.arguments = Arguments(model, self)
         self.running = Running(model)
         self.sizes = SizesGiven(lambda: self.running.innermost)
         self.modules = dict(model.named_modules())
@@ -195,8 +205,7 @@ class _Tracer(TorchDispatchMode):
             if size == 1 or (name, d) in without:
                 rows.append(None)
                 continue
-            ids = torch.arange(self.trace.num_labels, self.trace.num_labels + size)
-            self.trace.num_labels += size
+            ids = self.new_labels(size)
             rows.append(ids)
             fields.append(Field(ids.view([-1 if k == d else 1 for k in range(tensor.dim())]), frozenset({(name, d)})))
         self.trace.origins[name] = tuple(rows)
@@ -208,10 +217,21 @@ class _Tracer(TorchDispatchMode):
         self.num_broadcasts += 1
         if origin in self.without:
             return None
+        ids = self.trace.broadcast[origin] = self.new_labels(size)
+        return ids
+
+    def new_labels(self, size: int) -> Tensor:
+        """Return labels that nothing has yet."""
         ids = torch.arange(self.trace.num_labels, self.trace.num_labels + size)
         self.trace.num_labels += size
-        self.trace.broadcast[origin] = ids
         return ids
+
+    def keeps_places(self, ids: Tensor) -> bool:
+        """Return whether a pick of places shall keep the labels of other places; see ``Operation.picked``."""
+        origin = (f"picked in {self.mode} mode", self.num_picks)
+        self.num_picks += 1
+        self.trace.picked[origin] = ids
+        return origin in self.without
 
     def labels_of(self, tensor: Tensor) -> Labels:
         """Return the labels of a tensor. One that was never seen (an input, a constant) has fixed dims."""
@@ -220,10 +240,13 @@ class _Tracer(TorchDispatchMode):
             return Labels(uniform=tensor.dim() == 0)
         if self.memory_of(tensor) not in self.written:
             return found
-        if found.uniform:
-            return Labels(uniform=tensor.dim() == 0)
-        wide = wide_dims(tensor)  # along dims that are expanded in memory all values stay the same
-        return replace(found, fields=tuple(replace(one, free=one.free and not one.dims & wide) for one in found.fields))
+        wide, pinned = wide_dims(tensor), self.trace.constraints.pinned
+        fields = tuple(
+            replace(one, free=one.free and not one.dims & wide)
+            for one in found.fields
+            if not pinned.issuperset(one.ids.flatten().tolist())
+        )
+        return replace(found, fields=fields, uniform=tensor.dim() == 0 and found.uniform)
 
     def memory_of(self, tensor: Tensor) -> int:
         """Return the number of the memory that a tensor lies in."""
@@ -244,7 +267,15 @@ class _Tracer(TorchDispatchMode):
         self._guard(written)
         result = func(*args, **kwargs)
         outs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        with no_dispatch():  # labels are tensors, too, and no mode outside of this one need see them
+            self._note(func, args, kwargs, inputs, layout, written, outs)
+        return result
 
+    def _note(
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], inputs: Sequence[Tensor],
+        layout: tuple[torch.Size, tuple[int, ...]] | None, written: Sequence[Tensor], outs: Sequence[Tensor],
+    ) -> None:  # fmt: skip
+        """Apply the rule of an operation that ran, and add it to the steps."""
         constraints, steps = self.trace.constraints, self.trace.steps
         constraints.op = len(steps)
         before = {_storage(t): t for t in inputs}
@@ -256,8 +287,8 @@ class _Tracer(TorchDispatchMode):
                     self.viewed.add(self.memory_of(base))
         module = self.running.innermost
         operation = Operation(
-            constraints, self.labels_of, func.overloadpacket, args, kwargs, outs, self.fresh, self.modules.get(module),
-            layout,
+            constraints, self.labels_of, func.overloadpacket, args, kwargs, outs, self.fresh, self.keeps_places,
+            self.modules.get(module), layout,
         )  # fmt: skip
         reads = frozenset(map(self.memory_of, inputs))
         writes = frozenset(map(self.memory_of, [*outs, *written]))
@@ -275,18 +306,18 @@ class _Tracer(TorchDispatchMode):
         except Exception:  # the rule does not expect this use of the operation: treat it like one without a rule
             rule, labels = None, pin_everything(operation)
         first = labels[0] if labels else Labels()
-        numbers = self.numbers.of(func, args, kwargs, outs, written)
+        numbers, extremes = self.numbers.of(func, args, kwargs, outs, written)
+        self.arguments.note(inputs, outs, varies=len(set(extremes)) > 1)
         shape = _fixed_sizes(outs[0]) if outs else None
         steps.append(
             Step(
-                str(func.overloadpacket), module, reads, writes, first.fields, given, numbers, rule is not None, shape,
-                any_width=first.uniform, after_values=self.looked, number=len(steps),
+                str(func.overloadpacket), module, reads, writes, first.fields, given, numbers, extremes,
+                rule is not None, shape, any_width=first.uniform, after_values=self.looked, number=len(steps),
             )
         )  # fmt: skip
         self.looked = self.looked or _looks_at_values(func, args)
         for out, found in zip(outs, labels, strict=True):
             self.labels[out] = self._settle(out, found) if any(out is w for w in written) else found
-        return result
 
     def _settle(self, tensor: Tensor, found: Labels) -> Labels:
         """Return the labels of a tensor that was written in place: its old labels, joined with the new ones."""
@@ -336,7 +367,7 @@ class _Tracer(TorchDispatchMode):
             live.append(bool(step.writes & needed) or step.name == "aten._local_scalar_dense")
             if live[-1]:
                 needed |= step.reads
-        self.trace.sizes = self.sizes.given
+        self.trace.sizes, self.trace.arguments = self.sizes.given, self.arguments.found
         self.trace.live = [*reversed(live), True]
         self.trace.used = frozenset(name for name, t in self.labelled.items() if self.memory_of(t) in needed)
         self.trace.steps.append(Step("model output", ""))

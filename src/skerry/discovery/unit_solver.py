@@ -59,17 +59,30 @@ def solve(trace: Trace) -> Units:
             (x.flatten().numpy(), y.flatten().numpy(), np.full(x.numel(), at))
             for at, x, y in _violations(trace, torch.from_numpy(of))
         ]
+        heads = frozenset(int(u) for ids in constraints.heads for u in np.unique(of[ids.numpy()])) - {0}
+        more = more or _not_of_heads(trace, of, heads)
         if not more:
             break
         edges.extend(more)
-    heads = frozenset(int(u) for ids in constraints.heads for u in np.unique(of[ids.numpy()])) - {0}
     return Units(of, reads, heads, _reasons(trace.num_labels, a, b, op))
+
+
+def _not_of_heads(trace: Trace, of: Ids, heads: frozenset[int]) -> list[tuple[Ids, Ids, Ids]]:
+    """Return edges that pin the labels of arguments which are in units other than heads."""
+    found = []
+    for _, _, _, labels in trace.arguments:
+        ids = labels.numpy()
+        others = ids[(of[ids] != 0) & ~np.isin(of[ids], list(heads))]
+        if len(others):
+            found.append((others, np.zeros_like(others), np.full(len(others), len(trace.steps) - 1)))
+    return found
 
 
 def wasted(trace: Trace, units: Units) -> frozenset[Origin]:
     """Return the dims (and broadcasts) that displaced other candidates by convention but are not dealt out in the end.
 
-    A second trace without labels on these dims may find the candidates they displaced.
+    A second trace without labels on these dims may find the candidates they displaced. With them are the picks of
+    places that left nothing to deal out.
     """
     preferred = torch.unique(
         torch.cat([ids.flatten() for ids in trace.constraints.preferred] or [torch.zeros(0).long()])
@@ -78,7 +91,8 @@ def wasted(trace: Trace, units: Units) -> frozenset[Origin]:
     candidates = trace.broadcast | {
         (name, d): ids for name, rows in trace.origins.items() for d, ids in enumerate(rows) if ids is not None
     }
-    return frozenset(origin for origin, ids in candidates.items() if bool(np.isin(ids.numpy(), lost).all()))
+    displaced = frozenset(origin for origin, ids in candidates.items() if bool(np.isin(ids.numpy(), lost).all()))
+    return displaced | {origin for origin, ids in trace.picked.items() if len(np.unique(units.of[ids.numpy()])) == 1}
 
 
 def _violations(trace: Trace, of: Tensor) -> list[tuple[int, Tensor, Tensor]]:

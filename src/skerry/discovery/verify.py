@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skerry.discovery.forward_contexts import Running, WithoutDropout, after_each, first_line, without_side_effects
+from skerry.discovery.forward_contexts import (
+    Running,
+    WithoutDropout,
+    after_each,
+    first_line,
+    same_draws,
+    without_side_effects,
+)
 from skerry.discovery.narrow_trial import some_units
 from skerry.model.inputs import Inputs, call, map_tensors, tensors_of
 from skerry.model.tensors import fill_, named_tensors, skeleton
@@ -157,7 +164,11 @@ def _mismatch(
                 seen.setdefault(name, first.detach())
 
         torch.manual_seed(0)
-        with after_each({name: module for name, module in net.named_modules() if name}, keep), WithoutDropout():
+        with (
+            after_each({name: module for name, module in net.named_modules() if name}, keep),
+            WithoutDropout(),
+            same_draws(),
+        ):
             return list(tensors_of(call(net, inputs)))
 
     with own_random_state(), torch.enable_grad():

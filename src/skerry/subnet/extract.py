@@ -16,7 +16,7 @@ from skerry.plan import rules
 from skerry.plan.dims import Axis, DealtDim, numbered, once_per_units, renumbered_units
 from skerry.plan.table import Patch, Plan
 from skerry.randomness import own_random_state
-from skerry.subnet import adapters, kept_numbers, written_sizes
+from skerry.subnet import adapters, cut_arguments, kept_numbers, written_sizes
 from skerry.subnet.cuts import Cuts
 from skerry.subnet.index import cut_shape, whole
 from skerry.subnet.slicing import put_, take
@@ -101,7 +101,8 @@ def extract(model: nn.Module, plan: Plan, units: Tensor, *, copy_shared: bool = 
             f"the model cannot be copied ({error}); keep what cannot be copied outside of its modules"
         ) from error
     fulls = dict(model.named_modules())
-    counts = {axis.name: (int(cuts.held[axis.units].sum()), axis.num_units) for axis in plan.axes}
+    held = {axis.name: cuts.held[axis.units] for axis in plan.axes}
+    counts = {name: (int(own.sum()), len(own)) for name, own in held.items()}
     with _parametrizations_at_rest(model), _parametrizations_at_rest(subnet):
         for name, module in subnet.named_modules():
             if name in fulls:
@@ -110,6 +111,9 @@ def extract(model: nn.Module, plan: Plan, units: Tensor, *, copy_shared: bool = 
                     if rules.match(pattern, name) is not None:
                         _apply(patch, pattern, name, module, fulls[name])
                 for path, axis in plan.numbers.get(name, {}).items():
+                    if path.startswith(cut_arguments.PREFIX):
+                        cut_arguments.cut_argument_(module, path, held[axis])
+                        continue
                     written = path.startswith(written_sizes.PREFIX)
                     scale = written_sizes.scale_size_ if written else kept_numbers.scale_number_
                     scale(module, fulls[name], path, *counts[axis])

@@ -65,7 +65,11 @@ def index(op: Operation) -> list[Labels]:
         if each is not None:
             at.extend(range(d, d + taken))
         d += taken
-    left = op.collapsed(op.labels_of(x), at)
+    places = indices[at[0]] if len(at) == 1 else None
+    if op.name == "index" and places is not None and not places.is_meta and 0 < places.numel() < x.shape[at[0]]:
+        left = op.picked(op.labels_of(x), at[0], places.flatten().tolist())
+    else:
+        left = op.collapsed(op.labels_of(x), at)
     if op.name == "index_put":
         values = op.args[2]
         if values.dim() == 0 and op.labels_of(values).uniform:

@@ -41,6 +41,7 @@ class Operation:
         outs: the tensors it returned.
         fresh: returns new labels for the dim of a given size along which a tensor is broadcast; None if there shall be
             none.
+        keeps_places: whether to keep varying labels where few places of a dim are picked, apart from those places.
         module: the module that ran it, if known.
         layout: shape and strides of its first tensor before it ran, None without tensor arguments.
     """
@@ -52,6 +53,7 @@ class Operation:
     kwargs: Mapping[str, Any]
     outs: Sequence[Tensor]
     fresh: Callable[[int], Tensor | None]
+    keeps_places: Callable[[Tensor], bool]
     module: nn.Module | None
     layout: tuple[torch.Size, tuple[int, ...]] | None
 
@@ -83,6 +85,24 @@ class Operation:
     def collapsed(self, labels: Labels, dims: Iterable[int], why: Why = "shape") -> Labels:
         """Collapse every field of ``labels`` along ``dims``."""
         return replace(labels, fields=self.constraints.collapse_all(labels.fields, dims, why))
+
+    def picked(self, labels: Labels, dim: int, places: Sequence[int]) -> Labels:
+        """Return the labels of ``x.index_select(dim, places)``, of size 1 along ``dim``.
+
+        The places of a narrow tensor are the same if all units are alike along ``dim``: queries, keys and values side
+        by side. Or if every worker holds what is there, and what comes before it, or after it if it is counted from the
+        end: the one key and value after the heads of the queries. The first is tried first.
+        """
+        fields: list[Field] = []
+        for one in labels.fields:
+            from_end, from_start = max(places) < 0, min(places) >= 0
+            if dim in one.dims and len(one.dims) > 1 and (from_end or from_start) and self.keeps_places(one.ids):
+                size = one.ids.shape[dim]
+                begin, end = (size + min(places), size) if from_end else (0, max(places) + 1)
+                self.constraints.pin([replace(one, ids=one.ids.narrow(dim, begin, end - begin))])
+            else:
+                fields.extend(self.constraints.collapse_all([one], [dim]))
+        return replace(labels, fields=tuple(fields))
 
     def combined(self, inputs: Sequence[tuple[Labels, frozenset[int]]]) -> Labels:
         """Return the labels of an activation computed element by element from ``inputs``."""

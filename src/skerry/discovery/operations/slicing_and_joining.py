@@ -34,8 +34,8 @@ def slices(op: Operation) -> list[Labels]:
         old = op.collapsed(old, [dim])
     else:
         _cut_evenly(op, old, dim, ends)
-    return [
-        replace(old, fields=_part(old.fields, dim, at, out.shape[dim]))
+    return [  # a part of ones has a size that counts: something else may be written into the rest
+        replace(old, fields=_part(old.fields, dim, at, out.shape[dim]), uniform=False)
         for at, out in zip(ends, op.outs, strict=False)
     ]  # fmt: skip
 
@@ -74,10 +74,11 @@ def channel_shuffle(op: Operation) -> list[Labels]:
 
 @rules.add("select", "unbind")
 def one_index(op: Operation) -> list[Labels]:
-    """One index of a dim is the same in a narrow net only if all indices are held together."""
+    """One index of a dim."""
     x = op.args[0]
     dim = int(op.arg(1, "dim", 0)) % x.dim()
-    left = op.collapsed(op.labels_of(x), [dim])
+    labels = op.labels_of(x)
+    left = op.collapsed(labels, [dim]) if op.name == "unbind" else op.picked(labels, dim, [int(op.arg(2, "index"))])
     return [replace(left, fields=map_ids(left.fields, lambda ids: ids.squeeze(dim))) for _ in op.outs]
 
 
