@@ -239,13 +239,18 @@ def test_odd_forwards_are_left_whole(between):
         assert_narrow_equals_masked(model, plan, x, units)
 
 
-@pytest.mark.parametrize(
-    "write", [lambda m: m[:, m.shape[1] // 2 :].mul_(2), lambda m: m[:, ::2].add_(1)], ids=["a half", "every second"]
-)
-def test_parts_that_are_written_have_the_same_share_of_a_unit(write):
-    model, x = doubled(Around(lambda x: _written(x, write)), torch.randn(7, 5))
+FILLED = {
+    "a half": (6, lambda x: _written(x, lambda m: m[:, x.shape[1] // 2 :].mul_(2))),
+    "every second": (6, lambda x: _written(x, lambda m: m[:, ::2].add_(1))),
+    "row by row": (12, lambda x: _written(x, lambda m: [m[i].copy_(x[i].sin()) for i in range(len(x))])),
+}
+
+
+@pytest.mark.parametrize(("num_units", "between"), FILLED.values(), ids=FILLED)
+def test_a_tensor_made_first_and_filled_in_parts_has_the_units_of_what_fills_it(num_units, between):
+    model, x = doubled(Around(between), torch.randn(7, 5))
     plan = discover(model, x)
-    assert [(axis.name, axis.num_units) for axis in plan.axes] == [("first", 6), ("second", 10)]
+    assert {axis.name: axis.num_units for axis in plan.axes}["first"] == num_units
     for units in dealt_to(plan, 2):
         assert_narrow_equals_masked(model, plan, x, units)
 

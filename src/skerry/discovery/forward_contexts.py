@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -20,7 +21,7 @@ from skerry.randomness import own_random_state
 
 @contextmanager
 def without_side_effects(model: nn.Module, training: bool = False) -> Iterator[None]:
-    """Run ``model`` in one mode, without gradients and with attention and relations as separate operations.
+    """Run ``model`` in one mode, without gradients; attention, recurrent layers and relations as separate operations.
 
     On meta, what comes from inputs alone has values (``ValuesOfInputs``).
 
@@ -38,6 +39,7 @@ def without_side_effects(model: nn.Module, training: bool = False) -> Iterator[N
         pyg.use_segment_matmul = False  # else it chooses by the width between two ways of computing the same
     try:
         with ExitStack() as stack, torch.no_grad(), own_random_state(), same_draws(), sdpa_kernel(SDPBackend.MATH):
+            stack.enter_context(_unrolled(model))
             if any(parameter.is_meta for parameter in model.parameters()):
                 stack.enter_context(ValuesOfInputs())
             yield
@@ -111,6 +113,38 @@ def _without_values(tensor: Tensor) -> Tensor:
         if tensor.layout == torch.strided
         else torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     )
+
+
+@contextmanager
+def _unrolled(model: nn.Module) -> Iterator[None]:
+    """Run recurrent layers, if there are any, as separate operations."""
+    if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        yield
+        return
+    backends: tuple[Any, ...] = torch.backends.mkldnn, torch.backends.cudnn
+    before = [backend.enabled for backend in backends]
+    try:
+        for backend in backends:
+            backend.enabled = False
+        with _FewTimeSteps():
+            yield
+    finally:
+        for backend, enabled in zip(backends, before, strict=True):
+            backend.enabled = enabled
+
+
+class _FewTimeSteps(TorchFunctionMode):
+    """Runs recurrent layers over two time steps: all later steps do the same operations, and repeat the second one."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one function; packed sequences are run over all steps."""
+        name = getattr(func, "__name__", "")
+        if name not in ("lstm", "gru", "rnn_tanh", "rnn_relu") or not isinstance(args[2], list):
+            return func(*args, **(kwargs or {}))
+        x, time = args[0], 1 if args[8] else 0
+        steps = torch.arange(x.shape[time], device=x.device).clamp(max=1)
+        y, *state = func(x.index_select(time, steps[:2]), *args[1:])
+        return y.index_select(time, steps), *state
 
 
 class WithoutDropout(TorchDispatchMode):

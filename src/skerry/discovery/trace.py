@@ -305,6 +305,10 @@ class _Tracer(TorchDispatchMode):
             assert len(labels) == len(outs), func
         except Exception:  # the rule does not expect this use of the operation: treat it like one without a rule
             rule, labels = None, pin_everything(operation)
+        labels = [
+            self._settle(out, found) if any(out is w for w in written) else found
+            for out, found in zip(outs, labels, strict=True)
+        ]
         first = labels[0] if labels else Labels()
         numbers, extremes = self.numbers.of(func, args, kwargs, outs, written)
         self.arguments.note(inputs, outs, varies=len(set(extremes)) > 1)
@@ -316,8 +320,7 @@ class _Tracer(TorchDispatchMode):
             )
         )  # fmt: skip
         self.looked = self.looked or _looks_at_values(func, args)
-        for out, found in zip(outs, labels, strict=True):
-            self.labels[out] = self._settle(out, found) if any(out is w for w in written) else found
+        self.labels.update(zip(outs, labels, strict=True))
 
     def _settle(self, tensor: Tensor, found: Labels) -> Labels:
         """Return the labels of a tensor that was written in place: its old labels, joined with the new ones."""

@@ -148,7 +148,7 @@ def _mismatch(
     full, inputs, exact = _in_double(masked(model, plan, units).train(training), inputs)
     narrow = extract(model, plan, units).train(training)
     if exact:
-        narrow = narrow.double()
+        narrow = _double(narrow)
     else:
         tolerance = max(tolerance, 1e-2)
     running = Running(narrow)
@@ -199,6 +199,10 @@ def _mismatch(
 
 def _does_not_run(model: nn.Module, where: str, error: Exception) -> str:
     what_to_do = remedy(where, model.get_submodule(where)) if where else _REMEDY
+    if "selected index k out of range" in str(error):
+        what_to_do = (
+            "if a router chooses k experts, a subnet needs at least k: use fewer workers, or deal out no experts"
+        )
     if where and isinstance(model.get_submodule(where), nn.modules.batchnorm._BatchNorm):
         what_to_do = (
             f"if the plan has no rule for it, add one: '{where}': Out(the axis before it); else leave the axis whole"
@@ -244,7 +248,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor | None:
 
 def _in_double(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, bool]:
     """Return model and inputs in double precision and True; if that does not run, unchanged and False."""
-    doubled = copy.deepcopy(model).double()
+    doubled = _double(copy.deepcopy(model))
     wide = map_tensors(lambda t: t.double() if t.is_floating_point() else t, inputs)
     try:
         with without_side_effects(doubled):
@@ -252,6 +256,11 @@ def _in_double(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, boo
     except Exception:
         return model, inputs, False
     return doubled, wide, True
+
+
+def _double(model: nn.Module) -> nn.Module:
+    model.double()._apply(lambda t: t.to(torch.complex128) if t.is_complex() else t)  # type: ignore[no-untyped-call]
+    return model
 
 
 def _off(a: Tensor, b: Tensor) -> float:
