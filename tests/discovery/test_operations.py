@@ -137,7 +137,9 @@ def test_a_fused_cell_joins_the_gates_of_a_unit(kind, num_gates):
         labels[id(tensor)] = Labels((Field(ids.view([1] * (tensor.dim() - 1) + [-1])),))
     outs = [torch.zeros(3, width), torch.zeros(3, width), torch.zeros(3, num_gates * width)][4 - num_gates :]
     packet = getattr(torch.ops.aten, f"_thnn_fused_{kind}_cell")
-    operation = Operation(constraints, lambda t: labels[id(t)], packet, tensors, {}, outs, lambda n: None, None, None)
+    operation = Operation(
+        constraints, lambda t: labels[id(t)], packet, tensors, {}, outs, lambda n: None, None, None, None
+    )
     found = RULES[f"_thnn_fused_{kind}_cell"](operation)
     a, b = (torch.cat([getattr(edge, side) for edge in constraints.edges]).numpy() for side in "ab")
     of = components(start, a, b)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in 
 
 def as_dict(batch):
     inputs, y = batch
-    return {**inputs.graph.to_dict(), "rows": inputs.rows, "labels": y}
+    return {k: torch.as_tensor(v) for k, v in {**inputs.graph.to_dict(), "rows": inputs.rows, "labels": y}.items()}
 
 
 def equal(a, b):
