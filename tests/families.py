@@ -1194,21 +1194,64 @@ def mlp_mixer() -> Example:
     return nn.Sequential(*patches, *blocks, nn.LayerNorm(16), mean, nn.Linear(16, 5)), torch.randn(3, 3, 12, 12)
 
 
-class LSTMLanguageModel(nn.Module):
-    def __init__(self) -> None:
+class Recurrent(nn.Module):
+    """An embedding, a recurrent layer as ``run`` runs it, and a dense layer."""
+
+    def __init__(self, layer: nn.Module, run: Callable[[nn.Module, Tensor], Tensor], width: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(40, 12)
-        self.lstm = nn.LSTM(12, 18, num_layers=2, dropout=0.1, batch_first=True)
-        self.decoder = nn.Linear(18, 40)
+        self.embedding, self.layer, self.decoder = nn.Embedding(40, 12), layer, nn.Linear(width, 40)
+        self.run = run
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x, _ = self.lstm(self.embedding(tokens))
-        return self.decoder(x)
+        return self.decoder(self.run(self.layer, self.embedding(tokens)))
 
 
-@family("lstm", "LSTM language model", undealt="everything: the LSTM runs as one operation")
+def all_outputs(layer: nn.Module, x: Tensor) -> Tensor:
+    return layer(x)[0]
+
+
+# A unit of a layer and direction is held with the same ones of the others: nn.LSTM has one hidden size.
+@family("lstm", "LSTM language model, two layers", neurons=[12, 18])
 def lstm() -> Example:
-    return LSTMLanguageModel(), torch.randint(40, (3, 7))
+    layer = nn.LSTM(12, 18, num_layers=2, dropout=0.1, batch_first=True)
+    return Recurrent(layer, all_outputs, 18), torch.randint(40, (3, 7))
+
+
+@family("lstm-projected", "LSTM with projections", neurons=[12, 18, 14])
+def lstm_projected() -> Example:
+    return Recurrent(nn.LSTM(12, 18, proj_size=14), all_outputs, 14), torch.randint(40, (3, 7))
+
+
+@family("gru", "GRU in both directions over packed sequences", neurons=[12, 18])
+def gru() -> Example:
+    def run(layer: nn.Module, x: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([7, 4, 5]), True, enforce_sorted=False)
+        return nn.utils.rnn.pad_packed_sequence(layer(packed)[0], batch_first=True)[0]
+
+    return Recurrent(nn.GRU(12, 18, bidirectional=True, batch_first=True), run, 36), torch.randint(40, (3, 7))
+
+
+@family("rnn", "RNN from a learned state, its last state read", neurons=[12, 18])
+def rnn() -> Example:
+    def run(layer: Any, x: Tensor) -> Tensor:
+        return layer(x, layer.state.expand(-1, x.shape[1], -1).contiguous())[1][-1]
+
+    layer = nn.RNN(12, 18, num_layers=2, nonlinearity="relu")
+    layer.state = nn.Parameter(torch.randn(2, 1, 18))
+    return Recurrent(layer, run, 18), torch.randint(40, (3, 7))
+
+
+@family("lstm-cell", "LSTM cell step by step, into a tensor made before", neurons=[12, 18])
+def lstm_cell() -> Example:
+    def run(cell: Any, x: Tensor) -> Tensor:
+        state = tuple(x.new_zeros(len(x), cell.hidden_size) for _ in range(2))
+        found = x.new_zeros(*x.shape[:2], cell.hidden_size)
+        for t in range(x.shape[1]):
+            state = cell(x[:, t], state)
+            found[:, t] = state[0]
+        return found
+
+    return Recurrent(nn.LSTMCell(12, 18), run, 18), torch.randint(40, (3, 4))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

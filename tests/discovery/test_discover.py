@@ -204,8 +204,7 @@ EMBEDDING = torch.randn(2, 12, dtype=torch.float64)
 
 ODD = {  # each was once dealt out wrongly
     "a prefix filled": lambda x: _written(x, lambda m: m[:, :3].fill_(0)),
-    "a half set": lambda x: _written(x, lambda m: m[:, x.shape[1] // 2 :].mul_(2)),
-    "every second set": lambda x: _written(x, lambda m: m[:, ::2].add_(1)),
+    "a half filled, by number": lambda x: _written(x, lambda m: m[:, 6:].mul_(2)),
     "set one by one": lambda x: _written(x, lambda m: [m[:, i].mul_(2.0**-i) for i in range(m.shape[1])]),
     "a diagonal filled": lambda x: x * torch.ones(x.shape[1], x.shape[1]).fill_diagonal_(0).sum(0),
     "a triangle filled": lambda x: (x[:, :, None] * torch.ones(5, dtype=x.dtype)).tril_().sum(-1),
@@ -237,6 +236,22 @@ def test_odd_forwards_are_left_whole(between):
     model, x = doubled(Around(between), torch.randn(7, 5))
     plan = discover(model, x)
     assert "first" not in [axis.name for axis in plan.axes]
+    for units in dealt_to(plan, 2):
+        assert_narrow_equals_masked(model, plan, x, units)
+
+
+FILLED = {
+    "a half": (6, lambda x: _written(x, lambda m: m[:, x.shape[1] // 2 :].mul_(2))),
+    "every second": (6, lambda x: _written(x, lambda m: m[:, ::2].add_(1))),
+    "row by row": (12, lambda x: _written(x, lambda m: [m[i].copy_(x[i].sin()) for i in range(len(x))])),
+}
+
+
+@pytest.mark.parametrize(("num_units", "between"), FILLED.values(), ids=FILLED)
+def test_a_tensor_made_first_and_filled_in_parts_has_the_units_of_what_fills_it(num_units, between):
+    model, x = doubled(Around(between), torch.randn(7, 5))
+    plan = discover(model, x)
+    assert {axis.name: axis.num_units for axis in plan.axes}["first"] == num_units
     for units in dealt_to(plan, 2):
         assert_narrow_equals_masked(model, plan, x, units)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from skerry.randomness import own_random_state
@@ -16,7 +17,7 @@ from skerry.randomness import own_random_state
 
 @contextmanager
 def without_side_effects(model: nn.Module, training: bool = False) -> Iterator[None]:
-    """Run ``model`` in one mode, without gradients and with attention as separate operations.
+    """Run ``model`` in one mode, without gradients and with attention and recurrent layers as separate operations.
 
     Afterwards modes, attributes of modules and what is in their dicts, lists and sets, and the random state are as
     before. What a forward writes into a buffer in place is not undone.
@@ -27,7 +28,7 @@ def without_side_effects(model: nn.Module, training: bool = False) -> Iterator[N
     model.train(training)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), own_random_state(), sdpa_kernel(SDPBackend.MATH):
+        with torch.no_grad(), own_random_state(), sdpa_kernel(SDPBackend.MATH), _unrolled(model):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -41,6 +42,38 @@ def without_side_effects(model: nn.Module, training: bool = False) -> Iterator[N
 
 def _holds(value: object) -> bool:
     return type(value) in (dict, OrderedDict, defaultdict, list, set)
+
+
+@contextmanager
+def _unrolled(model: nn.Module) -> Iterator[None]:
+    """Run recurrent layers, if there are any, as separate operations."""
+    if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        yield
+        return
+    backends: tuple[Any, ...] = torch.backends.mkldnn, torch.backends.cudnn
+    before = [backend.enabled for backend in backends]
+    try:
+        for backend in backends:
+            backend.enabled = False
+        with _FewTimeSteps():
+            yield
+    finally:
+        for backend, enabled in zip(backends, before, strict=True):
+            backend.enabled = enabled
+
+
+class _FewTimeSteps(TorchFunctionMode):
+    """Runs recurrent layers over two time steps: all later steps do the same operations, and repeat the second one."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one function; packed sequences are run over all steps."""
+        name = getattr(func, "__name__", "")
+        if name not in ("lstm", "gru", "rnn_tanh", "rnn_relu") or not isinstance(args[2], list):
+            return func(*args, **(kwargs or {}))
+        x, time = args[0], 1 if args[8] else 0
+        steps = torch.arange(x.shape[time], device=x.device).clamp(max=1)
+        y, *state = func(x.index_select(time, steps[:2]), *args[1:])
+        return y.index_select(time, steps), *state
 
 
 class WithoutDropout(TorchDispatchMode):

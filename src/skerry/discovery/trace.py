@@ -220,9 +220,8 @@ class _Tracer(TorchDispatchMode):
             return Labels(uniform=tensor.dim() == 0)
         if self.memory_of(tensor) not in self.written:
             return found
-        if found.uniform:
-            return Labels(uniform=tensor.dim() == 0)
-        return replace(found, fields=tuple(replace(one, free=False) for one in found.fields))
+        uniform = found.uniform and tensor.dim() == 0
+        return replace(found, uniform=uniform, fields=tuple(replace(one, free=False) for one in found.fields))
 
     def memory_of(self, tensor: Tensor) -> int:
         """Return the number of the memory that a tensor lies in."""
@@ -273,6 +272,10 @@ class _Tracer(TorchDispatchMode):
             assert len(labels) == len(outs), func
         except Exception:  # the rule does not expect this use of the operation: treat it like one without a rule
             rule, labels = None, pin_everything(operation)
+        labels = [
+            self._settle(out, found) if any(out is w for w in written) else found
+            for out, found in zip(outs, labels, strict=True)
+        ]
         first = labels[0] if labels else Labels()
         numbers = self.numbers.of(func, args, kwargs, outs, written)
         shape = _fixed_sizes(outs[0]) if outs else None
@@ -283,8 +286,7 @@ class _Tracer(TorchDispatchMode):
             )
         )  # fmt: skip
         self.looked = self.looked or _looks_at_values(func, args)
-        for out, found in zip(outs, labels, strict=True):
-            self.labels[out] = self._settle(out, found) if any(out is w for w in written) else found
+        self.labels.update(zip(outs, labels, strict=True))
         return result
 
     def _settle(self, tensor: Tensor, found: Labels) -> Labels:

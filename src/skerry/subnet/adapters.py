@@ -47,6 +47,8 @@ def fit(narrow: nn.Module, full: nn.Module) -> None:
             widths = {"num_embeddings": narrow.weight.shape[0], "embedding_dim": narrow.weight.shape[1]}
         case nn.PReLU():
             widths = {"num_parameters": narrow.weight.shape[0]}
+        case nn.RNNBase() | nn.RNNCellBase():
+            widths = _recurrent(narrow, before)
         case nn.MultiheadAttention():
             multihead_attention(narrow, before)
         case _:
@@ -61,6 +63,13 @@ def fit(narrow: nn.Module, full: nn.Module) -> None:
 def _scaled(number: int, narrow: Tensor, full: Tensor, dim: int = 0) -> int:
     """A number of groups or heads, in proportion to the size that is left of a dim."""
     return number * narrow.shape[dim] // full.shape[dim]
+
+
+def _recurrent(narrow: Any, full: Any) -> dict[str, int]:
+    name = "weight_ih_l0" if isinstance(narrow, nn.RNNBase) else "weight_ih"
+    rows, columns = getattr(narrow, name).shape
+    sizes = {"input_size": columns, "hidden_size": full.hidden_size * rows // len(getattr(full, name))}
+    return sizes | ({"proj_size": len(narrow.weight_hr_l0)} if getattr(full, "proj_size", 0) else {})
 
 
 def multihead_attention(narrow: nn.MultiheadAttention, full: nn.MultiheadAttention) -> None:

@@ -42,6 +42,13 @@ def index_select(op: Operation) -> list[Labels]:
     return [op.collapsed(op.labels_of(x), [int(op.arg(1, "dim", 0)) % max(1, x.dim())])]
 
 
+@rules.add("_pack_padded_sequence")
+def pack(op: Operation) -> list[Labels]:
+    """The sequences of a batch without their padding: (time, batch, ...) becomes (steps, ...)."""
+    left = op.collapsed(op.labels_of(op.args[0]), [0, 1])
+    return op.first_has(replace(left, fields=map_ids(left.fields, lambda ids: ids.squeeze(0))))
+
+
 @rules.add("gather", "take_along_dim", "index_add", "scatter_add", "scatter", "scatter_reduce", "index_copy",
            "index_reduce")  # fmt: skip
 def gather_or_scatter(op: Operation) -> list[Labels]:

@@ -89,7 +89,7 @@ def _sum_of_products(op: Operation, a: Tensor, b: Tensor, equation: str) -> Labe
         [left for one in own if (left := op.constraints.collapse(one, [0] if len(one.dims) > 1 else ())) is not None]
         for own in spread
     ]
-    reader = spread[reads.index(True)] if any(reads) else []
+    reader = spread[1] if reads[1] else spread[0] if reads[0] else []  # of two weights, that of F.linear
     read = [one for one in reader if one.dims == {0}]
     fields = op.constraints.unify([(Labels(tuple(own)), dims) for own, dims in zip(spread, wide, strict=True)])
     op.constraints.mark(read, "in")
