@@ -76,8 +76,7 @@ def discover(
     _check_patterns(model, patches or {})
     if any(parameter.is_meta for parameter in model.parameters()):
         example_inputs = to(example_inputs, torch.device("meta"))
-    buffers = {name: buffer for name, buffer in dense_buffers(model) if buffer.is_floating_point()}
-    labelled: dict[str, Tensor] = {**dict(model.named_parameters()), **buffers}
+    labelled: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(dense_buffers(model))}
 
     def look(without: frozenset[Origin]) -> tuple[list[Trace], Trace, Units]:
         """Return the traces in evaluation mode and, if it runs, in training mode, and both together."""

@@ -141,7 +141,7 @@ def _mismatch(
     full, inputs, exact = _in_double(masked(model, plan, units).train(training), inputs)
     narrow = extract(model, plan, units).train(training)
     if exact:
-        narrow = narrow.double()
+        narrow = _double(narrow)
     else:
         tolerance = max(tolerance, 1e-2)
     running = Running(narrow)
@@ -233,7 +233,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor | None:
 
 def _in_double(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, bool]:
     """Return model and inputs in double precision and True; if that does not run, unchanged and False."""
-    doubled = copy.deepcopy(model).double()
+    doubled = _double(copy.deepcopy(model))
     wide = map_tensors(lambda t: t.double() if t.is_floating_point() else t, inputs)
     try:
         with without_side_effects(doubled):
@@ -241,6 +241,10 @@ def _in_double(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, boo
     except Exception:
         return model, inputs, False
     return doubled, wide, True
+
+
+def _double(model: nn.Module) -> nn.Module:
+    return model.double()._apply(lambda t: t.to(torch.complex128) if t.is_complex() else t)  # type: ignore[no-untyped-call]
 
 
 def _off(a: Tensor, b: Tensor) -> float:

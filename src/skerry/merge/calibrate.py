@@ -11,17 +11,22 @@ stream, or where workers have unequal capacities. The branch of a block is scale
 it. Without the scale the full model's outputs are up to n times too large, which its accuracy may survive but its loss
 does not.
 
+A weight g v / |v| of a weight norm does not change with a factor of v: a subnet's |v| is that of the columns it has, so g
+is multiplied by sqrt(sum_u s_u^2 / sum_u s_u) over the columns u, which is sqrt(s) where all shares are s.
+
 Then batch norm needs the statistics of the full model's own activations. They are measured on calibration inputs and
 stored. Statistics of a test batch are never used: with them, as in the code released with IST, the accuracy on a test
 set sorted by class falls to chance.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # also SyncBatchNorm
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.parametrize import ParametrizationList
 
 from skerry.model.device import wide
 from skerry.model.tensors import frozen_names, named_tensors
@@ -82,15 +87,21 @@ def scaled(model: nn.Module, plan: Plan, share: Share) -> nn.Module:
 
     Frozen parameters are not: nothing changes them.
     """
-    copied, frozen = copy.deepcopy(model).eval(), frozen_names(model)
+    copied, frozen, norms = copy.deepcopy(model).eval(), frozen_names(model), weight_norms(model)
     for name, tensor in named_tensors(copied).items():
         if name not in frozen:
-            scale_(name, tensor, plan, share)
+            scale_(name, tensor, plan, share, norms)
     return copied
 
 
+def weight_norms(model: nn.Module) -> dict[str, str]:
+    """Return the name of the v of each weight norm g v / |v|, by the name of its g."""
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, ParametrizationList)]
+    return {f"{n}.original0": f"{n}.original1" for n, module in lists if isinstance(module[0], _WeightNorm)}
+
+
 @torch.no_grad()
-def scale_(name: str, tensor: Tensor, plan: Plan, share: Share) -> None:
+def scale_(name: str, tensor: Tensor, plan: Plan, share: Share, norms: Mapping[str, str]) -> None:
     """Multiply a full-size tensor by the shares of the units that it reads, in place.
 
     Args:
@@ -98,25 +109,28 @@ def scale_(name: str, tensor: Tensor, plan: Plan, share: Share) -> None:
         tensor: its values.
         plan: its plan.
         share: how likely a subnet has each unit.
+        norms: ``weight_norms`` of the model.
     """
-    row = plan.dims.get(name, ())
+    row = plan.dims.get(norms.get(name, name), ())
     makes = next((d for d, dim in enumerate(row) if dim is not None and dim.role == "out"), None)
+    made = None if makes is None else row[makes]
     for d, dim in enumerate(row):
         if dim is None or dim.role != "in":
             continue
-        if makes is None:
-            scale = dim.look_up(share.alone, 1.0)
-            tensor.mul_(scale.to(tensor).view([-1 if d == k else 1 for k in range(tensor.dim())]))
-            continue
-        made = row[makes]
-        assert made is not None
-        rows = max(1, MAX_FACTORS // len(dim.units))
-        for first in range(0, len(made.units), rows):
-            factors = share.factors(made.units[first : first + rows], dim.units).to(tensor)
+        rows = 1 if made is None else max(1, MAX_FACTORS // len(dim.units))
+        for first in range(0, 1 if made is None else len(made.units), rows):
+            if made is None:
+                factors, part = dim.look_up(share.alone, 1.0)[None], tensor
+            else:
+                factors = share.factors(made.units[first : first + rows], dim.units)
+                part = tensor.narrow(makes, first, len(factors))
+            if name in norms:
+                factors = (factors.square().sum(1) / factors.sum(1).clamp(min=1e-30)).sqrt()[:, None]
             shape = [1] * tensor.dim()
-            shape[makes], shape[d] = factors.shape
-            part = tensor.narrow(makes, first, shape[makes])
-            part.mul_((factors if makes < d else factors.mT).reshape(shape))
+            shape[d] = factors.shape[1]
+            if makes is not None:
+                shape[makes] = factors.shape[0]
+            part.mul_((factors if makes is None or makes < d else factors.mT).reshape(shape).to(tensor))
     if name in plan.scaled:
         tensor.mul_(share.alone[plan.scaled[name]].to(tensor))
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from skerry.merge.calibrate import weight_norms
 from skerry.model.inputs import Inputs, call, to
 from skerry.plan.table import Plan
 
@@ -62,7 +63,9 @@ def fit_scale(
     fitted = copy.deepcopy(model).eval()
     given = dict(fitted.named_parameters())
     trained = {n for n, parameter in given.items() if parameter.requires_grad}
-    reads = [n for n, row in plan.dims.items() if n in trained and any(dim and dim.role == "in" for dim in row)]
+    norm_of = {v: g for g, v in weight_norms(fitted).items()}  # a factor of v alone would change nothing
+    reads = [norm_of.get(n, n) for n, row in plan.dims.items() if any(dim and dim.role == "in" for dim in row)]
+    reads = [name for name in reads if name in trained]
     if not reads:
         return fitted
     logs = torch.zeros(len(reads), requires_grad=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from skerry.merge.calibrate import scale_
+from skerry.merge.calibrate import scale_, weight_norms
 from skerry.model.tensors import fill_, frozen_names, named_tensors, saved_names, skeleton
 from skerry.partitions.share import Share
 from skerry.plan.table import Plan
@@ -43,7 +43,7 @@ class Streamed(nn.Module):
     def __init__(self, model: nn.Module, plan: Plan, share: Share, gather: Gather, device: torch.device = CPU) -> None:
         super().__init__()
         self._plan, self._share, self._gather = plan, share, gather
-        empty, self._frozen = named_tensors(model), frozen_names(model)
+        empty, self._frozen, self._norms = named_tensors(model), frozen_names(model), weight_norms(model)
         self._large = [name for name, tensor in empty.items() if tensor.dim() > 1]
         small = gather([name for name in empty if name not in self._large], only_first=False)
         self._most = max((empty[name].nbytes for name in self._large), default=0)
@@ -109,7 +109,7 @@ class Streamed(nn.Module):
     def _scaled(self, name: str, tensor: Tensor) -> Tensor:
         tensor = tensor.clone() if name not in self._large else tensor
         if name not in self._frozen:
-            scale_(name, tensor, self._plan, self._share)
+            scale_(name, tensor, self._plan, self._share, self._norms)
         return tensor
 
 

@@ -101,3 +101,31 @@ def pixel_shuffle(op: Operation) -> list[Labels]:
         fields = op.constraints.collapse_all(grouped, [channel + 1])
         fields = map_ids(fields, lambda ids: ids.squeeze(channel + 1))
     return [Labels(op.constraints.activation(fields))]
+
+
+@rules.add("im2col", "col2im")
+def patches(op: Operation) -> list[Labels]:
+    """``F.unfold``: each channel's pixels of a patch become neighbouring rows, or back again (``F.fold``)."""
+    x, out, unfolds = op.args[0], op.outs[0], op.name == "im2col"
+    channel = x.dim() - 3 if unfolds else x.dim() - 2
+    left = op.collapsed(op.labels_of(x), range(channel + 1, x.dim()))
+    image, rows = (x, out) if unfolds else (out, x)
+    channels, area = image.shape[-3], rows.shape[-2] // image.shape[-3]
+
+    def moved(ids: Tensor) -> Tensor:
+        ids = ids.squeeze(-1) if unfolds else ids.unsqueeze(-1)
+        return ids.repeat_interleave(area, channel) if unfolds and ids.shape[channel] > 1 else ids
+
+    if not unfolds:
+        blocks = torch.Size([*x.shape[:channel], channels, area, x.shape[-1]])
+        fields = op.constraints.collapse_all(map_ids(left.fields, lambda i: reshaped(i, x.shape, blocks)), [channel + 1])
+        left = Labels(map_ids(fields, lambda ids: ids.squeeze(channel + 1)))
+    return [Labels(op.constraints.activation(map_ids(left.fields, moved)))]
+
+
+@rules.add("grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler")
+def grid_sample(op: Operation) -> list[Labels]:
+    """The pixels of each channel at places that are the same for all channels."""
+    x, grid = op.args[:2]
+    op.constraints.pin(op.labels_of(grid).fields)
+    return [Labels(op.constraints.activation(op.collapsed(op.labels_of(x), range(2, x.dim())).fields))]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from skerry.discovery.index_labels import Labels, map_ids, reshaped
-from skerry.discovery.operations.operation import Operation, RuleTable
+from skerry.discovery.operations.operation import Operation, RuleTable, wide_dims
 
 rules = RuleTable()
 
@@ -51,3 +51,17 @@ def batch_norm(op: Operation) -> list[Labels]:
             along = map_ids(op.labels_of(tensor).fields, lambda ids: ids.view(shape))
             pairs.append((Labels(along), wide & {1}))
     return op.first_has(op.combined(pairs))
+
+
+@rules.add("_weight_norm_interface")
+def weight_norm(op: Operation) -> list[Labels]:
+    """``g v / |v|``, a norm for each index of one dim. It may leave out what it sums over where the product does, too.
+
+    So that dim must make units, and the others must sum over them, or nothing of it is dealt out.
+    """
+    v, g, dim = op.args[0], op.args[1], int(op.arg(2, "dim", 0))
+    direction, norm = op.labels_of(v), op.labels_of(g)
+    fields = op.constraints.unify([(direction, wide_dims(v)), (norm, wide_dims(g))])
+    op.constraints.mark((one for one in fields if one.dims == {dim}), "out")
+    op.constraints.mark((one for one in fields if one.dims != {dim}), "in")
+    return op.first_has(Labels(fields, weight=direction.weight and norm.weight))

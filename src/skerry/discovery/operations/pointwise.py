@@ -14,14 +14,15 @@ _KEEP_ZERO_IF_ALL_ARE = ("add", "sub")
 @rules.add("where", "masked_fill", "copy", "clamp", "lerp", "addcmul", "addcdiv", "gelu", "silu", "mish", "hardswish",
            "hardsigmoid", "hardtanh", "leaky_relu", "elu", "prelu", "_prelu_kernel", "rrelu_with_noise", "softplus",
            "log_sigmoid_forward", "threshold", "celu", "selu", "relu6", "bitwise_and", "isin",
-           "nan_to_num")  # fmt: skip
+           "nan_to_num", "complex", "polar")  # fmt: skip
 def pointwise(op: Operation) -> list[Labels]:
     """Each element of the result needs the elements it was computed from."""
     num_dims = op.outs[0].dim()
-    tensors = op.tensors()
     if not num_dims:
         return [Labels(uniform=True) for _ in op.outs]
-    inputs = [op.aligned(t, num_dims) for t in tensors]
+    inputs = [op.aligned(t, num_dims) for t in op.tensors()]
+    if op.name == "mul":
+        inputs.sort(key=lambda one: not one[0].weight)  # a mask times a weight
     found = [labels for labels, _ in inputs]
     fields = op.constraints.unify(inputs)
     if all(labels.uniform for labels in found):
@@ -29,7 +30,7 @@ def pointwise(op: Operation) -> list[Labels]:
     wide = frozenset().union(*(dims for _, dims in inputs), *(one.dims for one in fields))
     fields += op.broadcast([d for d, n in enumerate(op.outs[0].shape) if n > 1 and d not in wide])
     first, others = found[0], found[1:]
-    scaled = op.name in _KEEP_ZERO and first.weight and all(labels.weight or labels.uniform for labels in others)
+    scaled = op.name in _KEEP_ZERO and first.weight and all(map(_constant, others))
     # A sum is zero where a weight is only if all of its terms are: each must have labels along the same dims.
     along = [{one.dims for one in labels.fields} for labels in found]
     added = op.name in _KEEP_ZERO_IF_ALL_ARE and len(found) == 2 and all(labels.weight for labels in found)
@@ -42,3 +43,8 @@ def pointwise(op: Operation) -> list[Labels]:
     if op.name == "exp":
         op.constraints.heads.extend(one.ids.flatten() for one in result)  # a softmax written out
     return [Labels(result) for _ in op.outs]
+
+
+def _constant(labels: Labels) -> bool:
+    """Whether a tensor is of weights or buffers alone, or has one value everywhere."""
+    return labels.weight or labels.uniform or bool(labels.fields and all(one.origins for one in labels.fields))

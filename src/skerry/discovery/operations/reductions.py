@@ -38,7 +38,7 @@ def statistic(op: Operation) -> list[Labels]:
 
 @rules.add("flip", "roll", "tril", "triu", "diagonal", "constant_pad_nd", "topk", "sort", "argsort", "cumsum",
            "cumprod", "logcumsumexp", "_softmax", "_log_softmax", "_safe_softmax", "softmax",
-           "log_softmax")  # fmt: skip
+           "log_softmax", "_fft_r2c", "_fft_c2r", "_fft_c2c")  # fmt: skip
 def mixes_along(op: Operation) -> list[Labels]:
     """The result has as many dims, but along some of them each element depends on all others or on its position."""
     x = op.args[0]
@@ -55,6 +55,8 @@ def mixes_along(op: Operation) -> list[Labels]:
 def _mixed_dims(op: Operation, num_dims: int) -> list[int]:
     if op.name in ("tril", "triu", "diagonal"):
         return [-2, -1]
+    if "fft" in op.name:
+        return list(op.args[1])
     if op.name == "constant_pad_nd":
         pad = op.args[1]
         return [-1 - k for k in range(len(pad) // 2) if pad[2 * k] or pad[2 * k + 1]]

@@ -10,11 +10,28 @@ from skerry.discovery.operations.operation import Operation, RuleTable, pin_ever
 rules = RuleTable()
 
 
-@rules.add("clone", "detach", "alias", "lift_fresh", "contiguous", "_to_copy", "dropout", "native_dropout", "_conj",
-           "view_as_real")  # fmt: skip
+@rules.add("clone", "detach", "alias", "lift_fresh", "contiguous", "_to_copy", "dropout", "native_dropout",
+           "_conj")  # fmt: skip
 def unchanged(op: Operation) -> list[Labels]:
     """The same elements in the same places."""
     return op.first_has(op.labels_of(op.args[0]))
+
+
+@rules.add("view_as_real", "view_as_complex")
+def pairs(op: Operation) -> list[Labels]:
+    """A complex number is a dim of two."""
+    x = op.args[0]
+    if op.name == "view_as_real":
+        return [replace(old := op.labels_of(x), fields=map_ids(old.fields, lambda ids: ids.unsqueeze(-1)))]
+    left = op.collapsed(op.labels_of(x), [x.dim() - 1])
+    return [replace(left, fields=map_ids(left.fields, lambda ids: ids.squeeze(-1)))]
+
+
+@rules.add("unfold")
+def windows(op: Operation) -> list[Labels]:
+    """Windows that slide along a dim; their places are a new last dim."""
+    left = op.collapsed(op.labels_of(op.args[0]), [int(op.args[1]) % op.args[0].dim()])
+    return [replace(left, fields=map_ids(left.fields, lambda ids: ids.unsqueeze(-1)))]
 
 
 @rules.add("as_strided")
