@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.nn import functional as F
 from zoo import CASES, METHODS, MODELS, mlp
 
-from skerry import Checkpoints, Plan, train
+from skerry import Checkpoints, Plan, discover, train
 from skerry.checkpoint.export import export
 from skerry.files import atomic
 from skerry.merge.calibrate import scaled
@@ -68,6 +68,20 @@ def assert_exported(model, folder):
     assert {n for n, tensor in named_tensors(model).items() if not torch.equal(source.read(n), tensor)} == set()
     tied = expected.keys() - named_tensors(model).keys()
     assert set(source.unused) == tied
+
+
+def test_a_weight_norm_is_read_back_with_its_scaled_norm(tmp_path):
+    norm = nn.utils.parametrizations.weight_norm
+    model = nn.Sequential(norm(nn.Linear(6, 12)), nn.ReLU(), norm(nn.Linear(12, 5)))
+    plan = discover(model, torch.randn(7, 6))
+    whole = scaled(model, plan, Share.of(Disjoint(3), plan.axes, 0))
+    export(Whole(whole), tmp_path)
+    assert_exported(whole, tmp_path)
+    assert not torch.equal(whole[2].weight, model[2].weight)
+    gather = lambda names, only_first: {name: named_tensors(model)[name].clone() for name in names}  # noqa: E731
+    streamed = Streamed(skeleton(model), plan, Share.of(Disjoint(3), plan.axes, 0), gather)
+    for name, tensor in streamed.tensors():
+        assert torch.equal(tensor, named_tensors(whole)[name]), name
 
 
 @pytest.mark.parametrize("shard_bytes", [1, 600, 2**20])

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from zoo import blobs, cnn, mlp
 
-from skerry import cosine, ist, train
+from skerry import cosine, discover, ist, train
 from skerry.merge import calibrate
 from skerry.merge.calibrate import check_batch_norm, estimate_batch_norm_
 from skerry.partitions import Disjoint, Everything, Share
@@ -33,6 +33,29 @@ def test_only_consumers_are_scaled_and_the_model_is_left_alone():
         # Of 7 and 11 units one worker has 4 and 6: a unit is more often beside the many than beside the few.
         factor = {"convs.1.weight": 1 / 2, "hidden.weight": (4 * 6 + 3 * 5) / (7 * 11), "out.weight": 1 / 2}
         torch.testing.assert_close(scaled[name], tensor * factor.get(name, 1))
+
+
+def test_the_norm_of_a_weight_norm_is_scaled_so_that_the_full_model_is_the_mean_over_subnets():
+    norm = nn.utils.parametrizations.weight_norm
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), norm(nn.Linear(12, 5, bias=False)))
+    v = model[2].parametrizations.weight.original1
+    with torch.no_grad():
+        v.copy_(v.sign())  # all columns count the same, so the mean is exact
+    x = torch.randn(7, 6)
+    plan = discover(model, x)
+    for partition in (Disjoint(3), Everything(3)):
+        assignment, share = partition.assign(plan.axes, 0), Share.of(partition, plan.axes, 0)
+        mean = torch.stack([extract(model, plan, assignment.units(w))(x) for w in range(3)]).mean(0)
+        torch.testing.assert_close(calibrate(model, plan, share)(x), mean)
+
+
+def test_the_norm_of_a_weight_norm_between_two_dealt_dims_is_scaled_row_by_row():
+    norm = nn.utils.parametrizations.weight_norm
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), norm(nn.Linear(12, 9)), nn.ReLU(), nn.Linear(9, 5))
+    plan = discover(model, torch.randn(7, 6))
+    scaled = calibrate(model, plan, Share.of(Disjoint(3), plan.axes, 0))
+    torch.testing.assert_close(scaled[2].weight, model[2].weight * 3**-0.5)
+    assert torch.equal(model[2].bias, scaled[2].bias)
 
 
 def test_batch_norm_statistics_are_those_of_the_layer_inputs():

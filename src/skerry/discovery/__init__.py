@@ -1,7 +1,8 @@
 """Discovery: what can be dealt out of a model, found by running it once."""
 
-from skerry.discovery.blocks import Blocks
 from skerry.discovery.discover import discover
+from skerry.discovery.named.blocks import Blocks
+from skerry.discovery.named.experts import Experts
 from skerry.discovery.verify import verify
 
-__all__ = ["Blocks", "discover", "verify"]
+__all__ = ["Blocks", "Experts", "discover", "verify"]

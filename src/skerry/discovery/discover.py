@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from skerry.choose import did_you_mean
-from skerry.discovery.blocks import Blocks
 from skerry.discovery.hard_coded_widths import drop_hard_coded
 from skerry.discovery.index_labels import Origin
+from skerry.discovery.named.blocks import Blocks
+from skerry.discovery.named.experts import Experts
 from skerry.discovery.narrow_trial import Trial
 from skerry.discovery.supported_models import check_supported
 from skerry.discovery.trace import ForwardRefused, Trace, trace
@@ -29,7 +30,7 @@ def discover(
     model: nn.Module,
     example_inputs: Inputs,
     *,
-    blocks: Blocks | Sequence[Blocks] = (),
+    blocks: Blocks | Experts | Sequence[Blocks | Experts] = (),
     patches: Mapping[str, Patch] | None = None,
 ) -> Plan:
     """Find what can be dealt out of ``model``, whatever its architecture.
@@ -51,7 +52,7 @@ def discover(
         model: any module; it is not changed.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. A small batch is enough, but
             batch norm needs more than one sample to run in training mode.
-        blocks: residual blocks to deal out whole, beside the units within them.
+        blocks: residual blocks and experts of mixtures to deal out whole, beside the units within them.
         patches: pattern of module names -> ``patch(narrow, full)``, for modules that hard-code a width
             (``skerry.subnet.adapters``).
 
@@ -69,8 +70,8 @@ def discover(
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: got {type(model).__name__}, expected an nn.Module; discover(model, example_inputs)")
-    several = (blocks,) if isinstance(blocks, Blocks) else blocks
-    if not isinstance(several, Sequence) or not all(isinstance(one, Blocks) for one in several):
+    several = (blocks,) if isinstance(blocks, Blocks | Experts) else blocks
+    if not isinstance(several, Sequence) or not all(isinstance(one, Blocks | Experts) for one in several):
         raise ValueError(f"blocks: got {blocks!r}, expected skerry.Blocks('layers.*') or a list of them")
     check_supported(model)
     _check_patterns(model, patches or {})

@@ -188,6 +188,10 @@ def _mismatch(
 
 def _does_not_run(model: nn.Module, where: str, error: Exception) -> str:
     what_to_do = remedy(where, model.get_submodule(where)) if where else _REMEDY
+    if "selected index k out of range" in str(error):
+        what_to_do = (
+            "if a router chooses k experts, a subnet needs at least k: use fewer workers, or deal out no experts"
+        )
     if where and isinstance(model.get_submodule(where), nn.modules.batchnorm._BatchNorm):
         what_to_do = (
             f"if the plan has no rule for it, add one: '{where}': Out(the axis before it); else leave the axis whole"
@@ -244,7 +248,8 @@ def _in_double(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, boo
 
 
 def _double(model: nn.Module) -> nn.Module:
-    return model.double()._apply(lambda t: t.to(torch.complex128) if t.is_complex() else t)  # type: ignore[no-untyped-call]
+    model.double()._apply(lambda t: t.to(torch.complex128) if t.is_complex() else t)  # type: ignore[no-untyped-call]
+    return model
 
 
 def _off(a: Tensor, b: Tensor) -> float:

@@ -11,8 +11,8 @@ stream, or where workers have unequal capacities. The branch of a block is scale
 it. Without the scale the full model's outputs are up to n times too large, which its accuracy may survive but its loss
 does not.
 
-A weight g v / |v| of a weight norm does not change with a factor of v: a subnet's |v| is that of the columns it has, so g
-is multiplied by sqrt(sum_u s_u^2 / sum_u s_u) over the columns u, which is sqrt(s) where all shares are s.
+A weight norm's g v / |v| does not change with a factor of v. A subnet's |v| is that of the columns it has, so g is
+multiplied by sqrt(sum_u s_u^2 / sum_u s_u) over the columns u, which is sqrt(s) where all shares are s.
 
 Then batch norm needs the statistics of the full model's own activations. They are measured on calibration inputs and
 stored. Statistics of a test batch are never used: with them, as in the code released with IST, the accuracy on a test
@@ -119,7 +119,7 @@ def scale_(name: str, tensor: Tensor, plan: Plan, share: Share, norms: Mapping[s
             continue
         rows = 1 if made is None else max(1, MAX_FACTORS // len(dim.units))
         for first in range(0, 1 if made is None else len(made.units), rows):
-            if made is None:
+            if makes is None or made is None:
                 factors, part = dim.look_up(share.alone, 1.0)[None], tensor
             else:
                 factors = share.factors(made.units[first : first + rows], dim.units)

@@ -30,6 +30,24 @@ class Skipped(nn.Module):
         return x
 
 
+class Held(nn.ModuleList):
+    """The experts of a list that a subnet has: without gaps by index, but under the names of the full model."""
+
+    def __getitem__(self, k: Any) -> Any:
+        """Return the k-th of them."""
+        return list(self)[k]
+
+
+def _without_skipped_(subnet: nn.Module, plan: Plan) -> None:
+    """Replace each list of experts by those that are held."""
+    experts = {unit for axis in plan.axes if axis.kind == "experts" for unit in axis.units}
+    for path in dict.fromkeys(block.rpartition(".")[0] for block, unit in plan.blocks.items() if unit in experts):
+        held = Held()
+        every = subnet.get_submodule(path).named_children()
+        held._modules = {name: module for name, module in every if not isinstance(module, Skipped)}
+        subnet.set_submodule(path, held)
+
+
 def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
     """Return ``copy.deepcopy(module, memo)``, faster: a module's dozen empty tables of hooks are not deep-copied."""
     if id(module) in memo:
@@ -100,6 +118,7 @@ def extract(model: nn.Module, plan: Plan, units: Tensor, *, copy_shared: bool = 
         raise ValueError(
             f"the model cannot be copied ({error}); keep what cannot be copied outside of its modules"
         ) from error
+    _without_skipped_(subnet, plan)
     fulls = dict(model.named_modules())
     counts = {axis.name: (int(cuts.held[axis.units].sum()), axis.num_units) for axis in plan.axes}
     with _parametrizations_at_rest(model), _parametrizations_at_rest(subnet):

@@ -118,7 +118,9 @@ def patches(op: Operation) -> list[Labels]:
 
     if not unfolds:
         blocks = torch.Size([*x.shape[:channel], channels, area, x.shape[-1]])
-        fields = op.constraints.collapse_all(map_ids(left.fields, lambda i: reshaped(i, x.shape, blocks)), [channel + 1])
+        fields = op.constraints.collapse_all(
+            map_ids(left.fields, lambda i: reshaped(i, x.shape, blocks)), [channel + 1]
+        )
         left = Labels(map_ids(fields, lambda ids: ids.squeeze(channel + 1)))
     return [Labels(op.constraints.activation(map_ids(left.fields, moved)))]
 

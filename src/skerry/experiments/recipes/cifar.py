@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from skerry.discovery.blocks import Blocks
+from skerry.discovery.named.blocks import Blocks
 from skerry.experiments.config import Config
 from skerry.experiments.datasets.archives import frozen
 from skerry.experiments.datasets.cifar import cifar10, cifar10_jpeg

@@ -1,0 +1,1 @@
+"""Units that are named by the user rather than found: residual blocks, and experts of mixtures."""
