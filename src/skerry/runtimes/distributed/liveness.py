@@ -2,9 +2,10 @@
 
 A process in long local steps is slow; one that is stopped or cut off is lost. A timeout on the exchange alone cannot
 tell them apart. So a thread of each process increments a counter in the group's store, twice a second, and reads the
-counters of the others. The first process that finds a counter standing still says whose it is, and all end with
-that rank in their message. When a connection breaks (at once if a process is killed), the counters tell who was
-lost. A process that fails says why (``meeting.py``).
+counters of the others. While a call holds the interpreter's lock no thread runs, so a second counter goes up as long as
+the process uses the processor (``busy.py``). The first process that finds both standing still says whose they are, and
+all end with that rank in their message. When a connection breaks (at once if a process is killed), the counters tell
+who was lost. A process that fails says why (``meeting.py``).
 """
 
 import contextlib
@@ -17,7 +18,8 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from skerry.runtimes.distributed.meeting import ENDING, ENDS, Meeting, PeerLost, Place
+from skerry.runtimes.distributed import busy
+from skerry.runtimes.distributed.meeting import BUSY, ENDING, ENDS, Meeting, PeerLost, Place
 
 _CONNECT_S = 60.0
 """Seconds in which gloo must connect processes that have all come."""
@@ -39,7 +41,9 @@ class Liveness:
         self._interval = min(0.5, timeout_s / 10)
         self._meeting = Meeting(place, place.open(max(1.0, timeout_s * 0.8)))
         self._where = "round 0, start"
-        self._seen: dict[int, tuple[str, float]] = {}
+        self._seen: dict[int, tuple[tuple[str, str], float]] = {}
+        key = f"/{place.prefix}/{BUSY}/{place.rank}"
+        self._outside = busy.start(place.host, place.port, key, self._interval)
         self._suspicious: float | None = None
         self._signals: socket.socket | None = None
         self._before: Callable[[], None] = lambda: None  # restores the handler of SIGTERM
@@ -77,6 +81,7 @@ class Liveness:
         self._ended.set()
         self._before()
         self._thread.join()
+        self._end_outside()
         with contextlib.suppress(RuntimeError):  # the store is gone
             self._meeting.leave(self._timeout_s)
 
@@ -84,8 +89,14 @@ class Liveness:
         """Tell the others why this process ends, which reports it by itself."""
         self._ended.set()
         self._thread.join(self._interval)
+        self._end_outside()
         with contextlib.suppress(RuntimeError):  # the store is gone
             self._meeting.tell(why)
+
+    def _end_outside(self) -> None:
+        if self._outside is not None:
+            self._outside.terminate()
+            self._outside.wait()
 
     def suspect(self) -> None:
         """After a broken connection: wait until it is known who is lost, which ends this process."""
@@ -136,13 +147,13 @@ class Liveness:
 
     def _beat(self, count: int) -> str | None:
         """Increment the counter, read those of the others, and return why this process must end, if it must."""
-        signs, failure = self._meeting.beat(ENDS if self._at_end else f"{count}")
+        signs, outside, failure = self._meeting.beat(ENDS if self._at_end else f"{count}")
         now = time.monotonic()
         if now - self._beaten > _BEATS * self._interval:  # this process was stopped itself
             self._seen = {rank: (sign, now) for rank, (sign, _) in self._seen.items()}
         self._beaten = now
-        for rank, sign in enumerate(signs):
-            if rank == self._rank or sign in ENDING or sign != self._seen.get(rank, ("", 0.0))[0]:
+        for rank, sign in enumerate(zip(signs, outside, strict=True)):
+            if rank == self._rank or sign[0] in ENDING or rank not in self._seen or sign != self._seen[rank][0]:
                 self._seen[rank] = (sign, now)
         if failure is not None:
             return failure

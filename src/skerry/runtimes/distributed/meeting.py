@@ -34,6 +34,8 @@ _LATE_S = 30.0
 _TELL_S = 5.0
 """Seconds for which a process that fails waits for others to read why."""
 _FAILURE, _NO_FAILURE = "failure", "-"
+BUSY = "busy"
+"""Names of the keys for signs of life from outside (``busy.py``) begin with it."""
 ENDS, _LEFT = "ends", "left"
 ENDING = (ENDS, _LEFT)
 """In place of signs of life: the process ends, or does not use the store any more."""
@@ -94,7 +96,12 @@ class Place:
             self.host, self.port, is_master=serve, wait_for_workers=False, multi_tenant=serve,
             timeout=timedelta(seconds=timeout_s),
         )  # fmt: skip
-        return dist.PrefixStore(f"skerry/{self.restart}.{self.num_joined}", store)  # type: ignore[attr-defined]
+        return dist.PrefixStore(self.prefix, store)  # type: ignore[attr-defined]
+
+    @property
+    def prefix(self) -> str:
+        """What the names of the group's keys begin with."""
+        return f"skerry/{self.restart}.{self.num_joined}"
 
     def use_its_interface(self) -> None:
         """Let gloo use the network interface by which the store is reached, unless GLOO_SOCKET_IFNAME names one.
@@ -167,6 +174,7 @@ class Meeting:
     def __init__(self, place: Place, store: Any) -> None:
         self._rank, self._store = place.rank, store
         self._signs = [f"alive/{r}" for r in range(place.num_processes)]
+        self._busy = [f"{BUSY}/{r}" for r in range(place.num_processes)]
         store.compare_set(_FAILURE, "", _NO_FAILURE)
 
     def wait_for_all(self) -> None:
@@ -179,6 +187,7 @@ class Meeting:
         own, came, told = versions(), time.monotonic(), False
         of_all = [f"versions/{r}" for r in range(len(self._signs))]
         self._store.set(self._signs[self._rank], "0")
+        self._store.set(self._busy[self._rank], "0")
         self._store.set(of_all[self._rank], own)
         while missing := [rank for rank, key in enumerate(of_all) if not self._store.check([key])]:
             failure = self._store.get(_FAILURE).decode()
@@ -201,11 +210,12 @@ class Meeting:
                     "machines"
                 )
 
-    def beat(self, sign: str) -> tuple[list[str], str | None]:
-        """Give a sign of life; return those of all processes, and the failure message, None if there is none."""
+    def beat(self, sign: str) -> tuple[list[str], list[str], str | None]:
+        """Give a sign of life; return those of all processes, from inside and from outside, and the failure message."""
         self._store.set(self._signs[self._rank], sign)
-        *signs, failure = (text.decode() for text in self._store.multi_get([*self._signs, _FAILURE]))
-        return signs, None if failure == _NO_FAILURE else failure
+        *signs, failure = (text.decode() for text in self._store.multi_get([*self._signs, *self._busy, _FAILURE]))
+        num = len(self._signs)
+        return signs[:num], signs[num:], None if failure == _NO_FAILURE else failure
 
     def tell_of_lost(self, rank: int, text: str) -> str:
         """Tell of a process that is lost, unless there is a failure message already; return the one that counts."""
