@@ -1,16 +1,19 @@
 """Random models from all supported operations: whatever discover returns must be right, and must run."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from equivalence import assert_narrow_equals_masked, assert_write_back_is_exact, dealt_to, doubled
-from hypothesis import event, given, settings
+from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skerry import discover
+from skerry import discover, verify
+from skerry.discovery.constraints import Constraints
+from skerry.discovery.operations.rules import RULES
 from skerry.discovery.trace import trace
 
 Draw = Callable[[st.SearchStrategy], object]
@@ -165,6 +168,39 @@ def programs(draw: Draw) -> tuple[Program, tuple[Tensor, ...]]:
         elif kind == "gqa":
             q, k, o = keep(nn.Linear(w, 8)), keep(nn.Linear(w, 4)), keep(nn.Linear(8, w))
             add(lambda n, v, a=a, q=q, k=k, o=o: n.parts[o](_grouped_queries(n.parts[q](v[a]), n.parts[k](v[a]))), w)
+        elif kind == "cross_attention":
+            b, heads = pick(), draw(st.sampled_from([2, 3]))
+            q, kv, o = (
+                keep(nn.Linear(w, 2 * heads)),
+                keep(nn.Linear(widths[b], 4 * heads)),
+                keep(nn.Linear(2 * heads, w)),
+            )
+            mask = draw(st.booleans())
+            add(
+                lambda n, v, a=a, b=b, q=q, kv=kv, o=o, mask=mask: n.parts[o](
+                    _across(n.parts[q](v[a]), n.parts[kv](v[b]), mask)
+                ),
+                w,
+            )
+        elif kind == "mqa":  # one key head for all
+            q, kv, o = keep(nn.Linear(w, 8)), keep(nn.Linear(w, 4)), keep(nn.Linear(8, w))
+            add(lambda n, v, a=a, q=q, kv=kv, o=o: n.parts[o](_one_key_head(n.parts[q](v[a]), n.parts[kv](v[a]))), w)
+        elif kind == "rnn":
+            layer, o = draw(st.sampled_from([nn.LSTM, nn.GRU, nn.RNN])), draw(st.sampled_from([4, 6]))
+            both, layers = draw(st.booleans()), draw(st.integers(1, 2))
+            m = keep(layer(w, o, num_layers=layers, bidirectional=both, batch_first=True))
+            add(lambda n, v, a=a, m=m: n.parts[m](v[a])[0], o * (1 + both))
+        elif kind == "width":  # a width that is compared
+            at = draw(st.integers(1, w))
+            add(lambda n, v, a=a, at=at: v[a] * 2 if v[a].shape[-1] > at else v[a], w)
+        elif kind == "in_training":
+            f = draw(
+                st.sampled_from([lambda x: x * 2, lambda x: x - x.mean(-1, keepdim=True), lambda x: x / x.shape[-1]])
+            )
+            add(lambda n, v, a=a, f=f: f(v[a]) if n.training else v[a], w)
+        elif kind == "normed_weight":
+            m = keep(nn.utils.parametrizations.weight_norm(nn.Linear(w, o := draw(st.sampled_from([4, 6])))))
+            add(lambda n, v, a=a, m=m: n.parts[m](v[a]), o)
         elif kind == "gate":  # squeeze and excite: a mean over tokens, then a weight a channel
             m = linear(w, w)
             add(lambda n, v, a=a, m=m: v[a] * torch.sigmoid(n.parts[m](v[a].mean(1, keepdim=True))), w)
@@ -217,6 +253,28 @@ def _grouped_queries(q: Tensor, kv: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, kv, kv).transpose(1, 2).flatten(-2)
 
 
+def _across(q: Tensor, kv: Tensor, masked: bool) -> Tensor:
+    q, k, v = (t.unflatten(-1, (-1, 2)).transpose(1, 2) for t in (q, *kv.chunk(2, -1)))
+    scores = q @ k.transpose(-1, -2)
+    if masked:  # the last token is padding, told by a mask as large as the scores
+        padding = torch.arange(5) == 4
+        scores = scores.masked_fill(padding[None, None, None].expand(scores.shape).contiguous(), float("-inf"))
+    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(-2)
+
+
+def _one_key_head(q: Tensor, kv: Tensor) -> Tensor:
+    q, (k, v) = q.unflatten(-1, (-1, 2)).transpose(1, 2), (t[:, None] for t in kv.chunk(2, -1))
+    return F.scaled_dot_product_attention(q, k.expand_as(q), v.expand_as(q)).transpose(1, 2).flatten(-2)
+
+
+def _filled(x: Tensor) -> Tensor:
+    """Token by token, into a tensor made before."""
+    out = torch.zeros_like(x)
+    for t in range(x.shape[1]):
+        out[:, t] = x[:, t] * (t + 1)
+    return out
+
+
 ACTIVATIONS = [torch.relu, torch.tanh, torch.sigmoid, F.gelu, F.silu, torch.square, torch.cos, F.softplus, F.elu]
 
 SAME_WIDTH = {
@@ -227,6 +285,8 @@ SAME_WIDTH = {
     "into_zeros": lambda x: x.new_zeros(x.shape).index_add_(1, torch.tensor([0, 0, 1, 2, 3]), x),
     "mean_tokens": lambda x: x - x.mean(1, keepdim=True),
     "statistic": lambda x: x - x.mean(-1, keepdim=True),
+    "filled": _filled,
+    "fft": lambda x: torch.fft.irfft(torch.fft.rfft(x, dim=1), n=5, dim=1),
 }
 EVEN_WIDTH = {  # and by what it divides the width
     "glu": (lambda x: F.glu(x, -1), 2),
@@ -235,6 +295,8 @@ EVEN_WIDTH = {  # and by what it divides the width
     "regroup": (lambda x: x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2), 1),  # heads, then dims of heads
     "regroup_back": (lambda x: x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2), 1),
     "pairs": (lambda x: x.unflatten(-1, (-1, 2)).sum(-1), 2),
+    "shuffle": (lambda x: F.channel_shuffle(x.transpose(1, 2), 2).transpose(1, 2), 1),
+    "apart": (lambda x: torch.cat([x.chunk(2, -1)[1].relu(), x.chunk(2, -1)[0]], -1), 1),
     "halves": (lambda x: x.unflatten(-1, (2, -1)).mean(-2), 2),
 }
 OF_TWO = {"add": torch.add, "mul": torch.mul, "sub": torch.sub, "maximum": torch.maximum}
@@ -242,7 +304,8 @@ OF_TWO = {"add": torch.add, "mul": torch.mul, "sub": torch.sub, "maximum": torch
 KINDS = [
     *SAME_WIDTH, *EVEN_WIDTH, *OF_TWO, "cat", "chunk", "split", "slice", "index", "stack", "layer_norm", "head_norm",
     "rms", "scale", "constant", "batch_norm", "group_norm", "conv", "depthwise", "grouped", "transposed", "attention",
-    "gqa", "gate", "tied", "low_rank", "einsum", "weight_norm", "pad", "matmul_tokens",
+    "gqa", "gate", "tied", "low_rank", "einsum", "weight_norm", "pad", "matmul_tokens", "cross_attention",
+    "mqa", "rnn", "width", "in_training", "normed_weight",
 ]  # fmt: skip
 
 
@@ -257,8 +320,36 @@ def check(model: nn.Module, inputs: tuple[Tensor, ...], seed: int) -> None:
         return
     workers = min(2 + seed % 4, *(axis.num_units for axis in plan.axes))
     units = dealt_to(plan, workers, seed)[0]
+    if any("= width" in line for line in model.said):
+        try:  # what a forward does at one size only is refused before training
+            verify(model, plan, inputs, pieces=[units])
+        except ValueError:
+            return
     assert_narrow_equals_masked(model, plan, inputs, units, training=bool(seed % 2), tolerance=1e-8)
     assert_write_back_is_exact(model, plan, units)
+
+
+def forgetful(rule):
+    """The rule without the constraints that it adds."""
+    return lambda op: rule(replace(op, constraints=Constraints(op.constraints.op)))
+
+
+WRONG = ["_softmax", "native_layer_norm", "mean", "bmm", "flip", "amax"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_rule_is_found_within_400_examples(name, monkeypatch):
+    monkeypatch.setitem(RULES, name, forgetful(RULES[name]))
+
+    @settings(max_examples=400, phases=[Phase.generate], report_multiple_bugs=False, database=None)
+    @given(programs(), st.integers(0, 1000))
+    def search(program, seed):
+        torch.manual_seed(seed)
+        check(*program, seed)
+
+    with pytest.raises(AssertionError):
+        search()
 
 
 @settings(max_examples=100)
