@@ -7,6 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skerry import discover, verify
+from skerry.discovery.constraints import Constraints
+from skerry.discovery.index_labels import Field, Labels
+from skerry.discovery.operations.operation import Operation
+from skerry.discovery.operations.rules import RULES
+from skerry.discovery.unit_solver import components
 
 weight_norm = nn.utils.parametrizations.weight_norm
 
@@ -119,3 +124,26 @@ def test_complex_weights_are_dealt_out_and_compared_in_double_precision():
     plan = discover(model, X)
     assert sorted(axis.num_units for axis in plan.axes) == [12, 14]
     verify(model, plan, X, tolerance=1e-12)
+
+
+@pytest.mark.parametrize(("kind", "num_gates"), [("lstm", 4), ("gru", 3)])
+def test_a_fused_cell_joins_the_gates_of_a_unit(kind, num_gates):
+    """It runs on GPUs only, so here the rule alone is asked."""
+    width, constraints, labels, start = 6, Constraints(op=0), {}, 1
+    tensors = [torch.zeros(3, num_gates * width), torch.zeros(3, num_gates * width), torch.zeros(3, width)]
+    tensors.append(torch.zeros(num_gates * width))
+    for tensor in tensors:
+        ids = torch.arange(start, start := start + tensor.shape[-1])
+        labels[id(tensor)] = Labels((Field(ids.view([1] * (tensor.dim() - 1) + [-1])),))
+    outs = [torch.zeros(3, width), torch.zeros(3, width), torch.zeros(3, num_gates * width)][4 - num_gates :]
+    packet = getattr(torch.ops.aten, f"_thnn_fused_{kind}_cell")
+    operation = Operation(constraints, lambda t: labels[id(t)], packet, tensors, {}, outs, lambda n: None, None, None)
+    found = RULES[f"_thnn_fused_{kind}_cell"](operation)
+    a, b = (torch.cat([getattr(edge, side) for edge in constraints.edges]).numpy() for side in "ab")
+    of = components(start, a, b)
+    for one in labels.values():
+        units = of[one.fields[0].ids.flatten().numpy()].reshape(-1, width)
+        assert (units == units[:1]).all()
+        assert len(set(units[0])) == width
+    assert [len(one.fields) for one in found] == [1] * (num_gates - 2) + [0]
+    assert {ends for _, _, ends, _ in constraints.even_cuts} == {tuple(range(0, num_gates * width, width))}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from skerry.discovery.index_labels import Field, Labels, Origin, map_ids, reshaped
 from skerry.discovery.operations.operation import Operation, RuleTable, wide_dims
@@ -50,6 +51,22 @@ def glu(op: Operation) -> list[Labels]:
     _cut_evenly(op, old, dim, [half])
     halves = [Labels(_part(old.fields, dim, begin, half)) for begin in (0, half)]
     return [op.combined([(op.constraints.varying(part), wide_dims(out)) for part in halves])]
+
+
+@rules.add("_thnn_fused_lstm_cell", "_thnn_fused_gru_cell")
+def fused_cell(op: Operation) -> list[Labels]:
+    """A step of a recurrent layer on a GPU: a part as wide as the state of each input, and of its bias, is a gate's."""
+    width, num_states = op.args[2].shape[1], 2 if "lstm" in op.name else 1
+    inputs = [op.aligned(op.args[2], 2)]
+    for tensor in (*op.args[:2], *op.args[3:5]):
+        if isinstance(tensor, Tensor):
+            labels, wide = op.aligned(tensor, 2)
+            gates = range(0, tensor.shape[-1], width)
+            _cut_evenly(op, labels, 1, gates)
+            parts = [Labels(_part(labels.fields, 1, begin, width)) for begin in gates]
+            inputs.extend((op.constraints.varying(part), wide) for part in parts)
+    result = op.combined(inputs)
+    return [result if k < num_states else Labels() for k in range(len(op.outs))]
 
 
 def _cut_evenly(op: Operation, labels: Labels, dim: int, ends: Sequence[int]) -> None:
