@@ -38,9 +38,10 @@ to 2, 3 and 5 workers at once, and write-back is exact to the bit.
 - **A width written into a `forward`** (`view(B, T, self.n_head, C // self.n_head)`): discovery runs a narrow net, sees
   it, and adapts it. Numbers that a module keeps (`num_heads`, `config.num_heads`, those in tuples) are scaled in a
   subnet, sizes that a forward takes from its input are replaced while it runs, and what a module gets with a part for
-  each head (slopes of position biases) is cut, if the narrow net then does what the full one does. `print(plan)` says what is adapted. What cannot be adapted is left whole, and its note names the
-  module. Then pass a patch, a function `patch(narrow, full)` that sets the narrow module's numbers, or gives it another
-  `forward`. `nn.MultiheadAttention`, and GPT-2's and GAT's layers, are known.
+  each head (slopes of position biases) is cut, if the narrow net then does what the full one does. `print(plan)` says
+  what is adapted. What cannot be adapted is left whole, and its note names the module. Then pass a patch, a
+  function `patch(narrow, full)` that sets the narrow module's numbers, or gives it another `forward`.
+  `nn.MultiheadAttention`, and GPT-2's and GAT's layers, are known.
 
   ```python notest
   def patch(narrow, full):  # for a forward that views by self.heads
