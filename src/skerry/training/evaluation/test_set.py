@@ -84,7 +84,8 @@ def as_compared(test: Test) -> dict[str, str]:
 def some_inputs(test: Test) -> dict[str, list[float]]:
     """Return some values of each tensor of the inputs, evenly spaced."""
     some = {}
-    for k, tensor in enumerate(torch.atleast_1d(stored(t)[0]) for t in tensors_of(test.inputs)):
+    for k, tensor in enumerate(stored(t)[0] for t in tensors_of(test.inputs)):
+        tensor = tensor if tensor.dim() else tensor[None]
         flat = tensor[:: max(1, len(tensor) // 8)].detach().flatten()
         some[f"input {k} of the test set"] = flat[:: max(1, len(flat) // 64)].double().tolist()
     return some
