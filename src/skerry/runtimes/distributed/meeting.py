@@ -176,6 +176,7 @@ class Meeting:
         self._signs = [f"alive/{r}" for r in range(place.num_processes)]
         self._busy = [f"{BUSY}/{r}" for r in range(place.num_processes)]
         store.compare_set(_FAILURE, "", _NO_FAILURE)
+        store.set(self._busy[self._rank], "0")
 
     def wait_for_all(self) -> None:
         """Wait until all processes have come.
@@ -187,7 +188,6 @@ class Meeting:
         own, came, told = versions(), time.monotonic(), False
         of_all = [f"versions/{r}" for r in range(len(self._signs))]
         self._store.set(self._signs[self._rank], "0")
-        self._store.set(self._busy[self._rank], "0")
         self._store.set(of_all[self._rank], own)
         while missing := [rank for rank, key in enumerate(of_all) if not self._store.check([key])]:
             failure = self._store.get(_FAILURE).decode()
