@@ -76,3 +76,8 @@ KINDS = {
     "whole": lambda g: whole(g, 2, "split"),
 }
 """The ways in which workers get their batches of a graph, for two workers."""
+
+
+def by_name(conv: nn.MessagePassing) -> nn.Sequential:
+    """A Sequential of torch_geometric; here, since it imports the module that makes it."""
+    return nn.Sequential("x, edge_index", [(conv, "x, edge_index -> x")])

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from stopped_runs import latest
 
+from skerry import launch
 from skerry.callbacks import Progress
 from skerry.experiments import theory
 from skerry.experiments.cli import EXTRA, call
@@ -225,8 +226,9 @@ ALL_WARN += ["--set", "batch_size=500", "--set", "model.hidden=8", "--workers", 
 
 @pytest.mark.usefixtures("_bare_pictures")
 @pytest.mark.parametrize("runtime", ["serial", "processes"])
-def test_every_warning_is_one_line_and_in_the_report(tmp_path, capfd, runtime):
+def test_every_warning_is_one_line_and_in_the_report(tmp_path, capfd, monkeypatch, runtime):
     """Those of the data, those before training and those of a round: once, not by every process."""
+    monkeypatch.setattr(sys.modules[launch.__module__], "_START", "spawn")  # a server would write to where it began
     arguments = ["digits-mlp", "--methods", "relay,ist", "--runtime", runtime, "--out", str(tmp_path), *ALL_WARN]
     assert call(["compare", *arguments]) == (0, "")
     told = capfd.readouterr().err.splitlines()

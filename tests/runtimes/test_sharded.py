@@ -130,7 +130,7 @@ def test_the_full_model_is_read_to_the_bit_and_reading_changes_nothing(workers, 
     expected = serially(model, plan, assignments, {}, [()])[1]
     scaled = copied(expected)
     for name in named_tensors(model):
-        scale_(name, scaled[name], plan, share)
+        scale_(name, scaled[name], plan, share, {})
 
     def work(member):
         store = member.keep(beginning(model, plan, assignments[0]))
