@@ -20,7 +20,7 @@ NEEDS = {"pyg_graph_sage": "torch_geometric", "transformers_llama": "transformer
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 STARTED = {"several_processes": [], "torchrun": TORCHRUN, "ray_train": []}
 """Examples with several processes, and how Python starts them."""
-SLOW = ["transformers_llama"]
+SLOW = ["own_recipe", "transformers_llama"]
 
 
 @pytest.mark.filterwarnings("ignore")  # a Python of its own has its own filters
@@ -60,6 +60,7 @@ wait $last
 """
 
 
+@pytest.mark.slow
 def test_the_script_for_slurm(tmp_path, monkeypatch):
     """srun is not here: one that sets what srun sets starts two processes on this machine."""
     (tmp_path / "examples").symlink_to(FOLDER)

@@ -93,6 +93,7 @@ def end_owner(sent: signal.Signals) -> tuple[int, int, int]:
             owner.kill()
 
 
+@pytest.mark.slow
 def test_three_hosts_train_for_two_rounds(tmp_path: Path) -> None:
     """The model equals the serial runtime's; the run's files are complete."""
     settings = ["train", "digits-mlp", "--workers", "3", "--rounds", "2", "--set", "threads=1", "--out"]

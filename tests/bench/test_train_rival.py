@@ -128,6 +128,7 @@ def curves(ran) -> dict[str, list[dict]]:
     return ran[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(QUADRATICS)))
 def test_diloco_is_algorithm_1(ran, number):
     rounds, inner_steps, inner_lr, outer_lr, momentum = QUADRATICS[number]

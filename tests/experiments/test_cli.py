@@ -516,7 +516,9 @@ def test_an_interrupt_promises_only_what_is_there(tmp_path, monkeypatch, command
     assert call(arguments if "nothing" in kept else [*arguments, "--resume"]) == (0, "")
 
 
-@pytest.mark.parametrize("package", EXTRA)
+@pytest.mark.parametrize(
+    "package", [pytest.param(p, marks=[pytest.mark.slow] if k else []) for k, p in enumerate(EXTRA)]
+)
 def test_without_the_extra_one_line_says_what_to_install(package):
     code = f"import sys; sys.modules['{package}'] = None; from skerry.experiments.cli import entry; entry()"
     module = f"import runpy, sys; sys.modules['{package}'] = None; runpy.run_module('skerry', run_name='__main__')"

@@ -88,7 +88,7 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("runtime", "kills"), [("serial", (3, 7)), ("processes", (5,))])
+@pytest.mark.parametrize(("runtime", "kills"), [("serial", (5,)), ("processes", (5,))])
 def test_killed_in_the_middle_of_a_round_and_resumed(undisturbed, tmp_path, runtime, kills):
     out, moment = tmp_path / "x", random.Random(runtime)
     process = _start(out, "--runtime", runtime, *SETTINGS, *OFTEN)
@@ -102,6 +102,7 @@ def test_killed_in_the_middle_of_a_round_and_resumed(undisturbed, tmp_path, runt
     _same_run(undisturbed / runtime, out)
 
 
+@pytest.mark.slow
 def test_killed_before_its_first_checkpoint(undisturbed, tmp_path):
     out = tmp_path / "x"
     process = _start(out, *SETTINGS, "--set", "checkpoint_every_s=1000")
@@ -253,6 +254,7 @@ def test_ctrl_c_while_processes_start_promises_nothing(tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_all_leave_ctrl_c_to_the_process_that_started_them(tmp_path):
     """Also while they import, where it would end them with a traceback."""
     out = tmp_path / "x"

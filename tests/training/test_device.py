@@ -26,9 +26,7 @@ from skerry.training import Test
 from skerry.weights import FromInitializer
 
 CASES = [
-    pytest.param(
-        method, model, marks=[] if model == "mlp" or method in ("ist", "relay", "resist") else pytest.mark.slow
-    )
+    pytest.param(method, model, marks=[] if model == "mlp" or method in ("relay", "resist") else pytest.mark.slow)
     for method in METHODS
     for model in MODELS
     if fits(method, model)
