@@ -206,6 +206,16 @@ def test_heads_are_dealt_out_and_compute_the_same(style):
             assert_narrow_equals_masked(model, plan, x, dealt_to(plan, workers)[0], training=training)
 
 
+def test_slopes_are_cut_where_another_axis_comes_first_and_by_position_or_by_name():
+    model, x = doubled(nn.Sequential(nn.Linear(C, 10), nn.ReLU(), nn.Linear(10, C), Slopes()), X)
+    plan = discover(model, x)
+    assert [(axis.kind, axis.num_units) for axis in plan.axes] == [("neurons", 10), ("heads", H), ("heads", H)]
+    units = dealt_to(plan, 2)[0]
+    assert_narrow_equals_masked(model, plan, x, units)
+    slopes, narrow = torch.ones(len(x) * H, 1, x.shape[1], dtype=x.dtype), extract(model, plan, units)[3].layers[0]
+    torch.testing.assert_close(narrow(x, slopes), narrow(x, slopes=slopes))
+
+
 def test_a_subnet_of_a_subnet_cuts_arguments_twice():
     model, x = doubled(Slopes(), X)
     plan = discover(model, x)

@@ -129,6 +129,10 @@ def test_what_is_no_mixture_is_refused():
         Experts("0.experts").plan(nn.Sequential(Mixture()), x)
     with pytest.raises(ValueError, match="chooses k experts, a subnet needs at least k"):
         Experts("0").plan(nn.Sequential(Mixture(k=5)), x)
+    shared = Mixture()
+    shared.up, shared.down = nn.Linear(6, 8), nn.Linear(8, 6)
+    with pytest.raises(ValueError, match=r"0\.router and 0\.up have 8 rows each.*cannot be told which is the router"):
+        Experts("0").plan(nn.Sequential(shared), x)
 
 
 @pytest.mark.slow

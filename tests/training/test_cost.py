@@ -45,6 +45,20 @@ def test_a_model_that_looks_at_values_is_measured_on_a_real_copy():
     assert torch.equal(model.weight, before)
 
 
+def test_a_loss_that_a_forward_keeps_does_not_prevent_it():
+    class Keeps(torch.nn.Linear):
+        def forward(self, x):
+            out = super().forward(x)
+            self.losses = [out.square().mean()]
+            return out
+
+    model, batch = Keeps(9, 4), (torch.randn(16, 9), torch.randint(0, 4, (16,)))
+    kept = (model(batch[0]), model.losses[0])[1]
+    cost = step_cost(model, F.cross_entropy, batch, lambda net: torch.optim.SGD(net.parameters(), 0.1))
+    assert cost.flop >= 2 * 2 * 16 * 9 * 4
+    assert model.losses[0] is kept
+
+
 @pytest.mark.parametrize(
     "model_name", ["mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name != "mlp")]
 )

@@ -20,6 +20,11 @@ def store_of(graph: Any, mask: str | None, kind: str = "") -> tuple[Any, str]:
     """
     stores = {str(store._key or ""): store for store in graph.node_stores}
     wanted = [k for k, s in stores.items() if k == (kind or k) and "y" in s and (mask in s or not mask)]
+    if len(stores) == 1 and not wanted and not kind:
+        missing = [name for name in ("y", mask) if name and name not in graph]
+        raise ValueError(
+            f"graph: no {' and no '.join(map(repr, missing))}; give mask= the name of a mask, None: all nodes"
+        )
     if len(wanted) != 1:
         raise ValueError(
             f"graph: nodes with 'y'{f' and {mask!r}' if mask else ''} are of {len(wanted)} types, expected 1 of "

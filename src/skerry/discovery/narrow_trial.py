@@ -145,8 +145,9 @@ class Trial:
     def arguments_in(self, module: str, axis: Axis) -> list[str]:
         """Return the names of the cuts of what ``module`` gets with a part for each unit of ``axis``."""
         found = []
+        start = next(one.start for one in self.everything.axes if one.name == axis.name)
         for name, argument, dim, labels in (one for trace in self.traces for one in trace.arguments):
-            ids = self.unit_of_label[labels] - axis.start
+            ids = self.unit_of_label[labels] - start
             if name == module and int(ids[0]) == 0:
                 each = int((ids != 0).nonzero()[0]) if bool(ids.any()) else len(ids)
                 units = torch.arange(axis.num_units).repeat_interleave(each)
@@ -244,12 +245,13 @@ def some_units(plan: Plan) -> Tensor:
     """Return the ids of about 2 of 11 units of each axis: a small net, in which halves and thirds rarely fit.
 
     At least two of each axis that has more than two, because torch lays out dims with one index differently. Of experts
-    the second half, because a router chooses several of them.
+    the second half, because a router chooses several of them. Not the same positions of all axes: two axes that must be
+    one would go unnoticed.
     """
     units = []
-    for axis in plan.axes:
+    for k, axis in enumerate(plan.axes):
         ids = torch.arange(axis.num_units)
-        some = ids[len(ids) // 2 :] if axis.kind == "experts" else ids[torch.isin(ids % 11, torch.tensor([1, 5]))]
+        some = ids[len(ids) // 2 :] if axis.kind == "experts" else ids[torch.isin((ids + k) % 11, torch.tensor([1, 5]))]
         if len(some) < 2 < axis.num_units:
             some = torch.tensor([1, 2] if axis.num_units > 3 else [0, 2])
         units.append(axis.start + some)

@@ -203,6 +203,11 @@ def _does_not_run(model: nn.Module, where: str, error: Exception) -> str:
         what_to_do = (
             "if a router chooses k experts, a subnet needs at least k: use fewer workers, or deal out no experts"
         )
+    if "multiple of 16 bytes" in str(error):
+        what_to_do = (
+            "torch's grouped product takes no such width: use another number of workers, or, for a model of "
+            "transformers, config._experts_implementation = 'eager'"
+        )
     if where and isinstance(model.get_submodule(where), nn.modules.batchnorm._BatchNorm):
         what_to_do = (
             f"if the plan has no rule for it, add one: '{where}': Out(the axis before it); else leave the axis whole"

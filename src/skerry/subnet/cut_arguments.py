@@ -4,6 +4,7 @@ The slopes of linear position biases are the case: the model makes one for each 
 layer gets them. A narrow attention needs those of its heads.
 """
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,13 +41,13 @@ class _Cut:
     held: Tensor
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return the arguments with one of them cut."""
-        if self.argument in kwargs:
-            return args, {**kwargs, self.argument: self._of(kwargs[self.argument])}
-        if self.argument.isdigit() and int(self.argument) < len(args):
-            k = int(self.argument)
-            return (*args[:k], self._of(args[k]), *args[k + 1 :]), kwargs
-        return None
+        """Return the arguments with one of them cut, whether it is given by position or by name."""
+        names = list(inspect.signature(module.forward).parameters)
+        k = int(self.argument) if self.argument.isdigit() else names.index(self.argument)
+        name = names[k] if k < len(names) else ""
+        if name in kwargs:
+            return args, {**kwargs, name: self._of(kwargs[name])}
+        return ((*args[:k], self._of(args[k]), *args[k + 1 :]), kwargs) if k < len(args) else None
 
     def _of(self, value: Any) -> Any:
         if not isinstance(value, Tensor):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from skerry.exchange.owners import owned_range, owner_dim
@@ -64,7 +65,7 @@ def step_cost(subnet: nn.Module, loss_fn: LossFn, batch: tuple[Inputs, Any], opt
     try:
         in_autocast = autocast_device(subnet)
         if in_autocast is None:
-            return _step_cost(copy.deepcopy(subnet), loss_fn, batch, optimizer, torch.device("meta"))
+            return _step_cost(_copied(subnet), loss_fn, batch, optimizer, torch.device("meta"))
         small, likes = skeleton(subnet), named_tensors(subnet)  # on meta autocast does nothing
         with FakeTensorMode(allow_non_fake_inputs=True):
             copied = fill_(small, {n: torch.empty_like(t, device=in_autocast) for n, t in likes.items()})
@@ -73,9 +74,15 @@ def step_cost(subnet: nn.Module, loss_fn: LossFn, batch: tuple[Inputs, Any], opt
     except (RuntimeError, NotImplementedError, ValueError, TypeError):
         parameters = {n: t for n, t in named_tensors(subnet).items() if t.is_meta}
         if parameters:  # their values do not change the cost
-            subnet = fill_(copy.deepcopy(subnet), {n: torch.zeros_like(t, device="cpu") for n, t in parameters.items()})
+            subnet = fill_(_copied(subnet), {n: torch.zeros_like(t, device="cpu") for n, t in parameters.items()})
         with own_random_state():
-            return _step_cost(copy.deepcopy(subnet), loss_fn, batch, optimizer, next(subnet.parameters()).device)
+            return _step_cost(_copied(subnet), loss_fn, batch, optimizer, next(subnet.parameters()).device)
+
+
+def _copied(subnet: nn.Module) -> nn.Module:
+    """Return a copy. A forward may have kept what depends on weights, such as a loss of its own: that is detached."""
+    kept = [t for module in subnet.modules() for t in tree_leaves(list(vars(module).values())) if isinstance(t, Tensor)]
+    return copy.deepcopy(subnet, {id(t): t.detach() for t in kept if t.grad_fn is not None})
 
 
 def _step_cost(

@@ -67,12 +67,24 @@ class Experts:
             dim = DealtDim(torch.arange(axis.start, axis.units.stop, dtype=torch.int32), "out")
             prefix, others = f"{name}." if name else "", tuple(f"{block}." for block in own)
             inside = [n for n in canonical if n.startswith(prefix) and not n.startswith(others)]
-            found = {canonical[n]: _row(tensors[canonical[n]], dim) for n in inside}
-            found = {n: row for n, row in found.items() if row}
-            if not any(tensors[n].dim() == 2 for n in found):
+            owners = _owners({n: tensors[canonical[n]] for n in inside}, axis.num_units)
+            routers = [owner for owner, of in owners.items() if any(tensors[canonical[n]].dim() == 2 for n in of)]
+            routers = [owner for owner in routers if not any(tensors[canonical[n]].dim() > 2 for n in owners[owner])]
+            if not routers and not any(tensors[canonical[n]].dim() == 2 for of in owners.values() for n in of):
                 raise ValueError(
                     f"{name}: no router with {axis.num_units} rows, one an expert; name the module that has it"
                 )
+            if len(routers) > 1:
+                raise ValueError(
+                    f"{name}: {' and '.join(routers)} have {axis.num_units} rows each, one an expert, so "
+                    "it cannot be told which is the router; give the other ones another width"
+                )
+            of_experts = [owner for owner, of in owners.items() if any(tensors[canonical[n]].dim() > 2 for n in of)]
+            found = {
+                canonical[n]: (dim, *[None] * (tensors[canonical[n]].dim() - 1))
+                for owner in {*routers, *of_experts}
+                for n in owners[owner]
+            }
             dims, blocks = {**dims, **found}, {**blocks, **own}
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         plan = Plan(axes, dims, shapes, blocks)
@@ -98,10 +110,13 @@ def _blocks(name: str, mixture: nn.Module, axis: Axis) -> Iterator[tuple[str, in
             yield from ((f"{path}.{k}", axis.start + k) for k in range(len(module)))
 
 
-def _row(tensor: torch.Tensor, dim: DealtDim) -> tuple[DealtDim | None, ...]:
-    """Return how a tensor is dealt out: along its first dim of one index an expert; empty if it has none."""
-    at = next((d for d, size in enumerate(tensor.shape) if size == len(dim.units)), None)
-    return () if at is None else tuple(dim if d == at else None for d in range(tensor.dim()))
+def _owners(tensors: Mapping[str, torch.Tensor], num_units: int) -> dict[str, list[str]]:
+    """Return the tensors whose first dim has one index an expert, by the module that has them."""
+    owners: dict[str, list[str]] = {}
+    for name, tensor in tensors.items():
+        if tensor.dim() and len(tensor) == num_units:
+            owners.setdefault(name.rpartition(".")[0], []).append(name)
+    return owners
 
 
 def _with_numbers(model: nn.Module, plan: Plan, axes: Mapping[str, Axis], inputs: Inputs) -> Plan:

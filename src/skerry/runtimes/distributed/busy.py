@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+_PATIENCE_S = 10.0  # a store that does not answer for so long has gone, and this process ends
 _VALIDATE, _ADD, _MAGIC = 0, 4, 0x3C85F7CE  # of the TCPStore's protocol
 
 
@@ -24,12 +25,15 @@ def start(host: str, port: int, key: str, interval_s: float) -> "subprocess.Pope
         key: to add to whenever this process has used the processor, as the store itself calls it.
         interval_s: seconds between two looks.
     """
-    if not sys.executable or not os.path.exists(f"/proc/{os.getpid()}/stat"):
+    if not sys.executable or getattr(sys, "frozen", False) or not os.path.exists(f"/proc/{os.getpid()}/stat"):
         return None
     given = [host, str(port), key, str(interval_s), str(os.getpid())]
     quiet = subprocess.DEVNULL
     command = [sys.executable, "-I", "-S", __file__, *given]
-    return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+    try:
+        return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+    except OSError:  # no more processes are allowed
+        return None
 
 
 def _ticks(pid: int) -> list[bytes]:
@@ -39,7 +43,7 @@ def _ticks(pid: int) -> list[bytes]:
 
 
 def _main(host: str, port: int, key: bytes, interval_s: float, parent: int) -> None:
-    with socket.create_connection((host, port)) as store:
+    with socket.create_connection((host, port), timeout=_PATIENCE_S) as store:
         store.sendall(struct.pack("<BI", _VALIDATE, _MAGIC))
         before: list[bytes] = []
         while os.getppid() == parent:

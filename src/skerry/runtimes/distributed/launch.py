@@ -2,16 +2,12 @@
 
 The processes meet in a store that this process has at a free port of the loopback interface. If one dies, the run ends
 within seconds; if one is stopped, within a timeout. None outlives the process that started it.
-
-On Linux they are forked from one process that has imported torch and what ``work`` needs. Importing would cost each of
-them seconds, and memory that they share now.
 """
 
 import contextlib
 import ctypes
 import multiprocessing
 import os
-import random
 import signal
 import sys
 import threading
@@ -22,7 +18,6 @@ from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -34,7 +29,7 @@ from skerry.runtimes.distributed.wire import WireFormat
 _PEER_LOST = 76  # exit code of a worker that only lost another one
 _FAILED = 1
 _GRACE_S = 3.0
-_START: Literal["spawn"] = "spawn"
+_START: Literal["spawn"] = "spawn"  # forked processes would share random states, threads and open files of the caller
 _STAGE_BYTES = 64
 
 
@@ -92,70 +87,43 @@ def launch(
             "'with skerry.Processes.join() as runtime: work(runtime, ...)'"
         )
     context = multiprocessing.get_context(_START)
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
-    ours, theirs = context.Pipe(duplex=False)
-    group = (store.port, num_workers, threads, timeout_s, wire)
-    supervisor = context.Process(target=_supervise, args=(work, args, group, expected, theirs), name="skerry")
-    try:
-        with _ctrl_c_blocked():
-            supervisor.start()
-        theirs.close()
-        try:
-            failure = ours.recv_bytes().decode()
-        except EOFError:
-            supervisor.join(_GRACE_S)
-            failure = f"no worker was started, or all have ended: {_ended(supervisor.exitcode or 0)}"
-    finally:
-        supervisor.kill()
-        supervisor.join(_GRACE_S)
-        with contextlib.suppress(EOFError):  # once the workers, which have the other end of the pipe, have ended, too
-            while ours.poll(_GRACE_S):
-                ours.recv_bytes()
-    if failure:
-        raise WorkerDied(failure)
-
-
-def _supervise(
-    work: Callable[..., None],
-    args: tuple[object, ...],
-    group: tuple[int, int, int, float, WireFormat],
-    expected: tuple[type[Exception], ...],
-    result: "Connection[Any, Any]",
-) -> None:
-    """Start the workers, wait for them, and send what failed: an empty message if nothing has."""
-    num_workers = group[1]
-    # What this process has imported is imported for all. It has no threads yet, so it may fork.
-    forks = sys.platform == "linux"
-    context = multiprocessing.get_context("fork") if forks else multiprocessing.get_context("spawn")
     stages = context.Array("c", _STAGE_BYTES * num_workers, lock=False)
     done = context.Array("b", [0] * num_workers, lock=False)
-    workers: list[Any] = []
-    pipes = []
-    for rank in range(num_workers):
-        ours, theirs = context.Pipe(duplex=False)
-        worker = (work, args, rank, group, expected, stages, done, theirs)
-        workers.append(context.Process(target=_run_worker, args=worker, name=f"skerry-{rank}"))
-        workers[-1].start()
-        theirs.close()
-        pipes.append(ours)
-    _die_with_parent()
-    while True:
-        # One look per turn: whoever is seen to have failed ends the loop, and whoever is not is waited for. (A process
-        # closes its sentinel a moment before it has an exit code.)
-        codes = [w.exitcode for w in workers]
-        failed = any(code or (code == 0 and not done[rank]) for rank, code in enumerate(codes))
-        if failed or None not in codes:
-            break
-        connection.wait([w.sentinel for w, code in zip(workers, codes, strict=True) if code is None])
-    failure = ""
-    if any(codes) or not all(done):
-        where = [stages[r * _STAGE_BYTES : (r + 1) * _STAGE_BYTES].split(b"\0")[0].decode() for r in range(num_workers)]
-        failure = _failure(codes, where, list(done), pipes)
-    for w in workers:
-        w.kill()
-    _join(workers, _GRACE_S)
-    result.send_bytes(failure.encode())
-    os._exit(0)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    workers, pipes = [], []
+    try:
+        with _ctrl_c_blocked():
+            for rank in range(num_workers):
+                ours, theirs = context.Pipe(duplex=False)
+                group = (store.port, rank, num_workers, threads, timeout_s, wire)
+                process = context.Process(
+                    target=_run_worker,
+                    args=(work, args, group, stages, done, theirs, expected),
+                    name=f"skerry-{rank}",
+                    daemon=True,
+                )
+                process.start()
+                theirs.close()
+                workers.append(process)
+                pipes.append(ours)
+        while True:
+            # One look per turn: whoever is seen to have failed ends the loop, and whoever is not is waited for. (A
+            # process closes its sentinel a moment before it has an exit code.)
+            codes = [w.exitcode for w in workers]
+            failed = any(code or (code == 0 and not done[rank]) for rank, code in enumerate(codes))
+            if failed or None not in codes:
+                break
+            connection.wait([w.sentinel for w, code in zip(workers, codes, strict=True) if code is None])
+        if any(codes) or not all(done):
+            where = [
+                stages[r * _STAGE_BYTES : (r + 1) * _STAGE_BYTES].split(b"\0")[0].decode() for r in range(num_workers)
+            ]
+            raise WorkerDied(_failure(codes, where, list(done), pipes))
+    finally:
+        for w in workers:
+            if w.exitcode is None:
+                w.kill()
+        _join(workers, _GRACE_S)
 
 
 @contextlib.contextmanager
@@ -187,31 +155,25 @@ def _failure(codes: list[int | None], where: list[str], done: list[int], pipes: 
             reported = pipes[rank].recv_bytes().decode()
     if reported and not culprits:
         return reported
-    return f"rank {rank}, {where[rank] or 'before the first round'}: {reported or _ended(code)}"
-
-
-def _ended(code: int) -> str:
-    return (
+    ended = (
         f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended before its work was done (exit code {code})"
     )
+    return f"rank {rank}, {where[rank] or 'before the first round'}: {reported or ended}"
 
 
 def _run_worker(
     work: Callable[..., None],
     args: tuple[object, ...],
-    rank: int,
-    group: tuple[int, int, int, float, WireFormat],
-    expected: tuple[type[Exception], ...],
+    group: tuple[int, int, int, int, float, WireFormat],
     stages: Any,
     done: Any,
     pipe: "Connection[Any, Any]",
+    expected: tuple[type[Exception], ...],
 ) -> None:
     """Run ``work`` in a worker process, and report how it ended."""
     _die_with_parent()
-    port, num_workers, threads, timeout_s, wire = group
+    port, rank, num_workers, threads, timeout_s, wire = group
     torch.set_num_threads(threads)
-    random.seed()  # forked processes would all draw the same
-    np.random.seed()
     os.environ["LOCAL_RANK"] = str(rank)  # as torchrun does: it says which device is this process's
 
     def on_stage(where: str) -> None:
