@@ -245,13 +245,12 @@ def some_units(plan: Plan) -> Tensor:
     """Return the ids of about 2 of 11 units of each axis: a small net, in which halves and thirds rarely fit.
 
     At least two of each axis that has more than two, because torch lays out dims with one index differently. Of experts
-    the second half, because a router chooses several of them. Not the same positions of all axes: two axes that must be
-    one would go unnoticed.
+    the second half, because a router chooses several of them.
     """
     units = []
-    for k, axis in enumerate(plan.axes):
+    for axis in plan.axes:
         ids = torch.arange(axis.num_units)
-        some = ids[len(ids) // 2 :] if axis.kind == "experts" else ids[torch.isin((ids + k) % 11, torch.tensor([1, 5]))]
+        some = ids[len(ids) // 2 :] if axis.kind == "experts" else ids[torch.isin(ids % 11, torch.tensor([1, 5]))]
         if len(some) < 2 < axis.num_units:
             some = torch.tensor([1, 2] if axis.num_units > 3 else [0, 2])
         units.append(axis.start + some)
