@@ -58,12 +58,10 @@ def infer(
         ValueError: the model does more than pass messages along edges: it normalises over nodes, or pools them; or
             its subnets share weights and no process holds it.
 
-    Example:
-        >>> from torch_geometric.data import Data
-        >>> from torch_geometric.nn import GCN
-        >>> graph = Data(x=torch.randn(5, 8), edge_index=torch.tensor([[0, 1, 2], [1, 2, 0]]))
-        >>> infer(GCN(8, 16, num_layers=2, out_channels=3), graph).shape
-        torch.Size([5, 3])
+    Example (docs/graphs.md has one that is tested)::
+
+        graph = Data(x=torch.randn(5, 8), edge_index=torch.tensor([[0, 1, 2], [1, 2, 0]]))
+        infer(GCN(8, 16, num_layers=2, out_channels=3), graph)  # (5, 3)
     """
     hoods = Neighbourhoods(graph)
 
