@@ -74,6 +74,7 @@ def test_the_script_for_slurm(tmp_path, monkeypatch):
     assert float(re.findall(r"accuracy (0\.\d+)", done.stdout)[-1]) > 0.95
 
 
+@pytest.mark.filterwarnings("ignore")  # importing torch_geometric warns
 def test_docstrings():
     names = [m.name for m in pkgutil.walk_packages(skerry.__path__, "skerry.") if m.name != "skerry.__main__"]
     done = [doctest.testmod(importlib.import_module(name)) for name in names]
