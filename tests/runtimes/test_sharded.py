@@ -39,8 +39,9 @@ FEW = {"phases": (Phase.explicit, Phase.reuse, Phase.generate)}  # no shrinking:
     chunk=st.sampled_from([16, 48, 64]),
     refused=st.lists(st.sets(st.integers(0, 3)), min_size=1, max_size=3),
     seed=st.integers(0, 2**32),
+    sums=st.booleans(),  # as NCCL does, of what all hold
 )
-def test_any_assignments_and_refusals_give_what_aggregate_gives(workers, density, chunk, refused, seed):
+def test_any_assignments_and_refusals_give_what_aggregate_gives(workers, density, chunk, refused, seed, sums):
     model, plan, assignments = any_run(workers, density, len(refused), seed)
     start = start_of(model)
     expected = serially(model, plan, assignments, start, refused)
@@ -55,7 +56,7 @@ def test_any_assignments_and_refusals_give_what_aggregate_gives(workers, density
             kept.append(copied(store.shards()))
         return kept
 
-    kept = together(workers, work, chunk=chunk)
+    kept = together(workers, work, chunk=chunk, sums=sums)
     for round, full in enumerate(expected):
         assert_kept(plan, full, assignments[round], [each[round] for each in kept])
 
