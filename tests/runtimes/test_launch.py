@@ -61,8 +61,8 @@ def work_through(runtime, folder, grid):
 # differ there: units that are unassigned, state that travels, means that arrive late, units that all hold.
 ALWAYS = {
     "mlp": METHODS.keys(),
-    "cnn": {"ist-slow-core", "ist-core-overlap-travel", "fedrolex", "single"},
-    "blocks": {"ist-core-overlap-travel", "diloco", "resist"},
+    "cnn": {"ist-slow-core", "ist-core-overlap-travel"},
+    "blocks": {"ist-core-overlap-travel", "resist"},
 }
 GRID = [
     pytest.param(method, model, marks=() if method in ALWAYS[model] else pytest.mark.slow)

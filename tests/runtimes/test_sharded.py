@@ -32,7 +32,7 @@ from skerry.weights.source import FromModel
 FEW = {"phases": (Phase.explicit, Phase.reuse, Phase.generate)}  # no shrinking: a seed has no simpler one
 
 
-@settings(max_examples=12, **FEW)
+@settings(max_examples=8, **FEW)
 @given(
     workers=st.integers(1, 4),
     density=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
@@ -61,7 +61,7 @@ def test_any_assignments_and_refusals_give_what_aggregate_gives(workers, density
         assert_kept(plan, full, assignments[round], [each[round] for each in kept])
 
 
-@settings(max_examples=10, **FEW)
+@settings(max_examples=6, **FEW)
 @given(
     workers=st.integers(1, 4),
     density=st.sampled_from([0.5, 1.0]),
@@ -118,7 +118,7 @@ def serial_store(model, plan, assignments, start):
     return Serial().keep(beginning(model, plan, assignments[0], start=start))
 
 
-@settings(max_examples=10, **FEW)
+@settings(max_examples=6, **FEW)
 @given(
     workers=st.integers(1, 4),
     density=st.sampled_from([0.0, 0.5, 1.0]),

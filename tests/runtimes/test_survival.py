@@ -219,7 +219,10 @@ def test_machines_that_share_no_folder_resume(undisturbed, tmp_path):
 
 @pytest.mark.parametrize(
     ("runtime", "number", "code", "what"),
-    [("serial", signal.SIGTERM, 143, "terminated"), ("processes", signal.SIGINT, 130, "interrupted")],
+    [
+        ("serial", signal.SIGTERM, 143, "terminated"),
+        pytest.param("processes", signal.SIGINT, 130, "interrupted", marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupted_run_says_the_round_that_resume_starts_from(tmp_path, runtime, number, code, what):
     out = tmp_path / "x"
