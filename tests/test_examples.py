@@ -23,7 +23,7 @@ STARTED = {"several_processes": [], "torchrun": TORCHRUN, "ray_train": []}
 """Examples with several processes, and how Python starts them."""
 JOINED = {"several_processes": 3, "torchrun": 2}
 """Those that torchrun can start, and with how many processes."""
-SLOW = ["own_recipe", "transformers_llama", *JOINED]
+SLOW = ["own_recipe", "transformers_llama", "one_loader", "dataset_and_loaders", *JOINED]
 
 
 @pytest.mark.filterwarnings("ignore")  # a Python of its own has its own filters
