@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from skerry.choose import choose
 from skerry.experiments.config import Config
-from skerry.experiments.recipes.cifar import resist_cifar, resnet18_cifar, skewed_resnet, vgg_cifar
+from skerry.experiments.recipes.cifar import loft_cifar, resist_cifar, resnet18_cifar, skewed_resnet, vgg_cifar
 from skerry.experiments.recipes.depends_xc import depends_xc
 from skerry.experiments.recipes.image_mlp import digits_mlp, fashion_mlp, mnist_mlp, skewed_mlp
 from skerry.experiments.recipes.own import own_recipe
@@ -16,7 +16,7 @@ from skerry.predictor import Scaling
 RECIPES: dict[str, Callable[[], Recipe]] = {
     recipe.__name__.replace("_", "-"): recipe
     for recipe in (
-        fashion_mlp, mnist_mlp, digits_mlp, depends_xc, speech_mlp2, speech_mlp3, vgg_cifar, resnet18_cifar,
+        fashion_mlp, mnist_mlp, digits_mlp, depends_xc, speech_mlp2, speech_mlp3, vgg_cifar, resnet18_cifar, loft_cifar,
         resist_cifar, skewed_mlp, skewed_resnet,
     )
 }  # fmt: skip
