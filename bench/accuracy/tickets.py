@@ -1,7 +1,7 @@
 """Winning tickets: pretraining with several methods, one-shot pruning by l2 norm, fine-tuning.
 
-    SKERRY_DATA=... python bench/accuracy/tickets.py loft-cifar            # finished rows are kept
-    python bench/accuracy/tickets.py loft-cifar --report docs/tickets.png  # table and picture from the rows alone
+    SKERRY_DATA=... python bench/accuracy/tickets.py loft-cifar     # finished rows are kept; one thread
+    python bench/accuracy/tickets.py loft-cifar --report docs       # table, and docs/tickets-loft-cifar.png, from them
 
 All methods pretrain on as many samples, four workers or one. Then of each axis the units with the largest norms are
 kept (``skerry.prune``), the batch norms of the small net are measured on training inputs ("one shot"), and one machine
@@ -18,10 +18,10 @@ here as a mean over axes, over what a random order has: 1 is chance, 0 the final
 
 import argparse
 import json
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import skerry
-from skerry.algorithms import single
 from skerry.experiments.methods import build
-from skerry.experiments.recipes import Job, Recipe, find_recipe
+from skerry.experiments.recipes import Job, find_recipe
+from skerry.experiments.reports.comparison import markdown_table
+from skerry.experiments.reports.pictures import LINES, PALETTE, set_style
 from skerry.experiments.runs.execute import configured, make_optimizer
 from skerry.merge.calibrate import estimate_batch_norm_, scaled
 from skerry.partitions import Share
@@ -40,8 +41,10 @@ from skerry.plan.dims import Axis
 from skerry.subnet.extract import extract, plan_of_subnet
 from skerry.subnet.prune import num_kept, strongest_units, unit_norms
 from skerry.training import evaluate
-from skerry.training.evaluation.test_set import Test
-from skerry.training.train import calibration_inputs
+from skerry.training.train import Result, calibration_inputs
+from skerry.weights import materialize
+
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,31 +52,35 @@ class Case:
     """What is pretrained, pruned and trained on.
 
     Attributes:
-        keeps: the fractions of units to keep.
+        recipe: its name.
+        model: settings of all its runs.
+        axes: patterns of the axes that are dealt out and pruned.
+        keeps: the fractions of units to keep, the most telling first.
         methods: settings of each pretraining, by its name.
         tuning: settings of fine-tuning, by ``single``.
         num_test: the number of test samples.
-        tune: whether nets are trained on, too.
     """
 
     recipe: str
+    model: Mapping[str, Any]
+    axes: Sequence[str] = ("*",)
     keeps: Sequence[float]
     methods: Mapping[str, Mapping[str, Any]]
     tuning: Mapping[str, Any]
     num_test: int
 
 
-SMALL: Mapping[str, Any] = {"model.width": 8, "model.stem_stride": 4, "eval_every": 0, "threads": 1}
 CASES = {
     "loft-cifar": Case(
         recipe="loft-cifar",
+        model={"model.blocks": [1, 2, 2], "model.width": 8, "model.stem_stride": 4},
         keeps=(0.5, 0.3, 0.8),
         methods={
-            "ist": {**SMALL, "rounds": 10, "local_steps": 20},
-            "single": {**SMALL, "rounds": 40, "local_steps": 20},
-            "local_sgd": {**SMALL, "rounds": 10, "local_steps": 20},
+            "ist": {"rounds": 10, "local_steps": 10},
+            "single": {"rounds": 40, "local_steps": 10},
+            "local_sgd": {"rounds": 10, "local_steps": 10},
         },
-        tuning={**SMALL, "rounds": 1, "local_steps": 250, "optimizer.lr": 0.05},
+        tuning={"rounds": 1, "local_steps": 150, "optimizer.lr": 0.05},
         num_test=5000,
     ),
 }
@@ -81,115 +88,159 @@ CASES = {
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A pretrained full model, the norms of its units after each round, and what it has cost a worker."""
+    """A pretrained full model, its units' norms after each round, (rounds, units), and what it has cost a worker."""
 
-    job: Job
     model: nn.Module
     norms: Tensor
-    mb: float
-    tflop: float
     share: Tensor
+    mb: float = 0.0
+    tflop: float = 0.0
 
 
-def pretrained(case: Case, recipe: Recipe, method: str, folder: Path) -> Pretrained:
-    """Pretrain, or read what was pretrained before from ``folder``."""
-    config = configured(recipe, method, case.methods[method])
-    job, path, algorithm = recipe.build(config), folder / f"{method}.safetensors", build(config)
-    share = algorithm.partition.share(job.plan.axes, 0)
-    facts = folder / f"{method}.json"
-    if not facts.exists():
-        norms = []
+@dataclass(frozen=True)
+class Trial:
+    """A case, and the folder for what it makes."""
 
-        def note(session: skerry.Session, record: Any) -> None:
-            norms.append(unit_norms(session.setup.store.model, job.plan))  # type: ignore[attr-defined]  # it is serial
+    case: Case
+    folder: Path
 
+    def job(self, method: str, settings: Mapping[str, Any]) -> tuple[Job, Mapping[str, Any]]:
+        """Return a job of the recipe, and the arguments of its training."""
+        always = {"eval_every": 0, "threads": 1, **self.case.model}
+        recipe = find_recipe(self.case.recipe)
+        config = configured(recipe, method, {**always, **settings})
+        job = recipe.build(config)
+        return replace(job, plan=job.plan.only(*self.case.axes)), {
+            "algorithm": build(config),
+            "optimizer": make_optimizer(config),
+            "num_rounds": config.rounds,
+            "schedule": skerry.cosine,
+            "seed": config.seed,
+            **config.steps,
+        }
+
+    @cached_property
+    def tuning(self) -> tuple[Job, Mapping[str, Any]]:
+        """The job of fine-tuning, whose model is not used, and its arguments."""
+        return self.job("single", self.case.tuning)
+
+    @cached_property
+    def pretrainings(self) -> dict[str, Pretrained]:
+        """What was pretrained in this process, or read."""
+        return {}
+
+    def pretrained(self, name: str) -> Pretrained:
+        """Pretrain, or read what was pretrained before; ``none`` is the model before any training."""
+        if name not in self.pretrainings:
+            self.pretrainings[name] = self._pretrained(name)
+        return self.pretrainings[name]
+
+    def _pretrained(self, name: str) -> Pretrained:
+        method = "single" if name == "none" else name
+        job, arguments = self.job(method, self.case.methods[method])
+        if job.start is not None:
+            materialize(job.model, job.start(job.model))
+        share, file = arguments["algorithm"].partition.share(job.plan.axes, 0), self.folder / f"{name}.safetensors"
+        if name == "none":
+            return Pretrained(job.model, unit_norms(job.model, job.plan)[None], torch.ones(job.plan.num_units))
+        if not file.exists():
+            norms: list[Tensor] = []
+            note = skerry.callbacks.Callback(on_round=lambda *_: norms.append(unit_norms(job.model, job.plan)))
+            result: Result = skerry.train(
+                job.model, job.loss_fn, job.data, plan=job.plan, callbacks=[note], **arguments
+            )
+            totals = result.state.totals
+            cost = torch.tensor([totals["bytes_due"] / 1e6, totals["flop"] / 1e12])
+            state = {f"net.{n}": t.contiguous().clone() for n, t in result.model.state_dict().items()}
+            save_file({"norms": torch.stack(norms), "cost": cost, **state}, file)
+        saved = load_file(file)
+        job.model.load_state_dict({n.removeprefix("net."): t for n, t in saved.items() if n.startswith("net.")})
+        return Pretrained(job.model, saved["norms"], share, *saved["cost"].tolist())
+
+    def row(self, name: str, keep: float) -> Row:
+        """Prune, score, train on and score again."""
+        (job, arguments), found = self.tuning, self.pretrained("ist" if name == "random" else name)
+        plan, nums = job.plan, num_kept(job.plan, keep)
+        units = strongest_units(found.model, plan, keep)
+        if name == "random":
+            rng = torch.Generator().manual_seed(1)
+            chosen = (a.start + torch.randperm(a.num_units, generator=rng)[: nums[a.name]] for a in plan.axes)
+            units = torch.cat(list(chosen)).sort().values
+        kept = extract(found.model, plan, units)
+        if bool((found.share < 1).any()):
+            more = torch.tensor([a.num_units / nums[a.name] for a in plan.axes for _ in a.units], dtype=torch.float64)
+            kept = scaled(kept, plan_of_subnet(plan, units), Share.independent(more[units]))
+        inputs = calibration_inputs(job.data, [0])
+        estimate_batch_norm_(kept, lambda net: [net(x) for x in inputs])
+        x, y = job.test
+        test = x[: self.case.num_test], y[: self.case.num_test]
+        at_once = evaluate(kept, job.loss_fn, test, batch_size=500)
         result = skerry.train(
-            job.model, job.loss_fn, job.data, plan=job.plan, algorithm=algorithm, optimizer=make_optimizer(config),
-            num_rounds=config.rounds, schedule=skerry.cosine, seed=config.seed, start=job.start, device="cpu",
-            callbacks=[skerry.callbacks.Callback(on_round=note)],
+            kept.train(), job.loss_fn, job.data, plan=skerry.Plan.whole(kept), test=test, **arguments
         )  # fmt: skip
-        save_file(
-            {"norms": torch.stack(norms), **{f"net.{n}": t.contiguous() for n, t in result.model.state_dict().items()}},
-            path,
-        )
-        totals = result.state.totals
-        facts.write_text(json.dumps({"mb": totals["bytes_due"] / 1e6, "tflop": totals["flop"] / 1e12}))
-    saved, told = load_file(path), json.loads(facts.read_text())
-    model = recipe.net(config, job.signature.sizes)[0].to_empty(device="cpu")
-    model.load_state_dict({n.removeprefix("net."): t for n, t in saved.items() if n != "norms"})
-    return Pretrained(job, model, saved["norms"], told["mb"], told["tflop"], share)
+        assert result.score is not None
+        return {
+            "pretraining": name,
+            "keep": keep,
+            "parameters": result.num_parameters,
+            "one_shot": [at_once.accuracy, at_once.loss],
+            "tuned": [result.score.accuracy, result.score.loss],
+            "mb": found.mb,
+            "tflop": found.tflop,
+        }
+
+    def rows(self) -> Iterator[Row]:
+        """Yield all rows; those that are in the folder's file are read from it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        done = {(r["pretraining"], r["keep"]): r for r in self.finished()}
+        methods = self.case.methods
+        wanted = [(name, keep) for keep in self.case.keeps for name in (*methods, "random", "none")]
+        for name, keep in [*wanted, *((name, 1.0) for name in methods)]:
+            if (name, keep) not in done:
+                done[name, keep] = self.row(name, keep)
+                with (self.folder / "rows.jsonl").open("a") as file:
+                    file.write(json.dumps(done[name, keep]) + "\n")
+            yield done[name, keep]
+
+    def finished(self) -> list[Row]:
+        """Return the rows in the folder's file."""
+        path = self.folder / "rows.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def report(self, folder: Path) -> str:
+        """Return the table of the finished rows, and draw the distances of those whose order was noted."""
+        order = [*self.case.methods, "random", "none"]
+        found = sorted(self.finished(), key=lambda r: (-r["keep"], order.index(r["pretraining"])))
+        axes = self.tuning[0].plan.axes
+        by_name = {n: load_file(f)["norms"] for n in order if (f := self.folder / f"{n}.safetensors").exists()}
+        _draw({name: distances(norms, axes) for name, norms in by_name.items()}, folder / f"{self.folder.name}.png")
+        titles = ("kept", "pretraining", "one shot", "trained on", "parameters", "MB sent", "TFLOP per worker")
+        return markdown_table(
+            titles,
+            [
+                [f"{r['keep']:.0%}", r["pretraining"], *(self._score(r[k]) for k in ("one_shot", "tuned")),
+                 f"{r['parameters']:,}", f"{r['mb']:.1f}", f"{r['tflop']:.2g}"]
+                for r in found
+            ],
+            left=("kept", "pretraining"),
+        )  # fmt: skip
+
+    def _score(self, score: Sequence[float]) -> str:
+        accuracy, loss = score
+        return f"{accuracy:.3f} ({loss:.2f})"
 
 
-def untrained(case: Case, recipe: Recipe) -> Pretrained:
-    """Return the model before any training."""
-    config = configured(recipe, "single", case.methods["single"])
-    job = recipe.build(config)
-    model = job.model
-    if job.start is not None:
-        from skerry.weights.source import materialize
+def _draw(curves: Mapping[str, Sequence[float]], path: Path) -> None:
+    from matplotlib.figure import Figure
 
-        materialize(model, job.start(model))
-    return Pretrained(job, model, unit_norms(model, job.plan)[None], 0.0, 0.0, torch.ones(job.plan.num_units))
-
-
-def row(case: Case, recipe: Recipe, found: Pretrained, keep: float, *, at_random: bool) -> dict[str, Any]:
-    """Prune, score, train on and score again."""
-    began, job, plan = time.perf_counter(), found.job, found.job.plan
-    units = strongest_units(found.model, plan, keep)
-    if at_random:
-        rng, nums = torch.Generator().manual_seed(1), num_kept(plan, keep)
-        units = torch.cat(
-            [a.start + torch.randperm(a.num_units, generator=rng)[: nums[a.name]].sort().values for a in plan.axes]
-        )
-    kept = extract(found.model, plan, units)
-    left = torch.tensor([num_kept(plan, keep)[a.name] / a.num_units for a in plan.axes for _ in a.units])
-    if bool((found.share < 1).any()):
-        kept = scaled(kept, plan_of_subnet(plan, units), Share.independent((1 / left.double())[units]))
-    inputs = calibration_inputs(job.data, range(job.data.num_workers))
-    estimate_batch_norm_(kept, lambda net: [net(x) for x in inputs])
-    test = Test(job.test[0][: case.num_test], job.test[1][: case.num_test], metrics=job.metrics, batch_size=1000)
-    at_once = evaluate(kept, job.loss_fn, test)
-    config = configured(recipe, "single", case.tuning)
-    alone = recipe.build(config)
-    result = skerry.train(
-        kept.train(), job.loss_fn, alone.data, plan=skerry.Plan.whole(kept),
-        algorithm=single(local_steps=config.local_steps), optimizer=make_optimizer(config), num_rounds=config.rounds,
-        schedule=skerry.cosine, seed=1, test=test,
-    )  # fmt: skip
-    score = result.score
-    assert score is not None
-    return {
-        "parameters": result.num_parameters,
-        "gflop_per_step": result.step_cost.flop / 1e9,
-        "one_shot": [at_once.accuracy, at_once.loss],
-        "tuned": [score.accuracy, score.loss],
-        "mb": found.mb,
-        "tflop": found.tflop,
-        "s": time.perf_counter() - began,
-    }
-
-
-def rows(case: Case, folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield all rows; those that are in the folder's file are read from it."""
-    path, recipe = folder / "rows.jsonl", find_recipe(case.recipe)
-    done = (
-        {(r["pretraining"], r["keep"]): r for r in map(json.loads, path.read_text().splitlines())}
-        if path.exists()
-        else {}
-    )
-    plans: list[tuple[str, float]] = [(m, k) for k in case.keeps for m in (*case.methods, "random", "none")]
-    plans += [(m, 1.0) for m in case.methods]
-    known: dict[str, Pretrained] = {}
-    for name, keep in plans:
-        if (name, keep) not in done:
-            method = "ist" if name == "random" else name
-            if method not in known:
-                known[method] = untrained(case, recipe) if name == "none" else pretrained(case, recipe, method, folder)
-            new = row(case, recipe, known[method], keep, at_random=name == "random")
-            done[name, keep] = {"pretraining": name, "keep": keep, **new}
-            with path.open("a") as file:
-                file.write(json.dumps(done[name, keep]) + "\n")
-        yield done[name, keep]
+    set_style()
+    figure = Figure(figsize=(5.5, 3), layout="constrained")
+    axes = figure.add_subplot(xlabel="part of pretraining", ylabel="filter-rank distance from its end (1: chance)")
+    for (name, y), colour, line in zip(curves.items(), PALETTE, LINES, strict=False):
+        axes.plot([(k + 1) / len(y) for k in range(len(y))], y, color=colour, linestyle=line, label=name)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
 
 
 def rank_distance(now: Tensor, end: Tensor) -> float:
@@ -217,15 +268,18 @@ def distances(norms: Tensor, axes: Sequence[Axis]) -> list[float]:
 
 
 def main() -> None:
-    """Run what is missing, and print each row."""
+    """Run what is missing and print each row; or print the table and draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", choices=CASES)
-    parser.add_argument("--out", type=Path, default=Path("runs/tickets"))
+    parser.add_argument("--out", type=Path, default=Path("runs"))
+    parser.add_argument("--report", type=Path, help="folder of the picture")
     arguments = parser.parse_args()
-    case, folder = CASES[arguments.case], arguments.out / arguments.case
-    folder.mkdir(parents=True, exist_ok=True)
-    for each in rows(case, folder):
-        print(json.dumps(each), flush=True)
+    trial = Trial(CASES[arguments.case], arguments.out / f"tickets-{arguments.case}")
+    if arguments.report:
+        print(trial.report(arguments.report))
+        return
+    for row in trial.rows():
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
