@@ -37,8 +37,13 @@ class Units:
     reasons: Ids
 
 
-def solve(trace: Trace) -> Units:
-    """Join labels until all constraints are met, and return the units."""
+def solve(trace: Trace, tied: Mapping[Origin, frozenset[Origin]]) -> Units:
+    """Join labels until all constraints are met, and return the units.
+
+    Args:
+        trace: what the operations demand.
+        tied: dims that make units and read them -> the dims that count as reading them instead (``tied_weights.py``).
+    """
     constraints = trace.constraints
     edges = [
         (e.a.numpy(), e.b.numpy(), np.full(len(e.a), e.op))
@@ -47,6 +52,8 @@ def solve(trace: Trace) -> Units:
     ]
     reads = frozenset(origin for origin, role, _ in constraints.roles if role == "in")
     makes = frozenset(origin for origin, role, _ in constraints.roles if role == "out")
+    instead = frozenset[Origin]().union(*tied.values())
+    reads, makes = (reads - tied.keys()) | instead, makes - instead
     for name, d in reads & makes:  # a scale for the units it reads would also scale the units it makes
         ids = trace.origins[name][d]
         assert ids is not None
