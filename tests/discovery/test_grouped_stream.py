@@ -94,7 +94,8 @@ def test_true_takes_a_group_for_each_head():
         discover(nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8)), torch.randn(2, 3), grouped_norms=True)
 
 
-def _trained(algorithm: skerry.algorithms.Algorithm) -> tuple[nn.Module, skerry.training.Result, Tensor]:
+@pytest.mark.parametrize("method", [relay, ensemble, ist])
+def test_a_relay_of_transformers_is_evaluated_as_the_mean_of_nets_that_it_returns(method):
     torch.manual_seed(0)
     model = Tied(nn.Identity())
     tokens = (torch.arange(64)[:, None] + torch.arange(7)) % 20
@@ -103,9 +104,18 @@ def _trained(algorithm: skerry.algorithms.Algorithm) -> tuple[nn.Module, skerry.
     def loss(output: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(output.flatten(0, 1), y.flatten())
 
+    plan = discover(model, x[:4], grouped_norms=2)
+    before = loss(model(x), y).detach()
     result = skerry.train(
         model, loss, skerry.Shards(x, y, skerry.split(y, 2, "iid", seed=0), batch_size=8, seed=0),
-        plan=discover(model, x[:4], grouped_norms=2), algorithm=algorithm,
+        plan=plan, algorithm=method(workers=2, local_steps=5),
         optimizer=lambda net: torch.optim.AdamW(net.parameters(), lr=0.01), num_rounds=4, test=(x, y),
     )  # fmt: skip
-    return model, result, loss(result.model(x), y).detach()
+    assert result.score.loss < 0.7 * before
+    assert result.score.loss == pytest.approx(float(loss(result.model(x), y).detach()), rel=1e-5)
+    if method is not ist:
+        outputs = [net(x) for net in result.model.nets]
+        torch.testing.assert_close(result.model(x), sum(outputs) / 2)
+        usual = nn.LayerNorm(4)
+        usual.load_state_dict(result.model.nets[0].last.state_dict())  # as many groups as workers: usual norms
+        torch.testing.assert_close(result.model.nets[0].last(torch.ones(1, 4)), usual(torch.ones(1, 4)))

@@ -1,6 +1,6 @@
 """Discover: make the plan of any module from one forward on example inputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from itertools import takewhile
 
@@ -85,9 +85,13 @@ def discover(
     check_supported(model)
     _check_patterns(model, patches or {})
     if grouped_norms is True:
-        heads = {axis.num_units for axis in discover(model, example_inputs, patches=patches).axes if axis.kind == "heads"}
+        heads = {
+            axis.num_units for axis in discover(model, example_inputs, patches=patches).axes if axis.kind == "heads"
+        }
         if len(heads) != 1:
-            got = f"layers with {', '.join(map(str, sorted(heads)))} heads" if heads else "no attention heads to deal out"
+            got = (
+                f"layers with {', '.join(map(str, sorted(heads)))} heads" if heads else "no attention heads to deal out"
+            )
             raise ValueError(f"grouped_norms=True: {got}; give the number of groups, best that of workers")
         grouped_norms = heads.pop()
     if grouped_norms is not False:
@@ -203,7 +207,7 @@ def _notes(model: nn.Module, trace: Trace, units: Units, id_of: NDArray[np.int32
     notes: dict[str, list[str]] = {}
     readers = 0
     for (reason, size), dims in by_reason.items():
-        why = _why(model, trace, reason)
+        why = _why(model, trace, reason, units.tied)
         if why is None:
             readers += len(dims)
         else:
@@ -231,20 +235,22 @@ _WHY = [
 ]
 
 
-def _why(model: nn.Module, trace: Trace, reason: int) -> str | None:
+def _why(model: nn.Module, trace: Trace, reason: int, tied: Container[int]) -> str | None:
     """Return the reason in words; None for a weight (or a kernel in space) that is whole because what it reads is."""
     if reason == -2:
         return "a single unit, or no weight sums over it"
     if reason < 0:
         return "not used for the output on these inputs"
     step = trace.steps[reason]
+    where = f" in {step.module}" if step.module else ""
+    if reason in tied:
+        return f"a tied weight makes it, and reads it{where}; untie it"
     op = step.name.replace("aten.", "aten::")
     if "convolution" in op or op.split("::")[-1] in ("mm", "addmm", "bmm", "baddbmm"):
         return None
     text = next((why for key, why in _WHY if key in op), "")
     if not text and not step.known:
         text = "unknown op {op}"
-    where = f" in {step.module}" if step.module else ""
     kind = type(model.get_submodule(step.module))
     if kind.__name__ == "LayerNorm" and kind.__module__.startswith("torch_geometric"):
         where += ", a layer norm over all units; norm='batch_norm' or 'graph_norm' norms each by itself"

@@ -29,12 +29,14 @@ class Units:
         reads: the parameter dims that sum over units.
         heads: the units that an attention softmax treats one by one.
         reasons: for each label the operation (its number in the trace) that kept it from being dealt out, or -1.
+        tied: the operations at which a weight met units that it both makes and reads.
     """
 
     of: Ids
     reads: frozenset[Origin]
     heads: frozenset[int]
     reasons: Ids
+    tied: frozenset[int]
 
 
 def solve(trace: Trace, tied: Mapping[Origin, frozenset[Origin]]) -> Units:
@@ -54,10 +56,10 @@ def solve(trace: Trace, tied: Mapping[Origin, frozenset[Origin]]) -> Units:
     makes = frozenset(origin for origin, role, _ in constraints.roles if role == "out")
     instead = frozenset[Origin]().union(*tied.values())
     reads, makes = (reads - tied.keys()) | instead, makes - instead
-    for name, d in reads & makes:  # a scale for the units it reads would also scale the units it makes
+    both = {o: max(op for origin, _, op in constraints.roles if origin == o) for o in reads & makes}
+    for (name, d), at in both.items():  # a scale for the units it reads would also scale the units it makes
         ids = trace.origins[name][d]
         assert ids is not None
-        at = max(op for origin, _, op in constraints.roles if origin == (name, d))
         edges.append((ids.numpy(), np.zeros(len(ids), np.int64), np.full(len(ids), at)))
     while True:
         a, b, op = (np.concatenate([e[k] for e in edges] or [np.zeros(0, np.int64)]) for k in range(3))
@@ -71,7 +73,7 @@ def solve(trace: Trace, tied: Mapping[Origin, frozenset[Origin]]) -> Units:
         if not more:
             break
         edges.extend(more)
-    return Units(of, reads, heads, _reasons(trace.num_labels, a, b, op))
+    return Units(of, reads, heads, _reasons(trace.num_labels, a, b, op), frozenset(both.values()))
 
 
 def _not_of_heads(trace: Trace, of: Ids, heads: frozenset[int]) -> list[tuple[Ids, Ids, Ids]]:
