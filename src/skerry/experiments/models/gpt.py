@@ -5,26 +5,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Norm(nn.LayerNorm):
-    """Layer norm without bias, over each of ``groups`` equal parts of the channels by itself."""
-
-    def __init__(self, channels: int, groups: int) -> None:
-        super().__init__(channels, bias=False)
-        self.group = channels // groups
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., channels) to the same shape."""
-        normed = F.layer_norm(x.unflatten(-1, (-1, self.group)), (self.group,), eps=self.eps)
-        return normed.flatten(-2) * self.weight
-
-
 class Block(nn.Module):
     """``x + attention(norm(x))``, then ``x + mlp(norm(x))``; a token attends to itself and those before it."""
 
-    def __init__(self, width: int, heads: int, head_size: int, hidden: int, groups: int) -> None:
+    def __init__(self, width: int, heads: int, head_size: int, hidden: int) -> None:
         super().__init__()
         self.head_size = head_size
-        self.norm1, self.norm2 = Norm(width, groups), Norm(width, groups)
+        self.norm1, self.norm2 = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
         self.query, self.key, self.value = (nn.Linear(width, heads * head_size, bias=False) for _ in range(3))
         self.out = nn.Linear(heads * head_size, width, bias=False)
         self.up, self.down = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, width, bias=False)
@@ -48,19 +35,17 @@ class GPT(nn.Module):
         width: channels of the residual stream.
         heads, head_size: of the attention of each block.
         hidden: units of the MLP of each block.
-        groups: parts of the stream that are normed by themselves. With more than one, the stream can be dealt out to
-            that many workers; with 1 the norms are the usual ones.
 
     References: Radford et al.: Language Models are Unsupervised Multitask Learners, 2019 (GPT-2).
     """
 
     def __init__(
-        self, vocabulary: int, block: int, *, layers: int, width: int, heads: int, head_size: int, hidden: int, groups: int
+        self, vocabulary: int, block: int, *, layers: int, width: int, heads: int, head_size: int, hidden: int
     ) -> None:
         super().__init__()
         self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(block, width)
-        self.blocks = nn.ModuleList(Block(width, heads, head_size, hidden, groups) for _ in range(layers))
-        self.norm, self.head = Norm(width, groups), nn.Linear(width, vocabulary, bias=False)
+        self.blocks = nn.ModuleList(Block(width, heads, head_size, hidden) for _ in range(layers))
+        self.norm, self.head = nn.LayerNorm(width, bias=False), nn.Linear(width, vocabulary, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map (B, T) int64 to (B, T, vocabulary)."""

@@ -68,14 +68,12 @@ def _model(config: Config, sizes: Mapping[str, int]) -> tuple[nn.Module, Plan]:
     layers, width, heads, head_size, hidden, groups = (
         whole_number(config, f"model.{name}") for name in ("layers", "width", "heads", "head_size", "hidden", "groups")
     )
-    if width % groups:
-        raise ValueError(f"model.width={width}: expected a multiple of model.groups={groups}")
     with torch.device("meta"):
         model = GPT(
             sizes["vocabulary"], sizes["block"], layers=layers, width=width, heads=heads, head_size=head_size,
-            hidden=hidden, groups=groups,
+            hidden=hidden,
         )  # fmt: skip
     example = torch.zeros(2, sizes["block"], dtype=torch.int64, device="meta")
     if choose(str(config.model["deal"]), ("units", "layers"), "model.deal") == "layers":
         return model, Blocks("blocks.*").plan(model, example)
-    return model, discover(model, example)
+    return model, discover(model, example, grouped_norms=groups if groups > 1 else False)
