@@ -65,6 +65,7 @@ class Signature:
         scaling: turns them into the model's inputs; None: they are that already.
         classes: the names of the classes, or how many there are; None: outputs are not classes.
         sizes: what the model was built from besides its settings, such as the number of inputs.
+        tokenizer: of the text that samples are tokens of, in the JSON of the library tokenizers.
     """
 
     shape: tuple[int, ...]
@@ -72,6 +73,7 @@ class Signature:
     scaling: Scaling | None = None
     classes: tuple[str, ...] | int | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
+    tokenizer: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -88,6 +90,7 @@ class Signature:
             scaling=None if scaling is None else Scaling(**scaling),
             classes=tuple(classes) if isinstance(classes, list) else classes,
             sizes=plain["sizes"],
+            tokenizer=plain.get("tokenizer"),  # no such key in older runs
         )
 
     def inputs(self, samples: Tensor) -> Tensor:

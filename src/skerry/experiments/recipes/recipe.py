@@ -50,6 +50,7 @@ class Task:
         split_by: (num_samples,), what a split by label uses; None: the targets.
         metrics: reported beside the loss.
         augment: changes each batch of training inputs at random.
+        tokenizer: of a text, in the JSON of the library tokenizers.
 
     Raises:
         ValueError: samples and targets are not tensors, there are none or not as many of both, ``scaling`` is no
@@ -65,6 +66,7 @@ class Task:
     split_by: Tensor | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     augment: Augment | None = None
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         if not (self.scaling is None or isinstance(self.scaling, Scaling)):
@@ -103,6 +105,7 @@ class Task:
             scaling=self.scaling,
             classes=classes if classes is None or isinstance(classes, int) else tuple(classes),
             sizes=self.sizes,
+            tokenizer=self.tokenizer,
         )
 
 
