@@ -8,6 +8,6 @@ worker has, and read and write it. ``side_by_side.py`` has the result of ``relay
 from skerry.subnet.extract import extract, write_back
 from skerry.subnet.index import Index
 from skerry.subnet.masked import masked
-from skerry.subnet.side_by_side import SideBySide
+from skerry.subnet.side_by_side import Mixture, SideBySide
 
-__all__ = ["Index", "SideBySide", "extract", "masked", "write_back"]
+__all__ = ["Index", "Mixture", "SideBySide", "extract", "masked", "write_back"]
