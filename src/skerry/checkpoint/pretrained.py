@@ -15,6 +15,7 @@ from torch import nn
 
 from skerry.model.grouped_norm import GroupedNorm
 from skerry.model.inputs import tensors_of
+from skerry.model.tokenizer import check_tokenizer
 from skerry.randomness import own_random_state
 from skerry.subnet.kept_numbers import kept_numbers
 from skerry.subnet.side_by_side import nets_of
@@ -59,16 +60,6 @@ def save_pretrained(model: nn.Module, folder: Path | str, tokenizer: Any = None)
             tokenizer.save_pretrained(draft)
         for path in Path(draft).iterdir():
             path.replace(folder / path.name)
-
-
-def check_tokenizer(model: Any, tokenizer: Any) -> None:
-    """Raise ValueError if ``tokenizer`` has more tokens than ``model`` has embeddings."""
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise ValueError(
-            f"tokenizer: {len(tokenizer)} tokens, but the model's embedding has {rows} rows; use the model's own "
-            f"tokenizer, or model.resize_token_embeddings({len(tokenizer)}) before training"
-        )
 
 
 def _as_pretrained(nets: list[Any]) -> Any:
