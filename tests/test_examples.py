@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from machines import run_on_machines
 
 import skerry
 
@@ -20,7 +21,9 @@ NEEDS = {"pyg_graph_sage": "torch_geometric", "transformers_llama": "transformer
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 STARTED = {"several_processes": [], "torchrun": TORCHRUN, "ray_train": []}
 """Examples with several processes, and how Python starts them."""
-SLOW = ["own_recipe", "transformers_llama"]
+JOINED = {"several_processes": 3, "torchrun": 2}
+"""Those that torchrun can start, and with how many processes."""
+SLOW = ["own_recipe", "transformers_llama", "one_loader", "dataset_and_loaders", *JOINED]
 
 
 @pytest.mark.filterwarnings("ignore")  # a Python of its own has its own filters
@@ -49,6 +52,14 @@ def test_example(path, tmp_path, monkeypatch, capsys):
     else:
         accuracy = re.findall(r"accuracy (0\.\d+)", printed)
         assert float(accuracy[-1]) > (0.85 if path.stem == "pyg_graph_sage" else 0.95)
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_an_example_joins_the_processes_of_its_launcher(tmp_path, name):
+    scripts, more = [FOLDER / f"{name}.py"] * JOINED[name], [{"TORCHELASTIC_RUN_ID": "none"}] * JOINED[name]
+    codes, said = run_on_machines(tmp_path, *scripts, more=more)
+    assert codes == [0] * JOINED[name], said
+    assert float(re.findall(r"accuracy (0\.\d+)", said[0])[-1]) > 0.95
 
 
 SRUN = """#!/bin/sh

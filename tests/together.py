@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 from unittest import mock
 
@@ -95,6 +96,7 @@ class Member:
     num_processes: int
     wire_format: WireFormat
     chunk: int
+    sums: bool = False
     round: int = 0
 
     def mine(self, num_workers: int) -> list[int]:
@@ -133,11 +135,19 @@ class Member:
         return self.hall.meet(self.rank, text)
 
     def total(self, tensor: Tensor) -> Tensor:
-        return torch.stack(self.hall.meet(self.rank, tensor.detach().clone())).sum(0).to(tensor.dtype)
+        return reduce(torch.add, self.hall.meet(self.rank, tensor.detach().clone()))  # not sum: 0.0 + -0.0 is 0.0
+
+    def sum_in_place(self) -> Callable[[Tensor], None] | None:
+        return (lambda tensor: tensor.copy_(self.total(tensor))) if self.sums else None
 
 
 def together(
-    num: int, work: Callable[[Member], Any], *, wire_format: WireFormat = "exact", chunk: int = 4096
+    num: int,
+    work: Callable[[Member], Any],
+    *,
+    wire_format: WireFormat = "exact",
+    chunk: int = 4096,
+    sums: bool = False,
 ) -> list[Any]:
     """Run ``work(member)`` for ``num`` members; return their results, by rank, or raise what one of them raises."""
     hall = Hall(num, met=[0] * num)
@@ -147,7 +157,7 @@ def together(
         with hall.turn:
             hall.ranks[threading.get_ident()] = rank
             try:
-                results[rank] = work(Member(hall, rank, num, wire_format, chunk))
+                results[rank] = work(Member(hall, rank, num, wire_format, chunk, sums))
             except BaseException as error:
                 hall.failed = hall.failed or error
             hall.turn.notify_all()

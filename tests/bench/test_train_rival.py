@@ -146,6 +146,7 @@ def test_diloco_is_algorithm_1(ran, number):
     assert torch.allclose(ran[0][number], theta, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", RATES)
 def test_a_method_trains_replicas_that_agree(curves, method):
     lines = curves[method]
@@ -163,6 +164,7 @@ def test_a_method_trains_replicas_that_agree(curves, method):
     assert [line["bytes_model"] for line in lines] == [step * a_step for step in range(EVERY, STEPS + 1, EVERY)]
 
 
+@pytest.mark.slow
 def test_the_time_limit_ends_training_after_an_averaging(curves):
     last = curves["stopped"][-1]
     assert last["stopped"]
@@ -171,6 +173,7 @@ def test_the_time_limit_ends_training_after_an_averaging(curves):
     assert 0.1 < last["train_s"] < 5
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_training(curves):
     (line,) = curves["diverged"]
     assert line["stopped"]

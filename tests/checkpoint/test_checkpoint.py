@@ -64,9 +64,9 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize(
     ("method", "stop"),
     [
-        *(("ist-uneven-travel", k) for k in (0, 4)),
-        *(pytest.param("ist-uneven-travel", k, marks=pytest.mark.slow) for k in (1, 2)),
-        ("ist-slow-core", 3),
+        ("ist-uneven-travel", 4),
+        *(pytest.param("ist-uneven-travel", k, marks=pytest.mark.slow) for k in (0, 1, 2)),
+        pytest.param("ist-slow-core", 3, marks=pytest.mark.slow),
         ("ist-core-overlap-travel", 2),
         ("diloco", 1),
         ("fedrolex", 2),

@@ -54,7 +54,8 @@ def ends(folder, how, method, rounds, *, resume=False):
     ("how", "method"),
     [
         *(("serial", m) for m in ("ist-core-overlap-travel", "relay-travel", "narrow", "diloco", "fedrolex", "resist")),
-        *(("processes", m) for m in ("ist-core-overlap-travel", "fedrolex")),
+        ("processes", "ist-core-overlap-travel"),
+        pytest.param("processes", "fedrolex", marks=pytest.mark.slow),
     ],
 )
 def test_an_extended_training_is_the_longer_one(tmp_path, how, method):

@@ -1,4 +1,4 @@
-"""Transformers whose residual stream is dealt out by groups: narrow == masked full model, and a relay of narrow nets."""
+"""Transformers whose residual stream is dealt out by groups: narrow == masked full model, and a relay of them."""
 
 import importlib.util
 from functools import cache

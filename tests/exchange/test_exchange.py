@@ -93,7 +93,7 @@ def at(indices, shape):
     return np.ix_(*(np.arange(s) if i is None else i.ids.numpy() for i, s in zip(indices, shape, strict=True)))
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(boundaries())
 def test_every_element_with_a_holder_is_in_one_move(boundary):
     plan, sizes, now, then = boundary
@@ -122,7 +122,7 @@ def concerns(move, worker):
     return worker in move.holders or worker in move.next_holders or (unassigned and worker == move.owner)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(boundaries())
 def test_a_worker_that_asks_for_its_own_moves_gets_them_in_the_order_of_all(boundary):
     plan, sizes, now, then = boundary
@@ -137,7 +137,7 @@ def about(move):
     return move.name, indices, move.holders, move.next_holders, move.owner
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(boundaries(), st.booleans())
 def test_each_element_arrives_once_where_it_has_to_and_nowhere_else(boundary, average):
     plan, sizes, now, then = boundary
@@ -175,7 +175,7 @@ def test_each_element_arrives_once_where_it_has_to_and_nowhere_else(boundary, av
                 assert not second
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(boundaries())
 def test_holders_share_the_work_of_collecting(boundary):
     plan, sizes, now, then = boundary
@@ -288,7 +288,7 @@ def test_what_stays_does_not_move_and_replicas_cost_a_ring():
     assert by_pair.sum(1).tolist() == pytest.approx([2 * 3 / 4 * total] * 4, rel=0.02)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(boundaries())
 def test_traffic_is_that_of_all_transfers(boundary):
     plan, sizes, now, then = boundary

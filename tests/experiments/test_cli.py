@@ -225,7 +225,7 @@ ALL_WARN += ["--set", "batch_size=500", "--set", "model.hidden=8", "--workers", 
 
 
 @pytest.mark.usefixtures("_bare_pictures")
-@pytest.mark.parametrize("runtime", ["serial", "processes"])
+@pytest.mark.parametrize("runtime", ["serial", pytest.param("processes", marks=pytest.mark.slow)])
 def test_every_warning_is_one_line_and_in_the_report(tmp_path, capfd, monkeypatch, runtime):
     """Those of the data, those before training and those of a round: once, not by every process."""
     monkeypatch.setattr(sys.modules[launch.__module__], "_START", "spawn")  # a server would write to where it began

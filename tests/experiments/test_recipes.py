@@ -30,12 +30,18 @@ SMALL = {
     "resnet18-cifar": RESNET,
     "resist-cifar": RESNET | {"model.blocks": [1, 1, 5, 1]},
 }
+FEW = {"ist", "narrow", "resist", "single"}
 MORE = {"vgg-cifar": {"model.width": 4, "model.hidden": 12, "data.images": 50}, "skewed-resnet": RESNET}
 
 
 @pytest.mark.parametrize(
     ("recipe", "method"),
-    [(recipe, method) for recipe in SMALL for method in RECIPES[recipe]().methods if method != "ddp"]
+    [
+        pytest.param(recipe, method, marks=[pytest.mark.slow] if "cifar" in recipe and method not in FEW else [])
+        for recipe in SMALL
+        for method in RECIPES[recipe]().methods
+        if method != "ddp"
+    ]
     + [("vgg-cifar", "ist"), ("vgg-cifar", "narrow"), ("skewed-resnet", "ist")],  # else as resnet18-cifar
 )
 def test_recipes_run_with_every_method_and_are_loaded_without_their_data(tmp_path, monkeypatch, recipe, method):

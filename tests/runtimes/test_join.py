@@ -102,6 +102,30 @@ print("well")
         assert_serial(tmp_path, f"trained{turn}")
 
 
+def test_the_groups_nccl_sums_what_all_hold_and_the_gradients_of_ddp(tmp_path, port):
+    """gloo stands in for NCCL, which takes a GPU per process."""
+    body = """
+import skerry.runtimes.distributed.processes as processes
+dist.init_process_group("gloo")
+assert not processes._has_nccl(torch.device("cpu"))
+assert processes._has_nccl(torch.device("cuda")) is False
+processes._has_nccl = lambda device: True
+summed, all_reduce = [], dist.all_reduce
+def counted(tensor, op=None, group=None):
+    summed.append((group is dist.group.WORLD, tensor.dtype))
+    return all_reduce(tensor, group=group)
+dist.all_reduce = counted
+with skerry.Processes.join() as runtime:
+    train(runtime).export("TMP/trained")  # the bias of the output is on all workers
+    assert (True, torch.float64) in summed
+    assert runtime.synchronized(torch.nn.Linear(1, 1))[0].process_group is dist.group.WORLD
+print("well")
+"""
+    ended = started(tmp_path, body, [of_torchrun(rank, port) for rank in range(2)])
+    assert ended == [(0, "well\n")] * 2
+    assert_serial(tmp_path, "trained")
+
+
 def test_without_with_the_one_that_ends_last_is_not_ended_by_the_others(tmp_path, port):
     body = """
 train(skerry.Processes.join(timeout_s=1.0)).export("TMP/trained")

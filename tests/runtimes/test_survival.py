@@ -88,7 +88,9 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("runtime", "kills"), [("serial", (5,)), ("processes", (5,))])
+@pytest.mark.parametrize(
+    ("runtime", "kills"), [("serial", (5,)), pytest.param("processes", (5,), marks=pytest.mark.slow)]
+)
 def test_killed_in_the_middle_of_a_round_and_resumed(undisturbed, tmp_path, runtime, kills):
     out, moment = tmp_path / "x", random.Random(runtime)
     process = _start(out, "--runtime", runtime, *SETTINGS, *OFTEN)
@@ -217,7 +219,10 @@ def test_machines_that_share_no_folder_resume(undisturbed, tmp_path):
 
 @pytest.mark.parametrize(
     ("runtime", "number", "code", "what"),
-    [("serial", signal.SIGTERM, 143, "terminated"), ("processes", signal.SIGINT, 130, "interrupted")],
+    [
+        ("serial", signal.SIGTERM, 143, "terminated"),
+        pytest.param("processes", signal.SIGINT, 130, "interrupted", marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupted_run_says_the_round_that_resume_starts_from(tmp_path, runtime, number, code, what):
     out = tmp_path / "x"
@@ -244,6 +249,7 @@ def _start_importing(out: Path) -> "tuple[subprocess.Popen[str], list[int]]":
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_processes_start_promises_nothing(tmp_path):
     out = tmp_path / "x"
     process, _ = _start_importing(out)

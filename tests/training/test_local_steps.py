@@ -95,7 +95,8 @@ FEATURES = {
     },
 }  # fmt: skip
 EACH = pytest.mark.parametrize("feature", FEATURES)
-SOME = pytest.mark.parametrize("feature", ["sequential", "transformers", "bf16", "all"])
+LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("sequential", "transformers", "bf16")]
+SOME = pytest.mark.parametrize("feature", [*LONG, "all"])
 
 
 def plain(optimizer, *, lr_scheduler=None, clip_grad_norm=None, accumulate=1, precision="fp32",

@@ -79,9 +79,8 @@ def _norms(model: nn.Module) -> Iterator[tuple[str, tuple[int, GroupedNorm]]]:
             continue
         if next(module.children(), None) is not None or next(module.buffers(), None) is not None:
             continue
-        weight, bias = own.get("weight"), own.get("bias")
-        shape = getattr(module, "normalized_shape", ())
-        width = len(weight) if weight is not None else shape[0] if len(shape) == 1 else 0
+        weight, shape = own.get("weight"), getattr(module, "normalized_shape", None) or [0]
+        width = shape[0] if weight is None else len(weight)
         if isinstance(module, GroupedNorm) and weight is not None:
             yield name, (width, copy.copy(module))
         elif width > 1 and (same := _grouped(module, width)) is not None:

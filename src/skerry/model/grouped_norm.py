@@ -49,7 +49,7 @@ class GroupedNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normed features, (..., features)."""
-        groups, shape = x.unflatten(-1, (-1, self.group_width)), (self.group_width,)
+        groups, shape = x.reshape(*x.shape[:-1], -1, self.group_width), (self.group_width,)
         norm = F.layer_norm if self.centred else F.rms_norm
         y = norm(groups, shape, eps=self.eps).flatten(-2)
         if self.weight is not None:

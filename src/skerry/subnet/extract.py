@@ -212,11 +212,12 @@ def narrow_model(model: nn.Module, plan: Plan, fraction: float, seed: int) -> nn
     keep the values that they have in ``model``, and so do frozen parameters.
     """
     narrow = extract(model, plan, first_units(plan, fraction))
-    own = getattr(narrow, "_init_weights", None)
-    of_models = callable(own) and len(inspect.signature(own).parameters) == 1
+    own: Any = getattr(narrow, "_init_weights", None)
+    if not callable(own) or len(inspect.signature(own).parameters) != 1:
+        own = None
     with own_random_state(seed), torch.no_grad():
         for module in narrow.modules():
-            reset = partial(own, module) if of_models else getattr(module, "reset_parameters", None)
+            reset = partial(own, module) if own else getattr(module, "reset_parameters", None)
             if callable(reset):
                 kept = [(p, p.detach().clone()) for p in module.parameters() if not p.requires_grad]
                 reset()

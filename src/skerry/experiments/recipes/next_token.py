@@ -109,7 +109,7 @@ def next_token_task(
     vocabulary: Sequence[str],
     *,
     document: int,
-    tokenizer: str | None = None,
+    tokenizer: str = "",
 ) -> Task:
     """Return the task of predicting each next token, in samples of ``data.block`` tokens.
 
@@ -118,7 +118,7 @@ def next_token_task(
         train, val: the text to train on and the one to validate with, as numbers of tokens, (num_tokens,) int64.
         vocabulary: the tokens.
         document: the number of tokens that are told to be of one kind, fewer in a short text.
-        tokenizer: the tokenizer in JSON; None: tokens are characters.
+        tokenizer: see ``Signature``.
     """
     block = whole_number(config, "data.block")
     x, y = _blocks(train, block, "the text to train on")

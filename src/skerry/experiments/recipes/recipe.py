@@ -46,11 +46,11 @@ class Task:
             are not classes.
         sizes: what the model is built from besides the settings. A run's folder keeps them, so that its model is loaded
             without the data.
+        tokenizer: see ``Signature``.
         loss_fn: of the model's outputs and the targets.
         split_by: (num_samples,), what a split by label uses; None: the targets.
         metrics: reported beside the loss.
         augment: changes each batch of training inputs at random.
-        tokenizer: of a text, in the JSON of the library tokenizers.
 
     Raises:
         ValueError: samples and targets are not tensors, there are none or not as many of both, ``scaling`` is no
@@ -62,11 +62,11 @@ class Task:
     scaling: Scaling | None = None
     classes: Sequence[str] | int | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
+    tokenizer: str = ""
     loss_fn: LossFn = F.cross_entropy
     split_by: Tensor | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     augment: Augment | None = None
-    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         if not (self.scaling is None or isinstance(self.scaling, Scaling)):

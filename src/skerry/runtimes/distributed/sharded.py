@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from skerry.exchange.gathering import gathering
 from skerry.exchange.moves import Move, moves
 from skerry.exchange.owners import owned_cut
+from skerry.merge.aggregate import is_exact
 from skerry.model import optimizer_state
+from skerry.model.device import wide
 from skerry.model.optimizer_state import place_of
 from skerry.model.tensors import fill_, named_tensors, skeleton
 from skerry.partitions.assignment import Assignment
@@ -38,6 +40,9 @@ from skerry.subnet.index import cut_shape, same_cut
 
 Tensors = Mapping[str, Tensor]
 
+_SLAB = 2**22
+"""Elements that are summed at a time."""
+
 
 class Group(Protocol):
     """What the store needs of the process group: ``Processes``, or threads in tests."""
@@ -56,6 +61,10 @@ class Group(Protocol):
 
     def total(self, tensor: Tensor) -> Tensor:
         """Sum over all processes."""
+        ...
+
+    def sum_in_place(self) -> Callable[[Tensor], None] | None:
+        """Return a function that sums a tensor over all processes, on its device; None without a fast way to do so."""
         ...
 
     def beside(self, call: Callable[[Wire], None]) -> Callable[[], None]:
@@ -85,7 +94,8 @@ class Sharded:
         self._before: dict[str, Tensor] = {}
         self._spare: dict[str, Tensor] = {}
         self._arrived: Callable[[], None] | None = None
-        self._bytes_late = 0
+        self._bytes_late, self._bytes_summed = 0, 0.0
+        self._sum = group.sum_in_place()
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -105,7 +115,7 @@ class Sharded:
     @property
     def bytes_sent(self) -> float:
         """Bytes this process has sent for exchanges."""
-        return float(self._wire.bytes_sent + self._bytes_late)
+        return float(self._wire.bytes_sent + self._bytes_late + self._bytes_summed)
 
     def subnet(self, worker: int) -> tuple[nn.Module, dict[str, Tensor]]:
         """Return the subnet that is here."""
@@ -193,10 +203,36 @@ class Sharded:
         for group, found in grouped_moves(self.plan, sizes, self.assignment, then, self._group.rank):
             new = self._new_tensors(group, then, values, free)
             step = self._step(group, found, values, new, then, good)
-            step.run(self._wire)
             due += step.bytes_due
+            summed = self._summed(group, found)
+            replace(step, moves=[move for move in found if move.name not in summed]).run(self._wire)
+            for name in sorted(summed):
+                self._average_(new[name], good)
             after |= new
         return after, due
+
+    def _summed(self, sizes: Tensors, found: Sequence[Move]) -> set[str]:
+        """Return the names of floats that all workers hold whole, now and next, if the group can sum them."""
+        if self._sum is None or self._wire_format != "exact":
+            return set()
+        everyone = tuple(range(self._group.num_processes))
+        others = {m.name for m in found if not m.holders == m.next_holders == everyone}
+        return {move.name for move in found if not is_exact(sizes[move.name])} - others
+
+    def _average_(self, tensor: Tensor, good: Sequence[bool]) -> None:
+        """Average over the workers that count, as ``aggregate_`` does: in float64, so that equal values stay equal."""
+        if self._sum is None or not any(good):
+            return
+        flat, num = tensor.contiguous().view(-1), self._group.num_processes
+        for slab in torch.split(flat, _SLAB):
+            total = slab.to(wide(tensor))
+            if not good[self._group.rank]:
+                total = torch.full_like(total, -0.0)  # -0.0 + x == x to the bit
+            self._sum(total)
+            slab.copy_(total / sum(good))
+            self._bytes_summed += 2 * (num - 1) / num * total.nbytes  # of a ring
+        if not tensor.is_contiguous():
+            tensor.copy_(flat.view(tensor.shape))
 
     def _start_late(
         self, sizes: Tensors, values: Tensors, then: Assignment, good: Sequence[bool]
