@@ -65,6 +65,8 @@ class Signature:
         scaling: turns them into the model's inputs; None: they are that already.
         classes: the names of the classes, or how many there are; None: outputs are not classes.
         sizes: what the model was built from besides its settings, such as the number of inputs.
+        tokenizer: of a language model whose tokens are not the characters in ``classes``: a tokenizer of the package
+            tokenizers, as its ``to_str`` gives it.
     """
 
     shape: tuple[int, ...]
@@ -72,6 +74,7 @@ class Signature:
     scaling: Scaling | None = None
     classes: tuple[str, ...] | int | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
+    tokenizer: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -88,6 +91,7 @@ class Signature:
             scaling=None if scaling is None else Scaling(**scaling),
             classes=tuple(classes) if isinstance(classes, list) else classes,
             sizes=plain["sizes"],
+            tokenizer=plain.get("tokenizer", ""),  # older runs have none
         )
 
     def inputs(self, samples: Tensor) -> Tensor:

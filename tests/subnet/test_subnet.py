@@ -7,9 +7,10 @@ import torch
 from equivalence import assert_narrow_equals_masked, assert_write_back_is_exact, bits, dealt_to, doubled, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from zoo import cnn, mlp
 
-from skerry import Plan
+from skerry import Plan, discover
 from skerry.partitions import Disjoint
 from skerry.subnet import extract, masked, write_back
 from skerry.subnet.extract import narrow_model
@@ -112,3 +113,18 @@ def test_narrow_model_is_initialized_as_a_net_of_its_width():
     assert same_bits(bits(small), bits(again))
     assert small(x).shape == (16, 4)
     assert Plan.whole(small).num_units == 0
+
+
+def test_a_narrow_model_is_initialized_by_the_models_own_rule():
+    class Own(nn.Sequential):
+        """As transformers and nanoGPT write it."""
+
+        def _init_weights(self, module: nn.Module) -> None:
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+
+    model = Own(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 8))
+    model[2].weight.requires_grad_(False)
+    small = narrow_model(model, discover(model, torch.randn(2, 8)), 0.5, seed=1)
+    assert float(small[0].weight.detach().std()) == pytest.approx(0.02, rel=0.2)
+    assert torch.equal(small[2].weight, model[2].weight[:, :32])

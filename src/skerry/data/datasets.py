@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from skerry.data.inputs_and_label import Columns, inputs_and_label
+from skerry.data.inputs_and_label import LABELS, Columns, inputs_and_label
 from skerry.data.sample_order import SampleOrder
 from skerry.data.shards import check_part
 from skerry.data.splits import split as split_labels
@@ -41,7 +41,7 @@ class FromDataset:
         batch_size: int,
         seed: int,
         inputs: Columns,
-        label: str,
+        label: str | None,
         collate: Callable[[list[Any]], Any],
     ) -> None:
         for worker, part in enumerate(parts):
@@ -82,7 +82,7 @@ def from_dataset(
     seed: int,
     split: str | Sequence[Tensor] = "iid",
     inputs: Columns = None,
-    label: str = "label",
+    label: str | None = None,
     collate: Callable[[list[Any]], Any] = default_collate,
 ) -> FromDataset:
     """Return the data of ``num_workers`` workers, read from a dataset that has a length.
@@ -101,7 +101,7 @@ def from_dataset(
             dataset, otherwise every sample once. If that takes long, pass indices: ``skerry.split(labels, ...)``.
         inputs: for dict samples, the columns to call the model with: one name for its only argument, several for
             keyword arguments. None: all columns but the label, as keyword arguments.
-        label: for dict samples, the column with the label.
+        label: for dict samples, the column with the label; None: ``label`` or ``labels``.
         collate: makes a batch from a list of samples. The default stacks tensors, arrays and numbers.
 
     Returns:
@@ -132,8 +132,10 @@ def from_dataset(
     return FromDataset(dataset, parts, batch_size=batch_size, seed=seed, inputs=inputs, label=label, collate=collate)
 
 
-def _labels(dataset: Any, label: str) -> Any:
+def _labels(dataset: Any, label: str | None) -> Any:
     columns = getattr(dataset, "column_names", None) or ()
+    first = dataset[0] if len(dataset) else ()
+    label = label or next((name for name in LABELS if name in (columns or first)), LABELS[0])
     if label in columns:
         return [int(value) for value in dataset[label]]
     if columns:

@@ -4,5 +4,6 @@ from skerry.discovery.discover import discover
 from skerry.discovery.named.blocks import Blocks
 from skerry.discovery.named.experts import Experts
 from skerry.discovery.verify import verify
+from skerry.model.group_norms import group_norms_
 
-__all__ = ["Blocks", "Experts", "discover", "verify"]
+__all__ = ["Blocks", "Experts", "discover", "group_norms_", "verify"]

@@ -1,6 +1,6 @@
 """Discover: make the plan of any module from one forward on example inputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from itertools import takewhile
 
@@ -16,8 +16,11 @@ from skerry.discovery.index_labels import Origin
 from skerry.discovery.named.blocks import Blocks
 from skerry.discovery.named.experts import Experts
 from skerry.discovery.narrow_trial import Trial
+from skerry.discovery.tied_weights import norms_before_tied
 from skerry.discovery.trace import ForwardRefused, Trace, trace
 from skerry.discovery.unit_solver import Touched, Units, alike, solve, wasted
+from skerry.model.group_norms import group_norms_
+from skerry.model.grouped_norm import GroupedNorm
 from skerry.model.inputs import Inputs, call, tensors_of
 from skerry.model.supported_models import check_supported
 from skerry.model.tensors import dense_buffers, named_tensors
@@ -34,6 +37,7 @@ def discover(
     *,
     blocks: Blocks | Experts | Sequence[Blocks | Experts] = (),
     patches: Mapping[str, Patch] | None = None,
+    grouped_norms: int | bool = False,
 ) -> Plan:
     """Find what can be dealt out of ``model``, whatever its architecture.
 
@@ -51,19 +55,22 @@ def discover(
     gradients too. Values that a forward leaves in attributes do not count as outputs.
 
     Args:
-        model: any module; it is not changed.
+        model: any module; it is not changed, but for ``grouped_norms``.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. A small batch is enough, but
             batch norm needs more than one sample to run in training mode.
         blocks: residual blocks and experts of mixtures to deal out whole, beside the units within them.
         patches: pattern of module names -> ``patch(narrow, full)``, for modules that hard-code a width
             (``skerry.subnet.adapters``).
+        grouped_norms: **changes what the model computes**, in place: its norms over the residual stream become norms
+            over so many groups of features, so that the stream is dealt out, too (``group_norms_``). Best the number of
+            workers, then a subnet has usual norms. True: as many as an attention layer has heads to deal out.
 
     Returns:
         The plan. Its axes are named after the modules that have the dealt tensors.
 
     Raises:
         ValueError: the model does not run on the inputs, writes to its parameters, or has parameters without data; a
-            pattern of ``patches`` or ``blocks`` matches nothing.
+            pattern of ``patches`` or ``blocks`` matches nothing; norms cannot be grouped so.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
@@ -77,6 +84,18 @@ def discover(
         raise ValueError(f"blocks: got {blocks!r}, expected skerry.Blocks('layers.*') or a list of them")
     check_supported(model)
     _check_patterns(model, patches or {})
+    if grouped_norms is True:
+        heads = {
+            axis.num_units for axis in discover(model, example_inputs, patches=patches).axes if axis.kind == "heads"
+        }
+        if len(heads) != 1:
+            got = (
+                f"layers with {', '.join(map(str, sorted(heads)))} heads" if heads else "no attention heads to deal out"
+            )
+            raise ValueError(f"grouped_norms=True: {got}; give the number of groups, best that of workers")
+        grouped_norms = heads.pop()
+    if grouped_norms is not False:
+        group_norms_(model, grouped_norms)
     labelled: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(dense_buffers(model))}
 
     if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors_of(example_inputs)):
@@ -94,7 +113,7 @@ def discover(
             raise
         except ValueError:  # batch norm does not train on one sample
             pass
-        return found, together, solve(together)
+        return found, together, solve(together, norms_before_tied(together, model))
 
     found, together, units = look(frozenset())
     in_vain = wasted(together, units)
@@ -170,7 +189,7 @@ def _kind(model: nn.Module, units: Units, group: Sequence[int], dims: Touched) -
     several = [module for module, per_unit in modules if per_unit > 1]
     if group[0] in units.heads and several:
         return "heads"
-    if any(isinstance(m, nn.GroupNorm) or (isinstance(m, _CONVS) and m.groups > 1) for m in several):
+    if any(isinstance(m, nn.GroupNorm | GroupedNorm) or (isinstance(m, _CONVS) and m.groups > 1) for m in several):
         return "groups"
     return "channels" if any(isinstance(module, _CONVS) for module, _ in modules) else "neurons"
 
@@ -188,7 +207,7 @@ def _notes(model: nn.Module, trace: Trace, units: Units, id_of: NDArray[np.int32
     notes: dict[str, list[str]] = {}
     readers = 0
     for (reason, size), dims in by_reason.items():
-        why = _why(model, trace, reason)
+        why = _why(model, trace, reason, units.tied)
         if why is None:
             readers += len(dims)
         else:
@@ -216,20 +235,22 @@ _WHY = [
 ]
 
 
-def _why(model: nn.Module, trace: Trace, reason: int) -> str | None:
+def _why(model: nn.Module, trace: Trace, reason: int, tied: Container[int]) -> str | None:
     """Return the reason in words; None for a weight (or a kernel in space) that is whole because what it reads is."""
     if reason == -2:
         return "a single unit, or no weight sums over it"
     if reason < 0:
         return "not used for the output on these inputs"
     step = trace.steps[reason]
+    where = f" in {step.module}" if step.module else ""
+    if reason in tied:
+        return f"a tied weight makes it, and reads it{where}; untie it"
     op = step.name.replace("aten.", "aten::")
     if "convolution" in op or op.split("::")[-1] in ("mm", "addmm", "bmm", "baddbmm"):
         return None
     text = next((why for key, why in _WHY if key in op), "")
     if not text and not step.known:
         text = "unknown op {op}"
-    where = f" in {step.module}" if step.module else ""
     kind = type(model.get_submodule(step.module))
     if kind.__name__ == "LayerNorm" and kind.__module__.startswith("torch_geometric"):
         where += ", a layer norm over all units; norm='batch_norm' or 'graph_norm' norms each by itself"

@@ -29,16 +29,23 @@ class Units:
         reads: the parameter dims that sum over units.
         heads: the units that an attention softmax treats one by one.
         reasons: for each label the operation (its number in the trace) that kept it from being dealt out, or -1.
+        tied: the operations at which a weight met units that it both makes and reads.
     """
 
     of: Ids
     reads: frozenset[Origin]
     heads: frozenset[int]
     reasons: Ids
+    tied: frozenset[int]
 
 
-def solve(trace: Trace) -> Units:
-    """Join labels until all constraints are met, and return the units."""
+def solve(trace: Trace, tied: Mapping[Origin, frozenset[Origin]]) -> Units:
+    """Join labels until all constraints are met, and return the units.
+
+    Args:
+        trace: what the operations demand.
+        tied: dims that make units and read them -> the dims that count as reading them instead (``tied_weights.py``).
+    """
     constraints = trace.constraints
     edges = [
         (e.a.numpy(), e.b.numpy(), np.full(len(e.a), e.op))
@@ -47,10 +54,12 @@ def solve(trace: Trace) -> Units:
     ]
     reads = frozenset(origin for origin, role, _ in constraints.roles if role == "in")
     makes = frozenset(origin for origin, role, _ in constraints.roles if role == "out")
-    for name, d in reads & makes:  # a scale for the units it reads would also scale the units it makes
+    instead = frozenset[Origin]().union(*tied.values())
+    reads, makes = (reads - tied.keys()) | instead, makes - instead
+    both = {o: max(op for origin, _, op in constraints.roles if origin == o) for o in reads & makes}
+    for (name, d), at in both.items():  # a scale for the units it reads would also scale the units it makes
         ids = trace.origins[name][d]
         assert ids is not None
-        at = max(op for origin, _, op in constraints.roles if origin == (name, d))
         edges.append((ids.numpy(), np.zeros(len(ids), np.int64), np.full(len(ids), at)))
     while True:
         a, b, op = (np.concatenate([e[k] for e in edges] or [np.zeros(0, np.int64)]) for k in range(3))
@@ -64,7 +73,7 @@ def solve(trace: Trace) -> Units:
         if not more:
             break
         edges.extend(more)
-    return Units(of, reads, heads, _reasons(trace.num_labels, a, b, op))
+    return Units(of, reads, heads, _reasons(trace.num_labels, a, b, op), frozenset(both.values()))
 
 
 def _not_of_heads(trace: Trace, of: Ids, heads: frozenset[int]) -> list[tuple[Ids, Ids, Ids]]:

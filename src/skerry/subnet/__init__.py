@@ -10,6 +10,6 @@ from skerry.subnet.extract import extract, write_back
 from skerry.subnet.index import Index
 from skerry.subnet.masked import masked
 from skerry.subnet.prune import prune
-from skerry.subnet.side_by_side import SideBySide
+from skerry.subnet.side_by_side import Mixture, SideBySide
 
-__all__ = ["Index", "SideBySide", "extract", "masked", "prune", "write_back"]
+__all__ = ["Index", "Mixture", "SideBySide", "extract", "masked", "prune", "write_back"]

@@ -1,10 +1,12 @@
 """Extracts the narrow module that a worker trains from the full model, and writes it back."""
 
 import copy
+import inspect
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -205,13 +207,17 @@ def first_units(plan: Plan, fraction: float) -> Tensor:
 def narrow_model(model: nn.Module, plan: Plan, fraction: float, seed: int) -> nn.Module:
     """Return a fresh narrow network with the first ``fraction`` of the units of each axis of ``model``, at least one.
 
-    Modules that have ``reset_parameters`` are initialized again, as a network of that width would be. Other tensors
+    Its modules are initialized again, as in a network of that width: by the model's own ``_init_weights(module)`` if it
+    has one, as models of transformers and nanoGPT do, else by ``reset_parameters`` of those that have it. Other tensors
     keep the values that they have in ``model``, and so do frozen parameters.
     """
     narrow = extract(model, plan, first_units(plan, fraction))
-    with own_random_state(seed):
+    own: Any = getattr(narrow, "_init_weights", None)
+    if not callable(own) or len(inspect.signature(own).parameters) != 1:
+        own = None
+    with own_random_state(seed), torch.no_grad():
         for module in narrow.modules():
-            reset = getattr(module, "reset_parameters", None)
+            reset = partial(own, module) if own else getattr(module, "reset_parameters", None)
             if callable(reset):
                 kept = [(p, p.detach().clone()) for p in module.parameters() if not p.requires_grad]
                 reset()

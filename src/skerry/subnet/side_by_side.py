@@ -1,10 +1,11 @@
 """Narrow nets side by side: subnets that share nothing, as one module that returns the mean of their outputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from skerry.model.inputs import map_tensors, tensors_of
 from skerry.model.tensors import shapes_of
@@ -59,6 +60,53 @@ class SideBySide(nn.Module):
             return first
 
         return map_tensors(mean, outputs[0])
+
+
+class Mixture(nn.Module):
+    """Language models as one: each counts as much as the tokens so far are likely under it.
+
+        p(x_t | x_<t) = sum_k w_k(x_<t) p_k(x_t | x_<t),   w_k(x_<t) proportional to p_k(x_<t).
+
+    So the probability of a sequence is the mean of those under the nets. For nets that have learned different kinds of
+    text (``skerry.data.kinds_of_text``) it is better than the mean of their outputs.
+
+    Args:
+        nets: each maps tokens (B, T) to the logits of the next token, (B, T, vocabulary), as a tensor or first in its
+            output. For example ``result.model.nets`` of an ``ensemble``.
+
+    References: Gururangan et al.: Scaling Expert Language Models with Unsupervised Domain Discovery (c-BTM), 2023,
+    arXiv 2303.14177. Differs from the paper, which weighs nets by how near the text so far is to the centres of kinds.
+    """
+
+    def __init__(self, nets: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, tokens: Tensor, before: Tensor | None = None) -> Tensor:
+        """Return log-probabilities of the next token, (B, T, vocabulary).
+
+        Args:
+            tokens: (B, T), int64.
+            before: (n, B), the log-likelihood of the text before ``tokens`` under each net (``log_likelihood``).
+        """
+        logs = torch.stack([_log_probabilities(net, tokens) for net in self.nets])
+        so_far = F.pad(_of_next(logs, tokens), (1, 0)).cumsum(-1)  # (n, B, T)
+        weights = (so_far if before is None else so_far + before[..., None]).log_softmax(0)
+        return torch.logsumexp(logs + weights[..., None], dim=0)
+
+    def log_likelihood(self, tokens: Tensor) -> Tensor:
+        """Return the log-likelihood of the second and later tokens of each row of (B, T) under each net: (n, B)."""
+        return torch.stack([_of_next(_log_probabilities(net, tokens), tokens).sum(-1) for net in self.nets])
+
+
+def _log_probabilities(net: nn.Module, tokens: Tensor) -> Tensor:
+    return next(tensors_of(net(tokens))).log_softmax(-1)
+
+
+def _of_next(logs: Tensor, tokens: Tensor) -> Tensor:
+    """Return the log-probability of each token after the first, (..., B, T - 1)."""
+    following = tokens[:, 1:, None].expand(*logs.shape[:-2], -1, 1)
+    return logs[..., :-1, :].gather(-1, following).squeeze(-1)
 
 
 def side_by_side(model: nn.Module, plan: Plan, nets: Sequence[Tensor]) -> tuple[SideBySide, Plan]:

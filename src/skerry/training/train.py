@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from skerry.algorithm import Algorithm
 from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.checkpoint.export import SHARD_BYTES, ExportFormat
+from skerry.checkpoint.pretrained import save_pretrained
 from skerry.checkpoint.state import State
 from skerry.data.loaders import as_data
 from skerry.defaults import WORKERS, choose_missing
@@ -98,6 +99,10 @@ class Result:
     ) -> None:
         """Write the calibrated full model to files in ``folder``, as ``Session.export``; every process must call it."""
         self.session.export(self.full, folder, shard_bytes=shard_bytes, format=format)
+
+    def save_pretrained(self, folder: Path | str, tokenizer: Any = None) -> None:
+        """Write a model of transformers as its ``from_pretrained`` reads it (``skerry.checkpoint.save_pretrained``)."""
+        save_pretrained(self.model, folder, tokenizer)
 
 
 def train(

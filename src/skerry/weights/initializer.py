@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from skerry.model.grouped_norm import GroupedNorm
 from skerry.model.tensors import named_tensors
 from skerry.randomness import seed_of
 from skerry.subnet.index import Cut, whole
@@ -42,6 +43,8 @@ def default_init(module: nn.Module, name: str, shape: torch.Size) -> Fill | None
     kind, own = type(module), name.rpartition(".")[2]
     if f"{kind.__module__.partition('.')[0]}.{kind.__name__}" == "transformers.Conv1D":
         return Normal(0.02) if own == "weight" else Constant(0) if own == "bias" else None
+    if isinstance(module, GroupedNorm):
+        return Constant(0 if own == "bias" else 1 - module.offset)
     reset: Any = getattr(kind, "reset_parameters", getattr(kind, "_reset_parameters", None))
     if not getattr(reset, "__module__", "").startswith("torch."):
         return pyg_init(module, own, shape)

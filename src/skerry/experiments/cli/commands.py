@@ -25,6 +25,7 @@ from skerry.experiments.reports.html import write_report
 from skerry.experiments.reports.results_page import write_results
 from skerry.experiments.runs.execute import configure
 from skerry.experiments.runs.folder import check_folder, is_finished, saved_config
+from skerry.experiments.runs.generate import generate
 from skerry.experiments.runs.load import export_run, load
 from skerry.experiments.runs.pruned import prune_run
 from skerry.runtimes.distributed.launch import WorkerDied
@@ -357,6 +358,19 @@ def predict_command(folder: Path, file: Path) -> None:
         predictor = load(folder)
     for found in predictor.predict(samples):
         click.echo(" ".join(map(str, np.atleast_1d(found))))
+
+
+@main.command(name="generate")
+@click.argument("folder", type=FOLDER)
+@click.argument("prompt")
+@click.option("--tokens", type=int, default=200, show_default=True, help="How many to add to the prompt.")
+@click.option("--temperature", type=float, default=0.8, show_default=True, help="0: always the most likely token.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random choice.")
+def generate_command(folder: Path, prompt: str, tokens: int, temperature: float, seed: int) -> None:
+    """Print PROMPT and how the language model of the run in FOLDER goes on with it."""
+    with warnings_in_one_line():
+        predictor = load(folder)
+    click.echo(generate(predictor, prompt, tokens=tokens, temperature=temperature, seed=seed))
 
 
 @main.command(name="theory")

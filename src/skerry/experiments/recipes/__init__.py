@@ -7,7 +7,9 @@ from skerry.choose import choose
 from skerry.experiments.config import Config
 from skerry.experiments.recipes.cifar import loft_cifar, resist_cifar, resnet18_cifar, skewed_resnet, vgg_cifar
 from skerry.experiments.recipes.depends_xc import depends_xc
+from skerry.experiments.recipes.gpt_shakespeare import gpt_shakespeare
 from skerry.experiments.recipes.image_mlp import digits_mlp, fashion_mlp, mnist_mlp, skewed_mlp
+from skerry.experiments.recipes.llama_docs import llama_docs
 from skerry.experiments.recipes.own import own_recipe
 from skerry.experiments.recipes.recipe import Job, Recipe, Task
 from skerry.experiments.recipes.speech_mlp import speech_mlp2, speech_mlp3
@@ -17,7 +19,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     recipe.__name__.replace("_", "-"): recipe
     for recipe in (
         fashion_mlp, mnist_mlp, digits_mlp, depends_xc, speech_mlp2, speech_mlp3, vgg_cifar, resnet18_cifar, loft_cifar,
-        resist_cifar, skewed_mlp, skewed_resnet,
+        resist_cifar, skewed_mlp, skewed_resnet, gpt_shakespeare, llama_docs,
     )
 }  # fmt: skip
 """Recipes by name, in the order of ``skerry recipes``."""

@@ -46,6 +46,7 @@ class Task:
             are not classes.
         sizes: what the model is built from besides the settings. A run's folder keeps them, so that its model is loaded
             without the data.
+        tokenizer: see ``Signature``.
         loss_fn: of the model's outputs and the targets.
         split_by: (num_samples,), what a split by label uses; None: the targets.
         metrics: reported beside the loss.
@@ -61,6 +62,7 @@ class Task:
     scaling: Scaling | None = None
     classes: Sequence[str] | int | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
+    tokenizer: str = ""
     loss_fn: LossFn = F.cross_entropy
     split_by: Tensor | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
@@ -103,6 +105,7 @@ class Task:
             scaling=self.scaling,
             classes=classes if classes is None or isinstance(classes, int) else tuple(classes),
             sizes=self.sizes,
+            tokenizer=self.tokenizer,
         )
 
 

@@ -1,5 +1,6 @@
 """Metrics: numbers to report beside loss and accuracy, as functions or as objects that keep sums (torchmetrics)."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -30,6 +31,43 @@ class MetricObject(Protocol):
 
 
 Metric = SampleMetric | MetricObject
+
+
+class Perplexity:
+    """exp of the mean loss over the test set, for language models.
+
+    Args:
+        loss_fn: the mean loss per token of a batch, whose samples must have the same number of tokens.
+
+    Example:
+        >>> perplexity = Perplexity(torch.nn.functional.cross_entropy)
+        >>> perplexity.update(torch.zeros(3, 8), torch.tensor([0, 1, 2]))
+        >>> round(perplexity.compute(), 4)
+        8.0
+    """
+
+    def __init__(self, loss_fn: Callable[[Any, Any], Tensor]) -> None:
+        self._loss_fn = loss_fn
+        self._reductions = {"sums": dim_zero_sum}  # as torchmetrics says that processes may add them up
+        self.reset()
+
+    def reset(self) -> None:
+        """Set the sums to zero."""
+        self.sums = torch.zeros(2, dtype=torch.float64)
+
+    def update(self, output: Any, y: Any) -> None:
+        """Add a batch to the sums."""
+        self.sums += torch.tensor([float(self._loss_fn(output, y)) * len(y), len(y)], dtype=torch.float64)
+
+    def compute(self) -> float:
+        """Return the perplexity."""
+        total, count = self.sums.tolist()
+        return math.exp(min(total / count, 700.0))
+
+
+def dim_zero_sum(values: Tensor) -> Tensor:
+    """Return the sum over processes."""
+    return values.sum(0)
 
 
 def precision_at(k: int) -> SampleMetric:

@@ -1,0 +1,41 @@
+"""A small GPT that learns the characters of Shakespeare, or of any other text."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from skerry.experiments.config import Config
+from skerry.experiments.datasets.texts import shakespeare
+from skerry.experiments.models.gpt import GPT
+from skerry.experiments.recipes.next_token import language_recipe, model_sizes, next_token_task
+from skerry.experiments.recipes.recipe import Recipe, Task, limited
+
+
+def gpt_shakespeare() -> Recipe:
+    """A GPT of two blocks, about .6 TFLOP per worker with every method; see ``language_recipe``.
+
+    ``data.file``: a text in UTF-8; empty: Shakespeare. ``data.block``: characters per sample. ``data.characters``: how
+    many to train on; 0: all.
+    """
+    return language_recipe(
+        "gpt-shakespeare",
+        "GPT of 2 blocks, 4 heads and 256 hidden units on characters of Shakespeare",
+        model=_model,
+        layers="blocks.*",
+        task=_task,
+        data={"file": "", "characters": 0},
+        wide_steps=420,
+        own={},
+    )
+
+
+def _task(config: Config) -> Task:
+    text = shakespeare(str(config.data["file"]))
+    train = text.train[: limited(config, "characters", len(text.train))]
+    return next_token_task(config, train, text.val, text.vocabulary, document=20_000)
+
+
+def _model(config: Config, sizes: Mapping[str, int]) -> nn.Module:
+    with torch.device("meta"):
+        return GPT(sizes["vocabulary"], sizes["block"], **model_sizes(config))
