@@ -133,7 +133,7 @@ def train(row: Row, rate: float, seed: int) -> dict[str, Any]:
     config = configure(row.recipe, row.method, {**row.settings, "optimizer.lr": rate, "seed": seed, "threads": 1})
     job = find_recipe(row.recipe).build(config)
     job = row.change(job) if row.change else job
-    graph, every, curve = job.test[0].graph, max(1, config.rounds // 20), []
+    graph, every, curve = job.test[0].graph, max(1, config.rounds // 10), []
 
     @torch.no_grad()
     def score(session: skerry.Session, record: Any) -> None:

@@ -63,7 +63,9 @@ def _planetoid(name: str, load: Callable[[], Graph], paper: str) -> Recipe:
         ),
         task=partial(_task, load=load, batches=_whole),
         model=_model,
-        paper="Wolfe et al. (arXiv 2102.10424), test accuracy, best over epochs: one worker " + paper + " with 2 / 4 / 8 workers.",
+        paper="Wolfe et al. (arXiv 2102.10424), test accuracy, best over epochs: one worker "
+        + paper
+        + " with 2 / 4 / 8 workers.",
     )
 
 
@@ -85,9 +87,7 @@ def gist_wordnet() -> Recipe:
             batch_size=30,
             eval_batch_size=10**6,
         ),
-        methods=settings_per_method(
-            subnets=steps, replicas=replicas, nested=replicas | {"rounds": 20}, own={}
-        ),
+        methods=settings_per_method(subnets=steps, replicas=replicas, nested=replicas | {"rounds": 20}, own={}),
         task=partial(_task, load=wordnet, batches=_clusters),
         model=_model,
         paper="Wolfe et al. (arXiv 2102.10424), GraphSAGE on Reddit: one worker 96.09; GIST 96.40 / 96.16 / 95.46 and local "
@@ -115,7 +115,9 @@ def _task(config: Config, load: Callable[[], Graph], batches: Callable[[Any, Con
 
 def _whole(graph: Any, config: Config) -> Data:
     if config.batch_size != 1:
-        raise ValueError(f"batch_size={config.batch_size}: each step of {config.recipe} takes the whole graph, expected 1")
+        raise ValueError(
+            f"batch_size={config.batch_size}: each step of {config.recipe} takes the whole graph, expected 1"
+        )
     labels: Labels = choose(config.data["labels"], get_args(Labels), "data.labels")
     return whole(graph, config.workers, labels, seed=config.seed)
 
@@ -129,10 +131,15 @@ def _clusters(graph: Any, config: Config) -> Data:
 def _model(config: Config, sizes: Mapping[str, int]) -> tuple[nn.Module, Plan]:
     """Return a net on meta and its plan."""
     nn_of = geometric("nn")
-    kind = choose(config.model["kind"], KINDS, "model.kind")
+    kind, dropout = choose(config.model["kind"], KINDS, "model.kind"), config.model["dropout"]
     hidden, layers, heads = (whole_number(config, f"model.{name}") for name in ("hidden", "layers", "heads"))
     if kind.startswith("gat") and hidden % heads:
         raise ValueError(f"model.hidden={hidden}: expected a multiple of model.heads={heads}")
+
+    if layers < 2:
+        raise ValueError(f"model.layers={layers}: expected at least 2, the last of which has a row per class")
+    if not (isinstance(dropout, int | float) and 0 <= dropout <= 1):
+        raise ValueError(f"model.dropout={dropout!r}: expected a number from 0 to 1")
 
     def conv(inputs: int, outputs: int, *, last: bool) -> nn.Module:
         if kind.startswith("gat"):
@@ -146,7 +153,7 @@ def _model(config: Config, sizes: Mapping[str, int]) -> tuple[nn.Module, Plan]:
     pairs = list(zip(ends, ends[1:], strict=False))
     with torch.device("meta"):
         convs = [conv(a, b, last=k == len(pairs) - 1) for k, (a, b) in enumerate(pairs)]
-        net = GraphNet(convs, config.model["dropout"], nn_of.Linear(sizes["features"], hidden) if first else None)
+        net = GraphNet(convs, dropout, nn_of.Linear(sizes["features"], hidden) if first else None)
     ring = torch.arange(16)
     example = torch.eye(16, sizes["features"]), torch.stack([ring, ring.roll(1)])
     return net, discover(net, example)

@@ -40,9 +40,7 @@ class GraphTask:
     @property
     def signature(self) -> Signature:
         """What a model of it takes and returns."""
-        return Signature(
-            shape=(self.graph.x.shape[1],), dtype="float32", classes=self.classes, sizes=self.sizes
-        )
+        return Signature(shape=(self.graph.x.shape[1],), dtype="float32", classes=self.classes, sizes=self.sizes)
 
     @property
     def held_out(self) -> tuple[GraphInputs, Tensor]:
