@@ -8,8 +8,8 @@ A run adds a line to ``--out`` when it ends, and what is there is not run again,
 seed 0 each row is trained at each of its rates. The one with the best accuracy on the validation nodes is trained with
 the other seeds.
 
-A subnet of one of m workers takes T steps, and replicas of the whole net T / m, so that a worker does about as much. The
-paper's ``ist`` has T / m steps of its subnets. ``single`` has T steps, m times the operations of a worker.
+A subnet of one of m workers takes T steps, and replicas of the whole net T / m, so that a worker does about as much.
+The paper's ``ist`` has T / m steps of its subnets. ``single`` has T steps, m times the operations of a worker.
 """
 
 import argparse
@@ -31,10 +31,10 @@ from skerry.experiments.config import parse_settings
 from skerry.experiments.methods import build
 from skerry.experiments.recipes import Job, find_recipe
 from skerry.experiments.runs.execute import SCHEDULES, configure, make_optimizer
-from skerry.model.graph_inputs import call_on_graph
+from skerry.model.graph_inputs import GraphInputs, call_on_graph
+from skerry.model.tensors import shapes_of
 from skerry.plan import Axis, Plan
 from skerry.plan.dims import DealtDim
-from skerry.plan.table import shapes_of
 from skerry.weights import materialize
 
 RATES = (0.01, 0.003, 0.03)
@@ -102,6 +102,8 @@ def wordnet_rows(recipe: str, workers: int, steps: int, local: int, **more: Any)
 class DealtInput(nn.Module):
     """A linear layer without bias that reads those features that it has weights for: in a subnet some of them."""
 
+    features: Tensor
+
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight)
@@ -114,8 +116,9 @@ class DealtInput(nn.Module):
 
 def with_dealt_input(job: Job) -> Job:
     """Return the job with features dealt out as well."""
+    assert job.start is not None
     net, layer, plan = materialize(job.model, job.start(job.model)), "convs.0.lin", job.plan
-    conv = net.convs[0]
+    conv: Any = net.get_submodule("convs.0")
     conv.lin = DealtInput(conv.lin.weight.detach())
     num = len(conv.lin.features)
     units = torch.arange(plan.num_units, plan.num_units + num, dtype=torch.int32)
@@ -133,7 +136,8 @@ def train(row: Row, rate: float, seed: int) -> dict[str, Any]:
     config = configure(row.recipe, row.method, {**row.settings, "optimizer.lr": rate, "seed": seed, "threads": 1})
     job = find_recipe(row.recipe).build(config)
     job = row.change(job) if row.change else job
-    graph, every, curve = job.test[0].graph, max(1, config.rounds // 10), []
+    assert isinstance(job.test[0], GraphInputs)
+    graph, every, curve = job.test[0].graph, max(1, config.rounds // 10), list[list[float]]()
 
     @torch.no_grad()
     def score(session: skerry.Session, record: Any) -> None:
@@ -173,7 +177,9 @@ def lines_of(out: Path) -> list[dict[str, Any]]:
 
 def best_rate(row: Row, lines: Sequence[Mapping[str, Any]]) -> float:
     """Return the rate with the best accuracy on validation nodes with seed 0."""
-    found = {line["lr"]: line["val"] for line in lines if line["name"] == row.name and line["seed"] == 0}
+    found: dict[float, float] = {
+        line["lr"]: line["val"] for line in lines if line["name"] == row.name and line["seed"] == 0
+    }
     return max(found, key=lambda rate: found[rate])
 
 
@@ -193,7 +199,7 @@ def run(rows: Sequence[Row], rates: int, seeds: int, out: Path) -> None:
 
 def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield the lines of a table of all rows, each at its best rate."""
-    yield "| recipe | method | settings | lr | rates tried | seeds | final | best over rounds | MB | TFLOP | memory, MB |"
+    yield "| recipe | method | settings | lr | rates tried | seeds | final | best round | MB | TFLOP | memory, MB |"
     yield "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
     for name in dict.fromkeys(line["name"] for line in lines):
         own = [line for line in lines if line["name"] == name]

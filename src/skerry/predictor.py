@@ -9,8 +9,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from skerry.model.in_words import OF_TORCH, described, first_line
 from skerry.model.graph_inputs import is_graph
+from skerry.model.in_words import OF_TORCH, described, first_line
 from skerry.model.inputs import call, tensors_of, to
 from skerry.whole_number import check_whole_number
 
