@@ -27,12 +27,14 @@ class Units:
     Attributes:
         of: for each label its unit, a number; 0 for labels that are not dealt out.
         reads: the parameter dims that sum over units.
+        makes: the parameter dims that make units.
         heads: the units that an attention softmax treats one by one.
         reasons: for each label the operation (its number in the trace) that kept it from being dealt out, or -1.
     """
 
     of: Ids
     reads: frozenset[Origin]
+    makes: frozenset[Origin]
     heads: frozenset[int]
     reasons: Ids
 
@@ -64,7 +66,7 @@ def solve(trace: Trace) -> Units:
         if not more:
             break
         edges.extend(more)
-    return Units(of, reads, heads, _reasons(trace.num_labels, a, b, op))
+    return Units(of, reads, makes, heads, _reasons(trace.num_labels, a, b, op))
 
 
 def _not_of_heads(trace: Trace, of: Ids, heads: frozenset[int]) -> list[tuple[Ids, Ids, Ids]]:
