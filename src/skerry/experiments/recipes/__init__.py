@@ -7,8 +7,8 @@ from skerry.choose import choose
 from skerry.experiments.config import Config
 from skerry.experiments.recipes.cifar import loft_cifar, resist_cifar, resnet18_cifar, skewed_resnet, vgg_cifar
 from skerry.experiments.recipes.depends_xc import depends_xc
-from skerry.experiments.recipes.gpt_shakespeare import gpt_shakespeare
 from skerry.experiments.recipes.gist import gist_citeseer, gist_cora, gist_wordnet, gist_wordnet_wide
+from skerry.experiments.recipes.gpt_shakespeare import gpt_shakespeare
 from skerry.experiments.recipes.graph_task import GraphTask
 from skerry.experiments.recipes.image_mlp import digits_mlp, fashion_mlp, mnist_mlp, skewed_mlp
 from skerry.experiments.recipes.llama_docs import llama_docs

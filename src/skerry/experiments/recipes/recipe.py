@@ -212,6 +212,7 @@ class Recipe:
             )
         model, plan = self.net(config, task.sizes)
         on_meta = any(tensor.is_meta for tensor in named_tensors(model).values())
+        priors = task.log_priors(config)
         return Job(
             model=model,
             plan=plan,
@@ -220,7 +221,7 @@ class Recipe:
             test=task.held_out,
             metrics=task.metrics,
             start=partial(FromInitializer, seed=seed_of(config.seed, "model")) if on_meta else None,
-            logit_adjustment=task.log_priors(config),
+            logit_adjustment=priors,
             signature=task.signature,
         )
 
