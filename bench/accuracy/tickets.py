@@ -98,11 +98,11 @@ CASES = {
         axes=("blocks.[12].*",),
         keeps=(0.5,),
         methods={
-            "ist": {"rounds": 20, "local_steps": 15},
-            "single": {"rounds": 80, "local_steps": 15},
-            "local_sgd": {"rounds": 20, "local_steps": 15},
+            "ist": {"rounds": 12, "local_steps": 15},
+            "single": {"rounds": 48, "local_steps": 15},
+            "local_sgd": {"rounds": 12, "local_steps": 15},
         },
-        tuning={"rounds": 1, "local_steps": 100, "optimizer.lr": 0.002},
+        tuning={"rounds": 1, "local_steps": 60, "optimizer.lr": 0.002},
         num_test=500,
     ),
 }
@@ -257,7 +257,8 @@ def _draw(curves: Mapping[str, Sequence[float]], path: Path) -> None:
 
     set_style()
     figure = Figure(figsize=(5.5, 3), layout="constrained")
-    axes = figure.add_subplot(xlabel="part of pretraining", ylabel="filter-rank distance from its end (1: chance)")
+    axes = figure.add_subplot(xlabel="part of pretraining", ylabel="filter-rank distance")
+    axes.set_title("how far the order of the units is from their last one (1: chance)")
     for (name, y), colour, line in zip(curves.items(), PALETTE, LINES, strict=False):
         axes.plot([(k + 1) / len(y) for k in range(len(y))], y, color=colour, linestyle=line, label=name)
     axes.set_ylim(bottom=0)
