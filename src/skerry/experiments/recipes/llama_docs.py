@@ -94,10 +94,11 @@ def _model(config: Config, sizes: Mapping[str, int]) -> nn.Module:
     except ImportError as error:
         raise ValueError("recipe 'llama-docs' needs transformers; run: pip install 'skerry[hf]'") from error
     own = model_sizes(config)
-    return LlamaForCausalLM(
+    net: nn.Module = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=sizes["vocabulary"], max_position_embeddings=sizes["block"], hidden_size=own["width"],
             intermediate_size=own["hidden"], num_hidden_layers=own["layers"], num_attention_heads=own["heads"],
             num_key_value_heads=own["heads"], head_dim=own["head_size"], use_cache=False,
         )
     )  # fmt: skip
+    return net

@@ -51,8 +51,8 @@ def language_recipe(
         wide_steps: steps of the wide net that cost what 1500 of a narrow one cost.
         own: what single methods change.
     """
-    subnets = {"rounds": 75, "local_steps": 20, "eval_every": 15}
-    long_rounds = {"rounds": 4, "local_steps": 375, "eval_every": 1} | STREAM_TOO
+    subnets: dict[str, Any] = {"rounds": 75, "local_steps": 20, "eval_every": 15}
+    long_rounds: dict[str, Any] = {"rounds": 4, "local_steps": 375, "eval_every": 1, **STREAM_TOO}
     kept: Settings = {"optimizer_state": "stay"}
     methods = settings_per_method(
         subnets=subnets,
@@ -62,7 +62,7 @@ def language_recipe(
             "relay": long_rounds | {"optimizer_state": "travel"}, "ensemble": long_rounds,
             "ist": {"optimizer_state": "travel"}, "narrow": kept, "local_sgd": kept, "fedrolex": {"partition.step": 16},
         },
-    ) | {"resist": subnets | LAYERS}  # fmt: skip
+    ) | {"resist": {**subnets, **LAYERS}}  # fmt: skip
     config = Config(
         recipe=name, model=MODEL, data={"block": 64, **data}, batch_size=32, optimizer=ADAMW, clip_grad_norm=1.0,
         eval_batch_size=256,
