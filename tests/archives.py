@@ -29,6 +29,26 @@ def cifar(num, seed):
     return archive, pixels
 
 
+def graph(num=60, num_classes=4):
+    """Return a graph of communities, one per class, whose features tell the class, as its archives have it."""
+    rng = np.random.default_rng(3)
+    label = np.arange(num) % num_classes
+    features = [np.array([y, num_classes + k % 6]) for k, y in enumerate(label)]
+    ends = rng.integers(0, num // num_classes, (2, 3 * num)) * num_classes + rng.integers(0, num_classes, 3 * num)
+    part = rng.integers(0, 3, num)
+    part[:num_classes] = 0  # each class is in the training set
+    masks = {name: part == k for k, name in enumerate(("train", "val", "test"))}
+    return {
+        "x_indptr": np.arange(0, 2 * num + 1, 2),
+        "x_indices": np.concatenate(features),
+        "x_shape": np.array([num, num_classes + 6]),
+        "edges": np.unique(np.sort(ends, axis=0), axis=1),
+        "label": label,
+        "split": part,
+        **masks,
+    }
+
+
 def make(folder, monkeypatch):
     """Write them into ``folder`` and make recipes expect them there, and an empty cache."""
     rng = np.random.default_rng(0)
@@ -59,3 +79,12 @@ def make(folder, monkeypatch):
     monkeypatch.setenv("SKERRY_DATA", str(folder))
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     return arrays
+
+
+def make_graphs(folder, monkeypatch):
+    """Write those of graphs, all the same one, where ``fetch`` does, which other processes find as well."""
+    monkeypatch.setenv("SKERRY_DATA", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    for name in ("cora", "citeseer", "wordnet"):
+        (folder / "skerry" / name).mkdir(parents=True)
+        np.savez(folder / "skerry" / name / f"{name}.npz", **graph())

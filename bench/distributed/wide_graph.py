@@ -70,19 +70,14 @@ class Setup:
 
 def graph_and_model(setup: Setup) -> tuple[Any, nn.Module, skerry.Plan]:
     """Return WordNet with sparse features, the model on meta, and its plan."""
-    from torch_geometric.data import Data
     from torch_geometric.nn import GCN
 
     warnings.filterwarnings("ignore", category=UserWarning)  # sparse CSR is in beta
     net = wordnet()
-    size = (len(net.label), net.num_features)
-    x = torch.sparse_csr_tensor(net.starts, net.features, torch.ones(len(net.features)), size, check_invariants=False)
-    graph = Data(x=x, edge_index=net.edge_index(), y=net.label, train_mask=net.train, test_mask=net.test)
-    graph.num_nodes = size[0]
     with torch.device("meta"):
         model = GCN(net.num_features, setup.width, setup.layers, net.num_classes, dropout=0.3)
     example = net.x(torch.arange(16)), torch.stack([torch.arange(16), torch.arange(1, 17) % 16])
-    return graph, model, skerry.discover(model, example)
+    return net.data(), model, skerry.discover(model, example)
 
 
 class Watched(skerry.Processes):

@@ -9,8 +9,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from skerry.model.graph_inputs import is_graph
 from skerry.model.in_words import OF_TORCH, described, first_line
-from skerry.model.inputs import tensors_of
+from skerry.model.inputs import call, tensors_of, to
 from skerry.whole_number import check_whole_number
 
 
@@ -167,7 +168,7 @@ class Predictor:
 
         Args:
             x: samples as they were stored for training, not scaled: an array (also one mapped from a file), a tensor
-                or a list, (num_samples, ...).
+                or a list, (num_samples, ...). Or a graph (``Data`` of PyTorch Geometric), whose nodes are the samples.
             batch_size: samples in memory at a time.
 
         Raises:
@@ -218,6 +219,9 @@ class Predictor:
 
     def _of_batches(self, x: Any, batch_size: int) -> Iterator[Tensor]:
         check_whole_number("batch_size", batch_size, 1)
+        if is_graph(x):
+            self.signature.inputs(x.x)
+            return self._run([x], 1)
         rows = x if hasattr(x, "shape") else np.asarray(x)
         if not rows.shape or not len(rows):
             raise ValueError(f"x: shape {tuple(rows.shape)}, expected at least one sample of {self.signature.shape}")
@@ -229,9 +233,9 @@ class Predictor:
         self.model.eval()
         for first in range(0, len(rows), batch_size):
             part = rows[first : first + batch_size]
-            inputs = self.signature.inputs(self._tensor(part).to(device))
+            inputs = to(part[0], device) if is_graph(part[0]) else self.signature.inputs(self._tensor(part).to(device))
             try:
-                output = next(tensors_of(self.model(inputs)))
+                output = next(tensors_of(call(self.model, inputs)))
             except OF_TORCH as error:
                 if type(error) not in OF_TORCH:
                     raise

@@ -84,6 +84,18 @@ class Mixture(nn.Module):
         return sum((weight * (chosen == k)).sum(-1, True) * expert(x) for k, expert in enumerate(self.experts))
 
 
+class Noisy(Mixture):
+    def forward(self, x: Tensor) -> Tensor:
+        weight, chosen = (self.router(x) + torch.rand(len(x), len(self.experts), dtype=x.dtype)).topk(self.k)
+        return sum((weight * (chosen == k)).sum(-1, True) * expert(x) for k, expert in enumerate(self.experts))
+
+
+def test_the_rows_of_a_router_are_not_listed_as_left_whole():
+    model, x = nn.Sequential(nn.Linear(5, 6), Mixture()), torch.randn(9, 5)
+    assert "router.weight dim 0" in str(discover(model, x))
+    assert "router.weight dim 0" not in str(discover(model, x, blocks=Experts("1")))
+
+
 def test_the_reference_is_the_mixture_without_the_others_written_by_hand():
     model, x = doubled(nn.Sequential(Mixture()), torch.randn(9, 6))
     plan = Experts("0").plan(model, x)
@@ -129,6 +141,8 @@ def test_what_is_no_mixture_is_refused():
         Experts("0.experts").plan(nn.Sequential(Mixture()), x)
     with pytest.raises(ValueError, match="chooses k experts, a subnet needs at least k"):
         Experts("0").plan(nn.Sequential(Mixture(k=5)), x)
+    with pytest.raises(ValueError, match=r"experts of 0' with 4 of 8 units.*it adds noise.*hidden units instead"):
+        Experts("0").plan(nn.Sequential(Noisy()), x)
     shared = Mixture()
     shared.up, shared.down = nn.Linear(6, 8), nn.Linear(8, 6)
     with pytest.raises(ValueError, match=r"0\.router and 0\.up have 8 rows each.*cannot be told which is the router"):

@@ -10,8 +10,10 @@ from equivalence import assert_narrow_equals_masked, assert_write_back_is_exact,
 from families import FAMILIES, Family
 from torch import nn
 
-from skerry import Plan, discover
-from skerry.model.inputs import Inputs
+from skerry import Plan, discover, prune
+from skerry.model.inputs import Inputs, call, tensors_of
+from skerry.subnet import masked
+from skerry.subnet.prune import strongest_units
 
 
 def _build(family: Family) -> tuple[nn.Module, Inputs]:
@@ -69,3 +71,13 @@ def test_write_back_is_exact(family):
     model, _, plan = _found(family.name)
     for units in _pieces(plan) if plan.axes else [torch.empty(0, dtype=torch.int64)]:
         assert_write_back_is_exact(model, plan, units)
+
+
+def test_the_stronger_half_of_its_units_is_a_model(family):
+    model, inputs, plan = _found(family.name)
+    if not plan.axes:
+        pytest.skip("nothing is dealt out")
+    units, small = strongest_units(model, plan, 0.5), prune(model.eval(), plan, 0.5)
+    assert len(units) == sum(int(0.5 * axis.num_units + 0.5) for axis in plan.axes)
+    found, expected = (list(tensors_of(call(net, inputs))) for net in (small, masked(model, plan, units)))
+    torch.testing.assert_close(found, expected)

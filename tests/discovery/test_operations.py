@@ -1,5 +1,7 @@
 """Rules of less common operations: the axes that a human expects, and narrow == masked full model in both modes."""
 
+import re
+
 import pytest
 import torch
 from equivalence import assert_narrow_equals_masked, assert_write_back_is_exact, dealt_to, doubled
@@ -124,6 +126,12 @@ def test_complex_weights_are_dealt_out_and_compared_in_double_precision():
     plan = discover(model, X)
     assert sorted(axis.num_units for axis in plan.axes) == [12, 14]
     verify(model, plan, X, tolerance=1e-12)
+
+
+def test_a_weight_that_is_computed_is_named_where_it_keeps_units_from_being_dealt_out():
+    plan = discover(_gates(weight_norm(nn.Linear(18, 12), dim=1)), X)
+    assert not plan.axes
+    assert re.search(r"0\.weight dim 0.*summed over, but not by a plain parameter \(aten::addmm\) in 2", str(plan))
 
 
 @pytest.mark.parametrize(("kind", "num_gates"), [("lstm", 4), ("gru", 3)])

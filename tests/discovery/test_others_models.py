@@ -222,6 +222,75 @@ class OwnBuffer(nn.Module):
         return self.down(torch.relu(self.up(x)) * self.slopes)
 
 
+class Spectral(nn.Module):
+    """A layer of a Fourier neural operator: as many channels out as in, and zeros that are filled in part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = 12, 12
+        self.weight = nn.Parameter(torch.randn(12, 12, 3, 2) / 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = torch.fft.rfft(x)
+        out = torch.zeros(len(x), self.out_channels, f.shape[-1], dtype=f.dtype)
+        out[:, :, :3] = torch.einsum("bix,iox->box", f[:, :, :3], torch.view_as_complex(self.weight))
+        return torch.fft.irfft(out, n=x.shape[-1])
+
+
+class Operator(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv1d(3, 12, 1), nn.Conv1d(12, 5, 1)
+        self.spectral, self.beside = (
+            nn.ModuleList(Spectral() for _ in range(2)),
+            nn.ModuleList(nn.Conv1d(12, 12, 1) for _ in range(2)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for spectral, beside in zip(self.spectral, self.beside, strict=True):
+            x = F.gelu(spectral(x) + beside(x))
+        return self.last(x)
+
+
+class Transformed(nn.Module):
+    """A spatial transformer: two flattened widths are written out in one forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look, self.where, self.conv, self.last = (
+            nn.Conv2d(3, 10, 3, 2),
+            nn.Linear(90, 6),
+            nn.Conv2d(3, 12, 3),
+            nn.Linear(432, 5),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        theta = self.where(self.look(x).relu().view(-1, 90)).view(-1, 2, 3)
+        x = F.grid_sample(x, F.affine_grid(theta, x.size(), align_corners=False), align_corners=False)
+        return self.last(self.conv(x).relu().view(-1, 432))
+
+
+class FromZeros(nn.Module):
+    """The state of a recurrent layer begins with zeros of a width that is written out."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.last = layer, nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.inner(x, torch.zeros(1, len(x), 12, dtype=x.dtype))[0])
+
+
+class Recurrent(FromZeros):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.inner(x)[0])
+
+
+def _normed(layer: nn.Module) -> nn.Module:
+    return nn.utils.parametrizations.weight_norm(layer, "weight_hh_l0")
+
+
 X, IMAGE, TEXT = torch.randn(2, 7, 24), torch.randn(2, 3, 8, 8), torch.randn(3, 9, 24)
 PADDING = torch.arange(9).expand(3, 9) >= torch.tensor([[9], [6], [7]])
 CAUSAL = torch.triu(torch.ones(9, 9, dtype=torch.bool), 1)
@@ -256,6 +325,11 @@ KINDS = {  # name -> model, inputs, axes
     "bilinear": (Bilinear, torch.randn(4, 10), [("neurons", 12), ("neurons", 14), ("neurons", 18)]),
     "sparse input": (Graph, (torch.randn(11, 10), EDGES), [("neurons", 18)]),
     "sparse buffer": (lambda: Graph(EDGES), torch.randn(11, 10), [("neurons", 18)]),
+    "a Fourier neural operator": (Operator, torch.randn(2, 3, 16), [("channels", 12)] * 3),
+    "a spatial transformer": (Transformed, IMAGE, [("channels", 10), ("channels", 12)]),
+    "a first state of zeros": (lambda: FromZeros(nn.GRU(24, 12, batch_first=True)), X, [("neurons", 12)]),
+    "a recurrent layer with weight norm": (lambda: Recurrent(_normed(nn.LSTM(24, 12, batch_first=True))), X,
+                                           [("neurons", 12)]),
     "buffer as wide as a layer": (OwnBuffer, torch.randn(4, 10), [("neurons", 12)]),
 }  # fmt: skip
 
@@ -367,6 +441,33 @@ def test_a_subnet_of_a_subnet_is_adapted_too():
     middle, its_plan = extract(model, plan, units), plan_of_subnet(plan, units)
     twice, once = extract(middle, its_plan, torch.tensor([1, 2])), extract(model, plan, torch.tensor([2, 3]))
     torch.testing.assert_close(twice.eval()(x), once.eval()(x))
+
+
+class Keeps(nn.Module):
+    """A forward leaves something that gradients flow through, in an attribute or in a list."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.up, self.down, self.name, self.maps = nn.Linear(10, 12), nn.Linear(12, 5), name, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x)
+        setattr(self, self.name, [h] if self.name == "maps" else h)
+        return self.down(h.relu())
+
+
+def test_what_a_forward_has_left_before_is_no_matter_in_lists_and_told_in_one_line_elsewhere():
+    x = torch.randn(8, 10)
+    for name in ("maps", "last"):
+        model = Keeps(name)
+        plan = discover(model, x)
+        model(x)
+        assert extract(model, plan, torch.tensor([1, 4, 5]))(x).shape == (8, 5)
+        if name == "maps":
+            verify(model, plan, x)
+        else:
+            with pytest.raises(ValueError, match=r"last: a tensor computed .* or delete it if forward left it"):
+                verify(model, plan, x)
 
 
 def test_extract_leaves_the_buffers_of_a_spectral_norm_alone():

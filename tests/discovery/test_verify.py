@@ -63,6 +63,27 @@ def _with(middle):
     return nn.Sequential(nn.Linear(4, 6), middle, nn.Linear(6, 2)), {"0": Out("h"), "2": In("h")}
 
 
+class TwoInOne(nn.Module):
+    """Unit i of one layer must be with unit i of the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out, self.other = (nn.Linear(*sizes) for sizes in ((4, 22), (4, 22), (22, 2), (22, 2)))
+
+    def forward(self, x):
+        a, b = self.a(x), self.b(x)
+        return self.out(a * b) + self.other(b)
+
+
+def test_axes_of_one_size_that_must_be_one_are_told_although_each_fits_the_other():
+    model = TwoInOne()
+    rules = {"a": Out("h"), "b": Out("g"), "out": In("h"), "other": In("g")}
+    with pytest.raises(ValueError, match=r"axis '[gh]'.*two that are added must be one axis"):
+        verify(model, Plan.from_rules(model, rules), torch.randn(5, 4))
+    one = {"a": Out("h"), "b": Out("h"), "out": In("h"), "other": In("h")}
+    verify(model, Plan.from_rules(model, one), torch.randn(5, 4))
+
+
 _HARD = {"a": Out("h"), "b": In("h")}
 
 

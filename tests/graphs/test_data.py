@@ -8,9 +8,10 @@ from made_graphs import KINDS, Batch, Data, hetero_graph, loader, made_graph, ra
 from torch.utils.data import DataLoader
 
 from skerry import from_loaders
-from skerry.graphs import Nodes, clusters, neighbours, whole
+from skerry.graphs import GraphInputs, Nodes, clusters, neighbours, whole
 from skerry.graphs.adjacency import Adjacency, select_rows
 from skerry.graphs.partition import partition
+from skerry.model.inputs import map_tensors, to
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 
@@ -107,6 +108,19 @@ def test_rows_of_sparse_features():
     graph.x = graph.x.relu().to_sparse_csr()
     inputs, _ = next(clusters(graph, 2, 6, 1).batches(0, 0, 1))
     assert torch.equal(inputs.graph.x.to_dense(), graph.x.to_dense()[inputs.graph.num])
+
+
+def test_the_whole_graph_is_moved_to_a_device_once():
+    graph, meta = made_graph(), torch.device("meta")
+    (first, y), (second, _) = (to(batch, meta) for batch in whole(graph, 2, "split").batches(0, 0, 2))
+    assert first.graph is second.graph
+    assert first.graph.x.is_meta
+    assert first.rows.is_meta
+    assert y.is_meta
+    assert not graph.x.is_meta
+    other = map_tensors(lambda t: t.double(), second)  # no longer that graph
+    assert to(other, meta).graph.x.dtype == torch.float64
+    assert GraphInputs(graph, y).to(meta).graph.x.is_meta
 
 
 def test_mistakes_are_named():

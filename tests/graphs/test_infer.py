@@ -72,8 +72,18 @@ def test_any_graph_gets_the_outputs_of_one_forward(name, num_nodes, edges):
     """Isolated nodes, no edges, one node, self loops, directed edges and edges that are there twice among them."""
     torch.manual_seed(0)
     net, graph = NETS[name](), _graph(num_nodes, edges)
-    found = infer(net, graph, max_bytes=1000)  # a few nodes at a time
+    found = infer(net, graph, max_bytes=20_000)  # a few nodes at a time
     _assert_close(found, _forward(net, graph))
+
+
+def test_memory_for_less_than_a_node_with_its_neighbours_is_refused():
+    hub = _graph(40, [(k, 7) for k in range(40)])
+    with pytest.raises(ValueError, match=r"max_bytes=3000: node 7 with its 40 edges takes (\d+) bytes") as refused:
+        infer(pyg.GCN(6, 12, 2, 4), hub, max_bytes=3000)
+    enough = int(str(refused.value).split("takes ")[1].split()[0])
+    assert enough > 3000
+    with pytest.raises(ValueError, match="max_bytes=0: node 0"):
+        infer(pyg.GCN(6, 12, 2, 4), hub, max_bytes=0)
 
 
 def test_the_net_is_left_as_it_was():

@@ -4,11 +4,12 @@ from functools import cache
 
 import pytest
 import torch
+from machines import run_on_machines
 from made_graphs import KINDS, Batch, Data, by_name, hetero_graph, loader, made_graph, models, nn
 from together import together
 from torch.nn import functional as F
 
-from skerry import Checkpoints, Session, discover, from_loaders, ist, narrow, relay, train
+from skerry import Checkpoints, Processes, Session, discover, from_loaders, ist, narrow, relay, train
 from skerry.graphs import GraphInputs, Nodes, clusters, whole
 from skerry.model.inputs import call
 from skerry.subnet.side_by_side import SideBySide
@@ -47,6 +48,25 @@ def test_training_learns_and_resumes_exactly(kind, tmp_path):
     resumed = run(KINDS[kind](graph), graph, rounds=6, checkpoints=kept[1])
     for name, tensor in resumed.model.state_dict().items():
         assert torch.equal(tensor, whole_run.model.state_dict()[name]), name
+
+
+def of_regions(runtime=None):
+    graph = made_graph()
+    result = run(KINDS["regions"](graph), graph, norm=None, rounds=2, runtime=runtime, test=False)
+    return {name: tensor.clone() for name, tensor in result.full.tensors()}
+
+
+def one_region(rank):
+    with Processes.join() as runtime:
+        torch.save(of_regions(runtime), "weights")
+
+
+def test_two_processes_with_a_region_each_do_what_the_serial_runtime_does(tmp_path):
+    assert run_on_machines(tmp_path, one_region, one_region)[0] == [0, 0]
+    serial, weights = of_regions(), torch.load(tmp_path / "0" / "weights")
+    assert weights.keys() == serial.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, serial[name])
 
 
 @pytest.mark.parametrize("kind", ["regions", "neighbours"])

@@ -31,10 +31,10 @@ def kinds_of_text(samples: Tensor, num_kinds: int, *, samples_per_document: int 
         >>> len(set(kinds[:4].tolist())), len(set(kinds[4:].tolist())), len(set(kinds.tolist()))
         (1, 1, 2)
 
-    References: Gururangan et al.: Scaling Expert Language Models with Unsupervised Domain Discovery (c-BTM), 2023, arXiv
-    2303.14177, section 2.1. Differs from the paper: counts of pairs instead of tf-idf of words.
+    References: Gururangan et al.: Scaling Expert Language Models with Unsupervised Domain Discovery (c-BTM), 2023,
+    arXiv 2303.14177, section 2.1. Differs from the paper: counts of pairs instead of tf-idf of words.
     """
-    documents = samples.split(samples_per_document)
+    documents = torch.split(samples, samples_per_document)
     if not 0 < num_kinds <= len(documents):
         raise ValueError(
             f"num_kinds={num_kinds}: expected 1 to {len(documents)}, the number of documents ({len(samples)} samples, "

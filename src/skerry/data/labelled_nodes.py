@@ -8,6 +8,7 @@ from torch import Tensor
 
 from skerry.choose import choose
 from skerry.data.splits import split
+from skerry.model.class_labels import has_label
 
 Labels = Literal["all", "split"]
 
@@ -39,8 +40,7 @@ def labelled(store: Any, mask: str | None) -> Tensor:
     Raises:
         ValueError: there are none.
     """
-    chosen = _has_label(store.y) if mask is None else _has_label(store.y) & store[mask]
-    nodes = chosen.nonzero().flatten().cpu()
+    nodes = _chosen(store, mask).cpu()
     if not len(nodes):
         raise ValueError(f"graph: no node has a label{f' in {mask!r}' if mask else ''}; labels below 0 are none")
     return nodes
@@ -63,14 +63,14 @@ def labels_of_batch(graph: Any) -> tuple[Tensor, Tensor, str]:
         return torch.arange(len(y)), y, ""
     mask = "train_mask" if any("train_mask" in store for store in graph.node_stores) else None
     store, kind = store_of(graph, mask)
-    chosen = _has_label(store.y) if mask is None else _has_label(store.y) & store[mask]
-    rows = chosen.nonzero().flatten()
+    rows = _chosen(store, mask)
     return rows, store.y[rows], kind
 
 
-def _has_label(y: Tensor) -> Tensor:
-    is_class = y.dim() == 1 and not y.is_floating_point()
-    return y >= 0 if is_class else torch.ones(len(y), dtype=torch.bool, device=y.device)
+def _chosen(store: Any, mask: str | None) -> Tensor:
+    """Return the nodes in ``mask`` that have a label."""
+    known = has_label(store.y)
+    return (known if mask is None else known & store[mask]).nonzero().flatten()
 
 
 def deal_labels(nodes: Tensor, num_workers: int, labels: Labels, seed: int) -> Sequence[Tensor]:

@@ -121,11 +121,16 @@ def discover(
         again = look(in_vain)
         if _num_dealt(again[1], again[2]) > _num_dealt(together, units):
             found, together, units = again
-    plan, unit_of_label = _plan(model, together, units, patches or {})
+    named = [one.plan(model, example_inputs) for one in several]
+    plan, unit_of_label = _plan(model, together, units, patches or {}, _dims_of(named))
     plan = drop_hard_coded(Trial(model, example_inputs, plan, found, unit_of_label), plan)
-    for one in several:
-        plan = plan + one.plan(model, example_inputs)
+    for one in named:
+        plan = plan + one
     return plan
+
+
+def _dims_of(plans: Sequence[Plan]) -> frozenset[Origin]:
+    return frozenset((n, d) for p in plans for n, row in p.dims.items() for d, dim in enumerate(row) if dim is not None)
 
 
 def _num_dealt(trace: Trace, units: Units) -> int:
@@ -135,8 +140,13 @@ def _num_dealt(trace: Trace, units: Units) -> int:
     )
 
 
-def _plan(model: nn.Module, trace: Trace, units: Units, patches: Mapping[str, Patch]) -> tuple[Plan, Tensor]:
-    """Return the plan, and for each label the id of its unit in it, -1 for labels that are not dealt out."""
+def _plan(
+    model: nn.Module, trace: Trace, units: Units, patches: Mapping[str, Patch], elsewhere: Container[Origin]
+) -> tuple[Plan, Tensor]:
+    """Return the plan, and for each label the id of its unit in it, -1 for labels that are not dealt out.
+
+    Dims that are dealt out ``elsewhere`` get no note.
+    """
     groups = [
         (group, dims)
         for group, dims in alike(trace, units)
@@ -161,7 +171,7 @@ def _plan(model: nn.Module, trace: Trace, units: Units, patches: Mapping[str, Pa
         if any(dim is not None for dim in row):
             rows[name] = tuple(row)
     shapes = {name: tensor.shape for name, tensor in named_tensors(model).items()}
-    plan = Plan(tuple(axes), rows, shapes, patches=patches, notes=_notes(model, trace, units, id_of))
+    plan = Plan(tuple(axes), rows, shapes, patches=patches, notes=_notes(model, trace, units, id_of, elsewhere))
     return plan, torch.from_numpy(id_of[units.of])
 
 
@@ -194,20 +204,23 @@ def _kind(model: nn.Module, units: Units, group: Sequence[int], dims: Touched) -
     return "channels" if any(isinstance(module, _CONVS) for module, _ in modules) else "neurons"
 
 
-def _notes(model: nn.Module, trace: Trace, units: Units, id_of: NDArray[np.int32]) -> tuple[Note, ...]:
+def _notes(
+    model: nn.Module, trace: Trace, units: Units, id_of: NDArray[np.int32], elsewhere: Container[Origin]
+) -> tuple[Note, ...]:
     """Return a note for each reason why parameter dims are not dealt out."""
-    by_reason: dict[tuple[int, int], list[str]] = {}
+    by_reason: dict[tuple[int, bool, int], list[str]] = {}
     for name, origins in trace.origins.items():
         for d, ids in enumerate(origins):
-            if ids is None or (id_of[units.of[ids.numpy()]] >= 0).any():
+            if ids is None or (name, d) in elsewhere or (id_of[units.of[ids.numpy()]] >= 0).any():
                 continue
             pinned = ids.numpy()[units.of[ids.numpy()] == 0]
             reason = int(units.reasons[pinned].max()) if len(pinned) else (-2 if name in trace.used else -1)
-            by_reason.setdefault((reason, len(ids)), []).append(f"{name} dim {d}")
+            makes = (name, d) in units.makes
+            by_reason.setdefault((reason, makes, len(ids)), []).append(f"{name} dim {d}")
     notes: dict[str, list[str]] = {}
     readers = 0
-    for (reason, size), dims in by_reason.items():
-        why = _why(model, trace, reason, units.tied)
+    for (reason, makes, size), dims in by_reason.items():
+        why = _why(model, trace, reason, units.tied, makes)
         if why is None:
             readers += len(dims)
         else:
@@ -235,8 +248,11 @@ _WHY = [
 ]
 
 
-def _why(model: nn.Module, trace: Trace, reason: int, tied: Container[int]) -> str | None:
-    """Return the reason in words; None for a weight (or a kernel in space) that is whole because what it reads is."""
+def _why(model: nn.Module, trace: Trace, reason: int, tied: Container[int], makes: bool) -> str | None:
+    """Return the reason in words; None for a weight (or a kernel in space) that is whole because what it reads is.
+
+    ``tied``: where tied weights met units that they make and read; ``makes``: it makes units itself.
+    """
     if reason == -2:
         return "a single unit, or no weight sums over it"
     if reason < 0:
@@ -246,9 +262,11 @@ def _why(model: nn.Module, trace: Trace, reason: int, tied: Container[int]) -> s
     if reason in tied:
         return f"a tied weight makes it, and reads it{where}; untie it"
     op = step.name.replace("aten.", "aten::")
-    if "convolution" in op or op.split("::")[-1] in ("mm", "addmm", "bmm", "baddbmm"):
+    product = "convolution" in op or op.split("::")[-1] in ("mm", "addmm", "bmm", "baddbmm")
+    if product and not makes:
         return None
-    text = next((why for key, why in _WHY if key in op), "")
+    text = "summed over, but not by a plain parameter ({op})" if product else ""
+    text = text or next((why for key, why in _WHY if key in op), "")
     if not text and not step.known:
         text = "unknown op {op}"
     kind = type(model.get_submodule(step.module))

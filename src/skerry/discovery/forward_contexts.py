@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -40,6 +41,7 @@ def without_side_effects(model: nn.Module, training: bool = False) -> Iterator[N
     try:
         with ExitStack() as stack, torch.no_grad(), own_random_state(), same_draws(), sdpa_kernel(SDPBackend.MATH):
             stack.enter_context(_unrolled(model))
+            stack.enter_context(parametrize.cached())  # a recurrent layer asks for its weights as often as they moved
             if any(parameter.is_meta for parameter in model.parameters()):
                 stack.enter_context(ValuesOfInputs())
             yield

@@ -175,7 +175,8 @@ def _everywhere(trial: Trial, plan: Plan, adapted: str, numbers: Numbers) -> Num
             next((prefix for prefix in (PREFIX, cut_arguments.PREFIX) if path.startswith(prefix)), path) for path in own
         )
         found.update(_of_class(trial, plan, type(trial.model.get_submodule(name)), paths, alike))
-    return {**found, **plan.numbers, **numbers}
+    every = (found, plan.numbers, numbers)
+    return {n: {p: axis for one in every for p, axis in one.get(n, {}).items()} for n in {**found, **plan.numbers}}
 
 
 def _siblings(trial: Trial, plan: Plan, blamed: str, failure: Failure) -> set[str]:

@@ -130,14 +130,15 @@ class Trial:
         number = [a.name for a in self.everything.axes].index(axis.name)
         found = []
         for trace, by_module in zip(self.traces, self.steps, strict=True):
-            given = trace.sizes.get(module, ())
+            given = trace.sizes.get(module, {})
             for step in by_module.get(module, ()):
                 for one in step.fields if given and step.name.split(".")[1] in _GIVE_SIZES else ():
                     for d in one.dims - {0}:
                         place = one.ids.shape[d], d, one.ids.dim()
                         labels = one.ids.movedim(d, 0).reshape(place[0], -1)[:, 0]
                         mine = bool((self._axis_of_label[labels] == number).all())
-                        if mine and place[0] in widths and place in given:
+                        by_it = any(step.number - before in (0, 1) for before in given.get(place, ()))  # a copy, a view
+                        if mine and place[0] in widths and by_it:
                             changes = self.unit_of_label[labels].diff().count_nonzero()
                             found += [place] if int(changes) == axis.num_units - 1 else []
         return list(dict.fromkeys(found))
@@ -241,8 +242,10 @@ class Trial:
                 yield Failure(module, said, self.axes_at(step) & dealt, place, step.number)
 
 
-def some_units(plan: Plan) -> Tensor:
+def some_units(plan: Plan, drawn: torch.Generator | None = None) -> Tensor:
     """Return the ids of about 2 of 11 units of each axis: a small net, in which halves and thirds rarely fit.
+
+    They are at the same places of all axes of one size or, with a generator, at places ``drawn`` for each axis.
 
     At least two of each axis that has more than two, because torch lays out dims with one index differently. Of experts
     the second half, because a router chooses several of them.
@@ -253,6 +256,8 @@ def some_units(plan: Plan) -> Tensor:
         some = ids[len(ids) // 2 :] if axis.kind == "experts" else ids[torch.isin(ids % 11, torch.tensor([1, 5]))]
         if len(some) < 2 < axis.num_units:
             some = torch.tensor([1, 2] if axis.num_units > 3 else [0, 2])
+        if drawn is not None:
+            some = torch.randperm(len(ids), generator=drawn)[: len(some)].sort().values
         units.append(axis.start + some)
     return torch.cat(units) if units else torch.empty(0, dtype=torch.int64)
 
@@ -268,7 +273,8 @@ def _sizes(step: Step, held: Tensor) -> list[int | None]:
     return sizes
 
 
-_GIVE_SIZES = ("view", "_unsafe_view", "reshape", "_reshape_alias", "expand", "split", "split_with_sizes")
+_GIVE_SIZES = ("view", "_unsafe_view", "reshape", "_reshape_alias", "expand", "split", "split_with_sizes", "zeros",
+               "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full")  # fmt: skip
 
 _SAME_ELEMENTS = {"aten._unsafe_view": "aten.view", "aten._reshape_alias": "aten.view", "aten.clone": ""}
 """Operations that run or not depending on how elements lie in memory, and what each is compared as ("": nothing)."""

@@ -80,7 +80,7 @@ class Trace:
         broadcast: the labels of dims along which a tensor was broadcast, by the number of the broadcast.
         picked: the labels of tensors of which places were picked, by the number of the pick.
         arguments: (module, argument, dim, its labels): of tensors that modules get and that are made of numbers alone.
-        sizes: for each module the places where its forward gives a tensor a size.
+        sizes: for each module where its forward gives a tensor a size, with the numbers of the next operations.
         num_labels: the number of labels, with label 0.
         used: the labelled tensors that an output depends on.
         looked_at_values: the modules that looked at values.
@@ -93,7 +93,7 @@ class Trace:
     broadcast: dict[Origin, Tensor] = field(default_factory=dict)
     picked: dict[Origin, Tensor] = field(default_factory=dict)
     arguments: list[tuple[str, str, int, Tensor]] = field(default_factory=list)
-    sizes: dict[str, set[Place]] = field(default_factory=dict)
+    sizes: dict[str, dict[Place, set[int]]] = field(default_factory=dict)
     num_labels: int = 1
     used: frozenset[str] = frozenset()
     looked_at_values: list[str] = field(default_factory=list)
@@ -188,7 +188,7 @@ class _Tracer(TorchDispatchMode):
         self.looked = False  # at values
         self.arguments = Arguments(model, self)
         self.running = Running(model)
-        self.sizes = SizesGiven(lambda: self.running.innermost)
+        self.sizes = SizesGiven(lambda: self.running.innermost, lambda: len(self.trace.steps))
         self.modules = dict(model.named_modules())
         self.parameters = {_storage(p): name for name, p in model.named_parameters()}
         self.buffers = {_storage(b): (name, b) for name, b in dense_buffers(model)}

@@ -27,6 +27,7 @@ class Units:
     Attributes:
         of: for each label its unit, a number; 0 for labels that are not dealt out.
         reads: the parameter dims that sum over units.
+        makes: the parameter dims that make units.
         heads: the units that an attention softmax treats one by one.
         reasons: for each label the operation (its number in the trace) that kept it from being dealt out, or -1.
         tied: the operations at which a weight met units that it both makes and reads.
@@ -34,6 +35,7 @@ class Units:
 
     of: Ids
     reads: frozenset[Origin]
+    makes: frozenset[Origin]
     heads: frozenset[int]
     reasons: Ids
     tied: frozenset[int]
@@ -73,7 +75,7 @@ def solve(trace: Trace, tied: Mapping[Origin, frozenset[Origin]]) -> Units:
         if not more:
             break
         edges.extend(more)
-    return Units(of, reads, heads, _reasons(trace.num_labels, a, b, op), frozenset(both.values()))
+    return Units(of, reads, makes, heads, _reasons(trace.num_labels, a, b, op), frozenset(both.values()))
 
 
 def _not_of_heads(trace: Trace, of: Ids, heads: frozenset[int]) -> list[tuple[Ids, Ids, Ids]]:

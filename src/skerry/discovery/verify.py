@@ -1,6 +1,5 @@
 """Verify a plan: check that a narrow subnet computes what the masked full model computes."""
 
-import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -18,7 +17,8 @@ from skerry.discovery.forward_contexts import (
 )
 from skerry.discovery.narrow_trial import some_units
 from skerry.model.inputs import Inputs, call, map_tensors, tensors_of
-from skerry.model.tensors import fill_, named_tensors, skeleton
+from skerry.model.supported_models import check_supported
+from skerry.model.tensors import copied, fill_, named_tensors, skeleton
 from skerry.plan.table import Plan
 from skerry.randomness import generator, own_random_state
 from skerry.subnet.adapters import remedy
@@ -32,6 +32,11 @@ _REMEDY = (
     "axis (two that are added must be one axis), or a patch is wrong, or the forward does something else at this size; "
     "fix that, or leave the axis whole (plan.without)"
 )
+_OF_ROUTERS = (
+    "the router does not choose among the experts that a subnet has as it would in the full model: it adds noise (a "
+    "subnet draws other numbers) or chooses among groups of experts first; deal out their hidden units instead, which "
+    "discover finds without Experts"
+)
 
 
 def verify(
@@ -39,10 +44,11 @@ def verify(
 ) -> None:
     """Check that subnets of ``plan`` compute what ``model`` computes when nothing reads the units they do not have.
 
-    A subnet with about 2 of 11 units of each axis is checked, and one for each of ``pieces``, in evaluation and in
-    training mode (if the model runs in it on these inputs; without dropout). Outputs and gradients are compared, in
-    double precision if the model runs in it. If they differ, some axes are checked alone, to name the wrong one. This
-    works on copies: it takes twice the model's memory and, for each subnet and mode, two forwards and backwards.
+    A subnet with about 2 of 11 units of each axis, drawn axis by axis as a partition does it, is checked, and one for
+    each of ``pieces``, in evaluation and in training mode (if the model runs in it on these inputs; without dropout).
+    Outputs and gradients are compared, in double precision if the model runs in it. If they differ, some axes are
+    checked alone, to name the wrong one. This works on copies: it takes twice the model's memory and, for each subnet
+    and mode, two forwards and backwards.
 
     Args:
         model: the full model; not changed.
@@ -63,7 +69,8 @@ def verify(
         >>> verify(model, discover(model, x), x)
     """
     plan.check(model)
-    for units in [some_units(plan), *pieces]:
+    check_supported(model)
+    for units in [some_units(plan, generator("verify")), *pieces]:
         for training in (False, True):
             check = partial(_mismatch, model, plan, inputs=example_inputs, tolerance=tolerance, training=training)
             found = check(units)
@@ -88,6 +95,8 @@ def _named(plan: Plan, units: Tensor, check: Callable[[Tensor], str | None], fou
             break
     held = torch.zeros(plan.num_units, dtype=torch.bool)
     held[units] = True
+    if [axis.kind for axis in suspects] == ["experts"]:
+        found = found.replace(_REMEDY, _OF_ROUTERS)
     sizes = [f"'{axis.name}' with {int(held[axis.units].sum())} of {axis.num_units} units" for axis in suspects[:4]]
     return f"axis {sizes[0]}: {found}" if len(suspects) == 1 else f"axes {', '.join(sizes)}, ... together: {found}"
 
@@ -253,7 +262,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor | None:
 
 def _in_double(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, bool]:
     """Return model and inputs in double precision and True; if that does not run, unchanged and False."""
-    doubled = _double(copy.deepcopy(model))
+    doubled = _double(copied(model))
     wide = map_tensors(lambda t: t.double() if t.is_floating_point() else t, inputs)
     try:
         with without_side_effects(doubled):

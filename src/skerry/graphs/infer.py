@@ -25,7 +25,7 @@ from skerry.runtimes.streamed import Streamed
 from skerry.subnet.side_by_side import mean_of_nets
 
 _SAMPLE = 32  # nodes on which the result is compared with an ordinary forward
-_FIRST = 4  # nodes of the first part
+_FIRST = 1  # nodes of the first part
 _GROWTH = 4  # of the number of nodes from one part to the next
 _MARGIN = 0.75  # of max_bytes, since parts of equal size differ
 _TOLERANCE = 1e-4
@@ -46,17 +46,17 @@ def infer(
     Args:
         model: a model of PyTorch Geometric whose output has a row for each node, or ``result.full``.
         graph: ``Data`` with ``edge_index``, on the CPU, and it must fit in memory. ``x`` may be sparse (CSR).
-        max_bytes: for what the model computes, beside the outputs. All neighbours of a node are read at once, so one
-            with very many may need more. What a step gives for all nodes lies in a temporary file if it needs more
-            than half of this.
+        max_bytes: for what the model computes, beside the outputs. What a step gives for all nodes lies in a temporary
+            file if it needs more than half of this.
         folder: where that file is; None: the system's folder of temporary files, which may itself be in memory.
 
     Returns:
         (nodes, ...), on the CPU.
 
     Raises:
-        ValueError: the model does more than pass messages along edges: it normalises over nodes, or pools them; or
-            its subnets share weights and no process holds it.
+        ValueError: the model does more than pass messages along edges: it normalises over nodes, or pools them; its
+            subnets share weights and no process holds it; or ``max_bytes`` is too little for a node with all its
+            neighbours, which are read at once.
 
     Example (docs/graphs.md has one that is tested)::
 
@@ -247,6 +247,11 @@ class _Layers:
                 continue
             with LiveBytes() as live, ValuesOfInputs():
                 part = self._part(nodes, members)
+            if live.most > most and len(nodes) == 1:
+                raise ValueError(
+                    f"max_bytes={self._max_bytes}: node {at} with its {num_edges} edges takes "
+                    f"{self._max_bytes - most + live.most} bytes in step {len(self._known)}; give more"
+                )
             per_row = live.most / rows
             if result is None:
                 result = room((self._hoods.num_nodes, *part.shape[1:]), dtype=part.dtype)

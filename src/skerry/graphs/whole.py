@@ -6,7 +6,7 @@ import torch
 
 from skerry.data.labelled_nodes import Labels, deal_labels, labelled, store_of
 from skerry.graphs.on_graph import Batch, OnGraph
-from skerry.model.graph_inputs import GraphInputs
+from skerry.model.graph_inputs import GraphInputs, Moved
 
 
 def whole(
@@ -39,10 +39,11 @@ def whole(
         ([0, 2], [1, 0])
     """
     store, kind = store_of(graph, mask, kind)
+    moved = Moved(graph)
     own = deal_labels(labelled(store, mask), num_workers, labels, seed)
 
     def draw(worker: int, step: int) -> Batch:
-        return GraphInputs(graph, own[worker], kind), store.y[own[worker]]
+        return GraphInputs(graph, own[worker], kind, moved), store.y[own[worker]]
 
     def sample(worker: int, num: int) -> GraphInputs:
         return GraphInputs(graph, torch.arange(len(store.y)), kind)

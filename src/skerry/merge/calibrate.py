@@ -19,7 +19,6 @@ stored. Statistics of a test batch are never used: with them, as in the code rel
 set sorted by class falls to chance.
 """
 
-import copy
 from collections.abc import Callable, Mapping
 
 import torch
@@ -29,7 +28,7 @@ from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList
 
 from skerry.model.device import wide
-from skerry.model.tensors import frozen_names, named_tensors
+from skerry.model.tensors import copied, frozen_names, named_tensors
 from skerry.partitions.share import Share
 from skerry.plan.table import Plan
 
@@ -87,11 +86,11 @@ def scaled(model: nn.Module, plan: Plan, share: Share) -> nn.Module:
 
     Frozen parameters are not: nothing changes them.
     """
-    copied, frozen, norms = copy.deepcopy(model).eval(), frozen_names(model), weight_norms(model)
-    for name, tensor in named_tensors(copied).items():
+    result, frozen, norms = copied(model).eval(), frozen_names(model), weight_norms(model)
+    for name, tensor in named_tensors(result).items():
         if name not in frozen:
             scale_(name, tensor, plan, share, norms)
-    return copied
+    return result
 
 
 def weight_norms(model: nn.Module) -> dict[str, str]:

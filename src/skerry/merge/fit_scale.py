@@ -5,7 +5,6 @@ product the mean of the sums does not give the mean of the outputs. These few fa
 up for much of it. Nothing is sent and no weight is trained, but one process must hold the full model.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,6 +13,7 @@ from torch.func import functional_call
 
 from skerry.merge.calibrate import weight_norms
 from skerry.model.inputs import Inputs, call, to
+from skerry.model.tensors import copied
 from skerry.plan.table import Plan
 
 RATE = 0.1
@@ -60,7 +60,7 @@ def fit_scale(
     """
     if not batches:
         raise ValueError("batches: got none, expected training samples to fit the scale to")
-    fitted = copy.deepcopy(model).eval()
+    fitted = copied(model).eval()
     given = dict(fitted.named_parameters())
     trained = {n for n, parameter in given.items() if parameter.requires_grad}
     norm_of = {v: g for g, v in weight_norms(fitted).items()}  # a factor of v alone would change nothing

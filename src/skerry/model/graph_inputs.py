@@ -3,9 +3,11 @@
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -17,11 +19,20 @@ class GraphInputs:
         graph: ``Data``, ``HeteroData`` or ``Batch`` of PyTorch Geometric.
         rows: the samples, as rows of the model's output, int64.
         kind: the type of nodes that they are of, where the model returns a dict by type of node; else empty.
+        moved: where copies of the graph on other devices are kept, for graphs that come again.
     """
 
     graph: Any
     rows: Tensor
     kind: str = ""
+    moved: "Moved | None" = None
+
+    def to(self, device: torch.device) -> "GraphInputs":
+        """Return the same on a device."""
+        places = self.moved
+        if places is None or places.graph is not self.graph:
+            places = Moved(self.graph)
+        return replace(self, graph=places.to(device), rows=to_device(self.rows, device))
 
     def call(self, model: nn.Module) -> Any:
         """Return the outputs of ``model`` that have labels, (rows, ...).
@@ -35,6 +46,25 @@ class GraphInputs:
         elif isinstance(output, tuple | list):
             output = output[0]
         return output[self.rows]
+
+
+class Moved:
+    """A graph, and its copies on devices, each made once."""
+
+    def __init__(self, graph: Any) -> None:
+        self.graph, self._on = graph, dict[torch.device, Any]()
+
+    def to(self, device: torch.device) -> Any:
+        """Return the graph on a device."""
+        if device not in self._on:
+            self._on[device] = map_graph(partial(to_device, device=device), self.graph)
+        return self._on[device]
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return ``tensor`` on ``device``."""
+    # The host need not wait until a copy has arrived on a device; it reads one from a device at once.
+    return tensor.to(device, non_blocking=device.type != "cpu")
 
 
 def is_graph(value: object) -> bool:

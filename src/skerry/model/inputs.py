@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from skerry.model.graph_inputs import GraphInputs, call_on_graph, is_graph, map_graph, tensors_of_graph
+from skerry.model.graph_inputs import GraphInputs, call_on_graph, is_graph, map_graph, tensors_of_graph, to_device
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any] | GraphInputs
 """One argument, several positional ones, keyword arguments, or a graph: the forward's names say what of it."""
@@ -89,8 +90,11 @@ def _names(value: Any) -> tuple[Any, ...]:
 
 def to(value: Any, device: torch.device) -> Any:
     """Return ``value`` with every tensor on ``device``."""
-    # The host need not wait until a copy has arrived on a device; it reads one from a device at once.
-    return map_tensors(lambda tensor: tensor.to(device, non_blocking=device.type != "cpu"), value)
+    if isinstance(value, GraphInputs):
+        return value.to(device)
+    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+        return type(value)(to(item, device) for item in value)
+    return map_tensors(partial(to_device, device=device), value)
 
 
 def stored(tensor: Tensor) -> list[Tensor]:

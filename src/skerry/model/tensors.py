@@ -1,11 +1,14 @@
 """A module's parameters and buffers: listed by name, replaced, or moved to meta (a skeleton)."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from skerry.model.in_words import first_line
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -81,6 +84,26 @@ def parameter_like(tensor: Tensor, like: nn.Parameter) -> nn.Parameter:
     return new
 
 
+def copied(
+    model: nn.Module, memo: dict[int, Any] | None = None, copy_: Callable[..., Any] = copy.deepcopy
+) -> nn.Module:
+    """Return ``copy_(model, memo)``. Tensors of past gradients that a forward has kept somewhere are detached.
+
+    Raises:
+        ValueError: the model cannot be copied.
+    """
+    values = [value for module in model.modules() for value in vars(module).values()]
+    values = tree_leaves([v for v in values if isinstance(v, Tensor) or (isinstance(v, list | dict) and v)])
+    kept = {id(t): t.detach() for t in values if isinstance(t, Tensor) and t.grad_fn is not None}
+    try:
+        new: nn.Module = copy_(model, {**kept, **(memo or {})})
+    except Exception as error:  # locks, generators, ...
+        said = first_line(error).partition(". ")[0]
+        what_to_do = "keep what cannot be copied outside of its modules"
+        raise ValueError(f"the model cannot be copied ({said}); {what_to_do}") from error
+    return new
+
+
 def skeleton(model: nn.Module) -> nn.Module:
     """Return a copy of ``model`` with every parameter and buffer on meta; tied ones stay tied. No values are copied.
 
@@ -97,9 +120,4 @@ def skeleton(model: nn.Module) -> nn.Module:
         memo[id(parameter)] = parameter_like(torch.empty_like(parameter.detach(), device="meta"), parameter)
     for _, buffer in dense_buffers(model):
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:  # locks, generators, ...
-        raise ValueError(
-            f"the model cannot be copied ({error}); keep what cannot be copied outside of its modules"
-        ) from error
+    return copied(model, memo)

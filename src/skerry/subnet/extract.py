@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from skerry.model.tensors import dense_buffers, named_tensors
+from skerry.model.tensors import copied, dense_buffers, named_tensors
 from skerry.plan import rules
 from skerry.plan.dims import Axis, DealtDim, numbered, once_per_units, renumbered_units
 from skerry.plan.table import Patch, Plan
@@ -114,12 +114,7 @@ def extract(model: nn.Module, plan: Plan, units: Tensor, *, copy_shared: bool = 
         cut = cuts.of(name)
         if cut is not None:
             memo[id(buffer)] = take(buffer, cut)
-    try:
-        subnet: nn.Module = _copied(model, memo)
-    except Exception as error:  # locks, generators, ...
-        raise ValueError(
-            f"the model cannot be copied ({error}); keep what cannot be copied outside of its modules"
-        ) from error
+    subnet = copied(model, memo, _copied)
     _without_skipped_(subnet, plan)
     fulls = dict(model.named_modules())
     held = {axis.name: cuts.held[axis.units] for axis in plan.axes}

@@ -1,6 +1,5 @@
 """The meaning of a subnet, slow and obvious: the full model without the connections to units that it does not have."""
 
-import copy
 import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from skerry.model.tensors import named_tensors
+from skerry.model.tensors import copied, named_tensors
 from skerry.plan.table import Plan
 from skerry.subnet.cuts import Cuts
 from skerry.subnet.extract import Skipped
@@ -28,7 +27,7 @@ def masked(model: nn.Module, plan: Plan, units: Tensor) -> nn.Module:
         plan: its plan.
         units: int64, (number of units,): global ids of the subnet's units.
     """
-    reference, cuts = copy.deepcopy(model), Cuts(plan, units)
+    reference, cuts = copied(model), Cuts(plan, units)
     experts = torch.zeros(plan.num_units + 1, dtype=torch.bool)
     for axis in plan.axes:
         experts[axis.units] = axis.kind == "experts"

@@ -74,8 +74,8 @@ class Mixture(nn.Module):
         nets: each maps tokens (B, T) to the logits of the next token, (B, T, vocabulary), as a tensor or first in its
             output. For example ``result.model.nets`` of an ``ensemble``.
 
-    References: Gururangan et al.: Scaling Expert Language Models with Unsupervised Domain Discovery (c-BTM), 2023, arXiv
-    2303.14177. Differs from the paper, which weighs nets by the distance of the text so far to the centres of clusters.
+    References: Gururangan et al.: Scaling Expert Language Models with Unsupervised Domain Discovery (c-BTM), 2023,
+    arXiv 2303.14177. Differs from the paper, which weighs nets by how near the text so far is to the centres of kinds.
     """
 
     def __init__(self, nets: Iterable[nn.Module]) -> None:

@@ -19,6 +19,8 @@ PREFIX = "size "
 _RESHAPES = (Tensor.view, Tensor.reshape, torch.reshape, Tensor.expand)
 _SPLITS = (Tensor.split, torch.split, Tensor.split_with_sizes, torch.split_with_sizes)
 _UNFLATTENS = (Tensor.unflatten, torch.unflatten)
+_MAKERS = (torch.zeros, torch.ones, torch.empty, torch.full)
+_MAKERS_LIKE = (Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty, Tensor.new_full)  # after the tensor they are like
 
 Place = tuple[int, int, int]
 """The size that a forward gives a dim, the dim, and the number of dims."""
@@ -44,7 +46,7 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 class _Sizes(TorchFunctionMode):
-    """Replaces sizes in reshapes, expansions and splits where those given do not fit."""
+    """Replaces sizes in reshapes, expansions and splits where those given do not fit, and in tensors that are made."""
 
     def __init__(self, sizes: Mapping[Place, int]) -> None:
         super().__init__()
@@ -69,6 +71,15 @@ class _Sizes(TorchFunctionMode):
             fits = -1 not in sizes and math.prod(sizes) == x.shape[dim]
             num_dims = x.dim() + len(sizes) - 1
             args = (x, dim, [self.at(size, dim + k, num_dims, fits) for k, size in enumerate(sizes)], *args[3:])
+        elif func in _MAKERS or func in _MAKERS_LIKE:
+            like, sizes = args[: func in _MAKERS_LIKE], args[func in _MAKERS_LIKE :]
+            rest: Sequence[Any] = ()
+            if "size" in kwargs:
+                sizes, rest = kwargs["size"], sizes
+            elif sizes and isinstance(sizes[0], Sequence):
+                sizes, rest = sizes[0], sizes[1:]
+            args = (*like, [self.at(size, d, len(sizes), False) for d, size in enumerate(sizes)], *rest)
+            kwargs = {name: value for name, value in kwargs.items() if name != "size"}
         return func(*args, **kwargs)
 
     def at(self, size: int, dim: int, num_dims: int, fits: bool) -> int:
@@ -77,14 +88,17 @@ class _Sizes(TorchFunctionMode):
 
 
 class SizesGiven(_Sizes):
-    """Notes which sizes forwards give, by module; ``module`` returns the name of the one that runs."""
+    """Notes which sizes forwards give, by module, and before which operations.
 
-    def __init__(self, module: Callable[[], str]) -> None:
+    ``module`` returns the name of the module that runs, ``number`` how many operations have run.
+    """
+
+    def __init__(self, module: Callable[[], str], number: Callable[[], int]) -> None:
         super().__init__({})
-        self.given: dict[str, set[Place]] = {}
-        self._module = module
+        self.given: dict[str, dict[Place, set[int]]] = {}
+        self._module, self._number = module, number
 
     def at(self, size: int, dim: int, num_dims: int, fits: bool) -> int:
         """Note a size and return it."""
-        self.given.setdefault(self._module(), set()).add((int(size), dim, num_dims))
+        self.given.setdefault(self._module(), {}).setdefault((int(size), dim, num_dims), set()).add(self._number())
         return size

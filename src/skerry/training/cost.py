@@ -1,6 +1,5 @@
 """What a plan costs a worker, predicted: operations and memory. (Bytes of the exchange: ``skerry.exchange``.)"""
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from skerry.exchange.owners import owned_range, owner_dim
 from skerry.model.inputs import Inputs, call, map_tensors, stored, to
-from skerry.model.tensors import fill_, named_tensors, skeleton
+from skerry.model.tensors import copied, fill_, named_tensors, skeleton
 from skerry.partitions.assignment import Assignment
 from skerry.plan.table import Plan
 from skerry.randomness import own_random_state
@@ -65,32 +63,26 @@ def step_cost(subnet: nn.Module, loss_fn: LossFn, batch: tuple[Inputs, Any], opt
     try:
         in_autocast = autocast_device(subnet)
         if in_autocast is None:
-            return _step_cost(_copied(subnet), loss_fn, batch, optimizer, torch.device("meta"))
+            return _step_cost(copied(subnet), loss_fn, batch, optimizer, torch.device("meta"))
         small, likes = skeleton(subnet), named_tensors(subnet)  # on meta autocast does nothing
         with FakeTensorMode(allow_non_fake_inputs=True):
-            copied = fill_(small, {n: torch.empty_like(t, device=in_autocast) for n, t in likes.items()})
+            narrow = fill_(small, {n: torch.empty_like(t, device=in_autocast) for n, t in likes.items()})
             fake = map_tensors(lambda t: torch.empty_like(t, device=in_autocast), batch)
-            return _step_cost(copied, loss_fn, fake, optimizer, torch.device(in_autocast))
+            return _step_cost(narrow, loss_fn, fake, optimizer, torch.device(in_autocast))
     except (RuntimeError, NotImplementedError, ValueError, TypeError):
         parameters = {n: t for n, t in named_tensors(subnet).items() if t.is_meta}
         if parameters:  # their values do not change the cost
-            subnet = fill_(_copied(subnet), {n: torch.zeros_like(t, device="cpu") for n, t in parameters.items()})
+            subnet = fill_(copied(subnet), {n: torch.zeros_like(t, device="cpu") for n, t in parameters.items()})
         with own_random_state():
-            return _step_cost(_copied(subnet), loss_fn, batch, optimizer, next(subnet.parameters()).device)
-
-
-def _copied(subnet: nn.Module) -> nn.Module:
-    """Return a copy. A forward may have kept what depends on weights, such as a loss of its own: that is detached."""
-    kept = [t for module in subnet.modules() for t in tree_leaves(list(vars(module).values())) if isinstance(t, Tensor)]
-    return copy.deepcopy(subnet, {id(t): t.detach() for t in kept if t.grad_fn is not None})
+            return _step_cost(copied(subnet), loss_fn, batch, optimizer, next(subnet.parameters()).device)
 
 
 def _step_cost(
-    copied: nn.Module, loss_fn: LossFn, batch: tuple[Inputs, Any], optimizer: OptimizerFn, device: torch.device
+    net: nn.Module, loss_fn: LossFn, batch: tuple[Inputs, Any], optimizer: OptimizerFn, device: torch.device
 ) -> StepCost:
-    copied = copied.to(device).train()
-    parameters = list(copied.parameters())
-    not_counted = {t.untyped_storage()._cdata for t in [*parameters, *copied.buffers()] if t.layout == torch.strided}
+    net = net.to(device).train()
+    parameters = list(net.parameters())
+    not_counted = {t.untyped_storage()._cdata for t in [*parameters, *net.buffers()] if t.layout == torch.strided}
     saved: dict[int, Tensor] = {}
 
     def remember(tensor: Tensor) -> Tensor:
@@ -100,10 +92,10 @@ def _step_cost(
                 saved[key] = part
         return tensor
 
-    opt = optimizer_of(optimizer, copied)
+    opt = optimizer_of(optimizer, net)
     with FlopCounterMode(display=False) as counter:
         with torch.autograd.graph.saved_tensors_hooks(remember, lambda t: t):
-            loss = loss_fn(call(copied, to(batch[0], device)), to(batch[1], device))
+            loss = loss_fn(call(net, to(batch[0], device)), to(batch[1], device))
         activations = sum(t.untyped_storage().nbytes() for t in saved.values())
         loss.backward()  # type: ignore[no-untyped-call]
     opt.step()
@@ -111,7 +103,7 @@ def _step_cost(
     return StepCost(
         parameters=sum(p.numel() for p in parameters),
         flop=counter.get_total_flops(),
-        weights=_bytes([*parameters, *copied.buffers()]),
+        weights=_bytes([*parameters, *net.buffers()]),
         gradients=_bytes(p for p in parameters if p.grad is not None),
         optimizer=_bytes(state),
         activations=activations,

@@ -20,6 +20,7 @@ from skerry.checkpoint.pretrained import save_pretrained
 from skerry.checkpoint.state import State
 from skerry.data.loaders import as_data
 from skerry.defaults import WORKERS, choose_missing
+from skerry.model.class_labels import has_label
 from skerry.model.in_words import OF_TORCH, described, first_line
 from skerry.model.inputs import Inputs, fit, join, stored, tensors_of, to
 from skerry.plan.table import Plan
@@ -379,8 +380,7 @@ def _first(y: Tensor, otherwise: int) -> int:
 def _has_no_label(y: Any, ignored: int) -> bool:
     if not isinstance(y, Tensor):
         return False
-    is_class = y.dim() == 1 and not y.is_floating_point()
-    return bool(((y == ignored) | (y < 0) if is_class else y == ignored).all())  # also where there are none
+    return bool((y[has_label(y)] == ignored).all())  # also where there are none
 
 
 def _largest_step_cost(setup: Setup, costs: StepCosts) -> StepCost:

@@ -4,6 +4,7 @@ Bounds are the papers' (or derived in the file of the theorem); constants are co
 """
 
 import math
+import re
 from functools import cache
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 from overlapping import Overlapping
 from torch.nn import functional as F
 
+from skerry.experiments.datasets.errors import DataError
 from skerry.experiments.theory import THEOREMS
+from skerry.experiments.theory.families.enough_pretraining import bound, least, orthogonal, selected
 from skerry.experiments.theory.frame import quadratic
 from skerry.experiments.theory.frame.quadratic import permutation
 from skerry.experiments.theory.frame.shallow import shallow
@@ -68,6 +71,16 @@ SMALL = {
         "alpha": 0.4,
         "local": 4,
         "step": 1.0,
+    },
+    "enough-pretraining": {
+        "repeats": 3,
+        "sizes": (32, 64, 128),
+        "dims": 128,
+        "units": 100,
+        "keep": 10,
+        "most_steps": 20,
+        "loss": 0.2,
+        "real": None,
     },
 }
 
@@ -155,6 +168,9 @@ BROKEN = {
     "branches not scaled, ResIST": ("resist", {}, {"scaled": False}, 2),
     "step too large, ResIST": ("resist", {}, {"step": 8.0}, 0),
     "step too large, AsyncDrop": ("asyncdrop", FEW_CLIENTS, {"step": 8.0}, 0),
+    "units not picked greedily": ("enough-pretraining", {}, {"select": lambda losses: int(losses.argmax())}, 0),
+    "no pretraining": ("enough-pretraining", {}, {"step": 0.0}, 1),
+    "fewer dims than samples": ("enough-pretraining", {}, {"dims": 12, "most_steps": 100}, 3),
 }
 
 
@@ -168,6 +184,28 @@ def test_without_an_assumption_the_verdict_turns(broken):
 
 def test_every_theorem_is_broken_somewhere():
     assert {name for name, _, _, _ in BROKEN.values()} == set(THEOREMS)
+
+
+def test_forward_selection_picks_the_unit_that_helps_most_and_its_bound_is_as_written_by_hand():
+    v, y = torch.tensor([[1.0, 0.0, 3.0], [0.0, 1.0, 3.0]]), torch.ones(2)
+    losses, picks = selected(v, y, 3, least)
+    assert picks.tolist() == [0, 1, 2]  # alone 1/2, 1/2, 4; with the first 1/4 (the second); then 1/9 (the third)
+    assert losses == pytest.approx([1 / 2, 1 / 4, 1 / 9])
+    assert bound([0.5, 0.0, 0.0], 0.3, 0.6)[2] == pytest.approx((0.5 + 2 * 0.3 + 0.6 * (1 / 2 + 1 / 3)) / 3)
+
+
+def test_what_images_show_is_a_note_and_no_claim():
+    def missing(samples, seed):
+        raise DataError("not here")
+
+    def few(samples, seed):
+        return orthogonal(samples, seed, dims=16)
+
+    about = found("enough-pretraining", real=missing)
+    assert "not on this machine" in about.notes[0]
+    few = found("enough-pretraining", real=few, most_steps=8)
+    assert len(few.verdicts) == len(about.verdicts)
+    assert re.search(r"64, 128, 256, 512 images: .* steps until the loss is 0\.3", few.notes[0])
 
 
 def test_the_limit_kernel_is_the_mean_over_random_units():

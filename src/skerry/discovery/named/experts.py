@@ -77,7 +77,8 @@ class Experts:
             if len(routers) > 1:
                 raise ValueError(
                     f"{name}: {' and '.join(routers)} have {axis.num_units} rows each, one an expert, so "
-                    "it cannot be told which is the router; give the other ones another width"
+                    "it cannot be told which is the router; give a layer that is none another width (routers with a "
+                    "second layer for noise are not known: deal out the experts' hidden units, without Experts)"
                 )
             of_experts = [owner for owner, of in owners.items() if any(tensors[canonical[n]].dim() > 2 for n in of)]
             found = {

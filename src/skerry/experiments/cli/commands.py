@@ -27,6 +27,7 @@ from skerry.experiments.runs.execute import configure
 from skerry.experiments.runs.folder import check_folder, is_finished, saved_config
 from skerry.experiments.runs.generate import generate
 from skerry.experiments.runs.load import export_run, load
+from skerry.experiments.runs.pruned import prune_run
 from skerry.runtimes.distributed.launch import WorkerDied
 from skerry.training.phases.exchange_phase import TrainingFailed
 
@@ -119,9 +120,9 @@ def train(
     RECIPE is a name, or your own: my_module:function or my_file.py:function (docs/cli.md).
 
     Names: fashion-mlp, mnist-mlp, digits-mlp, speech-mlp2, speech-mlp3, depends-xc, vgg-cifar, resnet18-cifar,
-    resist-cifar, skewed-mlp, skewed-resnet. --set changes any setting in the config.json of --out, such as
-    local_steps=100, partition.reshuffle=.1, partition.capacities=[1,1,2,4], optimizer.name=AdamW, split=by_label,
-    prior_adjusted=true.
+    loft-cifar, resist-cifar, skewed-mlp, skewed-resnet, gpt-shakespeare, llama-docs, gist-cora, gist-citeseer,
+    gist-wordnet, gist-wordnet-wide. --set changes any setting in the config.json of --out, such as local_steps=100,
+    partition.reshuffle=.1, partition.capacities=[1,1,2,4], optimizer.name=AdamW, split=by_label, prior_adjusted=true.
 
     Started by torchrun (torchrun --standalone --nproc-per-node 4 -m skerry train ...), it runs as one of the workers.
     """
@@ -320,6 +321,25 @@ def export_command(folder: Path, out: Path | None, shard_mb: float, format: Expo
     out = out or folder / "export"
     round = export_run(folder, out, shard_bytes=int(shard_mb * 2**20) or None, format=format)
     click.echo(f"{out}: the model after round {round}")
+
+
+@main.command(name="prune")
+@click.argument("folder", type=FOLDER)
+@click.option("--keep", type=float, required=True, help="Fraction of its units that each axis keeps, such as 0.5.")
+@click.option("--axis", "axes", multiple=True, help="Prune only axes of this name or pattern (repeat); default: all.")
+@click.option("--out", type=FOLDER, help="Folder to write to; default: FOLDER/pruned-KEEP.")
+def prune_command(folder: Path, keep: float, axes: tuple[str, ...], out: Path | None) -> None:
+    """Write a smaller model with the strongest units of the trained model of the run in FOLDER.
+
+    Torch alone loads its model.pt2, and skerry.load its folder (docs/pruning.md).
+    """
+    out = out or folder / f"pruned-{keep:g}"
+    with warnings_in_one_line():
+        pruned = prune_run(folder, out, dict.fromkeys(axes, keep) if axes else keep)
+    for axis, (left, num) in pruned.axes.items():
+        click.echo(f"{axis}: {left} of {num} units")
+    before, after = pruned.parameters
+    click.echo(f"{out}: {after:,} of {before:,} parameters")
 
 
 @main.command(name="predict")

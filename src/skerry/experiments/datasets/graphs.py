@@ -1,5 +1,6 @@
 """Graphs with features and labels of nodes: Cora, CiteSeer and WordNet."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skerry.experiments.datasets.archives import read_made
+from skerry.graphs.geometric import geometric
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,19 @@ class Graph:
         x = torch.zeros(len(nodes), self.num_features)
         x[row, self.features[self.starts[nodes].repeat_interleave(lengths) + within]] = 1
         return x
+
+    def data(self) -> Any:
+        """Return it as ``Data`` of PyTorch Geometric, with the features as a sparse matrix (CSR).
+
+        Raises:
+            ValueError: PyTorch Geometric is not installed.
+        """
+        size = (len(self.label), self.num_features)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # such matrices are in beta
+            x = torch.sparse_csr_tensor(self.starts, self.features, torch.ones(len(self.features)), size)
+        masks = {"train_mask": self.train, "val_mask": self.val, "test_mask": self.test}
+        return geometric("data").Data(x=x, edge_index=self.edge_index(), y=self.label, num_nodes=size[0], **masks)
 
 
 def cora() -> Graph:

@@ -1,6 +1,7 @@
 """Convolutional nets on CIFAR-10: a VGG and a ResNet-18 with channels dealt out, a deep ResNet with blocks."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -76,6 +77,36 @@ def resnet18_cifar() -> Recipe:
         task=_task,
         model=_resnet_channels,
         paper="Yuan et al. (arXiv 1910.02120), ResNet18 on CIFAR-10: data parallel .9128, local SGD .9087, IST .9102.",
+    )
+
+
+def loft_cifar() -> Recipe:
+    """LoFT: ``ist`` on the filters inside residual blocks, to be pruned by ``skerry prune`` and trained on.
+
+    As in the paper, stem, first stage, strided blocks and classifier are on every worker and averaged; of the blocks
+    that are left the filters of conv1, norm2 and the inputs of conv2 are dealt out: 55% of the parameters, as the bytes
+    in the paper's tables say of ResNet-18, too. Methods are compared at equal samples, as there, not at equal
+    operations. Learning rates are not tuned. ``bench/accuracy/tickets.py`` prunes and trains on.
+
+    References: Wang, Dun, Liao, Jermaine, Kyrillidis: LoFT: Finding Lottery Tickets through Filter-wise Training,
+    AISTATS 2023, arXiv 2210.16169.
+    """
+    recipe = resnet18_cifar()
+    steps: dict[str, Any] = {"rounds": 16, "local_steps": 25, "optimizer.lr": 0.1}
+    return replace(
+        recipe,
+        summary=f"LoFT: filters inside the blocks of a ResNet-18 layout, to be pruned, on {_on()}",
+        config=recipe.config.change({"recipe": "loft-cifar"}),
+        methods=settings_per_method(
+            subnets=steps,
+            replicas=steps,
+            nested=steps,
+            own={"diloco": ADAMW, "single": {"rounds": 64}},  # as many samples as four workers
+            without=("relay", "ensemble"),  # subnets share the residual stream
+        ),
+        model=_resnet_inner_channels,
+        paper="Wang et al. (arXiv 2210.16169), CIFAR-10, ResNet-18, 80%/50% pruned: dense .9436; two workers local SGD "
+        ".9437/.9441 (55 GB), LoFT .9397/.9411 (40 GB); four .9452/.9481 (111 GB), .9397/.9413 (65 GB).",
     )
 
 
@@ -167,6 +198,17 @@ def _resnet(config: Config) -> ResNet:
 def _resnet_channels(config: Config, sizes: Mapping[str, int]) -> tuple[nn.Module, Plan]:
     model = _resnet(config)
     return model, Plan.from_rules(model, channel_rules())
+
+
+def _resnet_inner_channels(config: Config, sizes: Mapping[str, int]) -> tuple[nn.Module, Plan]:
+    model, blocks = _resnet(config), _counts(config, "blocks")
+    if len(blocks) < 2 or max(blocks[1:]) < 2:
+        raise ValueError(
+            f"model.blocks={blocks}: expected a stage after the first with 2 blocks or more, of which all but one are "
+            "dealt out"
+        )
+    plan = Plan.from_rules(model, channel_rules())
+    return model, plan.only(*(f"stages.{s}.{k}" for s in range(1, len(blocks)) for k in range(1, blocks[s])))
 
 
 def _resnet_blocks(config: Config, sizes: Mapping[str, int]) -> tuple[nn.Module, Plan]:

@@ -19,6 +19,8 @@ from skerry.experiments.config import Config
 from skerry.experiments.datasets.archives import Classification
 from skerry.experiments.methods import METHODS
 from skerry.experiments.recipes.augmented import Augment, Augmented
+from skerry.experiments.recipes.graph_task import GraphTask
+from skerry.model.inputs import Inputs
 from skerry.model.tensors import named_tensors
 from skerry.plan.table import Plan
 from skerry.predictor import Scaling, Signature
@@ -108,6 +110,40 @@ class Task:
             tokenizer=self.tokenizer,
         )
 
+    @property
+    def held_out(self) -> tuple[Tensor, Tensor]:
+        """The test set, as the model takes it."""
+        return self._scale(self.test[0]), self.test[1]
+
+    def data(self, config: Config) -> Data:
+        """Return the data of all workers."""
+        shards = Shards(
+            *self.train, self._parts(config), batch_size=config.batch_size, seed=config.seed, transform=self._scale
+        )
+        return shards if self.augment is None else Augmented(shards, self.augment, config.seed)
+
+    def log_priors(self, config: Config) -> Tensor | None:
+        """Return each worker's log prior of each class where the config wants it.
+
+        Raises:
+            ValueError: it does, and the targets are not single classes.
+        """
+        if not config.prior_adjusted:
+            return None
+        if self.num_classes is None or self.train[1].dim() != 1:
+            raise ValueError(
+                f"prior_adjusted=true: the targets of recipe '{config.recipe}' are not single classes, so label "
+                "priors are not defined; expected false"
+            )
+        return log_priors(self.train[1], self._parts(config), self.num_classes)
+
+    def _scale(self, x: Tensor) -> Tensor:
+        return x if self.scaling is None else self.scaling(x)
+
+    def _parts(self, config: Config) -> Sequence[Tensor]:
+        by = self.train[1] if self.split_by is None else self.split_by
+        return split(by, config.workers, config.split, config.seed)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -117,7 +153,7 @@ class Job:
     plan: Plan
     loss_fn: LossFn
     data: Data
-    test: tuple[Tensor, Tensor]
+    test: tuple[Inputs, Tensor]
     metrics: Mapping[str, Metric]
     start: Start | None
     logit_adjustment: Tensor | None
@@ -142,7 +178,7 @@ class Recipe:
     summary: str
     config: Config
     methods: Mapping[str, Settings] = field(default_factory=lambda: {method: {} for method in METHODS})
-    task: Callable[[Config], Task]
+    task: Callable[[Config], Task | GraphTask]
     model: Callable[[Config, Mapping[str, int]], tuple[nn.Module, Plan]]
     paper: str = ""
 
@@ -170,30 +206,19 @@ class Recipe:
         """
         with _all_seeded(seed_of(config.seed, "task")):  # a resumed run must find the same samples
             task = self.task(config)
-        if not isinstance(task, Task):
+        if not isinstance(task, Task | GraphTask):
             raise ValueError(
                 f"recipe '{config.recipe}': its task function returns {type(task).__name__}, expected a Task"
             )
         model, plan = self.net(config, task.sizes)
-        scale = task.scaling or (lambda x: x)
-        (x, y), (x_test, y_test) = task.train, task.test
-        parts = split(y if task.split_by is None else task.split_by, config.workers, config.split, config.seed)
-        priors = None
-        if config.prior_adjusted:
-            if task.num_classes is None or y.dim() != 1:
-                raise ValueError(
-                    f"prior_adjusted=true: the targets of recipe '{config.recipe}' are not single classes, so label "
-                    "priors are not defined; expected false"
-                )
-            priors = log_priors(y, parts, task.num_classes)
         on_meta = any(tensor.is_meta for tensor in named_tensors(model).values())
-        shards = Shards(x, y, parts, batch_size=config.batch_size, seed=config.seed, transform=scale)
+        priors = task.log_priors(config)
         return Job(
             model=model,
             plan=plan,
             loss_fn=task.loss_fn,
-            data=shards if task.augment is None else Augmented(shards, task.augment, config.seed),
-            test=(scale(x_test), y_test),
+            data=task.data(config),
+            test=task.held_out,
             metrics=task.metrics,
             start=partial(FromInitializer, seed=seed_of(config.seed, "model")) if on_meta else None,
             logit_adjustment=priors,

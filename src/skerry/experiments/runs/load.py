@@ -3,8 +3,10 @@
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from skerry.checkpoint.export import SHARD_BYTES, ExportFormat, export
@@ -20,10 +22,14 @@ from skerry.plan.table import Plan
 from skerry.predictor import Predictor, Signature
 from skerry.runtimes.serial import Serial
 from skerry.runtimes.streamed import Streamed
+from skerry.subnet.extract import extract, plan_of_subnet
 from skerry.training.setup import net_to_train
 from skerry.training.train import calibration_inputs
 from skerry.weights.from_files import FromFiles
 from skerry.weights.source import materialize
+
+PRUNED = "pruned.json"
+"""What ``skerry prune`` has left of which run."""
 
 
 def load(folder: Path | str, *, recipe: Recipe | Callable[[], Recipe] | None = None) -> Predictor:
@@ -35,7 +41,7 @@ def load(folder: Path | str, *, recipe: Recipe | Callable[[], Recipe] | None = N
     **It runs the code of the recipe** that ``config.json`` names. Load runs of people whose code you would run.
 
     Args:
-        folder: of a run of ``skerry train``, with any method.
+        folder: of a run of ``skerry train``, with any method, or what ``skerry prune`` made of one.
         recipe: the run's own recipe, or its function, where it cannot be imported as it was for the training.
 
     Raises:
@@ -47,22 +53,59 @@ def load(folder: Path | str, *, recipe: Recipe | Callable[[], Recipe] | None = N
         digits.predict(images)  # uint8, (num_images, 8, 8)
     """
     folder = Path(folder)
+    found = _pruned(folder, recipe) if (folder / PRUNED).exists() else trained(folder, recipe)
+    config = found.config
+    name = f"{folder}, {config.recipe} {config.method}"
+    return Predictor(found.net, found.signature, name=name, round=found.round, num_rounds=config.rounds)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The trained model of a run, its plan, and after which round it is."""
+
+    net: nn.Module
+    plan: Plan
+    config: Config
+    signature: Signature
+    round: int
+
+
+def trained(folder: Path, recipe: Recipe | Callable[[], Recipe] | None = None) -> Found:
+    """Return what the run in ``folder`` has trained; arguments, errors and a warning as in ``load``."""
     config = saved_config(folder)
-    try:
-        found = recipe() if callable(recipe) else recipe or find_recipe(config.recipe)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}; or give skerry.load the recipe: recipe=...") from error
-    signature = _signature(folder, found, config)
-    net, plan = _net(found, config, signature)
+    known = _recipe(folder, config, recipe)
+    signature = _signature(folder, known, config)
+    net, plan = _net(known, config, signature)
     round = config.rounds
     if is_finished(folder, config):
         materialize(net, FromFiles(folder, net))
     else:
-        full, round = _checkpoint(folder, config, found, net, plan)
+        full, round = _checkpoint(folder, config, known, net, plan)
         fill_(net, dict(full.tensors()))
-        warnings.warn(f"{folder}: not finished, the model after round {round} of {config.rounds}", stacklevel=2)
-    name = f"{folder}, {config.recipe} {config.method}"
-    return Predictor(net, signature, name=name, round=round, num_rounds=config.rounds)
+        warnings.warn(f"{folder}: not finished, the model after round {round} of {config.rounds}", stacklevel=3)
+    return Found(net, plan, config, signature, round)
+
+
+def _pruned(folder: Path, recipe: Recipe | Callable[[], Recipe] | None) -> Found:
+    """Return the pruned model that ``skerry prune`` wrote to ``folder``."""
+    path = folder / PRUNED
+    try:
+        content = json.loads(path.read_text())
+        config, signature = Config.from_json(content["config"]), Signature.from_json(content["signature"])
+        full, plan = _net(_recipe(folder, config, recipe), config, signature)
+        left = [axis.start + k for axis in plan.axes for k in content["units"][axis.name]]
+        net = extract(skeleton(full), plan, torch.tensor(left))
+    except (LookupError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: damaged ({type(error).__name__}: {error}); run skerry prune again") from error
+    materialize(net, FromFiles(folder, net))
+    return Found(net, plan_of_subnet(plan, torch.tensor(left)), config, signature, content["round"])
+
+
+def _recipe(folder: Path, config: Config, recipe: Recipe | Callable[[], Recipe] | None) -> Recipe:
+    try:
+        return recipe() if callable(recipe) else recipe or find_recipe(config.recipe)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}; or give skerry.load the recipe: recipe=...") from error
 
 
 def export_run(

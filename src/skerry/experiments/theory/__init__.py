@@ -6,7 +6,7 @@ proved by that; if one fails, it is refuted or one of its assumptions is not met
 
 from collections.abc import Callable
 
-from skerry.experiments.theory.families import asyncdrop, gist, loft, resist
+from skerry.experiments.theory.families import asyncdrop, enough_pretraining, gist, loft, resist
 from skerry.experiments.theory.frame.picture import draw
 from skerry.experiments.theory.frame.table import to_markdown, to_rich
 from skerry.experiments.theory.frame.verdict import Finding, Verdict
@@ -31,7 +31,7 @@ from skerry.experiments.theory.quadratics import (
 _CHECKED = (
     aggregation_identity, masked_kernel, one_worker, local_decrease, bernoulli_masks, mask_corollaries, zeroed_units,
     categorical_masks, quadratic_rate, counterexample, scaled_sketch, irreducible_bias, stationarity,
-    gist, loft, resist, asyncdrop,
+    gist, loft, resist, asyncdrop, enough_pretraining,
 )  # fmt: skip
 
 THEOREMS: dict[str, Callable[[], Finding]] = {

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skerry.model.class_labels import are_classes, has_label
 from skerry.model.inputs import Inputs, call, take, tensors_of, to
 from skerry.training.evaluation.metrics import (
     Metric,
@@ -90,9 +91,9 @@ def evaluate(
     inputs, labels = test
     if not len(labels) and num_batches is None:
         raise ValueError("the test set is empty; pass test=None to train without one")
-    classes = not labels.is_floating_point() and labels.dim() == 1
-    without = classes and bool((labels < 0).any())
-    if without and num_batches is None and bool((labels < 0).all()):
+    classes, known = are_classes(labels), has_label(labels)
+    without = not bool(known.all())
+    if without and num_batches is None and not bool(known.any()):
         raise ValueError("test: all labels are below 0, which is no class; expected some from 0 on")
     sums = _Sums(loss_fn, metrics or {}, classes=classes, without=without)
     was_training = model.training
@@ -124,7 +125,7 @@ class _Sums:
     def add(self, output: Any, y: Tensor, probe: Tensor | None) -> None:
         """Add a batch; ``probe``: bool, on the CPU, which of its samples are in the probe."""
         if self._without and isinstance(output, Tensor) and output.dim() == 2:
-            kept = (y >= 0).nonzero().flatten()
+            kept = has_label(y).nonzero().flatten()
             output, y, probe = output[kept], y[kept], None if probe is None else probe[kept.cpu()]
             if not len(y):
                 return
