@@ -1,7 +1,9 @@
 """Fixtures that many tests share."""
 
 import gc
+import os
 import sys
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +17,8 @@ from zoo import CASES
 from skerry import Plan, launch
 from skerry.training import cost
 
+_MODULES = tempfile.TemporaryDirectory()  # where transformers copies the code of models, which it does not load twice
+os.environ["HF_MODULES_CACHE"] = _MODULES.name
 torch.set_num_threads(1)  # small nets; and both runtimes must do their sums in the same order
 settings.register_profile("skerry", deadline=None)  # nothing is tested by a timer
 settings.load_profile("skerry")

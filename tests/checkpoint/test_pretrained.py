@@ -1,7 +1,5 @@
 """Folders that transformers loads, checked against the models that were saved: logits, tied weights, generated text."""
 
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -32,16 +30,6 @@ MODELS = {
     "llama": (lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)), "AutoModelForCausalLM"),
     "bert": (lambda: transformers.BertForMaskedLM(transformers.BertConfig(**SIZES)), "AutoModelForMaskedLM"),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def code_is_kept_elsewhere(tmp_path_factory):
-    """transformers copies a folder's code into a package of its own, which it puts on the path."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = str(tmp_path_factory.mktemp("modules"))
-        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", folder)
-        patch.setattr(sys, "path", list(sys.path))
-        yield
 
 
 def _made(kind: str, groups: int, what: str) -> nn.Module:
