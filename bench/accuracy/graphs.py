@@ -177,10 +177,8 @@ def lines_of(out: Path) -> list[dict[str, Any]]:
 
 def best_rate(row: Row, lines: Sequence[Mapping[str, Any]]) -> float:
     """Return the rate with the best accuracy on validation nodes with seed 0."""
-    found: dict[float, float] = {
-        line["lr"]: line["val"] for line in lines if line["name"] == row.name and line["seed"] == 0
-    }
-    return max(found, key=lambda rate: found[rate])
+    first = [line for line in lines if line["name"] == row.name and line["seed"] == 0]
+    return float(max(first, key=lambda line: line["val"])["lr"])
 
 
 def run(rows: Sequence[Row], rates: int, seeds: int, out: Path) -> None:
