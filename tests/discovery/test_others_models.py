@@ -281,7 +281,8 @@ class Spline(nn.Module):
         self.register_buffer("grid", torch.rand(columns, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        assert x.dim() == 2 and x.size(1) == self.in_features
+        assert x.dim() == 2
+        assert x.size(1) == self.in_features
         bases = torch.relu(x[..., None] - self.grid).reshape(len(x), -1)
         return F.linear(bases, (self.weight * self.scale[..., None]).view(self.out_features, -1))
 

@@ -174,7 +174,7 @@ def _of_class(trial: Trial, plan: Plan, kind: type, paths: Iterable[str], axes: 
 
 
 def _may_be(trial: Trial, plan: Plan, axis: Axis, module: str, path: str) -> bool:
-    """Return whether a number that is called after inputs or outputs can be that of an axis, by who makes and reads it."""
+    """Return whether a number named after inputs or outputs can be that of an axis, by who makes and reads it."""
     inside = (f"{module}.{name}".removeprefix(".") for name, _ in trial.model.get_submodule(module).named_parameters())
     rows = (plan.dims.get(name, ()) for name in inside)
     roles = {dim.role for row in rows for dim in row if dim is not None and bool(_has(dim, axis).any())}
