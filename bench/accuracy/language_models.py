@@ -10,6 +10,9 @@ times the operations. Nets ``by kind`` have their own kind of text each. A lengt
 The loss is of the full model: of several nets, of the mean of their logits. Their mixture by the likelihood of the text
 before in the same block is measured, too, and one that also remembers the blocks before, each half as much as the one
 after it.
+
+With ``--mixed`` the text is Shakespeare and twice as much of Python's documentation, in parts of 20,000
+characters in a random order, so that there are kinds of text.
 """
 
 import argparse
@@ -27,13 +30,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skerry import load
+from skerry.experiments.datasets.archives import made_file
+from skerry.experiments.datasets.texts import python_docs
 from skerry.experiments.recipes import RECIPES
 from skerry.experiments.reports.comparison import load_run, markdown_table, number
 from skerry.experiments.runs.execute import configure, run
+from skerry.randomness import generator
 from skerry.runtimes import Serial
 from skerry.subnet import Mixture, SideBySide
 from skerry.training import TheoryWarning, TrainingFailed
 
+PART = 20_000
 KEPT = 0.5  # of the log-likelihood of the blocks before
 
 
@@ -80,6 +87,15 @@ LINES: Mapping[str, tuple[Line, ...]] = {
 }
 
 
+def mixed_text() -> str:
+    """Return parts of two texts in a random order."""
+    play, docs = made_file("shakespeare").read_text(), python_docs()
+    docs = docs[: 2 * len(play)]
+    parts = [text[start : start + PART] for text in (play, docs) for start in range(0, len(text), PART)]
+    order = torch.randperm(len(parts), generator=generator("mixed text"))
+    return "".join(parts[k] for k in order.tolist())
+
+
 def settings_of(recipe: str, line: Line, rate: float, length: float, seed: int) -> dict[str, Any]:
     """Return the settings of one run; a relay has the same number of rounds at every length, and longer ones."""
     built = RECIPES[recipe]()
@@ -89,10 +105,10 @@ def settings_of(recipe: str, line: Line, rate: float, length: float, seed: int) 
     return {**size, **line.settings, "optimizer.lr": rate, "seed": seed, "eval_every": 0, "threads": 1}
 
 
-def measure(recipe: str, line: Line, rate: float, length: float, seed: int) -> dict[str, Any]:
+def measure(recipe: str, line: Line, rate: float, length: float, seed: int, file: str) -> dict[str, Any]:
     """Train once and return its figures; without a loss if training failed."""
     key = {"name": line.name, "rate": rate, "length": length, "seed": seed}
-    settings = settings_of(recipe, line, rate, length, seed)
+    settings = {**settings_of(recipe, line, rate, length, seed), "data.file": file}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", TheoryWarning)
         try:
@@ -169,16 +185,20 @@ def main() -> None:
     parser.add_argument("--methods", default="", help="comma-separated names of lines; all by default")
     parser.add_argument("--rates", type=int, default=3, help="how many of each line's rates")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--mixed", action="store_true", help="train on two kinds of text")
     parser.add_argument("--out", type=Path, default=Path("runs/text"))
     parser.add_argument("--table", action="store_true", help="print the table of what was run")
     options = parser.parse_args()
-    path = options.out / f"{options.recipe}.jsonl"
+    path = options.out / f"{options.recipe}{'-mixed' if options.mixed else ''}.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     if options.table:
         print(table(rows))
         return
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.mixed:
+        path.with_suffix(".txt").write_text(mixed_text())
+    file = str(path.with_suffix(".txt")) if options.mixed else ""
     done = {(row["name"], row["rate"], row["length"], row["seed"]) for row in rows}
     only = options.methods.split(",") if options.methods else [line.name for line in LINES[options.recipe]]
     lines = [line for line in LINES[options.recipe] if line.name in only]
@@ -187,7 +207,7 @@ def main() -> None:
         for line, rate in [pair for turn in zip_longest(*in_turn) for pair in turn if pair is not None]:
             for seed in range(options.seeds):
                 if (line.name, rate, length, seed) not in done:
-                    row = measure(options.recipe, line, rate, length, seed)
+                    row = measure(options.recipe, line, rate, length, seed, file)
                     with path.open("a") as file:
                         file.write(json.dumps(row) + "\n")
                     print(row["name"], rate, length, seed, row.get("loss"), row.get("time_s"), flush=True)
