@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import skerry
@@ -37,7 +38,11 @@ from skerry.plan import Axis, Plan
 from skerry.plan.dims import DealtDim
 from skerry.weights import materialize
 
-RATES = (0.01, 0.003, 0.03)
+RATES = (0.01, 0.03, 0.003)
+SHOWN = {
+    "single": "#1D2126", "relay": "#0072B2", "ist": "#D55E00", "narrow": "#009E73", "ensemble": "#B8860B",
+    "local_sgd": "#CC79A7",
+}  # fmt: skip
 ADAMW = {"optimizer.name": "AdamW"}
 
 
@@ -58,7 +63,7 @@ class Row:
         return json.dumps([self.label, self.recipe, self.method, self.settings], sort_keys=True)
 
 
-def planetoid_rows(recipe: str, workers: int, steps: int, local: int) -> Iterator[Row]:
+def planetoid_rows(recipe: str, workers: int, steps: int, local: int, **every: Any) -> Iterator[Row]:
     """Yield the rows of a small graph that every step takes whole."""
 
     def row(label: str, method: str, num_steps: int, **more: Any) -> Row:
@@ -66,7 +71,7 @@ def planetoid_rows(recipe: str, workers: int, steps: int, local: int) -> Iterato
         settings = {"rounds": rounds, "local_steps": round(num_steps / rounds)}
         settings |= {"workers": workers} if method != "single" else {}
         change = more.pop("change", None)
-        return Row(label, recipe, method, settings | more, change=change)
+        return Row(label, recipe, method, settings | every | more, change=change)
 
     yield row("single", "single", steps)
     yield row("relay", "relay", steps)
@@ -75,7 +80,7 @@ def planetoid_rows(recipe: str, workers: int, steps: int, local: int) -> Iterato
     yield row("narrow", "narrow", steps)
     yield row("ensemble", "ensemble", steps)
     yield row("local_sgd", "local_sgd", steps // workers)
-    if workers == 4:
+    if workers == 4 and not every:
         yield row("diloco", "diloco", steps // workers, **ADAMW)
         yield row("ist, input dim dealt out as well", "ist", steps, change=with_dealt_input)
 
@@ -83,20 +88,18 @@ def planetoid_rows(recipe: str, workers: int, steps: int, local: int) -> Iterato
 def wordnet_rows(recipe: str, workers: int, steps: int, local: int, **more: Any) -> Iterator[Row]:
     """Yield the rows of a graph whose steps take clusters."""
 
-    def row(method: str, num_steps: int, *rates: float, label: str = "", local: int = local) -> Row:
+    def row(method: str, num_steps: int, label: str = "") -> Row:
         settings = {"rounds": max(1, round(num_steps / local)), "local_steps": local}
         settings |= {"workers": workers} if method != "single" else {}
-        return Row(label or method, recipe, method, settings | more, rates)
+        return Row(label or method, recipe, method, settings | more)
 
-    yield row("relay", steps, 0.01)
-    yield row("narrow", steps, 0.01, 0.003)
-    yield row("local_sgd", steps // workers, 0.003, 0.01)
-    yield row("ensemble", steps, 0.003, 0.01)
-    yield row("single", steps // workers, 0.003, 0.01, label="single, T/m steps")
-    yield row("single", steps, 0.003, label="single, T steps")
-    yield row("ist", steps, 0.01)
-    yield row("narrow", steps, 0.03)
-    yield row("relay", steps, 0.003, 0.03)
+    yield row("relay", steps)
+    yield row("narrow", steps)
+    yield row("local_sgd", steps // workers)
+    yield row("ensemble", steps)
+    yield row("single", steps // workers, label="single, T/m steps")
+    yield row("ist", steps)
+    yield row("single", steps, label="single, T steps")
 
 
 class DealtInput(nn.Module):
@@ -137,7 +140,8 @@ def train(row: Row, rate: float, seed: int) -> dict[str, Any]:
     job = find_recipe(row.recipe).build(config)
     job = row.change(job) if row.change else job
     assert isinstance(job.test[0], GraphInputs)
-    graph, every, curve = job.test[0].graph, max(1, config.rounds // 10), list[list[float]]()
+    graph, curve = job.test[0].graph, list[list[float]]()
+    every = max(1, config.rounds // (10 if graph.num_nodes < 10_000 else 2))
 
     @torch.no_grad()
     def score(session: skerry.Session, record: Any) -> None:
@@ -177,10 +181,8 @@ def lines_of(out: Path) -> list[dict[str, Any]]:
 
 def best_rate(row: Row, lines: Sequence[Mapping[str, Any]]) -> float:
     """Return the rate with the best accuracy on validation nodes with seed 0."""
-    found: dict[float, float] = {
-        line["lr"]: line["val"] for line in lines if line["name"] == row.name and line["seed"] == 0
-    }
-    return max(found, key=lambda rate: found[rate])
+    first = [line for line in lines if line["name"] == row.name and line["seed"] == 0]
+    return float(max(first, key=lambda line: line["val"])["lr"])
 
 
 def run(rows: Sequence[Row], rates: int, seeds: int, out: Path) -> None:
@@ -215,6 +217,44 @@ def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         )
 
 
+def draw(lines: Sequence[Mapping[str, Any]], recipe: str, path: Path) -> None:
+    """Draw accuracy against workers, width and length, the other two as in most rows."""
+    at: dict[str, dict[tuple[int, int, int], list[float]]] = {}
+    for line in lines:
+        label, of, _, settings = json.loads(line["name"])
+        if of != recipe or line["lr"] != RATES[0]:
+            continue
+        steps = settings["rounds"] * settings["local_steps"]
+        steps *= settings["workers"] if label.startswith(("local_sgd", "diloco", "ist, T/m")) else 1
+        key = settings.get("workers", 0), settings.get("model.hidden", 256), round(steps, -1)
+        at.setdefault(label, {}).setdefault(key, []).append(100 * line["test"])
+    figure = Figure(figsize=(9.6, 3.2), layout="constrained")
+    titles = "workers", "hidden units", "steps of a subnet"
+    for k, (axes, title) in enumerate(zip(figure.subplots(1, 3, sharey=True), titles, strict=True)):
+        for label, colour in SHOWN.items():
+            found: dict[int, list[float]] = {}
+            for key, values in at.get(label, {}).items():
+                others = [(v, u) for d, (v, u) in enumerate(zip(key, (4, 256, 100), strict=True)) if d != k]
+                if all(v == u or v == 0 for v, u in others):
+                    found.setdefault(key[k], []).extend(values)
+            points = sorted((x, statistics.fmean(values)) for x, values in found.items())
+            if k == 0 and points and points[0][0] == 0:  # single: one worker
+                axes.axhline(points[0][1], color=colour, linewidth=1, linestyle="--", label=label)
+            else:
+                axes.plot(
+                    *zip(*points, strict=True), "o-", color=colour, markersize=4, linewidth=1.2, label=label
+                ) if points else None
+        axes.set_xscale("log", base=2)
+        ticks = sorted({x for line in axes.get_lines() for x in line.get_xdata() if x > 1})
+        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel(title)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("test accuracy, %")
+    figure.axes[-1].legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=110)
+
+
 def mean(values: Sequence[float]) -> str:
     """Return the mean in percent, with the sample standard deviation where there are several values."""
     spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
@@ -231,22 +271,22 @@ def main() -> None:
     parser.add_argument("--rates", type=int, default=3, help="how many to try")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rows", nargs="+", help="only those with these labels")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="other settings, of wordnet")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="other settings")
     parser.add_argument("--out", type=Path, default=Path("runs/graphs.jsonl"))
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--picture", type=Path, help="of Cora")
     options = parser.parse_args()
     if options.table:
         print("\n".join(table(lines_of(options.out))))
         return
+    if options.picture:
+        draw(lines_of(options.out), "gist-cora", options.picture)
+        return
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", skerry.training.TheoryWarning)  # of short runs and bad rates
-    rows: list[Row] = []
-    for workers in options.workers:
-        if options.graph == "wordnet":
-            steps, local = options.steps or 2000, options.local_steps or 50
-            rows += wordnet_rows("gist-wordnet", workers, steps, local, **parse_settings(options.set))
-        else:
-            rows += planetoid_rows(f"gist-{options.graph}", workers, options.steps or 400, options.local_steps or 20)
+    make, steps, local = (wordnet_rows, 2000, 50) if options.graph == "wordnet" else (planetoid_rows, 400, 20)
+    more, lengths = parse_settings(options.set), (options.steps or steps, options.local_steps or local)
+    rows = [row for num in options.workers for row in make(f"gist-{options.graph}", num, *lengths, **more)]
     rows = list({row.name: row for row in rows if not options.rows or row.label in options.rows}.values())
     run(rows, options.rates, options.seeds, options.out)
 

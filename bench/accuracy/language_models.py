@@ -51,7 +51,7 @@ LINES: Mapping[str, tuple[Line, ...]] = {
         Line("local_sgd", (0.008, 0.016, 0.004)),
         Line("diloco", (0.004, 0.008, 0.002)),
         Line("ist", (0.012, 0.006, 0.024)),
-        Line("single", (0.008, 0.016, 0.004), CENTRAL, "central, 4 x the operations"),
+        Line("single", (0.008, 0.016, 0.004), CENTRAL, "central"),
         Line("resist", (0.008, 0.004, 0.016)),
         Line("single", (0.008, 0.004, 0.016)),
     ),

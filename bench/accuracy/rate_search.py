@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from skerry.experiments.config import Config
-from skerry.experiments.reports.comparison import load_run
+from skerry.experiments.reports.comparison import load_run, rank
 from skerry.experiments.reports.results_page import main_metric
 from skerry.experiments.runs import execute
 from skerry.experiments.runs.folder import saved_config
@@ -36,7 +36,7 @@ class Run:
     settings: Settings
 
     def value(self) -> float | None:
-        """Train, unless the run is finished; return the final value of the recipe's metric, None if training failed."""
+        """Train, unless the run is finished; return how good it ended (``rank``), None if training failed."""
         name = f"{self.folder.parent.name}/{self.folder.name}"
         try:
             if not (self.folder / "summary.json").exists():
@@ -49,7 +49,7 @@ class Run:
         last = done.metrics[-1]
         value = last["accuracy"] if metric == "accuracy" else last["metrics"][metric]
         print(f"{name}: {metric} {value:.4f}, {last['bytes_due'] / 1e6:.1f} MB", flush=True)
-        return float(value)
+        return rank(value, metric)
 
     def _train(self) -> None:
         resume = (self.folder / "config.json").exists()

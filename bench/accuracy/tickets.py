@@ -18,6 +18,7 @@ here as a mean over axes, over what a random order has: 1 is chance, 0 the final
 
 import argparse
 import json
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -73,15 +74,36 @@ class Case:
 CASES = {
     "loft-cifar": Case(
         recipe="loft-cifar",
-        model={"model.blocks": [1, 2, 2], "model.width": 8, "model.stem_stride": 4},
+        model={"model.width": 8},
         keeps=(0.5, 0.3, 0.8),
         methods={
-            "ist": {"rounds": 10, "local_steps": 10},
-            "single": {"rounds": 40, "local_steps": 10},
-            "local_sgd": {"rounds": 10, "local_steps": 10},
+            "ist": {"rounds": 20, "local_steps": 10},
+            "single": {"rounds": 80, "local_steps": 10},
+            "local_sgd": {"rounds": 20, "local_steps": 10},
         },
-        tuning={"rounds": 1, "local_steps": 150, "optimizer.lr": 0.05},
+        tuning={"rounds": 1, "local_steps": 250, "optimizer.lr": 0.05},
         num_test=5000,
+    ),
+    # TwIST: heads and hidden units of all layers but the first and the last, dealt every 15 batches (arXiv 2511.03983).
+    "twist": Case(
+        recipe="gpt-shakespeare",
+        model={
+            "model.layers": 4,
+            "model.width": 48,
+            "model.heads": 8,
+            "model.head_size": 6,
+            "model.hidden": 192,
+            "data.block": 32,
+        },
+        axes=("blocks.[12].*",),
+        keeps=(0.5,),
+        methods={
+            "ist": {"rounds": 12, "local_steps": 15},
+            "single": {"rounds": 48, "local_steps": 15},
+            "local_sgd": {"rounds": 12, "local_steps": 15},
+        },
+        tuning={"rounds": 1, "local_steps": 60, "optimizer.lr": 0.002},
+        num_test=500,
     ),
 }
 
@@ -227,7 +249,7 @@ class Trial:
 
     def _score(self, score: Sequence[float]) -> str:
         accuracy, loss = score
-        return f"{accuracy:.3f} ({loss:.2f})"
+        return f"perplexity {math.exp(loss):.2f}" if math.isnan(accuracy) else f"{accuracy:.3f} ({loss:.2f})"
 
 
 def _draw(curves: Mapping[str, Sequence[float]], path: Path) -> None:
@@ -235,7 +257,8 @@ def _draw(curves: Mapping[str, Sequence[float]], path: Path) -> None:
 
     set_style()
     figure = Figure(figsize=(5.5, 3), layout="constrained")
-    axes = figure.add_subplot(xlabel="part of pretraining", ylabel="filter-rank distance from its end (1: chance)")
+    axes = figure.add_subplot(xlabel="part of pretraining", ylabel="filter-rank distance")
+    axes.set_title("how far the order of the units is from their last one (1: chance)")
     for (name, y), colour, line in zip(curves.items(), PALETTE, LINES, strict=False):
         axes.plot([(k + 1) / len(y) for k in range(len(y))], y, color=colour, linestyle=line, label=name)
     axes.set_ylim(bottom=0)

@@ -271,6 +271,32 @@ class Transformed(nn.Module):
         return self.last(self.conv(x).relu().view(-1, 432))
 
 
+class Spline(nn.Module):
+    """A layer as in Kolmogorov-Arnold nets: it checks its inputs, and flattens a weight by its number of outputs."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = columns, rows
+        self.weight, self.scale = nn.Parameter(torch.randn(rows, columns, 3)), nn.Parameter(torch.randn(rows, columns))
+        self.register_buffer("grid", torch.rand(columns, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.dim() == 2
+        assert x.size(1) == self.in_features
+        bases = torch.relu(x[..., None] - self.grid).reshape(len(x), -1)
+        return F.linear(bases, (self.weight * self.scale[..., None]).view(self.out_features, -1))
+
+
+class ByEinsum(Attention):
+    """Of two heads a subnet has one, with which einsum does other operations."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = (layer(x).reshape(b, n, 2, 12).permute(0, 2, 1, 3) for layer in (self.q, self.k, self.v))
+        y = torch.einsum("bhij,bhjd->bhid", torch.einsum("bhid,bhjd->bhij", q, k).softmax(-1), v)
+        return self.o(y.permute(0, 2, 1, 3).reshape(b, n, c))
+
+
 class FromZeros(nn.Module):
     """The state of a recurrent layer begins with zeros of a width that is written out."""
 
@@ -326,6 +352,8 @@ KINDS = {  # name -> model, inputs, axes
     "sparse input": (Graph, (torch.randn(11, 10), EDGES), [("neurons", 18)]),
     "sparse buffer": (lambda: Graph(EDGES), torch.randn(11, 10), [("neurons", 18)]),
     "a Fourier neural operator": (Operator, torch.randn(2, 3, 16), [("channels", 12)] * 3),
+    "layers as wide in as out": (lambda: nn.Sequential(Spline(12, 7), Spline(12, 12), Spline(12, 12), Spline(5, 12)),
+                                 torch.randn(4, 7), [("neurons", 12)] * 3),
     "a spatial transformer": (Transformed, IMAGE, [("channels", 10), ("channels", 12)]),
     "a first state of zeros": (lambda: FromZeros(nn.GRU(24, 12, batch_first=True)), X, [("neurons", 12)]),
     "a recurrent layer with weight norm": (lambda: Recurrent(_normed(nn.LSTM(24, 12, batch_first=True))), X,
@@ -346,6 +374,14 @@ def test_it_is_dealt_out_as_a_human_would_and_computes_the_same(build, inputs, a
             assert_narrow_equals_masked(model, plan, inputs, dealt_to(plan, workers)[0], training=training)
     if isinstance(model, Cached):
         assert model.cache == {}
+
+
+def test_one_of_two_heads_goes_through_einsum():
+    model, x = doubled(nn.Sequential(nn.LayerNorm(24), ByEinsum(None), nn.LayerNorm(24)), X)
+    plan = discover(model, x)
+    assert [(axis.kind, axis.num_units) for axis in plan.axes] == [("heads", 2)]
+    for training in (False, True):
+        assert_narrow_equals_masked(model, plan, x, torch.tensor([1]), training=training)
 
 
 def test_sparse_gradients_are_compared():

@@ -59,8 +59,8 @@ def _balanced(likeness: Tensor) -> Tensor:
     """Return the kind of each row; the rows that are surest choose first, and a kind that is full takes no more."""
     num, num_kinds = likeness.shape
     best = likeness.topk(min(2, num_kinds), dim=1).values
-    kind, room = torch.zeros(num, dtype=torch.int64), [-(-num // num_kinds)] * num_kinds
-    room[num % num_kinds or num_kinds :] = [num // num_kinds] * (num_kinds - (num % num_kinds or num_kinds))
+    room = [len(part) for part in torch.arange(num).tensor_split(num_kinds)]
+    kind = torch.zeros(num, dtype=torch.int64)
     for row in (best[:, -1] - best[:, 0]).argsort(stable=True).tolist():
         kind[row] = next(k for k in likeness[row].argsort(descending=True).tolist() if room[k])
         room[int(kind[row])] -= 1

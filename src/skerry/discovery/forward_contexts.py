@@ -170,6 +170,22 @@ class WithoutDropout(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+class InEinsum(TorchFunctionMode):
+    """Tells whether ``torch.einsum`` is ``running``: what it does inside depends on which dims have one index."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one function."""
+        self.running = func is torch.einsum
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.running = False
+
+
 class Running:
     """The modules of ``model`` that are running, by name, innermost last; empty between its forwards."""
 

@@ -11,8 +11,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
+from torch import Tensor
+
 from skerry.discovery.narrow_trial import Failure, Trial
-from skerry.plan.dims import Axis
+from skerry.plan.dims import Axis, DealtDim
 from skerry.plan.table import Note, Plan
 from skerry.subnet import cut_arguments
 from skerry.subnet.adapters import remedy
@@ -76,17 +78,18 @@ def _to_blame(trial: Trial, plan: Plan, failure: Failure, beside: str = "") -> s
     return set(suspects) or {beside}
 
 
-def _adapted(trial: Trial, plan: Plan, failure: Failure, done: frozenset[type] = frozenset()) -> Plan | None:
+def _adapted(trial: Trial, plan: Plan, failure: Failure, done: frozenset[str] = frozenset()) -> Plan | None:
     """Return ``plan``, which has one axis, with numbers with which its trial passes; None if none are found.
 
-    Numbers of one class at a time are tried, and others on top of those with which the net comes further.
+    Numbers of one class at a time are tried, and others on top of those with which the net comes further: also of
+    another module of the class, which may read the units that the first one makes.
     """
     (axis,) = plan.axes
     seen: list[object] = [plan.numbers]
     for module in _with_those_around(trial, failure.module):
         kind = type(trial.model.get_submodule(module))
-        for paths in _candidates(trial, plan, axis, module) if kind not in done else ():
-            tried = replace(plan, numbers={**plan.numbers, **_of_class(trial, plan, kind, paths, [axis])})
+        for paths in _candidates(trial, plan, axis, module) if module not in done else ():
+            tried = replace(plan, numbers=_merged(_of_class(trial, plan, kind, paths, [axis]), plan.numbers))
             if tried.numbers in seen or trial.num_forwards >= _MOST_FORWARDS:
                 continue
             seen.append(tried.numbers)
@@ -94,7 +97,7 @@ def _adapted(trial: Trial, plan: Plan, failure: Failure, done: frozenset[type] =
             if again is None:
                 return tried
             if again.number > failure.number:
-                found = _adapted(trial, tried, again, done | {kind})
+                found = _adapted(trial, tried, again, done | {module})
                 if found is not None:
                     return found
     return None
@@ -136,9 +139,13 @@ def _widths(plan: Plan, axis: Axis) -> set[int]:
     found = set()
     for row in plan.dims.values():
         for dim in row:
-            size = 0 if dim is None else int(((dim.units >= axis.start) & (dim.units < axis.units.stop)).sum())
+            size = 0 if dim is None else int(_has(dim, axis).sum())
             found |= {size // parts for parts in (1, 2, 3) if size % (parts * axis.num_units) == 0}
     return found - {0}
+
+
+def _has(dim: DealtDim, axis: Axis) -> Tensor:
+    return (dim.units >= axis.start) & (dim.units < axis.units.stop)
 
 
 def _of_class(trial: Trial, plan: Plan, kind: type, paths: Iterable[str], axes: Iterable[Axis]) -> Numbers:
@@ -159,11 +166,20 @@ def _of_class(trial: Trial, plan: Plan, kind: type, paths: Iterable[str], axes: 
                     own.update({name_of(place): axis.name for place in places})
                 elif path == cut_arguments.PREFIX:
                     own.update(dict.fromkeys(trial.arguments_in(name, axis), axis.name))
-                elif numbers.get(path, 1) % axis.num_units == 0:
+                elif numbers.get(path, 1) % axis.num_units == 0 and _may_be(trial, plan, axis, name, path):
                     own.setdefault(path, axis.name)
         if own:
             found[name] = own
     return found
+
+
+def _may_be(trial: Trial, plan: Plan, axis: Axis, module: str, path: str) -> bool:
+    """Return whether a number named after inputs or outputs can be that of an axis, by who makes and reads it."""
+    inside = (f"{module}.{name}".removeprefix(".") for name, _ in trial.model.get_submodule(module).named_parameters())
+    rows = (plan.dims.get(name, ()) for name in inside)
+    roles = {dim.role for row in rows for dim in row if dim is not None and bool(_has(dim, axis).any())}
+    other = r"(^|_)c?out(put|_|$)" if "in" in roles else r"(^|_)c?in(put|_|$)"
+    return not roles or not re.search(other, path)
 
 
 def _everywhere(trial: Trial, plan: Plan, adapted: str, numbers: Numbers) -> Numbers:
@@ -175,8 +191,13 @@ def _everywhere(trial: Trial, plan: Plan, adapted: str, numbers: Numbers) -> Num
             next((prefix for prefix in (PREFIX, cut_arguments.PREFIX) if path.startswith(prefix)), path) for path in own
         )
         found.update(_of_class(trial, plan, type(trial.model.get_submodule(name)), paths, alike))
-    every = (found, plan.numbers, numbers)
-    return {n: {p: axis for one in every for p, axis in one.get(n, {}).items()} for n in {**found, **plan.numbers}}
+    return _merged(found, plan.numbers, numbers)
+
+
+def _merged(*several: Numbers) -> Numbers:
+    """Return the numbers of all; the last counts."""
+    names = dict.fromkeys(name for one in several for name in one)
+    return {name: {path: axis for one in several for path, axis in one.get(name, {}).items()} for name in names}
 
 
 def _siblings(trial: Trial, plan: Plan, blamed: str, failure: Failure) -> set[str]:

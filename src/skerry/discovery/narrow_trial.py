@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from skerry.discovery.forward_contexts import Running, first_line, without_side_effects
+from skerry.discovery.forward_contexts import InEinsum, Running, first_line, without_side_effects
 from skerry.discovery.invariant_numbers import InvariantNumbers, written_by
 from skerry.discovery.trace import Step, Trace
 from skerry.model.inputs import Inputs, call
@@ -51,6 +51,7 @@ class _Recorder(TorchDispatchMode):
         self.full = {id(p): name for name, p in full.named_parameters()}
         self.of_full: set[str] = set()  # parameters of the full model that the narrow net used
         self.numbers = InvariantNumbers()
+        self.einsum = InEinsum()
         self.steps: dict[str, list[Step]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -58,7 +59,7 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         self.of_full |= {self.full[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in self.full}
         outs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        if outs:
+        if outs and not self.einsum.running:
             numbers, extremes = self.numbers.of(func, args, kwargs, outs, written_by(func, args, kwargs))
             module, shape = self.running.innermost, tuple(outs[0].shape)
             step = Step(str(func.overloadpacket), module, numbers=numbers, extremes=extremes, shape=shape)
@@ -125,7 +126,7 @@ class Trial:
         """Return where the forward of a module gives a tensor a size, one of ``widths``, along which an axis lies.
 
         A unit's indices must be neighbours there: they are not where a dim is made of others, such as the batch, whose
-        size may be another next time. The first dim mostly is the batch.
+        size may be another next time. The first dim mostly is the batch, but not that of a weight.
         """
         number = [a.name for a in self.everything.axes].index(axis.name)
         found = []
@@ -133,7 +134,7 @@ class Trial:
             given = trace.sizes.get(module, {})
             for step in by_module.get(module, ()):
                 for one in step.fields if given and step.name.split(".")[1] in _GIVE_SIZES else ():
-                    for d in one.dims - {0}:
+                    for d in one.dims - (frozenset() if one.origins else {0}):
                         place = one.ids.shape[d], d, one.ids.dim()
                         labels = one.ids.movedim(d, 0).reshape(place[0], -1)[:, 0]
                         mine = bool((self._axis_of_label[labels] == number).all())
@@ -172,7 +173,7 @@ class Trial:
         recorder = _Recorder(running, self.model)
         raised = None
         try:
-            with without_side_effects(subnet, training), running.tracked(), recorder:
+            with without_side_effects(subnet, training), running.tracked(), recorder, recorder.einsum:
                 call(subnet, self.inputs)
         except Exception as error:  # whatever a forward may raise
             raised = running.innermost, first_line(error)[:120]

@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from skerry.discovery.argument_labels import Arguments
 from skerry.discovery.constraints import Constraints
-from skerry.discovery.forward_contexts import Running, first_line, without_side_effects
+from skerry.discovery.forward_contexts import InEinsum, Running, first_line, without_side_effects
 from skerry.discovery.index_labels import Field, Labels, Origin
 from skerry.discovery.invariant_numbers import InvariantNumbers, written_by
 from skerry.discovery.operations.operation import Operation, pin_everything, wide_dims
@@ -47,7 +47,7 @@ class Step:
         numbers: what it was given, as ``InvariantNumbers`` found; they must be the same in a narrow net.
         extremes: of a constant result, if it is known to be one; these, too.
         known: whether there is a rule for it.
-        shape: of its first result, None for dims that are broadcast; None if there is no result.
+        shape: of its first result, None for dims that are broadcast; None if there is no result, or within an einsum.
         any_width: whether the result fits any width (``Labels.uniform``).
         after_values: whether an earlier operation looked at values, so that a narrow net may go another way.
         number: its place among all operations of the forward.
@@ -144,7 +144,7 @@ def trace(
         tracer.saved = {name: (buffer, buffer.clone()) for name, buffer in dense_buffers(model)}
     try:
         with without_side_effects(model, training), tracer.running.tracked():
-            with tracer, tracer.sizes, tracer.arguments.labelled():
+            with tracer, tracer.sizes, tracer.einsum, tracer.arguments.labelled():
                 try:
                     output = call(model, inputs)
                 except ForwardRefused:
@@ -188,6 +188,7 @@ class _Tracer(TorchDispatchMode):
         self.looked = False  # at values
         self.arguments = Arguments(model, self)
         self.running = Running(model)
+        self.einsum = InEinsum()
         self.sizes = SizesGiven(lambda: self.running.innermost, lambda: len(self.trace.steps))
         self.modules = dict(model.named_modules())
         self.parameters = {_storage(p): name for name, p in model.named_parameters()}
@@ -312,7 +313,7 @@ class _Tracer(TorchDispatchMode):
         first = labels[0] if labels else Labels()
         numbers, extremes = self.numbers.of(func, args, kwargs, outs, written)
         self.arguments.note(inputs, outs, varies=len(set(extremes)) > 1)
-        shape = _fixed_sizes(outs[0]) if outs else None
+        shape = _fixed_sizes(outs[0]) if outs and not self.einsum.running else None
         steps.append(
             Step(
                 str(func.overloadpacket), module, reads, writes, first.fields, given, numbers, extremes,

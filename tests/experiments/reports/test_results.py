@@ -65,3 +65,15 @@ def test_the_folder_of_the_page_is_made(tmp_path):
 def test_a_folder_without_runs_is_told(tmp_path):
     with pytest.raises(ReportError, match=str(tmp_path)):
         write_results(tmp_path, tmp_path / "results.md", ABOUT)
+
+
+def test_the_lowest_perplexity_is_the_best(tmp_path):
+    for rate, value in ((0.1, 8.0), (0.2, 5.0), (0.3, 6.0)):
+        adamw = {"name": "AdamW", "lr": rate}
+        last = {3: {"metrics": {"perplexity": value}}}
+        make_run(tmp_path / "runs" / "gpt" / f"ist-{rate}", optimizer=adamw, accuracy=None, changes=last, batch_size=4,
+                 split="iid", model={"width": 8})  # fmt: skip
+    chosen = at_best_rate(grouped(load_runs(tmp_path / "runs" / "gpt")), "perplexity")
+    assert [group[0].metrics["perplexity"] for group in chosen] == [5.0]
+    write_results(tmp_path / "runs", tmp_path / "page.md", {})
+    assert "**5.0000**" in (tmp_path / "page.md").read_text()

@@ -22,7 +22,7 @@ MOST = 10**12  # characters
 
 
 def llama_docs() -> Recipe:
-    """A Llama of two layers with a vocabulary of 512, about .9 TFLOP per worker with every method.
+    """A Llama of two layers with a vocabulary of 512, about 1.2 TFLOP per worker with every method.
 
     It needs the extra ``hf``. ``data.file``: a text in UTF-8; empty: the documentation of Python 3.11
     (``skerry data fetch python-docs``). ``data.characters``: about how many of it to use, from all over it; 0: all.

@@ -244,6 +244,11 @@ def _row(label: str, runs: list[Run]) -> Row:
     )
 
 
+def rank(value: float | None, metric: str) -> float:
+    """Return a number that is the higher the better: of a perplexity, which is better if it is lower, its negative."""
+    return -math.inf if value is None else -value if metric == "perplexity" else value
+
+
 def _final_metrics(runs: list[Run]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for run in runs:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skerry.experiments.reports.comparison import Group, Metric, Run, run_label
+from skerry.experiments.reports.comparison import Group, Metric, Run, rank, run_label
 from skerry.files import atomic
 
 if TYPE_CHECKING:
@@ -247,6 +247,7 @@ def frontier_picture(points: dict[str, list[tuple[float, float, float]]], ylabel
     from matplotlib.figure import Figure
 
     more = cycle((colour, marker) for marker in "os^" for colour in _MORE_COLOURS)
+    best_so_far = np.maximum if rank(1.0, ylabel) > 0 else np.minimum
     with rc_context():
         set_style()
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
@@ -260,7 +261,7 @@ def frontier_picture(points: dict[str, list[tuple[float, float, float]]], ylabel
                 continue
             xs, ys, spreads = zip(*sent, strict=True)
             axes.errorbar(xs, ys, yerr=spreads, fmt=marker, markersize=4, color=colour, elinewidth=1, label=method)
-            axes.step(xs, np.maximum.accumulate(ys), where="post", color=colour, linewidth=1.2, alpha=0.7)
+            axes.step(xs, best_so_far.accumulate(ys), where="post", color=colour, linewidth=1.2, alpha=0.7)
         axes.set_xscale("log")
         low, high = axes.get_xlim()
         # The first digits of the labels between powers of ten.

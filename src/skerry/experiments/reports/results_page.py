@@ -22,6 +22,7 @@ from skerry.experiments.reports.comparison import (
     load_runs,
     markdown_table,
     number,
+    rank,
 )
 from skerry.experiments.reports.pictures import frontier_picture
 from skerry.files import atomic
@@ -111,7 +112,7 @@ def at_best_rate(groups: Sequence[Group], metric: str) -> list[Group]:
         config = group[1][0].config
         setting = {key: value for key, value in flat(config).items() if key != RATE}
         alike.setdefault(json.dumps([config["method"], setting], sort_keys=True), []).append(group)
-    best = [max(rows, key=lambda g: (g[0].num_runs, value_of(g[0], metric) or 0.0)) for rows in alike.values()]
+    best = [max(rows, key=lambda g: (g[0].num_runs, rank(value_of(g[0], metric), metric))) for rows in alike.values()]
     methods = [row.method for row, _ in groups]
     return sorted(best, key=lambda g: (methods.index(g[0].method), g[0].bytes_due))
 
@@ -129,11 +130,11 @@ def points(groups: Sequence[Group], metric: str) -> dict[str, list[tuple[float, 
 def _table(groups: Sequence[Group], metric: str) -> str:
     """Return the Markdown table, with the best value in bold."""
     values = list(dict.fromkeys(name for row, _ in groups for name in row.metrics)) or ["accuracy"]
-    best = max((value_of(row, metric) or 0.0 for row, _ in groups), default=0.0)
+    best = max((rank(value_of(row, metric), metric) for row, _ in groups), default=0.0)
     lines = []
     for row, runs in groups:
         cells = [accuracy_text(value_of(row, name), spread_of(row, name)) for name in values]
-        if value_of(row, metric) == best:
+        if rank(value_of(row, metric), metric) == best:
             cells[0] = f"**{cells[0]}**"
         mine = flat(runs[0].config)
         differ = differing([flat(peers[0].config) for peer, peers in groups if peer.method == row.method])
