@@ -125,7 +125,10 @@ class Apart:
         """
         why = plan.why_dependent(model)
         if why is not None:
-            raise ValueError(f"{why}, so subnets are not independent nets; use ist or narrow")
+            raise ValueError(
+                f"{why}, so subnets are not independent nets; use ist or narrow, or for a transformer "
+                f"discover(..., grouped_norms={self.num_nets})"
+            )
         for name in sorted(frozen_names(model)):
             if plan.between(name):
                 raise ValueError(

@@ -84,6 +84,17 @@ def test_a_tied_weight_that_no_norm_can_stand_in_for_stays_whole():
     assert "tied" in str(plan)
 
 
+def test_more_workers_than_groups_or_heads_are_refused_in_one_line():
+    model = Tied(nn.Identity())
+    plan = discover(model, TOKENS, grouped_norms=4)
+    with pytest.raises(ValueError, match="4 units") as caught:
+        skerry.training.net_to_train(model, plan, relay(workers=5))
+    assert "\n" not in str(caught.value)
+    plan = discover(Tied(nn.Identity()), TOKENS)
+    with pytest.raises(ValueError, match=r"discover\(..., grouped_norms=5\)"):
+        skerry.training.net_to_train(model, plan, relay(workers=5))
+
+
 def test_true_takes_a_group_for_each_head():
     torch.manual_seed(0)
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 4, 12, batch_first=True), 2, enable_nested_tensor=False)

@@ -88,6 +88,14 @@ def test_the_stream_is_what_most_norms_are_over():
     assert not isinstance(model[1], GroupedNorm)
 
 
+def test_a_norm_with_two_names_stays_one():
+    norm = nn.LayerNorm(8)
+    model = nn.Sequential(norm, nn.Linear(8, 8), norm)
+    group_norms_(model, 2)
+    assert isinstance(model[0], GroupedNorm)
+    assert model[0] is model[2]
+
+
 def test_the_same_number_of_groups_again_changes_nothing():
     model = nn.Sequential(nn.LayerNorm(8))
     group_norms_(model, 2)

@@ -58,13 +58,17 @@ def group_norms_(model: nn.Module, num_groups: int) -> list[str]:
             f"divides {stream}"
         )
     names = [name for name, (width, _) in found.items() if width == stream]
+    grouped: dict[nn.Module, GroupedNorm] = {}
     for name in names:
-        norm = found[name][1]
+        module, norm = model.get_submodule(name), found[name][1]
         had = stream // norm.group_width
         if had not in (1, num_groups):
             raise ValueError(f"grouped_norms={num_groups}: {name} has {had} groups already; give {had}, or a new model")
         norm.group_width = stream // num_groups
-        model.set_submodule(name, norm.train(model.get_submodule(name).training))
+        grouped[module] = norm.train(module.training)
+    for name, module in list(model.named_modules(remove_duplicate=False)):  # one may have several names
+        if module in grouped:
+            model.set_submodule(name, grouped[module])
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # keeps torch's fused layer, which reads the norms' tensors, away

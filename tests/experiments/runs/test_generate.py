@@ -67,3 +67,21 @@ def test_the_command_prints_the_text(monkeypatch, capsys):
     monkeypatch.setattr("skerry.experiments.cli.commands.load", lambda folder: predictor())
     assert call(["generate", "run", "ab", "--tokens", "3", "--temperature", "0"]) == (0, "")
     assert capsys.readouterr().out == "abcda\n"
+
+
+def test_a_run_of_a_model_of_transformers_is_exported_with_its_tokenizer(monkeypatch, tmp_path):
+    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
+    sizes = {"vocab_size": 4, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 3}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"one": 0, "two": 1}, "one"))
+    signature = Signature(shape=(3,), dtype="int64", classes=LETTERS, tokenizer=tokenizer.to_str())
+    of_run = Predictor(model, signature, name="run", round=7)
+    monkeypatch.setattr("skerry.experiments.runs.load.load", lambda folder: of_run)
+    assert call(["export", "run", "--format", "pretrained", "--out", str(tmp_path)]) == (0, "")
+    loaded, tokens = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval(), torch.tensor([[1, 0]])
+    torch.testing.assert_close(loaded(tokens).logits, model(tokens).logits)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path)("two")["input_ids"] == [1]
+    monkeypatch.setattr("skerry.experiments.runs.load.load", lambda folder: predictor())
+    assert call(["export", "run", "--format", "pretrained", "--out", str(tmp_path / "other")])[1].startswith(
+        "error: model: Next is not a model of transformers"
+    )

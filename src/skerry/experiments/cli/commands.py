@@ -26,7 +26,7 @@ from skerry.experiments.reports.results_page import write_results
 from skerry.experiments.runs.execute import configure
 from skerry.experiments.runs.folder import check_folder, is_finished, saved_config
 from skerry.experiments.runs.generate import generate
-from skerry.experiments.runs.load import export_run, load
+from skerry.experiments.runs.load import export_pretrained, export_run, load
 from skerry.experiments.runs.pruned import prune_run
 from skerry.runtimes.distributed.launch import WorkerDied
 from skerry.training.phases.exchange_phase import TrainingFailed
@@ -308,18 +308,21 @@ def results(folder: Path, out: Path) -> None:
 )
 @click.option(
     "--format",
-    type=click.Choice(get_args(ExportFormat)),
+    type=click.Choice([*get_args(ExportFormat), "pretrained"]),
     default="safetensors",
     show_default=True,
-    help="safetensors, or dcp: a checkpoint of torch.distributed.checkpoint.",
+    help="safetensors; dcp: a checkpoint of torch.distributed.checkpoint; pretrained: a folder of transformers.",
 )
-def export_command(folder: Path, out: Path | None, shard_mb: float, format: ExportFormat) -> None:
+def export_command(folder: Path, out: Path | None, shard_mb: float, format: Any) -> None:
     """Write the calibrated full model of the last checkpoint in FOLDER.
 
-    It needs the memory of the largest tensor, whatever the size of the model.
+    It needs the memory of the largest tensor, whatever the size of the model. As pretrained, that of the model.
     """
     out = out or folder / "export"
-    round = export_run(folder, out, shard_bytes=int(shard_mb * 2**20) or None, format=format)
+    if format == "pretrained":
+        round = export_pretrained(folder, out)
+    else:
+        round = export_run(folder, out, shard_bytes=int(shard_mb * 2**20) or None, format=format)
     click.echo(f"{out}: the model after round {round}")
 
 

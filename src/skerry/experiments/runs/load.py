@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from skerry.checkpoint.export import SHARD_BYTES, ExportFormat, export
+from skerry.checkpoint.pretrained import save_pretrained
 from skerry.experiments.config import Config
 from skerry.experiments.methods import build
 from skerry.experiments.recipes import Recipe, find_recipe
@@ -131,6 +132,26 @@ def export_run(
     full, round = _checkpoint(folder, config, recipe, *_net(recipe, config, _signature(folder, recipe, config)))
     export(full, out, shard_bytes=shard_bytes, format=format)
     return round
+
+
+def export_pretrained(folder: Path, out: Path) -> int:
+    """Write the model of the run in ``folder``, and its tokenizer, to ``out`` as transformers reads them.
+
+    Returns:
+        The round that the model was trained to.
+
+    Raises:
+        ValueError: there is no run in ``folder``, or its model is not of transformers.
+    """
+    predictor = load(folder)
+    tokenizer = None
+    if predictor.signature.tokenizer:
+        from tokenizers import Tokenizer
+        from transformers import PreTrainedTokenizerFast
+
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(predictor.signature.tokenizer))
+    save_pretrained(predictor.model, out, tokenizer)
+    return predictor.round
 
 
 def _signature(folder: Path, recipe: Recipe, config: Config) -> Signature:
