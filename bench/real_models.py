@@ -44,6 +44,8 @@ def hf(name: str, base: str, inputs: Any = None, heads: bool = True, **config: A
         library = importlib.import_module("transformers")
         settings = getattr(library, base.split(":")[0] + "Config")(**config)
         settings.use_cache = False
+        if any("expert" in key for key in config):  # grouped products refuse widths of narrow experts (docs/plans.md)
+            settings._experts_implementation = "eager"
         given = inputs() if callable(inputs) else (inputs or {"input_ids": IDS, "attention_mask": MASK})
         return getattr(library, base.replace(":", ""))(settings), given
 
@@ -426,6 +428,9 @@ two layers of six heads), and how: *by itself*, or *adapted* (numbers that its m
 axes dealt to 2 and to 3 workers, a narrow net equals the masked full model in both modes, in outputs and gradients.
 
 What this page does not list, or does not call right, is not promised. {total}
+
+Mixtures of experts run with `config._experts_implementation = "eager"`: torch's grouped product, which transformers takes by
+itself, refuses hidden widths that are not a multiple of 16 bytes, and narrow experts often have those.
 
 | model | dealt out | heads | how | checked |
 |---|---:|---|---|---|

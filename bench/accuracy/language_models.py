@@ -5,7 +5,14 @@
 
 Every run adds a line to ``OUT/RECIPE.jsonl`` when it is done, and is not repeated. All methods are run at their first
 learning rate before any is run at its second. ``central`` is one machine with the batches of all workers, so with four
-times the operations. A length of 3 has three times the rounds.
+times the operations. Nets ``by kind`` have their own kind of text each. A length of 3 has three times the rounds.
+
+The loss is of the full model: of several nets, of the mean of their logits. Their mixture by the likelihood of the text
+before in the same block is measured, too, and one that also remembers the blocks before, each half as much as the one
+after it.
+
+With ``--mixed`` the text is Shakespeare and twice as much of Python's documentation, in parts of 20,000
+characters in a random order, so that there are kinds of text.
 """
 
 import argparse
@@ -19,12 +26,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from skerry import load
+from skerry.experiments.datasets.archives import made_file
+from skerry.experiments.datasets.texts import python_docs
 from skerry.experiments.recipes import RECIPES
 from skerry.experiments.reports.comparison import load_run, markdown_table, number
 from skerry.experiments.runs.execute import configure, run
+from skerry.randomness import generator
 from skerry.runtimes import Serial
+from skerry.subnet import Mixture, SideBySide
 from skerry.training import TheoryWarning, TrainingFailed
+
+PART = 20_000
+KEPT = 0.5  # of the log-likelihood of the blocks before
 
 
 @dataclass(frozen=True)
@@ -43,11 +60,13 @@ class Line:
 
 
 CENTRAL: Mapping[str, Any] = {"batch_size": 128}
+BY_KIND: Mapping[str, Any] = {"split": "by_label"}
 LINES: Mapping[str, tuple[Line, ...]] = {
     "gpt-shakespeare": (
         Line("narrow", (0.016, 0.008, 0.032)),
         Line("relay", (0.016, 0.008, 0.032)),
         Line("ensemble", (0.016, 0.008, 0.032)),
+        Line("ensemble", (0.016, 0.008, 0.032), BY_KIND, "ensemble by kind"),
         Line("local_sgd", (0.008, 0.016, 0.004)),
         Line("diloco", (0.004, 0.008, 0.002)),
         Line("ist", (0.012, 0.006, 0.024)),
@@ -55,7 +74,26 @@ LINES: Mapping[str, tuple[Line, ...]] = {
         Line("resist", (0.008, 0.004, 0.016)),
         Line("single", (0.008, 0.004, 0.016)),
     ),
+    "llama-docs": (
+        Line("narrow", (0.006, 0.012, 0.003)),
+        Line("ensemble", (0.006, 0.012, 0.003)),
+        Line("ensemble", (0.006, 0.012, 0.003), BY_KIND, "ensemble by kind"),
+        Line("relay", (0.006, 0.012, 0.003)),
+        Line("local_sgd", (0.003, 0.006, 0.0015)),
+        Line("single", (0.003, 0.006, 0.0015), CENTRAL, "central"),
+        Line("diloco", (0.002, 0.004, 0.001)),
+        Line("ist", (0.003, 0.006, 0.0015)),
+    ),
 }
+
+
+def mixed_text() -> str:
+    """Return parts of two texts in a random order."""
+    play, docs = made_file("shakespeare").read_text(), python_docs()
+    docs = docs[: 2 * len(play)]
+    parts = [text[start : start + PART] for text in (play, docs) for start in range(0, len(text), PART)]
+    order = torch.randperm(len(parts), generator=generator("mixed text"))
+    return "".join(parts[k] for k in order.tolist())
 
 
 def settings_of(recipe: str, line: Line, rate: float, length: float, seed: int) -> dict[str, Any]:
@@ -67,22 +105,51 @@ def settings_of(recipe: str, line: Line, rate: float, length: float, seed: int) 
     return {**size, **line.settings, "optimizer.lr": rate, "seed": seed, "eval_every": 0, "threads": 1}
 
 
-def measure(recipe: str, line: Line, rate: float, length: float, seed: int) -> dict[str, Any]:
+def measure(recipe: str, line: Line, rate: float, length: float, seed: int, file: str) -> dict[str, Any]:
     """Train once and return its figures; without a loss if training failed."""
     key = {"name": line.name, "rate": rate, "length": length, "seed": seed}
-    settings = settings_of(recipe, line, rate, length, seed)
+    settings = {**settings_of(recipe, line, rate, length, seed), "data.file": file}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", TheoryWarning)
         try:
             run(configure(recipe, line.method, settings), Path(folder) / "run", Serial(), resume=False)
         except TrainingFailed as error:
             return key | {"failed": str(error)}
-        done = load_run(Path(folder) / "run")
+        done, model = load_run(Path(folder) / "run"), load(Path(folder) / "run").model
+        test = RECIPES[recipe]().task(configure(recipe, line.method, settings)).test
     last, memory = done.metrics[-1], done.summary["memory_bytes"]
     steps = done.config["rounds"] * done.config["local_steps"]
     figures = {"loss": last["loss"], "perplexity": last["metrics"]["perplexity"], "train_loss": last["train_loss"]}
     costs = {"bytes_due": last["bytes_due"], "flop": last["flop"], "memory": memory, "time_s": last["time_s"]}
-    return key | figures | costs | {"steps": steps}
+    mixtures = mixture_losses(list(model.nets), *test) if isinstance(model, SideBySide) else {}
+    return key | figures | mixtures | costs | {"steps": steps}
+
+
+@torch.no_grad()
+def mixture_losses(nets: list[nn.Module], x: Tensor, y: Tensor, size: int = 256) -> dict[str, float]:
+    """Return the loss of the mixture of nets on consecutive blocks, without and with memory, and of the nets alone."""
+    mixture = Mixture(nets).eval()
+    parts = [slice(first, first + size) for first in range(0, len(x), size)]
+    whole = torch.cat([x, y[:, -1:]], 1)
+    seen = torch.cat([_of_targets(nets, whole[part]) for part in parts], 1)  # (nets, blocks)
+    before = torch.zeros_like(seen)
+    for block in range(1, len(x)):
+        before[:, block] = KEPT * (before[:, block - 1] + seen[:, block - 1])
+
+    def loss(remembered: Tensor) -> float:
+        logs = (mixture(x[part], remembered[:, part]) for part in parts)
+        found = [F.nll_loss(log.flatten(0, 1), y[part].flatten()) for log, part in zip(logs, parts, strict=True)]
+        return sum(float(each) * len(y[part]) for each, part in zip(found, parts, strict=True)) / len(y)
+
+    alone = -float(seen.mean()) / x.shape[1]
+    return {"one_net": alone, "mixture": loss(torch.zeros_like(seen)), "mixture_remembers": loss(before)}
+
+
+def _of_targets(nets: list[nn.Module], whole: Tensor) -> Tensor:
+    """Return the log-likelihood of each block's targets under each net; a block is one token longer than its inputs."""
+    outputs = [net(whole[:, :-1]) for net in nets]
+    logs = [(each if isinstance(each, Tensor) else each["logits"]).log_softmax(-1) for each in outputs]
+    return torch.stack([log.gather(-1, whole[:, 1:, None]).sum((1, 2)) for log in logs])
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -97,14 +164,17 @@ def table(rows: list[dict[str, Any]]) -> str:
             best = min(loss, key=lambda rate: loss[rate])
             first, seeds = by_rate[best][0], len(by_rate[best])
             memory = first["memory"]
+            mixtures = [f"{first[key]:.3f}" if key in first else "-" for key in ("mixture", "mixture_remembers")]
             held = sum(value for kind, value in memory.items() if kind != "activations")
             lines.append([
                 name, f"{length:g}", f"{best:g} of {', '.join(f'{rate:g}' for rate in loss)}", str(seeds),
-                f"{loss[best]:.3f}", f"{first['perplexity']:.2f}", number(first["flop"], 1e12), str(first["steps"]),
+                f"{loss[best]:.3f}", *mixtures, f"{first['perplexity']:.2f}",
+                number(first["flop"], 1e12), str(first["steps"]),
                 number(first["bytes_due"], 1e6), number(held, 1e6), number(memory["activations"], 1e6),
             ])  # fmt: skip
-    titles = ["method", "length", "rate", "seeds", "validation loss", "perplexity", "TFLOP", "steps", "MB sent"]
-    return markdown_table([*titles, "memory, MB", "activations, MB"], lines, left=("method",))
+    titles = ["method", "length", "rate", "seeds", "validation loss", "of the mixture", "with memory", "perplexity"]
+    costs = ["TFLOP", "steps", "MB sent", "memory, MB", "activations, MB"]
+    return markdown_table([*titles, *costs], lines, left=("method",))
 
 
 def main() -> None:
@@ -115,16 +185,20 @@ def main() -> None:
     parser.add_argument("--methods", default="", help="comma-separated names of lines; all by default")
     parser.add_argument("--rates", type=int, default=3, help="how many of each line's rates")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--mixed", action="store_true", help="train on two kinds of text")
     parser.add_argument("--out", type=Path, default=Path("runs/text"))
     parser.add_argument("--table", action="store_true", help="print the table of what was run")
     options = parser.parse_args()
-    path = options.out / f"{options.recipe}.jsonl"
+    path = options.out / f"{options.recipe}{'-mixed' if options.mixed else ''}.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     if options.table:
         print(table(rows))
         return
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.mixed:
+        path.with_suffix(".txt").write_text(mixed_text())
+    file = str(path.with_suffix(".txt")) if options.mixed else ""
     done = {(row["name"], row["rate"], row["length"], row["seed"]) for row in rows}
     only = options.methods.split(",") if options.methods else [line.name for line in LINES[options.recipe]]
     lines = [line for line in LINES[options.recipe] if line.name in only]
@@ -133,7 +207,7 @@ def main() -> None:
         for line, rate in [pair for turn in zip_longest(*in_turn) for pair in turn if pair is not None]:
             for seed in range(options.seeds):
                 if (line.name, rate, length, seed) not in done:
-                    row = measure(options.recipe, line, rate, length, seed)
+                    row = measure(options.recipe, line, rate, length, seed, file)
                     with path.open("a") as file:
                         file.write(json.dumps(row) + "\n")
                     print(row["name"], rate, length, seed, row.get("loss"), row.get("time_s"), flush=True)

@@ -11,6 +11,7 @@ def bench(load_script):
     return load_script("accuracy/tickets.py")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # short runs are warned of
 def test_a_trial_has_all_rows_once_and_a_report(bench, tmp_path):
     case = bench.Case(

@@ -73,6 +73,7 @@ def test_write_back_is_exact(family):
         assert_write_back_is_exact(model, plan, units)
 
 
+@pytest.mark.slow  # any units of any family: see above
 def test_the_stronger_half_of_its_units_is_a_model(family):
     model, inputs, plan = _found(family.name)
     if not plan.axes:

@@ -68,7 +68,8 @@ class Mixture(nn.Module):
         p(x_t | x_<t) = sum_k w_k(x_<t) p_k(x_t | x_<t),   w_k(x_<t) proportional to p_k(x_<t).
 
     So the probability of a sequence is the mean of those under the nets. For nets that have learned different kinds of
-    text (``skerry.data.kinds_of_text``) it is better than the mean of their outputs.
+    text (``skerry.data.kinds_of_text``) it is better than the mean of their outputs, for others worse
+    (docs/language-models.md).
 
     Args:
         nets: each maps tokens (B, T) to the logits of the next token, (B, T, vocabulary), as a tensor or first in its
