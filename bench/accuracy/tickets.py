@@ -4,10 +4,11 @@
     python bench/accuracy/tickets.py loft-cifar --report docs       # table, and docs/tickets-loft-cifar.png, from them
 
 All methods pretrain on as many samples, four workers or one. Then of each axis the units with the largest norms are
-kept (``skerry.prune``), the batch norms of the small net are measured on training inputs ("one shot"), and one machine
-trains it on. Where subnets were trained, what reads the units is first scaled to the number that is left: calibration
-has made it fit the sum over all units. ``random`` keeps units of the net pretrained by ``ist`` at random, ``none`` is
-that net before any training.
+kept, the batch norms of the small net are measured on training inputs, and it is scored: as ``skerry.prune`` leaves it
+("pruned"), and with what reads the units multiplied by the inverse of the part that is left ("rescaled"). Then one
+machine trains it on, the rescaled net where subnets were trained, as calibration has made that fit the sum over all
+units, else the pruned one. ``random`` keeps units of the net pretrained by ``ist`` at random, ``none`` is that net
+before any training.
 
 The filter-rank distance says how far the order of the filters by norm is from that at the end of pretraining:
 
@@ -179,9 +180,9 @@ class Trial:
         job.model.load_state_dict({n.removeprefix("net."): t for n, t in saved.items() if n.startswith("net.")})
         return Pretrained(job.model, saved["norms"], share, *saved["cost"].tolist())
 
-    def row(self, name: str, keep: float) -> Row:
-        """Prune, score, train on and score again."""
-        (job, arguments), found = self.tuning, self.pretrained("ist" if name == "random" else name)
+    def pruned(self, name: str, keep: float, rescale: bool = False) -> nn.Module:
+        """Return the small net, with its own statistics in batch norms."""
+        job, found = self.tuning[0], self.pretrained("ist" if name == "random" else name)
         plan, nums = job.plan, num_kept(job.plan, keep)
         units = strongest_units(found.model, plan, keep)
         if name == "random":
@@ -189,14 +190,21 @@ class Trial:
             chosen = (a.start + torch.randperm(a.num_units, generator=rng)[: nums[a.name]] for a in plan.axes)
             units = torch.cat(list(chosen)).sort().values
         kept = extract(found.model, plan, units)
-        if bool((found.share < 1).any()):
+        if rescale:
             more = torch.tensor([a.num_units / nums[a.name] for a in plan.axes for _ in a.units], dtype=torch.float64)
             kept = scaled(kept, plan_of_subnet(plan, units), Share.independent(more[units]))
         inputs = calibration_inputs(job.data, [0])
         estimate_batch_norm_(kept, lambda net: [net(x) for x in inputs])
+        return kept
+
+    def row(self, name: str, keep: float) -> Row:
+        """Prune, score, train on and score again."""
+        (job, arguments), found = self.tuning, self.pretrained("ist" if name == "random" else name)
         x, y = job.test
         test = x[: self.case.num_test], y[: self.case.num_test]
-        at_once = evaluate(kept, job.loss_fn, test, batch_size=500)
+        nets = {"pruned": self.pruned(name, keep), "rescaled": self.pruned(name, keep, rescale=True)}
+        at_once = {each: evaluate(net, job.loss_fn, test, batch_size=500) for each, net in nets.items()}
+        kept = nets["rescaled" if bool((found.share < 1).any()) else "pruned"]
         result = skerry.train(
             kept.train(), job.loss_fn, job.data, plan=skerry.Plan.whole(kept), test=test, **arguments
         )  # fmt: skip
@@ -205,7 +213,7 @@ class Trial:
             "pretraining": name,
             "keep": keep,
             "parameters": result.num_parameters,
-            "one_shot": [at_once.accuracy, at_once.loss],
+            **{each: [score.accuracy, score.loss] for each, score in at_once.items()},
             "tuned": [result.score.accuracy, result.score.loss],
             "mb": found.mb,
             "tflop": found.tflop,
@@ -236,11 +244,12 @@ class Trial:
         axes = self.tuning[0].plan.axes
         by_name = {n: load_file(f)["norms"] for n in order if (f := self.folder / f"{n}.safetensors").exists()}
         _draw({name: distances(norms, axes) for name, norms in by_name.items()}, folder / f"{self.folder.name}.png")
-        titles = ("kept", "pretraining", "one shot", "trained on", "parameters", "MB sent", "TFLOP per worker")
+        scores = {"pruned": "pruned", "rescaled": "rescaled", "tuned": "trained on"}
+        titles = ("kept", "pretraining", *scores.values(), "parameters", "MB sent", "TFLOP per worker")
         return markdown_table(
             titles,
             [
-                [f"{r['keep']:.0%}", r["pretraining"], *(self._score(r[k]) for k in ("one_shot", "tuned")),
+                [f"{r['keep']:.0%}", r["pretraining"], *(self._score(r[k]) for k in scores),
                  f"{r['parameters']:,}", f"{r['mb']:.1f}", f"{r['tflop']:.2g}"]
                 for r in found
             ],

@@ -30,7 +30,9 @@ def test_a_trial_has_all_rows_once_and_a_report(bench, tmp_path):
     small, whole = rows[0], rows[4]
     assert small["parameters"] == whole["parameters"] - 8 * (16 + 2 + 10)
     assert small["mb"] > 0 == rows[1]["mb"]
-    assert rows[1]["tuned"][0] > rows[3]["one_shot"][0] + 0.3
+    assert rows[1]["tuned"][0] > rows[3]["pruned"][0] + 0.3
+    assert all(row["pruned"] != row["rescaled"] for row in rows[:4])  # both of every net, whatever trained it
+    assert all(row["pruned"] == row["rescaled"] for row in rows[4:])
     again = bench.Trial(case, tmp_path / "tickets")
     assert list(again.rows()) == rows
     assert again.pretrainings == {}  # nothing was made again

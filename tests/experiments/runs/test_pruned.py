@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import skerry
 from skerry.experiments.cli import call
@@ -91,3 +92,26 @@ def test_a_model_that_torch_cannot_follow_is_still_written(folder, tmp_path):
     with pytest.warns(UserWarning, match=r"model\.pt2: not written.*branches on values"):
         prune_run(folder, tmp_path, 0.5)
     assert skerry.load(tmp_path).outputs(RAW).shape == (len(RAW), 10)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what torch computes."""
+
+    num = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.num += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.filterwarnings("ignore:.*model.pt2. not written")
+@pytest.mark.usefixtures("no_program")
+def test_pruning_takes_no_more_operations_at_a_greater_width(folder, tmp_path):
+    wider = configure("digits-mlp", "ist", {**SETTINGS, "model.hidden": 48})
+    run(wider, tmp_path / "run", Serial(), resume=False)
+    counts = []
+    for trained in (folder, tmp_path / "run"):
+        with Operations() as operations:
+            prune_run(trained, tmp_path / "small", 0.5)
+        counts.append(operations.num)
+    assert counts[1] <= counts[0]

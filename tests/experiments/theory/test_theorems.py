@@ -171,6 +171,7 @@ BROKEN = {
     "units not picked greedily": ("enough-pretraining", {}, {"select": lambda losses: int(losses.argmax())}, 0),
     "no pretraining": ("enough-pretraining", {}, {"step": 0.0}, 1),
     "fewer dims than samples": ("enough-pretraining", {}, {"dims": 12, "most_steps": 100}, 3),
+    "fewer dims than samples, dense": ("enough-pretraining", {}, {"dims": 12, "most_steps": 100}, 4),
 }
 
 
@@ -202,10 +203,21 @@ def test_what_images_show_is_a_note_and_no_claim():
         return orthogonal(samples, seed, dims=16)
 
     about = found("enough-pretraining", real=missing)
-    assert "not on this machine" in about.notes[0]
+    assert "not on this machine" in about.notes[1]
     few = found("enough-pretraining", real=few, most_steps=8)
     assert len(few.verdicts) == len(about.verdicts)
-    assert re.search(r"64, 128, 256, 512 images: .* steps until the loss is 0\.3", few.notes[0])
+    assert re.search(r"64, 128, 256, 512 samples: .* steps until the subnetwork's loss is 0\.3", few.notes[1])
+
+
+def test_with_orthogonal_inputs_only_the_subnetwork_needs_more_steps_for_more_data():
+    about = found("enough-pretraining")
+    own, dense = (
+        [float(each) for each in steps.split(", ")]
+        for steps in re.search(r"samples: (.*) steps until .*, ([\d., ]+) until the dense", about.notes[0]).groups()
+    )
+    assert own[0] < own[1] < own[2] <= min(dense)
+    assert max(dense) < 1.1 * min(dense)
+    assert about.verdicts[-1].holds
 
 
 def test_the_limit_kernel_is_the_mean_over_random_units():

@@ -49,7 +49,7 @@ def prune_run(folder: Path, out: Path, keep: Keep) -> Pruned:
     net, plan = found.net.eval(), found.plan
     units = strongest_units(net, plan, keep)
     narrow = extract(net, plan, units).eval()
-    left = {axis.name: [int(u) - axis.start for u in units if u in axis.units] for axis in plan.axes}
+    left = {axis.name: [u - axis.start for u in units.tolist() if u in axis.units] for axis in plan.axes}
     content = {
         "run": str(folder.resolve().name),
         "round": found.round,
