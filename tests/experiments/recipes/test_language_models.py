@@ -187,6 +187,7 @@ def test_texts_are_cut_into_parts_of_which_every_tenth_validates(text):
         ({"data.file": "nowhere.txt"}, "nowhere.txt: can't be read (No such file or directory)"),
         ({"data.file": ""}, "data set 'python-docs' is not on this machine"),
         ({"data.block": 600}, "the text to validate with: "),
+        ({"data.characters": 5}, "the text to train on: 5 tokens, expected at least 11"),
     ],
 )
 def test_wrong_texts_and_tokenizers_are_told_in_one_line(text, monkeypatch, settings, message):

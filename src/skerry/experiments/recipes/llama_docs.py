@@ -45,7 +45,7 @@ def llama_docs() -> Recipe:
 def _task(config: Config) -> Task:
     text = python_docs(str(config.data["file"]))
     every = max(1, len(text) // limited(config, "characters", MOST))
-    part = min(DOCUMENT, len(text) // (10 * every))
+    part = max(1, min(DOCUMENT, len(text) // (10 * every)))
     parts = [text[start : start + part] for start in range(0, len(text), every * part)]
     val, train = parts[9::10], [text for k, text in enumerate(parts) if k % 10 != 9]
     tokenizer, size = _tokenizer(config, train), whole_number(config, "data.vocabulary")
