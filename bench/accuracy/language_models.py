@@ -157,7 +157,7 @@ def _of_targets(nets: list[nn.Module], whole: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Best:
-    """A line of one length at its best rate, the one of the lowest mean loss over seeds; figures are means over seeds."""
+    """A line of one length at its best rate, that of the lowest mean loss over seeds; figures are means, too."""
 
     name: str
     length: float
@@ -215,7 +215,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     for k, best in enumerate(best for best in every if best.length == every[0].length):
         at = (sum(best.memory_mb(activations=kind) for kind in (False, True)), best.mean("loss"))
         label = f"{best.name}, {best.mean('bytes_due') / 1e6:.3g} MB sent"
-        axes.plot(*at, "o", color=PALETTE[k % len(PALETTE)], marker="os^D"[k // len(PALETTE)], label=label)
+        axes.plot(*at, linestyle="none", color=PALETTE[k % len(PALETTE)], marker="os^D"[k // len(PALETTE)], label=label)
     plain_log_axis(axes.xaxis, (1, 2, 5))
     figure.legend(loc="outside right center", fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
