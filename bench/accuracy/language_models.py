@@ -17,6 +17,7 @@ characters in a random order, so that there are kinds of text.
 
 import argparse
 import json
+import math
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,6 +36,7 @@ from skerry.experiments.datasets.archives import made_file
 from skerry.experiments.datasets.texts import python_docs
 from skerry.experiments.recipes import RECIPES
 from skerry.experiments.reports.comparison import load_run, markdown_table, number
+from skerry.experiments.reports.pictures import PALETTE, plain_log_axis, set_style
 from skerry.experiments.runs.execute import configure, run
 from skerry.randomness import generator
 from skerry.runtimes import Serial
@@ -127,7 +130,7 @@ def measure(recipe: str, line: Line, rate: float, length: float, seed: int, file
 
 @torch.no_grad()
 def mixture_losses(nets: list[nn.Module], x: Tensor, y: Tensor, size: int = 256) -> dict[str, float]:
-    """Return the loss of the mixture of nets on consecutive blocks, without and with memory, and of the nets alone."""
+    """Return the loss of the mixture of nets on consecutive blocks, without and with memory, and of the best net."""
     mixture = Mixture(nets).eval()
     parts = [slice(first, first + size) for first in range(0, len(x), size)]
     whole = torch.cat([x, y[:, -1:]], 1)
@@ -141,8 +144,8 @@ def mixture_losses(nets: list[nn.Module], x: Tensor, y: Tensor, size: int = 256)
         found = [F.nll_loss(log.flatten(0, 1), y[part].flatten()) for log, part in zip(logs, parts, strict=True)]
         return sum(float(each) * len(y[part]) for each, part in zip(found, parts, strict=True)) / len(y)
 
-    alone = -float(seen.mean()) / x.shape[1]
-    return {"one_net": alone, "mixture": loss(torch.zeros_like(seen)), "mixture_remembers": loss(before)}
+    best = -float(seen.mean(1).max()) / x.shape[1]
+    return {"best_net": best, "mixture": loss(torch.zeros_like(seen)), "mixture_remembers": loss(before)}
 
 
 def _of_targets(nets: list[nn.Module], whole: Tensor) -> Tensor:
@@ -152,9 +155,29 @@ def _of_targets(nets: list[nn.Module], whole: Tensor) -> Tensor:
     return torch.stack([log.gather(-1, whole[:, 1:, None]).sum((1, 2)) for log in logs])
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return each line at its best rate, for every length, as Markdown; best: the lowest mean loss over seeds."""
-    lines = []
+@dataclass(frozen=True)
+class Best:
+    """A line of one length at its best rate, that of the lowest mean loss over seeds; figures are means, too."""
+
+    name: str
+    length: float
+    rate: float
+    tried: tuple[float, ...]
+    runs: list[dict[str, Any]]
+
+    def mean(self, key: str) -> float:
+        """Return the mean of a figure over the seeds; NaN if runs have no such figure."""
+        return sum(run.get(key, math.nan) for run in self.runs) / len(self.runs)
+
+    def memory_mb(self, *, activations: bool) -> float:
+        """Return the megabytes of activations, or of all else."""
+        held = [v for run in self.runs for k, v in run["memory"].items() if (k == "activations") == activations]
+        return sum(held) / len(self.runs) / 1e6
+
+
+def at_best_rates(rows: list[dict[str, Any]]) -> list[Best]:
+    """Return each line at its best rate, for every length."""
+    found = []
     good = [row for row in rows if row.get("loss") is not None]
     for length in sorted({row["length"] for row in good}):
         for name in dict.fromkeys(row["name"] for row in good if row["length"] == length):
@@ -162,19 +185,40 @@ def table(rows: list[dict[str, Any]]) -> str:
             by_rate = {rate: [row for row in own if row["rate"] == rate] for rate in sorted({r["rate"] for r in own})}
             loss = {rate: sum(row["loss"] for row in runs) / len(runs) for rate, runs in by_rate.items()}
             best = min(loss, key=lambda rate: loss[rate])
-            first, seeds = by_rate[best][0], len(by_rate[best])
-            memory = first["memory"]
-            mixtures = [f"{first[key]:.3f}" if key in first else "-" for key in ("mixture", "mixture_remembers")]
-            held = sum(value for kind, value in memory.items() if kind != "activations")
-            lines.append([
-                name, f"{length:g}", f"{best:g} of {', '.join(f'{rate:g}' for rate in loss)}", str(seeds),
-                f"{loss[best]:.3f}", *mixtures, f"{first['perplexity']:.2f}",
-                number(first["flop"], 1e12), str(first["steps"]),
-                number(first["bytes_due"], 1e6), number(held, 1e6), number(memory["activations"], 1e6),
-            ])  # fmt: skip
+            found.append(Best(name, length, best, tuple(loss), by_rate[best]))
+    return found
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return each line at its best rate, for every length, as Markdown."""
+    lines = []
+    for best in at_best_rates(rows):
+        mixtures = (best.mean("mixture"), best.mean("mixture_remembers"))
+        lines.append([
+            best.name, f"{best.length:g}", f"{best.rate:g} of {', '.join(f'{rate:g}' for rate in best.tried)}",
+            str(len(best.runs)), f"{best.mean('loss'):.3f}",
+            *("-" if math.isnan(loss) else f"{loss:.3f}" for loss in mixtures), f"{math.exp(best.mean('loss')):.2f}",
+            number(best.mean("flop"), 1e12), f"{best.mean('steps'):g}", number(best.mean("bytes_due"), 1e6),
+            number(best.memory_mb(activations=False)), number(best.memory_mb(activations=True)),
+        ])  # fmt: skip
     titles = ["method", "length", "rate", "seeds", "validation loss", "of the mixture", "with memory", "perplexity"]
     costs = ["TFLOP", "steps", "MB sent", "memory, MB", "activations, MB"]
     return markdown_table([*titles, *costs], lines, left=("method",))
+
+
+def picture(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw the loss of each line of the first length against what a worker needs in memory."""
+    set_style()
+    figure = Figure(figsize=(6.5, 3.4), layout="constrained")
+    axes = figure.add_subplot(xlabel="memory of a worker, MB, with activations", ylabel="validation loss", xscale="log")
+    every = at_best_rates(rows)
+    for k, best in enumerate(best for best in every if best.length == every[0].length):
+        at = (sum(best.memory_mb(activations=kind) for kind in (False, True)), best.mean("loss"))
+        label = f"{best.name}, {best.mean('bytes_due') / 1e6:.3g} MB sent"
+        axes.plot(*at, linestyle="none", color=PALETTE[k % len(PALETTE)], marker="os^D"[k // len(PALETTE)], label=label)
+    plain_log_axis(axes.xaxis, (1, 2, 5))
+    figure.legend(loc="outside right center", fontsize=8, frameon=False)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
@@ -188,11 +232,14 @@ def main() -> None:
     parser.add_argument("--mixed", action="store_true", help="train on two kinds of text")
     parser.add_argument("--out", type=Path, default=Path("runs/text"))
     parser.add_argument("--table", action="store_true", help="print the table of what was run")
+    parser.add_argument("--picture", type=Path, help="with --table: draw it into this PNG file")
     options = parser.parse_args()
     path = options.out / f"{options.recipe}{'-mixed' if options.mixed else ''}.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     if options.table:
         print(table(rows))
+        if options.picture:
+            picture(rows, options.picture)
         return
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -534,15 +534,16 @@ def test_blocks_that_share_a_tensor_or_contain_one_another_are_refused():
     assert both.blocks == {"0": 0, "0.0": 1}
 
 
-def test_calibration_scales_the_branch_by_the_share_of_subnets_that_had_the_block():
+@pytest.mark.parametrize("branch", ["down", ("down", "up")])
+def test_calibration_scales_each_branch_by_the_share_of_subnets_that_had_the_block(branch):
     model, x = ResidualNet(), torch.randn(2, 4)
-    plan = Blocks("body.*", branch="down").plan(model, x)
+    plan = Blocks("body.*", branch=branch).plan(model, x)
     share = Share.of(Disjoint(5), plan.axes, 0)
     scaled = calibrate(model, plan, share, lambda m: m(x))
     for k in range(5):
         torch.testing.assert_close(scaled.body[k].down.weight, model.body[k].down.weight / 5)
         torch.testing.assert_close(scaled.body[k].down.bias, model.body[k].down.bias / 5)
-        assert torch.equal(scaled.body[k].up.weight, model.body[k].up.weight)
+        torch.testing.assert_close(scaled.body[k].up.weight, model.body[k].up.weight / (5 if "up" in branch else 1))
 
 
 def test_channels_last_images_are_dealt_out_like_others():

@@ -60,6 +60,21 @@ def test_a_run_is_loaded_without_the_text_and_its_model_has_the_reported_perplex
     assert loss < math.log(len(task.classes)) + 1
 
 
+@pytest.mark.parametrize(
+    ("name", "branches"),
+    [
+        ("gpt-shakespeare", {"out.weight", "down.weight"}),
+        pytest.param("llama-docs", {"self_attn.o_proj.weight", "mlp.down_proj.weight"}, marks=pytest.mark.slow),
+    ],
+)
+def test_resist_scales_all_that_a_layer_adds_to_the_stream(name, branches):
+    recipe = RECIPES[name]()
+    _, plan = recipe.model(configure(name, "resist", {"model.layers": 3}), {"vocabulary": 11, "block": 6})
+    expected = {f"{layer}.{branch}": unit for layer, unit in plan.blocks.items() for branch in branches}
+    assert len(plan.blocks) == 3
+    assert plan.scaled == expected
+
+
 def test_a_relay_of_gpts_goes_on_as_one_that_never_stopped(tmp_path):
     settings = GPT | STREAM_TOO | {"schedule": "constant"}
     for folder, rounds, resume in (("once", 2, False), ("twice", 1, False), ("twice", 2, True)):
@@ -172,6 +187,7 @@ def test_texts_are_cut_into_parts_of_which_every_tenth_validates(text):
         ({"data.file": "nowhere.txt"}, "nowhere.txt: can't be read (No such file or directory)"),
         ({"data.file": ""}, "data set 'python-docs' is not on this machine"),
         ({"data.block": 600}, "the text to validate with: "),
+        ({"data.characters": 5}, "the text to train on: 5 tokens, expected at least 11"),
     ],
 )
 def test_wrong_texts_and_tokenizers_are_told_in_one_line(text, monkeypatch, settings, message):

@@ -1,5 +1,6 @@
 """Blocks: residual blocks as units. A subnet without a block has the identity in its place and none of its tensors."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,10 +23,10 @@ class Blocks:
         patterns: patterns of module names (``"layer3.[1-9]"``); ``*``, ``?`` and ``[12]`` match within one component of
             a dotted name.
         axis: the axis's name; by default "blocks" and the patterns.
-        branch: the module within a block whose output is added to the block's input (``"conv2"``). The full model adds
-            up all branches, but a subnet only its own. With this set, calibration multiplies the branch's parameters by
-            the fraction of subnets that had the block, as ResIST does (Dun et al., 2022, arXiv 2107.00961). None: not
-            scaled.
+        branch: the module within a block whose output is added to the block's input (``"conv2"``), or several such
+            modules (a transformer's ``["attn.c_proj", "mlp.c_proj"]``). The full model adds up all branches, but a
+            subnet only its own. With this set, calibration multiplies the branches' parameters by the fraction of
+            subnets that had the block, as ResIST does (Dun et al., 2022, arXiv 2107.00961). None: not scaled.
 
     Example:
         >>> import torch
@@ -34,8 +35,9 @@ class Blocks:
         3
     """
 
-    def __init__(self, *patterns: str, axis: str | None = None, branch: str | None = None) -> None:
-        self.patterns, self.axis, self.branch = patterns, axis or f"blocks {' '.join(patterns)}", branch
+    def __init__(self, *patterns: str, axis: str | None = None, branch: str | Sequence[str] | None = None) -> None:
+        self.patterns, self.axis = patterns, axis or f"blocks {' '.join(patterns)}"
+        self.branches = (branch,) if isinstance(branch, str) else tuple(branch or ())
 
     def plan(self, model: nn.Module, example_inputs: Inputs) -> Plan:
         """Return the plan that deals out these blocks; add it to others with ``+``.
@@ -58,11 +60,11 @@ class Blocks:
         _check_tensors(model, names)
         scaled = {}
         for unit, name in enumerate(names):
-            if self.branch is not None:
-                branch = modules.get(f"{name}.{self.branch}")
+            for last in self.branches:
+                branch = modules.get(f"{name}.{last}")
                 if branch is None:
-                    raise ValueError(f"{name}: no module '{self.branch}' in it, expected the branch's last module")
-                scaled.update({f"{name}.{self.branch}.{p}": unit for p, _ in branch.named_parameters()})
+                    raise ValueError(f"{name}: no module '{last}' in it, expected the branch's last module")
+                scaled.update({f"{name}.{last}.{p}": unit for p, _ in branch.named_parameters()})
         axis = Axis(self.axis, len(names), "blocks")
         shapes = {name: tensor.shape for name, tensor in named_tensors(model).items()}
         return Plan((axis,), {}, shapes, {name: unit for unit, name in enumerate(names)}, scaled)

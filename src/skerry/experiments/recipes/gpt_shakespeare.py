@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from skerry.discovery.named.blocks import Blocks
 from skerry.experiments.config import Config
 from skerry.experiments.datasets.texts import shakespeare
 from skerry.experiments.models.gpt import GPT
@@ -22,7 +23,7 @@ def gpt_shakespeare() -> Recipe:
         "gpt-shakespeare",
         "GPT of 2 blocks, 4 heads and 256 hidden units on characters of Shakespeare",
         model=_model,
-        layers="blocks.*",
+        layers=Blocks("blocks.*", branch=("out", "down")),
         task=_task,
         data={"file": "", "characters": 0},
         wide_steps=420,

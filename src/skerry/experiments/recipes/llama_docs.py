@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from skerry.discovery.named.blocks import Blocks
 from skerry.experiments.config import Config
 from skerry.experiments.datasets.texts import python_docs
 from skerry.experiments.recipes.next_token import language_recipe, model_sizes, next_token_task
@@ -33,7 +34,7 @@ def llama_docs() -> Recipe:
         "llama-docs",
         "Llama (transformers) of 2 layers, 4 heads and 256 hidden units on byte pairs of Python's documentation",
         model=_model,
-        layers="model.layers.*",
+        layers=Blocks("model.layers.*", branch=("self_attn.o_proj", "mlp.down_proj")),
         task=_task,
         data={"file": "", "characters": 3_000_000, "tokenizer": "", "vocabulary": 512},
         wide_steps=600,
@@ -44,7 +45,7 @@ def llama_docs() -> Recipe:
 def _task(config: Config) -> Task:
     text = python_docs(str(config.data["file"]))
     every = max(1, len(text) // limited(config, "characters", MOST))
-    part = min(DOCUMENT, len(text) // (10 * every))
+    part = max(1, min(DOCUMENT, len(text) // (10 * every)))
     parts = [text[start : start + part] for start in range(0, len(text), every * part)]
     val, train = parts[9::10], [text for k, text in enumerate(parts) if k % 10 != 9]
     tokenizer, size = _tokenizer(config, train), whole_number(config, "data.vocabulary")

@@ -29,7 +29,7 @@ def language_recipe(
     summary: str,
     *,
     model: Callable[[Config, Mapping[str, int]], nn.Module],
-    layers: str,
+    layers: Blocks,
     task: Callable[[Config], Task],
     data: Settings,
     wide_steps: int,
@@ -45,7 +45,7 @@ def language_recipe(
     Args:
         name, summary: of the recipe.
         model: makes the model from a config and ``Task.sizes``.
-        layers: pattern of the names of its layers.
+        layers: its layers, and what each adds to the stream.
         task: makes the task from a config.
         data: settings of the data beside ``block``, the number of tokens in a sample.
         wide_steps: steps of the wide net that cost what 1500 of a narrow one cost.
@@ -73,7 +73,7 @@ def language_recipe(
         device = next(net.parameters()).device
         example = torch.zeros(2, sizes["block"], dtype=torch.int64, device=device)
         if choose(str(config.model["deal"]), ("units", "layers"), "model.deal") == "layers":
-            return net, Blocks(layers).plan(net, example)
+            return net, layers.plan(net, example)
         groups = whole_number(config, "model.groups")
         return net, discover(net, example, grouped_norms=groups if groups > 1 else False)
 
