@@ -103,7 +103,7 @@ def test_more_workers_than_groups_or_heads_are_refused_in_one_line():
         skerry.training.net_to_train(model, plan, relay(workers=5))
     assert "\n" not in str(caught.value)
     plan = discover(Tied(nn.Identity()), TOKENS)
-    with pytest.raises(ValueError, match=r"discover\(..., grouped_norms=5\)"):
+    with pytest.raises(ValueError, match=r"discover\(\.\.\., grouped_norms=5\); print\(plan\) says"):
         skerry.training.net_to_train(model, plan, relay(workers=5))
 
 
