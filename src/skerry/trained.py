@@ -127,7 +127,7 @@ class Apart:
         if why is not None:
             raise ValueError(
                 f"{why}, so subnets are not independent nets; use ist or narrow, or for a transformer "
-                f"discover(..., grouped_norms={self.num_nets})"
+                f"discover(..., grouped_norms={self.num_nets}); print(plan) says why it is whole"
             )
         for name in sorted(frozen_names(model)):
             if plan.between(name):

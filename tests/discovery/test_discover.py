@@ -134,6 +134,11 @@ def test_a_patch_that_matches_nothing_is_refused():
         discover(Around(torch.relu), torch.randn(2, 5), patches={"secnd": nanogpt_attention})
 
 
+def test_the_kernel_of_a_convolution_is_no_reader():
+    plan = discover(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), torch.randn(2, 3, 8, 8))
+    assert "1 other dim:" in str(plan)  # the first weight's dim 1, which reads the image
+
+
 def test_notes_give_each_reason():
     class Net(nn.Module):
         def __init__(self) -> None:

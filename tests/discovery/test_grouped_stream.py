@@ -78,6 +78,18 @@ def test_the_norm_before_a_tied_head_is_scaled_in_its_place():
     torch.testing.assert_close(nets[0](TOKENS), nets[1](TOKENS))
 
 
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_a_tied_gpt2_of_any_depth_is_dealt_out(num_layers):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=8, n_embd=32, n_layer=num_layers, n_head=4, n_positions=16, bos_token_id=0, eos_token_id=0
+    )
+    model = transformers.GPT2LMHeadModel(config)
+    plan = discover(model, TOKENS % 8, grouped_norms=2)
+    assert plan.why_dependent(model) is None
+    assert "tied" not in str(plan)
+
+
 def test_a_tied_weight_that_no_norm_can_stand_in_for_stays_whole():
     plan = discover(Tied(nn.Tanh()), TOKENS, grouped_norms=4)
     assert "embedding.weight" not in plan.dims
@@ -91,7 +103,7 @@ def test_more_workers_than_groups_or_heads_are_refused_in_one_line():
         skerry.training.net_to_train(model, plan, relay(workers=5))
     assert "\n" not in str(caught.value)
     plan = discover(Tied(nn.Identity()), TOKENS)
-    with pytest.raises(ValueError, match=r"discover\(..., grouped_norms=5\)"):
+    with pytest.raises(ValueError, match=r"discover\(\.\.\., grouped_norms=5\); print\(plan\) says"):
         skerry.training.net_to_train(model, plan, relay(workers=5))
 
 

@@ -137,7 +137,7 @@ def test_seconds_follow_from_bytes_link_and_steps(capsys):
 def test_what_cannot_be_is_told_with_its_reason_and_the_rest_goes_on(capsys):
     assert call(["plan", "nets:normed", "--workers", "4"]) == (0, "")
     told = capsys.readouterr().out
-    assert re.search(r"^relay: not possible: 0\.weight is on every worker.*use ist or narrow$", told, re.MULTILINE)
+    assert re.search(r"^relay: not possible: 0\.weight is on every worker.*use ist or narrow\b", told, re.MULTILINE)
     assert re.search(r"advised: narrow: a relay is not possible", told)
     assert "normalised over" in told  # the plan's own reasons
 

@@ -11,6 +11,7 @@ import skerry
 from skerry import Plan
 from skerry.plan.rules import In, Out
 from skerry.subnet.prune import unit_norms
+from skerry.subnet.side_by_side import side_by_side
 
 
 def mlp(width=6):
@@ -59,6 +60,15 @@ def test_fractions_by_axis():
     assert widths(1) == [6, 10, 4]
 
 
+def test_what_has_nothing_to_prune_is_refused():
+    model, plan = mlp()
+    with pytest.raises(ValueError, match="nothing can be pruned; print"):
+        skerry.prune(model, Plan.whole(model), 0.5)
+    nets, of_nets = side_by_side(model, plan, [torch.arange(3), torch.arange(3, 6)])
+    with pytest.raises(ValueError, match=r"prune each of model\.nets"):
+        skerry.prune(nets, of_nets, 0.5)
+
+
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
@@ -70,6 +80,7 @@ def test_fractions_by_axis():
         ("half", "keep='half'"),
         ({"h": 2}, "keep=2"),
         ({"i": 0.5}, "'i' matches no axis.*h"),
+        ({}, "keep={}: names no axis"),
     ],
 )
 def test_what_leaves_nothing_or_makes_no_sense_is_refused_in_one_line(keep, message):

@@ -23,7 +23,7 @@ def token_blocks(texts: str | Iterable[str], tokenizer: Any, block: int, *, mode
         model: of transformers, to be checked to fit tokenizer and block; None: nothing is checked.
 
     Raises:
-        ValueError: the texts are shorter than a block, or the tokenizer does not fit ``model``.
+        ValueError: a text is no str, the texts are shorter than a block, or the tokenizer does not fit ``model``.
 
     Example:
         >>> class Letters:
@@ -36,18 +36,22 @@ def token_blocks(texts: str | Iterable[str], tokenizer: Any, block: int, *, mode
     check_whole_number("block", block, 2)
     if model is not None:
         check_tokenizer(model, tokenizer, block)
-    tokens = torch.tensor([*_tokens([texts] if isinstance(texts, str) else texts, tokenizer)], dtype=torch.int64)
+    several = [texts] if isinstance(texts, str | bytes) else texts
+    tokens = torch.tensor([*_tokens(several, tokenizer)], dtype=torch.int64)
     num = len(tokens) // block
     if not num:
         raise ValueError(
-            f"texts: {len(tokens)} tokens, expected at least block={block}; give more text, or a smaller block"
+            f"texts: {len(tokens)} tokens, expected at least block={block}; give more text (a text, not a file's "
+            "name), or a smaller block"
         )
     return tokens[: num * block].view(num, block)
 
 
 def _tokens(texts: Iterable[str], tokenizer: Any) -> Iterator[int]:
     end = getattr(tokenizer, "eos_token_id", None)
-    for text in texts:
+    for k, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"texts[{k}]: {type(text).__name__}, expected str; give dataset['text']")
         found = tokenizer.encode(text)
         yield from getattr(found, "ids", found)  # an Encoding of tokenizers
         if end is not None:

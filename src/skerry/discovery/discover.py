@@ -215,6 +215,8 @@ def _notes(
                 continue
             pinned = ids.numpy()[units.of[ids.numpy()] == 0]
             reason = int(units.reasons[pinned].max()) if len(pinned) else (-2 if name in trace.used else -1)
+            if d > 1 and reason >= 0 and "convolution" in trace.steps[reason].name:  # a kernel in space reads no units
+                continue
             makes = (name, d) in units.makes
             by_reason.setdefault((reason, makes, len(ids)), []).append(f"{name} dim {d}")
     notes: dict[str, list[str]] = {}
@@ -249,7 +251,7 @@ _WHY = [
 
 
 def _why(model: nn.Module, trace: Trace, reason: int, tied: Container[int], makes: bool) -> str | None:
-    """Return the reason in words; None for a weight (or a kernel in space) that is whole because what it reads is.
+    """Return the reason in words; None for a weight that is whole because what it reads is.
 
     ``tied``: where tied weights met units that they make and read; ``makes``: it makes units itself.
     """

@@ -40,7 +40,7 @@ class Step:
     Attributes:
         name: the operation's.
         module: name of the module that ran it.
-        reads: the memories it read, by number.
+        reads: the memories it read, by number; two forwards together share no numbers.
         writes: the memories it wrote.
         fields: the labels of its first result.
         given: the labels of what it read.
@@ -198,6 +198,7 @@ class _Tracer(TorchDispatchMode):
             self._give_labels(name, tensor, without)
         if after is not None:
             self.trace.num_labels = after.num_labels
+            self.num_memories = 1 + max(memory for step in after.steps for memory in (*step.reads, *step.writes, -1))
 
     def _give_labels(self, name: str, tensor: Tensor, without: Container[Origin]) -> None:
         fields: list[Field] = []

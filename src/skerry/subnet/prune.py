@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from skerry.plan.dims import Axis
 from skerry.plan.table import Plan
 from skerry.subnet.extract import extract
+from skerry.subnet.side_by_side import SideBySide
 
 Keep = float | Mapping[str, float]
 
@@ -27,8 +28,8 @@ def prune(model: nn.Module, plan: Plan, keep: Keep) -> nn.Module:
             pattern that matches counts.
 
     Raises:
-        ValueError: ``keep`` is out of range, leaves an axis without units or names no axis; an axis has no weights to
-            go by; or the plan is of another model.
+        ValueError: ``keep`` is out of range, leaves an axis without units or names no axis; the plan has no axes; an
+            axis has no weights to go by; the model is narrow nets side by side; or the plan is of another model.
 
     Example:
         >>> from skerry.plan import In, Out
@@ -52,6 +53,15 @@ def prune(model: nn.Module, plan: Plan, keep: Keep) -> nn.Module:
 def strongest_units(model: nn.Module, plan: Plan, keep: Keep) -> Tensor:
     """Return the ids, int64 and sorted, of the units that ``prune`` keeps; arguments and errors as there."""
     plan.check(model)
+    if isinstance(model, SideBySide):
+        raise ValueError(
+            "model: narrow nets side by side, which are narrow already, expected one net; prune each of model.nets "
+            "with its own plan, or train by a method that returns the whole model, such as ist or local_sgd"
+        )
+    if not plan.axes:
+        raise ValueError("plan: has no axes, so nothing can be pruned; print(plan) says why")
+    if isinstance(keep, Mapping) and not keep:
+        raise ValueError("keep={}: names no axis, so nothing would be pruned; give a fraction, such as 0.5")
     nums, norms = num_kept(plan, keep), unit_norms(model, plan)
     kept = []
     for axis in plan.axes:
@@ -62,7 +72,7 @@ def strongest_units(model: nn.Module, plan: Plan, keep: Keep) -> Tensor:
                 "than another; keep it whole (plan.without)"
             )
         kept.append(axis.start + own.topk(nums[axis.name]).indices)
-    return torch.cat(kept).sort().values if kept else torch.empty(0, dtype=torch.int64)
+    return torch.cat(kept).sort().values
 
 
 def num_kept(plan: Plan, keep: Keep) -> dict[str, int]:
