@@ -63,8 +63,8 @@ def evaluate(
 
     With samples (x_i, y_i), i = 1 .. N, and outputs f(x_i): loss = (1/N) sum_i loss_fn(f(x_i), y_i), and accuracy =
     (1/N) sum_i [argmax_c f_c(x_i) = y_i] where labels are classes, (N,) integers. Samples with a class below 0 have no
-    label: they do not count, in metrics neither. Where each sample has many whole numbers as labels (tokens), the loss is
-    the mean over those that are not -100.
+    label: they do not count, in metrics neither. Where each sample has many whole numbers as labels (tokens), the loss
+    is the mean over those that are not -100.
 
     Several processes may each score a part of the test set. Where all of them must run the model equally often
     (``runtimes/streamed.py``), each runs it ``num_batches`` times.
@@ -82,8 +82,8 @@ def evaluate(
         total: sums a tensor over all processes.
 
     Raises:
-        ValueError: the test set is empty or no label counts, a function among the metrics does not return one number per
-            sample, or a metric keeps something that cannot be summed over processes.
+        ValueError: the test set is empty or no label counts, a function among the metrics does not return one number
+            per sample, or a metric keeps something that cannot be summed over processes.
 
     Example:
         >>> model = nn.Linear(8, 2)

@@ -1,5 +1,6 @@
 """How many terms a mean loss is the mean of, so that batches count by what they have and not by their samples."""
 
+import torch
 from torch import Tensor
 
 from skerry.training.evaluation.causal import causal_lm_loss
@@ -13,10 +14,9 @@ def loss_terms(loss_fn: LossFn, y: Tensor) -> Tensor:
     where a loss of your own leaves out something else, each sample counts as much as any.
 
     Example:
-        >>> import torch
         >>> loss_terms(causal_lm_loss, torch.tensor([[1, 2, 3], [1, 2, -100]]))
         tensor(3)
     """
-    if y.is_floating_point():
-        return y.new_tensor(len(y))
-    return ((y[:, 1:] if loss_fn is causal_lm_loss else y) != -100).sum()
+    if y.is_floating_point() or y.is_complex():
+        return torch.tensor(len(y))
+    return ((y[:, 1:] if loss_fn is causal_lm_loss else y).long() != -100).sum()
