@@ -78,6 +78,13 @@ def test_the_loss_of_the_mean_of_nets_is_that_of_its_logits(tmp_path):
     torch.testing.assert_close(loaded(TOKENS, labels=TOKENS).loss, expected)
 
 
+def test_an_unchanged_model_without_logits_is_saved(tmp_path):
+    model = transformers.BertModel(transformers.BertConfig(**SIZES))
+    save_pretrained(model, tmp_path)
+    loaded = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(loaded(TOKENS)[0], model.eval()(TOKENS)[0])
+
+
 def _tokenizer(num: int) -> object:
     tokenizers = pytest.importorskip("tokenizers")
     words = tokenizers.models.WordLevel({f"w{k}": k for k in range(num)}, unk_token="w0")

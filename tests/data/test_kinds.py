@@ -71,3 +71,9 @@ def test_the_likelihood_of_a_sequence_is_the_mean_over_the_nets():
 def test_a_mixture_of_equal_nets_is_the_net():
     net, tokens = Table(torch.randn(5, 5)), torch.randint(5, (2, 7))
     torch.testing.assert_close(Mixture([net, net])(tokens), net(tokens).log_softmax(-1))
+
+
+def test_a_mixture_of_narrow_floats_adds_up_in_wide_ones():
+    nets, tokens = [Table(torch.randn(5, 5).bfloat16()) for _ in range(2)], torch.randint(5, (2, 300))
+    expected = Mixture([Table(net.logits.detach().float()) for net in nets])
+    torch.testing.assert_close(Mixture(nets)(tokens), expected(tokens))

@@ -1,11 +1,15 @@
 """Texts as blocks of tokens, and the loss of next tokens, checked against transformers and by counting."""
 
+import math
+
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from skerry.data import from_dataset, token_blocks
-from skerry.training import Perplexity, causal_lm_loss
+from skerry.experiments.recipes.next_token import next_token_loss
+from skerry.training import Perplexity, causal_lm_loss, evaluate
 
 transformers = pytest.importorskip("transformers")
 
@@ -67,6 +71,25 @@ def test_the_loss_is_that_of_transformers_and_perplexity_its_exp():
     for part in (slice(2), slice(2, 3)):
         perplexity.update(output.logits[part].detach(), labels[part])
     assert perplexity.compute() == pytest.approx(float(output.loss.detach().exp()), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss_fn", [causal_lm_loss, next_token_loss])
+def test_loss_and_perplexity_are_per_token_however_samples_are_batched(loss_fn):
+    torch.manual_seed(0)
+    net, x = nn.Embedding(10, 10), torch.randint(10, (8, 7))
+    y = x.clone()
+    y[:4, 3:] = -100
+    y[5] = -100  # batches of one have nothing to learn here
+    expected = float(loss_fn(net(x), y).detach())
+    for size in (1, 2, 4, 8):
+        score = evaluate(net, loss_fn, (x, y), metrics={"perplexity": Perplexity(loss_fn)}, batch_size=size)
+        assert score.loss == pytest.approx(expected, rel=1e-5)
+        assert score.metrics["perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
+    probe = torch.arange(8) < 6
+    probed = evaluate(net, loss_fn, (x, y), batch_size=2, probe=probe).probe_loss
+    assert probed == pytest.approx(float(loss_fn(net(x[:6]), y[:6]).detach()), rel=1e-5)
+    with pytest.raises(ValueError, match="all labels are -100"):
+        evaluate(net, loss_fn, (x[5:6], y[5:6]))
 
 
 def test_columns_as_datasets_gives_them_call_the_model_and_labels_are_found():

@@ -88,6 +88,14 @@ def test_the_stream_is_what_most_norms_are_over():
     assert not isinstance(model[1], GroupedNorm)
 
 
+def test_a_group_norm_over_channels_is_no_layer_norm():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(1, 8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    with pytest.raises(ValueError, match="no layer norm or RMS norm"):
+        group_norms_(model, 1)
+    assert type(model[1]) is nn.GroupNorm
+
+
 def test_a_norm_with_two_names_stays_one():
     norm = nn.LayerNorm(8)
     model = nn.Sequential(norm, nn.Linear(8, 8), norm)

@@ -22,7 +22,8 @@ def group_norms_(model: nn.Module, num_groups: int) -> list[str]:
 
     **This changes what the model computes**, in place; its parameters stay the same objects under the same names. A
     norm is known by what it computes: torch's, those of transformers, and a class of your own. The stream is what most
-    norms are over (queries and keys have others). ``skerry.discover(..., grouped_norms=...)`` calls this first.
+    norms are over; those of queries and keys are grouped, too, if they are as wide.
+    ``skerry.discover(..., grouped_norms=...)`` calls this first.
 
     Args:
         model: is changed in place. It may be on the meta device.
@@ -97,7 +98,7 @@ def _grouped(module: nn.Module, width: int) -> GroupedNorm | None:
     rng = torch.Generator().manual_seed(0)
     for parameter in probe.parameters():
         parameter.data.uniform_(0.5, 1.5, generator=rng)
-    x = 1e-3 * (torch.randn(8, width, generator=rng) + 0.5)  # so small that eps counts
+    x = 1e-3 * (torch.randn(2, 8, width, generator=rng) + 0.5)  # so small that eps counts; a group norm has other dims
     try:
         with torch.no_grad():
             y = probe(x)

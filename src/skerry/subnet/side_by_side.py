@@ -101,7 +101,9 @@ class Mixture(nn.Module):
 
 
 def _log_probabilities(net: nn.Module, tokens: Tensor) -> Tensor:
-    return next(tensors_of(net(tokens))).log_softmax(-1)
+    logits = next(tensors_of(net(tokens)))
+    wide = torch.promote_types(logits.dtype, torch.float32)  # sums over a text need more digits than bf16 has
+    return logits.to(wide).log_softmax(-1)
 
 
 def _of_next(logs: Tensor, tokens: Tensor) -> Tensor:

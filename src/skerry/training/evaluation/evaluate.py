@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from skerry.model.class_labels import are_classes, has_label
 from skerry.model.inputs import Inputs, call, take, tensors_of, to
+from skerry.training.evaluation.loss_terms import loss_terms
 from skerry.training.evaluation.metrics import (
     Metric,
     MetricObject,
@@ -24,7 +25,7 @@ class Score:
     """The score of a model on a test set.
 
     Attributes:
-        loss: mean over the samples.
+        loss: mean over the samples; where each has many labels, over those that are not -100.
         accuracy: fraction of samples whose largest output is at their label; NaN where labels are not classes.
         count: number of samples.
         metrics: the values of further metrics by name.
@@ -62,7 +63,8 @@ def evaluate(
 
     With samples (x_i, y_i), i = 1 .. N, and outputs f(x_i): loss = (1/N) sum_i loss_fn(f(x_i), y_i), and accuracy =
     (1/N) sum_i [argmax_c f_c(x_i) = y_i] where labels are classes, (N,) integers. Samples with a class below 0 have no
-    label: they do not count, in metrics neither.
+    label: they do not count, in metrics neither. Where each sample has many whole numbers as labels (tokens), the loss
+    is the mean over those that are not -100.
 
     Several processes may each score a part of the test set. Where all of them must run the model equally often
     (``runtimes/streamed.py``), each runs it ``num_batches`` times.
@@ -80,8 +82,8 @@ def evaluate(
         total: sums a tensor over all processes.
 
     Raises:
-        ValueError: the test set is empty or has no labels, a function among the metrics does not return one number per
-            sample, or a metric keeps something that cannot be summed over processes.
+        ValueError: the test set is empty or no label counts, a function among the metrics does not return one number
+            per sample, or a metric keeps something that cannot be summed over processes.
 
     Example:
         >>> model = nn.Linear(8, 2)
@@ -120,7 +122,7 @@ class _Sums:
         self._functions = {name: metric for name, metric in metrics.items() if not isinstance(metric, MetricObject)}
         for metric in self._objects.values():
             metric.reset()
-        self._rows: list[tuple[list[Tensor], list[int]]] = []  # figures of each batch, and what to multiply them by
+        self._rows: list[tuple[list[Tensor], int]] = []  # figures of each batch, and its number of samples
 
     def add(self, output: Any, y: Tensor, probe: Tensor | None) -> None:
         """Add a batch; ``probe``: bool, on the CPU, which of its samples are in the probe."""
@@ -132,25 +134,32 @@ class _Sums:
         none = torch.zeros((), device=y.device)
         right = (next(tensors_of(output)).argmax(-1) == y).sum() if self._classes else none * math.nan
         found = [sum_over_samples(name, metric(output, y), len(y)) for name, metric in self._functions.items()]
-        probe_loss, num = none, 0
-        if probe is not None and isinstance(output, Tensor) and (num := int(probe.sum())):
+        probed = [none, none]
+        if probe is not None and isinstance(output, Tensor) and bool(probe.any()):
             picked = probe.nonzero().flatten().to(y.device)
-            probe_loss = self._loss_fn(output[picked], y[picked])
+            probed = self._loss(output[picked], y[picked])
         # They are looked at after the last batch, so that the host does not wait for the device.
-        self._rows.append(([self._loss_fn(output, y), right, probe_loss, *found], [len(y), num]))
+        self._rows.append(([*self._loss(output, y), *probed, right, *found], len(y)))
         for metric in self._objects.values():
             metric.update(output, y)
 
+    def _loss(self, output: Any, y: Tensor) -> list[Tensor]:
+        """Return the mean loss and its number of terms."""
+        return [self._loss_fn(output, y), loss_terms(self._loss_fn, y)]
+
     def score(self, total: Callable[[Tensor], Tensor]) -> Score:
         """Return the score over all processes."""
-        sums = torch.zeros(5 + len(self._functions), dtype=torch.float64)
-        for figures, (count, num) in self._rows:
-            loss, right, probe_loss, *found = (float(figure) for figure in figures)
-            sums += torch.tensor([loss * count, right, count, probe_loss * num, num, *found], dtype=torch.float64)
-        loss, right, count, probe_loss, num, *found = total(sums).tolist()
+        sums = torch.zeros(6 + len(self._functions), dtype=torch.float64)
+        for figures, count in self._rows:
+            loss, terms, probe_loss, num, *others = (float(figure) for figure in figures)
+            loss, probe_loss = (mean * n if n else 0.0 for mean, n in ((loss, terms), (probe_loss, num)))
+            sums += torch.tensor([loss, terms, probe_loss, num, count, *others], dtype=torch.float64)
+        loss, terms, probe_loss, num, count, right, *found = total(sums).tolist()
+        if not terms:
+            raise ValueError("test: all labels are -100, which no loss counts; expected some that are tokens")
         values = {name: value / count for name, value in zip(self._functions, found, strict=True)}
         for name, metric in self._objects.items():
             sum_over_processes_(name, metric, total)
             values[name] = float(metric.compute())
         in_order = {name: values[name] for name in self._names}
-        return Score(loss / count, right / count, int(count), in_order, probe_loss / num if num else None)
+        return Score(loss / terms, right / count, int(count), in_order, probe_loss / num if num else None)

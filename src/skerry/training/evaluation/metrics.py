@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from skerry.model.device import wide
+from skerry.training.evaluation.loss_terms import loss_terms
 
 SampleMetric = Callable[[Any, Any], Tensor]
 """``metric(output, labels)``: one number per sample, (B,); the mean over all samples is reported."""
@@ -34,10 +35,10 @@ Metric = SampleMetric | MetricObject
 
 
 class Perplexity:
-    """exp of the mean loss over the test set, for language models.
+    """exp of the mean loss per token of the test set, for language models; labels of -100 do not count.
 
     Args:
-        loss_fn: the mean loss per token of a batch, whose samples must have the same number of tokens.
+        loss_fn: the mean loss per token of a batch: ``causal_lm_loss``, or one of all labels that are not -100.
 
     Example:
         >>> perplexity = Perplexity(torch.nn.functional.cross_entropy)
@@ -57,12 +58,13 @@ class Perplexity:
 
     def update(self, output: Any, y: Any) -> None:
         """Add a batch to the sums."""
-        self.sums += torch.tensor([float(self._loss_fn(output, y)) * len(y), len(y)], dtype=torch.float64)
+        if num := int(loss_terms(self._loss_fn, y)):
+            self.sums += torch.tensor([float(self._loss_fn(output, y)) * num, num], dtype=torch.float64)
 
     def compute(self) -> float:
         """Return the perplexity."""
         total, count = self.sums.tolist()
-        return math.exp(min(total / count, 700.0))
+        return math.exp(min(total / count, 700.0)) if count else math.nan
 
 
 def dim_zero_sum(values: Tensor) -> Tensor:
