@@ -46,12 +46,14 @@ class Leases:
         alive: members that are alive, with this one.
         dead: members that are in the roster or watched, and not alive.
         stores_lost: how often the store was lost.
+        group: the group that this member exchanges in, empty for none.
+        given_up: whether another member has given up that group.
     """
 
     def __init__(self, uid: str, lease_s: float, clock: Callable[[], float]) -> None:
         self.uid, self.lease_s = uid, lease_s
         self.alive, self.dead = frozenset({uid}), frozenset[str]()
-        self.stores_lost = 0
+        self.stores_lost, self.group, self.given_up = 0, "", False
         self._clock, self._watched, self._beaten = clock, frozenset[str](), clock()
         self._seen = dict[str, tuple[int, float]]()
 
@@ -82,6 +84,7 @@ class Leases:
             seen[uid] = known if known and known[0] == count and not was_stopped else (count, now)
             if count > _LEFT and now - seen[uid][1] < self.lease_s:
                 alive.add(uid)
+        self.given_up = bool(self.group) and store.check([f"over/{self.group}"])
         self._seen, self.alive, self.dead = seen, frozenset(alive), frozenset(seen) - alive
         old = [u for u in roster if now - seen[u][1] > _FORGOTTEN * self.lease_s]
         if old:

@@ -18,9 +18,10 @@ The functions that wait are generators: they yield where the caller may sleep. S
 schedules (``tests/runtimes/test_membership.py``), and processes wait for real.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Generic, Protocol, TypeVar
 
@@ -34,8 +35,10 @@ class TooFew(Exception):
 class HasWorkers(Protocol):
     """What a member holds of a version."""
 
-    workers: Sequence[str]
-    """The members that the version was dealt to, in the order of workers."""
+    @property
+    def workers(self) -> Sequence[str]:
+        """The members that the version was dealt to, in the order of workers."""
+        ...
 
 
 Held = TypeVar("Held", bound=HasWorkers)
@@ -50,6 +53,7 @@ class Candidate:
         base: the version that the run was at then, or a later one that it knows of; empty for none.
         held: the versions of which it has pieces, with their workers.
         finished: whether it has nothing more to do.
+        group: in which it can exchange; empty if it needs a new one.
         rank: in the last decision; its workers keep their numbers as far as they can.
     """
 
@@ -57,6 +61,7 @@ class Candidate:
     base: str = ""
     held: Mapping[str, Sequence[str]] = field(default_factory=dict)
     finished: bool = False
+    group: str = ""
     rank: int = 2**31
 
 
@@ -116,24 +121,23 @@ class Decision:
         for worker, uid in enumerate(self.workers):
             buddy = self.workers[buddy_of(worker, len(self.workers))]
             own, copy = ranks.get(uid), ranks.get(buddy)
-            found.append(
-                Source(own, False) if own is not None else Source(copy, True) if copy is not None else None
-            )
+            found.append(Source(own, False) if own is not None else Source(copy, True) if copy is not None else None)
         return tuple(found)
 
     @property
     def is_whole(self) -> bool:
         """Whether all pieces of the version that goes on are there."""
-        return not self.base or bool(self.workers) and None not in self.sources
+        return not self.base or (bool(self.workers) and None not in self.sources)
 
     @property
     def is_finished(self) -> bool:
-        """Whether all members have nothing more to do."""
-        return all(c.finished for c in self.candidates.values())
+        """Whether all members that hold a piece have nothing more to do."""
+        holding = [c for c in self.candidates.values() if self.base in c.held]
+        return bool(holding) and all(c.finished for c in holding)
 
     def to_json(self) -> str:
         """Return it as text."""
-        return json.dumps([self.epoch, self.writer, {uid: asdict(c) for uid, c in self.candidates.items()}])
+        return json.dumps([self.epoch, self.writer, {uid: vars(c) for uid, c in self.candidates.items()}])
 
     @classmethod
     def from_json(cls, text: bytes) -> "Decision":
@@ -186,13 +190,31 @@ class Membership(Generic[Held]):
 
     @property
     def broken(self) -> str:
-        """Why the exchange of the last decision cannot end, empty if it can: somebody is dead, or the store is lost.
+        """Why the exchange of the last decision cannot end, empty if it can: somebody is dead or has given up.
 
-        If the store is lost, others may never have read the decision.
+        Or the store is lost: then others may never have read the decision.
         """
         dead = sorted(self._leases.dead & set(self._members))
         store_lost = self._leases.stores_lost != self._stores_lost
-        return f"lost {', '.join(dead)}" if dead else "lost the store" if store_lost else ""
+        if dead:
+            return f"lost {', '.join(dead)}"
+        return "lost the store" if store_lost else "another member has given up" if self._leases.given_up else ""
+
+    @property
+    def group(self) -> str:
+        """The group that this member exchanges in; empty for none."""
+        return self._leases.group
+
+    def join_group(self, decision: Decision) -> None:
+        """Note that this member makes a group with the members of a decision."""
+        self._leases.group, self._leases.given_up = decision.name, False
+
+    def leave_group(self, *, done: bool) -> None:
+        """Leave the group; unless it is ``done``, tell the others, who may wait for this member in it."""
+        with contextlib.suppress(RuntimeError):  # without a store they give up by themselves
+            if self.group and not done:
+                self._connected().set(f"over/{self.group}", "1")
+        self._leases.group = ""
 
     def decide(self, *, finished: bool = False) -> Generator[None, None, Decision]:
         """Return the next decision that this member is in.
@@ -262,18 +284,20 @@ class Membership(Generic[Held]):
         epoch = max(store.add("epoch", 0), self.epoch) + 1
         rank = self._members.index(uid) if uid in self._members else Candidate.rank
         versions = {name: list(piece.workers) for name, piece in self.held.items()}
-        own = Candidate(decided=self.epoch, base=self.base, held=versions, finished=finished, rank=rank)
+        own = Candidate(
+            decided=self.epoch, base=self.base, held=versions, finished=finished, group=self.group, rank=rank
+        )
         came = self._clock()
         while True:
             yield
             key, until = f"decision/{epoch}", self._clock() + self._patience_s
-            store.set(f"here/{epoch}/{uid}", json.dumps(asdict(own)))
+            store.set(f"here/{epoch}/{uid}", json.dumps(vars(own)))
             while not store.check([key]):
                 yield
                 before = self._before(store, epoch)
                 alive = (self._leases.alive | set(before)) - self._leases.dead
                 here = {u for u in sorted(alive) if store.check([f"here/{epoch}/{u}"])}
-                if not before and self._clock() - came < self._grace_s or alive & set(before or alive) - here:
+                if (not before and self._clock() - came < self._grace_s) or alive & set(before or alive) - here:
                     until = self._clock() + self._patience_s  # others are alive, and on their way
                     if store.add("epoch", 0) >= epoch and not store.check([key]):
                         break  # the store has lost the decision, but others know it
