@@ -194,7 +194,7 @@ class Generation(Peers):
             self._decision.members,
             tuple(uid for uid in self._decision.members if uid not in self._decision.workers),
             tuple(uid for uid in self._decision.workers if uid not in self._decision.members),
-            int((memory.layout.held.any(0) & ~held_by_trained).sum()),
+            int((memory.layout.held.any(0) & ~held_by_trained).sum()) if trained else 0,
         )
         return memory
 
