@@ -124,6 +124,8 @@ def test_the_whole_graph_is_moved_to_a_device_once():
 
 
 def test_mistakes_are_named():
+    with pytest.raises(ValueError, match=r"fanout=3.*\[15, 10\]"):
+        neighbours(made_graph(), 2, 3, 4)
     graph = made_graph()
     graph.train_mask = graph.num < 8  # in one community
     with pytest.raises(ValueError, match=r"own='regions'.*worker \d owns.*train_mask"):
@@ -147,6 +149,31 @@ def test_mistakes_are_named():
         whole(made_graph(), 2, "splt")
     with pytest.raises(ValueError, match=r"num_parts=1 for 2 workers"):
         clusters(made_graph(), 2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "words"),
+    [
+        ("train_mask", lambda g: g.train_mask[:, None].repeat(1, 10), r"train_mask .*\(\d+, 10\).*choose one split"),
+        ("train_mask", lambda g: g.train_mask.long(), "train_mask .*int64.*bool"),
+        ("y", lambda g: g.y[:, None], r"y has shape .*squeeze\(1\)"),
+        ("edge_index", lambda g: g.edge_index + g.num_nodes, "edge_index has nodes .* expected 0 to"),
+        ("edge_index", lambda g: torch.rand(g.num_nodes, g.num_nodes), "edge_index .*float32.*dense_to_sparse"),
+    ],
+)
+def test_graphs_of_other_shapes_are_refused(attribute, value, words):
+    graph = made_graph()
+    graph[attribute] = value(graph)
+    with pytest.raises(ValueError, match=words):
+        neighbours(graph, 2, [2, 2], 4)
+
+
+def test_the_nodes_of_a_mask_itself_are_those_of_its_name():
+    graph = made_graph()
+    graph.y[graph.test_mask.nonzero()[0]] = -1
+    named, given = Nodes(graph, "test_mask"), Nodes(graph, graph.test_mask)
+    assert torch.equal(named.labels, given.labels)
+    assert torch.equal(named.inputs.rows, given.inputs.rows)
 
 
 def test_batches_of_loaders():

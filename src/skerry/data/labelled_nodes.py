@@ -31,7 +31,22 @@ def store_of(graph: Any, mask: str | None, kind: str = "") -> tuple[Any, str]:
             f"graph: nodes with 'y'{f' and {mask!r}' if mask else ''} are of {len(wanted)} types, expected 1 of "
             f"{', '.join(map(repr, stores))}; give mask= (None: all nodes), or kind= for a heterogeneous graph"
         )
-    return stores[wanted[0]], wanted[0]
+    store = stores[wanted[0]]
+    if store.y.dim() == 2 and store.y.shape[1] == 1 and not store.y.is_floating_point():
+        shape = tuple(store.y.shape)
+        raise ValueError(f"graph: y has shape {shape}, expected {shape[:1]}; use graph.y = graph.y.squeeze(1)")
+    if mask:
+        check_mask(store[mask], len(store.y), mask)
+    return store, wanted[0]
+
+
+def check_mask(mask: Tensor, num_nodes: int, name: str) -> None:
+    """Raise ValueError unless ``mask`` tells of each node whether it is meant."""
+    if mask.shape != (num_nodes,) or mask.dtype != torch.bool:
+        one = f"; choose one split, such as graph.{name} = graph.{name}[:, 0]" if mask.dim() == 2 else ""
+        raise ValueError(
+            f"graph: {name} has {mask.dtype} of shape {tuple(mask.shape)}, expected bool of ({num_nodes},){one}"
+        )
 
 
 def labelled(store: Any, mask: str | None) -> Tensor:

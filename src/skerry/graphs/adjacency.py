@@ -14,7 +14,7 @@ class Adjacency:
         graph: ``Data`` of PyTorch Geometric with ``edge_index``.
 
     Raises:
-        ValueError: it has none, as a heterogeneous graph.
+        ValueError: it has none, as a heterogeneous graph, or one that names other nodes.
     """
 
     def __init__(self, graph: Any) -> None:
@@ -24,6 +24,16 @@ class Adjacency:
                 "whole(graph, ...), or from_loaders([NeighborLoader(...), ...])"
             )
         edges = graph.edge_index.as_subclass(Tensor)  # not an EdgeIndex
+        if edges.dim() != 2 or len(edges) != 2 or edges.dtype != torch.int64:
+            raise ValueError(
+                f"graph: edge_index has {edges.dtype} of shape {tuple(edges.shape)}, expected int64 of (2, num_edges); "
+                "PyG's dense_to_sparse makes it from an adjacency matrix"
+            )
+        if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < graph.num_nodes:
+            raise ValueError(
+                f"graph: edge_index has nodes {int(edges.min())} to {int(edges.max())}, expected 0 to "
+                f"{graph.num_nodes - 1}, as the graph has {graph.num_nodes} nodes"
+            )
         self._graph, self._place = graph, torch.full((graph.num_nodes,), -1)
         self._numbers = edges[1].argsort(stable=True)
         self._sources = edges[0][self._numbers]

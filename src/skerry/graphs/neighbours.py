@@ -44,8 +44,8 @@ def neighbours(
     References:
         Hamilton, Ying, Leskovec: Inductive Representation Learning on Large Graphs, 2017, arXiv 1706.02216.
     """
-    if not fanout or any(most < -1 for most in fanout):
-        raise ValueError(f"fanout={list(fanout)}: expected for each layer a number of edges, or -1 for all")
+    if not isinstance(fanout, Sequence) or not fanout or any(most < -1 for most in fanout):
+        raise ValueError(f"fanout={fanout!r}: expected for each layer a number of edges, or -1 for all, as in [15, 10]")
     edges = Adjacency(graph)
     store, _ = store_of(graph, mask)
     own = deal_labels(labelled(store, mask), num_workers, labels, seed)

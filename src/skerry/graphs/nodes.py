@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from skerry.data.labelled_nodes import labelled, store_of
+from skerry.data.labelled_nodes import check_mask, labelled, store_of
+from skerry.model.class_labels import has_label
 from skerry.model.graph_inputs import GraphInputs
 from skerry.training.evaluation.metrics import Metric
 from skerry.training.evaluation.test_set import Test
@@ -23,7 +25,7 @@ def Nodes(
 
     Args:
         graph: ``Data`` or ``HeteroData`` of PyTorch Geometric, with labels ``y``.
-        nodes: the name of a mask, or indices; None: all that have a label.
+        nodes: the name of a mask, a mask, or indices; None: all that have a label.
         kind: the type of the nodes that have labels, where a heterogeneous graph has several.
         metrics: see ``skerry.training.Test``.
         every: rounds between evaluations; 0: only after the last.
@@ -40,6 +42,12 @@ def Nodes(
         [1, 0]
     """
     store, kind = store_of(graph, nodes if isinstance(nodes, str) else None, kind)
-    rows = nodes if isinstance(nodes, Tensor) else labelled(store, nodes)
+    if isinstance(nodes, Tensor):
+        if nodes.dtype == torch.bool:
+            check_mask(nodes, len(store.y), "nodes")
+            nodes = nodes.nonzero().flatten()
+        rows = nodes[has_label(store.y)[nodes]]
+    else:
+        rows = labelled(store, nodes)
     labels = store.y[rows]
     return Test(GraphInputs(graph, rows, kind), labels, metrics=metrics, every=every, batch_size=max(1, len(labels)))

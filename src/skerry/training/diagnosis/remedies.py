@@ -116,7 +116,7 @@ REMEDIES: Mapping[str, Sequence[Remedy]] = {
     "one unit per worker": (
         ("a core that all workers hold (core=.5)", lambda run: run.core == 0),
         ("fewer workers", lambda run: run.num_workers > 2),
-        ("relay or ensemble (they have no such weights)", lambda run: run.separable),
+        ("a method without such weights: relay or ensemble", lambda run: run.separable),
         ("narrow", lambda run: not run.narrow),
     ),
     "untrained weights": (
@@ -125,7 +125,7 @@ REMEDIES: Mapping[str, Sequence[Remedy]] = {
         ("fewer workers", lambda run: run.num_workers > 2),
         ("a core that all workers hold", lambda run: run.core == 0),
         ("a larger core", lambda run: run.core is not None and run.core > 0),
-        ("relay or ensemble (they have no such weights)", lambda run: run.separable),
+        ("a method without such weights: relay or ensemble", lambda run: run.separable),
     ),
     "scale": (
         ("a fitted scale (skerry.merge.fit_scale)", lambda run: not run.apart),
