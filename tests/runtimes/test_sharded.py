@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from mixed_tensors import all_same, any_assignment, assert_kept, copied, mixed_model, one_round, same, trained
 from overlapping import Overlapping
@@ -41,6 +41,7 @@ FEW = {"phases": (Phase.explicit, Phase.reuse, Phase.generate)}  # no shrinking:
     seed=st.integers(0, 2**32),
     sums=st.booleans(),  # as NCCL does, of what all hold
 )
+@example(4, 0.0, 64, [set()], 2595, True)  # all hold a part of a tensor, and some the rest
 def test_any_assignments_and_refusals_give_what_aggregate_gives(workers, density, chunk, refused, seed, sums):
     model, plan, assignments = any_run(workers, density, len(refused), seed)
     start = start_of(model)

@@ -204,20 +204,22 @@ class Sharded:
             new = self._new_tensors(group, then, values, free)
             step = self._step(group, found, values, new, then, good)
             due += step.bytes_due
-            summed = self._summed(group, found)
+            summed = self._summed(group, found, new)
             replace(step, moves=[move for move in found if move.name not in summed]).run(self._wire)
             for name in sorted(summed):
                 self._average_(new[name], good)
             after |= new
         return after, due
 
-    def _summed(self, sizes: Tensors, found: Sequence[Move]) -> set[str]:
+    def _summed(self, sizes: Tensors, found: Sequence[Move], new: Tensors) -> set[str]:
         """Return the names of floats that all workers hold whole, now and next, if the group can sum them."""
         if self._sum is None or self._wire_format != "exact":
             return set()
         everyone = tuple(range(self._group.num_processes))
         others = {m.name for m in found if not m.holders == m.next_holders == everyone}
-        return {move.name for move in found if not is_exact(sizes[move.name])} - others
+        # Who has a tensor whole sees all its moves, so all processes find the same names.
+        whole = {name for name, tensor in new.items() if tensor.shape == sizes[name].shape}
+        return {move.name for move in found if not is_exact(sizes[move.name])} & whole - others
 
     def _average_(self, tensor: Tensor, good: Sequence[bool]) -> None:
         """Average over the workers that count, as ``aggregate_`` does: in float64, so that equal values stay equal."""
