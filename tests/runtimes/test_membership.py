@@ -352,6 +352,16 @@ def test_a_protocol_without_a_rule_is_found(monkeypatch, of, name, broken):
         total({"num_faults": 5, "spaced": False}, range(20))
 
 
+def test_a_store_that_is_lost_between_two_heartbeats_is_missed():
+    store, leases = Store(), Leases("m0", LEASE_S, lambda: 0.0)
+    for lost in range(3):
+        for _ in range(2):
+            leases.beat(store.connect())
+            assert leases.stores_lost == lost
+        store.lose()
+        store.up = True
+
+
 def test_a_run_that_cannot_go_on_says_why():
     simulation = Simulation(0, minimum=2, num_faults=0)
     for member in simulation.members.values():

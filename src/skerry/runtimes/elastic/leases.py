@@ -55,7 +55,7 @@ class Leases:
         self.alive, self.dead = frozenset({uid}), frozenset[str]()
         self.stores_lost, self.group, self.given_up = 0, "", False
         self._clock, self._watched, self._beaten = clock, frozenset[str](), clock()
-        self._seen = dict[str, tuple[int, float]]()
+        self._seen, self._count = dict[str, tuple[int, float]](), 0
 
     def watch(self, uids: Sequence[str]) -> None:
         """Watch these members, even if the roster does not have them."""
@@ -73,8 +73,10 @@ class Leases:
         roster = _roster(store)
         if self.uid not in roster:
             _change(store, roster, [*roster, self.uid])
-        store.add(f"beat/{self.uid}", 1)
-        now = self._clock()
+        count = store.add(f"beat/{self.uid}", 1)
+        if count != self._count + 1:  # another store: nobody else raises this counter
+            self.stores_lost += 1
+        self._count, now = count, self._clock()
         was_stopped, self._beaten = now - self._beaten > self.lease_s, now
         seen, alive = dict[str, tuple[int, float]](), {self.uid}
         for uid in sorted({*roster, *self._watched}):
