@@ -106,6 +106,12 @@ class Member:
     def at(self, round: int, stage: str) -> None:
         self.round = round
 
+    def resume(self, *args: Any) -> None:
+        pass
+
+    def went_on(self, state: Any) -> None:
+        pass
+
     def keep(self, *args: Any) -> Sharded:
         self.wire = Wire(self.num_processes, nullcontext, self.chunk * 4 * max(1, self.num_processes - 1))
         assert self.wire.chunk == self.chunk

@@ -31,7 +31,7 @@ from skerry.data import Shards, from_dataset, from_loaders, split
 from skerry.discovery import Blocks, discover, verify
 from skerry.plan import Plan
 from skerry.predictor import Predictor
-from skerry.runtimes import Processes, launch
+from skerry.runtimes import Elastic, Processes, launch
 from skerry.subnet import prune
 from skerry.training import Session, cosine, train
 
@@ -58,8 +58,8 @@ else:
 
 
 __all__ = [
-    "Blocks", "Checkpoints", "Classifier", "Plan", "Predictor", "Processes", "Regressor", "Session", "Shards",
-    "algorithms", "callbacks", "checkpoint", "cosine", "data", "discover", "discovery", "ensemble", "exchange",
-    "from_dataset", "from_loaders", "graphs", "ist", "launch", "load", "merge", "narrow", "partitions", "plan", "prune",
-    "relay", "runtimes", "split", "subnet", "train", "training", "verify", "weights",
+    "Blocks", "Checkpoints", "Classifier", "Elastic", "Plan", "Predictor", "Processes", "Regressor", "Session",
+    "Shards", "algorithms", "callbacks", "checkpoint", "cosine", "data", "discover", "discovery", "ensemble",
+    "exchange", "from_dataset", "from_loaders", "graphs", "ist", "launch", "load", "merge", "narrow", "partitions",
+    "plan", "prune", "relay", "runtimes", "split", "subnet", "train", "training", "verify", "weights",
 ]  # fmt: skip

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from skerry.algorithm import Algorithm
 from skerry.partitions.assignment import Assignment
 from skerry.partitions.share import Share
 from skerry.plan.table import Plan
@@ -204,6 +205,26 @@ class Runtime(Protocol):
 
     def mine(self, num_workers: int) -> list[int]:
         """Return the workers that run in this process."""
+        ...
+
+    def resume(self, algorithm: Algorithm, state: Any, sizes: Mapping[str, Tensor], plan: Plan) -> Any | None:
+        """Return the training that other processes are in (``Saved``, a source, with ``state`` and ``sizes``).
+
+        None where this process begins it.
+
+        Args:
+            algorithm: of the session.
+            state: of a training that begins.
+            sizes: full-size tensors of what is trained, by name.
+            plan: its plan.
+
+        Raises:
+            ValueError: ``algorithm`` cannot run here.
+        """
+        ...
+
+    def went_on(self, state: Any) -> None:
+        """Take note of the state of the training after a round, for processes that come later."""
         ...
 
     def keep(self, beginning: Beginning) -> Store:

@@ -3,10 +3,12 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from skerry.algorithm import Algorithm
 from skerry.exchange.routes import traffic
 from skerry.merge.aggregate import aggregate_
 from skerry.merge.calibrate import scaled
@@ -16,7 +18,7 @@ from skerry.model.tensors import named_tensors, saved_names
 from skerry.partitions.assignment import Assignment
 from skerry.partitions.everything import Everything
 from skerry.partitions.share import Share
-from skerry.plan.table import trained_in_blocks
+from skerry.plan.table import Plan, trained_in_blocks
 from skerry.runtimes.distributed.meeting import num_started
 from skerry.runtimes.overlap import BEGAN, correction, late_names
 from skerry.runtimes.runtime import KEPT, Beginning, FullModel, Handover, Report, Runtime, with_worker
@@ -37,6 +39,12 @@ class Serial:
     def mine(self, num_workers: int) -> list[int]:
         """Return all workers."""
         return list(range(num_workers))
+
+    def resume(self, algorithm: Algorithm, state: Any, sizes: Mapping[str, Tensor], plan: Plan) -> None:
+        """Return None: there are no other processes."""
+
+    def went_on(self, state: Any) -> None:
+        """Do nothing."""
 
     def keep(self, beginning: Beginning) -> "WholeModel":
         """Keep the model itself."""

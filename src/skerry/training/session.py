@@ -256,6 +256,7 @@ class Session:
             self._round = round = Round(setup, state, self._observer, self._callbacks.on_step())
             yield round
             self.history.append(round.end())
+            setup.runtime.went_on(state)
             self._callbacks.round(self.history[-1])
             stops = self._all_stop()
             if stops and round.score is None and at_stop is not None:

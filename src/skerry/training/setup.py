@@ -125,7 +125,9 @@ def set_up(
     net, net_plan = net_to_train(model, plan, algorithm, seed)
     source = algorithm.trains.source(model, plan, net, start)
     state = State(0, torch.zeros(net_plan.num_units, dtype=torch.int64))
-    saved = checkpoints.latest(algorithm.name, net_plan, named_tensors(net), runtime) if checkpoints else None
+    saved = runtime.resume(algorithm, state, named_tensors(net), net_plan)
+    if saved is None and checkpoints is not None:
+        saved = checkpoints.latest(algorithm.name, net_plan, named_tensors(net), runtime)
     if saved is not None:
         source, state = saved, saved.state
         check_goes_on(algorithm, state, num_rounds)

@@ -7,10 +7,9 @@ and in shapes that every process derives by itself.
 import atexit
 import contextlib
 import inspect
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from threading import Thread
 from types import TracebackType
@@ -21,21 +20,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from skerry.randomness import seed_of
 from skerry.runtimes.distributed.liveness import Liveness, join_group
 from skerry.runtimes.distributed.meeting import PeerLost, Place, adopt_srun, versions
 from skerry.runtimes.distributed.sharded import Sharded
 from skerry.runtimes.distributed.wire import Wire, WireFormat
-from skerry.runtimes.runtime import Beginning, Report
+from skerry.runtimes.peers import Peers
+from skerry.runtimes.runtime import Beginning
 
 PATIENCE_S = 24 * 3600.0
 """Seconds that an exchange waits for a slow process; a lost one is found by ``liveness.py``."""
 
-_MOST_TOLD = 4  # settings that differ, in one message
-_LONG = 60  # the most characters of a value in a message
 
-
-class Processes:
+class Processes(Peers):
     """The runtime of one worker process in an initialized ``torch.distributed`` group.
 
     ``skerry.launch`` makes one per worker on this machine; ``Processes.join`` makes one where a launcher has started
@@ -58,11 +54,7 @@ class Processes:
         wire: WireFormat = "exact",
         buffer_bytes: int = 64 * 2**20,
     ) -> None:
-        self.rank = dist.get_rank()
-        self.num_processes = dist.get_world_size()
-        self.round = 0
-        self._stage = "start"
-        self._format: WireFormat = wire
+        super().__init__(dist.get_rank(), dist.get_world_size(), wire)
         self._liveness = liveness
         self._on_stage = on_stage
         self._groups: list[dist.ProcessGroup] = []
@@ -124,17 +116,9 @@ class Processes:
         """Bytes that the buffers of exchanges take now."""
         return self._wire.buffer_bytes + (self._other_wire.buffer_bytes if self._other_wire else 0)
 
-    def mine(self, num_workers: int) -> list[int]:
-        """Return the worker with the rank of this process."""
-        if num_workers != self.num_processes:
-            raise ValueError(
-                f"{num_workers} workers in {self.num_processes} processes: expected one process per worker"
-            )
-        return [self.rank]
-
     def at(self, round: int, stage: str) -> None:
         """Note where this process is."""
-        self.round, self._stage = round, stage
+        super().at(round, stage)
         self._on_stage(f"round {round}, {stage}")
         if self._liveness is not None:
             self._liveness.at(f"round {round}, {stage}")
@@ -160,57 +144,6 @@ class Processes:
 
         return wrapped, backward
 
-    def reports(self, mine: Report, agreement: Mapping[str, str]) -> list[Report]:
-        """Return the reports of all workers, in order.
-
-        Args:
-            mine: the report of the worker here.
-            agreement: what must be the same in all processes.
-
-        Raises:
-            ValueError: ``agreement`` differs.
-            PeerLost: a process was lost, or is in another round.
-        """
-        self.agree(agreement)
-        figures = [mine.worker, self.round, mine.good, mine.loss, mine.flop, mine.local_s]
-        row = torch.tensor(figures, dtype=torch.float64)
-        reports = []
-        for rank, (worker, round, good, *others) in enumerate(r.tolist() for r in self._all_gather(row)):
-            if (worker, round) != (rank, self.round):
-                raise PeerLost(
-                    f"{self.where()}: rank {rank} has worker {worker:.0f} and is in round {round:.0f}; start "
-                    "all processes with the same settings and the same checkpoint"
-                )
-            reports.append(Report(rank, bool(good), *others))
-        return reports
-
-    def agree(self, values: Mapping[str, str]) -> None:
-        """Raise ValueError unless all processes have the same ``values`` by name; it says what differs, and how."""
-        values = {**values, "wire": self._format}
-        text = json.dumps(values, sort_keys=True)
-        digest = torch.tensor([seed_of(text)])
-        if all(torch.equal(theirs, digest) for theirs in self._all_gather(digest)):
-            return
-        of_all: list[dict[str, str]] = [json.loads(theirs) for theirs in self.gather(text)]
-        rank = next(rank for rank, theirs in enumerate(of_all) if theirs != values)
-        theirs = of_all[rank]
-        names = [name for name in {**values, **theirs} if values.get(name) != theirs.get(name)]
-        told = [f"{name} is {_differing(values.get(name), theirs.get(name), rank)}" for name in names]
-        more = f"; and {len(told) - _MOST_TOLD} more" if len(told) > _MOST_TOLD else ""
-        raise ValueError(
-            f"{self.where()}: {'; '.join(told[:_MOST_TOLD])}{more}; start all processes with the same settings, model, "
-            "code and checkpoint"
-        )
-
-    def gather(self, text: str) -> list[str]:
-        """Return the texts of all processes, in order."""
-        mine = torch.frombuffer(bytearray(text.encode() + b"\n"), dtype=torch.uint8)
-        sizes = [int(size) for size in self._all_gather(torch.tensor([len(mine)]))]
-        padded = torch.zeros(max(sizes), dtype=torch.uint8)
-        padded[: len(mine)] = mine
-        rows = self._all_gather(padded)
-        return [bytes(row[: size - 1].tolist()).decode() for row, size in zip(rows, sizes, strict=True)]
-
     def total(self, tensor: Tensor) -> Tensor:
         """Sum over all processes."""
         result = tensor.detach().cpu().clone()
@@ -229,7 +162,7 @@ class Processes:
 
         return sum_
 
-    def _all_gather(self, row: Tensor) -> list[Tensor]:
+    def all_gather(self, row: Tensor) -> list[Tensor]:
         rows = [torch.empty_like(row) for _ in range(self.num_processes)]
         with self.peers():
             dist.all_gather(rows, row, group=self._group)
@@ -298,10 +231,6 @@ class Processes:
             told = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
             self._liveness.tell(" ".join([told, *getattr(error, "__notes__", [])]))
 
-    def where(self) -> str:
-        """Return rank, round and stage, for messages."""
-        return f"rank {self.rank}, round {self.round}, {self._stage}"
-
     @contextlib.contextmanager
     def peers(self) -> Iterator[None]:
         """Turn gloo's error about a lost process into ``PeerLost``, with one line."""
@@ -318,17 +247,6 @@ class Processes:
 def _has_nccl(device: torch.device) -> bool:
     """Tell whether the default group sums tensors of ``device`` by NCCL."""
     return f"{device.type}:nccl" in dist.get_backend_config().split(",")
-
-
-def _differing(mine: str | None, theirs: str | None, rank: int) -> str:
-    """Return two values that differ in words; of long ones what comes shortly before and after the first difference."""
-    same = next((k for k, pair in enumerate(zip(mine or "", theirs or "", strict=False)) if len({*pair}) > 1), 0)
-    begin = max(0, same - _LONG // 4)
-    here, there = (
-        "not given" if v is None else v if len(v) <= _LONG else f"...{v[begin : begin + _LONG]}..."
-        for v in (mine, theirs)
-    )
-    return f"{here} here and {there} on rank {rank}"
 
 
 def _end(line: str) -> None:

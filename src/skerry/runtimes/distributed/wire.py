@@ -176,7 +176,7 @@ class Wire:
     def _receive(self, peer: int, k: int, message: Sequence[Part], device: torch.device) -> tuple[Tensor, Any]:
         buffer = self._buffer("receive", peer, k, num_bytes(message), device)
         with self._guard():
-            return buffer, dist.irecv(buffer, peer, group=self._group)
+            return buffer, self.irecv(buffer, peer)
 
     def _send(
         self, peer: int, k: int, message: Sequence[Part], read: Callable[[Part], Tensor], device: torch.device
@@ -192,7 +192,15 @@ class Wire:
             buffer.copy_(place)
         self.bytes_sent += len(buffer)
         with self._guard():
-            return dist.isend(buffer, peer, group=self._group)
+            return self.isend(buffer, peer)
+
+    def irecv(self, buffer: Tensor, peer: int) -> Any:
+        """Start to receive from ``peer``."""
+        return dist.irecv(buffer, peer, group=self._group)
+
+    def isend(self, buffer: Tensor, peer: int) -> Any:
+        """Start to send to ``peer``."""
+        return dist.isend(buffer, peer, group=self._group)
 
     def _buffer(self, way: str, peer: int, k: int, size: int, device: torch.device) -> Tensor:
         key = (way, peer, k % 2)

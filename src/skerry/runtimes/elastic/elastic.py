@@ -1,0 +1,196 @@
+"""Elastic runs: processes join by name and may come and go. For trusted networks only: nothing is encrypted.
+
+The store that they meet in is a process of its own (``serve_store``). Whoever reaches its port can take part.
+"""
+
+import contextlib
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import torch.distributed as dist
+
+from skerry.runtimes.distributed.meeting import PeerLost, Place
+from skerry.runtimes.elastic.generation import Change, Generation, MembersChanged, wait
+from skerry.runtimes.elastic.leases import KeyStore, Leases
+from skerry.runtimes.elastic.membership import Decision, Membership, TooFew
+from skerry.runtimes.elastic.pieces import Held
+from skerry.runtimes.runtime import Runtime
+from skerry.whole_number import check_whole_number
+
+_CONNECT_S = 3.0
+_GROUP_S = 60.0
+"""Seconds in which members must connect to each other."""
+_BEATS = 6
+"""Heartbeats in a lease."""
+
+T = TypeVar("T")
+
+
+def serve_store(port: int, host: str = "127.0.0.1") -> Any:
+    """Serve the store of elastic runs as long as the returned object is kept.
+
+    It holds a few hundred bytes per member and round, and no weights. If it is lost, members wait for ``patience_s``
+    seconds for another one at the same address.
+
+    Args:
+        port: 0 for a free one; ``serve_store(0).port``.
+        host: by which this machine is reached.
+    """
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        host, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=_CONNECT_S)
+    )
+
+
+class Elastic:
+    """A place in a run whose processes may come and go; as a context manager it leaves in the end.
+
+    A run begins with ``minimum`` processes. Others join at the next round. If one is lost, the others go on: its units
+    have the values with which it began the round, of which another process has a copy (docs/elastic.md).
+
+    Args:
+        address: ``"host:port"`` of the store (``skerry.runtimes.serve_store``).
+        name: of the run.
+        minimum: processes without which the run waits. With more than half of them it cannot split.
+        maximum: processes at most; more wait for a place.
+        lease_s: a process that gives no sign of life for so many seconds is lost.
+        grace_s: seconds for which the first round waits for more processes.
+        patience_s: seconds for which the others wait if there are too few.
+
+    Attributes:
+        changes: what each change of members meant.
+
+    Raises:
+        ValueError: a value out of range.
+
+    Example::
+
+        def training(runtime):
+            n = runtime.num_processes
+            data = skerry.Shards(x, y, skerry.split(y, n, "iid", seed=0), batch_size=20, seed=0)
+            return skerry.train(make_model(), loss_fn, data, algorithm=skerry.ist(n), runtime=runtime, num_rounds=100)
+
+        with skerry.Elastic("10.0.0.1:29400", "digits", minimum=2, maximum=8) as elastic:
+            result = elastic.run(training)
+    """
+
+    def __init__(
+        self,
+        address: str,
+        name: str = "run",
+        *,
+        minimum: int = 2,
+        maximum: int = 64,
+        lease_s: float = 10.0,
+        grace_s: float = 5.0,
+        patience_s: float = 300.0,
+    ) -> None:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError(
+                f"address={address!r}: expected 'host:port' of a store that skerry.runtimes.serve_store serves"
+            )
+        check_whole_number("minimum", minimum, 1)
+        check_whole_number("maximum", maximum, minimum)
+        for what, value in (("lease_s", lease_s), ("grace_s", grace_s), ("patience_s", patience_s)):
+            if not value > 0:
+                raise ValueError(f"{what}={value}: expected a positive number of seconds")
+        self._place = Place(host=host, port=int(port), rank=0, num_processes=maximum)
+        self._name, self._where = name, f"'{name}' at {address}"
+        self.uid = f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._leases = Leases(self.uid, lease_s, time.monotonic)
+        self._membership = Membership[Held](
+            self._connect,
+            self._leases,
+            time.monotonic,
+            minimum=minimum,
+            maximum=maximum,
+            grace_s=grace_s,
+            patience_s=patience_s,
+        )
+        self.changes = list[Change]()
+        self._ended = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="skerry-lease", daemon=True)
+
+    def run(self, training: Callable[[Runtime], T]) -> T:
+        """Return what ``training`` returns; it is called anew whenever the members have changed, and goes on then.
+
+        Args:
+            training: trains by ``skerry.train`` or ``Session`` with the runtime that it gets, which has one worker per
+                process: ``runtime.num_processes``.
+
+        Raises:
+            TooFew: there are too few processes, or the store does not answer.
+            PeerLost: the run has ended before this process took part.
+        """
+        self._place.use_its_interface()
+        if not self._heart.is_alive():
+            self._heart.start()
+        try:
+            return self._run(training)
+        except TooFew as error:
+            raise TooFew(f"the run {self._where} cannot go on: {error}") from None
+
+    def _run(self, training: Callable[[Runtime], T]) -> T:
+        decision: Decision | None = None
+        results = list[T]()
+        while True:
+            decision = decision or wait(self._membership.decide(finished=bool(results)))
+            if decision.is_finished:
+                if not results:
+                    raise PeerLost(f"the run {self._where} has ended")
+                return results[0]
+            results.clear()
+            generation, now, decision = None, decision, None
+            try:
+                generation = Generation(self.uid, now, self._membership, self._connect(_GROUP_S))
+                results.append(training(generation))
+            except MembersChanged as changed:
+                decision = changed.decision
+            except PeerLost:
+                pass  # it is known who is lost when the next decision is made
+            finally:
+                self._membership.leave_group(done=bool(results))
+                if generation is not None and generation.change is not None:
+                    self.changes.append(generation.change)
+
+    def leave(self) -> None:
+        """Leave the run: others do not wait until the lease ends."""
+        self._ended.set()
+        if self._heart.is_alive():
+            self._heart.join()
+            with contextlib.suppress(RuntimeError):
+                self._leases.leave(self._connect())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.leave()
+
+    def _connect(self, timeout_s: float = _CONNECT_S) -> Any:
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            self._place.host,
+            self._place.port,
+            is_master=False,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=timeout_s),
+        )
+        return dist.PrefixStore(f"skerry-elastic/{self._name}", store)  # type: ignore[attr-defined]
+
+    def _beat(self) -> None:
+        """Keep the lease, over a connection of its own, since a call may block the other one."""
+        store: KeyStore | None = None
+        while not self._ended.wait(self._leases.lease_s / _BEATS):
+            try:
+                store = store or self._connect()
+                self._leases.beat(store)
+            except RuntimeError:
+                store = None

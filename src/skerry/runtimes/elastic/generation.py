@@ -1,0 +1,372 @@
+"""A generation: the runtime of a session while the members of an elastic run are the same.
+
+It has a gloo group of its own. What may wait for others runs in a thread, since gloo does not see a process that is
+stopped: when the members' leases say that somebody is lost, the thread is left alone with the group, and the session
+ends by ``PeerLost``. A new generation goes on from the pieces that its members hold (``pieces.py``).
+"""
+
+import contextlib
+import copy
+import json
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from skerry.algorithm import Algorithm
+from skerry.partitions.assignment import Assignment
+from skerry.plan.table import Plan
+from skerry.runtimes.distributed.meeting import PeerLost
+from skerry.runtimes.distributed.sharded import Sharded
+from skerry.runtimes.distributed.wire import Wire
+from skerry.runtimes.elastic.membership import Decision, Membership, buddy_of
+from skerry.runtimes.elastic.pieces import Held, Role, deal_again, num_bytes, packed, parts, unpacked
+from skerry.runtimes.peers import Peers
+from skerry.runtimes.runtime import RESTING, Beginning, Handover, Report
+
+PATIENCE_S = 600.0
+"""Seconds that members wait for a slow one in the middle of an exchange or an evaluation."""
+_POLL_S = 0.005
+_CHUNK = 2**26  # bytes of a copy that are sent at a time
+
+T = TypeVar("T")
+
+
+class MembersChanged(Exception):
+    """The members of the run have changed, or an exchange was given up; ``decision`` has the new ones, if known."""
+
+    def __init__(self, decision: Decision | None) -> None:
+        super().__init__("the members of the run have changed; train in Elastic.run, which goes on with the new ones")
+        self.decision = decision
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a change of members meant.
+
+    Attributes:
+        round: the first one with these members.
+        members: from then on.
+        joined: members that are new.
+        lost: members that are gone.
+        units_lost: units that nobody has trained in the round before.
+    """
+
+    round: int
+    members: tuple[str, ...]
+    joined: tuple[str, ...]
+    lost: tuple[str, ...]
+    units_lost: int
+
+
+def wait(steps: Generator[None, None, T]) -> T:
+    """Run a generator that yields where it waits; return what it returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        time.sleep(_POLL_S)
+
+
+class Generation(Peers):
+    """The runtime of a member; ``Elastic.run`` makes it and hands it to the training.
+
+    Args:
+        uid: of this member.
+        decision: who takes part.
+        membership: this member's part of the protocol.
+        store: a connection to the store.
+    """
+
+    def __init__(self, uid: str, decision: Decision, membership: Membership[Held], store: Any) -> None:
+        super().__init__(decision.members.index(uid), len(decision.members), "exact")
+        self.membership, self._decision = membership, decision
+        self.change: Change | None = None
+        self._change: Change | None = None
+        self.state = ""
+        self._state: Any = None
+        self._main = threading.get_ident()
+        membership.join_group(decision)
+        prefixed = dist.PrefixStore(f"group/{decision.name}", store)  # type: ignore[attr-defined]
+        timeout = timedelta(seconds=PATIENCE_S)
+        with self.peers():
+            # The constructor ignores timeouts where only one way of a link works.
+            self._group: Any = self.watched(
+                lambda: dist.ProcessGroupGloo(prefixed, self.rank, self.num_processes, timeout)
+            )
+
+    def watched(self, call: Callable[[], T]) -> T:
+        """Return what ``call`` returns, from a thread; RuntimeError as soon as a member is lost."""
+        if threading.get_ident() != self._main:
+            return call()
+        results, errors = list[T](), list[BaseException]()
+
+        def run() -> None:
+            try:
+                results.append(call())
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(_POLL_S)
+            if thread.is_alive() and (why := self.membership.broken):
+                raise RuntimeError(why)
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    @contextlib.contextmanager
+    def peers(self) -> Iterator[None]:
+        """Turn an error about a lost process into ``PeerLost``."""
+        try:
+            yield
+        except (PeerLost, NotImplementedError):
+            raise
+        except RuntimeError as error:
+            raise PeerLost(f"{self.where()}: {str(error).splitlines()[0][:120]}") from error
+
+    def all_gather(self, row: Tensor) -> list[Tensor]:
+        """Return the rows of all members."""
+        rows = [torch.empty_like(row) for _ in range(self.num_processes)]
+        with self.peers():
+            self.watched(lambda: self._group.allgather([rows], [row]).wait())
+        return rows
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """Sum over all members."""
+        result = tensor.detach().cpu().clone()
+        with self.peers():
+            self.watched(lambda: self._group.allreduce([result]).wait())
+        return result.to(tensor.device)
+
+    def sum_in_place(self) -> None:
+        """Return None: there is no faster way."""
+
+    def beside(self, call: Callable[[Wire], None]) -> Callable[[], None]:
+        """Raise ValueError; ``resume`` has refused overlap."""
+        raise ValueError("overlap: an elastic run exchanges between rounds only")
+
+    def synchronized(self, module: nn.Module) -> tuple[nn.Module, Callable[[Tensor], None]]:
+        """Raise ValueError; ``resume`` has refused it."""
+        raise ValueError("ddp: the workers of an elastic run exchange between rounds only")
+
+    def resume(self, algorithm: Algorithm, state: Any, sizes: Mapping[str, Tensor], plan: Plan) -> "Memory | None":
+        """Return what the members hold of the training, None if it begins; see ``Runtime``."""
+        why = algorithm.why_same_workers
+        why = why or ("it averages gradients in every step" if algorithm.synchronous else "")
+        why = why or ("overlap hides an exchange in the next round" if algorithm.overlap else "")
+        why = why or ("optimizer_state='travel' is not copied yet" if algorithm.optimizer_state != "reset" else "")
+        if why:
+            raise ValueError(f"'{algorithm.name}' cannot run with changing members: {why}; use skerry.Processes")
+        self.went_on(state)
+        if not self._decision.base:
+            return None
+        held = self.membership.held.get(self._decision.base)
+        told = "" if held is None else json.dumps([held.handed_over, held.good, held.state])
+        of_all: list[Any] = [json.loads(text) if text else None for text in self.gather(told)]
+        known = [said for said in of_all if said is not None]
+        trained = any(handed_over for handed_over, _, _ in known)  # else all is as the round began
+        roles = []
+        for source in self._decision.sources:
+            assert source is not None
+            handed_over, good, _ = of_all[source.rank]
+            roles.append(Role(source.rank, source.is_copy, not source.is_copy and good and handed_over is trained))
+        memory = Memory(self, plan, sizes, roles, held)
+        memory.state = _read(known[0][2], state)
+        memory.state.num_workers = 0  # any number may go on
+        if trained:
+            good = [worker for worker, role in enumerate(roles) if role.trained]
+            _advance(memory.state, memory.layout, good, any(not was_good for _, was_good, _ in known))
+        self.went_on(memory.state)
+        held_by_trained = memory.layout.held[torch.tensor([role.trained for role in roles])].any(0)
+        self._change = Change(
+            memory.state.round,
+            self._decision.members,
+            tuple(uid for uid in self._decision.members if uid not in self._decision.workers),
+            tuple(uid for uid in self._decision.workers if uid not in self._decision.members),
+            int((memory.layout.held.any(0) & ~held_by_trained).sum()) if trained else 0,
+        )
+        return memory
+
+    def went_on(self, state: Any) -> None:
+        """Note the state of the training between two rounds."""
+        self._state, self.state = copy.copy(state), _written(state)
+
+    def advance(self, layout: Assignment, good: Sequence[int], *, refused: bool) -> None:
+        """Note that a round is over, before the session has counted its times."""
+        state = _read(self.state, self._state)
+        _advance(state, layout, good, refused)
+        self.went_on(state)
+
+    def keep(self, beginning: Beginning) -> "Copied":
+        """Make the store, and let all members agree on it."""
+        wire = _GroupWire(self.num_processes, self.peers, group=self._group)
+        store = Copied(self, wire, beginning)
+        piece = None
+        with contextlib.suppress(PeerLost):
+            piece = store.copied()
+        if not wait(self.membership.commit(self._decision, piece)):
+            raise MembersChanged(None)
+        self.change = self._change  # it is true now
+        return store
+
+    def next_decision(self) -> Decision:
+        """Return the next decision; MembersChanged if it has other members."""
+        decision = wait(self.membership.decide())
+        same_group = all(c.group == self.membership.group for c in decision.candidates.values())
+        if decision.members != self._decision.members or decision.base != self._decision.name or not same_group:
+            raise MembersChanged(decision)
+        self._decision = decision
+        return decision
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The members, by rank."""
+        return self._decision.members
+
+    def pass_on(self, piece: Tensor, size: int) -> Tensor:
+        """Send a piece to this worker's buddy; return the one of ``size`` bytes that comes from its predecessor."""
+        num, arriving = self.num_processes, torch.empty(size, dtype=torch.uint8)
+        if num == 1:
+            return arriving[:0]
+        buddy, before = buddy_of(self.rank, num), (self.rank - 1) % num
+
+        def send() -> None:
+            works = [self._group.send([part], buddy, 1) for part in torch.split(piece, _CHUNK) if len(part)]
+            works += [self._group.recv([part], before, 1) for part in torch.split(arriving, _CHUNK) if len(part)]
+            for work in works:
+                work.wait()
+
+        with self.peers():
+            self.watched(send)
+        return arriving
+
+
+def _written(state: Any) -> str:
+    numbers = {name: value for name, value in vars(state).items() if name != "trained"}
+    return json.dumps([numbers, state.trained.tolist()])
+
+
+def _read(text: str, like: Any) -> Any:
+    numbers, trained = json.loads(text)
+    return replace(like, **numbers, trained=torch.tensor(trained, dtype=torch.int64))
+
+
+def _advance(state: Any, layout: Assignment, good: Sequence[int], refused: bool) -> None:
+    """Count a round, as the end of one does (``training/phases/exchange_phase.py``)."""
+    state.trained += layout.held[list(good)].sum(0)
+    state.round += 1
+    state.bad_rounds = state.bad_rounds + 1 if refused else 0
+
+
+class _GroupWire(Wire):
+    """A wire over a group that torch does not know by name."""
+
+    def irecv(self, buffer: Tensor, peer: int) -> Any:
+        return self._group.recv([buffer], peer, 0)  # type: ignore[union-attr]
+
+    def isend(self, buffer: Tensor, peer: int) -> Any:
+        return self._group.send([buffer], peer, 0)  # type: ignore[union-attr]
+
+
+class Memory:
+    """What the members hold of a training that goes on, as a checkpoint is read (``Saved``)."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        plan: Plan,
+        sizes: Mapping[str, Tensor],
+        roles: Sequence[Role],
+        held: Held | None,
+    ) -> None:
+        self._generation, self._plan, self._roles, self._held = generation, plan, roles, held
+        self.sizes = {name: torch.empty_like(t, device="meta") for name, t in sizes.items()}
+        layout = [held.layout.held.int() if held is not None else torch.zeros(len(roles), plan.num_units).int()]
+        holders = sum(generation.all_gather(torch.tensor([int(held is not None)])))
+        self.layout = Assignment(generation.total(layout[0]) == holders)
+        self.state: Any = None
+
+    def own(self, worker: int, assignment: Assignment) -> dict[str, Tensor]:
+        """Return the new piece of ``worker``; every member must call it."""
+        mine, held = dict[int, Mapping[str, Tensor]](), self._held
+        for old, role in enumerate(self._roles):
+            if role.rank == self._generation.rank:
+                assert held is not None
+                piece = held.copy if role.is_copy else held.own
+                mine[old] = unpacked(piece, self._plan, self.sizes, self.layout, old)
+        return deal_again(
+            self._plan, self.sizes, mine, self._roles, self.layout, assignment, worker, self._generation.total
+        )
+
+    def of_worker(self, prefix: str, worker: int) -> dict[str, Tensor]:
+        """Return nothing: no worker keeps anything for itself."""
+        return {}
+
+    def read(self, name: str, cut: Any = ()) -> Tensor:
+        """Raise: ``own`` has everything."""
+        raise AssertionError(name)
+
+
+class Copied(Sharded):
+    """The store of a member: what a process stores, a copy of its predecessor's, and all-or-nothing exchanges."""
+
+    def __init__(self, generation: Generation, wire: Wire, beginning: Beginning) -> None:
+        super().__init__(generation, wire, beginning)
+        self._generation, self._bytes_copied = generation, 0
+
+    @property
+    def bytes_sent(self) -> float:
+        """Bytes this process has sent for exchanges and copies."""
+        return super().bytes_sent + self._bytes_copied
+
+    def copied(self) -> Held:
+        """Send a copy of what this process stores to its buddy; return what it holds then."""
+        generation, rank = self._generation, self._generation.rank
+        own = self._packed(self.tensors)
+        before = (rank - 1) % generation.num_processes
+        from_before = generation.pass_on(own, num_bytes(self.plan, self.sizes, self.assignment, before))
+        self._bytes_copied += len(own) * (generation.num_processes > 1)
+        return Held(generation.members, self.assignment, own, from_before, state=generation.state)
+
+    def exchange(self, mine: list[Handover], then: Assignment, *, overlap: bool = False) -> list[Report]:
+        """Exchange with all members, or with none: then raise MembersChanged, and a new generation goes on.
+
+        If members have come or gone, the pieces are dealt to the new members by the new generation instead.
+        """
+        generation, membership = self._generation, self._generation.membership
+        (own,), held = mine, membership.held[membership.base]
+        self._check(own.tensors)
+        if own.report.good:
+            held.own = self._packed(own.tensors)
+        held.handed_over, held.good, held.state = True, own.report.good, generation.state
+        decision = generation.next_decision()
+        reports, piece = list[Report](), None
+        with contextlib.suppress(PeerLost), generation.peers():
+            now = self.assignment
+            reports = generation.watched(lambda: Sharded.exchange(self, mine, then))
+            good = [report.worker for report in reports if report.good]
+            generation.advance(now, good, refused=len(good) < len(reports))
+            piece = self.copied()
+        if not wait(membership.commit(decision, piece)):
+            raise MembersChanged(None)
+        return reports
+
+    def _packed(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        piece = {**tensors, **{f"{RESTING}{name}": tensor for name, tensor in self._shard.owned.items()}}
+        order = parts(self.plan, self.sizes, self.assignment, self._generation.rank)
+        return packed(piece, [key for key, _, _ in order])
+
+    def _gather(self, names: Sequence[str], *, only_first: bool) -> dict[str, Tensor]:
+        with self._generation.peers():
+            return self._generation.watched(lambda: Sharded._gather(self, names, only_first=only_first))

@@ -1,0 +1,339 @@
+"""Membership: who is in a run, one agreed decision per epoch, and an exchange that happens for all or for nobody.
+
+A run goes through epochs. In each of them the members agree on a decision (``decide``): who takes part. They exchange
+pieces, and vote (``commit``): a new *version* of the run exists if all have voted for it, else everything stays as it
+was. The store has the words of the agreement only. It may be lost and come back empty: members keep what they have.
+
+The rules:
+
+- Only members of decision E - 1 write decision E, by one compare-and-set. They wait for each other, but not for those
+  whose lease has ended. Newcomers that are there come in, up to the maximum.
+- A decision that does not bring all pieces together, or has fewer members than the minimum, is not written.
+- A version gets its name from its decision, which one member wrote. Who has voted keeps the old pieces *and* the new
+  ones until it knows how the vote ended, since the store may be lost at that moment. In the next decision it learns
+  from those who know. If nobody there does, the old version goes on. Who was in the latest decision is believed.
+- A member without pieces of the version that goes on, since it was away, is a newcomer.
+
+The functions that wait are generators: they yield where the caller may sleep. So a simulation can run thousands of
+schedules (``tests/runtimes/test_membership.py``), and processes wait for real.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Generic, Protocol, TypeVar
+
+from skerry.runtimes.elastic.leases import KeyStore, Leases
+
+
+class TooFew(Exception):
+    """There are too few members to go on, or the store does not answer."""
+
+
+class HasWorkers(Protocol):
+    """What a member holds of a version."""
+
+    @property
+    def workers(self) -> Sequence[str]:
+        """The members that the version was dealt to, in the order of workers."""
+        ...
+
+
+Held = TypeVar("Held", bound=HasWorkers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """What a member says of itself before a decision.
+
+    Attributes:
+        decided: the epoch of the last decision that it was in, 0 for none.
+        base: the version that the run was at then, or a later one that it knows of; empty for none.
+        held: the versions of which it has pieces, with their workers.
+        finished: whether it has nothing more to do.
+        group: in which it can exchange; empty if it needs a new one.
+        rank: in the last decision; its workers keep their numbers as far as they can.
+    """
+
+    decided: int = 0
+    base: str = ""
+    held: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    finished: bool = False
+    group: str = ""
+    rank: int = 2**31
+
+
+@dataclass(frozen=True)
+class Source:
+    """Who has the piece of a worker of the version that goes on.
+
+    Attributes:
+        rank: of the member that has it.
+        is_copy: whether it is the copy that the worker's buddy keeps, as the round began.
+    """
+
+    rank: int
+    is_copy: bool
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Who takes part in an epoch.
+
+    Attributes:
+        epoch: its number.
+        writer: the member that wrote it.
+        candidates: what each member said, in the order of ranks.
+    """
+
+    epoch: int
+    writer: str
+    candidates: Mapping[str, Candidate]
+
+    @property
+    def name(self) -> str:
+        """The name of the version that a commit makes; later epochs have greater ones."""
+        return f"{self.epoch:09d}.{self.writer}"
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Who takes part, by rank."""
+        return tuple(self.candidates)
+
+    @cached_property
+    def base(self) -> str:
+        """The version that goes on, empty at the start: what those who were in the latest decision know."""
+        latest = max(c.decided for c in self.candidates.values())
+        return max(c.base for c in self.candidates.values() if c.decided == latest)
+
+    @cached_property
+    def workers(self) -> tuple[str, ...]:
+        """The members that the version that goes on was dealt to; empty if there is none, or nobody holds it."""
+        return next((tuple(c.held[self.base]) for c in self.candidates.values() if self.base in c.held), ())
+
+    @cached_property
+    def sources(self) -> tuple[Source | None, ...]:
+        """For each worker of the version that goes on, who has its piece; None if it is lost."""
+        ranks = {uid: r for r, (uid, c) in enumerate(self.candidates.items()) if self.base in c.held}
+        found: list[Source | None] = []
+        for worker, uid in enumerate(self.workers):
+            buddy = self.workers[buddy_of(worker, len(self.workers))]
+            own, copy = ranks.get(uid), ranks.get(buddy)
+            found.append(Source(own, False) if own is not None else Source(copy, True) if copy is not None else None)
+        return tuple(found)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all pieces of the version that goes on are there."""
+        return not self.base or (bool(self.workers) and None not in self.sources)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all members that hold a piece have nothing more to do."""
+        holding = [c for c in self.candidates.values() if self.base in c.held]
+        return bool(holding) and all(c.finished for c in holding)
+
+    def to_json(self) -> str:
+        """Return it as text."""
+        return json.dumps([self.epoch, self.writer, {uid: vars(c) for uid, c in self.candidates.items()}])
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "Decision":
+        """Return what ``to_json`` wrote."""
+        epoch, writer, candidates = json.loads(text)
+        return cls(epoch, writer, {uid: Candidate(**c) for uid, c in candidates.items()})
+
+
+def buddy_of(worker: int, num_workers: int) -> int:
+    """Return the worker that keeps a copy of a worker's piece."""
+    return (worker + 1) % num_workers
+
+
+class Membership(Generic[Held]):
+    """One member's part of the protocol.
+
+    Args:
+        connect: opens a connection to the store; RuntimeError if it cannot be reached.
+        leases: kept up by heartbeats elsewhere, over a connection of their own.
+        clock: in seconds.
+        minimum: members without which nothing goes on.
+        maximum: members at most.
+        grace_s: seconds for which the first decision waits for more members.
+        patience_s: seconds that a decision may take.
+
+    Attributes:
+        held: what this member has of the version that goes on, by its name; with that of a vote whose end is unknown.
+        base: the version that the run is at, as far as this member knows.
+        epoch: of the last decision that this member was in.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], KeyStore],
+        leases: Leases,
+        clock: Callable[[], float],
+        *,
+        minimum: int = 1,
+        maximum: int = 2**31,
+        grace_s: float = 2.0,
+        patience_s: float = 60.0,
+    ) -> None:
+        self._connect, self._leases, self._clock = connect, leases, clock
+        self._minimum, self._maximum, self._grace_s, self._patience_s = minimum, maximum, grace_s, patience_s
+        self.held: dict[str, Held] = {}
+        self.base, self.epoch = "", 0
+        self._members: tuple[str, ...] = ()
+        self._store: KeyStore | None = None
+        self._stores_lost = 0
+
+    @property
+    def broken(self) -> str:
+        """Why the exchange of the last decision cannot end, empty if it can: somebody is dead or has given up.
+
+        Or the store is lost: then others may never have read the decision.
+        """
+        dead = sorted(self._leases.dead & set(self._members))
+        store_lost = self._leases.stores_lost != self._stores_lost
+        if dead:
+            return f"lost {', '.join(dead)}"
+        return "lost the store" if store_lost else "another member has given up" if self._leases.given_up else ""
+
+    @property
+    def group(self) -> str:
+        """The group that this member exchanges in; empty for none."""
+        return self._leases.group
+
+    def join_group(self, decision: Decision) -> None:
+        """Note that this member makes a group with the members of a decision."""
+        self._leases.group, self._leases.given_up = decision.name, False
+
+    def leave_group(self, *, done: bool) -> None:
+        """Leave the group; unless it is ``done``, tell the others, who may wait for this member in it."""
+        with contextlib.suppress(RuntimeError):  # without a store they give up by themselves
+            if self.group and not done:
+                self._connected().set(f"over/{self.group}", "1")
+        self._leases.group = ""
+
+    def decide(self, *, finished: bool = False) -> Generator[None, None, Decision]:
+        """Return the next decision that this member is in.
+
+        Pieces of versions that do not go on are dropped.
+
+        Raises:
+            TooFew: it was not reached in ``patience_s`` seconds.
+        """
+        until = self._clock() + self._patience_s
+        while True:
+            self._stores_lost = self._leases.stores_lost
+            try:
+                decision = yield from self._decide(finished)
+            except RuntimeError as error:  # the store is gone: keep everything, and try again
+                self._store = None
+                if self._clock() > until:
+                    raise TooFew("the store does not answer") from error
+                yield
+                continue
+            self._members, self.epoch, self.base = decision.members, decision.epoch, decision.base
+            self._leases.watch(self._members)
+            self.held = {name: piece for name, piece in self.held.items() if name == self.base}
+            return decision
+
+    def commit(self, decision: Decision, piece: Held | None) -> Generator[None, None, bool]:
+        """Vote, and return whether the version exists; where this stays unknown, False, and both pieces are kept.
+
+        Args:
+            decision: of this epoch.
+            piece: what this member has of the new version; None if the exchange failed here.
+        """
+        votes, end = [f"vote/{decision.name}/{uid}" for uid in decision.members], f"end/{decision.name}"
+        try:
+            store = self._connected()
+            if piece is not None:
+                self.held[decision.name] = piece
+                yield
+                store.set(f"vote/{decision.name}/{self._leases.uid}", "1")
+            while not store.check([end]):
+                yield
+                if piece is not None and store.check(votes):
+                    store.compare_set(end, "", "commit")
+                elif piece is None or self.broken:
+                    store.compare_set(end, "", "abort")
+            committed = store.get(end) == b"commit"
+        except RuntimeError:
+            self._store = None
+            return False
+        if committed:
+            self.base, self.held = decision.name, {decision.name: self.held[decision.name]}
+        else:
+            self.held.pop(decision.name, None)
+        return committed
+
+    def _connected(self) -> KeyStore:
+        """Return the store, which is told of the epoch if it has lost it."""
+        if self._store is None:
+            store = self._connect()
+            while (told := store.add("epoch", 0)) < self.epoch:
+                store.compare_set("epoch", str(told), str(self.epoch))
+            self._store = store
+        return self._store
+
+    def _decide(self, finished: bool) -> Generator[None, None, Decision]:
+        store, uid = self._connected(), self._leases.uid
+        epoch = max(store.add("epoch", 0), self.epoch) + 1
+        rank = self._members.index(uid) if uid in self._members else Candidate.rank
+        versions = {name: list(piece.workers) for name, piece in self.held.items()}
+        own = Candidate(
+            decided=self.epoch, base=self.base, held=versions, finished=finished, group=self.group, rank=rank
+        )
+        came = self._clock()
+        while True:
+            yield
+            key, until = f"decision/{epoch}", self._clock() + self._patience_s
+            store.set(f"here/{epoch}/{uid}", json.dumps(vars(own)))
+            while not store.check([key]):
+                yield
+                before = self._before(store, epoch)
+                alive = (self._leases.alive | set(before)) - self._leases.dead
+                here = {u for u in sorted(alive) if store.check([f"here/{epoch}/{u}"])}
+                if (not before and self._clock() - came < self._grace_s) or alive & set(before or alive) - here:
+                    until = self._clock() + self._patience_s  # others are alive, and on their way
+                    if store.add("epoch", 0) >= epoch and not store.check([key]):
+                        break  # the store has lost the decision, but others know it
+                    continue
+                said = {u: Candidate(**json.loads(store.get(f"here/{epoch}/{u}"))) for u in here}
+                proposal = self._proposal(epoch, before, said)
+                if proposal.is_whole and len(proposal.members) >= self._minimum and uid in (before or here):
+                    yield
+                    store.compare_set(key, "", proposal.to_json())
+                elif self._clock() > until:
+                    raise TooFew(self._why(proposal))
+            else:
+                decision = Decision.from_json(store.get(key))
+                store.compare_set("epoch", str(epoch - 1), str(epoch))
+                if uid in decision.candidates:
+                    return decision
+            epoch += 1  # this member was late, or there were enough
+
+    def _proposal(self, epoch: int, before: Sequence[str], said: Mapping[str, Candidate]) -> Decision:
+        """Return the decision that this member would write now: who was there before comes first."""
+        order = sorted(said, key=lambda uid: (uid not in before, said[uid].rank, uid))[: self._maximum]
+        return Decision(epoch, self._leases.uid, {uid: said[uid] for uid in order})
+
+    def _before(self, store: KeyStore, epoch: int) -> tuple[str, ...]:
+        """Return the members of the decision before; empty if there is none."""
+        if self.epoch == epoch - 1:
+            return self._members
+        key = f"decision/{epoch - 1}"
+        return Decision.from_json(store.get(key)).members if store.check([key]) else ()
+
+    def _why(self, proposal: Decision) -> str:
+        """Return, in words, why ``proposal`` is no decision."""
+        if not proposal.is_whole:
+            sources = zip(proposal.workers, proposal.sources, strict=True)
+            gone = ", ".join(uid for uid, source in sources if source is None) or "all members"
+            return f"{gone} died in one round, so nobody has what they held"
+        if len(proposal.members) < self._minimum:
+            return f"{len(proposal.members)} members, expected at least {self._minimum}"
+        return "the members of the run do not answer"

@@ -1,0 +1,201 @@
+"""Elastic runs in real processes, against a serial run in which the lost worker is refused and others go on."""
+
+import json
+import os
+import random
+import signal
+import socket
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from machines import start_on_machines
+from safetensors.torch import load_file
+from torch import nn, optim
+
+from skerry import Checkpoints, Session, discover, ist
+from skerry.runtimes.elastic import Elastic, serve_store
+
+ROUNDS, STEPS = 16, 3
+
+
+def _session(workers, rounds=ROUNDS, **settings):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
+    test = torch.randn(20, 6), torch.arange(20) % 3
+    return Session(
+        model, plan=discover(model, test[0]), algorithm=ist(workers, local_steps=STEPS),
+        optimizer=lambda net: optim.SGD(net.parameters(), 0.1), num_rounds=rounds, loss_fn=nn.functional.cross_entropy,
+        test=test, **settings,
+    )  # fmt: skip
+
+
+def _train(worker, spoilt=False):
+    rng = torch.Generator().manual_seed(100 * worker.number + worker.round)
+    for _ in range(worker.num_steps):
+        x, y = torch.randn(8, 6, generator=rng), torch.randint(3, (8,), generator=rng)
+        loss = nn.functional.cross_entropy(worker.subnet(x), y)
+        worker.step(loss * float("nan") if spoilt else loss)
+
+
+def _member(port, deaths, newcomer, rank):
+    """Take part; die in the middle of a round, or come when there is a place."""
+    if newcomer:
+        while not Path("../0/round-6").exists() and not Path("../2/round-6").exists():
+            time.sleep(0.02)
+        Path("../comes").touch()
+    Path("ready").touch()
+    while not newcomer and not all(Path(f"../{k}/ready").exists() for k in range(3)):
+        time.sleep(0.02)
+    began_with = []
+
+    def training(runtime):
+        began_with.append(runtime.num_processes)
+        session = _session(runtime.num_processes, runtime=runtime)
+        for round in session.rounds():
+            Path(f"round-{round.number}").touch()
+            if round.number > 6:
+                while not Path("../comes").exists():
+                    time.sleep(0.02)
+                time.sleep(0.1)
+            for worker in round.workers:
+                _train(worker)
+                if (round.number, runtime.rank) in deaths and not newcomer:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        full = session.full()
+        score = session.score(full)
+        session.export(full, Path("../export"))
+        return score
+
+    with Elastic(f"127.0.0.1:{port}", "test", minimum=2, maximum=3, lease_s=3.0, grace_s=1.0) as elastic:
+        score = elastic.run(training)
+    told = {"loss": score.loss, "workers": began_with[0], "changes": [asdict(change) for change in elastic.changes]}
+    Path("told.json").write_text(json.dumps(told))
+
+
+def _reference(folder, workers, changes, deaths):
+    """Train serially: a worker that died is refused in its round; then the next members go on."""
+    begins, workers = [0, *(c["round"] for c in changes), ROUNDS], [workers, *(len(c["members"]) for c in changes)]
+    for begin, end, num in zip(begins[:-1], begins[1:], workers, strict=True):
+        session = _session(num, checkpoints=Checkpoints(folder, every_s=0, resume=begin > 0))
+        for round in session.rounds():
+            for worker in round.workers:
+                _train(worker, spoilt=(round.number, worker.number) in deaths)
+            if round.number == end - 1:
+                session.stop()
+    full = session.full()
+    score = session.score(full)
+    session.export(full, folder / "export")
+    return score
+
+
+@pytest.mark.filterwarnings("ignore")  # of short runs, and of a worker that is refused on purpose
+def test_two_go_on_without_the_third_and_a_fourth_joins(tmp_path):
+    store, deaths = serve_store(0), {(3, 1)}
+    members = [partial(_member, store.port, deaths, newcomer) for newcomer in (False, False, False, True)]
+    machines = start_on_machines(tmp_path, *members)
+    for machine in machines:
+        machine.join(120)
+    codes = [machine.exitcode for machine in machines]
+    for machine in machines:
+        machine.kill()
+    said = {path.parent.name: path.read_text() for path in tmp_path.glob("*/said")}
+    assert sorted(codes) == [-signal.SIGKILL, 0, 0, 0], said
+    told = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("?/told.json"))]
+    first = max(told, key=lambda each: len(each["changes"]))  # took part from the start to the end
+    *_, died, joined = first["changes"]  # before, one may have joined late
+    assert (died["round"], len(died["members"]), len(died["lost"]), died["joined"]) == (4, 2, 1, [])
+    assert died["units_lost"] == 24 // 3
+    assert (len(joined["members"]), joined["lost"], joined["units_lost"]) == (3, [], 0)
+    assert len({each["loss"] for each in told}) == 1
+    score = _reference(tmp_path / "serial", first["workers"], first["changes"], deaths)
+    ours, serial = (load_file(next((at / "export").glob("*.safetensors"))) for at in (tmp_path, tmp_path / "serial"))
+    assert ours.keys() == serial.keys()
+    for name in serial:
+        torch.testing.assert_close(ours[name], serial[name], rtol=1e-6, atol=1e-7)
+    assert told[0]["loss"] == pytest.approx(score.loss, rel=1e-5)
+
+
+def _store(port, rank):
+    store = serve_store(port)
+    Path("up").touch()
+    signal.pause()
+    del store
+
+
+def _endures(port, rank):
+    """Train 60 rounds, whatever happens."""
+
+    def training(runtime):
+        session = _session(runtime.num_processes, 60, runtime=runtime)
+        for round in session.rounds():
+            time.sleep(0.05)
+            for worker in round.workers:
+                _train(worker)
+            with Path("rounds").open("a") as log:
+                log.write(f"{round.number}\n")
+        return session.score(session.full()), session.state.trained.tolist()
+
+    with Elastic(f"127.0.0.1:{port}", "test", minimum=2, maximum=4, lease_s=3.0, grace_s=1.0) as elastic:
+        score, trained = elastic.run(training)
+    told = {"loss": score.loss, "trained": trained, "changes": [asdict(change) for change in elastic.changes]}
+    Path("told.json").write_text(json.dumps(told))
+
+
+def _rounds(folder):
+    return [int(line) for log in folder.glob("*/0/rounds") for line in log.read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_faults_at_any_time_lose_only_the_victims_rounds(tmp_path, seed):
+    rng, members, faults = random.Random(seed), {}, []
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def start(name, work):
+        return start_on_machines(tmp_path / name, partial(work, port))[0]
+
+    store = start("store-0", _store)
+    for k in range(3):
+        members[k] = start(f"member-{k}", _endures)
+    at, since = 0, time.monotonic()
+    while (now := max(_rounds(tmp_path), default=0)) < 50:
+        time.sleep(rng.uniform(0.2, 1.0))
+        if now < at + 3:  # the run goes on after each fault before the next
+            assert time.monotonic() - since < 100, faults
+            continue
+        fault = rng.choice(["kill", "stop", "join", "store"])
+        alive = [k for k, member in members.items() if member.is_alive()]
+        victim = rng.choice(alive)
+        at, since = now, time.monotonic()
+        faults.append((now, fault, victim))
+        if fault == "kill" and len(alive) > 2:
+            members[victim].kill()
+        elif fault == "stop" and len(alive) > 2:
+            os.kill(members[victim].pid, signal.SIGSTOP)
+            time.sleep(rng.uniform(0.5, 6.0))
+            os.kill(members[victim].pid, signal.SIGCONT)
+        elif fault == "join" and len(alive) < 4:
+            members[len(members)] = start(f"member-{len(members)}", _endures)
+        elif fault == "store":
+            store.kill()
+            store.join()
+            store = start(f"store-{len(faults)}", _store)
+    for member in members.values():
+        member.join(60)
+    codes = [member.exitcode for member in members.values()]
+    for process in (*members.values(), store):
+        process.kill()
+    print(faults, codes)
+    told = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("member-*/0/told.json"))]
+    assert len(told) >= 2, codes
+    assert set(codes) <= {0, -signal.SIGKILL}
+    assert len({each["loss"] for each in told}) == 1
+    changes = {json.dumps([c["round"], c["members"], c["units_lost"]]) for each in told for c in each["changes"]}
+    lost = sum(json.loads(change)[2] for change in changes)
+    assert [60 * 24 - sum(each["trained"]) for each in told] == [lost] * len(told)
