@@ -8,7 +8,7 @@ from skerry import discover
 from skerry.checkpoint import save_pretrained
 from skerry.partitions import Disjoint
 from skerry.subnet import SideBySide, extract
-from skerry.subnet.side_by_side import side_by_side
+from skerry.subnet.side_by_side import nets_of, side_by_side
 
 transformers = pytest.importorskip("transformers")
 TOKENS = torch.randint(1, 40, (2, 7), generator=torch.Generator().manual_seed(0))
@@ -76,6 +76,35 @@ def test_the_loss_of_the_mean_of_nets_is_that_of_its_logits(tmp_path):
     logits = model(TOKENS).logits[:, :-1]
     expected = nn.functional.cross_entropy(logits.flatten(0, 1), TOKENS[:, 1:].flatten())
     torch.testing.assert_close(loaded(TOKENS, labels=TOKENS).loss, expected)
+
+
+@torch.no_grad()
+def test_the_end_token_and_the_dtype_are_kept(tmp_path):
+    model = _made("gpt2", 2, "nets").bfloat16()
+    end = int(model(TOKENS[:1]).logits[0, -1].argmax())  # what comes next
+    for net in nets_of(model).values():
+        net.generation_config.eos_token_id = end
+        net.generation_config.pad_token_id = 0
+    save_pretrained(model, tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True, dtype="auto").eval()
+    assert (loaded.dtype, loaded.config.eos_token_id) == (torch.bfloat16, 0)
+    made = loaded.generate(TOKENS[:1], attention_mask=torch.ones_like(TOKENS[:1]), max_new_tokens=5, do_sample=False)
+    assert made[0, TOKENS.shape[1] :].tolist() == [end]
+
+
+def test_labels_of_classes_are_kept_and_their_loss_is_refused(tmp_path):
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(
+        transformers.BertConfig(**SIZES, id2label={0: "no", 1: "yes", 2: "maybe"})
+    ).eval()
+    save_pretrained(
+        extract(model, (plan := discover(model, TOKENS)), Disjoint(2, 0).assign(plan.axes, 0).units(0)), tmp_path
+    )
+    auto = transformers.AutoModelForSequenceClassification
+    loaded = auto.from_pretrained(tmp_path, trust_remote_code=True)
+    assert loaded.config.id2label == {0: "no", 1: "yes", 2: "maybe"}
+    with pytest.raises(ValueError, match="only language models"):
+        loaded(TOKENS, labels=torch.tensor([0, 1]))
 
 
 def test_an_unchanged_model_without_logits_is_saved(tmp_path):

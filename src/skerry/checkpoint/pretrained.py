@@ -20,6 +20,9 @@ from skerry.randomness import own_random_state
 from skerry.subnet.kept_numbers import kept_numbers
 from skerry.subnet.side_by_side import nets_of
 
+_KEPT = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id")
+"""What the config of several nets has of that of the first."""
+
 
 def save_pretrained(model: nn.Module, folder: Path | str, tokenizer: Any = None) -> None:
     """Write ``model`` to ``folder`` so that ``AutoModelFor....from_pretrained(folder)`` of transformers loads it.
@@ -74,7 +77,10 @@ def _as_pretrained(nets: list[Any]) -> Any:
     architecture = described[0]["config"]["architectures"][0]
     NetsConfig.register_for_auto_class()
     Nets.register_for_auto_class(_auto_class(architecture))
-    written = Nets(NetsConfig(nets=described, vocab_size=getattr(nets[0].config, "vocab_size", None)))
+    kept = {key: value for key in _KEPT if (value := getattr(nets[0].config, key, None)) is not None}
+    written = Nets(NetsConfig(nets=described, **kept)).to(nets[0].dtype)
+    if getattr(nets[0], "generation_config", None) is not None:
+        written.generation_config = copy.deepcopy(nets[0].generation_config)
     for own, net in zip(written.nets, nets, strict=True):
         own.load_state_dict(net.state_dict())
     return written.train(nets[0].training)

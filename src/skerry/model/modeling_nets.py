@@ -44,7 +44,11 @@ class Nets(transformers.PreTrainedModel, transformers.GenerationMixin):  # type:
         self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
 
     def forward(self, *args: Any, labels: Tensor | None = None, **given: Any) -> Any:
-        """Return the mean of the nets' logits, and for language models the loss if there are labels."""
+        """Return the mean of the nets' logits, and for language models the loss if there are labels.
+
+        Raises:
+            ValueError: there are labels, and the model is no language model.
+        """
         for name in ("past_key_values", "cache_position", "return_dict"):  # each net would need its own
             given.pop(name, None)
         if "use_cache" in given:
@@ -53,6 +57,8 @@ class Nets(transformers.PreTrainedModel, transformers.GenerationMixin):  # type:
         loss = None
         if labels is not None:
             first: Any = self.nets[0]
+            if logits.shape[-1] != getattr(self.config, "vocab_size", None):
+                raise ValueError("labels: only language models compute their loss here; compute it from the logits")
             loss = first.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
         return CausalLMOutput(loss=loss, logits=logits)
 
