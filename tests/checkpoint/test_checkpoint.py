@@ -54,11 +54,22 @@ def read_by_one(folder, plan, model):
     return {name: found.read(name) for name in found.sizes}
 
 
+class Undisturbed(dict):
+    """How runs end that are not stopped, by runtime and method; each is made when it is asked for."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def __missing__(self, key):
+        how, method = key
+        self[key] = ends(self.folder / how / method, how, method=method)
+        return self[key]
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    methods = ("ist-uneven-travel", "ist-slow-core", "ist-core-overlap-travel", "diloco", "fedrolex")
-    return {(how, m): ends(folder / how / m, how, method=m) for how in ("serial", "processes") for m in methods}
+    return Undisturbed(tmp_path_factory.mktemp("undisturbed"))
 
 
 @pytest.mark.parametrize(
@@ -68,7 +79,7 @@ def undisturbed(tmp_path_factory):
         *(pytest.param("ist-uneven-travel", k, marks=pytest.mark.slow) for k in (0, 1, 2)),
         pytest.param("ist-slow-core", 3, marks=pytest.mark.slow),
         ("ist-core-overlap-travel", 2),
-        ("diloco", 1),
+        pytest.param("diloco", 1, marks=pytest.mark.slow),
         ("fedrolex", 2),
     ],
 )

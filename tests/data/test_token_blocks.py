@@ -45,7 +45,7 @@ def test_a_tokenizer_of_tokenizers():
 @pytest.mark.parametrize(
     ("text", "block", "sizes", "said"),
     [
-        ("1 2 3", 5, {}, "texts: 4 tokens, expected at least block=5.* a text, not a file's name"),
+        ("1 2 3", 5, {}, "texts: 4 tokens, expected at least block=5.*a text, not a file's name"),
         (["1 2 3", {"text": "4"}], 2, {}, r"texts\[1\]: dict, expected str; give dataset\['text'\]"),
         (b"1 2 3", 2, {}, r"texts\[0\]: bytes, expected str"),
         ("1 2 3", 2, {"vocab_size": 29}, "tokenizer: 30 tokens, but the model's embedding has 29 rows"),

@@ -396,7 +396,7 @@ def test_a_wrong_rule_is_found_within_400_examples(rules, name, wrong, monkeypat
         search()
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(programs(), st.integers(0, 1000))
 def test_whatever_is_discovered_is_right(program, seed):
     torch.manual_seed(seed)

@@ -492,7 +492,7 @@ def test_another_runs_checkpoint_is_refused(finished, tmp_path):
         (1000, None, r"nothing of O is kept"),
         (1000, 2, r"O has no checkpoint yet.*beginning"),
         (0, 0, r"O has no checkpoint yet.*beginning"),
-        (0, 1, r"--resume continues O after round 1 of 3"),
+        pytest.param(0, 1, r"--resume continues O after round 1 of 3", marks=pytest.mark.slow),
         (0, 2, r"--resume continues O after round 2 of 3"),
     ],
 )

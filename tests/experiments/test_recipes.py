@@ -41,7 +41,7 @@ MORE = {
 @pytest.mark.parametrize(
     ("recipe", "method"),
     [
-        pytest.param(recipe, method, marks=[pytest.mark.slow] if "cifar" in recipe and method not in FEW else [])
+        pytest.param(recipe, method, marks=[] if recipe == "digits-mlp" or method in FEW else [pytest.mark.slow])
         for recipe in SMALL
         for method in RECIPES[recipe]().methods
         if method != "ddp"

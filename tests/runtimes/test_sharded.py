@@ -32,7 +32,7 @@ from skerry.weights.source import FromModel
 FEW = {"phases": (Phase.explicit, Phase.reuse, Phase.generate)}  # no shrinking: a seed has no simpler one
 
 
-@settings(max_examples=8, **FEW)
+@settings(max_examples=5, **FEW)
 @given(
     workers=st.integers(1, 4),
     density=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
@@ -62,7 +62,7 @@ def test_any_assignments_and_refusals_give_what_aggregate_gives(workers, density
         assert_kept(plan, full, assignments[round], [each[round] for each in kept])
 
 
-@settings(max_examples=6, **FEW)
+@settings(max_examples=4, **FEW)
 @given(
     workers=st.integers(1, 4),
     density=st.sampled_from([0.5, 1.0]),
@@ -119,7 +119,7 @@ def serial_store(model, plan, assignments, start):
     return Serial().keep(beginning(model, plan, assignments[0], start=start))
 
 
-@settings(max_examples=6, **FEW)
+@settings(max_examples=4, **FEW)
 @given(
     workers=st.integers(1, 4),
     density=st.sampled_from([0.0, 0.5, 1.0]),
@@ -150,7 +150,7 @@ def test_the_full_model_is_read_to_the_bit_and_reading_changes_nothing(workers, 
     assert all_same(together(workers, work, chunk=chunk)[0], {n: scaled[n] for n in named_tensors(model)})
 
 
-@settings(max_examples=8, **FEW)
+@settings(max_examples=5, **FEW)
 @given(workers=st.integers(2, 4), density=st.sampled_from([0.0, 0.5, 1.0]), seed=st.integers(0, 2**32))
 def test_bf16_values_are_neighbours_and_the_same_for_all_holders(workers, density, seed):
     model, plan, assignments = any_run(workers, density, 1, seed)

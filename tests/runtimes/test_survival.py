@@ -281,7 +281,8 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("runtime", ["serial", pytest.param("processes", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["serial", "processes"])
 def test_a_full_disk_in_the_middle_of_a_run_costs_nothing_that_was_saved(undisturbed, small_disk, runtime):
     out = small_disk / "x"
     process = _start(out, "--runtime", runtime, *SETTINGS, *OFTEN)

@@ -25,8 +25,23 @@ from skerry.sklearn import Classifier
 from skerry.training import Test
 from skerry.weights import FromInitializer
 
+ALWAYS = {("relay", "cnn"), ("resist", "blocks")}
+FEW = {
+    "ist",
+    "ist-core-overlap-travel",
+    "ist-uneven-travel",
+    "diloco",
+    "narrow",
+    "fedrolex",
+    "heterofl",
+    "relay-travel",
+}
 CASES = [
-    pytest.param(method, model, marks=[] if model == "mlp" or method in ("relay", "resist") else pytest.mark.slow)
+    pytest.param(
+        method,
+        model,
+        marks=[] if (model == "mlp" and method in FEW) or (method, model) in ALWAYS else pytest.mark.slow,
+    )
     for method in METHODS
     for model in MODELS
     if fits(method, model)
@@ -34,8 +49,9 @@ CASES = [
 # Overlap waits within local steps, where threads share dropout's random state; and Adam turns the rounding errors that
 # are the whole gradient of a bias before a batch norm into steps. Images have neither.
 IN_THREADS = [
-    ("ist-core-overlap-travel", "cnn"), ("fedrolex", "mlp"),
-    *(pytest.param(*case, marks=pytest.mark.slow) for case in (("ist", "blocks"), ("relay", "mlp"), ("diloco", "mlp"))),
+    ("fedrolex", "mlp"),
+    *(pytest.param(*case, marks=pytest.mark.slow)
+      for case in (("ist-core-overlap-travel", "cnn"), ("ist", "blocks"), ("relay", "mlp"), ("diloco", "mlp"))),
 ]  # fmt: skip
 
 

@@ -94,8 +94,11 @@ FEATURES = {
         "checkpoint_activations": True,
     },
 }  # fmt: skip
-EACH = pytest.mark.parametrize("feature", FEATURES)
 LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("sequential", "transformers", "bf16")]
+SHORT = {"chained", "clip", "accumulate unevenly", "fp16", "checkpoint", "all"}
+EACH = pytest.mark.parametrize(
+    "feature", [pytest.param(name, marks=[] if name in SHORT else [pytest.mark.slow]) for name in FEATURES]
+)
 SOME = pytest.mark.parametrize("feature", [*LONG, "all"])
 
 

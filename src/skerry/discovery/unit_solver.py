@@ -75,7 +75,14 @@ def solve(trace: Trace, tied: Mapping[Origin, frozenset[Origin]]) -> Units:
         if not more:
             break
         edges.extend(more)
-    return Units(of, reads, makes, heads, _reasons(trace.num_labels, a, b, op), frozenset(both.values()))
+    tied_at = frozenset(at for origin, at in both.items() if _is_tied(trace, origin))
+    return Units(of, reads, makes, heads, _reasons(trace.num_labels, a, b, op), tied_at)
+
+
+def _is_tied(trace: Trace, origin: Origin) -> bool:
+    """Tell whether several modules use a weight, not only one and the modules that compute its weight."""
+    modules = {trace.steps[op].module for found, _, op in trace.constraints.roles if found == origin}
+    return not any(first and all(module.startswith(first) for module in modules) for first in modules)
 
 
 def _not_of_heads(trace: Trace, of: Ids, heads: frozenset[int]) -> list[tuple[Ids, Ids, Ids]]:

@@ -54,6 +54,7 @@ def test_recipes_run_and_are_loaded_without_their_data(tmp_path, monkeypatch, re
     assert right.mean() == pytest.approx(last["accuracy"])
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_ends_like_one_of_two_machines(tmp_path):
     words = [f"--set={key}={value}" for key, value in (SMALL | CLUSTERS).items() if key != "rounds"]
     train = ["train", "gist-wordnet", "--method", "ist", "--workers", "2", *words, "--set=schedule=constant"]
