@@ -15,6 +15,9 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
+LONG = ["graphs"]  # with an example that is run
+
+
 def blocks(page: Path) -> str:
     """The Python blocks of a page, as one script; those marked "notest" are left out."""
     return "\n".join(BLOCK.findall(page.read_text()))
@@ -27,7 +30,14 @@ def test_the_readme_can_be_read_in_one_go():
 
 
 @pytest.mark.filterwarnings("ignore")  # short runs are warned of
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in LONG else [])
+        for page in PAGES
+        if blocks(page)
+    ],
+)
 def test_what_a_page_shows_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if "skerry.load(" in blocks(page):

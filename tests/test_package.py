@@ -49,6 +49,7 @@ def test_the_wheel_has_every_module_and_the_page_of_reports(wheel):
     assert not [name for name in names if name.startswith("tests")]
 
 
+@pytest.mark.slow
 def test_the_example_of_the_readme_runs_without_extras(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as file:
         file.extractall(tmp_path / "installed")

@@ -69,6 +69,7 @@ def test_a_classifier_is_train_with_defaults():
     assert found.tolist() == NAMES[numbers].tolist()
 
 
+@pytest.mark.slow
 def test_scikit_learn_takes_a_classifier_as_its_own(fitted):
     assert is_classifier(fitted)
     assert not is_regressor(fitted)

@@ -74,6 +74,7 @@ def test_branches_are_scaled_by_the_share_at_inference(least, share):
         assert torch.equal(result.model[1][k].up.weight, model[1][k].up.weight)
 
 
+@pytest.mark.slow
 def test_warm_up_is_local_sgd_and_costs_what_that_costs():
     warm, result = go(resist(WORKERS, local_steps=STEPS, warmup_rounds=ROUNDS))
     plain, expected = go(local_sgd(WORKERS, local_steps=STEPS))

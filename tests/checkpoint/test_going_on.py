@@ -54,7 +54,7 @@ def ends(folder, how, method, rounds, *, resume=False):
     ("how", "method"),
     [
         *(("serial", m) for m in ("ist-core-overlap-travel", "relay-travel", "narrow", "diloco", "fedrolex", "resist")),
-        ("processes", "ist-core-overlap-travel"),
+        pytest.param("processes", "ist-core-overlap-travel", marks=pytest.mark.slow),
         pytest.param("processes", "fedrolex", marks=pytest.mark.slow),
     ],
 )

@@ -53,6 +53,7 @@ def test_compare_goes_on_after_a_method_that_does_not_fit_the_model(here):
     assert {path.parent.name for path in here.glob("c/*/summary.json")} == {"ist", "narrow"}
 
 
+@pytest.mark.slow
 def test_processes_find_the_recipe_too_and_go_on_with_other_workers(here):
     for out, words in (("p", ["--runtime", "processes"]), ("s", [])):
         assert call(["train", "my_nets:spirals", "--out", out, *words, *QUICK]) == (0, "")

@@ -155,6 +155,7 @@ def _session(runtime=None, algorithm=None) -> tuple[skerry.Session, Data]:
 
 
 @pytest.mark.filterwarnings("ignore::skerry.training.TheoryWarning")
+@pytest.mark.slow
 def test_a_relay_is_the_mean_of_its_nets_also_where_no_process_has_them_all():
     session, graph = _session()
     full = session.full(graph)

@@ -71,8 +71,8 @@ ALWAYS = {
         "narrow",
         "fedrolex",
     },
-    "cnn": {"ist-slow-core", "ist-core-overlap-travel"},
-    "blocks": {"ist-core-overlap-travel", "resist"},
+    "cnn": {"ist-core-overlap-travel"},
+    "blocks": {"resist"},
 }
 GRID = [
     pytest.param(method, model, marks=() if method in ALWAYS[model] else pytest.mark.slow)
@@ -222,6 +222,7 @@ def test_no_worker_outlives_its_parent(tmp_path):
     assert not any(_alive(pid) for pid in pids)
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_reported_in_one_line():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -89,7 +89,7 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("runtime", "kills"), [("serial", (5,)), pytest.param("processes", (5,), marks=pytest.mark.slow)]
+    ("runtime", "kills"), [pytest.param(runtime, (5,), marks=pytest.mark.slow) for runtime in ("serial", "processes")]
 )
 def test_killed_in_the_middle_of_a_round_and_resumed(undisturbed, tmp_path, runtime, kills):
     out, moment = tmp_path / "x", random.Random(runtime)
@@ -197,6 +197,7 @@ def _on_machines(folder: Path, *given: "list[str]") -> list[ForkServerProcess]:
     return start_on_machines(folder, *out, more=local)
 
 
+@pytest.mark.slow
 def test_machines_that_share_no_folder_resume(undisturbed, tmp_path):
     settings = [*SETTINGS, *OFTEN]
     machines = _on_machines(tmp_path, settings, settings, settings)

@@ -155,6 +155,7 @@ def test_step_counts_are_where_the_optimizer_wants_them(name):
         assert (state["step"].device == device) == (name == "fused")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_device(tmp_path):
     """Checkpoints are the same wherever they were written: on a device or on the CPU, with optimizer state."""
     x, y = next(iter(images(1).batches(0, 0, 1)))

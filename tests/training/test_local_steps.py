@@ -285,6 +285,7 @@ class Shifted(nn.Module):
         return self.net(x) * scale + shift
 
 
+@pytest.mark.slow
 def test_parameters_may_be_called_as_what_workers_keep(tmp_path):
     for make in (lambda: local_sgd(2, local_steps=2, optimizer_state="stay"), lambda: diloco(2, local_steps=2)):
         ends = []

@@ -84,6 +84,7 @@ def both_ways(runtime: Processes, folder):
         assert_same(ours, by_train(method, "mlp", runtime, folder / "train" / method))
 
 
+@pytest.mark.slow
 def test_a_loop_of_ones_own_gives_the_bits_of_train_in_processes(tmp_path):
     launch(both_ways, 3, tmp_path)
     files = sorted(p.relative_to(tmp_path / "train") for p in (tmp_path / "train").rglob("*.safetensors"))
