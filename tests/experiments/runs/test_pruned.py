@@ -94,6 +94,15 @@ def test_a_model_that_torch_cannot_follow_is_still_written(folder, tmp_path):
     assert skerry.load(tmp_path).outputs(RAW).shape == (len(RAW), 10)
 
 
+@pytest.mark.parametrize("words", [["prune", "--keep", "0.5"], ["export", "--format", "pretrained"]], ids=" ".join)
+def test_a_run_is_not_overwritten(folder, words):
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    code, said = call([words[0], str(folder), *words[1:], "--out", str(folder)])
+    assert code == 1
+    assert said == f"error: {folder}: holds a run, whose files would be overwritten; choose another --out"
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
 class Operations(TorchDispatchMode):
     """Counts what torch computes."""
 

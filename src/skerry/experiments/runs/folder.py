@@ -65,6 +65,12 @@ def saved_config(folder: Path) -> Config:
         raise ValueError(f"{path}: not a readable config ({error}); start anew in another folder") from error
 
 
+def check_holds_no_run(out: Path) -> None:
+    """Raise FolderInUse if files that are written to ``out`` would take the place of those of a run."""
+    if (out / "metrics.jsonl").exists():
+        raise FolderInUse(f"{out}: holds a run, whose files would be overwritten; choose another --out")
+
+
 def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
     """Raise unless a new run may start in ``folder``, or the run in it may be resumed with ``config``.
 

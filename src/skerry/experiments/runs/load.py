@@ -14,7 +14,13 @@ from skerry.checkpoint.pretrained import save_pretrained
 from skerry.experiments.config import Config
 from skerry.experiments.methods import build
 from skerry.experiments.recipes import Recipe, find_recipe
-from skerry.experiments.runs.folder import SIGNATURE, checkpoints_of, is_finished, saved_config
+from skerry.experiments.runs.folder import (
+    SIGNATURE,
+    check_holds_no_run,
+    checkpoints_of,
+    is_finished,
+    saved_config,
+)
 from skerry.merge.calibrate import estimate_batch_norm_
 from skerry.model.inputs import call
 from skerry.model.tensors import fill_, named_tensors, skeleton
@@ -141,8 +147,10 @@ def export_pretrained(folder: Path, out: Path) -> int:
         The round that the model was trained to.
 
     Raises:
+        FolderInUse: there is a run in ``out``.
         ValueError: there is no run in ``folder``, or its model is not of transformers.
     """
+    check_holds_no_run(out)
     predictor = load(folder)
     tokenizer = None
     if predictor.signature.tokenizer:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from skerry.checkpoint.export import export
+from skerry.experiments.runs.folder import check_holds_no_run
 from skerry.experiments.runs.load import PRUNED, trained
 from skerry.files import atomic
 from skerry.model.in_words import first_line
@@ -37,9 +38,11 @@ def prune_run(folder: Path, out: Path, keep: Keep) -> Pruned:
     """Prune the trained model of the run in ``folder`` (see ``skerry.prune``) and write it to the folder ``out``.
 
     Raises:
+        FolderInUse: there is a run in ``out``.
         ValueError: there is no run in ``folder``, it trains nets side by side or one without units, or ``keep`` does
             not fit its plan.
     """
+    check_holds_no_run(out)
     found = trained(folder)
     if isinstance(found.net, SideBySide) or not found.plan.axes:
         raise ValueError(

@@ -126,8 +126,8 @@ class Processes(Peers):
     def keep(self, beginning: Beginning) -> Sharded:
         """Make the store of this process: only the parts that it stores are read from the source."""
         able = self._liveness is None and _has_nccl(beginning.device)
-        if int(self.total(torch.tensor(int(able)))) == self.num_processes:
-            self._reducing = dist.group.WORLD
+        all_able = int(self.total(torch.tensor(int(able)))) == self.num_processes
+        self._reducing = dist.group.WORLD if all_able else None
         return Sharded(self, self._wire, beginning, wire_format=self._format)
 
     def synchronized(self, module: nn.Module) -> tuple[nn.Module, Callable[[Tensor], None]]:

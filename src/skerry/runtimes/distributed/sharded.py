@@ -205,7 +205,9 @@ class Sharded:
             step = self._step(group, found, values, new, then, good)
             due += step.bytes_due
             summed = self._summed(group, found, new)
-            replace(step, moves=[move for move in found if move.name not in summed]).run(self._wire)
+            if summed:
+                step = replace(step, moves=[move for move in found if move.name not in summed])
+            step.run(self._wire)
             for name in sorted(summed):
                 self._average_(new[name], good)
             after |= new
