@@ -12,7 +12,7 @@ demo: .venv/.done
 	$(BIN)/skerry compare fashion-mlp --methods relay,ist,narrow,local_sgd --runtime processes --out $(RUN)
 
 test: lint types
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.done
 	$(BIN)/ruff check

@@ -12,26 +12,33 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest import mock
 
 import torch
 
+from skerry import launch
 from skerry.experiments.cli import entry
 
 Work = Sequence[str] | Path | Callable[[int], object]
 """The arguments of ``skerry``, a script, or a function of the rank."""
 
-_PRELOADED = ["skerry.experiments.cli.commands", "torch._dynamo", "torch.distributed.run", "sklearn.datasets"]
+EXTRAS = ["click", "rich", "matplotlib", "jinja2", "sklearn", "PIL", "tensorboard", "wandb", "mlflow", "transformers"]
+EXTRAS += ["torch_geometric", "pymetis"]
+"""Packages that ``import skerry`` does not import."""
 _NETWORK = 0x40000000  # CLONE_NEWNET
 
 
 def start_server() -> None:
     """Start the server; it imports while other tests run."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOADED)
-    forkserver.ensure_running()
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["preloaded"])
+    path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(path)):
+        forkserver.ensure_running()
 
 
 def start_on_machines(
@@ -81,10 +88,23 @@ def run_on_machines(folder: Path, *work: Work, **where: Any) -> tuple[list[int |
     return codes, [(folder / f"{rank}" / "said").read_text() for rank in range(len(work))]
 
 
+def run_bare(folder: Path, code: str) -> tuple[int | None, str]:
+    """Run ``code`` as a new Python would; of what it may import only torch is there already. Return code and output."""
+    codes, said = run_on_machines(folder, partial(_bare, code))
+    return codes[0], said[0]
+
+
+def _bare(code: str, rank: int) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] in {"skerry", *EXTRAS}]:
+        del sys.modules[name]
+    exec(compile(code, "code", "exec"), {"__name__": "__main__"})
+
+
 def _machine(group: Mapping[str, str], folder: Path, work: Work, namespace: Path | None) -> None:
     """The main function of a process."""
     os.environ.update(group, OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
+    sys.modules[launch.__module__]._START = "fork"  # type: ignore[attr-defined]
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     with Path("said").open("w") as said:

@@ -109,13 +109,13 @@ def test_without_a_length_rounds_must_be_given(capsys):
 
     with pytest.raises(ValueError, match="num_rounds"):
         train(mlp(), F.cross_entropy, DataLoader(Stream(), 8))
-    train(mlp(), F.cross_entropy, DataLoader(Stream(), 8), num_rounds=4)
+    train(mlp(), F.cross_entropy, DataLoader(Stream(), 8), num_rounds=1)
 
     class Counted(Stream):
         def __len__(self):
             return len(X)
 
-    assert len(train(mlp(), F.cross_entropy, DataLoader(Counted(), 8)).history) == 10
+    assert len(train(mlp(), F.cross_entropy, DataLoader(Counted(), 20)).history) == 4
 
 
 class Ragged(nn.Module):

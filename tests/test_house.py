@@ -2,9 +2,10 @@
 
 import ast
 import subprocess
-import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+from machines import EXTRAS, run_bare
 
 import skerry
 
@@ -118,24 +119,9 @@ def test_models_know_nothing_of_skerry():
             assert all(other.startswith("skerry.experiments.models") for other in _imports(path))
 
 
-def test_import_skerry_pulls_in_no_extra():
-    extras = [
-        "click",
-        "rich",
-        "matplotlib",
-        "jinja2",
-        "sklearn",
-        "PIL",
-        "tensorboard",
-        "wandb",
-        "mlflow",
-        "transformers",
-        "torch_geometric",
-        "pymetis",
-    ]
-    code = f"import sys, skerry; print([m for m in {[*extras, 'skerry.experiments']} if m in sys.modules])"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "[]"
+def test_import_skerry_pulls_in_no_extra(tmp_path):
+    code = f"import sys, skerry; print([m for m in {[*EXTRAS, 'skerry.experiments']} if m in sys.modules])"
+    assert run_bare(tmp_path, code) == (0, "[]\n")
 
 
 def test_git_ignores_no_source():

@@ -16,15 +16,8 @@ from skerry.callbacks import Callback
 from skerry.checkpoint import CheckpointError
 from skerry.runtimes import Serial
 from skerry.runtimes.runtime import RESTING
-from skerry.training import cost
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_costs():
-    """Measuring what a step costs would take most of the time here."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(cost, "step_cost", lambda *args: cost.StepCost(1, 1, 1, 1, 1, 1))
-        yield
+pytestmark = pytest.mark.usefixtures("no_costs")
 
 
 def go(folder, algorithm, optimizer, rounds, *, resume=False, runtime=None, **more):

@@ -4,13 +4,13 @@ import html
 import json
 import re
 import shutil
-import subprocess
 import sys
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from click.testing import CliRunner
+from machines import run_bare
 from safetensors.torch import load_file
 from stopped_runs import latest
 
@@ -519,10 +519,10 @@ def test_an_interrupt_promises_only_what_is_there(tmp_path, monkeypatch, command
 @pytest.mark.parametrize(
     "package", [pytest.param(p, marks=[pytest.mark.slow] if k else []) for k, p in enumerate(EXTRA)]
 )
-def test_without_the_extra_one_line_says_what_to_install(package):
+def test_without_the_extra_one_line_says_what_to_install(package, tmp_path):
     code = f"import sys; sys.modules['{package}'] = None; from skerry.experiments.cli import entry; entry()"
     module = f"import runpy, sys; sys.modules['{package}'] = None; runpy.run_module('skerry', run_name='__main__')"
     for program in (code, module):
-        ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-        assert ran.returncode == 1
-        assert re.fullmatch(rf"skerry: error: {package}\b.*pip install 'skerry\[experiments\]'\n", ran.stderr)
+        code, told = run_bare(tmp_path, program)
+        assert code == 1
+        assert re.fullmatch(rf"skerry: error: {package}\b.*pip install 'skerry\[experiments\]'\n", told)

@@ -130,7 +130,7 @@ def test_without_with_the_one_that_ends_last_is_not_ended_by_the_others(tmp_path
     body = """
 train(skerry.Processes.join(timeout_s=1.0)).export("TMP/trained")
 if os.environ["RANK"] == "1":  # the first one has the store
-    time.sleep(3)
+    time.sleep(1.5)  # longer than processes wait for each other
 print("well")
 """
     ended = started(tmp_path, body, [of_torchrun(rank, port) for rank in range(2)])
@@ -180,7 +180,7 @@ def test_srun_starts_them(tmp_path, port):
     body = """
 train(skerry.Processes.join(timeout_s=1.0)).export("TMP/trained")
 if os.environ["RANK"] == "0":
-    time.sleep(3)
+    time.sleep(1.5)  # longer than processes wait for each other
 print(os.environ["RANK"], os.environ["LOCAL_RANK"])
 """
     ended = started(tmp_path, body, [of_srun(rank, JOB_ID=job) for rank in range(2)])

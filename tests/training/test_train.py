@@ -3,7 +3,7 @@
 import copy
 import math
 from dataclasses import replace
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 import pytest
 import torch
@@ -114,8 +114,7 @@ def test_one_worker_with_everything_is_bit_equal_to_a_plain_loop(optimizer, buil
         assert torch.equal(a, b), name
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("name", "optimizer"), list(zip(ALGORITHMS, cycle(["sgd", "adamw"]), strict=False)))
 def test_every_held_element_advances_and_others_keep_their_bits(name, optimizer):
     algorithm = ALGORITHMS[name]
     torch.manual_seed(1)
@@ -149,11 +148,11 @@ def test_every_held_element_advances_and_others_keep_their_bits(name, optimizer)
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_learns_and_its_records_add_up(name):
     test = next(iter(blobs(1, samples=600, batch=600, seed=5).batches(0, 0, 1)))
-    _, result = run(ALGORITHMS[name], rounds=25, test=Test(*test, every=10))
+    _, result = run(ALGORITHMS[name], rounds=13, test=Test(*test, every=5))
     records = result.history
     assert result.score.accuracy > 0.5  # four classes
-    assert [r.round for r in records] == list(range(25))
-    assert [r.round for r in records if r.score] == [9, 19, 24]
+    assert [r.round for r in records] == list(range(13))
+    assert [r.round for r in records if r.score] == [4, 9, 12]
     for a, b in pairwise(records):
         assert all(b.totals[k] >= a.totals[k] for k in a.totals)
         assert b.units_covered >= a.units_covered
@@ -161,7 +160,7 @@ def test_every_algorithm_learns_and_its_records_add_up(name):
         assert records[-1].units_covered == 1.0
     assert (records[-1].totals["bytes_due"] > 0) == (name != "ensemble")
     if name not in ("ist-uneven-travel", "fedrolex", "heterofl"):  # the largest worker's and the mean are the same
-        assert records[-1].totals["flop"] == pytest.approx(25 * 4 * result.step_cost.flop, rel=0.2)
+        assert records[-1].totals["flop"] == pytest.approx(13 * 4 * result.step_cost.flop, rel=0.2)
 
 
 def test_a_convolutional_net_trains_too():

@@ -43,7 +43,8 @@ class Index:
         if self._ids is not None:
             return self._ids
         assert self.runs is not None
-        return torch.cat([torch.arange(run.start, run.stop, device="cpu") for run in self.runs])
+        parts = [torch.arange(run.start, run.stop, device="cpu") for run in self.runs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def __len__(self) -> int:
         if self.runs is None:
@@ -66,6 +67,8 @@ Cut = tuple[Index | None, ...]
 
 
 def _runs(ids: Tensor) -> tuple[slice, ...] | None:
+    if len(ids) and int(ids[-1]) - int(ids[0]) == len(ids) - 1:  # at once, since most pieces of an exchange are such
+        return (slice(int(ids[0]), int(ids[-1]) + 1),)
     ends = (ids[1:] != ids[:-1] + 1).nonzero().flatten() + 1
     if len(ends) >= _MOST_RUNS:
         return None

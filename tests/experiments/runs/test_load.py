@@ -3,11 +3,10 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
+from machines import run_bare
 
 import skerry
 from skerry.callbacks import Callback
@@ -127,13 +126,12 @@ def test_settings_of_another_run_are_not_replaced(trained, tmp_path):
         keep_config(tmp_path, config.change({"seed": 9}))
 
 
-def test_loading_needs_no_extra(trained):
+def test_loading_needs_no_extra(trained, tmp_path):
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('click', 'rich', 'matplotlib', 'jinja2', 'sklearn', 'PIL')));"
         f"import skerry; print(skerry.load({str(trained)!r}).round)"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (ran.stdout, ran.stderr) == ("3\n", "")
+    assert run_bare(tmp_path, code) == (0, "3\n")
 
 
 def test_predict_prints_a_line_for_each_sample(trained, tmp_path, capsys):
