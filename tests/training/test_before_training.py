@@ -10,10 +10,12 @@ from skerry import Session, discover, ensemble, ist, narrow, relay
 from skerry.algorithms import fedrolex, local_sgd
 from skerry.partitions import Assignment
 from skerry.plan import In, Out, Plan
+from skerry.runtimes import Serial
 from skerry.training import TheoryWarning
 from skerry.training.agreement import in_words, session_in_words
 from skerry.training.diagnosis.untrained_pairs import untrained_pairs
-from skerry.training.schedules import constant
+from skerry.training.settings import Settings
+from skerry.training.steps.schedules import constant
 from skerry.training.steps.settings import StepSettings
 
 X = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
@@ -124,10 +126,12 @@ def test_an_optimizer_that_allocates_at_once_is_compared_without_the_memory_of_t
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(10**6, 10**6), nn.Linear(10**6, 4))  # 4 TB
     plan = Plan.from_rules(model, {"0": Out("a"), "1": In("a")})
-    words = session_in_words(
-        model, plan, ist(2), optimizer=lambda net: torch.optim.Adagrad(net.parameters(), 0.25), num_rounds=1,
-        schedule=constant, steps=StepSettings(), seed=0, checkpoints=None, max_bad_rounds=1, loss_fn=None,
+    given = Settings(
+        model=model, plan=plan, algorithm=ist(2), optimizer=lambda net: torch.optim.Adagrad(net.parameters(), 0.25),
+        num_rounds=1, schedule=constant, steps=StepSettings(), seed=0, checkpoints=None, max_bad_rounds=1, loss_fn=None,
+        runtime=Serial(), device=torch.device("meta"),
     )  # fmt: skip
+    words = session_in_words(given)
     assert (words["optimizer"], words["optimizer.lr"]) == ("Adagrad", "0.25")
 
 

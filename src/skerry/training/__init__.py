@@ -11,9 +11,9 @@ from skerry.training.phases.exchange_phase import TrainingFailed
 from skerry.training.priors import log_priors
 from skerry.training.record import Record
 from skerry.training.round import Round
-from skerry.training.schedules import constant, cosine
 from skerry.training.session import Session
 from skerry.training.setup import net_to_train
+from skerry.training.steps.schedules import constant, cosine
 from skerry.training.train import Result, train
 from skerry.training.worker import Data, Worker
 

@@ -13,55 +13,34 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from skerry.algorithm import Algorithm
-from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.model.inputs import Inputs, tensors_of
-from skerry.plan.table import Plan
 from skerry.runtimes.close_values import agree_on_values
 from skerry.runtimes.runtime import Runtime
 from skerry.subnet.index import Index
-from skerry.training.schedules import Schedule
+from skerry.training.settings import Settings
 from skerry.training.steps.optimizer import optimizer_of, small_copy
 from skerry.training.steps.rates import SchedulerRates
-from skerry.training.steps.settings import StepSettings
-from skerry.training.worker import Data, LossFn, OptimizerFn
+from skerry.training.worker import Data, OptimizerFn
 from skerry.weights.source import Source
 
 _HOW = ("foreach", "fused", "capturable")  # how an optimizer computes, which may suit the machine
 _NUM_READ = 8  # tensors of which some values are compared
 
 
-def session_in_words(
-    model: nn.Module,
-    plan: Plan,
-    algorithm: Algorithm,
-    *,
-    optimizer: OptimizerFn,
-    num_rounds: int,
-    schedule: Schedule,
-    steps: StepSettings,
-    seed: int,
-    checkpoints: Checkpoints | None,
-    max_bad_rounds: int,
-    loss_fn: LossFn | None,
-    callbacks: Sequence[object] = (),
-) -> dict[str, str]:
-    """Return what must be the same of the arguments of a session."""
+def session_in_words(given: Settings, callbacks: Sequence[object] = ()) -> dict[str, str]:
+    """Return what must be the same of the settings of a session, and of its callbacks."""
+    model, checkpoints = given.model, given.checkpoints
     values = {
-        "algorithm": algorithm,
-        "num_rounds": num_rounds,
-        "optimizer": _of_optimizer(optimizer, model),
-        "schedule": " ".join(f"{schedule(k / 8):.6g}" for k in range(8)),
-        "steps": replace(steps, lr_scheduler=None),
-        "lr_scheduler": _of_scheduler(steps, optimizer, model, num_rounds * algorithm.local_steps),
-        "seed": seed,
-        "loss_fn": loss_fn,
-        "max_bad_rounds": max_bad_rounds,
+        **{name: getattr(given, name) for name in ("algorithm", "num_rounds", "seed", "loss_fn", "max_bad_rounds")},
+        "optimizer": _of_optimizer(given.optimizer, model),
+        "schedule": " ".join(f"{given.schedule(k / 8):.6g}" for k in range(8)),
+        "steps": replace(given.steps, lr_scheduler=None),
+        "lr_scheduler": _of_scheduler(given),
         "callbacks": callbacks,
         "checkpoints": checkpoints and {"resume": checkpoints.resume, "run": checkpoints.run},
-        "axes": {axis.name: axis.num_units for axis in plan.axes},
+        "axes": {axis.name: axis.num_units for axis in given.plan.axes},
         "model": {n: _kind(t) for n, t in [*model.named_parameters(), *model.named_buffers()]},
-        "plan": plan.digest(),
+        "plan": given.plan.digest(),
     }
     return dict(in_words(values))
 
@@ -133,13 +112,12 @@ def _of_optimizer(make: OptimizerFn, model: nn.Module) -> dict[str, object]:
     return {"": type(made), **(own[0] if len(own) == 1 else dict(enumerate(own)))}
 
 
-def _of_scheduler(steps: StepSettings, make: OptimizerFn, model: nn.Module, num_steps: int) -> str:
+def _of_scheduler(given: Settings) -> str:
     """Return what a scheduler sets in some of the first thousand steps."""
-    if steps.lr_scheduler is None:
+    if given.steps.lr_scheduler is None:
         return "None"
-    rates = SchedulerRates(steps.lr_scheduler, num_steps).of_steps(
-        optimizer_of(make, small_copy(model)), 0, min(num_steps, 1000)
-    )
+    made = optimizer_of(given.optimizer, small_copy(given.model))
+    rates = SchedulerRates(given.steps.lr_scheduler, given.num_steps).of_steps(made, 0, min(given.num_steps, 1000))
     return " ".join(f"{rates[k][0]['lr']:.6g}" for k in sorted({min(k, len(rates) - 1) for k in (0, 1, 10, 100, 1000)}))
 
 

@@ -21,12 +21,11 @@ from skerry.partitions.assignment import Assignment
 from skerry.partitions.everything import Everything
 from skerry.plan.table import Plan
 from skerry.trained import Start
-from skerry.training.schedules import Schedule, constant
+from skerry.training.settings import Settings
 from skerry.training.steps.optimizer import optimizer_of, small_copy
 from skerry.training.steps.prepared import repeated_blocks
 from skerry.training.steps.rates import SchedulerRates
-from skerry.training.steps.settings import StepSettings
-from skerry.training.worker import OptimizerFn
+from skerry.training.steps.schedules import constant
 from skerry.whole_number import check_whole_number
 
 _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -79,11 +78,11 @@ def check_arguments(required: dict[str, Any], or_none: dict[str, Any]) -> None:
         raise ValueError(f"model: got {type(model).__name__} without parameters, expected some to train")
 
 
-def check_model(model: nn.Module, plan: Plan, start: Start | None) -> None:
-    """Raise ValueError unless ``model`` is that of ``plan``, has values or a start, and can be calibrated."""
-    plan.check(model)
-    check_batch_norm(model)
-    if _is_on_meta(model) and start is None:
+def check_model(given: Settings, start: Start | None) -> None:
+    """Raise ValueError unless the model is that of the plan, has values or a start, and can be calibrated."""
+    given.plan.check(given.model)
+    check_batch_norm(given.model)
+    if _is_on_meta(given.model) and start is None:
         raise ValueError(
             "the model is on meta and has no values; give start=lambda m: skerry.weights.FromInitializer(m, seed=0)"
         )
@@ -107,11 +106,12 @@ def check_algorithm(algorithm: Algorithm, plan: Plan, num_rounds: int) -> None:
     check_units_stay(algorithm, *(partition.assign(plan.axes, round) for round in rounds))
 
 
-def warn_of_frozen_readers(model: nn.Module, plan: Plan, algorithm: Algorithm, num_rounds: int) -> None:
+def warn_of_frozen_readers(given: Settings) -> None:
     """Warn of frozen parameters that read units which a subnet may lack: calibration does not scale them."""
+    model, plan, algorithm = given.model, given.plan, given.algorithm
     if algorithm.trains.pieces(plan) is not None or not any(p.requires_grad for p in model.parameters()):
         return  # nets of their own, or an error that comes later
-    share = algorithm.partition.share(plan.axes, num_rounds - 1)
+    share = algorithm.partition.share(plan.axes, given.num_rounds - 1)
     for name in sorted(frozen_names(model) & plan.dims.keys()):
         reads = [dim.units for dim in plan.dims[name] if dim is not None and dim.role == "in"]
         lacking = [axis for axis in plan.axes if bool((share[axis.units] < 1).any())]
@@ -147,8 +147,9 @@ def check_goes_on(algorithm: Algorithm, state: State, num_rounds: int) -> None:
         raise ValueError(f"{num} workers, but the training was saved with {state.num_workers}: {why}")
 
 
-def check_functions(schedule: object, loss_fn: object, test: object) -> None:
+def check_functions(given: Settings, test: object) -> None:
     """Raise ValueError for mistakes that are easily made with the functions of a training."""
+    schedule = given.schedule
     if not callable(schedule) or isinstance(schedule, type):
         raise ValueError(
             f"schedule: got {schedule!r}, expected a function of progress (0 to 1) that returns the factor of the "
@@ -161,22 +162,21 @@ def check_functions(schedule: object, loss_fn: object, test: object) -> None:
             f"schedule: {first_line(error)}; expected a function of progress (0 to 1); a scheduler of "
             "torch.optim.lr_scheduler goes to lr_scheduler="
         ) from error
-    if test is not None and loss_fn is None:
+    if test is not None and given.loss_fn is None:
         raise ValueError("test: a test set, but no loss_fn; give the function that returns the mean loss over a batch")
 
 
-def check_steps(
-    model: nn.Module, optimizer: OptimizerFn, schedule: Schedule, steps: StepSettings, num_steps: int
-) -> None:
-    """Raise ValueError unless workers can take ``num_steps`` local steps so, as tried on a small copy of ``model``."""
-    made = optimizer_of(optimizer, small := small_copy(model))
+def check_steps(given: Settings) -> None:
+    """Raise ValueError unless workers can take their local steps so, as tried on a small copy of the model."""
+    made = optimizer_of(given.optimizer, small := small_copy(given.model))
     check_optimizer(made, small)
-    if steps.lr_scheduler is not None:
-        if schedule is not constant:
+    lr_scheduler, num_steps = given.steps.lr_scheduler, given.num_steps
+    if lr_scheduler is not None:
+        if given.schedule is not constant:
             raise ValueError("schedule and lr_scheduler both set the learning rate, expected one of them")
         last = num_steps - 1 if num_steps <= _STEPS_TO_TRY else 0
-        SchedulerRates(steps.lr_scheduler, num_steps).of_steps(made, last, 1)
-    if steps.checkpoint_activations:
+        SchedulerRates(lr_scheduler, num_steps).of_steps(made, last, 1)
+    if given.steps.checkpoint_activations:
         repeated_blocks(small)
 
 
@@ -228,12 +228,13 @@ def check_logit_adjustment(rows: object, num_workers: int) -> None:
         )
 
 
-def verify_plan(model: nn.Module, plan: Plan, inputs: Inputs, algorithm: Algorithm, num_rounds: int) -> None:
-    """Raise ValueError unless subnets of all sizes that a training has compute what ``plan`` says.
+def verify_plan(given: Settings, inputs: Inputs) -> None:
+    """Raise ValueError unless subnets of all sizes that a training has compute what the plan says.
 
     For a model on meta, small nets of its modules are checked.
     """
-    pieces = _one_of_each_size(algorithm, plan, num_rounds)
+    model, plan = given.model, given.plan
+    pieces = _one_of_each_size(given.algorithm, plan, given.num_rounds)
     try:
         if _is_on_meta(model):
             verify_small(model, plan, inputs, pieces)

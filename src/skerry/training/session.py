@@ -43,8 +43,9 @@ from skerry.training.phases.evaluation_phase import calibrated_full_model, score
 from skerry.training.phases.exchange_phase import stop_if_failed
 from skerry.training.record import Record
 from skerry.training.round import Round
-from skerry.training.schedules import Schedule, constant
+from skerry.training.settings import Settings
 from skerry.training.setup import set_up
+from skerry.training.steps.schedules import Schedule, constant
 from skerry.training.steps.settings import Precision, SchedulerFn, StepSettings
 from skerry.training.worker import LossFn, OptimizerFn
 
@@ -67,16 +68,9 @@ class Session:
         optimizer: a function of the worker's subnet that returns a ``torch.optim`` optimizer.
         num_rounds: rounds in all, including those before a resume.
         example_inputs: inputs of a few samples to verify the plan on; None: it is not verified.
-        schedule: learning-rate factor by progress (0 to 1).
-        seed: of dropout and the like; dealing has its own.
-        runtime: where workers run; by default all of them in this process, one after the other.
-        start: where values come from, if not from ``model``; see ``train``.
-        device: where subnets are trained: ``"cuda"``, ``"cpu"``, ``"mps"``, ``"auto"`` (CUDA where there is one); None:
-            where the model is, the CPU for one on meta. Serially the model is moved there; ``session.setup.device``.
+        schedule, seed, runtime, start, device, max_bad_rounds: as in ``train``.
         checkpoints: where to write checkpoints and whether to resume from the latest. A round that ends by ``break``
             has none. After a resume, ``worker.first_step`` says which batches come next.
-        max_bad_rounds: training ends after this number of rounds in a row with a refused worker, or after
-            ``num_rounds`` of them if that is fewer.
         loss_fn: ``loss_fn(output, labels)``, the mean over a batch, for ``score`` and ``Round.diagnosis``; a local
             step uses the loss that you give it.
         test: (inputs, labels), or a ``Test``, for ``score``; the subnets' outputs on a few of its samples are measured
@@ -157,59 +151,43 @@ class Session:
             },
             {"loss_fn": loss_fn, "runtime": runtime, "start": start, "checkpoints": checkpoints},
         )
-        own_test, self._loss_fn = as_test(test), loss_fn
+        own_test = as_test(test)
         self._callbacks = Callbacks(callbacks, self)
-        runtime, device = or_serial(runtime), chosen_device(device, model)
-        check_model(model, plan, start)
-        check_algorithm(algorithm, plan, num_rounds)
-        check_functions(schedule, loss_fn, test)
-        steps = StepSettings(
-            lr_scheduler=lr_scheduler,
-            clip_grad_norm=clip_grad_norm,
-            accumulate=accumulate,
-            precision=precision,
-            checkpoint_activations=checkpoint_activations,
-            compile=compile,
-        )
-        check_steps(model, optimizer, schedule, steps, num_rounds * algorithm.local_steps)
-        if runtime.num_processes > 1:
-            runtime.agree(
-                session_in_words(
-                    model,
-                    plan,
-                    algorithm,
-                    optimizer=optimizer,
-                    num_rounds=num_rounds,
-                    schedule=schedule,
-                    steps=steps,
-                    seed=seed,
-                    checkpoints=checkpoints,
-                    max_bad_rounds=max_bad_rounds,
-                    loss_fn=loss_fn,
-                    callbacks=self._callbacks.together,
-                )
-            )
-        self.test = agree_on_test(own_test, runtime)
-        warn_of_frozen_readers(model, plan, algorithm, num_rounds)
-        if example_inputs is not None and not (checkpoints and checkpoints.resume):
-            verify_plan(model, plan, example_inputs, algorithm, num_rounds)
-        self.setup, self.state = set_up(
-            model,
-            plan,
-            algorithm,
+        given = Settings(
+            model=model,
+            plan=plan,
+            algorithm=algorithm,
             optimizer=optimizer,
             num_rounds=num_rounds,
             schedule=schedule,
-            steps=steps,
+            steps=StepSettings(
+                lr_scheduler=lr_scheduler,
+                clip_grad_norm=clip_grad_norm,
+                accumulate=accumulate,
+                precision=precision,
+                checkpoint_activations=checkpoint_activations,
+                compile=compile,
+            ),
             seed=seed,
-            runtime=runtime,
-            start=start,
+            runtime=or_serial(runtime),
+            device=chosen_device(device, model),
             checkpoints=checkpoints,
-            device=device,
+            max_bad_rounds=max_bad_rounds,
+            loss_fn=loss_fn,
         )
-        self._checkpoints, self._max_bad_rounds = checkpoints, max_bad_rounds
+        check_model(given, start)
+        check_algorithm(algorithm, plan, num_rounds)
+        check_functions(given, test)
+        check_steps(given)
+        if given.runtime.num_processes > 1:
+            given.runtime.agree(session_in_words(given, self._callbacks.together))
+        self.test = agree_on_test(own_test, given.runtime)
+        warn_of_frozen_readers(given)
+        if example_inputs is not None and not (checkpoints and checkpoints.resume):
+            verify_plan(given, example_inputs)
+        self.setup, self.state = set_up(given, start)
         judge = Judge(self.setup, plan, has_priors, self.state.observed)
-        self._observer = Observer(self.setup, loss_fn, own_test, judge)
+        self._observer = Observer(self.setup, own_test, judge)
         self._round: Round | None = None
         self.history: list[Record] = []
         self.callbacks, self._entered = tuple(callbacks), False
@@ -263,10 +241,10 @@ class Session:
                 at_stop()
                 self.history[-1] = round.end()
             self._callbacks.report(self.history[-1])
-            if self._checkpoints is not None:
+            if setup.checkpoints is not None:
                 done = state.round == setup.num_rounds or stops
                 method = setup.algorithm.name
-                self._checkpoints.save_if_due(method, state, setup.store, setup.runtime, done=done)
+                setup.checkpoints.save_if_due(method, state, setup.store, setup.runtime, done=done)
             self._stop_if_failed(round.refused)
 
     def _all_stop(self) -> bool:
@@ -283,7 +261,7 @@ class Session:
         return num > 0
 
     def _stop_if_failed(self, refused: tuple[int, ...] = ()) -> None:
-        stop_if_failed(self.state, min(self._max_bad_rounds, self.setup.num_rounds), refused)
+        stop_if_failed(self.state, min(self.setup.max_bad_rounds, self.setup.num_rounds), refused)
 
     def full(self, *inputs: Inputs) -> FullModel:
         """Return the calibrated full model as it is between rounds; every process must call it.
@@ -314,12 +292,12 @@ class Session:
             ValueError: there is no loss or no test set, neither here nor in the session, or one process has one that
                 the session does not know of.
         """
-        loss_fn, used = loss_fn or self._loss_fn, as_test(test) or self.test
+        loss_fn, used = loss_fn or self.setup.loss_fn, as_test(test) or self.test
         if loss_fn is None or used is None:
             raise ValueError("score(): no loss_fn or no test set; give both here, or to the session")
         if used is not self.test and isinstance(used, Test) and used.held_by == "one":
             raise ValueError("score(): the session must know of a test set with held_by='one'; give it to Session")
-        own = used is self.test and loss_fn == self._loss_fn
+        own = used is self.test and loss_fn == self.setup.loss_fn
         score = score_full_model(self.setup, self.state, full, loss_fn, used, self._observer.probe if own else None)
         if own and self._round is not None:
             self._round.diagnosis = self._observer.add_score(self._round.diagnosis, score)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from skerry.algorithm import Algorithm
-from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.checkpoint.state import State
 from skerry.exchange.routes import traffic
 from skerry.merge.aggregate import is_finite
@@ -22,42 +21,29 @@ from skerry.runtimes.runtime import KEPT, RESTING, Beginning, Runtime, Store
 from skerry.trained import Start
 from skerry.training.agreement import agree_on_start
 from skerry.training.check import check_goes_on
-from skerry.training.schedules import Schedule
+from skerry.training.settings import Settings
 from skerry.training.steps.optimizer import initial_state
 from skerry.training.steps.rates import Rates, SchedulerRates, scaled_rates
-from skerry.training.steps.settings import StepSettings
-from skerry.training.worker import OptimizerFn
+from skerry.training.steps.schedules import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setup:
-    """What the phases of every round use.
+class Setup(Settings):
+    """What the phases of every round use: the settings, of which two are those of the net that is trained.
 
     Attributes:
         model: the modules of what is trained, on the meta device; the store keeps the values.
         plan: its plan.
-        steps: how workers take their local steps.
         scheduler: what ``steps.lr_scheduler`` sets; None without one.
         state_start: where optimizer state starts, by name (``optimizer_state.initial``); empty if it does not travel.
         never_finite: names of tensors that are not finite from the start (an attention mask of -inf), so that a
             worker is not refused for them.
-        device: where subnets are trained.
     """
 
-    model: nn.Module
-    plan: Plan
-    algorithm: Algorithm
-    optimizer: OptimizerFn
-    num_rounds: int
-    schedule: Schedule
-    steps: StepSettings
     scheduler: SchedulerRates | None
-    seed: int
-    runtime: Runtime
     store: Store
     state_start: Mapping[str, Tensor]
     never_finite: frozenset[str]
-    device: torch.device
 
     def assignment(self, round: int) -> Assignment:
         """Return who holds what in ``round``; after the last round nothing is exchanged any more."""
@@ -101,71 +87,52 @@ def net_to_train(model: nn.Module, plan: Plan, algorithm: Algorithm, seed: int =
     return net, plan if algorithm.partition.covers else replace(plan, may_be_unassigned=True)
 
 
-def set_up(
-    model: nn.Module,
-    plan: Plan,
-    algorithm: Algorithm,
-    *,
-    optimizer: OptimizerFn,
-    num_rounds: int,
-    schedule: Schedule,
-    steps: StepSettings,
-    seed: int,
-    runtime: Runtime,
-    start: Start | None,
-    checkpoints: Checkpoints | None,
-    device: torch.device,
-) -> tuple[Setup, State]:
+def set_up(given: Settings, start: Start | None) -> tuple[Setup, State]:
     """Build the setup of a session, and its state: a new one, or that of the checkpoint to resume from.
+
+    Args:
+        given: the session's settings.
+        start: where values come from, if not from the model.
 
     Raises:
         CheckpointError: the checkpoint cannot be resumed from.
         ValueError: another process starts from other values.
     """
-    net, net_plan = net_to_train(model, plan, algorithm, seed)
-    source = algorithm.trains.source(model, plan, net, start)
+    algorithm, runtime, num_rounds = given.algorithm, given.runtime, given.num_rounds
+    net, net_plan = net_to_train(given.model, given.plan, algorithm, given.seed)
+    source = algorithm.trains.source(given.model, given.plan, net, start)
     state = State(0, torch.zeros(net_plan.num_units, dtype=torch.int64))
     saved = runtime.resume(algorithm, state, named_tensors(net), net_plan)
-    if saved is None and checkpoints is not None:
-        saved = checkpoints.latest(algorithm.name, net_plan, named_tensors(net), runtime)
+    if saved is None and given.checkpoints is not None:
+        saved = given.checkpoints.latest(algorithm.name, net_plan, named_tensors(net), runtime)
     if saved is not None:
         source, state = saved, saved.state
         check_goes_on(algorithm, state, num_rounds)
-        _tell_of_other_rates(schedule, state, num_rounds, runtime)
+        _tell_of_other_rates(given.schedule, state, num_rounds, runtime)
         state.totals["bytes_due"] += _left_out(algorithm, net_plan, saved.sizes, state, num_rounds)
     else:
         agree_on_start(runtime, source, named_tensors(net))
     state.num_rounds, state.num_workers = num_rounds, algorithm.partition.num_workers
-    state_start = initial_state(optimizer, net) if algorithm.optimizer_state == "travel" else {}
+    state_start = initial_state(given.optimizer, net) if algorithm.optimizer_state == "travel" else {}
     store = runtime.keep(
         Beginning(
             model=net,
             plan=net_plan,
             source=source,
             assignment=algorithm.partition.assign(net_plan.axes, min(state.round, num_rounds - 1)),
-            device=device,
+            device=given.device,
             start=state_start,
             state={} if saved is None else {n: t for n, t in saved.sizes.items() if optimizer_state.SEPARATOR in n},
             saved=saved,
         )
     )
+    lr_scheduler = given.steps.lr_scheduler
     setup = Setup(
-        model=skeleton(net),
-        plan=net_plan,
-        algorithm=algorithm,
-        optimizer=optimizer,
-        num_rounds=num_rounds,
-        schedule=schedule,
-        steps=steps,
-        scheduler=SchedulerRates(steps.lr_scheduler, num_rounds * algorithm.local_steps)
-        if steps.lr_scheduler
-        else None,
-        seed=seed,
-        runtime=runtime,
+        **vars(given) | {"model": skeleton(net), "plan": net_plan},
+        scheduler=SchedulerRates(lr_scheduler, given.num_steps) if lr_scheduler else None,
         store=store,
         state_start=state_start,
         never_finite=_never_finite(store, runtime),
-        device=device,
     )
     return setup, state
 

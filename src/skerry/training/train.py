@@ -37,9 +37,9 @@ from skerry.training.evaluation.labels import in_range
 from skerry.training.evaluation.test_set import Test
 from skerry.training.priors import adjusted
 from skerry.training.record import Record
-from skerry.training.schedules import Schedule, constant
 from skerry.training.session import Session
 from skerry.training.setup import Setup
+from skerry.training.steps.schedules import Schedule, constant
 from skerry.training.steps.settings import Precision, SchedulerFn
 from skerry.training.worker import Data, LossFn, OptimizerFn, Worker, local_steps, micro_batches
 

@@ -22,11 +22,11 @@ from skerry.experiments.runs.folder import (
     settings_of,
 )
 from skerry.runtimes.runtime import Runtime
-from skerry.training import schedules
 from skerry.training.agreement import in_words
 from skerry.training.callback import Callback
 from skerry.training.evaluation.test_set import Test
 from skerry.training.session import Session
+from skerry.training.steps import schedules
 from skerry.training.train import train
 from skerry.training.worker import OptimizerFn
 

@@ -23,7 +23,7 @@ from skerry.training.diagnosis.vector_sums import coordinates, coordinates_of, s
 from skerry.training.evaluation.evaluate import Score
 from skerry.training.evaluation.test_set import Test, named_as_test
 from skerry.training.setup import Setup
-from skerry.training.worker import LossFn, Worker
+from skerry.training.worker import Worker
 
 STEPS_BETWEEN = 20
 """Local steps from one round that is measured to the next; shorter rounds are not all measured."""
@@ -35,7 +35,6 @@ class Observer:
 
     Args:
         setup: of the session.
-        loss_fn: the mean loss over a batch; None only without ``test``.
         test: where the probe is taken from, evenly spaced; None: outputs are not measured.
         judge: warns.
 
@@ -43,8 +42,8 @@ class Observer:
         probe: indices of the probe's samples in the test set, int64; None without a test set.
     """
 
-    def __init__(self, setup: Setup, loss_fn: LossFn | None, test: Test | None, judge: Judge) -> None:
-        self._setup, self._loss_fn, self._test, self._judge = setup, loss_fn, test, judge
+    def __init__(self, setup: Setup, test: Test | None, judge: Judge) -> None:
+        self._setup, self._test, self._judge = setup, test, judge
         self.probe: Tensor | None = None
         if test is not None and test.held_by == "all":
             steps, num_samples = setup.algorithm.local_steps, len(test.labels)
@@ -93,10 +92,10 @@ class Observer:
         if not math.isfinite(worker.loss) or not _is_finite(moved):
             return
         self._moved.append(moved)
-        if self.probe is not None and self._loss_fn is not None:
+        if self.probe is not None and self._setup.loss_fn is not None:
             with named_as_test(self._inputs, self._labels):
                 output = call(worker.narrow.eval(), self._inputs)  # it will not be trained any more
-                loss = float(self._loss_fn(output, self._labels))
+                loss = float(self._setup.loss_fn(output, self._labels))
             numbers = next(tensors_of(output)).reshape(-1)
             numbers = numbers[coordinates("outputs", len(numbers)).to(numbers.device)].cpu().double()
             if math.isfinite(loss) and _is_finite(numbers):
