@@ -219,9 +219,22 @@ class Interrupted(Exception):
 class Watched(skerry.Processes):
     """The runtime, recording its stages."""
 
-    def __init__(self, stages: Stages, setup: Setup, stop: int | None) -> None:
-        super().__init__(buffer_bytes=setup.buffers)
-        self._stages, self._stop = stages, stop
+    def __init__(self, stages: Stages, buffers: int) -> None:
+        super().__init__(buffer_bytes=buffers)
+        self._stages = stages
+
+    def at(self, round: int, stage: str) -> None:
+        """Note the stage."""
+        self._stages.enter(stage)
+        super().at(round, stage)
+
+
+class Stopped(Watched):
+    """Ends the start before round ``stop``, with a digest of what there was."""
+
+    def __init__(self, stages: Stages, buffers: int, stop: int | None) -> None:
+        super().__init__(stages, buffers)
+        self._stop = stop
         self.store: Sharded | None = None
 
     def keep(self, *args: Any) -> Sharded:
@@ -230,14 +243,13 @@ class Watched(skerry.Processes):
         return self.store
 
     def at(self, round: int, stage: str) -> None:
-        """Note the stage; end the start before round ``stop``."""
+        """Note the stage, or end."""
         if stage == "local steps":
             if "began" not in self._stages.record:
                 self._stages.record["began"] = [round, self.digest()]
             if round == self._stop:
                 self._stages.record["ended"] = [round, self.digest()]
                 raise Interrupted
-        self._stages.enter(stage)
         super().at(round, stage)
 
     def digest(self) -> str:
@@ -252,7 +264,7 @@ class Watched(skerry.Processes):
 
 def train(setup: Setup, stages: Stages, out: Path, *, stop: int | None, narrow: bool = False) -> None:
     """Train with Skerry: up to the interruption, or to the end with an export."""
-    runtime = Watched(stages, setup, stop)
+    runtime = Stopped(stages, setup.buffers, stop)
     with torch.device("meta"):
         model = setup.model()
     checkpoints = skerry.Checkpoints(folder=out / "run", run="small memory", every_s=math.inf, resume=True)
@@ -382,26 +394,26 @@ class Run:
         return max((t["stages"][stage][what] for t in self.records if stage in t["stages"]), default=math.nan)
 
 
-def start(role: str, setup: Setup, memory: int | None, out: Path) -> Run:
-    """Start each worker on a host of its own, and wait."""
+def start(script: str, role: str, setup: Any, num: int, memory: int | None, out: Path) -> Run:
+    """Start ``num`` processes of ``script``, each on a host of its own, and wait."""
     out.mkdir(parents=True, exist_ok=True)
-    for left in out.glob(f"{role}-*.json"):
+    for left in out.glob(f"{role}-*"):
         left.unlink()
     began = time.monotonic()
-    with Hosts(setup.workers, memory=memory) as hosts:
-        command = [sys.executable, __file__, "--role", role, "--setup", json.dumps(asdict(setup)), "--out", str(out)]
+    with Hosts(num, memory=memory) as hosts:
+        command = [sys.executable, script, "--role", role, "--setup", json.dumps(asdict(setup)), "--out", str(out)]
         env = {
-            "WORLD_SIZE": str(setup.workers), "MASTER_ADDR": hosts.addresses[0], "MASTER_PORT": "29500",
+            "WORLD_SIZE": str(num), "MASTER_ADDR": hosts.addresses[0], "MASTER_PORT": "29500",
             "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1", **MALLOC,
         }  # fmt: skip
         processes = []
-        for k in range(setup.workers):
+        for k in range(num):
             with (out / f"{role}-{k}.log").open("w") as log:
                 processes.append(hosts.popen(k, command, env=env | {"RANK": str(k)}, log=log))
         wait(processes, lambda: kill(hosts.names))
         peaks = [peak or 0 for peak in hosts.peak_memory()]
         run = Run([p.wait() for p in processes], hosts.out_of_memory(), peaks, [], time.monotonic() - began)
-    files = [out / f"{role}-{k}.json" for k in range(setup.workers)]
+    files = [out / f"{role}-{k}.json" for k in range(num)]
     records = [json.loads(f.read_text()) if f.exists() else {"stages": {}, "now": "import"} for f in files]
     return replace(run, records=records)
 
@@ -575,7 +587,7 @@ def main() -> None:
     score = None
     chosen = list(plans.items())[2 if options.rivals else 0 : 2 if options.ours else None]
     for name, (role, room) in chosen:
-        runs[name] = start(role, setup, room, out)
+        runs[name] = start(__file__, role, setup, setup.workers, room, out)
         print(f"{name}: {what_happened(runs[name])}, {runs[name].seconds:.0f} s", flush=True)
         if name == "resumed" and runs[name].good:
             score = exported_score(setup, out / "export")

@@ -20,18 +20,16 @@ import argparse
 import json
 import os
 import shutil
-import sys
-import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from hosts import Hosts, kill, why_not
-from small_memory import MALLOC, MIB, TIMEOUT_S, Run, Stages, footprint, wait, what_happened
+from hosts import why_not
+from small_memory import MIB, TIMEOUT_S, Run, Stages, Watched, footprint, start, what_happened
 from torch import nn
 from torch.nn import functional as F
 
@@ -80,19 +78,6 @@ def graph_and_model(setup: Setup) -> tuple[Any, nn.Module, skerry.Plan]:
     return net.data(), model, skerry.discover(model, example)
 
 
-class Watched(skerry.Processes):
-    """The runtime, recording its stages."""
-
-    def __init__(self, stages: Stages, setup: Setup) -> None:
-        super().__init__(buffer_bytes=setup.buffers)
-        self._stages = stages
-
-    def at(self, round: int, stage: str) -> None:
-        """Note the stage."""
-        self._stages.enter(stage)
-        super().at(round, stage)
-
-
 def work(role: str, setup: Setup, out: Path) -> None:
     """Run one process: a worker, or ``single``, which trains everything."""
     stages = Stages(out / f"{role}-{os.environ['RANK']}.json")
@@ -109,7 +94,7 @@ def work(role: str, setup: Setup, out: Path) -> None:
     stages.enter("start")
     if not single:
         dist.init_process_group("gloo", timeout=timedelta(seconds=TIMEOUT_S))
-        runtime = Watched(stages, setup)
+        runtime = Watched(stages, setup.buffers)
     steps = {"local_steps": setup.local_steps}
     result = skerry.train(
         model,
@@ -132,31 +117,6 @@ def work(role: str, setup: Setup, out: Path) -> None:
         stages.record["score"] = [float(right[mask].float().mean()) for mask in (graph.train_mask, graph.test_mask)]
     stages.record["sent"] = result.state.totals["bytes_sent"]
     stages.enter("end")
-
-
-def start(role: str, setup: Setup, memory: int, out: Path) -> Run:
-    """Start each process on a host of its own, and wait."""
-    out.mkdir(parents=True, exist_ok=True)
-    num, began = (1 if role == "single" else setup.workers), time.monotonic()
-    for left in out.glob(f"{role}-*"):
-        left.unlink()
-    with Hosts(num, memory=memory) as hosts:
-        command = [sys.executable, __file__, "--role", role, "--setup", json.dumps(asdict(setup)), "--out", str(out)]
-        env = {
-            "WORLD_SIZE": str(num), "MASTER_ADDR": hosts.addresses[0], "MASTER_PORT": "29500",
-            "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1", **MALLOC,
-        }  # fmt: skip
-        processes = []
-        for k in range(num):
-            with (out / f"{role}-{k}.log").open("w") as log:
-                processes.append(hosts.popen(k, command, env=env | {"RANK": str(k)}, log=log))
-        wait(processes, lambda: kill(hosts.names))
-        peaks = [peak or 0 for peak in hosts.peak_memory()]
-        codes = [process.wait() for process in processes]
-        killed = hosts.out_of_memory()
-    files = [out / f"{role}-{k}.json" for k in range(num)]
-    records = [json.loads(f.read_text()) if f.exists() else {"stages": {}, "now": "import"} for f in files]
-    return Run(codes, killed, peaks, records, time.monotonic() - began)
 
 
 def state_bytes(setup: Setup) -> int:
@@ -209,7 +169,7 @@ def main() -> None:
     base = footprint()["import"]
     memory, runs = base["cgroup"] + setup.limit, dict[str, Run]()
     for name, role in (("workers", "worker"), ("one process", "single"))[: 1 if options.ours else 2]:
-        runs[name] = start(role, setup, memory, out)
+        runs[name] = start(__file__, role, setup, 1 if role == "single" else setup.workers, memory, out)
         print(f"{name}: {what_happened(runs[name])}, {runs[name].seconds:.0f} s", flush=True)
     print("\n".join(report(setup, runs, base, state_bytes(setup))))
     if all(run.good for run in runs.values()):

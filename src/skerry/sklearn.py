@@ -4,7 +4,6 @@
 import.
 """
 
-import copy
 import math
 from typing import Any, Literal, Self
 
@@ -22,9 +21,10 @@ from skerry.choose import choose
 from skerry.data.shards import Shards
 from skerry.data.splits import split
 from skerry.discovery.discover import discover
+from skerry.model.tensors import copied
 from skerry.plan.table import Plan
 from skerry.runtimes.serial import Serial
-from skerry.training.schedules import cosine
+from skerry.training.steps.schedules import cosine
 from skerry.training.train import train
 from skerry.training.worker import LossFn, OptimizerFn
 from skerry.whole_number import check_whole_number
@@ -71,7 +71,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # without types
         if len(rows) != len(y):
             raise ValueError(f"X has {len(rows)} samples and y {len(y)}, expected the same number")
         check_whole_number("epochs", self.epochs, 1)
-        model = copy.deepcopy(self.model)
+        model = copied(self.model)
         shape = tuple(self._run(model.eval(), rows[:2]).shape[1:])
         if shape != outputs:
             raise ValueError(f"the model returns rows of shape {shape}, expected {outputs}: {meaning}")
