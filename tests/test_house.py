@@ -23,6 +23,7 @@ ROOMS = [
     "weights",
     "exchange",
     "merge",
+    "clients",
     "discovery",
     "trained",
     "algorithm",

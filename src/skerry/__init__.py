@@ -27,6 +27,7 @@ from skerry import (
 )
 from skerry.algorithms import ensemble, ist, narrow, relay
 from skerry.checkpoint import Checkpoints
+from skerry.clients import Clients
 from skerry.data import Shards, from_dataset, from_loaders, split
 from skerry.discovery import Blocks, discover, verify
 from skerry.plan import Plan
@@ -58,7 +59,7 @@ else:
 
 
 __all__ = [
-    "Blocks", "Checkpoints", "Classifier", "Elastic", "Plan", "Predictor", "Processes", "Regressor", "Session",
+    "Blocks", "Checkpoints", "Classifier", "Clients", "Elastic", "Plan", "Predictor", "Processes", "Regressor", "Session",
     "Shards", "algorithms", "callbacks", "checkpoint", "cosine", "data", "discover", "discovery", "ensemble",
     "exchange", "from_dataset", "from_loaders", "graphs", "ist", "launch", "load", "merge", "narrow", "partitions",
     "plan", "prune", "relay", "runtimes", "split", "subnet", "train", "training", "verify", "weights",

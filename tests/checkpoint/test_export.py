@@ -24,7 +24,7 @@ from skerry.merge.calibrate import scaled
 from skerry.model.tensors import named_tensors
 from skerry.partitions import Disjoint, Share
 from skerry.runtimes import Serial
-from skerry.runtimes.serial import Whole
+from skerry.runtimes.whole_model import Whole
 from skerry.runtimes.streamed import Streamed
 from skerry.weights import FromFiles, materialize, skeleton
 

@@ -21,6 +21,7 @@ class Record:
         totals: sums since the start, in seconds, bytes and operations (``State.totals``). ``bytes_due`` is what a
             worker had to send by the assignments, ``bytes_sent`` what this runtime sent.
         diagnosis: what was measured in the round.
+        clock: simulated time at which it was over (``skerry.clients``); None without clients.
     """
 
     round: int
@@ -31,6 +32,7 @@ class Record:
     units_covered: float
     totals: Mapping[str, float]
     diagnosis: Diagnosis
+    clock: float | None = None
 
     @property
     def exchange_s(self) -> float:

@@ -79,4 +79,5 @@ class Round:
             units_covered=float((trained > 0).double().mean()) if len(trained) else 1.0,
             totals=dict(self._state.totals),
             diagnosis=self.diagnosis,
+            clock=timeline.ends(self.number) if (timeline := self._setup.timeline) is not None else None,
         )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from skerry.algorithm import Algorithm
 from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.checkpoint.state import State
+from skerry.clients import Timeline
 from skerry.exchange.routes import traffic
 from skerry.merge.aggregate import is_finite
 from skerry.model import optimizer_state
@@ -42,6 +43,7 @@ class Setup:
         never_finite: names of tensors that are not finite from the start (an attention mask of -inf), so that a
             worker is not refused for them.
         device: where subnets are trained.
+        timeline: which clients train when; None without clients.
     """
 
     model: nn.Module
@@ -58,6 +60,14 @@ class Setup:
     state_start: Mapping[str, Tensor]
     never_finite: frozenset[str]
     device: torch.device
+    timeline: Timeline | None
+
+    def turn(self, round: int, worker: int) -> tuple[int, int]:
+        """Return whose data a worker trains on in ``round``, and how often that was trained on before."""
+        if self.timeline is None:
+            return worker, round
+        turn = self.timeline.turns(round)[worker]
+        return turn.client, turn.nth
 
     def assignment(self, round: int) -> Assignment:
         """Return who holds what in ``round``; after the last round nothing is exchanged any more."""
@@ -120,8 +130,10 @@ def set_up(
 
     Raises:
         CheckpointError: the checkpoint cannot be resumed from.
-        ValueError: another process starts from other values.
+        ValueError: another process starts from other values, or clients are to train in several processes.
     """
+    if algorithm.clients is not None and runtime.num_processes > 1:
+        raise ValueError(f"clients: '{algorithm.name}' runs them in one process; leave out the runtime, or the clients")
     net, net_plan = net_to_train(model, plan, algorithm, seed)
     source = algorithm.trains.source(model, plan, net, start)
     state = State(0, torch.zeros(net_plan.num_units, dtype=torch.int64))
@@ -147,6 +159,9 @@ def set_up(
             start=state_start,
             state={} if saved is None else {n: t for n, t in saved.sizes.items() if optimizer_state.SEPARATOR in n},
             saved=saved,
+            algorithm=algorithm,
+            timeline=(timeline := algorithm.timeline()),
+            round=state.round,
         )
     )
     setup = Setup(
@@ -166,6 +181,7 @@ def set_up(
         state_start=state_start,
         never_finite=_never_finite(store, runtime),
         device=device,
+        timeline=timeline,
     )
     return setup, state
 
