@@ -67,7 +67,9 @@ def report(out: Path, rates: tuple[float, ...], budget: float, seed: int) -> Non
         cells = [f"{best:g}", *first, f"{points[-1][0]:.1f}", f"{points[-1][1]:.4f}"]
         lines.append([name, *cells, ", ".join(f"{rate:g}: {p[-1][1]:.4f}" for rate, p in sorted(done.items()))])
     marks = [f"s to {mark:g}" for mark in MARKS]
-    print(markdown_table(["method", "rate", *marks, "end, s", "accuracy", "by rate"], lines, left=["method", "by rate"]))
+    print(
+        markdown_table(["method", "rate", *marks, "end, s", "accuracy", "by rate"], lines, left=["method", "by rate"])
+    )
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ The published ones are in ``skerry.algorithms``, a few lines each.
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from skerry.clients import Clients, Timeline
+from skerry.clients import Clients, HeldByClients, Timeline
 from skerry.merge.outer import Outer
 from skerry.merge.server import Server
 from skerry.partitions.assignment import Partition
@@ -77,6 +77,18 @@ class Algorithm:
         num, server = self.partition.num_workers, self.server
         active = num if server is None else server.active
         return Timeline(self.clients, active=active, per_round=num, waits=server is None)
+
+    def held_by(self) -> Partition | None:
+        """Return who holds what: the partition, with a row per client where there are clients.
+
+        None where it is not known in advance, since units are dealt by movement.
+        """
+        if self.server is not None and self.server.drops_moved is not None:
+            return None
+        timeline = self.timeline()
+        if self.clients is None or timeline is None:
+            return self.partition
+        return HeldByClients(self.partition, timeline, self.clients.num)
 
     @property
     def keeps(self) -> bool:

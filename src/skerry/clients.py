@@ -8,9 +8,13 @@ import heapq
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+from torch import Tensor
 
+from skerry.partitions.assignment import Assignment, Partition, none_held
+from skerry.plan.dims import Axis
 from skerry.randomness import generator
 from skerry.whole_number import check_whole_number
 
@@ -20,8 +24,8 @@ class Clients:
     """The owners of the data.
 
     Args:
-        speeds: of each client. A *turn*, the local steps of one round, takes 1 / speed units of simulated time, whatever
-            is trained in it: multiply by what a turn costs to compare methods. Transfers take no time.
+        speeds: of each client. A *turn*, the local steps of one round, takes 1 / speed units of simulated time,
+            whatever is trained in it: multiply by what a turn costs to compare methods. Transfers take no time.
         seed: of the choice of who trains.
 
     Raises:
@@ -159,3 +163,31 @@ class Timeline:
             return found
         order = torch.randperm(len(found), generator=generator(self._clients.seed, "client", len(self._starts)))
         return [found[k] for k in order[:num].tolist()]
+
+
+@dataclass(frozen=True)
+class HeldByClients:
+    """Which client holds what in a round, where ``partition`` says it of workers; others hold nothing.
+
+    Args:
+        partition: of the algorithm.
+        timeline: of its clients.
+        num_workers: how many clients there are.
+    """
+
+    partition: Partition
+    timeline: Timeline
+    num_workers: int
+    covers: ClassVar[bool] = False
+
+    def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
+        """Return a row per client: what it has trained when ``round`` is over."""
+        held = none_held(self.num_workers, axes)
+        for turn in self.timeline.turns(round):
+            dealt, worker = divmod(turn.number, self.partition.num_workers)
+            held[turn.client] |= self.partition.assign(axes, dealt).held[worker]
+        return Assignment(held)
+
+    def share(self, axes: Sequence[Axis], round: int) -> Tensor:
+        """Return how likely a subnet has each unit."""
+        return self.partition.share(axes, round)

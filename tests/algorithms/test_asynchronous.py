@@ -245,7 +245,9 @@ def test_the_fastest_client_drops_what_moved_most_in_the_last_update_that_had_it
                 worker.step(F.cross_entropy(worker.subnet(x), y))
         start = 0
         for layer, axis in enumerate(plan.axes):
-            moves = [(store.tensors[f"layers.{layer}.{p}"] - before[f"layers.{layer}.{p}"]).abs() for p in ("weight", "bias")]
+            moves = [
+                (store.tensors[f"layers.{layer}.{p}"] - before[f"layers.{layer}.{p}"]).abs() for p in ("weight", "bias")
+            ]
             each = torch.cat([moves[0], moves[1][:, None]], 1).mean(1)
             now = torch.arange(start, start := start + axis.num_units)
             moved[now] = torch.where(held[now], each, moved[now])

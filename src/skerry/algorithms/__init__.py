@@ -17,6 +17,6 @@ from skerry.algorithms.resist import resist
 from skerry.algorithms.single import single
 
 __all__ = [
-    "Algorithm", "asyncdrop", "ddp", "diloco", "ensemble", "fedbuff", "federated_dropout", "fedrolex", "heterofl", "ist",
-    "local_sgd", "narrow", "relay", "resist", "single",
+    "Algorithm", "asyncdrop", "ddp", "diloco", "ensemble", "fedbuff", "federated_dropout", "fedrolex", "heterofl",
+    "ist", "local_sgd", "narrow", "relay", "resist", "single",
 ]  # fmt: skip

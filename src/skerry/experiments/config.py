@@ -26,6 +26,7 @@ class Dealing:
         step: units that the window moves per round (``Rolling``).
         min_units: fewest units per worker (``Covering``).
         warmup_rounds: rounds in which every worker holds everything (``Warmup``).
+        max_exposure: fraction of the nets that a worker may ever see (``Limited``).
     """
 
     reshuffle: float = 1.0
@@ -35,6 +36,7 @@ class Dealing:
     step: int = 1
     min_units: int = 1
     warmup_rounds: int = 0
+    max_exposure: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from skerry.merge.aggregate import is_finite
 from skerry.model import optimizer_state
 from skerry.model.tensors import named_tensors, skeleton
 from skerry.partitions.assignment import Assignment
+from skerry.partitions.exposures import Log
 from skerry.partitions.share import Share
 from skerry.plan.table import Plan
 from skerry.runtimes.overlap import BEGAN
@@ -44,6 +45,7 @@ class Setup:
             worker is not refused for them.
         device: where subnets are trained.
         timeline: which clients train when; None without clients.
+        log: what each participant has held; None where that is not known in advance.
     """
 
     model: nn.Module
@@ -61,6 +63,7 @@ class Setup:
     never_finite: frozenset[str]
     device: torch.device
     timeline: Timeline | None
+    log: Log | None
 
     def turn(self, round: int, worker: int) -> tuple[int, int]:
         """Return whose data a worker trains on in ``round``, and how often that was trained on before."""
@@ -182,6 +185,7 @@ def set_up(
         never_finite=_never_finite(store, runtime),
         device=device,
         timeline=timeline,
+        log=None if (held_by := algorithm.held_by()) is None else Log(held_by, net_plan.axes),
     )
     return setup, state
 

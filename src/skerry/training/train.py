@@ -156,7 +156,8 @@ def train(
         num_rounds: rounds in all, including those before a resume.
         schedule: learning-rate factor by progress (0 to 1).
         logit_adjustment: (num_workers, num_classes); row w is added to the outputs (B, num_classes) of worker w's
-            subnet (of that of client w, where the algorithm has clients), in local steps only. With label skew: ``log_priors``. A process reads the rows of its own workers.
+            subnet, in local steps only; a row per client, where the algorithm has clients. With label skew:
+            ``log_priors``. A process reads the rows of its own workers.
         seed: of dropout and the like, and of loaders; other data, and dealing, have their own.
         test: (inputs, labels) to evaluate on after the last round; a ``skerry.training.Test`` to evaluate more often,
             with further metrics, or in other batches.

@@ -70,7 +70,7 @@ def skewed_mlp() -> Recipe:
 
 
 def async_fashion() -> Recipe:
-    """784-256-256-10 on Fashion-MNIST; 8 of 32 clients train at a time, the slowest takes 5 times as long as the fastest.
+    """784-256-256-10 on Fashion-MNIST; 8 of 32 clients train at a time, the slowest 5 times as long as the fastest.
 
     All methods end at about the same simulated time: 120 turns of the fastest client with the whole model.
     """

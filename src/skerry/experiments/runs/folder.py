@@ -299,6 +299,7 @@ def metrics_line(record: Record, heard: Mapping[str, str]) -> dict[str, Any]:
         **{name: totals[name] for name in ("bytes_due", "bytes_sent", "flop")},
         "units_covered": record.units_covered,
         "refused": list(record.refused),
+        "exposure": record.exposure,
         "clock": record.clock,
         "diagnosis": {name: _finite(getattr(record.diagnosis, name)) for name in MEASURES},
         "checked": list(record.diagnosis.checked),
