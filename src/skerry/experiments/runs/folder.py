@@ -124,6 +124,8 @@ def run_id(config: Config) -> str:
     for name in ("prior_adjusted", "clients", "slowest", "asynchronous"):  # older checkpoints do not have these
         if getattr(config, name) == getattr(Config(), name):
             del settings[name]
+    if config.partition.max_exposure == 1.0:
+        del settings["partition"]["max_exposure"]
     return json.dumps(settings, sort_keys=True)
 
 
