@@ -100,6 +100,8 @@ class Algorithm:
         """Why a training cannot go on with another number of workers; empty if it can."""
         if isinstance(self.trains, Apart):
             return f"'{self.name}' trains a net of its own for each worker"
+        if self.server is not None:
+            return f"clients of '{self.name}' are under way"
         return f"the workers of '{self.name}' keep optimizer state of their own" if self.keeps else ""
 
     def __post_init__(self) -> None:

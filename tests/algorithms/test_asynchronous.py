@@ -270,6 +270,15 @@ def test_a_resumed_training_has_the_same_bits(method, tmp_path):
     same_bits(part(11, True), go(algorithm, 11, norm=True))
 
 
+def test_other_clients_cannot_go_on_with_what_is_under_way(tmp_path):
+    algorithm = METHODS["asyncdrop"]
+    go(algorithm, 4, checkpoints=Checkpoints(tmp_path, every_s=0))
+    other = replace(algorithm, server=replace(algorithm.server, active=5))
+    assert "under way" in other.why_same_workers
+    with pytest.raises(ValueError, match="other clients were under way"):
+        go(other, 8, checkpoints=Checkpoints(tmp_path, resume=True))
+
+
 def test_methods_that_wait_train_on_the_data_of_other_clients_in_each_round():
     model, plan = made()
     algorithm, data = WAITING["relay"], blobs(5)

@@ -51,6 +51,11 @@ class ServerStore(WholeModel):
             self._moved = saved.of_worker(_MOVED, 0)[_UNITS]
             for turn in self._timeline.under_way(beginning.round):
                 tensors = saved.of_worker(BEGAN, turn.number)
+                if _UNITS not in tensors:
+                    raise ValueError(
+                        "checkpoints: other clients were under way when it was saved; resume with the same clients, "
+                        "and as many workers and replies per round"
+                    )
                 self._begun[turn.number] = _Begun(tensors.pop(_UNITS), placed(tensors, beginning.device))
         self._go_on(beginning.round)
 
