@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 from zoo import blobs, mlp
@@ -64,6 +64,7 @@ def same_bits(ours, meant):
 speeds = st.lists(st.sampled_from([1.0, 0.5, 0.3, 0.2]), min_size=1, max_size=7)
 
 
+@settings(max_examples=25)
 @given(speeds, st.data())
 def test_as_many_clients_as_are_active_train_at_any_time_each_once(speeds, data):
     active, per_round = data.draw(st.integers(1, len(speeds))), data.draw(st.integers(1, 4))
@@ -88,6 +89,7 @@ def test_as_many_clients_as_are_active_train_at_any_time_each_once(speeds, data)
         assert len(running) == active
 
 
+@settings(max_examples=25)
 @given(speeds, st.data())
 def test_a_server_that_waits_takes_as_long_as_the_slowest(speeds, data):
     active = data.draw(st.integers(1, len(speeds)))
@@ -218,6 +220,7 @@ def test_a_reply_that_is_not_finite_is_left_out_and_the_server_goes_on():
 # ---- dropping by movement
 
 
+@settings(max_examples=25)
 @given(st.integers(1, 30), st.sampled_from([0.0, 0.25, 0.5, 0.9]), st.floats(0, 1), st.integers(0, 3))
 def test_by_movement_each_client_drops_as_many_units_in_a_row(num, drop, rank, seed):
     axes = (Axis("a", num), Axis("b", 4, start=num))

@@ -50,7 +50,7 @@ def counted(partition, plan, rounds, colluders):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=12)
+@settings(max_examples=10)
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2))
 def test_it_is_what_counting_element_by_element_gives(kind, n, colluders, rounds, seed):
     colluders, (_, plan, _) = min(n, colluders), mlp()
@@ -102,6 +102,7 @@ def test_clients_see_what_they_have_trained():
     assert asyncdrop(2, heterogeneous=True).held_by() is None
 
 
+@settings(max_examples=25)
 @given(st.integers(1, 8), st.sampled_from([0.15, 0.25, 0.34, 0.5, 0.6, 1.0]), st.integers(0, 40), st.integers(0, 3))
 def test_limited_keeps_the_whole_log_of_everybody_under_the_bound(n, bound, more, seed):
     partition, axes = Limited(n, bound, seed), (Axis("a", n + more), Axis("b", 3 * n, start=n + more))
