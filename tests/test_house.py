@@ -24,6 +24,7 @@ ROOMS = [
     "weights",
     "exchange",
     "merge",
+    "clients",
     "discovery",
     "trained",
     "algorithm",

@@ -27,8 +27,10 @@ from skerry import (
 )
 from skerry.algorithms import ensemble, ist, narrow, relay
 from skerry.checkpoint import Checkpoints
+from skerry.clients import Clients
 from skerry.data import Shards, from_dataset, from_loaders, split
 from skerry.discovery import Blocks, discover, verify
+from skerry.partitions import exposure
 from skerry.plan import Plan
 from skerry.predictor import Predictor
 from skerry.runtimes import Elastic, Processes, launch
@@ -58,8 +60,9 @@ else:
 
 
 __all__ = [
-    "Blocks", "Checkpoints", "Classifier", "Elastic", "Plan", "Predictor", "Processes", "Regressor", "Session",
-    "Shards", "algorithms", "callbacks", "checkpoint", "cosine", "data", "discover", "discovery", "ensemble",
-    "exchange", "from_dataset", "from_loaders", "graphs", "ist", "launch", "load", "merge", "narrow", "partitions",
-    "plan", "prune", "relay", "runtimes", "split", "subnet", "train", "training", "verify", "weights",
+    "Blocks", "Checkpoints", "Classifier", "Clients", "Elastic", "Plan", "Predictor", "Processes", "Regressor",
+    "Session", "Shards", "algorithms", "callbacks", "checkpoint", "cosine", "data", "discover", "discovery",
+    "ensemble", "exchange", "exposure", "from_dataset", "from_loaders", "graphs", "ist", "launch", "load", "merge",
+    "narrow", "partitions", "plan", "prune", "relay", "runtimes", "split", "subnet", "train", "training", "verify",
+    "weights",
 ]  # fmt: skip

@@ -6,7 +6,9 @@ The published ones are in ``skerry.algorithms``, a few lines each.
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from skerry.clients import Clients, HeldByClients, Timeline
 from skerry.merge.outer import Outer
+from skerry.merge.server import Server
 from skerry.partitions.assignment import Partition
 from skerry.trained import Apart, Given, Trained
 from skerry.whole_number import check_whole_number
@@ -36,9 +38,14 @@ class Algorithm:
         synchronous: whether gradients are averaged over all workers in every step, which needs one process per worker.
         trains: what is trained: the given model, or other nets in its place (``trained.py``).
         rounds_per_cycle: rounds after which every subnet has been with every worker; fewer rounds give a warning.
+        clients: the owners of the data, of whom as many train in a round as the partition has workers; others in each
+            round. None: each worker has its own data. Only where all workers run in one process.
+        server: takes in replies of clients as they come: a round is as many replies as the partition has workers.
+            None: a round ends when all workers are done.
 
     Raises:
-        ValueError: a value out of range, or ``overlap`` with an outer optimizer or a synchronous algorithm.
+        ValueError: a value out of range, ``overlap`` with an outer optimizer or a synchronous algorithm, or clients
+            that would keep state.
 
     Example:
         >>> from skerry.partitions import Disjoint
@@ -55,6 +62,33 @@ class Algorithm:
     synchronous: bool = False
     trains: Trained = field(default_factory=Given)
     rounds_per_cycle: int = 1
+    clients: Clients | None = None
+    server: Server | None = None
+
+    @property
+    def num_parts(self) -> int:
+        """The number of parts that the data is in: one per client, or else per worker."""
+        return self.partition.num_workers if self.clients is None else self.clients.num
+
+    def timeline(self) -> Timeline | None:
+        """Return which clients train when; None without clients."""
+        if self.clients is None:
+            return None
+        num, server = self.partition.num_workers, self.server
+        active = num if server is None else server.active
+        return Timeline(self.clients, active=active, per_round=num, waits=server is None)
+
+    def held_by(self) -> Partition | None:
+        """Return who holds what: the partition, with a row per client where there are clients.
+
+        None where it is not known in advance, since units are dealt by movement.
+        """
+        if self.server is not None and self.server.drops_moved is not None:
+            return None
+        timeline = self.timeline()
+        if self.clients is None or timeline is None:
+            return self.partition
+        return HeldByClients(self.partition, timeline, self.clients.num)
 
     @property
     def keeps(self) -> bool:
@@ -66,6 +100,8 @@ class Algorithm:
         """Why a training cannot go on with another number of workers; empty if it can."""
         if isinstance(self.trains, Apart):
             return f"'{self.name}' trains a net of its own for each worker"
+        if self.server is not None:
+            return f"clients of '{self.name}' are under way"
         return f"the workers of '{self.name}' keep optimizer state of their own" if self.keeps else ""
 
     def __post_init__(self) -> None:
@@ -77,3 +113,11 @@ class Algorithm:
             raise ValueError(f"overlap={self.overlap}: expected 0 (none) to local_steps={self.local_steps}")
         if self.overlap and (self.outer or self.synchronous):
             raise ValueError(f"overlap={self.overlap}: '{self.name}' needs the mean before the next step; leave it out")
+        if self.clients is not None and (self.keeps or self.overlap or self.synchronous):
+            raise ValueError(
+                f"clients: other ones train in each round, so workers of '{self.name}' cannot keep state, overlap or "
+                "average gradients; leave that out, or use optimizer_state='reset'"
+            )
+        if self.server is not None and (self.clients is None or self.optimizer_state != "reset"):
+            raise ValueError(f"server: '{self.name}' needs clients, and optimizer_state='reset'")
+        self.timeline()

@@ -24,8 +24,8 @@ from skerry.merge.calibrate import scaled
 from skerry.model.tensors import named_tensors
 from skerry.partitions import Disjoint, Share
 from skerry.runtimes import Serial
-from skerry.runtimes.serial import Whole
 from skerry.runtimes.streamed import Streamed
+from skerry.runtimes.whole_model import Whole
 from skerry.weights import FromFiles, materialize, skeleton
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # said by dcp.load in one process

@@ -128,7 +128,9 @@ def test_seconds_follow_from_bytes_link_and_steps(capsys):
     for link, slower in (("1mbit", 1), ("0.5 Mbit", 2)):
         assert call(["plan", "nets:small", "--methods", "narrow", "--link", link, "--set", "local_steps=7"])[0] == 0
         row = re.search(r"^narrow +7 +(.*)$", capsys.readouterr().out, re.MULTILINE)[1]
-        sent, memory, local_s, exchange_s, round_s = map(float, row.split())
+        *figures, seen = row.split()
+        assert seen == "100%"  # of one narrow net
+        sent, memory, local_s, exchange_s, round_s = map(float, figures)
         assert exchange_s == pytest.approx(8 * sent * slower, rel=0.01)
         assert round_s == pytest.approx(local_s + exchange_s, rel=0.02)
         assert memory > 0

@@ -20,7 +20,7 @@ from skerry.model.tensors import named_tensors
 from skerry.partitions import Everything
 from skerry.runtimes import Serial
 from skerry.runtimes.runtime import Handover
-from skerry.runtimes.serial import WholeModel
+from skerry.runtimes.whole_model import WholeModel
 from skerry.subnet.cuts import Cuts
 from skerry.subnet.slicing import take
 from skerry.trained import Given

@@ -1,6 +1,8 @@
 """Published methods and their rivals, one file each, as choices of parts (``skerry.algorithm``)."""
 
 from skerry.algorithm import Algorithm
+from skerry.algorithms.asynchronous.asyncdrop import asyncdrop
+from skerry.algorithms.asynchronous.fedbuff import fedbuff
 from skerry.algorithms.ddp import ddp
 from skerry.algorithms.diloco import diloco
 from skerry.algorithms.ensemble import ensemble
@@ -15,6 +17,6 @@ from skerry.algorithms.resist import resist
 from skerry.algorithms.single import single
 
 __all__ = [
-    "Algorithm", "ddp", "diloco", "ensemble", "federated_dropout", "fedrolex", "heterofl", "ist", "local_sgd", "narrow",
-    "relay", "resist", "single",
+    "Algorithm", "asyncdrop", "ddp", "diloco", "ensemble", "fedbuff", "federated_dropout", "fedrolex", "heterofl",
+    "ist", "local_sgd", "narrow", "relay", "resist", "single",
 ]  # fmt: skip

@@ -1,11 +1,21 @@
 """A relay: narrow nets that are handed on from worker to worker."""
 
 from skerry.algorithm import Algorithm, StatePolicy
+from skerry.partitions.assignment import Partition
 from skerry.partitions.cyclic import Cyclic
+from skerry.partitions.limited import Limited
+from skerry.plan.dims import Axis
 from skerry.trained import Apart
 
 
-def relay(workers: int, *, local_steps: int = 20, seed: int = 0, optimizer_state: StatePolicy = "reset") -> Algorithm:
+def relay(
+    workers: int,
+    *,
+    local_steps: int = 20,
+    seed: int = 0,
+    max_exposure: float = 1.0,
+    optimizer_state: StatePolicy = "reset",
+) -> Algorithm:
     """Deal units once to n narrow nets that share nothing; after each round every worker hands its net to the next.
 
     With W_k the weights of net k and J local steps of SGD on the data of worker w:
@@ -23,6 +33,8 @@ def relay(workers: int, *, local_steps: int = 20, seed: int = 0, optimizer_state
         workers: n.
         local_steps: J.
         seed: of the dealing.
+        max_exposure: the fraction of the nets that a worker may ever see. Below 1, each net stays within a home set of
+            workers (``skerry.partitions.Limited``), and is never trained on the data of others.
         optimizer_state: what happens to optimizer state between rounds, see ``Algorithm``.
 
     Raises:
@@ -39,13 +51,18 @@ def relay(workers: int, *, local_steps: int = 20, seed: int = 0, optimizer_state
         2311.03154 (how such sequential training converges).
 
     Differs from the paper: Chang et al. hand one whole model on, which one worker trains at a time; here n parts of a
-    model go round at once, and all workers train.
+    model go round at once, and all workers train. ``max_exposure`` is ours; its default gives what is above.
     """
+    partition: Partition = Cyclic(workers)
+    cycle = workers
+    if max_exposure < 1:
+        limited = Limited(workers, max_exposure, seed)
+        partition, cycle = limited, -(-workers // limited.num_homes(Axis("nets", workers)))
     return Algorithm(
         name="relay",
-        partition=Cyclic(workers),
+        partition=partition,
         local_steps=local_steps,
         optimizer_state=optimizer_state,
         trains=Apart(workers, seed),
-        rounds_per_cycle=workers,
+        rounds_per_cycle=cycle,
     )

@@ -26,6 +26,7 @@ class Dealing:
         step: units that the window moves per round (``Rolling``).
         min_units: fewest units per worker (``Covering``).
         warmup_rounds: rounds in which every worker holds everything (``Warmup``).
+        max_exposure: fraction of the nets that a worker may ever see (``Limited``).
     """
 
     reshuffle: float = 1.0
@@ -35,6 +36,24 @@ class Dealing:
     step: int = 1
     min_units: int = 1
     warmup_rounds: int = 0
+    max_exposure: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asynchronous:
+    """How a server that waits for nobody goes about it.
+
+    Attributes:
+        weight: of a reply; None: the method's own (``asyncdrop``, ``fedbuff``).
+        drop: fraction of each axis that a client drops (``asyncdrop``).
+        heterogeneous: whether units are dropped by movement (``asyncdrop``).
+        buffer: replies per round (``fedbuff``).
+    """
+
+    weight: float | None = None
+    drop: float = 0.25
+    heterogeneous: bool = False
+    buffer: int = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +67,8 @@ class Config:
         width: fraction of each axis that method ``narrow`` keeps; None: 1/workers.
         optimizer_state: None: the method's own default.
         clip_grad_norm, accumulate, precision, checkpoint_activations, compile: see ``StepSettings``.
+        clients: owners of the data, of whom ``workers`` train at a time; 0: each worker has its own data.
+        slowest: how many times as long as the fastest client the slowest one takes; the others lie evenly between.
         prior_adjusted: train each worker on logits plus the log prior of its labels (``log_priors``).
         device: where subnets are trained: cpu, cuda, cuda:1, mps, or auto: CUDA where there is one, else the CPU.
         threads: torch threads per process; 0: all cores if serial, else an equal part of them, at least one.
@@ -56,6 +77,8 @@ class Config:
     recipe: str = ""
     method: str = "ist"
     workers: int = 4
+    clients: int = 0
+    slowest: float = 1.0
     runtime: str = "serial"
     rounds: int = 100
     local_steps: int = 50
@@ -64,6 +87,7 @@ class Config:
     split: str = "iid"
     prior_adjusted: bool = False
     partition: Dealing = field(default_factory=Dealing)
+    asynchronous: Asynchronous = field(default_factory=Asynchronous)
     optimizer: Mapping[str, Any] = field(default_factory=lambda: {"name": "SGD", "lr": 0.1, "momentum": 0.9})
     optimizer_state: StatePolicy | None = None
     outer: Outer = field(default_factory=Outer)
@@ -89,6 +113,7 @@ class Config:
     def __post_init__(self) -> None:
         least = {"workers": 1, "rounds": 1, "local_steps": 1, "batch_size": 1, "max_bad_rounds": 1}
         least |= {"seed": 0, "eval_every": 0, "eval_batch_size": 1, "threads": 0, "checkpoint_every_s": 0, "overlap": 0}
+        least |= {"clients": 0, "slowest": 1}
         for name, minimum in least.items():
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= minimum):

@@ -1,38 +1,42 @@
 """Methods by name: build the algorithm that a config names, and tell which settings it takes.
 
 A method's settings are the arguments of its function in ``skerry.algorithms``. The config has each under the same name,
-under ``partition``, or (``outer_lr``) under ``outer``.
+under ``partition`` or ``asynchronous``, or (``outer_lr``) under ``outer``.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
+from typing import Any
 
 from skerry import algorithms
 from skerry.algorithm import Algorithm
-from skerry.experiments.config import Config, Dealing
+from skerry.clients import Clients
+from skerry.experiments.config import Asynchronous, Config, Dealing
 
 METHODS: dict[str, Callable[..., Algorithm]] = {
     name: getattr(algorithms, name)
     for name in (
         "ist", "relay", "resist", "narrow", "ensemble", "local_sgd", "diloco", "ddp", "single", "federated_dropout",
-        "fedrolex", "heterofl",
+        "fedrolex", "heterofl", "asyncdrop", "fedbuff",
     )
 }  # fmt: skip
 
-SOME_METHODS_ONLY = ("optimizer_state", "outer", "overlap", "partition", "width")
+SOME_METHODS_ONLY = ("asynchronous", "optimizer_state", "outer", "overlap", "partition", "width")
 """Settings, and groups of settings, that only methods with such an argument take. All methods take the others."""
 
 
 @cache
 def settings_of(method: str) -> Mapping[str, str]:
     """Return, for each argument of ``method``, the dotted name of its setting."""
-    of_partition = {field.name for field in fields(Dealing)}
+    groups = {"partition": Dealing, "asynchronous": Asynchronous}
+    group_of = {field.name: group for group, kind in groups.items() for field in fields(kind)}
     found = {}
     for name in inspect.signature(METHODS[method]).parameters:
-        group, _, part = name.partition("_")
-        found[name] = f"partition.{name}" if name in of_partition else f"outer.{part}" if group == "outer" else name
+        first, _, part = name.partition("_")
+        in_group = f"{group_of[name]}.{name}" if name in group_of else name
+        found[name] = f"outer.{part}" if first == "outer" else in_group
     return found
 
 
@@ -42,14 +46,19 @@ def build(config: Config) -> Algorithm:
     Raises:
         ValueError: a setting is out of range.
     """
-    arguments = {}
-    for name, setting in settings_of(config.method).items():
+    arguments: dict[str, Any] = {}
+    settings = {name: setting for name, setting in settings_of(config.method).items() if name != "clients"}
+    for name, setting in settings.items():
         value = config
         for part in setting.split("."):
             value = getattr(value, part)
         if value is not None:
             arguments[name] = value
-    return METHODS[config.method](**arguments)
+    clients = Clients.spread(config.clients or config.workers, config.slowest, config.seed)
+    if "clients" in settings_of(config.method):
+        return METHODS[config.method](clients=clients, **arguments)
+    algorithm = METHODS[config.method](**arguments)
+    return replace(algorithm, clients=clients) if config.clients else algorithm
 
 
 def takes(method: str, setting: str) -> bool:

@@ -26,6 +26,7 @@ from skerry.model import optimizer_state
 from skerry.model.inputs import Inputs, call, map_tensors, tensors_of
 from skerry.model.tensors import fill_, named_tensors, skeleton
 from skerry.partitions.assignment import Assignment
+from skerry.partitions.exposures import Log
 from skerry.plan.table import Plan, trained_in_blocks
 from skerry.randomness import own_random_state
 from skerry.subnet.extract import extract
@@ -72,6 +73,7 @@ class Forecast:
         step_s: seconds of a local step on this machine.
         step_measured: whether that was measured; else it was estimated from operations and ``rate``.
         rate: operations per second of a matrix product on this machine.
+        exposure: the largest share of the units that one worker has held by the end; None if not known in advance.
     """
 
     method: str
@@ -82,6 +84,7 @@ class Forecast:
     step_s: float
     step_measured: bool
     rate: float
+    exposure: float | None
 
     @property
     def local_s(self) -> float:
@@ -144,6 +147,8 @@ def forecast(about: Subject, config: Config) -> Forecast:
     subnets = [extract(net, plan, now.units(worker)) for worker in range(now.num_workers)]
     sizes = named_tensors(net) | _state_sizes(subnets[0], net, plan, algorithm, optimizer)
     sent, busiest = _bytes(plan, sizes, algorithm, config.rounds)
+    if algorithm.server is not None:  # each reply sends its net
+        sent = busiest = float(max(sum(t.nbytes for t in named_tensors(subnet).values()) for subnet in subnets))
     buffers = most_buffer_bytes(now.num_workers, busiest, max(size.nbytes for size in sizes.values()))
     memories = [
         rank_memory(plan, sizes, now, w, costs.of(subnet), buffer_bytes=buffers) for w, subnet in enumerate(subnets)
@@ -154,7 +159,9 @@ def forecast(about: Subject, config: Config) -> Forecast:
         of_gradients = config.local_steps * config.accumulate * gradient_bytes(net, now.num_workers)
         sent, busiest = sent + of_gradients, busiest + of_gradients
     most = max(memories, key=lambda memory: memory.peak)
-    return Forecast(config.method, config, sent, busiest, most, seconds, measured, rate)
+    held_by = algorithm.held_by()
+    seen = None if held_by is None else Log(held_by, plan.axes).units(config.rounds)
+    return Forecast(config.method, config, sent, busiest, most, seconds, measured, rate, seen)
 
 
 def forecasts(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from skerry.algorithm import Algorithm
+from skerry.clients import Timeline
 from skerry.partitions.assignment import Assignment
 from skerry.partitions.share import Share
 from skerry.plan.table import Plan
@@ -115,6 +116,9 @@ class Beginning:
         start: the value that optimizer state starts with, by name (``optimizer_state.initial``).
         state: full-size optimizer state on the meta device that ``source`` has as well.
         saved: the checkpoint that ``source`` is, if training is resumed.
+        algorithm: of the session; None: one without clients.
+        timeline: which of its clients train when; None without clients.
+        round: the next one.
     """
 
     model: nn.Module
@@ -125,6 +129,9 @@ class Beginning:
     start: Mapping[str, Tensor] = field(default_factory=dict)
     state: Mapping[str, Tensor] = field(default_factory=dict)
     saved: Saved | None = None
+    algorithm: Algorithm | None = None
+    timeline: Timeline | None = None
+    round: int = 0
 
 
 class Store(Protocol):

@@ -208,9 +208,8 @@ def check_data(data: Any, algorithm: Algorithm | None, num_workers: int) -> None
         )
     if data.num_workers != num_workers:
         who = f"algorithm '{algorithm.name}' has" if algorithm else "there are"
-        raise ValueError(
-            f"the data is split for {data.num_workers} workers, but {who} {num_workers}; split it for that number"
-        )
+        num = f"{num_workers}{' clients' if algorithm and algorithm.clients else ''}"
+        raise ValueError(f"the data is split for {data.num_workers} workers, but {who} {num}; split it for that number")
 
 
 def check_logit_adjustment(rows: object, num_workers: int) -> None:

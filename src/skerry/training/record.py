@@ -21,6 +21,9 @@ class Record:
         totals: sums since the start, in seconds, bytes and operations (``State.totals``). ``bytes_due`` is what a
             worker had to send by the assignments, ``bytes_sent`` what this runtime sent.
         diagnosis: what was measured in the round.
+        exposure: the largest share of the units that any one participant has held so far, by the assignments
+            (``skerry.exposure``); None where units are dealt by movement.
+        clock: simulated time at which it was over (``skerry.clients``); None without clients.
     """
 
     round: int
@@ -31,6 +34,8 @@ class Record:
     units_covered: float
     totals: Mapping[str, float]
     diagnosis: Diagnosis
+    exposure: float | None = None
+    clock: float | None = None
 
     @property
     def exchange_s(self) -> float:

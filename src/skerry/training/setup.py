@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from skerry.algorithm import Algorithm
 from skerry.checkpoint.state import State
+from skerry.clients import Timeline
 from skerry.exchange.routes import traffic
 from skerry.merge.aggregate import is_finite
 from skerry.model import optimizer_state
 from skerry.model.tensors import named_tensors, skeleton
 from skerry.partitions.assignment import Assignment
+from skerry.partitions.exposures import Log
 from skerry.partitions.share import Share
 from skerry.plan.table import Plan
 from skerry.runtimes.overlap import BEGAN
@@ -38,12 +40,23 @@ class Setup(Settings):
         state_start: where optimizer state starts, by name (``optimizer_state.initial``); empty if it does not travel.
         never_finite: names of tensors that are not finite from the start (an attention mask of -inf), so that a
             worker is not refused for them.
+        timeline: which clients train when; None without clients.
+        log: what each participant has held; None where that is not known in advance.
     """
 
     scheduler: SchedulerRates | None
     store: Store
     state_start: Mapping[str, Tensor]
     never_finite: frozenset[str]
+    timeline: Timeline | None
+    log: Log | None
+
+    def turn(self, round: int, worker: int) -> tuple[int, int]:
+        """Return whose data a worker trains on in ``round``, and how often that was trained on before."""
+        if self.timeline is None:
+            return worker, round
+        turn = self.timeline.turns(round)[worker]
+        return turn.client, turn.nth
 
     def assignment(self, round: int) -> Assignment:
         """Return who holds what in ``round``; after the last round nothing is exchanged any more."""
@@ -96,9 +109,11 @@ def set_up(given: Settings, start: Start | None) -> tuple[Setup, State]:
 
     Raises:
         CheckpointError: the checkpoint cannot be resumed from.
-        ValueError: another process starts from other values.
+        ValueError: another process starts from other values, or clients are to train in several processes.
     """
     algorithm, runtime, num_rounds = given.algorithm, given.runtime, given.num_rounds
+    if algorithm.clients is not None and runtime.num_processes > 1:
+        raise ValueError(f"clients: '{algorithm.name}' runs them in one process; leave out the runtime, or the clients")
     net, net_plan = net_to_train(given.model, given.plan, algorithm, given.seed)
     source = algorithm.trains.source(given.model, given.plan, net, start)
     state = State(0, torch.zeros(net_plan.num_units, dtype=torch.int64))
@@ -124,6 +139,9 @@ def set_up(given: Settings, start: Start | None) -> tuple[Setup, State]:
             start=state_start,
             state={} if saved is None else {n: t for n, t in saved.sizes.items() if optimizer_state.SEPARATOR in n},
             saved=saved,
+            algorithm=algorithm,
+            timeline=(timeline := algorithm.timeline()),
+            round=state.round,
         )
     )
     lr_scheduler = given.steps.lr_scheduler
@@ -133,6 +151,8 @@ def set_up(given: Settings, start: Start | None) -> tuple[Setup, State]:
         store=store,
         state_start=state_start,
         never_finite=_never_finite(store, runtime),
+        timeline=timeline,
+        log=None if (held_by := algorithm.held_by()) is None else Log(held_by, net_plan.axes),
     )
     return setup, state
 

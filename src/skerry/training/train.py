@@ -156,7 +156,8 @@ def train(
         num_rounds: rounds in all, including those before a resume.
         schedule: learning-rate factor by progress (0 to 1).
         logit_adjustment: (num_workers, num_classes); row w is added to the outputs (B, num_classes) of worker w's
-            subnet, in local steps only. With label skew: ``log_priors``. A process reads the rows of its own workers.
+            subnet, in local steps only; a row per client, where the algorithm has clients. With label skew:
+            ``log_priors``. A process reads the rows of its own workers.
         seed: of dropout and the like, and of loaders; other data, and dealing, have their own.
         test: (inputs, labels) to evaluate on after the last round; a ``skerry.training.Test`` to evaluate more often,
             with further metrics, or in other batches.
@@ -287,7 +288,7 @@ def train(
             latest = None  # the memory of the last full model is free again
             for worker in round.workers:
                 rows = logit_adjustment
-                own_loss = loss_fn if rows is None else adjusted(loss_fn, rows[worker.number].to(setup.device))
+                own_loss = loss_fn if rows is None else adjusted(loss_fn, rows[worker.client].to(setup.device))
                 _take_local_steps(worker, own_loss, source, setup.device, is_first=worker.round == first_round)
                 worker.flop = float(costs.of(worker.narrow).flop * worker.num_steps)
             every = session.test.every if session.test is not None else 0
@@ -298,9 +299,9 @@ def train(
 
 
 def _num_workers(data: Any, algorithm: Algorithm | None, runtime: Runtime) -> int:
-    """Return the number of workers: the algorithm's, or that of processes, or the data's."""
+    """Return the number of parts of the data: the algorithm's, or that of processes, or the data's."""
     if algorithm is not None:
-        return algorithm.partition.num_workers
+        return algorithm.num_parts
     if runtime.num_processes > 1:
         return runtime.num_processes
     if isinstance(data, list | tuple):
@@ -318,7 +319,7 @@ def _take_local_steps(worker: Worker, loss_fn: LossFn, data: Data, device: torch
     batch: list[Any] = []
 
     def batches() -> Iterator[tuple[Inputs, Any]]:
-        for x, y in data.batches(worker.number, worker.first_step, worker.num_steps):
+        for x, y in data.batches(worker.client, worker.first_step, worker.num_steps):
             batch[:] = x, y
             yield to(x, device), to(y, device)
 
@@ -350,7 +351,7 @@ def _explain(worker: Worker, loss_fn: LossFn, data: Data, latest: list[Any], *, 
         ValueError: no batch of the first round has a label.
     """
     ignored = getattr(loss_fn, "ignore_index", -100)
-    again = list(data.batches(worker.number, worker.first_step, worker.num_steps))
+    again = list(data.batches(worker.client, worker.first_step, worker.num_steps))
     if is_first and all(_has_no_label(y, ignored) for _, y in again):
         raise ValueError(
             f"data: worker {worker.number} has no label in round {worker.round} ({described(again[0][1])}; classes "

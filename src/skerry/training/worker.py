@@ -51,9 +51,13 @@ class Worker:
         around: what to call in place of ``subnet``, and a function that takes the backward pass from its loss; all
             workers are in step then, so none leaves out steps after a loss that is not finite.
         on_step: called after each step with the worker and the number of steps done.
+        client: whose data it trains on.
+        first_step: how many steps were taken on that data before.
 
     Attributes:
         number: the worker's, from 0.
+        client: whose data it trains on: its own number, unless the algorithm has clients.
+        first_step: how many steps were taken on that data before this round, for ``Data.batches``.
         round: of the training, from 0.
         num_steps: the steps it takes in this round, no more and no fewer.
         subnet: the narrow module to train, in training mode and in place; for a synchronous algorithm a module around
@@ -80,9 +84,12 @@ class Worker:
         scaler: torch.amp.GradScaler | None = None,
         around: tuple[nn.Module, Callable[[Tensor], None]] | None = None,
         on_step: Callable[["Worker", int], None] | None = None,
+        client: int = 0,
+        first_step: int = 0,
     ) -> None:
         settings = settings or StepSettings()
         self.number, self.round, self.num_steps, self.accumulate = number, round, len(rates), settings.accumulate
+        self.client, self.first_step = client, first_step
         self.narrow, self.optimizer = subnet, optimizer
         self.subnet, self._backward = around or (subnet, _backward)
         self.subnet.train()
@@ -98,11 +105,6 @@ class Worker:
         self._done, self._is_finite = 0, True
         optimizer.zero_grad()
         self._began = time.perf_counter()
-
-    @property
-    def first_step(self) -> int:
-        """How many steps it took before this round, for ``Data.batches``."""
-        return self.round * self.num_steps
 
     @property
     def loss(self) -> float:

@@ -173,7 +173,7 @@ def test_missing_units_summary_and_metrics(tmp_path: Path) -> None:
 
 
 def test_tables_use_human_units(tmp_path: Path) -> None:
-    make_run(tmp_path / "a", seed=0, accuracy=0.8958, changes={3: {"flop": 1.2e12}})
+    make_run(tmp_path / "a", seed=0, accuracy=0.8958, changes={3: {"flop": 1.2e12, "exposure": 0.5}})
     make_run(tmp_path / "b", seed=1, accuracy=0.8978, changes={3: {"flop": 1.2e12}})
     rows = comparison(load_runs(tmp_path))
     titles, rule, line = (line.strip("| \n").split(" | ") for line in to_markdown(rows).splitlines())
@@ -182,6 +182,7 @@ def test_tables_use_human_units(tmp_path: Path) -> None:
     assert cells["test accuracy"] == ".8968 ± .0014"
     assert (cells["bytes due, MB"], cells["bytes sent, MB"], cells["memory, MB"]) == ("4.00", "4.40", "4.50")
     assert (cells["compute, TFLOP"], cells["time"], cells["outside"]) == ("1.20", "8.00 s", "25%")
+    assert cells["seen"] == "50%"
     console = Console(file=io.StringIO(), width=80)
     console.print(to_rich(rows))
     assert isinstance(console.file, io.StringIO)

@@ -68,17 +68,19 @@ def plan_command(
 def _print_table(found: Sequence[Forecast], bits_per_s: float) -> None:
     """Print a row per method, and how the seconds were found."""
     rows: list[tuple[str, ...]] = [
-        ("method", "local steps", "sent, MB", "memory, MB", "local steps, s", "exchange, s", "round, s")
+        ("method", "local steps", "sent, MB", "memory, MB", "local steps, s", "exchange, s", "round, s", "seen")
     ]
     for f in found:
         exchange_s = 8 * f.busiest / bits_per_s
         figures = f.sent / 1e6, f.memory.peak / 1e6, f.local_s, exchange_s, f.local_s + exchange_s
-        rows.append((f.method, str(f.config.local_steps), *(f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in figures)))
+        cells = [f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in figures]
+        rows.append((f.method, str(f.config.local_steps), *cells, "-" if f.exposure is None else f"{f.exposure:.0%}"))
     wide = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     for row in rows:
         first, *others = (cell.rjust(width) for cell, width in zip(row, wide, strict=True))
         click.echo("  ".join([first.strip().ljust(wide[0]), *others]))
     click.echo("sent: per worker and round; memory: of a worker's process, beyond that of an idle one;")
+    click.echo("seen: units that one worker has held by the end, at most (docs/exposure.md);")
     click.echo("exchange: the busiest worker's bytes over its link; how a step's seconds were found:")
     threads = torch.get_num_threads()
     for f in found:

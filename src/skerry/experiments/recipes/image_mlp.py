@@ -69,6 +69,40 @@ def skewed_mlp() -> Recipe:
     return with_label_skew(fashion_mlp(), "skewed-mlp", "the MLP of fashion-mlp")
 
 
+def async_fashion() -> Recipe:
+    """784-256-256-10 on Fashion-MNIST; 8 of 32 clients train at a time, the slowest 5 times as long as the fastest.
+
+    All methods end at about the same simulated time: 120 turns of the fastest client with the whole model.
+    """
+    settings: dict[str, Any] = {"rounds": 261, "eval_every": 22}  # nets of 1/8
+    whole: dict[str, Any] = {"rounds": 25, "eval_every": 2}
+    config = Config(
+        recipe="async-fashion",
+        method="asyncdrop",
+        workers=8,
+        clients=32,
+        slowest=5.0,
+        local_steps=20,
+        batch_size=32,
+        split="dirichlet:0.3",
+        prior_adjusted=True,
+        model={"hidden": 256, "layers": 2},
+        data={"samples": 0},
+    )
+    return Recipe(
+        summary="MLP 784-256-256-10 on Fashion-MNIST, 8 of 32 clients of unlike speeds at a time, label skew",
+        config=config,
+        methods={
+            "asyncdrop": {"rounds": 473, "eval_every": 43},
+            "fedbuff": {"rounds": 33, "eval_every": 3},
+            "local_sgd": whole,
+            **dict.fromkeys(("ist", "relay", "narrow"), settings),
+        },
+        task=partial(_task, dataset="fashion-mnist"),
+        model=mlp,
+    )
+
+
 def digits_mlp() -> Recipe:
     """64-128-128-10 on the handwritten digits that come with scikit-learn: takes seconds and needs no download."""
     settings: dict[str, Any] = {"rounds": 20, "local_steps": 20, "eval_every": 5}

@@ -142,7 +142,7 @@ class Task:
 
     def _parts(self, config: Config) -> Sequence[Tensor]:
         by = self.train[1] if self.split_by is None else self.split_by
-        return split(by, config.workers, config.split, config.seed)
+        return split(by, config.clients or config.workers, config.split, config.seed)
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ class Row:
     memory_bytes: float | None
     time_s: float
     outside_share: float | None  # fraction of time_s not spent in local steps
+    exposure: float | None  # the largest share of the units that a worker has held
 
 
 # ---- from files to runs
@@ -241,6 +242,7 @@ def _row(label: str, runs: list[Run]) -> Row:
         memory_bytes=_mean(memories),
         time_s=time_s,
         outside_share=1 - total("local_s", runs) / time_s if time_s > 0 else None,
+        exposure=_mean([seen for run in runs if (seen := run.metrics and run.metrics[-1].get("exposure"))]),
     )
 
 
@@ -286,6 +288,10 @@ def duration(time_s: float) -> str:
     return f"{number(time_s, unit)} {name}"
 
 
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
+
+
 _COLUMNS: dict[str, Callable[[Row], str]] = {  # report.html.jinja explains them
     "run": lambda row: row.label,
     "test accuracy": lambda row: accuracy_text(row.accuracy, row.accuracy_spread),  # first: a narrow screen shows it
@@ -298,7 +304,8 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {  # report.html.jinja explains them
     "compute, TFLOP": lambda row: number(row.flop, 1e12),
     "memory, MB": lambda row: number(row.memory_bytes, 1e6),
     "time": lambda row: duration(row.time_s),
-    "outside": lambda row: "-" if row.outside_share is None else f"{row.outside_share:.0%}",
+    "outside": lambda row: _percent(row.outside_share),
+    "seen": lambda row: _percent(row.exposure),
 }
 
 
@@ -335,7 +342,7 @@ def to_rich(rows: Sequence[Row]) -> "Table":
     from rich.text import Text
 
     loss = [] if all(row.accuracy is None for row in rows) else ["test loss"]
-    titles, *lines = table_lines(rows, skip=["seeds", "rounds", "bytes sent, MB", *loss])
+    titles, *lines = table_lines(rows, skip=["seeds", "rounds", "bytes sent, MB", "seen", *loss])
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     table.add_column(titles[0], overflow="fold", min_width=12, vertical="bottom")
     for title in titles[1:]:

@@ -121,8 +121,11 @@ def settings_of(config: Config, *, per_worker: bool = True) -> dict[str, Any]:
 def run_id(config: Config) -> str:
     """Return the text that identifies a run in its checkpoints: all settings that may not change on resume."""
     settings = settings_of(config, per_worker=False)
-    if not config.prior_adjusted:  # older checkpoints do not have this setting
-        del settings["prior_adjusted"]
+    for name in ("prior_adjusted", "clients", "slowest", "asynchronous"):  # older checkpoints do not have these
+        if getattr(config, name) == getattr(Config(), name):
+            del settings[name]
+    if config.partition.max_exposure == 1.0:
+        del settings["partition"]["max_exposure"]
     return json.dumps(settings, sort_keys=True)
 
 
@@ -298,6 +301,8 @@ def metrics_line(record: Record, heard: Mapping[str, str]) -> dict[str, Any]:
         **{name: totals[name] for name in ("bytes_due", "bytes_sent", "flop")},
         "units_covered": record.units_covered,
         "refused": list(record.refused),
+        "exposure": record.exposure,
+        "clock": record.clock,
         "diagnosis": {name: _finite(getattr(record.diagnosis, name)) for name in MEASURES},
         "checked": list(record.diagnosis.checked),
         "warnings": {**heard, **record.diagnosis.warnings},

@@ -20,7 +20,7 @@ from skerry.experiments.runs.load import PRUNED, trained
 from skerry.files import atomic
 from skerry.model.in_words import first_line
 from skerry.predictor import Signature
-from skerry.runtimes.serial import Whole
+from skerry.runtimes.whole_model import Whole
 from skerry.subnet.extract import extract
 from skerry.subnet.prune import Keep, strongest_units
 from skerry.subnet.side_by_side import SideBySide

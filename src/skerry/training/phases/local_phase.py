@@ -52,6 +52,7 @@ def lend_worker(setup: Setup, round: int, number: int, handed: list[Handover]) -
             _add_late_means_(setup, number, worker.narrow)
 
     scaler = _scaler(setup, kept)
+    client, nth = setup.turn(round, number)
     with (
         prepared(subnet, setup.steps, setup.device),
         own_random_state(seed_of(setup.seed, "local", number, round), setup.device),
@@ -66,6 +67,8 @@ def lend_worker(setup: Setup, round: int, number: int, handed: list[Handover]) -
             scaler=scaler,
             around=setup.runtime.synchronized(subnet) if algorithm.synchronous else None,
             on_step=on_step,
+            client=client,
+            first_step=nth * algorithm.local_steps,
         )
         yield worker
     worker.finish()

@@ -1,0 +1,1 @@
+"""Methods whose server waits for nobody."""
