@@ -121,7 +121,6 @@ def work(role: str, setup: Setup, out: Path) -> None:
         num_rounds=setup.rounds,
         runtime=runtime,
         start=lambda m: FromInitializer(m, seed=setup.seed),
-        verify=False,  # it takes many times the weights of a net, in double precision
     )
     stages.record["train_loss"] = [record.train_loss for record in result.history]
     if setup.max_bytes:
