@@ -1,0 +1,113 @@
+"""Seconds to DiLoCo's final loss on hosts with slow links, a language model: Skerry's methods and torchft's DiLoCo.
+
+    SKERRY_DATA=... python bench/distributed/language_links.py --rate 10mbit      # Linux, as root
+    python bench/distributed/language_links.py --table
+
+Four hosts on one machine (``hosts.py``) run the recipe by torchrun. DiLoCo runs first and to its end; its last loss is
+the target, and the other methods are stopped when they have reached it. Time is the first process's, without
+evaluations and checkpoints. torchft's is left out where it is not installed (``train_torchft.py``).
+"""
+
+import argparse
+import importlib.util
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from hosts import Hosts, why_not
+
+from skerry.experiments.reports.comparison import markdown_table
+
+RECIPE, NUM_HOSTS = "gpt-shakespeare", 4
+TORCHFT = "torchft's DiLoCo"
+RATES = {"diloco": 0.008, TORCHFT: 0.008, "relay": 0.016, "narrow": 0.016, "local_sgd": 0.016}  # the best of each
+EVERY = {"diloco": 3, "local_sgd": 3, "narrow": 5, "relay": 1}  # rounds
+
+
+def command(method: str, folder: Path) -> list[str]:
+    """Return what torchrun starts."""
+    if method == TORCHFT:
+        script = Path(__file__).parent / "train_torchft.py"
+        return [str(script), RECIPE, "--lr", str(RATES[method]), "--out", str(folder)]
+    settings = {"optimizer.lr": RATES[method], "eval_every": EVERY[method], "threads": 1, "timeout_s": 60}
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    return ["-m", "skerry", "train", RECIPE, "--method", method, "--out", str(folder), *words]
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    """Return the evaluated rounds so far, with ``seconds`` of training."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    for row in rows:
+        row["seconds"] = row["time_s"] - row["evaluate_s"] - row.get("checkpoint_s", 0)
+    return [row for row in rows if row["loss"] is not None]
+
+
+def measure(method: str, rate: str, target: float, out: Path) -> dict[str, Any]:
+    """Train on four hosts until the loss is at most ``target``, and return the row."""
+    folder = out / f"{method.replace(' ', '-')}-{rate}"
+    with Hosts(NUM_HOSTS, rate) as hosts:
+        job = hosts.start(command(method, folder), out=out / "logs" / folder.name)
+        while (points := curve(folder)) is not None and not any(row["loss"] <= target for row in points):
+            if all(process.poll() is not None for process in job.processes):
+                break
+            time.sleep(1)
+        if target > 0 and any(row["loss"] <= target for row in points):
+            job.kill()
+        codes = job.wait(300)
+        sent = hosts.sent_bytes()
+    points = curve(folder)
+    best = next((row for row in points if row["loss"] <= target), points[-1])
+    return {
+        "method": method, "rate": rate, "target": target, "seconds": best["seconds"], "loss": best["loss"],
+        "exchange_s": best.get("exchange_s"), "bytes_due": best.get("bytes_due"), "sent": sent, "codes": codes,
+        "curve": [(row["round"] + 1, row["seconds"], row["loss"]) for row in points],
+    }  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as Markdown, each beside DiLoCo on the same links."""
+    lines = []
+    for row in rows:
+        beside = next(r["seconds"] for r in rows if r["rate"] == row["rate"] and r["method"] == "diloco")
+        lines.append([
+            row["method"], row["rate"], f"{row['loss']:.3f}", f"{row['seconds']:.0f}", f"{beside / row['seconds']:.1f}",
+            "-" if row["exchange_s"] is None else f"{row['exchange_s']:.0f}",
+            "-" if row["bytes_due"] is None else f"{row['bytes_due'] / 1e6:.1f}",
+        ])  # fmt: skip
+    titles = ["method", "link", "loss reached", "seconds", "times faster", "of these exchange", "MB sent"]
+    return markdown_table(titles, lines, left=("method", "link"))
+
+
+def main() -> None:
+    """Run all methods, or print what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", default="10mbit", help="of each host's link")
+    parser.add_argument("--methods", default=",".join(RATES), help="comma-separated")
+    parser.add_argument("--out", type=Path, default=Path("runs/links"))
+    parser.add_argument("--table", action="store_true")
+    o = parser.parse_args()
+    path = o.out / f"{RECIPE}.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if o.table:
+        print(table(rows))
+        return
+    if problem := why_not():
+        parser.error(problem)
+    o.out.mkdir(parents=True, exist_ok=True)
+    for method in o.methods.split(","):
+        if method == TORCHFT and importlib.util.find_spec("torchft") is None:
+            print("torchft is not installed here: left out")
+            continue
+        final = [row["loss"] for row in rows if row["method"] == "diloco" and row["rate"] == o.rate]
+        row = measure(method, o.rate, 0.0 if method == "diloco" else final[-1], o.out)
+        rows.append(row)
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(method, row["loss"], row["seconds"], flush=True)
+
+
+if __name__ == "__main__":
+    main()
