@@ -233,7 +233,7 @@ def _does_not_run(model: nn.Module, where: str, error: Exception) -> str:
 
 
 def _gradients(net: nn.Module, outputs: list[Tensor]) -> dict[str, Tensor | None]:
-    """Return the gradient of each parameter, by name, of a sum of all outputs in which each element counts differently."""
+    """Return the gradients, by name, of a sum of all outputs in which each element counts differently."""
     loss = sum(
         (t * torch.linspace(-1, 1, t.numel(), dtype=t.dtype, device=t.device).view_as(t)).sum()
         for t in outputs
