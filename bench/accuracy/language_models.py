@@ -70,10 +70,10 @@ LINES: Mapping[str, tuple[Line, ...]] = {
         Line("relay", (0.016, 0.008, 0.032)),
         Line("ensemble", (0.016, 0.008, 0.032)),
         Line("ensemble", (0.016, 0.008, 0.032), BY_KIND, "ensemble by kind"),
-        Line("local_sgd", (0.008, 0.016, 0.032, 0.004)),
-        Line("diloco", (0.004, 0.008, 0.016, 0.002)),
+        Line("local_sgd", (0.016, 0.032, 0.008, 0.004)),
+        Line("diloco", (0.008, 0.016, 0.004, 0.002)),
         Line("ist", (0.012, 0.006, 0.024)),
-        Line("single", (0.008, 0.016, 0.032, 0.004), CENTRAL, "central"),
+        Line("single", (0.016, 0.032, 0.008, 0.004), CENTRAL, "central"),
         Line("resist", (0.008, 0.004, 0.016)),
         Line("single", (0.008, 0.004, 0.016)),
     ),
@@ -255,8 +255,8 @@ def main() -> None:
             for seed in range(options.seeds):
                 if (line.name, rate, length, seed) not in done:
                     row = measure(options.recipe, line, rate, length, seed, file)
-                    with path.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
+                    with path.open("a") as rows_file:
+                        rows_file.write(json.dumps(row) + "\n")
                     print(row["name"], rate, length, seed, row.get("loss"), row.get("time_s"), flush=True)
 
 

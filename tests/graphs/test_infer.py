@@ -74,6 +74,25 @@ def test_any_graph_gets_the_outputs_of_one_forward(name, num_nodes, edges):
     net, graph = NETS[name](), _graph(num_nodes, edges)
     found = infer(net, graph, max_bytes=20_000)  # a few nodes at a time
     _assert_close(found, _forward(net, graph))
+    some = torch.randperm(num_nodes)[: num_nodes // 2 + 1]
+    _assert_close(infer(net, graph, nodes=some, max_bytes=20_000), found[some])
+
+
+def test_only_what_nodes_receive_from_is_computed():
+    net, graph = NETS["gcn"](), _graph(400, [(k, k + 1) for k in range(399)])
+    seen = []
+    net.convs[0].lin.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    mask = torch.arange(400) == 300
+    _assert_close(infer(net, graph, nodes=mask), _forward(net, graph)[mask])
+    compared, whole = seen[:-1], seen[-1]
+    assert whole == 400
+    assert sum(compared) < 400
+
+
+@pytest.mark.parametrize("nodes", [[1, 1], [5], [-1], [], [[1]], [0.5], [True]])
+def test_nodes_that_are_not_there_are_refused(nodes):
+    with pytest.raises(ValueError, match=r"nodes: got .* expected a mask of 5 nodes"):
+        infer(NETS["gcn"](), _graph(5, []), nodes=torch.tensor(nodes))
 
 
 def test_memory_for_less_than_a_node_with_its_neighbours_is_refused():

@@ -155,12 +155,8 @@ def _mismatch(
 ) -> str | None:
     """Return in words how the subnet of ``units`` differs from the masked full model, None if it does not."""
     full, inputs, exact = _in_double(masked(model, plan, units).train(training), inputs)
-    narrow = extract(model, plan, units).train(training)
-    if exact:
-        narrow = _double(narrow)
-    else:
+    if not exact:
         tolerance = max(tolerance, 1e-2)
-    running = Running(narrow)
     seen_narrow: dict[str, Tensor] = {}
     seen_full: dict[str, Tensor] = {}
 
@@ -180,6 +176,10 @@ def _mismatch(
         ):
             return list(tensors_of(call(net, inputs)))
 
+    def gradients(net: nn.Module, outputs: list[Tensor]) -> dict[str, Tensor | None]:
+        return _gradients(net, outputs) if exact else {}
+
+    # Of the first net only gradients stay when the second one is made: both together take more memory.
     with own_random_state(), torch.enable_grad():
         try:
             expected = run(full, seen_full)
@@ -187,11 +187,19 @@ def _mismatch(
             if training:  # batch norm does not train on one sample
                 return None
             raise
+        of_full = gradients(full, expected)
+        expected = [t.detach() for t in expected]
+        del full
+        narrow = extract(model, plan, units).train(training)
+        running = Running(_double(narrow) if exact else narrow)
         try:
             with running.tracked():
                 got = run(narrow, seen_narrow)
         except Exception as error:
             return _does_not_run(model, running.innermost, error)
+        of_narrow = gradients(narrow, got)
+        got = [t.detach() for t in got]
+        del narrow
     if [t.shape for t in got] != [t.shape for t in expected]:
         shapes = f"{[tuple(t.shape) for t in got]}, expected {[tuple(t.shape) for t in expected]}"
         return f"a narrow subnet's outputs have shapes {shapes}; {_REMEDY}"
@@ -203,7 +211,7 @@ def _mismatch(
             f"a narrow subnet's output differs by {off:.1e} of its size from the full model's in which nothing reads "
             f"the other units, first after {first or 'the last module'}, expected at most {tolerance:.0e}; {_REMEDY}"
         )
-    return _gradient_mismatch(plan, units, narrow, full, got, expected, tolerance) if exact else None
+    return _gradient_mismatch(Cuts(plan, units), of_narrow, of_full, tolerance)
 
 
 def _does_not_run(model: nn.Module, where: str, error: Exception) -> str:
@@ -224,22 +232,25 @@ def _does_not_run(model: nn.Module, where: str, error: Exception) -> str:
     return f"a narrow subnet does not run, in {where or 'the model itself'} ({first_line(error)}); {what_to_do}"
 
 
+def _gradients(net: nn.Module, outputs: list[Tensor]) -> dict[str, Tensor | None]:
+    """Return the gradients, by name, of a sum of all outputs in which each element counts differently."""
+    loss = sum(
+        (t * torch.linspace(-1, 1, t.numel(), dtype=t.dtype, device=t.device).view_as(t)).sum()
+        for t in outputs
+        if t.is_floating_point() and t.requires_grad
+    )
+    if isinstance(loss, Tensor):
+        loss.backward()  # type: ignore[no-untyped-call]
+    return {name: None if p.grad is None else p.grad.to_dense() for name, p in net.named_parameters()}
+
+
 def _gradient_mismatch(
-    plan: Plan, units: Tensor, narrow: nn.Module, full: nn.Module, got: list[Tensor], expected: list[Tensor], tol: float
+    cuts: Cuts, narrow: dict[str, Tensor | None], full: dict[str, Tensor | None], tolerance: float
 ) -> str | None:
-    for outputs in (got, expected):
-        loss = sum(
-            (t * torch.linspace(-1, 1, t.numel(), dtype=t.dtype, device=t.device).view_as(t)).sum()
-            for t in outputs
-            if t.is_floating_point() and t.requires_grad
-        )
-        if isinstance(loss, Tensor):
-            loss.backward()  # type: ignore[no-untyped-call]
-    cuts, gradients = Cuts(plan, units), {name: _gradient(p) for name, p in full.named_parameters()}
-    largest = max((float(g.abs().max()) for g in gradients.values() if g is not None and g.numel()), default=0.0)
-    for name, parameter in narrow.named_parameters():
-        gradient, reference = _gradient(parameter), gradients[name]
-        cut = cuts.of(name)
+    """Return in words how gradients differ, None if they do not. What is compared is dropped."""
+    largest = max((float(g.abs().max()) for g in full.values() if g is not None and g.numel()), default=0.0)
+    for name in list(narrow):
+        gradient, reference, cut = narrow.pop(name), full.pop(name), cuts.of(name)
         if cut is None:
             continue
         if (gradient is None) != (reference is None):
@@ -247,17 +258,13 @@ def _gradient_mismatch(
             return f"{which} gives no gradient to {name}, the other does; does something keep a reference to the model?"
         if gradient is None or reference is None:
             continue
-        off = float((gradient - take(reference, cut)).abs().max()) if parameter.numel() else 0.0
-        if not off <= tol * max(largest, 1e-12):
+        off = float(gradient.sub_(take(reference, cut)).abs_().max()) if gradient.numel() else 0.0
+        if not off <= tolerance * max(largest, 1e-12):
             return (
                 f"a narrow subnet's gradient of {name} differs by {off / max(largest, 1e-12):.1e} of the largest from "
-                f"the full model's, expected at most {tol:.0e}; {_REMEDY}"
+                f"the full model's, expected at most {tolerance:.0e}; {_REMEDY}"
             )
     return None
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor | None:
-    return None if parameter.grad is None else parameter.grad.to_dense()
 
 
 def _in_double(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, bool]:

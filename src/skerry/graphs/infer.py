@@ -32,9 +32,14 @@ _TOLERANCE = 1e-4
 
 
 def infer(
-    model: nn.Module | FullModel, graph: Any, *, max_bytes: int = 2**28, folder: str | Path | None = None
+    model: nn.Module | FullModel,
+    graph: Any,
+    *,
+    nodes: Tensor | None = None,
+    max_bytes: int = 2**28,
+    folder: str | Path | None = None,
 ) -> Tensor:
-    """Return the outputs of ``model`` for all nodes of ``graph``, computed some nodes at a time.
+    """Return the outputs of ``model`` for nodes of ``graph``, computed some nodes at a time.
 
     Nets side by side (``relay``, ``ensemble``) run one after the other. Given ``result.full`` where no process holds
     the model, each process runs its own net, nothing of the model is sent, and all get the mean. Every process must
@@ -46,17 +51,19 @@ def infer(
     Args:
         model: a model of PyTorch Geometric whose output has a row for each node, or ``result.full``.
         graph: ``Data`` with ``edge_index``, on the CPU, and it must fit in memory. ``x`` may be sparse (CSR).
+        nodes: for which nodes, each once; int64 numbers or a mask (bool). Steps are then computed only for those nodes
+            that they receive from. None: all.
         max_bytes: for what the model computes, beside the outputs. What a step gives for all nodes lies in a temporary
             file if it needs more than half of this.
         folder: where that file is; None: the system's folder of temporary files, which may itself be in memory.
 
     Returns:
-        (nodes, ...), on the CPU.
+        (nodes, ...), on the CPU, in the order of ``nodes``.
 
     Raises:
-        ValueError: the model does more than pass messages along edges: it normalises over nodes, or pools them; its
-            subnets share weights and no process holds it; or ``max_bytes`` is too little for a node with all its
-            neighbours, which are read at once.
+        ValueError: there are no such nodes; the model does more than pass messages along edges: it normalises over
+            nodes, or pools them; its subnets share weights and no process holds it; or ``max_bytes`` is too little for
+            a node with all its neighbours, which are read at once.
 
     Example (docs/graphs.md has one that is tested)::
 
@@ -64,15 +71,31 @@ def infer(
         infer(GCN(8, 16, num_layers=2, out_channels=3), graph)  # (5, 3)
     """
     hoods = Neighbourhoods(graph)
+    wanted = _numbers(nodes, graph.num_nodes)
 
     def of(net: nn.Module) -> Tensor:
         with _one_step_at_a_time(net) as steps, tempfile.TemporaryDirectory(dir=folder) as files:
             num_steps, chain = _compared(steps, hoods, min(_SAMPLE, graph.num_nodes))
-            return _Layers(steps, hoods, max_bytes, Path(files), chain=chain).outputs(num_steps)
+            return _Layers(steps, hoods, max_bytes, Path(files), chain=chain).outputs(num_steps, wanted)
 
     if isinstance(model, nn.Module) and not isinstance(model, Streamed):
         return mean_of_nets(model, of)
     return model.mean_of_nets(of)
+
+
+def _numbers(nodes: Tensor | None, num_nodes: int) -> Tensor | None:
+    """Return the numbers of ``nodes``, which may be a mask; None: all."""
+    if nodes is None:
+        return None
+    if nodes.dtype == torch.bool and nodes.shape == (num_nodes,):
+        nodes = nodes.nonzero().flatten()
+    once = nodes.dim() == 1 and nodes.dtype == torch.int64 and len(nodes.unique()) == len(nodes) > 0  # type: ignore[no-untyped-call]
+    if not once or not 0 <= int(nodes.min()) <= int(nodes.max()) < num_nodes:
+        raise ValueError(
+            f"nodes: got {tuple(nodes.shape)} of {nodes.dtype}, expected a mask of {num_nodes} nodes with at least one "
+            f"True, or int64 numbers from 0 to {num_nodes - 1}, each once"
+        )
+    return nodes
 
 
 class _Reached(Exception):
@@ -223,23 +246,27 @@ class _Layers:
         self._known: list[Tensor] = []
         self._in_memory: dict[int, int] = {}  # bytes by step
 
-    def outputs(self, num_steps: int) -> Tensor:
-        """Return the outputs, step by step."""
+    def outputs(self, num_steps: int, nodes: Tensor | None = None) -> Tensor:
+        """Return the outputs for ``nodes`` (None: all), step by step."""
+        needed = [torch.arange(self._hoods.num_nodes) if nodes is None else nodes] * 2  # by the end, by the last step
+        while len(needed) <= num_steps:
+            needed.append(needed[-1] if nodes is None else self._hoods.members(needed[-1])[0])
         for _ in range(num_steps):
-            result = self._of_all(self._room)
+            result = self._of(needed.pop(), self._room)
             if self._chain:
                 self._hoods = self._hoods.without_features()
                 self._known = [torch.empty_like(one, device="meta") for one in self._known]
                 self._in_memory = {step: n for step, n in self._in_memory.items() if step == len(self._known)}
             self._known.append(result)
-        return self._of_all(torch.empty)
+        outputs = self._of(needed[0], torch.empty)
+        return outputs if nodes is None else outputs[nodes]
 
-    def _of_all(self, room: Callable[..., Tensor]) -> Tensor:
-        """Return the result of the next step for all nodes, in ``room(shape, dtype=...)``."""
+    def _of(self, needed: Tensor, room: Callable[..., Tensor]) -> Tensor:
+        """Return the result of the next step, in ``room(shape, dtype=...)``: rows of the nodes that are needed."""
         at, num, result = 0, self._first, None
         per_row = 0.0  # bytes per member and edge, in the last part
-        while result is None or at < len(result):
-            nodes = torch.arange(at, min(at + num, self._hoods.num_nodes))
+        while result is None or at < len(needed):
+            nodes = needed[at : at + num]
             members, num_edges = self._hoods.members(nodes)
             rows, most = len(members) + num_edges, self._max_bytes - sum(self._in_memory.values())
             if rows * per_row > _MARGIN * most and len(nodes) > 1:
@@ -249,7 +276,7 @@ class _Layers:
                 part = self._part(nodes, members)
             if live.most > most and len(nodes) == 1:
                 raise ValueError(
-                    f"max_bytes={self._max_bytes}: node {at} with its {num_edges} edges takes "
+                    f"max_bytes={self._max_bytes}: node {int(nodes[0])} with its {num_edges} edges takes "
                     f"{self._max_bytes - most + live.most} bytes in step {len(self._known)}; give more"
                 )
             per_row = live.most / rows

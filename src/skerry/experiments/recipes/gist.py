@@ -51,7 +51,6 @@ def _planetoid(name: str, load: Callable[[], Graph], paper: str) -> Recipe:
             model={"kind": "gcn", "hidden": 256, "layers": 3, "heads": 8, "dropout": 0.5},
             data={"labels": "all"},
             optimizer={"name": "Adam", "lr": 0.01, "weight_decay": 5e-4},
-            schedule="constant",
             batch_size=1,
             eval_every=5,
         ),
