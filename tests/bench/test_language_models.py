@@ -1,4 +1,4 @@
-"""bench/accuracy/language_models.py: its table has means over seeds, the best net is the best, each run is made once."""
+"""bench/accuracy/language_models.py: its table has means over seeds, the best net is best, each run is made once."""
 
 import json
 import math
