@@ -24,7 +24,8 @@ from skerry.experiments.runs.execute import configured
 
 RECIPE, NUM_HOSTS = "gpt-shakespeare", 4
 TORCHFT = "torchft's DiLoCo"
-RATES = {"diloco": 0.008, TORCHFT: 0.008, "relay": 0.016, "narrow": 0.016, "local_sgd": 0.016}  # the best of each
+# the best of each
+RATES = {"diloco": 0.008, TORCHFT: 0.008, "relay": 0.016, "narrow": 0.016, "local_sgd": 0.016, "ddp": 0.016}
 EVERY = 3  # rounds
 
 
