@@ -207,16 +207,27 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw the loss of each line of the first length against what a worker needs in memory."""
+    """Draw the loss at length 1 against what a worker needs in memory, and the loss against the length."""
     set_style()
-    figure = Figure(figsize=(6.5, 3.4), layout="constrained")
-    axes = figure.add_subplot(xlabel="memory of a worker, MB, with activations", ylabel="validation loss", xscale="log")
+    figure = Figure(figsize=(8.6, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
     every = at_best_rates(rows)
-    for k, best in enumerate(best for best in every if best.length == every[0].length):
-        at = (sum(best.memory_mb(activations=kind) for kind in (False, True)), best.mean("loss"))
-        label = f"{best.name}, {best.mean('bytes_due') / 1e6:.3g} MB sent"
-        axes.plot(*at, linestyle="none", color=PALETTE[k % len(PALETTE)], marker="os^D"[k // len(PALETTE)], label=label)
-    plain_log_axis(axes.xaxis, (1, 2, 5))
+    names = list(dict.fromkeys(best.name for best in every))
+    for k, name in enumerate(names):
+        look = {"color": PALETTE[k % len(PALETTE)], "marker": "os^D"[k // len(PALETTE)]}
+        own = [best for best in every if best.name == name]
+        for best in own:
+            if best.length == 1:
+                memory = sum(best.memory_mb(activations=kind) for kind in (False, True))
+                label = f"{name}, {best.mean('bytes_due') / 1e6:.3g} MB sent"
+                left.plot(memory, best.mean("loss"), linestyle="none", label=label, **look)
+        if len(own) > 1:
+            right.plot([best.length for best in own], [best.mean("loss") for best in own], **look)
+    left.set(xlabel="memory of a worker, MB, with activations", ylabel="validation loss", xscale="log")
+    right.set(xlabel="length", xscale="log")
+    plain_log_axis(left.xaxis, (1, 2, 5))
+    right.set_xticks(sorted({best.length for best in every}), [f"{x:g}" for x in sorted({b.length for b in every})])
+    right.minorticks_off()
     figure.legend(loc="outside right center", fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
 

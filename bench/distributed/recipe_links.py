@@ -1,13 +1,13 @@
 """Seconds to a target on hosts with slow links: a recipe by Skerry's methods, and by torchft's DiLoCo.
 
-    SKERRY_DATA=... python bench/distributed/recipe_links.py gpt-shakespeare --rate 10mbit      # Linux, as root
+    SKERRY_DATA=... python bench/distributed/recipe_links.py gpt-shakespeare --rate 10mbit --length .33  # Linux, as root
     SKERRY_DATA=... python bench/distributed/recipe_links.py gist-wordnet --rate 100mbit
     python bench/distributed/recipe_links.py gpt-shakespeare --table
 
 Four hosts on one machine (``hosts.py``) run the recipe by torchrun. The target is an accuracy; for language models, the
 last loss of DiLoCo, which runs first and to its end. The others are stopped when they have reached it. Time is the
-first process's, without evaluations and checkpoints. torchft's is left out where it is not installed
-(``train_torchft.py``).
+first process's, without evaluations and checkpoints. ``--length`` is that of ``bench/accuracy/language_models.py``.
+torchft's DiLoCo is left out where torchft is not installed (``train_torchft.py``).
 """
 
 import argparse
@@ -21,7 +21,9 @@ from typing import Any
 
 from hosts import Hosts, why_not
 
+from skerry.experiments.recipes import find_recipe
 from skerry.experiments.reports.comparison import markdown_table
+from skerry.experiments.runs.execute import configured
 
 NUM_HOSTS, TORCHFT = 4, "torchft's DiLoCo"
 
@@ -54,19 +56,24 @@ def at(lr: float, every: int) -> dict[str, Any]:
 
 BENCHES = {
     "gpt-shakespeare": Bench({
-        "diloco": at(0.008, 3), TORCHFT: at(0.008, 3), "relay": at(0.016, 1), "narrow": at(0.016, 5),
-        "local_sgd": at(0.016, 3),
+        "diloco": at(0.008, 3), TORCHFT: at(0.008, 3), "relay": at(0.016, 1), "narrow": at(0.016, 3),
+        "local_sgd": at(0.016, 3), "ddp": at(0.016, 3),
     }),
     "gist-wordnet": Bench({"relay": at(0.01, 4), "narrow": at(0.01, 4), "local_sgd": at(0.01, 1)}, accuracy=0.87),
 }  # fmt: skip
 
 
-def command(recipe: str, method: str, folder: Path) -> list[str]:
+def command(recipe: str, method: str, length: float, folder: Path) -> list[str]:
     """Return what torchrun starts."""
-    settings = BENCHES[recipe].methods[method]
+    settings = dict(BENCHES[recipe].methods[method])
+    if length != 1:
+        longer = "local_steps" if method == "relay" else "rounds"
+        config = configured(find_recipe(recipe), "diloco" if method == TORCHFT else method, {})
+        settings[longer] = round(length * getattr(config, longer))
     if method == TORCHFT:
+        rounds = ["--rounds", str(settings["rounds"])] if length != 1 else []
         script = Path(__file__).parent / "train_torchft.py"
-        return [str(script), recipe, "--lr", str(settings["optimizer.lr"]), "--out", str(folder)]
+        return [str(script), recipe, "--lr", str(settings["optimizer.lr"]), *rounds, "--out", str(folder)]
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     return ["-m", "skerry", "train", recipe, "--method", method, "--out", str(folder), *words]
 
@@ -81,15 +88,15 @@ def curve(folder: Path) -> list[dict[str, Any]]:
     return [row for row in rows if row["loss"] is not None]
 
 
-def measure(recipe: str, method: str, rate: str, target: float | None, out: Path) -> dict[str, Any]:
+def measure(recipe: str, method: str, rate: str, length: float, target: float | None, out: Path) -> dict[str, Any]:
     """Train on four hosts until the target is reached (None: to the end), and return the row."""
-    folder, bench = out / f"{recipe}-{method.replace(' ', '-')}-{rate}", BENCHES[recipe]
+    folder, bench = out / f"{recipe}-{method.replace(' ', '-')}-{rate}-{length:g}", BENCHES[recipe]
 
     def first_good() -> dict[str, Any] | None:
         return None if target is None else next((row for row in curve(folder) if bench.good(row, target)), None)
 
     with Hosts(NUM_HOSTS, rate) as hosts:
-        job = hosts.start(command(recipe, method, folder), out=out / "logs" / folder.name)
+        job = hosts.start(command(recipe, method, length, folder), out=out / "logs" / folder.name)
         while first_good() is None and any(process.poll() is None for process in job.processes):
             time.sleep(1)
         if first_good() is not None:
@@ -99,7 +106,8 @@ def measure(recipe: str, method: str, rate: str, target: float | None, out: Path
     points = curve(folder)
     best = first_good() or points[-1]
     return {
-        "method": method, "rate": rate, "target": target, "seconds": best["seconds"], "loss": best["loss"],
+        "method": method, "rate": rate, "length": length, "target": target,
+        "seconds": best["seconds"], "loss": best["loss"],
         "accuracy": best.get("accuracy"), "reached": target is None or bench.good(best, target),
         "exchange_s": best.get("exchange_s"), "bytes_due": best.get("bytes_due"), "sent": sent, "codes": codes,
         "curve": [(row["round"] + 1, row["seconds"], row["loss"], row.get("accuracy")) for row in points],
@@ -110,9 +118,10 @@ def table(rows: list[dict[str, Any]], bench: Bench) -> str:
     """Return the rows as Markdown, each beside one method on the same links."""
     lines = []
     for row in rows:
-        beside = next((r for r in rows if r["rate"] == row["rate"] and r["method"] == bench.beside()), None)
+        same = [r for r in rows if (r["rate"], r["length"]) == (row["rate"], row["length"])]
+        beside = next((r for r in same if r["method"] == bench.beside()), None)
         lines.append([
-            row["method"], row["rate"],
+            row["method"], row["rate"], f"{row['length']:g}",
             f"{row['loss']:.3f}" if bench.accuracy is None else f"{row['accuracy']:.4f}",
             f"{row['seconds']:.0f}" + ("" if row.get("reached", True) else " (not reached)"),
             "-" if beside is None else f"{beside['seconds'] / row['seconds']:.1f}",
@@ -120,7 +129,16 @@ def table(rows: list[dict[str, Any]], bench: Bench) -> str:
             "-" if row["bytes_due"] is None else f"{row['bytes_due'] / 1e6:.1f}",
         ])  # fmt: skip
     what = "loss" if bench.accuracy is None else "accuracy"
-    titles = ["method", "link", what, "seconds", f"as fast as {bench.beside()}, times", "of these exchange", "MB sent"]
+    titles = [
+        "method",
+        "link",
+        "length",
+        what,
+        "seconds",
+        f"as fast as {bench.beside()}, times",
+        "of these exchange",
+        "MB sent",
+    ]
     return markdown_table(titles, lines, left=("method", "link"))
 
 
@@ -129,6 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", choices=BENCHES)
     parser.add_argument("--rate", default="10mbit", help="of each host's link")
+    parser.add_argument("--length", type=float, default=1.0, help="of the training, 1: the recipe's")
     parser.add_argument("--methods", help="comma-separated; default: all")
     parser.add_argument("--out", type=Path, default=Path("runs/links"))
     parser.add_argument("--table", action="store_true")
@@ -147,8 +166,9 @@ def main() -> None:
             continue
         target = bench.accuracy
         if target is None and method != "diloco":
-            target = [row["loss"] for row in rows if row["method"] == "diloco" and row["rate"] == o.rate][-1]
-        row = measure(o.recipe, method, o.rate, target, o.out)
+            same = [row for row in rows if (row["rate"], row["length"]) == (o.rate, o.length)]
+            target = [row["loss"] for row in same if row["method"] == "diloco"][-1]
+        row = measure(o.recipe, method, o.rate, o.length, target, o.out)
         rows.append(row)
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -4,8 +4,8 @@
         --lr .008 --out runs/torchft          # needs: pip install torchft==0.2.0, in an environment of its own
 
 Model, start, batches, schedule, clipping and inner optimizer are those that Skerry's ``diloco`` has in the recipe. Each
-process is a replica group of one; the first also runs the lighthouse, which knows the members. ``metrics.jsonl`` has the
-figures of ``skerry train``: ``time_s`` of the first process since its manager is there, and ``evaluate_s`` of that.
+process is a replica group of one; the first also runs the lighthouse, which knows the members. ``metrics.jsonl`` has
+``time_s`` of the first process since its manager was there, and ``evaluate_s``, the evaluations' part of it.
 """
 
 import argparse

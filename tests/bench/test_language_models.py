@@ -1,5 +1,6 @@
-"""bench/accuracy/language_models.py: its table has means over seeds, and the best net is the best."""
+"""bench/accuracy/language_models.py: its table has means over seeds, the best net is best, each run is made once."""
 
+import json
 import math
 
 import pytest
@@ -34,3 +35,24 @@ def test_the_best_net_is_the_one_with_the_lowest_loss(bench):
     x, y = text[:, :-1], text[:, 1:]
     losses = [F.cross_entropy(net(x).flatten(0, 1), y.flatten()).item() for net in nets]
     assert bench.mixture_losses(nets, x, y)["best_net"] == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_each_run_is_made_once_and_adds_a_line(bench, tmp_path, monkeypatch):
+    made = []
+
+    def measure(recipe, line, rate, length, seed, file):
+        made.append((line.name, rate, length))
+        assert file == ""
+        return {"name": line.name, "rate": rate, "length": length, "seed": seed}
+
+    monkeypatch.setattr(bench, "measure", measure)
+    monkeypatch.setattr(bench.torch, "set_num_threads", lambda num: None)
+    for rates in ("1", "2"):
+        argv = ["gpt-shakespeare", "--methods", "narrow,relay", "--rates", rates, "--out", str(tmp_path)]
+        monkeypatch.setattr("sys.argv", ["language_models.py", *argv])
+        bench.main()
+    narrow, relay = bench.LINES["gpt-shakespeare"][:2]
+    first = [(line.name, line.rates[0], 1.0) for line in (narrow, relay)]
+    assert made == first + [(line.name, line.rates[1], 1.0) for line in (narrow, relay)]
+    lines = (tmp_path / "gpt-shakespeare.jsonl").read_text().splitlines()
+    assert [(row["name"], row["rate"], row["length"]) for row in map(json.loads, lines)] == made
