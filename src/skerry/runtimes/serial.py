@@ -35,6 +35,7 @@ class Serial:
     def __init__(self) -> None:
         self.rank = 0
         self.num_processes = 1
+        self.goes_on, self.change, self.ending = False, None, None
 
     def mine(self, num_workers: int) -> list[int]:
         """Return all workers."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from skerry.runtimes.runtime import Change
 from skerry.training.diagnosis.measures import Diagnosis
 from skerry.training.evaluation.evaluate import Score
 
@@ -21,6 +22,8 @@ class Record:
         totals: sums since the start, in seconds, bytes and operations (``State.totals``). ``bytes_due`` is what a
             worker had to send by the assignments, ``bytes_sent`` what this runtime sent.
         diagnosis: what was measured in the round.
+        local_s: seconds that each worker spent in its local steps; empty if the members of an elastic run changed.
+        change: of the members of an elastic run in this round, or before it; None: they stayed.
     """
 
     round: int
@@ -31,6 +34,8 @@ class Record:
     units_covered: float
     totals: Mapping[str, float]
     diagnosis: Diagnosis
+    local_s: tuple[float, ...] = ()
+    change: Change | None = None
 
     @property
     def exchange_s(self) -> float:
