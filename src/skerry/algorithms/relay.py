@@ -5,7 +5,14 @@ from skerry.partitions.cyclic import Cyclic
 from skerry.trained import Apart
 
 
-def relay(workers: int, *, local_steps: int = 20, seed: int = 0, optimizer_state: StatePolicy = "reset") -> Algorithm:
+def relay(
+    workers: int,
+    *,
+    local_steps: int = 20,
+    seed: int = 0,
+    nets: int | None = None,
+    optimizer_state: StatePolicy = "reset",
+) -> Algorithm:
     """Deal units once to n narrow nets that share nothing; after each round every worker hands its net to the next.
 
     With W_k the weights of net k and J local steps of SGD on the data of worker w:
@@ -23,10 +30,13 @@ def relay(workers: int, *, local_steps: int = 20, seed: int = 0, optimizer_state
         workers: n.
         local_steps: J.
         seed: of the dealing.
+        nets: how many there are, at least as many as workers; None: n. With more, worker w has net (w - t) mod nets in
+            round t, and the others rest: the training can go on with other workers.
         optimizer_state: what happens to optimizer state between rounds, see ``Algorithm``.
 
     Raises:
-        ValueError: in training, where subnets share matrices or blocks; use ``ist`` there.
+        ValueError: ``nets`` is less than ``workers``; in training, where subnets share matrices or blocks; use ``ist``
+            there.
 
     Example:
         >>> relay(workers=4, local_steps=50).rounds_per_cycle
@@ -43,9 +53,9 @@ def relay(workers: int, *, local_steps: int = 20, seed: int = 0, optimizer_state
     """
     return Algorithm(
         name="relay",
-        partition=Cyclic(workers),
+        partition=Cyclic(workers, num_places=nets),
         local_steps=local_steps,
         optimizer_state=optimizer_state,
-        trains=Apart(workers, seed),
-        rounds_per_cycle=workers,
+        trains=Apart(nets or workers, seed),
+        rounds_per_cycle=nets or workers,
     )

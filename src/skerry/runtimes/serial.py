@@ -21,7 +21,7 @@ from skerry.partitions.share import Share
 from skerry.plan.table import Plan, trained_in_blocks
 from skerry.runtimes.distributed.meeting import num_started
 from skerry.runtimes.overlap import BEGAN, correction, late_names
-from skerry.runtimes.runtime import KEPT, Beginning, FullModel, Handover, Report, Runtime, with_worker
+from skerry.runtimes.runtime import KEPT, Beginning, Change, FullModel, Handover, Report, Runtime, with_worker
 from skerry.subnet.cuts import Cuts
 from skerry.subnet.extract import extract
 from skerry.subnet.side_by_side import mean_of_nets
@@ -35,7 +35,9 @@ class Serial:
     def __init__(self) -> None:
         self.rank = 0
         self.num_processes = 1
-        self.goes_on, self.change, self.ending = False, None, None
+        self.goes_on = False
+        self.change: Change | None = None
+        self.ending: Exception | None = None
 
     def mine(self, num_workers: int) -> list[int]:
         """Return all workers."""

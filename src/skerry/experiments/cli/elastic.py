@@ -10,7 +10,7 @@ import torch
 
 from skerry.experiments.cli.start import how_it_goes_on, work
 from skerry.experiments.config import Config
-from skerry.experiments.methods import build
+from skerry.experiments.methods import build, takes
 from skerry.experiments.runs.execute import num_threads
 from skerry.experiments.runs.folder import check_folder, is_written, saved_config, settings_of
 from skerry.runtimes.elastic.elastic import Elastic, serve_store
@@ -75,6 +75,8 @@ def join(config: Config, out: Path, members: Members, *, resume: bool, tensorboa
         ValueError, OSError, TrainingFailed: see ``start``.
         TooFew, PeerLost: the run cannot go on, or has ended.
     """
+    if takes(config.method, "nets") and config.nets is None:
+        config = config.change({"nets": members.maximum})
     if why := why_not_elastic(build(config)):
         raise ValueError(f"--elastic: {why}")
     if given := [name for name in _PER_WORKER if getattr(config.partition, name) is not None]:

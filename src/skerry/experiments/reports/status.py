@@ -40,7 +40,7 @@ def status(folder: Path) -> list[str]:
 
 def _speeds(run: Run) -> str:
     """Return local steps per second of each worker in the last round that has them."""
-    seconds = next((m["local_s_of"] for m in reversed(run.metrics) if m.get("local_s_of")), [])
+    seconds: list[float] = next((m["local_s_of"] for m in reversed(run.metrics) if m.get("local_s_of")), [])
     steps = run.config.get("local_steps")
     if not steps or not all(seconds) or not seconds:
         return ""

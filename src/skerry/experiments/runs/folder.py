@@ -123,8 +123,9 @@ def settings_of(config: Config, *, per_worker: bool = True) -> dict[str, Any]:
 def run_id(config: Config) -> str:
     """Return the text that identifies a run in its checkpoints: all settings that may not change on resume."""
     settings = settings_of(config, per_worker=False)
-    if not config.prior_adjusted:  # older checkpoints do not have this setting
-        del settings["prior_adjusted"]
+    for name in ("prior_adjusted", "nets"):  # older checkpoints do not have these settings
+        if not getattr(config, name):
+            del settings[name]
     return json.dumps(settings, sort_keys=True)
 
 
