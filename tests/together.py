@@ -98,6 +98,9 @@ class Member:
     chunk: int
     sums: bool = False
     round: int = 0
+    goes_on: bool = False
+    change: None = None
+    ending: None = None
 
     def mine(self, num_workers: int) -> list[int]:
         assert num_workers == self.num_processes

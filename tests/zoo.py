@@ -168,6 +168,7 @@ def adamw(net: nn.Module) -> torch.optim.Optimizer:
 METHODS = {
     "ist": Method(ist(3, local_steps=4), sgd),
     "relay": Method(relay(3, local_steps=4), sgd),
+    "relay-resting": Method(relay(3, local_steps=4, nets=5), sgd),
     "relay-travel": Method(relay(3, local_steps=4, optimizer_state="travel"), adamw),
     "ist-slow-core": Method(ist(3, local_steps=4, reshuffle=0.3, core=0.3), adamw),
     "ist-uneven-travel": Method(ist(3, local_steps=4, capacities=(1, 2, 3), optimizer_state="travel"), adamw),

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from skerry.training.schedules import cosine
 from torch import Tensor
 
 from skerry.algorithm import Algorithm
@@ -29,7 +30,6 @@ from skerry.experiments.runs.execute import configured, make_optimizer
 from skerry.partitions.assignment import Assignment, none_held
 from skerry.plan.dims import Axis
 from skerry.training import Test, train
-from skerry.training.schedules import cosine
 
 RECIPE, TFLOP = "gpt-shakespeare", 0.61
 

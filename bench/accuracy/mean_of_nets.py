@@ -19,6 +19,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from skerry.training.schedules import cosine
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,7 +30,6 @@ from skerry.experiments.recipes import find_recipe
 from skerry.experiments.recipes.recipe import Task
 from skerry.experiments.runs.execute import configured, make_optimizer
 from skerry.training import Test
-from skerry.training.schedules import cosine
 
 RECIPE = "gpt-shakespeare"
 

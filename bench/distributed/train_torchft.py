@@ -18,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+from skerry.training.schedules import cosine
 from torch import nn
 from torch.distributed import TCPStore
 from torchft import Manager, ProcessGroupGloo
@@ -29,7 +30,6 @@ from skerry.experiments.runs.execute import configured, make_optimizer
 from skerry.model.inputs import call
 from skerry.model.tensors import fill_, named_tensors
 from skerry.training import evaluate
-from skerry.training.schedules import cosine
 
 TIMEOUT = timedelta(minutes=5)
 

@@ -98,8 +98,8 @@ class Algorithm:
     @property
     def why_same_workers(self) -> str:
         """Why a training cannot go on with another number of workers; empty if it can."""
-        if isinstance(self.trains, Apart):
-            return f"'{self.name}' trains a net of its own for each worker"
+        if isinstance(self.trains, Apart) and self.partition.covers:
+            return f"'{self.name}' trains a net of its own for each worker; a relay with nets= may go on with others"
         if self.server is not None:
             return f"clients of '{self.name}' are under way"
         return f"the workers of '{self.name}' keep optimizer state of their own" if self.keeps else ""

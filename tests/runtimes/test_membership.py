@@ -116,16 +116,24 @@ class Simulation:
         self.num_faults = num_faults
         self.deaths, self.quiet_from = 0, 1e9 if num_faults else 0.0
 
-    def join(self) -> None:
+    def join(self, rate: str = "0.1") -> Member:
         uid = f"m{len(self.members)}"
         leases = Leases(uid, LEASE_S, lambda: self.now)
         membership = Membership[Piece](
-            self.store.connect, leases, lambda: self.now, minimum=self.minimum, maximum=5, grace_s=0.5, patience_s=1e6
+            self.store.connect,
+            leases,
+            lambda: self.now,
+            minimum=self.minimum,
+            maximum=5,
+            grace_s=0.5,
+            patience_s=1e6,
+            settings={"rate": rate},
         )
         member = Member(uid, membership, leases)
         self.members[uid] = member
         self.then(self.now, member, self.heart(member), LEASE_S / 3)
         self.then(self.now + 0.01, member, self.life(member), 0.1)
+        return member
 
     def then(self, at: float, member: Member, steps: Iterator[None], pace: float) -> None:
         heapq.heappush(self.actors, (at, next(self.count), member, steps, pace))
@@ -360,6 +368,55 @@ def test_a_store_that_is_lost_between_two_heartbeats_is_missed():
             assert leases.stores_lost == lost
         store.lose()
         store.up = True
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_who_has_other_settings_is_refused_and_disturbs_nobody(begun):
+    simulation = Simulation(0, num_faults=0)
+    if begun:
+        simulation.run()
+        simulation.quiet_from = simulation.now
+    stranger = simulation.join(rate="0.2")
+    with pytest.raises(ValueError, match="rate is 0.2 here and 0.1 in m0"):
+        simulation.run()
+    stranger.dead = True
+    simulation.run()
+    assert check(simulation)["commits"] > 4
+    assert not any(stranger.uid in version.members for version in simulation.versions.values())
+
+
+def test_a_run_that_all_have_left_begins_anew():
+    simulation = Simulation(0, num_faults=0)
+    simulation.run()
+    for member in simulation.members.values():
+        member.leases.leave(simulation.store.connect())
+        member.dead = True
+    simulation.join(rate="0.2")
+    simulation.join(rate="0.2")
+    before, simulation.quiet_from = len(simulation.committed()), simulation.now
+    simulation.run()
+    assert check(simulation)["commits"] > before + 2
+    assert [version.base for version in simulation.committed().values()].count("") == 2
+
+
+def test_too_few_decide_to_end_if_they_hold_everything():
+    simulation, ended = Simulation(0, num_faults=0), []
+    simulation.run()
+
+    def life(member):
+        member.membership._minimum, member.membership._patience_s = 9, 1.0
+        decision = yield from member.membership.decide()
+        ended.append(decision.ending)
+        while True:
+            yield
+
+    simulation.actors = [actor for actor in simulation.actors if actor[4] != 0.1]  # hearts go on
+    for member in simulation.members.values():
+        simulation.then(simulation.now, member, life(member), 0.1)
+    simulation.quiet_from = simulation.now
+    simulation.run()
+    num = len(simulation.members)
+    assert ended == [f"{num} members, expected at least 9"] * num
 
 
 def test_a_run_that_cannot_go_on_says_why():

@@ -13,6 +13,7 @@ def relay(
     *,
     local_steps: int = 20,
     seed: int = 0,
+    nets: int | None = None,
     max_exposure: float = 1.0,
     optimizer_state: StatePolicy = "reset",
 ) -> Algorithm:
@@ -33,12 +34,15 @@ def relay(
         workers: n.
         local_steps: J.
         seed: of the dealing.
+        nets: how many there are, at least as many as workers; None: n. With more, worker w has net (w - t) mod nets in
+            round t, and the others rest: the training can go on with other workers.
         max_exposure: the fraction of the nets that a worker may ever see. Below 1, each net stays within a home set of
             workers (``skerry.partitions.Limited``), and is never trained on the data of others.
         optimizer_state: what happens to optimizer state between rounds, see ``Algorithm``.
 
     Raises:
-        ValueError: in training, where subnets share matrices or blocks; use ``ist`` there.
+        ValueError: ``nets`` is less than ``workers``, or given together with ``max_exposure``; in training, where subnets share matrices or blocks; use ``ist``
+            there.
 
     Example:
         >>> relay(workers=4, local_steps=50).rounds_per_cycle
@@ -53,9 +57,11 @@ def relay(
     Differs from the paper: Chang et al. hand one whole model on, which one worker trains at a time; here n parts of a
     model go round at once, and all workers train. ``max_exposure`` is ours; its default gives what is above.
     """
-    partition: Partition = Cyclic(workers)
-    cycle = workers
+    partition: Partition = Cyclic(workers, num_places=nets)
+    cycle = nets or workers
     if max_exposure < 1:
+        if nets is not None:
+            raise ValueError(f"nets={nets}: with max_exposure={max_exposure:g} there is a net per worker; leave one out")
         limited = Limited(workers, max_exposure, seed)
         partition, cycle = limited, -(-workers // limited.num_homes(Axis("nets", workers)))
     return Algorithm(
@@ -63,6 +69,6 @@ def relay(
         partition=partition,
         local_steps=local_steps,
         optimizer_state=optimizer_state,
-        trains=Apart(workers, seed),
+        trains=Apart(nets or workers, seed),
         rounds_per_cycle=cycle,
     )

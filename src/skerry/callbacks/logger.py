@@ -27,6 +27,7 @@ def figures(record: Record, metrics: Iterable[str] = ()) -> Figures:
         "rate/factor": record.rate_factor,
         "units/covered": record.units_covered,
         "workers/refused": len(record.refused),
+        "workers/lost": len(record.change.lost) if record.change else 0,
         **{f"cost/{name}": value for name, value in record.totals.items()},
         **{f"diagnosis/{name}": getattr(record.diagnosis, name) for name in MEASURES},
     }

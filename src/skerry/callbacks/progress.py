@@ -39,7 +39,10 @@ class Progress(Callback):
             shown |= dict(record.score.metrics)
             self._score = "  ".join(f"test {n} {v:.4f}" for n, v in (shown or {"loss": record.score.loss}).items())
         sent = f"{record.totals['bytes_due'] / 1e6:.3g} MB due per worker"
-        figures = "  ".join(filter(None, (f"training loss {record.train_loss:.3f}", self._score, sent)))
+        members = f"{session.setup.runtime.num_processes} processes" if session.setup.runtime.goes_on else ""
+        figures = "  ".join(filter(None, (f"training loss {record.train_loss:.3f}", self._score, sent, members)))
+        if record.change is not None:
+            self._say(str(record.change))
         if record.refused:
             workers = ", ".join(map(str, record.refused))
             self._say(f"round {record.round}: rejected the update of worker {workers} (loss or weights not finite)")

@@ -105,7 +105,7 @@ def read_index(text: str) -> SetIndex:
 def sets(folder: Path) -> list[Path]:
     """Return the folders of all sets in ``folder``, the latest first, also of incomplete ones."""
     found = [path for path in (folder / SETS).glob("*") if _SET_NAME.fullmatch(path.name)]
-    return sorted(found, key=_number, reverse=True)
+    return sorted(found, key=number_of, reverse=True)
 
 
 def complete_sets(folder: Path) -> list[Path]:
@@ -135,10 +135,11 @@ def round_of(name: str) -> int:
 
 def next_number(folder: Path) -> int:
     """Return the number of the next set in ``folder``."""
-    return 1 + max(map(_number, sets(folder)), default=0)
+    return 1 + max(map(number_of, sets(folder)), default=0)
 
 
-def _number(path: Path) -> int:
+def number_of(path: Path) -> int:
+    """Return the number of the set in the folder ``path``; later ones are greater."""
     return int(path.name.partition("-")[0])
 
 

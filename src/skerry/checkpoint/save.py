@@ -42,7 +42,9 @@ def save_checkpoint(
         WriteFailed: a process cannot write; all of them raise it, and nothing of the new set is left.
     """
     rank, num = runtime.rank, runtime.num_processes
-    number = int(runtime.total(torch.tensor(layout.next_number(folder) if rank == 0 else 0)))
+    numbers = torch.zeros(num, dtype=torch.int64)
+    numbers[rank] = layout.next_number(folder)
+    number = int(runtime.total(numbers).max())
     name = layout.set_name(number, state.round)
     here, owner = folder / layout.SETS / name, Owner(run=run, method=method, plan=store.plan.digest())
 
@@ -59,7 +61,8 @@ def save_checkpoint(
     checksums = _in_all(save_file, here, runtime, before)
     _in_all(complete, here, runtime, before)
     for old in layout.sets(folder):
-        if old.name not in (name, before):
+        # Not a later one, of processes that have gone on while this one was stopped.
+        if old.name != before and layout.number_of(old) < number:
             shutil.rmtree(old, ignore_errors=True)
     return name
 

@@ -23,7 +23,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     )
 }  # fmt: skip
 
-SOME_METHODS_ONLY = ("asynchronous", "optimizer_state", "outer", "overlap", "partition", "width")
+SOME_METHODS_ONLY = ("asynchronous", "optimizer_state", "outer", "overlap", "nets", "partition", "width")
 """Settings, and groups of settings, that only methods with such an argument take. All methods take the others."""
 
 

@@ -29,6 +29,8 @@ from skerry.partitions.assignment import Assignment
 from skerry.partitions.exposures import Log
 from skerry.plan.table import Plan, trained_in_blocks
 from skerry.randomness import own_random_state
+from skerry.runtimes.elastic.generation import why_not_elastic
+from skerry.runtimes.elastic.pieces import num_bytes
 from skerry.subnet.extract import extract
 from skerry.training.check import check_algorithm
 from skerry.training.cost import RankMemory, StepCosts, most_buffer_bytes, rank_memory
@@ -130,8 +132,13 @@ def _mean_square(output: Any, labels: Any) -> Tensor:
     return sum((t.float().square().mean() for t in tensors_of(output) if t.is_floating_point()), torch.zeros(()))
 
 
-def forecast(about: Subject, config: Config) -> Forecast:
+def forecast(about: Subject, config: Config, *, elastic: bool = False) -> Forecast:
     """Predict what a round costs with the method and the settings of ``config``.
+
+    Args:
+        about: what is trained.
+        config: the settings.
+        elastic: whether processes come and go; the costs are those of rounds in which none does.
 
     Raises:
         ValueError: the method cannot train the plan; the message says why.
@@ -139,6 +146,8 @@ def forecast(about: Subject, config: Config) -> Forecast:
     model, plan, loss_fn, batch = about.job(config)
     algorithm, optimizer = build(config), make_optimizer(config)
     check_algorithm(algorithm, plan, config.rounds)
+    if elastic and (why := why_not_elastic(algorithm)):
+        raise ValueError(why)
     net, plan = net_to_train(model, plan, algorithm, config.seed)
     now = algorithm.partition.assign(plan.axes, 0)
     steps = replace(StepSettings(**config.steps), compile=False)
@@ -151,10 +160,14 @@ def forecast(about: Subject, config: Config) -> Forecast:
         sent = busiest = float(max(sum(t.nbytes for t in named_tensors(subnet).values()) for subnet in subnets))
     buffers = most_buffer_bytes(now.num_workers, busiest, max(size.nbytes for size in sizes.values()))
     memories = [
-        rank_memory(plan, sizes, now, w, costs.of(subnet), buffer_bytes=buffers) for w, subnet in enumerate(subnets)
+        rank_memory(plan, sizes, now, w, costs.of(subnet), buffer_bytes=buffers, elastic=elastic)
+        for w, subnet in enumerate(subnets)
     ]
     largest = max(range(now.num_workers), key=lambda worker: memories[worker].step.flop)
     seconds, measured, rate = _step_s(subnets[largest], memories[largest], loss_fn, batch, optimizer, steps)
+    if elastic and len(subnets) > 1:  # each sends its piece to its buddy
+        pieces = [num_bytes(plan, sizes, now, worker) for worker in range(len(subnets))]
+        sent, busiest = sent + sum(pieces) / len(pieces), busiest + max(pieces)
     if algorithm.synchronous:
         of_gradients = config.local_steps * config.accumulate * gradient_bytes(net, now.num_workers)
         sent, busiest = sent + of_gradients, busiest + of_gradients
@@ -165,7 +178,7 @@ def forecast(about: Subject, config: Config) -> Forecast:
 
 
 def forecasts(
-    about: Subject, methods: Sequence[str], settings: Mapping[str, Any]
+    about: Subject, methods: Sequence[str], settings: Mapping[str, Any], *, elastic: bool = False
 ) -> tuple[list[Forecast], dict[str, str]]:
     """Return the forecasts of ``methods``, and for those that cannot train the plan, by name, why.
 
@@ -186,7 +199,7 @@ def forecasts(
         raise ValueError(why_not[methods[0]])
     for config in configs:
         try:
-            found.append(forecast(about, config))
+            found.append(forecast(about, config, elastic=elastic))
         except ValueError as error:
             why_not[config.method] = str(error)
     return found, why_not

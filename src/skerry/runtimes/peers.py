@@ -13,7 +13,7 @@ from skerry.plan.table import Plan
 from skerry.randomness import seed_of
 from skerry.runtimes.distributed.meeting import PeerLost
 from skerry.runtimes.distributed.wire import WireFormat
-from skerry.runtimes.runtime import Report
+from skerry.runtimes.runtime import Change, Report
 
 _MOST_TOLD = 4  # settings that differ, in one message
 _LONG = 60  # the most characters of a value in a message
@@ -25,6 +25,9 @@ class Peers(ABC):
     def __init__(self, rank: int, num_processes: int, wire: WireFormat) -> None:
         self.rank, self.num_processes, self._format = rank, num_processes, wire
         self.round, self._stage = 0, "start"
+        self.goes_on = False
+        self.change: Change | None = None
+        self.ending: Exception | None = None
 
     @abstractmethod
     def all_gather(self, row: Tensor) -> list[Tensor]:
@@ -86,13 +89,9 @@ class Peers(ABC):
             return
         of_all: list[dict[str, str]] = [json.loads(theirs) for theirs in self.gather(text)]
         rank = next(rank for rank, theirs in enumerate(of_all) if theirs != values)
-        theirs = of_all[rank]
-        names = [name for name in {**values, **theirs} if values.get(name) != theirs.get(name)]
-        told = [f"{name} is {_differing(values.get(name), theirs.get(name), rank)}" for name in names]
-        more = f"; and {len(told) - _MOST_TOLD} more" if len(told) > _MOST_TOLD else ""
         raise ValueError(
-            f"{self.where()}: {'; '.join(told[:_MOST_TOLD])}{more}; start all processes with the same settings, model, "
-            "code and checkpoint"
+            f"{self.where()}: {differences(values, of_all[rank], f'on rank {rank}')}; start all processes with the "
+            "same settings, model, code and checkpoint"
         )
 
     def gather(self, text: str) -> list[str]:
@@ -109,7 +108,15 @@ class Peers(ABC):
         return f"rank {self.rank}, round {self.round}, {self._stage}"
 
 
-def _differing(mine: str | None, theirs: str | None, rank: int) -> str:
+def differences(mine: Mapping[str, str], theirs: Mapping[str, str], where: str) -> str:
+    """Return, in words, what differs between the settings here and those of others, who are ``where``."""
+    names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+    told = [f"{name} is {_differing(mine.get(name), theirs.get(name), where)}" for name in names]
+    more = f"; and {len(told) - _MOST_TOLD} more" if len(told) > _MOST_TOLD else ""
+    return f"{'; '.join(told[:_MOST_TOLD])}{more}"
+
+
+def _differing(mine: str | None, theirs: str | None, where: str) -> str:
     """Return two values that differ in words; of long ones what comes shortly before and after the first difference."""
     same = next((k for k, pair in enumerate(zip(mine or "", theirs or "", strict=False)) if len({*pair}) > 1), 0)
     begin = max(0, same - _LONG // 4)
@@ -117,4 +124,4 @@ def _differing(mine: str | None, theirs: str | None, rank: int) -> str:
         "not given" if v is None else v if len(v) <= _LONG else f"...{v[begin : begin + _LONG]}..."
         for v in (mine, theirs)
     )
-    return f"{here} here and {there} on rank {rank}"
+    return f"{here} here and {there} {where}"

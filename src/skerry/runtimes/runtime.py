@@ -1,5 +1,6 @@
 """What the round loop asks of a runtime: to run workers, and to keep the full model between rounds."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -34,6 +35,36 @@ class Report:
     flop: float
     local_s: float
     bytes_due: float = 0.0
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a change of the processes of an elastic run meant.
+
+    Attributes:
+        round: the first one with these members.
+        members: from then on.
+        joined: members that are new.
+        lost: members that are gone.
+        units_lost: units that nobody has trained in the round before.
+        unrecorded: whether that round has no record yet.
+        train_loss: mean over its workers that count; NaN if it is not known.
+        refused: its workers that were refused or lost.
+    """
+
+    round: int
+    members: tuple[str, ...]
+    joined: tuple[str, ...]
+    lost: tuple[str, ...]
+    units_lost: int
+    unrecorded: bool = False
+    train_loss: float = math.nan
+    refused: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        came = [f"{uid} joined" for uid in self.joined] + [f"{uid} is lost" for uid in self.lost]
+        units = [f"{self.units_lost} units lost their round"] if self.units_lost else []
+        return f"{len(self.members)} processes from round {self.round} on: {', '.join([*came, *units]) or 'as before'}"
 
 
 @dataclass(frozen=True)
@@ -205,10 +236,19 @@ class Store(Protocol):
 
 
 class Runtime(Protocol):
-    """Runs some of the workers in this process."""
+    """Runs some of the workers in this process.
+
+    Attributes:
+        goes_on: whether processes here are in the middle of the training: ``resume`` will return it.
+        change: what it meant that processes have come or gone; None for those of the start.
+        ending: raised by the session when it has saved a checkpoint, before the next round; None: it goes on.
+    """
 
     rank: int
     num_processes: int
+    goes_on: bool
+    change: Change | None
+    ending: Exception | None
 
     def mine(self, num_workers: int) -> list[int]:
         """Return the workers that run in this process."""
@@ -231,7 +271,7 @@ class Runtime(Protocol):
         ...
 
     def went_on(self, state: Any) -> None:
-        """Take note of the state of the training after a round, for processes that come later."""
+        """Take note of the state of the training after a round and its record, for processes that come later."""
         ...
 
     def keep(self, beginning: Beginning) -> Store:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from skerry.algorithm import Algorithm
 from skerry.plan.table import Plan
 from skerry.runtimes.distributed.meeting import num_started
-from skerry.runtimes.runtime import Beginning, Runtime, Store
+from skerry.runtimes.runtime import Beginning, Change, Runtime, Store
 from skerry.runtimes.server_store import ServerStore
 from skerry.runtimes.whole_model import WholeModel
 
@@ -20,6 +20,9 @@ class Serial:
     def __init__(self) -> None:
         self.rank = 0
         self.num_processes = 1
+        self.goes_on = False
+        self.change: Change | None = None
+        self.ending: Exception | None = None
 
     def mine(self, num_workers: int) -> list[int]:
         """Return all workers."""

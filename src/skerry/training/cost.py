@@ -15,6 +15,7 @@ from skerry.model.tensors import copied, fill_, named_tensors, skeleton
 from skerry.partitions.assignment import Assignment
 from skerry.plan.table import Plan
 from skerry.randomness import own_random_state
+from skerry.runtimes.elastic.pieces import num_bytes
 from skerry.subnet.cuts import Cuts
 from skerry.training.steps.optimizer import optimizer_of
 from skerry.training.steps.prepared import autocast_device, prepared
@@ -166,6 +167,7 @@ class RankMemory:
         buffers: of the exchange.
         entering: the next round's subnet, which is written while the last one is still read.
         largest: the largest tensor of the full model, which evaluation and export gather.
+        copies: what it keeps in an elastic run until the next exchange is over: its own piece and its predecessor's.
     """
 
     step: StepCost
@@ -174,21 +176,22 @@ class RankMemory:
     buffers: int
     entering: int
     largest: int
+    copies: int = 0
 
     @property
     def training(self) -> int:
         """Bytes during local steps."""
-        return self.step.memory + self.previous + self.resting + self.buffers
+        return self.step.memory + self.previous + self.resting + self.buffers + self.copies
 
     @property
     def exchange(self) -> int:
         """Bytes at the end of a round, when gradients and activations are gone."""
-        return self.previous + self.entering + self.resting + self.buffers
+        return self.previous + self.entering + self.resting + self.buffers + 2 * self.copies
 
     @property
     def evaluation(self) -> int:
         """Bytes during evaluation, without the full model's activations on a test batch."""
-        return self.entering + self.resting + self.buffers + 2 * self.largest
+        return self.entering + self.resting + self.buffers + self.copies + 2 * self.largest
 
     @property
     def peak(self) -> int:
@@ -216,6 +219,7 @@ def rank_memory(
     step: StepCost,
     *,
     buffer_bytes: int = 64 * 2**20,
+    elastic: bool = False,
 ) -> RankMemory:
     """Predict what the process of ``worker`` needs.
 
@@ -226,6 +230,7 @@ def rank_memory(
         worker: its number.
         step: what a local step costs (``step_cost``).
         buffer_bytes: the most bytes that buffers of the exchange take.
+        elastic: whether processes come and go, so that each keeps copies.
     """
     shapes = Cuts(plan, assignment.units(worker)).shapes(sizes)
     narrow, resting = sum(shape.numel() * sizes[name].element_size() for name, shape in shapes.items()), 0
@@ -235,4 +240,7 @@ def rank_memory(
             begin, end = owned_range(size.shape[dim], worker, assignment.num_workers)
             resting += size.nbytes // max(1, size.shape[dim]) * (end - begin)
     largest = max((size.nbytes for size in sizes.values()), default=0)
-    return RankMemory(step, narrow, resting, buffer_bytes, narrow, largest)
+    num = assignment.num_workers
+    holders = {worker, (worker - 1) % num} if elastic else set()
+    copies = sum(num_bytes(plan, sizes, assignment, each) for each in holders)
+    return RankMemory(step, narrow, resting, buffer_bytes, narrow, largest, copies)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from skerry.runtimes.runtime import Change
 from skerry.training.diagnosis.measures import Diagnosis
 from skerry.training.evaluation.evaluate import Score
 
@@ -24,6 +25,8 @@ class Record:
         exposure: the largest share of the units that any one participant has held so far, by the assignments
             (``skerry.exposure``); None where units are dealt by movement.
         clock: simulated time at which it was over (``skerry.clients``); None without clients.
+        local_s: seconds that each worker spent in its local steps; empty if the members of an elastic run changed.
+        change: of the members of an elastic run in this round, or before it; None: they stayed.
     """
 
     round: int
@@ -36,6 +39,8 @@ class Record:
     diagnosis: Diagnosis
     exposure: float | None = None
     clock: float | None = None
+    local_s: tuple[float, ...] = ()
+    change: Change | None = None
 
     @property
     def exchange_s(self) -> float:

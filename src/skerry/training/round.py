@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from torch import Tensor
 
 from skerry.checkpoint.state import State
-from skerry.runtimes.runtime import Handover
+from skerry.runtimes.runtime import Change, Handover
 from skerry.training.diagnosis.measures import Diagnosis
 from skerry.training.diagnosis.observer import Observer
 from skerry.training.evaluation.evaluate import Score
@@ -34,12 +34,18 @@ class Round:
     """
 
     def __init__(
-        self, setup: Setup, state: State, observer: Observer, after_step: Callable[[Worker, Tensor], None] | None
+        self,
+        setup: Setup,
+        state: State,
+        observer: Observer,
+        after_step: Callable[[Worker, Tensor], None] | None,
+        change: Change | None,
     ) -> None:
-        self.number = state.round
+        over = change is not None and change.unrecorded  # other processes have trained it
+        self.number = state.round - over
         self.workers = self._workers()
-        self.train_loss = math.nan
-        self.refused: tuple[int, ...] = ()
+        self.train_loss, self.refused = (change.train_loss, change.refused) if change and over else (math.nan, ())
+        self._local_s, self._change = tuple[float, ...](), change
         self.diagnosis = Diagnosis()
         self.score: Score | None = None
         self._setup, self._state, self._observer, self._after_step = setup, state, observer, after_step
@@ -53,7 +59,7 @@ class Round:
                 worker.after_step = self._after_step
                 yield worker
                 self._observer.end_worker(worker)
-        self.refused, self.train_loss = exchange(self._setup, self._state, handed)
+        self.refused, self.train_loss, self._local_s = exchange(self._setup, self._state, handed)
         self.diagnosis = self._observer.end_round(self._state, self.train_loss, self.refused)
 
     def end(self) -> Record:
@@ -81,4 +87,6 @@ class Round:
             diagnosis=self.diagnosis,
             exposure=None if self._setup.log is None else self._setup.log.units(self.number + 1),
             clock=timeline.ends(self.number) if (timeline := self._setup.timeline) is not None else None,
+            local_s=self._local_s,
+            change=self._change,
         )

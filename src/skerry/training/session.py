@@ -20,7 +20,7 @@ from skerry.checkpoint.export import SHARD_BYTES, ExportFormat, export
 from skerry.model.device import chosen_device
 from skerry.model.inputs import Inputs
 from skerry.plan.table import Plan
-from skerry.runtimes.runtime import FullModel, Runtime
+from skerry.runtimes.runtime import Change, FullModel, Runtime
 from skerry.runtimes.serial import or_serial
 from skerry.trained import Start
 from skerry.training.agreement import session_in_words
@@ -183,7 +183,7 @@ class Session:
             given.runtime.agree(session_in_words(given, self._callbacks.together))
         self.test = agree_on_test(own_test, given.runtime)
         warn_of_frozen_readers(given)
-        if example_inputs is not None and not (checkpoints and checkpoints.resume):
+        if example_inputs is not None and not given.runtime.goes_on and not (checkpoints and checkpoints.resume):
             verify_plan(given, example_inputs)
         self.setup, self.state = set_up(given, start)
         judge = Judge(self.setup, plan, has_priors, self.state.observed)
@@ -230,22 +230,41 @@ class Session:
             raise ValueError("callbacks: write the loop in `with session:`, so that they are told when it ends")
         self._stop_if_failed()
         stops = self._all_stop()
+        change = setup.runtime.change
+        if change is not None and change.unrecorded:
+            stops = self._end(self._next_round(change), at_stop)
+            change = None
         while state.round < setup.num_rounds and not stops:
-            self._round = round = Round(setup, state, self._observer, self._callbacks.on_step())
+            if setup.runtime.ending is not None:
+                self._save(done=True)
+                raise setup.runtime.ending
+            round, change = self._next_round(change), None
             yield round
-            self.history.append(round.end())
-            setup.runtime.went_on(state)
-            self._callbacks.round(self.history[-1])
-            stops = self._all_stop()
-            if stops and round.score is None and at_stop is not None:
-                at_stop()
-                self.history[-1] = round.end()
-            self._callbacks.report(self.history[-1])
-            if setup.checkpoints is not None:
-                done = state.round == setup.num_rounds or stops
-                method = setup.algorithm.name
-                setup.checkpoints.save_if_due(method, state, setup.store, setup.runtime, done=done)
-            self._stop_if_failed(round.refused)
+            stops = self._end(round, at_stop)
+
+    def _next_round(self, change: Change | None) -> Round:
+        self._round = Round(self.setup, self.state, self._observer, self._callbacks.on_step(), change)
+        return self._round
+
+    def _end(self, round: Round, at_stop: Callable[[], object] | None) -> bool:
+        """Record a round whose exchange is over; return whether the training stops."""
+        self.history.append(round.end())
+        self._callbacks.round(self.history[-1])
+        stops = self._all_stop()
+        last = stops or self.state.round == self.setup.num_rounds
+        if last and round.score is None and at_stop is not None:
+            at_stop()
+            self.history[-1] = round.end()
+        self._callbacks.report(self.history[-1])
+        self._save(done=last)
+        self.setup.runtime.went_on(self.state)
+        self._stop_if_failed(round.refused)
+        return stops
+
+    def _save(self, *, done: bool) -> None:
+        setup = self.setup
+        if setup.checkpoints is not None:
+            setup.checkpoints.save_if_due(setup.algorithm.name, self.state, setup.store, setup.runtime, done=done)
 
     def _all_stop(self) -> bool:
         """Return whether the training stops; raise ValueError if not all processes say the same."""

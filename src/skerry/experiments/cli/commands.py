@@ -14,6 +14,7 @@ import torch
 from skerry.checkpoint.export import ExportFormat
 from skerry.choose import choose
 from skerry.experiments import datasets, theory
+from skerry.experiments.cli.elastic import Members, join, store_command
 from skerry.experiments.cli.interrupt import code_and_line
 from skerry.experiments.cli.plan import plan_command
 from skerry.experiments.cli.start import EXPECTED, start, warnings_in_one_line
@@ -23,6 +24,7 @@ from skerry.experiments.recipes import RECIPES, find_recipe
 from skerry.experiments.reports.comparison import Group, grouped, load_runs, to_markdown, to_rich
 from skerry.experiments.reports.html import write_report
 from skerry.experiments.reports.results_page import write_results
+from skerry.experiments.reports.status import status
 from skerry.experiments.runs.execute import configure
 from skerry.experiments.runs.folder import check_folder, is_finished, saved_config
 from skerry.experiments.runs.generate import generate
@@ -76,6 +78,7 @@ def main() -> None:
 
 
 main.add_command(plan_command)
+main.add_command(store_command)
 
 
 def _run_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -105,11 +108,17 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.argument("recipe", required=False)
 @click.option("--method", help=f"One of {', '.join(METHODS)}; default: the recipe's own.")
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events to OUT/tensorboard.")
+@click.option("--elastic", metavar="MIN:MAX", help="Take part with other processes, which may come and go.")
+@click.option("--store", metavar="HOST:PORT", help="Where they meet: the address that `skerry store` serves.")
+@click.option("--patience", type=float, default=300.0, show_default=True, help="Seconds for which MIN are waited for.")
 @_run_options
 def train(
     recipe: str | None,
     method: str | None,
     tensorboard: bool,
+    elastic: str | None,
+    store: str | None,
+    patience: float,
     settings: tuple[str, ...],
     out: Path,
     resume: bool,
@@ -127,6 +136,14 @@ def train(
     Started by torchrun (torchrun --standalone --nproc-per-node 4 -m skerry train ...), it runs as one of the workers.
     """
     given = _given(options, settings)
+    members = None
+    if elastic is not None:
+        members = Members.of_options(elastic, store, patience)
+        if told := next((name for name in ("workers", "runtime") if name in given), None):
+            raise ValueError(f"--{told}: the processes of an elastic run are its workers; leave it out")
+        given |= {"workers": members.maximum, "runtime": "processes"}
+    elif store is not None:
+        raise ValueError("--store: only with --elastic MIN:MAX")
     if recipe is not None:
         find_recipe(recipe)
     other_machine = int(os.environ.get("RANK", 0)) > 0 and recipe is not None and not (out / "config.json").exists()
@@ -144,8 +161,12 @@ def train(
     else:
         method = method or find_recipe(recipe).config.method
         config = configure(recipe, method, _one_per_process(method) | given)
-    start(config, out, resume=resume, tensorboard=tensorboard)
-    if int(os.environ.get("RANK", 0)) == 0:
+    wrote = int(os.environ.get("RANK", 0)) == 0
+    if members is not None:
+        wrote = join(config, out, members, resume=resume, tensorboard=tensorboard)
+    else:
+        start(config, out, resume=resume, tensorboard=tensorboard)
+    if wrote:
         _print_report(out)
 
 
@@ -285,6 +306,14 @@ def report_command(folder: Path, markdown: bool) -> None:
     groups = grouped(load_runs(folder))
     click.echo(to_markdown([row for row, _ in groups]))
     _print_folders(groups)
+
+
+@main.command(name="status")
+@click.argument("folder", type=FOLDER)
+def status_command(folder: Path) -> None:
+    """Say how far the run in FOLDER is: round, workers and their speeds, processes lost, and the time left."""
+    for line in status(folder):
+        click.echo(line)
 
 
 @main.command()

@@ -21,10 +21,17 @@ PLANNED = ("ist", "relay", "narrow", "local_sgd")
 @click.option("--workers", type=int, help="Number of workers.")
 @click.option("--link", default="1gbit", show_default=True, help="Each worker's link: kbit, mbit or gbit per second.")
 @click.option("--memory", help="Memory of each worker, such as 2GB; methods that do not fit are refused.")
+@click.option("--elastic", is_flag=True, help="Processes may come and go: with the copies that they keep and send.")
 @click.option("--methods", help=f"Of {', '.join(METHODS)}; comma-separated. Default: {','.join(PLANNED)}.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting, e.g. local_steps=100.")
 def plan_command(
-    reference: str, workers: int | None, link: str, memory: str | None, methods: str | None, settings: tuple[str, ...]
+    reference: str,
+    workers: int | None,
+    link: str,
+    memory: str | None,
+    elastic: bool,
+    methods: str | None,
+    settings: tuple[str, ...],
 ) -> None:
     """Say what can be dealt out of MODEL, and what a round costs with several methods.
 
@@ -45,7 +52,7 @@ def plan_command(
     click.echo(
         f"\n{reference}: {_in_words(size)} of parameters, {config.workers} workers, {link} links, {_optimizer(config)}"
     )
-    found, why_not = planner.forecasts(about, chosen, given)
+    found, why_not = planner.forecasts(about, chosen, given, elastic=elastic)
     if found:
         _print_table(found, rate)
     for method, why in why_not.items():

@@ -18,11 +18,12 @@ from skerry.model.device import chosen_device
 from skerry.runtimes.distributed.launch import WorkerDied, launch
 from skerry.runtimes.distributed.meeting import PeerLost
 from skerry.runtimes.distributed.processes import Processes
+from skerry.runtimes.elastic.membership import TooFew
 from skerry.runtimes.runtime import Runtime
 from skerry.runtimes.serial import Serial
 from skerry.training.phases.exchange_phase import TrainingFailed
 
-EXPECTED = (ValueError, OSError, TrainingFailed, PeerLost, WorkerDied)
+EXPECTED = (ValueError, OSError, TrainingFailed, PeerLost, WorkerDied, TooFew)
 """Errors that are reported in one line, without a traceback."""
 
 
@@ -40,9 +41,16 @@ def start(config: Config, out: Path, *, resume: bool, tensorboard: bool = False)
         TrainingFailed: the loss stayed non-finite for too many rounds.
         WorkerDied, PeerLost: a process ended before the run was done.
     """
-    try:
+    with how_it_goes_on(out):
         _start(config, out, resume, tensorboard)
-    except (KeyboardInterrupt, WriteFailed, WorkerDied) as error:
+
+
+@contextmanager
+def how_it_goes_on(out: Path) -> Iterator[None]:
+    """Add a note to what ends the run in ``out`` early: what there is of it, and how it goes on."""
+    try:
+        yield
+    except (KeyboardInterrupt, WriteFailed, WorkerDied, TooFew) as error:
         told = how_to_go_on(out)
         if not isinstance(error, WorkerDied) or told.startswith("--resume"):
             error.add_note(f"({told})")
@@ -59,36 +67,38 @@ def _start(config: Config, out: Path, resume: bool, tensorboard: bool) -> None:
     torch.set_num_threads(threads)
     if under_torchrun:
         with Processes.join(config.timeout_s, wire=config.wire) as runtime:
-            _work(runtime, config, out, resume, tensorboard)
+            work(runtime, config, out, resume, tensorboard)
         return
     check_folder(out, config, resume=resume)
     if config.runtime == "serial":
         click.echo(f"{config.workers} worker(s) in this process, {threads} torch thread(s)", err=True)
-        _work(Serial(), config, out, resume, tensorboard)
+        work(Serial(), config, out, resume, tensorboard)
         return
     sizes = f"{config.workers} processes with {threads} torch thread(s) each on {num_cores()} cores"
     click.echo(f"starting {sizes}; this takes some seconds", err=True)
     launch(
-        _work, config.workers, config, out, resume, tensorboard,
+        work, config.workers, config, out, resume, tensorboard,
         threads=threads, timeout_s=config.timeout_s, wire=config.wire, expected=EXPECTED,
     )  # fmt: skip
 
 
-def _work(runtime: Runtime, config: Config, out: Path, resume: bool, tensorboard: bool) -> None:
+def work(
+    runtime: Runtime, config: Config, out: Path, resume: bool, tensorboard: bool, *, comes_and_goes: bool = False
+) -> None:
     """The part of one process in a run; rank 0 shows the progress, and the warnings."""
     if runtime.rank != 0:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the first process says the same
-            run(config, out, runtime, resume=resume)
+            run(config, out, runtime, resume=resume, comes_and_goes=comes_and_goes)
         return
-    if runtime.num_processes > 1:
+    if runtime.num_processes > 1 and not comes_and_goes:
         click.echo(f"all {runtime.num_processes} processes have joined", err=True)
     title = f"{config.recipe} {config.method}"
     with warnings_in_one_line(f"{title}: ") as heard:
         callbacks: list[Callback] = [Progress(title)]
         if tensorboard:
             callbacks.append(TensorBoard(out / "tensorboard"))
-        run(config, out, runtime, resume=resume, callbacks=callbacks, heard=heard)
+        run(config, out, runtime, resume=resume, callbacks=callbacks, heard=heard, comes_and_goes=comes_and_goes)
 
 
 @contextmanager

@@ -55,6 +55,7 @@ def write_report(folder: Path) -> Path:
         meanings_of_checks=CHECKS,
         checks=checks,
         anything_checked=any(result != "-" for _, results in checks for result in results.values()),
+        changes=[(run.name, m["change"]) for run in runs for m in run.metrics if "change" in m],
         refused=[(run.name, m["round"], m["refused"]) for run in runs for m in run.metrics if m["refused"]],
         settings=_settings(groups),
         versions=list(dict.fromkeys(versions)),

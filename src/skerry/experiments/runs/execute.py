@@ -122,6 +122,7 @@ def run(
     resume: bool,
     callbacks: Sequence[Callback] = (),
     heard: list[str] | None = None,
+    comes_and_goes: bool = False,
 ) -> None:
     """Run ``config`` in ``folder``. Every process of ``runtime`` calls this; rank 0 writes the files.
 
@@ -132,11 +133,14 @@ def run(
         resume: continue the run in ``folder``.
         callbacks: called on rank 0, after the folder's files are written.
         heard: texts of warnings, to be written with the next round.
+        comes_and_goes: whether the processes of ``runtime`` do; several may use one folder then.
 
     Raises:
         ValueError, OSError: the settings, the data or the folder are wrong.
         TrainingFailed: the loss stayed non-finite for too many rounds; the last checkpoint is intact.
     """
+    goes_on = runtime.goes_on
+    resume = resume or goes_on
     runtime.agree(dict(in_words({**settings_of(config), "resume": resume})))
     job = find_recipe(config.recipe).build(config)
     arguments: dict[str, Any] = {
@@ -157,7 +161,7 @@ def run(
     }
     if runtime.rank != 0:
         first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0  # the first process of another machine
-        if first_here:
+        if first_here and not comes_and_goes:
             check_folder(folder, config, resume=resume and (folder / "config.json").exists())
 
         def begin_here(session: Session) -> None:
@@ -168,12 +172,14 @@ def run(
         here = [Callback(on_start=begin_here)]
         train(job.model, job.loss_fn, job.data, callbacks=here, **arguments).export(folder)
         return
-    before = saved_config(folder) if resume else config
-    with RunFolder(folder, config, job.signature, resume=resume, heard=heard) as files:
+    if goes_on:  # the folder of this process may have nothing of the run yet
+        resume = (folder / "config.json").exists()
+    before = saved_config(folder) if resume and not goes_on else config
+    with RunFolder(folder, config, job.signature, resume=resume, heard=heard, take_over=goes_on) as files:
 
         def begun(session: Session) -> None:
             runtime.total(torch.zeros(1))
-            if resume:
+            if resume and not goes_on:
                 round = session.state.round
                 told = f"{folder}: resuming after round {round} of {config.rounds}"
                 if before.workers != config.workers:

@@ -15,11 +15,12 @@ lines are added, and which is truncated to the checkpoint's round on resume.
 import fcntl
 import json
 import math
+import os
 import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import torch
 
@@ -29,7 +30,8 @@ from skerry.experiments.config import Config
 from skerry.experiments.methods import why_same_workers
 from skerry.files import atomic
 from skerry.predictor import Signature
-from skerry.runtimes.distributed.meeting import own_version
+from skerry.runtimes.distributed.meeting import PeerLost, own_version
+from skerry.runtimes.runtime import Change
 from skerry.training.callback import Callback
 from skerry.training.cost import rank_memory
 from skerry.training.diagnosis.measures import MEASURES
@@ -121,7 +123,8 @@ def settings_of(config: Config, *, per_worker: bool = True) -> dict[str, Any]:
 def run_id(config: Config) -> str:
     """Return the text that identifies a run in its checkpoints: all settings that may not change on resume."""
     settings = settings_of(config, per_worker=False)
-    for name in ("prior_adjusted", "clients", "slowest", "asynchronous"):  # older checkpoints do not have these
+    # older checkpoints do not have these settings
+    for name in ("prior_adjusted", "clients", "slowest", "asynchronous", "nets"):
         if getattr(config, name) == getattr(Config(), name):
             del settings[name]
     if config.partition.max_exposure == 1.0:
@@ -181,6 +184,7 @@ class RunFolder(Callback):
         config: the settings of the run.
         resume: continue the run in ``folder``.
         heard: texts of warnings; those that are new are written with the next round.
+        take_over: whether another process that still has the folder may lose it: it is stopped, and others go on.
 
     Raises:
         FolderInUse: the folder holds something else, or another process writes to it.
@@ -190,22 +194,21 @@ class RunFolder(Callback):
     reports = True
 
     def __init__(
-        self, folder: Path, config: Config, signature: Signature, *, resume: bool, heard: list[str] | None = None
+        self,
+        folder: Path,
+        config: Config,
+        signature: Signature,
+        *,
+        resume: bool,
+        heard: list[str] | None = None,
+        take_over: bool = False,
     ) -> None:
         check_folder(folder, config, resume=resume)
         self.folder, self.config, self._signature, self._new = folder, config, signature, not resume
         self._metrics, self._heard = folder / "metrics.jsonl", [] if heard is None else heard
         with atomic.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        with atomic.writing(folder / "lock"):
-            self._lock = (folder / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise FolderInUse(
-                f"{folder}: another process is writing to it; wait for it or choose another --out"
-            ) from None
+        self._lock = _locked(folder / "lock", take_over=take_over)
         self._new = not resume
         try:
             atomic.remove_drafts(folder)
@@ -237,11 +240,14 @@ class RunFolder(Callback):
             (self.folder / "summary.json").unlink(missing_ok=True)
         write_config(self.folder, self.config)
         self._write_json(SIGNATURE, self._signature.to_json())
+        change = session.setup.runtime.change
+        first = round - (change is not None and change.unrecorded)
         lines = self._metrics.read_bytes().splitlines(keepends=True) if self._metrics.exists() else []
-        atomic.write(self._metrics, b"".join(lines[:round]))
+        atomic.write(self._metrics, b"".join(line for line in lines if _round_of(line) < first))
 
     def on_round(self, session: Session, record: Record) -> None:
         """Write the line of the round, and from time to time the counts of the units."""
+        self._check_lock()
         line = {"workers": self.config.workers} | metrics_line(record, self._new_warnings())
         atomic.append(self._metrics, (json.dumps(line) + "\n").encode())
         last = session.state.round == self.config.rounds
@@ -251,6 +257,7 @@ class RunFolder(Callback):
 
     def finish(self, result: Result) -> None:
         """Write the summary."""
+        self._check_lock()
         self._write_units(result.session)
         cost, now = result.step_cost, result.store.assignment
         unassigned = not bool(now.held.all())
@@ -266,8 +273,15 @@ class RunFolder(Callback):
             "totals": result.state.totals,
             "warnings": {kind: text for line in reversed(lines) for kind, text in line.get("warnings", {}).items()}
             | self._new_warnings(),
+            "changes": [line["change"] for line in lines if "change" in line],
         }
         self._write_json("summary.json", summary)
+
+    def _check_lock(self) -> None:
+        """Raise PeerLost if another process has taken the folder over."""
+        path = self.folder / "lock"
+        if path.exists() and path.stat().st_ino != os.fstat(self._lock.fileno()).st_ino:
+            raise PeerLost(f"{self.folder}: another process has taken it over while this one was stopped")
 
     def _new_warnings(self) -> dict[str, str]:
         """Return the warnings since the last call by kind: the text before the first colon."""
@@ -287,6 +301,41 @@ class RunFolder(Callback):
         atomic.write(self.folder / name, (json.dumps(content, indent=1) + "\n").encode())
 
 
+def is_written(folder: Path) -> bool:
+    """Return whether a process on this machine writes to ``folder`` now."""
+    if not (folder / "lock").exists():
+        return False
+    with (folder / "lock").open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _locked(path: Path, *, take_over: bool) -> IO[str]:
+    while True:
+        with atomic.writing(path):
+            lock = path.open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            lock.close()
+        if not take_over:
+            raise FolderInUse(f"{path.parent}: another process is writing to it; wait for it or choose another --out")
+        path.unlink()  # whoever has it finds out (_check_lock)
+        take_over = False
+
+
+def _round_of(line: bytes) -> float:
+    """Return the round of a line of metrics; infinity for one that is not whole."""
+    try:
+        return float(json.loads(line)["round"])
+    except (ValueError, LookupError, TypeError):
+        return math.inf
+
+
 def metrics_line(record: Record, heard: Mapping[str, str]) -> dict[str, Any]:
     """Return the JSON object of a round, with the warnings ``heard``; values that are not finite become null."""
     totals = record.totals
@@ -303,10 +352,17 @@ def metrics_line(record: Record, heard: Mapping[str, str]) -> dict[str, Any]:
         "refused": list(record.refused),
         "exposure": record.exposure,
         "clock": record.clock,
+        "local_s_of": list(record.local_s),
+        **({"change": changed(record.change)} if record.change else {}),
         "diagnosis": {name: _finite(getattr(record.diagnosis, name)) for name in MEASURES},
         "checked": list(record.diagnosis.checked),
         "warnings": {**heard, **record.diagnosis.warnings},
     }
+
+
+def changed(change: Change) -> dict[str, Any]:
+    """Return what of a change of members is written."""
+    return {name: getattr(change, name) for name in ("round", "members", "joined", "lost", "units_lost")}
 
 
 def _scores(score: Score | None) -> dict[str, Any]:

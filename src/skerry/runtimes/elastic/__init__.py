@@ -5,7 +5,6 @@ while members are the same, and ``pieces.py`` how new members get their pieces.
 """
 
 from skerry.runtimes.elastic.elastic import Elastic, serve_store
-from skerry.runtimes.elastic.generation import Change
 from skerry.runtimes.elastic.membership import TooFew
 
-__all__ = ["Change", "Elastic", "TooFew", "serve_store"]
+__all__ = ["Elastic", "TooFew", "serve_store"]

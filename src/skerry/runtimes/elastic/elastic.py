@@ -8,19 +8,19 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch.distributed as dist
 
-from skerry.runtimes.distributed.meeting import PeerLost, Place
-from skerry.runtimes.elastic.generation import Change, Generation, MembersChanged, wait
+from skerry.runtimes.distributed.meeting import PeerLost, Place, versions
+from skerry.runtimes.elastic.generation import Generation, MembersChanged, wait
 from skerry.runtimes.elastic.leases import KeyStore, Leases
 from skerry.runtimes.elastic.membership import Decision, Membership, TooFew
 from skerry.runtimes.elastic.pieces import Held
-from skerry.runtimes.runtime import Runtime
+from skerry.runtimes.runtime import Change, Runtime
 from skerry.whole_number import check_whole_number
 
 _CONNECT_S = 3.0
@@ -61,6 +61,7 @@ class Elastic:
         lease_s: a process that gives no sign of life for so many seconds is lost.
         grace_s: seconds for which the first round waits for more processes.
         patience_s: seconds for which the others wait if there are too few.
+        settings: what must be the same in all processes, beside versions; who has others is refused before it joins.
 
     Attributes:
         changes: what each change of members meant.
@@ -89,6 +90,7 @@ class Elastic:
         lease_s: float = 10.0,
         grace_s: float = 5.0,
         patience_s: float = 300.0,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit():
@@ -112,6 +114,7 @@ class Elastic:
             maximum=maximum,
             grace_s=grace_s,
             patience_s=patience_s,
+            settings={"versions": versions(), **(settings or {})},
         )
         self.changes = list[Change]()
         self._ended = threading.Event()
@@ -126,6 +129,7 @@ class Elastic:
 
         Raises:
             TooFew: there are too few processes, or the store does not answer.
+            ValueError: the run has other settings.
             PeerLost: the run has ended before this process took part.
         """
         self._place.use_its_interface()
@@ -156,7 +160,7 @@ class Elastic:
                 pass  # it is known who is lost when the next decision is made
             finally:
                 self._membership.leave_group(done=bool(results))
-                if generation is not None and generation.change is not None:
+                if generation is not None and generation.change is not None and generation.is_committed:
                     self.changes.append(generation.change)
 
     def leave(self) -> None:

@@ -8,10 +8,11 @@ ends by ``PeerLost``. A new generation goes on from the pieces that its members 
 import contextlib
 import copy
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -25,10 +26,10 @@ from skerry.plan.table import Plan
 from skerry.runtimes.distributed.meeting import PeerLost
 from skerry.runtimes.distributed.sharded import Sharded
 from skerry.runtimes.distributed.wire import Wire
-from skerry.runtimes.elastic.membership import Decision, Membership, buddy_of
+from skerry.runtimes.elastic.membership import Decision, Membership, TooFew, buddy_of
 from skerry.runtimes.elastic.pieces import Held, Role, deal_again, num_bytes, packed, parts, unpacked
 from skerry.runtimes.peers import Peers
-from skerry.runtimes.runtime import RESTING, Beginning, Handover, Report
+from skerry.runtimes.runtime import RESTING, Beginning, Change, Handover, Report
 
 PATIENCE_S = 600.0
 """Seconds that members wait for a slow one in the middle of an exchange or an evaluation."""
@@ -46,23 +47,13 @@ class MembersChanged(Exception):
         self.decision = decision
 
 
-@dataclass(frozen=True)
-class Change:
-    """What a change of members meant.
-
-    Attributes:
-        round: the first one with these members.
-        members: from then on.
-        joined: members that are new.
-        lost: members that are gone.
-        units_lost: units that nobody has trained in the round before.
-    """
-
-    round: int
-    members: tuple[str, ...]
-    joined: tuple[str, ...]
-    lost: tuple[str, ...]
-    units_lost: int
+def why_not_elastic(algorithm: Algorithm) -> str:
+    """Return why an algorithm cannot run with changing members, empty if it can."""
+    why = algorithm.why_same_workers
+    why = why or ("it averages gradients in every step" if algorithm.synchronous else "")
+    why = why or ("overlap hides an exchange in the next round" if algorithm.overlap else "")
+    why = why or ("optimizer_state='travel' is not copied yet" if algorithm.optimizer_state != "reset" else "")
+    return f"'{algorithm.name}' cannot run with changing members: {why}; use skerry.Processes" if why else ""
 
 
 def wait(steps: Generator[None, None, T]) -> T:
@@ -89,11 +80,11 @@ class Generation(Peers):
     def __init__(self, uid: str, decision: Decision, membership: Membership[Held], store: Any) -> None:
         super().__init__(decision.members.index(uid), len(decision.members), "exact")
         self.membership, self._decision = membership, decision
-        self.change: Change | None = None
-        self._change: Change | None = None
+        self.goes_on, self.is_committed = bool(decision.base), False
         self.state = ""
         self._state: Any = None
         self._main = threading.get_ident()
+        self.ending = TooFew(decision.ending) if decision.ending else None
         membership.join_group(decision)
         prefixed = dist.PrefixStore(f"group/{decision.name}", store)  # type: ignore[attr-defined]
         timeout = timedelta(seconds=PATIENCE_S)
@@ -162,51 +153,60 @@ class Generation(Peers):
 
     def resume(self, algorithm: Algorithm, state: Any, sizes: Mapping[str, Tensor], plan: Plan) -> "Memory | None":
         """Return what the members hold of the training, None if it begins; see ``Runtime``."""
-        why = algorithm.why_same_workers
-        why = why or ("it averages gradients in every step" if algorithm.synchronous else "")
-        why = why or ("overlap hides an exchange in the next round" if algorithm.overlap else "")
-        why = why or ("optimizer_state='travel' is not copied yet" if algorithm.optimizer_state != "reset" else "")
-        if why:
-            raise ValueError(f"'{algorithm.name}' cannot run with changing members: {why}; use skerry.Processes")
-        self.went_on(state)
+        if why := why_not_elastic(algorithm):
+            raise ValueError(why)
+        self._note(state)
         if not self._decision.base:
             return None
         held = self.membership.held.get(self._decision.base)
-        told = "" if held is None else json.dumps([held.handed_over, held.good, held.state])
-        of_all: list[Any] = [json.loads(text) if text else None for text in self.gather(told)]
-        known = [said for said in of_all if said is not None]
-        trained = any(handed_over for handed_over, _, _ in known)  # else all is as the round began
+        of_all: list[Any] = [json.loads(text) for text in self.gather(json.dumps(held and _said(held)))]
+        sources = [source for source in self._decision.sources if source is not None]
+        trained = any(said and said["handed_over"] for said in of_all)  # else all is as the round began
         roles = []
-        for source in self._decision.sources:
-            assert source is not None
-            handed_over, good, _ = of_all[source.rank]
-            roles.append(Role(source.rank, source.is_copy, not source.is_copy and good and handed_over is trained))
+        for source in sources:
+            said = of_all[source.rank]
+            counts = not source.is_copy and said["good"] and said["handed_over"] is trained
+            roles.append(Role(source.rank, source.is_copy, counts))
         memory = Memory(self, plan, sizes, roles, held)
-        memory.state = _read(known[0][2], state)
+        first = of_all[sources[0].rank]  # whose process writes the records, unless it is lost
+        memory.state = _read(first["state"], state)
         memory.state.num_workers = 0  # any number may go on
+        good = [worker for worker, role in enumerate(roles) if role.trained]
         if trained:
-            good = [worker for worker, role in enumerate(roles) if role.trained]
-            _advance(memory.state, memory.layout, good, any(not was_good for _, was_good, _ in known))
-        self.went_on(memory.state)
-        held_by_trained = memory.layout.held[torch.tensor([role.trained for role in roles])].any(0)
-        self._change = Change(
-            memory.state.round,
-            self._decision.members,
-            tuple(uid for uid in self._decision.members if uid not in self._decision.workers),
-            tuple(uid for uid in self._decision.workers if uid not in self._decision.members),
-            int((memory.layout.held.any(0) & ~held_by_trained).sum()) if trained else 0,
+            told = [of_all[sources[worker].rank]["told"] for worker in good]
+            _advance(memory.state, memory.layout, good, any(said and not said["good"] for said in of_all))
+            for name, at in (("flop", 1), ("local_s", 2)):
+                memory.state.totals[name] += sum(each[at] for each in told) / len(roles)
+        memory.state.totals["time_s"] += first["time_s"]
+        self._note(memory.state)
+        held_by_trained = memory.layout.held[good].any(0)
+        members, workers = self._decision.members, self._decision.workers
+        self.change = Change(
+            round=memory.state.round,
+            members=members,
+            joined=tuple(uid for uid in members if uid not in workers),
+            lost=tuple(uid for uid in workers if uid not in members),
+            units_lost=int((memory.layout.held.any(0) & ~held_by_trained).sum()) if trained else 0,
+            unrecorded=trained or sources[0].is_copy or not first["recorded"],
+            train_loss=sum(each[0] for each in told) / len(told) if trained and told else math.nan,
+            refused=tuple(worker for worker in range(len(roles)) if worker not in good) if trained else (),
         )
         return memory
 
     def went_on(self, state: Any) -> None:
-        """Note the state of the training between two rounds."""
+        """Note the state of the training between two rounds, and that the last one has its record."""
+        self._note(state)
+        held = self.membership.held[self.membership.base]
+        held.state, held.began, held.recorded = self.state, time.monotonic(), True
+
+    def _note(self, state: Any) -> None:
         self._state, self.state = copy.copy(state), _written(state)
 
     def advance(self, layout: Assignment, good: Sequence[int], *, refused: bool) -> None:
         """Note that a round is over, before the session has counted its times."""
         state = _read(self.state, self._state)
         _advance(state, layout, good, refused)
-        self.went_on(state)
+        self._note(state)
 
     def keep(self, beginning: Beginning) -> "Copied":
         """Make the store, and let all members agree on it."""
@@ -214,10 +214,10 @@ class Generation(Peers):
         store = Copied(self, wire, beginning)
         piece = None
         with contextlib.suppress(PeerLost):
-            piece = store.copied()
+            piece = store.copied(recorded=self.change is None or not self.change.unrecorded)
         if not wait(self.membership.commit(self._decision, piece)):
             raise MembersChanged(None)
-        self.change = self._change  # it is true now
+        self.is_committed = True
         return store
 
     def next_decision(self) -> Decision:
@@ -250,6 +250,12 @@ class Generation(Peers):
         with self.peers():
             self.watched(send)
         return arriving
+
+
+def _said(held: Held) -> dict[str, Any]:
+    """Return what a member says of what it holds."""
+    names = ("handed_over", "good", "recorded", "told", "state")
+    return {name: getattr(held, name) for name in names} | {"time_s": time.monotonic() - held.began}
 
 
 def _written(state: Any) -> str:
@@ -330,14 +336,22 @@ class Copied(Sharded):
         """Bytes this process has sent for exchanges and copies."""
         return super().bytes_sent + self._bytes_copied
 
-    def copied(self) -> Held:
+    def copied(self, *, recorded: bool) -> Held:
         """Send a copy of what this process stores to its buddy; return what it holds then."""
         generation, rank = self._generation, self._generation.rank
         own = self._packed(self.tensors)
         before = (rank - 1) % generation.num_processes
         from_before = generation.pass_on(own, num_bytes(self.plan, self.sizes, self.assignment, before))
         self._bytes_copied += len(own) * (generation.num_processes > 1)
-        return Held(generation.members, self.assignment, own, from_before, state=generation.state)
+        return Held(
+            generation.members,
+            self.assignment,
+            own,
+            from_before,
+            state=generation.state,
+            began=time.monotonic(),
+            recorded=recorded,
+        )
 
     def exchange(self, mine: list[Handover], then: Assignment, *, overlap: bool = False) -> list[Report]:
         """Exchange with all members, or with none: then raise MembersChanged, and a new generation goes on.
@@ -349,7 +363,8 @@ class Copied(Sharded):
         self._check(own.tensors)
         if own.report.good:
             held.own = self._packed(own.tensors)
-        held.handed_over, held.good, held.state = True, own.report.good, generation.state
+        held.handed_over, held.good = True, own.report.good
+        held.told = own.report.loss, own.report.flop, own.report.local_s
         decision = generation.next_decision()
         reports, piece = list[Report](), None
         with contextlib.suppress(PeerLost), generation.peers():
@@ -357,7 +372,7 @@ class Copied(Sharded):
             reports = generation.watched(lambda: Sharded.exchange(self, mine, then))
             good = [report.worker for report in reports if report.good]
             generation.advance(now, good, refused=len(good) < len(reports))
-            piece = self.copied()
+            piece = self.copied(recorded=False)
         if not wait(membership.commit(decision, piece)):
             raise MembersChanged(None)
         return reports

@@ -45,6 +45,7 @@ class Leases:
     Attributes:
         alive: members that are alive, with this one.
         dead: members that are in the roster or watched, and not alive.
+        left: those of them that have left by themselves.
         stores_lost: how often the store was lost.
         group: the group that this member exchanges in, empty for none.
         given_up: whether another member has given up that group.
@@ -52,7 +53,7 @@ class Leases:
 
     def __init__(self, uid: str, lease_s: float, clock: Callable[[], float]) -> None:
         self.uid, self.lease_s = uid, lease_s
-        self.alive, self.dead = frozenset({uid}), frozenset[str]()
+        self.alive, self.dead, self.left = frozenset({uid}), frozenset[str](), frozenset[str]()
         self.stores_lost, self.group, self.given_up = 0, "", False
         self._clock, self._watched, self._beaten = clock, frozenset[str](), clock()
         self._seen, self._count = dict[str, tuple[int, float]](), 0
@@ -88,6 +89,7 @@ class Leases:
                 alive.add(uid)
         self.given_up = bool(self.group) and store.check([f"over/{self.group}"])
         self._seen, self.alive, self.dead = seen, frozenset(alive), frozenset(seen) - alive
+        self.left = frozenset(uid for uid, (count, _) in seen.items() if count <= _LEFT)
         old = [u for u in roster if now - seen[u][1] > _FORGOTTEN * self.lease_s]
         if old:
             _change(store, roster, [u for u in roster if u not in old])

@@ -8,11 +8,13 @@ The rules:
 
 - Only members of decision E - 1 write decision E, by one compare-and-set. They wait for each other, but not for those
   whose lease has ended. Newcomers that are there come in, up to the maximum.
-- A decision that does not bring all pieces together, or has fewer members than the minimum, is not written.
+- A decision that does not bring all pieces together, or has fewer members than the minimum, is not written. After
+  ``patience_s`` seconds too few with all pieces decide to end.
 - A version gets its name from its decision, which one member wrote. Who has voted keeps the old pieces *and* the new
   ones until it knows how the vote ended, since the store may be lost at that moment. In the next decision it learns
   from those who know. If nobody there does, the old version goes on. Who was in the latest decision is believed.
 - A member without pieces of the version that goes on, since it was away, is a newcomer.
+- A run whose members have all left begins anew with those who come. Who has other settings is refused.
 
 The functions that wait are generators: they yield where the caller may sleep. So a simulation can run thousands of
 schedules (``tests/runtimes/test_membership.py``), and processes wait for real.
@@ -21,11 +23,13 @@ schedules (``tests/runtimes/test_membership.py``), and processes wait for real.
 import contextlib
 import json
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Generic, Protocol, TypeVar
 
+from skerry.randomness import seed_of
 from skerry.runtimes.elastic.leases import KeyStore, Leases
+from skerry.runtimes.peers import differences
 
 
 class TooFew(Exception):
@@ -55,6 +59,7 @@ class Candidate:
         finished: whether it has nothing more to do.
         group: in which it can exchange; empty if it needs a new one.
         rank: in the last decision; its workers keep their numbers as far as they can.
+        settings: a digest of what must be the same in all members.
     """
 
     decided: int = 0
@@ -63,6 +68,7 @@ class Candidate:
     finished: bool = False
     group: str = ""
     rank: int = 2**31
+    settings: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,11 +92,13 @@ class Decision:
         epoch: its number.
         writer: the member that wrote it.
         candidates: what each member said, in the order of ranks.
+        ending: why they only keep what there is and end; empty if they go on.
     """
 
     epoch: int
     writer: str
     candidates: Mapping[str, Candidate]
+    ending: str = ""
 
     @property
     def name(self) -> str:
@@ -137,13 +145,13 @@ class Decision:
 
     def to_json(self) -> str:
         """Return it as text."""
-        return json.dumps([self.epoch, self.writer, {uid: vars(c) for uid, c in self.candidates.items()}])
+        return json.dumps([self.epoch, self.writer, {uid: vars(c) for uid, c in self.candidates.items()}, self.ending])
 
     @classmethod
     def from_json(cls, text: bytes) -> "Decision":
         """Return what ``to_json`` wrote."""
-        epoch, writer, candidates = json.loads(text)
-        return cls(epoch, writer, {uid: Candidate(**c) for uid, c in candidates.items()})
+        epoch, writer, candidates, ending = json.loads(text)
+        return cls(epoch, writer, {uid: Candidate(**c) for uid, c in candidates.items()}, ending)
 
 
 def buddy_of(worker: int, num_workers: int) -> int:
@@ -162,6 +170,7 @@ class Membership(Generic[Held]):
         maximum: members at most.
         grace_s: seconds for which the first decision waits for more members.
         patience_s: seconds that a decision may take.
+        settings: what must be the same in all members.
 
     Attributes:
         held: what this member has of the version that goes on, by its name; with that of a vote whose end is unknown.
@@ -179,7 +188,9 @@ class Membership(Generic[Held]):
         maximum: int = 2**31,
         grace_s: float = 2.0,
         patience_s: float = 60.0,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
+        self._settings = json.dumps(settings or {}, sort_keys=True)
         self._connect, self._leases, self._clock = connect, leases, clock
         self._minimum, self._maximum, self._grace_s, self._patience_s = minimum, maximum, grace_s, patience_s
         self.held: dict[str, Held] = {}
@@ -223,6 +234,7 @@ class Membership(Generic[Held]):
 
         Raises:
             TooFew: it was not reached in ``patience_s`` seconds.
+            ValueError: the run has other settings.
         """
         until = self._clock() + self._patience_s
         while True:
@@ -285,9 +297,16 @@ class Membership(Generic[Held]):
         rank = self._members.index(uid) if uid in self._members else Candidate.rank
         versions = {name: list(piece.workers) for name, piece in self.held.items()}
         own = Candidate(
-            decided=self.epoch, base=self.base, held=versions, finished=finished, group=self.group, rank=rank
+            decided=self.epoch,
+            base=self.base,
+            held=versions,
+            finished=finished,
+            group=self.group,
+            rank=rank,
+            settings=f"{seed_of(self._settings):x}",
         )
         came = self._clock()
+        store.set(f"settings/{uid}", self._settings)
         while True:
             yield
             key, until = f"decision/{epoch}", self._clock() + self._patience_s
@@ -295,6 +314,9 @@ class Membership(Generic[Held]):
             while not store.check([key]):
                 yield
                 before = self._before(store, epoch)
+                self._leases.watch(before or self._members)
+                if self._leases.left.issuperset(before):
+                    before = ()
                 alive = (self._leases.alive | set(before)) - self._leases.dead
                 here = {u for u in sorted(alive) if store.check([f"here/{epoch}/{u}"])}
                 if (not before and self._clock() - came < self._grace_s) or alive & set(before or alive) - here:
@@ -303,8 +325,13 @@ class Membership(Generic[Held]):
                         break  # the store has lost the decision, but others know it
                     continue
                 said = {u: Candidate(**json.loads(store.get(f"here/{epoch}/{u}"))) for u in here}
+                self._check_settings(store, before or sorted(here))
+                said = {u: candidate for u, candidate in said.items() if candidate.settings == own.settings}
                 proposal = self._proposal(epoch, before, said)
-                if proposal.is_whole and len(proposal.members) >= self._minimum and uid in (before or here):
+                enough = len(proposal.members) >= self._minimum
+                if self._clock() > until and not enough:
+                    proposal = replace(proposal, ending=self._why(proposal))
+                if proposal.is_whole and (enough or (proposal.ending and proposal.base)) and uid in (before or here):
                     yield
                     store.compare_set(key, "", proposal.to_json())
                 elif self._clock() > until:
@@ -320,6 +347,14 @@ class Membership(Generic[Held]):
         """Return the decision that this member would write now: who was there before comes first."""
         order = sorted(said, key=lambda uid: (uid not in before, said[uid].rank, uid))[: self._maximum]
         return Decision(epoch, self._leases.uid, {uid: said[uid] for uid in order})
+
+    def _check_settings(self, store: KeyStore, members: Sequence[str]) -> None:
+        """Raise ValueError if the first of the members that the store knows of has other settings."""
+        if known := next((uid for uid in members if store.check([f"settings/{uid}"])), None):
+            theirs = store.get(f"settings/{known}").decode()
+            if theirs != self._settings:
+                told = differences(json.loads(self._settings), json.loads(theirs), f"in {known}")
+                raise ValueError(f"{told}; start all processes with the same settings")
 
     def _before(self, store: KeyStore, epoch: int) -> tuple[str, ...]:
         """Return the members of the decision before; empty if there is none."""

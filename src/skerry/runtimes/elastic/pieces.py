@@ -10,6 +10,7 @@ When members change, each element of the model becomes, in this order of prefere
 - the value that its owner stores, where no worker held it.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,9 @@ class Held:
         handed_over: whether the worker here has taken its local steps.
         good: whether its values count; otherwise ``own`` is as the round began.
         state: of the training as the round began, as text.
+        began: when that was, by the clock of this process.
+        recorded: whether the round before has a record.
+        told: training loss, operations and seconds of the worker's local steps, once it has taken them.
     """
 
     workers: tuple[str, ...]
@@ -48,6 +52,9 @@ class Held:
     handed_over: bool = False
     good: bool = True
     state: str = ""
+    began: float = 0.0
+    recorded: bool = True
+    told: tuple[float, float, float] = (math.nan, 0.0, 0.0)
 
 
 @dataclass(frozen=True)

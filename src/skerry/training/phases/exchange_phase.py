@@ -14,7 +14,7 @@ class TrainingFailed(RuntimeError):
     """Training cannot go on; the message says what to change."""
 
 
-def exchange(setup: Setup, state: State, handed: list[Handover]) -> tuple[tuple[int, ...], float]:
+def exchange(setup: Setup, state: State, handed: list[Handover]) -> tuple[tuple[int, ...], float, tuple[float, ...]]:
     """End the round; every process must call it.
 
     Args:
@@ -23,7 +23,8 @@ def exchange(setup: Setup, state: State, handed: list[Handover]) -> tuple[tuple[
         handed: what the workers of this process hand over.
 
     Returns:
-        The workers whose tensors were refused because they are not finite, and the mean training loss of the others.
+        The workers whose tensors were refused because they are not finite, the mean training loss of the others, and
+        the seconds that each worker spent in local steps.
     """
     algorithm, store = setup.algorithm, setup.store
     now, then, sent = store.assignment, setup.assignment(state.round + 1), store.bytes_sent
@@ -36,7 +37,8 @@ def exchange(setup: Setup, state: State, handed: list[Handover]) -> tuple[tuple[
     state.bad_rounds = 0 if len(good) == len(reports) else state.bad_rounds + 1
     _add_to_totals(setup, state, reports, store.bytes_sent - sent)
     loss = sum(report.loss for report in good) / len(good) if good else math.nan
-    return tuple(report.worker for report in reports if not report.good), loss
+    refused = tuple(report.worker for report in reports if not report.good)
+    return refused, loss, tuple(report.local_s for report in reports)
 
 
 def stop_if_failed(state: State, max_bad_rounds: int, refused: tuple[int, ...] = ()) -> None:

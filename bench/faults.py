@@ -1,0 +1,391 @@
+"""Faults in elastic runs of real processes: what is lost, how long the others stall, how much work is left (Linux).
+
+    python bench/faults.py                                # each fault in each phase; 2, 4, 8 processes in turn
+    python bench/faults.py --faults kill,stop --sizes 4   # some of them
+    python bench/faults.py --soak 120                     # 8 processes of different speeds, a fault every 15 s
+
+A small net on scikit-learn's digits. Processes inflict faults on themselves, so that they hit the phase. Checked:
+everybody who should ends, with the same loss; each unit is trained once per round but for the rounds that the record
+calls lost, at most those of the victim; rounds only go on; no process is left, and survivors have no more open files
+than before. A row says, in seconds:
+
+- detected: from the fault until the first survivor knows; regrouped: from then until the new processes have agreed;
+- stall: the longest pause between two rounds of a survivor, less the usual one (median of survivors, and the worst);
+- newcomer: from the start of a process (imports are over) until it has taken its first local step.
+
+The soak compares rounds per second, less the lost units, with a run without faults, and the accuracies of both.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+import skerry
+from skerry.callbacks import Callback
+from skerry.runtimes.elastic.generation import Generation, _GroupWire
+from skerry.runtimes.elastic.membership import Membership
+from skerry.runtimes.peers import Peers
+
+PHASES = ("local steps", "boundary", "transfer", "commit", "evaluation", "checkpoint", "group creation")
+FAULTS = ("kill", "stop", "leave")
+OTHERS = ("slow", "join", "store")  # wherever the processes are
+UNITS, ROUNDS, AT = 64, 16, 6
+LEASE_S, STOPPED_S, STORE_DOWN_S = 1.5, 4.0, 1.0
+
+
+class Member:
+    """One process of a run: trains, writes what happens when to ``events``, and inflicts its fault on itself."""
+
+    def __init__(self, folder: Path, port: int, setup: dict[str, Any]) -> None:
+        self.folder, self.port, self.setup = folder, port, setup
+        self.delay_s, self.round, self.generations, self.done = setup["delay_s"], -1, 0, False
+        folder.mkdir(parents=True)
+        self.events = (folder / "events").open("w", buffering=1)
+
+    def tell(self, what: str, **more: Any) -> None:
+        self.events.write(json.dumps({"t": time.time(), "what": what, **more}) + "\n")
+
+    def run(self) -> None:
+        os.dup2(os.open(self.folder / "said", os.O_WRONLY | os.O_CREAT), 2)
+        torch.set_num_threads(1)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        self._hook()
+        self.tell("start")
+        settings = {key: self.setup[key] for key in ("minimum", "patience_s")}
+        with skerry.Elastic(
+            f"127.0.0.1:{self.port}", "faults", maximum=8, lease_s=LEASE_S, grace_s=1.0, **settings
+        ) as elastic:
+            try:
+                result = elastic.run(self._train)
+            finally:
+                for change in elastic.changes:
+                    self.tell("change", round=change.round, members=change.members, lost=change.units_lost)
+        trained = int(result.state.trained.sum())
+        self.tell("end", loss=result.score.loss, accuracy=result.score.accuracy, trained=trained, files=_open_files())
+
+    def _train(self, runtime: Any) -> Any:
+        self.generations += 1
+        x, y = load_digits(return_X_y=True)
+        x, y = torch.tensor(x, dtype=torch.float32) / 16, torch.tensor(y)
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, UNITS), nn.ReLU(), nn.Linear(UNITS, 10))
+        n = runtime.num_processes
+        return skerry.train(
+            model,
+            nn.functional.cross_entropy,
+            skerry.Shards(x[:1500], y[:1500], skerry.split(y[:1500], n, "iid", seed=0), batch_size=32, seed=0),
+            plan=skerry.discover(model, x[:4]),
+            algorithm=skerry.ist(n, local_steps=5),
+            optimizer=lambda net: torch.optim.SGD(net.parameters(), 0.2),
+            num_rounds=self.setup["rounds"],
+            test=skerry.training.Test(x[1500:], y[1500:], every=1 if self.setup["phase"] == "evaluation" else 0),
+            checkpoints=skerry.Checkpoints(self.folder.parent / "checkpoints", every_s=0),
+            runtime=runtime,
+            verify=False,
+            callbacks=[Callback(on_step=self._on_step)],
+        )
+
+    def _on_step(self, session: Any, worker: Any, loss: Any) -> None:
+        time.sleep(self.delay_s)
+        if worker.steps_done == 1:
+            self.round = worker.round
+            self.tell("round", round=worker.round)
+            if worker.round == 1:
+                self.tell("files", files=_open_files())
+
+    def _hook(self) -> None:
+        """Call ``_at`` at the beginning of each phase."""
+
+        def before(owner: Any, name: str, phase: str) -> None:
+            original = getattr(owner, name)
+
+            def hooked(*args: Any, **kwargs: Any) -> Any:
+                self._at(phase or str(args[-1]))
+                return original(*args, **kwargs)
+
+            setattr(owner, name, hooked)
+
+        before(Peers, "at", "")
+        before(Generation, "next_decision", "boundary")
+        before(_GroupWire, "isend", "transfer")
+        before(Membership, "commit", "commit")
+        original = Membership.join_group
+
+        def join_group(membership: Any, decision: Any) -> None:
+            self.tell("members", num=len(decision.members))
+            if self.generations:
+                self._at("group creation")
+            original(membership, decision)
+
+        Membership.join_group = join_group  # type: ignore[method-assign]
+        commit = Generation.keep
+
+        def keep(generation: Any, beginning: Any) -> Any:
+            store = commit(generation, beginning)
+            self.tell("agreed")
+            return store
+
+        Generation.keep = keep  # type: ignore[method-assign]
+
+    def _at(self, phase: str) -> None:
+        setup = self.setup
+        if self.done or phase != setup["phase"] or not setup["fault"]:
+            return
+        if phase != "group creation" and self.round < AT:
+            return
+        self.done = True
+        self.tell("fault")
+        if setup["fault"] == "slow":
+            self.delay_s *= 5
+        else:
+            kinds = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "leave": signal.SIGTERM}
+            os.kill(os.getpid(), kinds[setup["fault"]])
+
+
+def _open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def _member(folder: Path, port: int, setup: dict[str, Any]) -> None:
+    with suppress(KeyboardInterrupt):
+        Member(folder, port, setup).run()
+    os._exit(0)
+
+
+def _store(port: int) -> None:
+    store = skerry.runtimes.serve_store(port)
+    signal.pause()
+    del store
+
+
+class Run:
+    """A run of some processes in a folder of its own, with a store."""
+
+    def __init__(self, folder: Path, num: int, *, rounds: int = ROUNDS, delays: list[float] | None = None) -> None:
+        self.folder, self.num, self.members = folder, num, list[Any]()
+        self.context = multiprocessing.get_context("forkserver")
+        self.setup = {"minimum": 1 if num < 3 else 2, "patience_s": 30.0, "rounds": rounds, "phase": "", "fault": ""}
+        self.delays = delays or [0.02] * 8
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.store = self._start(_store, self.port)
+
+    def _start(self, work: Any, *args: Any) -> Any:
+        process = self.context.Process(target=work, args=args, daemon=True)
+        process.start()
+        return process
+
+    def join(self, **more: Any) -> None:
+        k = len(self.members)
+        setup = {**self.setup, "delay_s": self.delays[k % len(self.delays)], **more}
+        self.members.append(self._start(_member, self.folder / f"{k}", self.port, setup))
+
+    def restart_store(self) -> float:
+        began = time.time()
+        self.store.kill()
+        self.store.join()
+        time.sleep(STORE_DOWN_S)
+        self.store = self._start(_store, self.port)
+        return began
+
+    def events(self, k: int) -> list[dict[str, Any]]:
+        with suppress(FileNotFoundError):
+            return [json.loads(line) for line in (self.folder / f"{k}" / "events").read_text().splitlines()]
+        return []
+
+    def round(self) -> int:
+        return max(
+            (e["round"] for k in range(len(self.members)) for e in self.events(k) if e["what"] == "round"), default=-1
+        )
+
+    def resume_stopped(self, k: int) -> None:
+        """Continue a process some time after it has stopped itself."""
+        until = time.time() + 60
+        while time.time() < until and not any(e["what"] == "fault" for e in self.events(k)):
+            time.sleep(0.05)
+        time.sleep(STOPPED_S)
+        with suppress(ProcessLookupError):
+            os.kill(self.members[k].pid, signal.SIGCONT)
+
+    def end(self, timeout_s: float = 120.0) -> list[str]:
+        """Wait for all processes; return what is wrong."""
+        until = time.time() + timeout_s
+        for member in self.members:
+            member.join(max(0.1, until - time.time()))
+        hung = [k for k, member in enumerate(self.members) if member.is_alive()]
+        for process in (*self.members, self.store):
+            process.kill()
+            process.join()
+        return [f"{k} hangs" for k in hung]
+
+
+def one_fault(folder: Path, num: int, fault: str, phase: str) -> dict[str, Any]:
+    """Run ``num`` processes with one fault; return the row."""
+    run = Run(folder, num)
+    victim, phase = (num - 1, phase or "local steps") if fault in (*FAULTS, "slow") else (None, phase)
+    for k in range(num):
+        run.join(**({"fault": fault, "phase": phase} if k == victim else {"phase": phase}))
+    began = 0.0
+    if victim is None or phase == "group creation":
+        while run.round() < AT:
+            time.sleep(0.05)
+        began = time.time()
+        if fault == "store":
+            began = run.restart_store()
+        else:
+            run.join()
+    if fault == "stop":
+        run.resume_stopped(num - 1)
+    problems = run.end()
+    return _judged(run, fault, victim, began, problems) | {"n": num, "fault": fault, "phase": phase}
+
+
+def _judged(run: Run, fault: str, victim: int | None, began: float, problems: list[str]) -> dict[str, Any]:
+    events = [run.events(k) for k in range(len(run.members))]
+    if victim is not None:
+        began = next((e["t"] for e in events[victim] if e["what"] == "fault"), 0.0)
+        problems += [] if began else ["no fault"]
+    ended = {k: e[-1] for k, e in enumerate(events) if e and e[-1]["what"] == "end"}
+    expected = set(range(len(events))) - ({victim} if fault in ("kill", "leave") else set())
+    problems += [f"{k} did not end" for k in expected - ended.keys()]
+    problems += ["losses differ"] if len({e["loss"] for e in ended.values()}) > 1 else []
+    changes = {
+        json.dumps([e["round"], e["members"], e["lost"]]) for own in events for e in own if e["what"] == "change"
+    }
+    lost = sum(json.loads(change)[2] for change in changes)
+    missing = [run.setup["rounds"] * UNITS - e["trained"] for e in ended.values()]
+    problems += ["units do not add up"] if any(m != lost for m in missing) else []
+    most = 0 if fault in ("join", "slow", "store") else -(-UNITS // run.num) + 1
+    problems += [f"{lost} unit-rounds lost"] if lost > most else []
+    stalls, detected, regrouped, newcomer = [], [], [], None
+    for k, own in enumerate(events):
+        rounds = _rounds(own)
+        if any(b["round"] < a["round"] for a, b in pairwise(rounds)):
+            problems.append(f"rounds of {k} go back")
+        files = [e["files"] for e in own if "files" in e]
+        if len(files) == 2 and files[1] > files[0] + 8:
+            problems.append(f"{k}: {files[0]} open files, then {files[1]}")
+        if k != victim and k < run.num and len(rounds) > 2:
+            gaps = [(b["t"] - a["t"], b["t"]) for a, b in pairwise(rounds)]
+            usual = statistics.median(gap for gap, _ in gaps)
+            stalls.append(max([gap for gap, end in gaps if end > began], default=usual) - usual)
+            detected += [e["t"] - began for e in own if e["what"] == "members" and e["t"] > began][:1]
+            regrouped += [e["t"] - began for e in own if e["what"] == "agreed" and e["t"] > began][:1]
+        if k >= run.num and rounds:
+            newcomer = rounds[0]["t"] - own[0]["t"]
+    return {
+        "lost": lost,
+        "stall": statistics.median(stalls) if stalls else None,
+        "worst": max(stalls, default=None),
+        "detected": min(detected, default=None),
+        "regrouped": min(regrouped) - min(detected) if detected and regrouped else None,
+        "newcomer": newcomer,
+        "accuracy": next((e["accuracy"] for e in ended.values()), None),
+        "problems": problems,
+    }
+
+
+def soak(folder: Path, seconds: float, every_s: float, seed: int) -> None:
+    """Compare 8 processes, the slowest 5 times slower than the fastest, with and without a fault every ``every_s``."""
+    rng, delays = random.Random(seed), [0.004 * (1 + 4 * k / 7) for k in range(8)]
+    rates, accuracies, told = [], [], list[float]()
+    for faults in (False, True):
+        run = Run(folder / f"{faults}", 8, rounds=int(seconds / 0.35), delays=delays)
+        for _ in range(8):
+            run.join()
+        while run.round() < 1:
+            time.sleep(0.1)
+        began, until, log = time.time(), time.time() + every_s, []
+        while any(member.is_alive() for member in run.members):
+            time.sleep(0.2)
+            if faults and time.time() > until:
+                until += every_s
+                alive = [k for k, member in enumerate(run.members) if member.is_alive()]
+                kind = rng.choice(["kill", "stop", "leave", "store"]) if len(alive) == 8 else "join"
+                k = rng.choice(alive)
+                log.append((kind, time.time()))
+                if kind == "join":
+                    run.join()
+                elif kind == "store":
+                    run.restart_store()
+                else:
+                    os.kill(run.members[k].pid, {"kill": 9, "leave": signal.SIGTERM, "stop": signal.SIGSTOP}[kind])
+                    if kind == "stop":
+                        time.sleep(STOPPED_S)
+                        os.kill(run.members[k].pid, signal.SIGCONT)
+        events = [run.events(k) for k in range(len(run.members))]
+        ends = [own[-1] for own in events if own and own[-1]["what"] == "end"]
+        print(run.end() or "nobody hangs", [kind for kind, _ in log])
+        rates.append(ends[0]["trained"] / UNITS / (ends[0]["t"] - began))
+        accuracies.append(ends[0]["accuracy"])
+        for _, at in log:
+            gaps = [b["t"] - a["t"] for own in events for a, b in pairwise(_rounds(own)) if a["t"] - 0.1 < at < b["t"]]
+            told += gaps
+    print(f"rounds per second: {rates[0]:.2f} without faults, {rates[1]:.2f} with; goodput {rates[1] / rates[0]:.0%}")
+    if told:
+        print(f"pause of a process around a fault: median {statistics.median(told):.2f} s, worst {max(told):.2f} s")
+    print(f"accuracy: {accuracies[0]:.4f} without faults, {accuracies[1]:.4f} with")
+
+
+def _rounds(own: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [event for event in own if event["what"] == "round"]
+
+
+COLUMNS = ("n", "fault", "phase", "lost", "detected", "regrouped", "stall", "worst", "newcomer", "accuracy", "problems")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return "; ".join(value) or "-"
+    return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    """Run all cases; exit code 1 if an invariant is broken."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", default=",".join((*FAULTS, *OTHERS)))
+    parser.add_argument("--phases", default=",".join(PHASES))
+    parser.add_argument("--sizes", default="2,4,8", help="numbers of processes, taken in turn")
+    parser.add_argument("--all-sizes", action="store_true", help="every case with every number")
+    parser.add_argument("--soak", type=float, metavar="SECONDS")
+    parser.add_argument("--every", type=float, default=15.0, help="seconds between two faults of the soak")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["skerry", "sklearn.datasets", "__main__"])
+    sizes = [int(size) for size in options.sizes.split(",")]
+    cases = [(f, p) for f in options.faults.split(",") for p in (options.phases.split(",") if f in FAULTS else [""])]
+    broken = 0
+    with tempfile.TemporaryDirectory() as folder:
+        if options.soak:
+            soak(Path(folder), options.soak, options.every, options.seed)
+            return
+        print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS), flush=True)
+        chosen = [(s, *c) for c in cases for s in sizes] if options.all_sizes else None
+        for number, (size, fault, phase) in enumerate(
+            chosen or [(sizes[k % len(sizes)], *case) for k, case in enumerate(cases)]
+        ):
+            row = one_fault(Path(folder) / f"{number}", size, fault, phase)
+            broken += bool(row["problems"])
+            print("| " + " | ".join(_cell(row[name]) for name in COLUMNS) + " |", flush=True)
+    sys.exit(bool(broken))
+
+
+if __name__ == "__main__":
+    main()

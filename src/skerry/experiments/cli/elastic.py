@@ -1,0 +1,115 @@
+"""Elastic runs from the command line: ``skerry store``, and the part of one process in ``skerry train --elastic``."""
+
+import re
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+
+from skerry.experiments.cli.start import how_it_goes_on, work
+from skerry.experiments.config import Config
+from skerry.experiments.methods import build, takes
+from skerry.experiments.runs.execute import num_threads
+from skerry.experiments.runs.folder import check_folder, is_written, saved_config, settings_of
+from skerry.runtimes.elastic.elastic import Elastic, serve_store
+from skerry.runtimes.elastic.generation import why_not_elastic
+from skerry.runtimes.runtime import Runtime
+from skerry.training.agreement import in_words
+
+_PER_WORKER = ("capacities", "fractions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Members:
+    """How many processes take part in a run, and where they meet."""
+
+    minimum: int
+    maximum: int
+    store: str
+    patience_s: float
+
+    @classmethod
+    def of_options(cls, elastic: str, store: str | None, patience_s: float) -> "Members":
+        """Return what ``--elastic MIN:MAX``, ``--store`` and ``--patience`` say; ValueError for a mistake."""
+        match = re.fullmatch(r"(\d+):(\d+)", elastic)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            raise ValueError(f"--elastic {elastic}: expected MIN:MAX processes, such as 2:8")
+        if store is None:
+            raise ValueError("--elastic: needs --store HOST:PORT, where `skerry store HOST:PORT` runs")
+        return cls(minimum=int(match[1]), maximum=int(match[2]), store=store, patience_s=patience_s)
+
+
+@click.command(name="store")
+@click.argument("address", metavar="HOST:PORT")
+def store_command(address: str) -> None:
+    """Serve the store in which the processes of elastic runs meet, until ctrl-c.
+
+    HOST is the name or address by which other machines reach this one. It holds no weights. For trusted networks only:
+    whoever reaches the port can take part.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"{address}: expected HOST:PORT, such as 10.0.0.1:29400")
+    try:
+        served = serve_store(int(port), host)
+    except RuntimeError as error:
+        raise ValueError(f"{address}: cannot be served ({str(error).splitlines()[0]}); choose another port") from error
+    click.echo(f"serving {host}:{served.port}; processes join with: skerry train RECIPE --elastic MIN:MAX "
+               f"--store {host}:{served.port} --out FOLDER", err=True)  # fmt: skip
+    signal.pause()
+
+
+def join(config: Config, out: Path, members: Members, *, resume: bool, tensorboard: bool) -> bool:
+    """Take part in a run; return whether this process wrote its folder in the end.
+
+    Args:
+        config: the run; the number of workers is that of processes.
+        out: its folder, whose name is the run's. One that all processes share is best.
+        members: how many, and where they meet.
+        resume: go on with the run in ``out``.
+        tensorboard: also write TensorBoard events.
+
+    Raises:
+        ValueError, OSError, TrainingFailed: see ``start``.
+        TooFew, PeerLost: the run cannot go on, or has ended.
+    """
+    if takes(config.method, "nets") and config.nets is None:
+        config = config.change({"nets": members.maximum})
+    if why := why_not_elastic(build(config)):
+        raise ValueError(f"--elastic: {why}")
+    if given := [name for name in _PER_WORKER if getattr(config.partition, name) is not None]:
+        raise ValueError(f"--elastic: partition.{given[0]} has a value per worker, whose number changes; leave it out")
+    going_on = is_written(out)
+    check_folder(out, config, resume=resume or going_on)
+    if resume and not going_on and (out / "summary.json").exists() and saved_config(out).rounds == config.rounds:
+        raise ValueError(f"{out}: the run is finished; give more --rounds to go on with it")
+    threads = num_threads(config)
+    config = config.change({"threads": threads})
+    torch.set_num_threads(threads)
+    last: list[Runtime] = []
+
+    def training(runtime: Runtime) -> None:
+        last[:] = [runtime]
+        own = config.change({"workers": runtime.num_processes})
+        click.echo(f"{runtime.num_processes} processes take part, this one as worker {runtime.rank}", err=True)
+        work(runtime, own, out, resume, tensorboard, comes_and_goes=True)
+
+    same = {**settings_of(config, per_worker=False), "minimum": members.minimum, "maximum": members.maximum}
+    name = out.resolve().name
+    click.echo(f"joining the run '{name}' at {members.store}, which needs {members.minimum} processes", err=True)
+    with (
+        how_it_goes_on(out),
+        Elastic(
+            members.store,
+            name,
+            minimum=members.minimum,
+            maximum=members.maximum,
+            lease_s=config.timeout_s,
+            patience_s=members.patience_s,
+            settings=dict(in_words(same)),
+        ) as elastic,
+    ):
+        elastic.run(training)
+    return last[0].rank == 0

@@ -1,0 +1,80 @@
+"""``skerry train --elastic`` in real processes: its files, checked against what each round must have left in them."""
+
+import json
+import os
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from machines import start_on_machines
+
+from skerry import runtimes
+from skerry.experiments.cli import call, entry
+from skerry.training.worker import Worker
+
+ROUNDS = 9
+SETTINGS = ["--rounds", f"{ROUNDS}", "--set", "local_steps=2", "--set", "threads=1", "--set", "timeout_s=3"]
+SETTINGS += ["--set", "checkpoint_every_s=1000", "--set", "eval_every=4", "--patience", "2"]
+
+
+def _words(out, port, members, *more):
+    return ["train", "digits-mlp", "--elastic", members, "--store", f"127.0.0.1:{port}", "--out", str(out), *more]
+
+
+def _member(out, port, dies, rank):
+    """Take part; the process of worker 0, which writes the folder, dies in the middle of some rounds."""
+    for name in ("RANK", "WORLD_SIZE"):  # of torchrun
+        del os.environ[name]
+    finish = Worker.finish
+
+    def finish_or_die(worker):
+        if worker.number == 0 and worker.round in dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        finish(worker)
+
+    Worker.finish = finish_or_die
+    Path("ready").touch()
+    while not all(Path(f"../{k}/ready").exists() for k in range(3)):
+        time.sleep(0.02)
+    sys.argv = ["skerry", *_words(out, port, "2:2", *SETTINGS)]
+    entry()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_goes_on_without_its_first_process_and_ends_with_a_checkpoint(tmp_path, capsys):
+    store, out = runtimes.serve_store(0), tmp_path / "run"
+    machines = start_on_machines(tmp_path, *[partial(_member, out, store.port, (2, 5))] * 3)
+    for machine in machines:
+        machine.join(120)
+    codes = [machine.exitcode for machine in machines]
+    for machine in machines:
+        machine.kill()
+    said = [(tmp_path / f"{k}" / "said").read_text() for k in range(3)]
+    assert sorted(codes) == [-signal.SIGKILL, -signal.SIGKILL, 1], said
+    last = said[codes.index(1)].splitlines()[-1]
+    assert "1 members, expected at least 2" in last
+    assert f"--resume continues {out} after round 6 of {ROUNDS}" in last
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [*range(6)]
+    first, second = lines[2], lines[5]
+    assert [len(first["change"][n]) for n in ("members", "joined", "lost")] == [2, 1, 1]
+    assert [len(second["change"][n]) for n in ("members", "joined", "lost")] == [1, 0, 1]
+    for line in (first, second):
+        assert line["refused"] == [0]
+        assert line["change"]["units_lost"] == 256 // 2
+        assert line["train_loss"] is not None
+    assert call(["status", str(out)]) == (0, "")
+    told = capsys.readouterr().out
+    assert "not running here, round 6 of 9" in told
+    assert "processes: 1 joined, 2 lost; 256 times a unit lost its round" in told
+    assert call([*_words(out, store.port, "1:3", *SETTINGS), "--resume"]) == (0, "")
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [*range(ROUNDS)]
+    assert [line["workers"] for line in lines] == [2] * 5 + [1] * 4
+    trained = sum(sum(axis["counts"]) for axis in json.loads((out / "units.json").read_text())["axes"])
+    assert trained == 256 * (ROUNDS - 1)  # twice half of them
+    assert len(json.loads((out / "summary.json").read_text())["changes"]) == 2
+    assert "Processes that came and went" in (out / "report.html").read_text()
