@@ -1,6 +1,6 @@
 """Seconds to a target on hosts with slow links: a recipe by Skerry's methods, and by torchft's DiLoCo.
 
-    SKERRY_DATA=... python bench/distributed/recipe_links.py gpt-shakespeare --rate 10mbit --length .33  # Linux, as root
+    SKERRY_DATA=... python bench/distributed/recipe_links.py gpt-shakespeare --rate 10mbit --length .33  # as root
     SKERRY_DATA=... python bench/distributed/recipe_links.py gist-wordnet --rate 100mbit
     python bench/distributed/recipe_links.py gpt-shakespeare --table
 

@@ -41,8 +41,8 @@ def relay(
         optimizer_state: what happens to optimizer state between rounds, see ``Algorithm``.
 
     Raises:
-        ValueError: ``nets`` is less than ``workers``, or given together with ``max_exposure``; in training, where subnets share matrices or blocks; use ``ist``
-            there.
+        ValueError: ``nets`` is less than ``workers``, or given together with ``max_exposure``; in training, where
+            subnets share matrices or blocks; use ``ist`` there.
 
     Example:
         >>> relay(workers=4, local_steps=50).rounds_per_cycle
@@ -61,7 +61,7 @@ def relay(
     cycle = nets or workers
     if max_exposure < 1:
         if nets is not None:
-            raise ValueError(f"nets={nets}: with max_exposure={max_exposure:g} there is a net per worker; leave one out")
+            raise ValueError(f"nets={nets}: with max_exposure={max_exposure:g} a worker has a net; leave one out")
         limited = Limited(workers, max_exposure, seed)
         partition, cycle = limited, -(-workers // limited.num_homes(Axis("nets", workers)))
     return Algorithm(
