@@ -112,8 +112,10 @@ def test_recipes_have_settings_for_every_method_that_fits(recipe):
     of_blocks = {"resist", "narrow", "local_sgd", "diloco", "ddp", "single"}
     # A stream that all workers hold makes no independent nets.
     of_nets = {"relay", "ensemble"} if recipe in ("resnet18-cifar", "loft-cifar", "skewed-resnet") else set()
+    late = {"asyncdrop", "fedbuff"}  # for clients of unlike speeds
     others = METHODS.keys() - ({"resist"} if recipe not in ("gpt-shakespeare", "llama-docs") else set()) - of_nets
-    assert built.methods.keys() == (of_blocks if recipe == "resist-cifar" else others)
+    of_clients = {*late, "local_sgd", "ist", "relay", "narrow"}
+    assert built.methods.keys() == {"resist-cifar": of_blocks, "async-fashion": of_clients}.get(recipe, others - late)
     assert built.config.method in built.methods
     for method in METHODS:
         if method in built.methods:
@@ -159,7 +161,7 @@ def test_words_that_fill_rows_up_count_for_nothing():
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_skewed_recipes_adjust_all_methods_by_priors_and_others_none(recipe):
     found = {configure(recipe, method, {}).prior_adjusted for method in RECIPES[recipe]().methods}
-    assert found == {recipe in ("skewed-mlp", "skewed-resnet")}
+    assert found == {recipe in ("skewed-mlp", "skewed-resnet", "async-fashion")}
 
 
 @pytest.mark.filterwarnings("ignore:parts")  # so few samples are warned of
