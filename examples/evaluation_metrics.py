@@ -47,9 +47,9 @@ def main() -> None:
         model, F.cross_entropy, skerry.Shards(x, y, skerry.split(y, 4, "iid", seed=0), batch_size=32, seed=0),
         plan=skerry.discover(model, x[:8]), algorithm=skerry.relay(workers=4, local_steps=20),
         optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9),
-        num_rounds=20, schedule=skerry.cosine,
+        num_rounds=10, schedule=skerry.cosine,
         test=skerry.training.Test(
-            x_test, y_test, every=10,
+            x_test, y_test, every=5,
             metrics={"recall": recall, "confidence": lambda output, y: output.softmax(1).amax(1)},
         ),
         callbacks=[skerry.callbacks.Progress()],

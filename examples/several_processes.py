@@ -32,7 +32,7 @@ def work(runtime: skerry.Processes, folder: str) -> None:
         model, F.cross_entropy, data,
         plan=plan, algorithm=skerry.ist(runtime.num_processes, local_steps=20),
         optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9),
-        num_rounds=20, schedule=skerry.cosine, test=(x_test, y_test), runtime=runtime,
+        num_rounds=10, schedule=skerry.cosine, test=(x_test, y_test), runtime=runtime,
         start=lambda model: skerry.weights.FromInitializer(model, seed=0),
     )  # fmt: skip
     result.export(Path(folder))  # every process must call it; the first one writes

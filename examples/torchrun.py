@@ -25,7 +25,7 @@ def train(runtime: skerry.Processes) -> None:
         skerry.Shards(x, y, skerry.split(y, runtime.num_processes, "iid", seed=0), batch_size=32, seed=0),
         plan=skerry.discover(model, x[:8]), algorithm=skerry.ist(runtime.num_processes, local_steps=20),
         optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9),
-        num_rounds=20, schedule=skerry.cosine, test=(x_test, y_test), runtime=runtime,
+        num_rounds=10, schedule=skerry.cosine, test=(x_test, y_test), runtime=runtime,
     )  # fmt: skip
     result.export("digits", shard_bytes=None)  # every process must call it; the first one writes
     if runtime.rank == 0:

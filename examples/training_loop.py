@@ -24,7 +24,7 @@ def main() -> None:
     with skerry.Session(
         model, plan=skerry.discover(model, x[:8]), algorithm=skerry.ist(workers=4, local_steps=20),
         optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9),
-        num_rounds=30, schedule=skerry.cosine, example_inputs=x[:8],
+        num_rounds=15, schedule=skerry.cosine, example_inputs=x[:8],
         loss_fn=F.cross_entropy, test=(x_test, y_test),
     ) as session:  # fmt: skip
         for round in session.rounds():
@@ -35,7 +35,7 @@ def main() -> None:
                     logits = worker.subnet(x[batch])  # a real narrow net, with a quarter of the hidden units
                     worker.step(F.cross_entropy(logits, y[batch]), y[batch])  # backward, learning rate, optimizer
             # Here the pieces have been exchanged. round.diagnosis says how training goes: docs/your-run.md.
-            if round.number % 10 == 9:
+            if round.number % 5 == 4:
                 print(f"round {round.number}: training loss {round.train_loss:.3f}")
         full = session.full(x)  # the full model, its scales and batch-norm statistics calibrated on these inputs
         print(f"accuracy {session.score(full).accuracy:.3f}")  # full.whole() returns it as an ordinary module

@@ -10,7 +10,7 @@ from unittest import mock
 
 from torch import Tensor, nn
 
-from skerry.model.inputs import Inputs, tensors_of
+from skerry.model.inputs import Inputs, stored, tensors_of
 from skerry.model.tensors import named_tensors
 from skerry.plan.table import Plan
 from skerry.training import check, cost
@@ -36,7 +36,7 @@ def remembered() -> Iterator[None]:
 
     def verify_once(model: nn.Module, plan: Plan, inputs: Inputs, *, pieces: Sequence[Tensor]) -> None:
         """Values that are not finite are another kind: a message is about them."""
-        finite = [bool(t.isfinite().all()) for t in tensors_of(inputs)]
+        finite = [bool(part.isfinite().all()) for t in tensors_of(inputs) for part in stored(t)]
         kinds = (*map(_kind, tensors_of(inputs)), *finite, *(tuple(p.tolist()) for p in pieces))
         kind = (_net(model), model.training, plan.digest(), kinds)
         if kind not in verified:

@@ -2,6 +2,7 @@
 
 import ast
 import subprocess
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -54,10 +55,16 @@ def _module(path: Path) -> str:
 MODULES = {_module(path): path for path in FILES}
 
 
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
 def _imports(path: Path) -> set[str]:
     """Modules of Skerry that a file imports, also inside of functions."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "skerry":
             whole = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= {name if name in MODULES else node.module for name in whole}
@@ -107,7 +114,7 @@ def test_no_room_is_crowded():
 
 def test_every_file_says_what_it_is_for():
     for path in FILES:
-        assert ast.get_docstring(ast.parse(path.read_text())), path
+        assert ast.get_docstring(_tree(path)), path
 
 
 def test_there_is_no_utils():

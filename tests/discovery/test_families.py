@@ -29,53 +29,60 @@ def family(request) -> Family:
 
 
 @cache
-def _found(name: str) -> tuple[nn.Module, Inputs, Plan]:
-    """Once for all tests: none of them changes the model but for its mode."""
+def _discovered(name: str) -> tuple[nn.Module, Inputs, Plan]:
+    """Once for all tests."""
     (family,) = (family for family in FAMILIES if family.name == name)
-    model, inputs = doubled(*_build(family))
-    return model, inputs, discover(model, inputs, patches=family.patches)
+    model, inputs = _build(family)
+    model.train()
+    before, draws = bits(model), torch.get_rng_state()
+    plan = discover(model, inputs, patches=family.patches)
+    assert same_bits(before, bits(model))
+    assert all(module.training for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), draws)
+    assert all(t.grad is None for t in model.parameters())
+    plan.check(model)
+    return model, inputs, plan
 
 
-def _pieces(plan: Plan) -> Iterator[torch.Tensor]:
-    """Every unit of two workers; of three and of five workers the largest and the smallest piece."""
-    for workers in (2, 3, 5):
-        first, *_, last = dealt_to(plan, workers)
+@cache
+def _doubled(name: str) -> tuple[nn.Module, Inputs, Plan]:
+    """In double precision; no test changes the model but for its mode."""
+    model, inputs, plan = _discovered(name)
+    return *doubled(model, inputs), plan
+
+
+def _pieces(plan: Plan, *workers: int) -> Iterator[torch.Tensor]:
+    """The largest and the smallest piece of each number of workers; of two workers this is every unit."""
+    for num in workers:
+        first, *_, last = dealt_to(plan, num)
         yield from (first, last)
 
 
 def test_axes_are_those_a_human_expects_and_the_model_is_as_it_was(family):
-    model, inputs = _build(family)
-    model.train()
-    before, forwards = bits(model), torch.get_rng_state()
-    plan = discover(model, inputs, patches=family.patches)
+    _, _, plan = _discovered(family.name)
     assert sorted((axis.kind, axis.num_units) for axis in plan.axes) == sorted(family.axes)
-    assert same_bits(before, bits(model))
-    assert all(module.training for module in model.modules())
-    assert torch.equal(torch.get_rng_state(), forwards)
-    assert all(t.grad is None for t in model.parameters())
-    plan.check(model)
     if family.undealt:
         assert plan.notes
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_narrow_equals_masked_full_model(family, training):
-    model, inputs, plan = _found(family.name)
+@pytest.mark.parametrize(("training", "workers"), [(False, (2, 3)), (True, (2, 5))], ids=["eval", "train"])
+def test_narrow_equals_masked_full_model(family, training, workers):
+    model, inputs, plan = _doubled(family.name)
     if not plan.axes:
         pytest.skip("nothing is dealt out")
-    for units in _pieces(plan):
+    for units in _pieces(plan, *workers):
         assert_narrow_equals_masked(model, plan, inputs, units, training=training)
 
 
 def test_write_back_is_exact(family):
-    model, _, plan = _found(family.name)
-    for units in _pieces(plan) if plan.axes else [torch.empty(0, dtype=torch.int64)]:
+    model, _, plan = _doubled(family.name)
+    for units in _pieces(plan, 2, 3, 5) if plan.axes else [torch.empty(0, dtype=torch.int64)]:
         assert_write_back_is_exact(model, plan, units)
 
 
 @pytest.mark.slow  # any units of any family: see above
 def test_the_stronger_half_of_its_units_is_a_model(family):
-    model, inputs, plan = _found(family.name)
+    model, inputs, plan = _doubled(family.name)
     if not plan.axes:
         pytest.skip("nothing is dealt out")
     units, small = strongest_units(model, plan, 0.5), prune(model.eval(), plan, 0.5)

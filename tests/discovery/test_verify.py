@@ -15,8 +15,18 @@ def test_right_plans_pass(case):
     verify(model, plan, x)
 
 
+# One of each kind of module and of inputs and outputs; that the plans of all families are right is in test_families.py.
+FEW = {"mlp-batch-norm", "mlp-dropout", "mlp-frozen", "shared-block", "two-towers", "two-heads", "resnet18-basic"}
+FEW |= {"unet-group-norm", "autoencoder-tied", "gpt", "gpt-nano", "transformer-encoder", "lstm", "gru", "rnn"}
+
+
 @pytest.mark.parametrize(
-    "family", [f for f in FAMILIES if not f.needs and f.name != "mlp-bfloat16"], ids=lambda family: family.name
+    "family",
+    [
+        pytest.param(f, id=f.name, marks=[] if f.name in FEW else [pytest.mark.slow])
+        for f in FAMILIES
+        if not f.needs and f.name != "mlp-bfloat16"
+    ],
 )
 def test_what_is_discovered_passes_and_the_model_is_as_it_was(family):
     torch.manual_seed(0)

@@ -82,7 +82,7 @@ class Session:
         callbacks: what to call as training goes (``skerry.callbacks``); the loop must run in ``with session:`` then.
 
     Attributes:
-        setup: what stays the same from round to round, with the runtime, and the store of the full model.
+        setup: what stays the same from round to round: settings, the device of subnets, the store of the full model.
         state: counts and sums.
         test: the test set, or what is known here of one that only another process holds; None without one.
         history: the records of the rounds that this session has trained; those before a resume are not in it.
