@@ -6,6 +6,7 @@ import.
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -16,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from skerry.algorithm import Algorithm
 from skerry.algorithms.ist import ist
 from skerry.algorithms.relay import relay
 from skerry.choose import choose
@@ -29,7 +31,7 @@ from skerry.training.train import train
 from skerry.training.worker import LossFn, OptimizerFn
 from skerry.whole_number import check_whole_number
 
-METHODS = {"ist": ist, "relay": relay}
+METHODS: dict[str, Callable[..., Algorithm]] = {"ist": ist, "relay": relay}
 
 _BATCH = 1024
 """Samples per forward in ``predict``."""
