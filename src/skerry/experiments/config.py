@@ -11,7 +11,7 @@ from skerry.algorithm import StatePolicy
 from skerry.choose import choose
 from skerry.merge.outer import Outer
 from skerry.runtimes.distributed.wire import WireFormat
-from skerry.training.steps.settings import Precision, StepSettings
+from skerry.training.steps.settings import Deadline, Precision, StepSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Config:
         width: fraction of each axis that method ``narrow`` keeps; None: 1/workers.
         nets: of a ``relay``, at least as many as workers; None: one per worker.
         optimizer_state: None: the method's own default.
-        clip_grad_norm, accumulate, precision, checkpoint_activations, compile: see ``StepSettings``.
+        clip_grad_norm, accumulate, precision, checkpoint_activations, compile, deadline: see ``StepSettings``.
         prior_adjusted: train each worker on logits plus the log prior of its labels (``log_priors``).
         device: where subnets are trained: cpu, cuda, cuda:1, mps, or auto: CUDA where there is one, else the CPU.
         threads: torch threads per process; 0: all cores if serial, else an equal part of them, at least one.
@@ -79,6 +79,7 @@ class Config:
     precision: Precision = "fp32"
     checkpoint_activations: bool = False
     compile: bool = False
+    deadline: Deadline = "none"
     eval_every: int = 10
     eval_batch_size: int = 4096
     checkpoint_every_s: float = 10.0

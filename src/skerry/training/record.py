@@ -23,6 +23,7 @@ class Record:
             worker had to send by the assignments, ``bytes_sent`` what this runtime sent.
         diagnosis: what was measured in the round.
         local_s: seconds that each worker spent in its local steps; empty if the members of an elastic run changed.
+        local_steps: how many each of them took; empty likewise.
         change: of the members of an elastic run in this round, or before it; None: they stayed.
     """
 
@@ -35,6 +36,7 @@ class Record:
     totals: Mapping[str, float]
     diagnosis: Diagnosis
     local_s: tuple[float, ...] = ()
+    local_steps: tuple[int, ...] = ()
     change: Change | None = None
 
     @property

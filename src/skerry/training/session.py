@@ -45,7 +45,7 @@ from skerry.training.record import Record
 from skerry.training.round import Round
 from skerry.training.schedules import Schedule, constant
 from skerry.training.setup import set_up
-from skerry.training.steps.settings import Precision, SchedulerFn, StepSettings
+from skerry.training.steps.settings import Deadline, Precision, SchedulerFn, StepSettings
 from skerry.training.worker import LossFn, OptimizerFn
 
 
@@ -82,7 +82,7 @@ class Session:
         test: (inputs, labels), or a ``Test``, for ``score``; the subnets' outputs on a few of its samples are measured
             each round. ``Test.every`` has no effect here.
         has_priors: whether your local steps add workers' label priors to the logits, so that no warning advises it.
-        lr_scheduler, clip_grad_norm, precision, checkpoint_activations, compile: see ``StepSettings``, and
+        lr_scheduler, clip_grad_norm, precision, checkpoint_activations, compile, deadline: see ``StepSettings``, and
             docs/local-steps.md.
         accumulate: losses per step: call ``worker.backward(loss)`` that often, then ``worker.step()``.
         callbacks: what to call as training goes (``skerry.callbacks``); the loop must run in ``with session:`` then.
@@ -143,6 +143,7 @@ class Session:
         precision: Precision = "fp32",
         checkpoint_activations: bool = False,
         compile: bool = False,
+        deadline: Deadline = "none",
         callbacks: Sequence[Callback] = (),
     ) -> None:
         check_arguments(
@@ -170,7 +171,12 @@ class Session:
             precision=precision,
             checkpoint_activations=checkpoint_activations,
             compile=compile,
+            deadline=deadline,
         )
+        if deadline == "adaptive" and (algorithm.synchronous or algorithm.overlap):
+            raise ValueError(
+                f"deadline='adaptive': the workers of '{algorithm.name}' need each other during local steps"
+            )
         check_steps(model, optimizer, schedule, steps, num_rounds * algorithm.local_steps)
         if runtime.num_processes > 1:
             runtime.agree(

@@ -61,6 +61,7 @@ class Worker:
         narrow: the narrow module itself.
         optimizer: over its parameters.
         accumulate: the number of losses that a step is the mean of.
+        first_step: the first of its steps in this round, for ``Data.batches``.
         in_step: whether every step waits for all workers.
         local_s: seconds from the beginning to the end of the last step.
         flop: floating-point operations of its steps; NaN if not measured.
@@ -76,6 +77,7 @@ class Worker:
         *,
         number: int = 0,
         round: int = 0,
+        first_step: int = 0,
         settings: StepSettings | None = None,
         scaler: torch.amp.GradScaler | None = None,
         around: tuple[nn.Module, Callable[[Tensor], None]] | None = None,
@@ -83,6 +85,7 @@ class Worker:
     ) -> None:
         settings = settings or StepSettings()
         self.number, self.round, self.num_steps, self.accumulate = number, round, len(rates), settings.accumulate
+        self.first_step = first_step
         self.narrow, self.optimizer = subnet, optimizer
         self.subnet, self._backward = around or (subnet, _backward)
         self.subnet.train()
@@ -98,11 +101,6 @@ class Worker:
         self._done, self._is_finite = 0, True
         optimizer.zero_grad()
         self._began = time.perf_counter()
-
-    @property
-    def first_step(self) -> int:
-        """How many steps it took before this round, for ``Data.batches``."""
-        return self.round * self.num_steps
 
     @property
     def loss(self) -> float:

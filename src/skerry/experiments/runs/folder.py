@@ -123,8 +123,8 @@ def settings_of(config: Config, *, per_worker: bool = True) -> dict[str, Any]:
 def run_id(config: Config) -> str:
     """Return the text that identifies a run in its checkpoints: all settings that may not change on resume."""
     settings = settings_of(config, per_worker=False)
-    for name in ("prior_adjusted", "nets"):  # older checkpoints do not have these settings
-        if not getattr(config, name):
+    for name in ("prior_adjusted", "nets", "deadline"):  # older checkpoints do not have these settings
+        if getattr(config, name) == getattr(Config, name):
             del settings[name]
     return json.dumps(settings, sort_keys=True)
 
@@ -348,6 +348,7 @@ def metrics_line(record: Record, heard: Mapping[str, str]) -> dict[str, Any]:
         "units_covered": record.units_covered,
         "refused": list(record.refused),
         "local_s_of": list(record.local_s),
+        "local_steps_of": list(record.local_steps),
         **({"change": changed(record.change)} if record.change else {}),
         "diagnosis": {name: _finite(getattr(record.diagnosis, name)) for name in MEASURES},
         "checked": list(record.diagnosis.checked),
