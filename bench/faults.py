@@ -69,7 +69,7 @@ class Member:
         self.tell("start")
         settings = {key: self.setup[key] for key in ("minimum", "patience_s")}
         with skerry.Elastic(
-            f"127.0.0.1:{self.port}", "faults", maximum=8, lease_s=LEASE_S, grace_s=1.0, **settings
+            f"127.0.0.1:{self.port}", "faults", maximum=16, lease_s=LEASE_S, grace_s=1.0, **settings
         ) as elastic:
             try:
                 result = elastic.run(self._train)
@@ -280,7 +280,7 @@ def _judged(run: Run, fault: str, victim: int | None, began: float, problems: li
         if any(b["round"] < a["round"] for a, b in pairwise(rounds)):
             problems.append(f"rounds of {k} go back")
         files = [e["files"] for e in own if "files" in e]
-        if len(files) == 2 and files[1] > files[0] + 8:
+        if len(files) == 2 and files[1] > files[0] + 2 * run.num:
             problems.append(f"{k}: {files[0]} open files, then {files[1]}")
         if k != victim and k < run.num and len(rounds) > 2:
             gaps = [(b["t"] - a["t"], b["t"]) for a, b in pairwise(rounds)]

@@ -377,7 +377,7 @@ def test_who_has_other_settings_is_refused_and_disturbs_nobody(begun):
         simulation.run()
         simulation.quiet_from = simulation.now
     stranger = simulation.join(rate="0.2")
-    with pytest.raises(ValueError, match=r"rate is 0.2 here and 0.1 in m0"):
+    with pytest.raises(ValueError, match=r"rate is 0\.2 here and 0\.1 in m0"):
         simulation.run()
     stranger.dead = True
     simulation.run()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skerry.exchange.owners import owner_dim
+from skerry.exchange.owners import owner_dim, whole_owner
 from skerry.partitions.assignment import Assignment
 from skerry.plan.dims import DealtDim, row_key
 from skerry.plan.table import Plan
@@ -69,7 +69,8 @@ def moves(
         row, block, along = plan.row(name, shape), plan.block_of(name), owner_dim(plan, name, shape)
         key = (row_key(row), block, len(shape))
         if key not in known:
-            known[key] = list(_moves(name, row, block, along, len(shape), now, then, worker))
+            whole = whole_owner(plan, name, shape, now.num_workers)
+            known[key] = list(_moves(name, row, block, along, whole, len(shape), now, then, worker))
         for move in known[key]:
             yield Move(name, move.cut, move.holders, move.next_holders, move.owner)
 
@@ -79,6 +80,7 @@ def _moves(
     row: Sequence[DealtDim | None],
     block: int | None,
     along: int | None,
+    whole: int | None,
     num_dims: int,
     now: Assignment,
     then: Assignment,
@@ -89,7 +91,7 @@ def _moves(
     start_then = everyone if block is None else then.held[:, block].numpy()
     dims = [d for d, dim in enumerate(row) if dim is not None]
     kinds = [kinds_of(dim, now, then, owners=d == along) for d, dim in enumerate(row) if dim is not None]
-    *before, last = kinds or [Kinds(everyone[None], everyone[None], np.array([-1]), [])]
+    *before, last = kinds or [Kinds(everyone[None], everyone[None], np.array([-1 if whole is None else whole]), [])]
     joined: dict[tuple[int, ...], Index] = {}  # the same few sets of kinds recur
     for chosen in product(*(range(len(k.now)) for k in before)):
         held, held_then, owner = start_now, start_then, last.owner

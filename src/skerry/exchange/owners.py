@@ -17,17 +17,24 @@ def owned_range(size: int, worker: int, num_workers: int) -> tuple[int, int]:
 
 
 def owner_dim(plan: Plan, name: str, shape: torch.Size) -> int | None:
-    """Return the dim along which owners of a tensor are assigned; None if every element is always in some subnet."""
+    """Return the dim along which owners of a tensor are assigned; None if it has none (see ``whole_owner``)."""
     dealt = [d for d, dim in enumerate(plan.row(name, shape)) if dim is not None]
     between = len(dealt) + (plan.block_of(name) is not None) > 1
     return dealt[0] if dealt and (between or plan.may_be_unassigned) else None
+
+
+def whole_owner(plan: Plan, name: str, shape: torch.Size, num_workers: int) -> int | None:
+    """Return the owner of a tensor that is in a subnet whole or not at all; None if it always is in some subnet."""
+    block = plan.block_of(name)
+    rests = block is not None and plan.may_be_unassigned and owner_dim(plan, name, shape) is None
+    return block % num_workers if block is not None and rests else None
 
 
 def owned_cut(plan: Plan, name: str, shape: torch.Size, worker: int, num_workers: int) -> Cut | None:
     """Return the part of a tensor that ``worker`` owns; None if every element is always in some subnet."""
     along = owner_dim(plan, name, shape)
     if along is None:
-        return None
+        return (None,) * len(shape) if whole_owner(plan, name, shape, num_workers) == worker else None
     run = Index.run(*owned_range(shape[along], worker, num_workers))
     return tuple(run if d == along else None for d in range(len(shape)))
 

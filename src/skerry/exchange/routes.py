@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from skerry.exchange.moves import Move, kinds_of
-from skerry.exchange.owners import owner_dim
+from skerry.exchange.owners import owner_dim, whole_owner
 from skerry.partitions.assignment import Assignment
 from skerry.plan.dims import DealtDim, row_key
 from skerry.plan.table import Plan
@@ -114,19 +114,25 @@ def traffic(plan: Plan, sizes: Mapping[str, Tensor], now: Assignment, then: Assi
         shape = sizes[names[0]].shape
         row, block, along = plan.row(names[0], shape), plan.block_of(names[0]), owner_dim(plan, names[0], shape)
         cells = max(1, math.prod(len(dim.units) for dim in row if dim is not None))
-        total += sum(sizes[name].nbytes for name in names) / cells * _sends(row, block, along, now, then)
+        whole = whole_owner(plan, names[0], shape, now.num_workers)
+        total += sum(sizes[name].nbytes for name in names) / cells * _sends(row, block, along, whole, now, then)
     return total
 
 
 def _sends(
-    row: Sequence[DealtDim | None], block: int | None, along: int | None, now: Assignment, then: Assignment
+    row: Sequence[DealtDim | None],
+    block: int | None,
+    along: int | None,
+    whole: int | None,
+    now: Assignment,
+    then: Assignment,
 ) -> Tensor:
     """Return the elements sent from each worker to each, for a tensor whose other dims have one index."""
     n = now.num_workers
     held, held_then = torch.ones(n, 1, dtype=torch.bool), torch.ones(n, 1, dtype=torch.bool)
     if block is not None:
         held, held_then = now.held[:, block, None], then.held[:, block, None]
-    number, owner = torch.ones(1, dtype=torch.float64), torch.full((1,), -1)
+    number, owner = torch.ones(1, dtype=torch.float64), torch.full((1,), -1 if whole is None else whole)
     for d, dim in enumerate(row):
         if dim is None:
             continue

@@ -11,7 +11,7 @@ from skerry.algorithm import StatePolicy
 from skerry.choose import choose
 from skerry.merge.outer import Outer
 from skerry.runtimes.distributed.wire import WireFormat
-from skerry.training.steps.settings import Precision, StepSettings
+from skerry.training.steps.settings import Deadline, Precision, StepSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Config:
         width: fraction of each axis that method ``narrow`` keeps; None: 1/workers.
         nets: of a ``relay``, at least as many as workers; None: one per worker.
         optimizer_state: None: the method's own default.
-        clip_grad_norm, accumulate, precision, checkpoint_activations, compile: see ``StepSettings``.
+        clip_grad_norm, accumulate, precision, checkpoint_activations, compile, deadline: see ``StepSettings``.
         clients: owners of the data, of whom ``workers`` train at a time; 0: each worker has its own data.
         slowest: how many times as long as the fastest client the slowest one takes; the others lie evenly between.
         prior_adjusted: train each worker on logits plus the log prior of its labels (``log_priors``).
@@ -103,6 +103,7 @@ class Config:
     precision: Precision = "fp32"
     checkpoint_activations: bool = False
     compile: bool = False
+    deadline: Deadline = "none"
     eval_every: int = 10
     eval_batch_size: int = 4096
     checkpoint_every_s: float = 10.0

@@ -176,6 +176,12 @@ def check_steps(given: Settings) -> None:
             raise ValueError("schedule and lr_scheduler both set the learning rate, expected one of them")
         last = num_steps - 1 if num_steps <= _STEPS_TO_TRY else 0
         SchedulerRates(lr_scheduler, num_steps).of_steps(made, last, 1)
+    if given.steps.deadline == "adaptive" and (given.algorithm.synchronous or given.algorithm.overlap):
+        raise ValueError(
+            f"deadline='adaptive': the workers of '{given.algorithm.name}' need each other during local steps"
+        )
+    if given.steps.deadline == "adaptive" and given.algorithm.clients is not None:
+        raise ValueError("deadline='adaptive': clients have the speeds that they declare; leave one of the two out")
     if given.steps.checkpoint_activations:
         repeated_blocks(small)
 

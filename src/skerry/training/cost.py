@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from skerry.exchange.owners import owned_range, owner_dim
+from skerry.exchange.owners import owned_cut
 from skerry.model.inputs import Inputs, call, map_tensors, stored, to
 from skerry.model.tensors import copied, fill_, named_tensors, skeleton
 from skerry.partitions.assignment import Assignment
@@ -17,6 +17,7 @@ from skerry.plan.table import Plan
 from skerry.randomness import own_random_state
 from skerry.runtimes.elastic.pieces import num_bytes
 from skerry.subnet.cuts import Cuts
+from skerry.subnet.index import cut_shape
 from skerry.training.steps.optimizer import optimizer_of
 from skerry.training.steps.prepared import autocast_device, prepared
 from skerry.training.steps.settings import StepSettings
@@ -235,10 +236,8 @@ def rank_memory(
     shapes = Cuts(plan, assignment.units(worker)).shapes(sizes)
     narrow, resting = sum(shape.numel() * sizes[name].element_size() for name, shape in shapes.items()), 0
     for name, size in sizes.items():
-        dim = owner_dim(plan, name, size.shape)
-        if dim is not None:
-            begin, end = owned_range(size.shape[dim], worker, assignment.num_workers)
-            resting += size.nbytes // max(1, size.shape[dim]) * (end - begin)
+        owned = owned_cut(plan, name, size.shape, worker, assignment.num_workers)
+        resting += 0 if owned is None else cut_shape(size.shape, owned).numel() * size.element_size()
     largest = max((size.nbytes for size in sizes.values()), default=0)
     num = assignment.num_workers
     holders = {worker, (worker - 1) % num} if elastic else set()

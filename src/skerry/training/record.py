@@ -26,6 +26,7 @@ class Record:
             (``skerry.exposure``); None where units are dealt by movement.
         clock: simulated time at which it was over (``skerry.clients``); None without clients.
         local_s: seconds that each worker spent in its local steps; empty if the members of an elastic run changed.
+        local_steps: how many each of them took; empty likewise.
         change: of the members of an elastic run in this round, or before it; None: they stayed.
     """
 
@@ -40,6 +41,7 @@ class Record:
     exposure: float | None = None
     clock: float | None = None
     local_s: tuple[float, ...] = ()
+    local_steps: tuple[int, ...] = ()
     change: Change | None = None
 
     @property

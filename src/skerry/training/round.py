@@ -15,6 +15,7 @@ from skerry.training.phases.exchange_phase import exchange
 from skerry.training.phases.local_phase import lend_worker
 from skerry.training.record import Record
 from skerry.training.setup import Setup
+from skerry.training.steps.pace import note_speeds
 from skerry.training.worker import Worker
 
 
@@ -45,7 +46,7 @@ class Round:
         self.number = state.round - over
         self.workers = self._workers()
         self.train_loss, self.refused = (change.train_loss, change.refused) if change and over else (math.nan, ())
-        self._local_s, self._change = tuple[float, ...](), change
+        self._local_s, self._local_steps, self._change = tuple[float, ...](), tuple[int, ...](), change
         self.diagnosis = Diagnosis()
         self.score: Score | None = None
         self._setup, self._state, self._observer, self._after_step = setup, state, observer, after_step
@@ -53,13 +54,17 @@ class Round:
 
     def _workers(self) -> Generator[Worker, None, None]:
         handed: list[Handover] = []
+        num_steps = self._setup.steps_of_workers(self._state)
         for number in self._setup.runtime.mine(self._setup.algorithm.partition.num_workers):
-            with lend_worker(self._setup, self._state.round, number, handed) as worker:
+            with lend_worker(self._setup, self._state.round, number, num_steps[number], handed) as worker:
                 self._observer.begin_worker(worker)
                 worker.after_step = self._after_step
                 yield worker
                 self._observer.end_worker(worker)
         self.refused, self.train_loss, self._local_s = exchange(self._setup, self._state, handed)
+        self._local_steps = tuple(num_steps)
+        if self._setup.steps.deadline == "adaptive":
+            note_speeds(self._state, num_steps, self._local_s)
         self.diagnosis = self._observer.end_round(self._state, self.train_loss, self.refused)
 
     def end(self) -> Record:
@@ -88,5 +93,6 @@ class Round:
             exposure=None if self._setup.log is None else self._setup.log.units(self.number + 1),
             clock=timeline.ends(self.number) if (timeline := self._setup.timeline) is not None else None,
             local_s=self._local_s,
+            local_steps=self._local_steps,
             change=self._change,
         )

@@ -46,7 +46,7 @@ from skerry.training.round import Round
 from skerry.training.settings import Settings
 from skerry.training.setup import set_up
 from skerry.training.steps.schedules import Schedule, constant
-from skerry.training.steps.settings import Precision, SchedulerFn, StepSettings
+from skerry.training.steps.settings import Deadline, Precision, SchedulerFn, StepSettings
 from skerry.training.worker import LossFn, OptimizerFn
 
 
@@ -76,7 +76,7 @@ class Session:
         test: (inputs, labels), or a ``Test``, for ``score``; the subnets' outputs on a few of its samples are measured
             each round. ``Test.every`` has no effect here.
         has_priors: whether your local steps add workers' label priors to the logits, so that no warning advises it.
-        lr_scheduler, clip_grad_norm, precision, checkpoint_activations, compile: see ``StepSettings``, and
+        lr_scheduler, clip_grad_norm, precision, checkpoint_activations, compile, deadline: see ``StepSettings``, and
             docs/local-steps.md.
         accumulate: losses per step: call ``worker.backward(loss)`` that often, then ``worker.step()``.
         callbacks: what to call as training goes (``skerry.callbacks``); the loop must run in ``with session:`` then.
@@ -137,6 +137,7 @@ class Session:
         precision: Precision = "fp32",
         checkpoint_activations: bool = False,
         compile: bool = False,
+        deadline: Deadline = "none",
         callbacks: Sequence[Callback] = (),
     ) -> None:
         check_arguments(
@@ -167,6 +168,7 @@ class Session:
                 precision=precision,
                 checkpoint_activations=checkpoint_activations,
                 compile=compile,
+                deadline=deadline,
             ),
             seed=seed,
             runtime=or_serial(runtime),

@@ -25,6 +25,7 @@ from skerry.training.agreement import agree_on_start
 from skerry.training.check import check_goes_on
 from skerry.training.settings import Settings
 from skerry.training.steps.optimizer import initial_state
+from skerry.training.steps.pace import forget_speeds, steps_of_all
 from skerry.training.steps.rates import Rates, SchedulerRates, scaled_rates
 from skerry.training.steps.schedules import Schedule
 
@@ -61,6 +62,11 @@ class Setup(Settings):
     def assignment(self, round: int) -> Assignment:
         """Return who holds what in ``round``; after the last round nothing is exchanged any more."""
         return self.algorithm.partition.assign(self.plan.axes, min(round, self.num_rounds - 1))
+
+    def steps_of_workers(self, state: State) -> list[int]:
+        """Return how many local steps each worker takes in the next round."""
+        most, num = self.algorithm.local_steps, self.algorithm.partition.num_workers
+        return steps_of_all(state, most, num) if self.steps.deadline == "adaptive" else [most] * num
 
     def rates(self, optimizer: torch.optim.Optimizer, round: int) -> Rates:
         """Return what to set in the groups of ``optimizer``, which is new, in each step of ``round``."""
@@ -123,6 +129,8 @@ def set_up(given: Settings, start: Start | None) -> tuple[Setup, State]:
     if saved is not None:
         source, state = saved, saved.state
         check_goes_on(algorithm, state, num_rounds)
+        if runtime.change is not None:
+            forget_speeds(state)
         _tell_of_other_rates(given.schedule, state, num_rounds, runtime)
         state.totals["bytes_due"] += _left_out(algorithm, net_plan, saved.sizes, state, num_rounds)
     else:

@@ -40,7 +40,7 @@ from skerry.training.record import Record
 from skerry.training.session import Session
 from skerry.training.setup import Setup
 from skerry.training.steps.schedules import Schedule, constant
-from skerry.training.steps.settings import Precision, SchedulerFn
+from skerry.training.steps.settings import Deadline, Precision, SchedulerFn
 from skerry.training.worker import Data, LossFn, OptimizerFn, Worker, local_steps, micro_batches
 
 CALIBRATION_SAMPLES = 2048
@@ -132,6 +132,7 @@ def train(
     precision: Precision = "fp32",
     checkpoint_activations: bool = False,
     compile: bool = False,
+    deadline: Deadline = "none",
     callbacks: Sequence[Callback] = (),
 ) -> Result:
     """Train ``model`` as independent subnets and return the calibrated full model.
@@ -179,6 +180,7 @@ def train(
         precision: "bf16" and "fp16" run the subnet's forward in autocast.
         checkpoint_activations: compute repeated blocks again in the backward pass, which takes time and saves memory.
         compile: compile subnets with ``torch.compile``; what these five cost is in docs/local-steps.md.
+        deadline: "adaptive": slow workers take fewer local steps, by their measured speeds.
         callbacks: what to call as training goes: progress, files, early stopping (``skerry.callbacks``).
 
     Raises:
@@ -267,6 +269,7 @@ def train(
         precision=precision,
         checkpoint_activations=checkpoint_activations,
         compile=compile,
+        deadline=deadline,
         callbacks=callbacks,
     )
     setup, state = session.setup, session.state

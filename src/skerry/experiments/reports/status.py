@@ -40,11 +40,11 @@ def status(folder: Path) -> list[str]:
 
 def _speeds(run: Run) -> str:
     """Return local steps per second of each worker in the last round that has them."""
-    seconds: list[float] = next((m["local_s_of"] for m in reversed(run.metrics) if m.get("local_s_of")), [])
-    steps = run.config.get("local_steps")
-    if not steps or not all(seconds) or not seconds:
+    last = next((m for m in reversed(run.metrics) if m.get("local_s_of")), None)
+    if last is None or not all(last["local_s_of"]):
         return ""
-    return f", local steps per second: {', '.join(number(steps / s) for s in seconds)}"
+    speeds = [steps / s for steps, s in zip(last["local_steps_of"], last["local_s_of"], strict=True)]
+    return f", local steps per second: {', '.join(map(number, speeds))}"
 
 
 def _left_s(run: Run, rounds: int) -> float:

@@ -124,7 +124,7 @@ def run_id(config: Config) -> str:
     """Return the text that identifies a run in its checkpoints: all settings that may not change on resume."""
     settings = settings_of(config, per_worker=False)
     # older checkpoints do not have these settings
-    for name in ("prior_adjusted", "clients", "slowest", "asynchronous", "nets"):
+    for name in ("prior_adjusted", "clients", "slowest", "asynchronous", "nets", "deadline"):
         if getattr(config, name) == getattr(Config(), name):
             del settings[name]
     if config.partition.max_exposure == 1.0:
@@ -353,6 +353,7 @@ def metrics_line(record: Record, heard: Mapping[str, str]) -> dict[str, Any]:
         "exposure": record.exposure,
         "clock": record.clock,
         "local_s_of": list(record.local_s),
+        "local_steps_of": list(record.local_steps),
         **({"change": changed(record.change)} if record.change else {}),
         "diagnosis": {name: _finite(getattr(record.diagnosis, name)) for name in MEASURES},
         "checked": list(record.diagnosis.checked),

@@ -25,13 +25,14 @@ _OF_SCALER = ("scale", "_growth_tracker")
 
 
 @contextmanager
-def lend_worker(setup: Setup, round: int, number: int, handed: list[Handover]) -> Iterator[Worker]:
+def lend_worker(setup: Setup, round: int, number: int, num_steps: int, handed: list[Handover]) -> Iterator[Worker]:
     """Lend a worker for its local steps of ``round``, with a random state of its own for torch.
 
     Args:
         setup: of the session.
         round: the round that runs.
         number: the worker's.
+        num_steps: how many local steps it takes.
         handed: gets what the worker hands over, unless an exception ends its steps.
     """
     algorithm, store = setup.algorithm, setup.store
@@ -60,7 +61,7 @@ def lend_worker(setup: Setup, round: int, number: int, handed: list[Handover]) -
         worker = Worker(
             subnet,
             optimizer,
-            setup.rates(optimizer, round),
+            setup.rates(optimizer, round)[:num_steps],
             number=number,
             round=round,
             settings=setup.steps,

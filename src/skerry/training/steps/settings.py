@@ -11,6 +11,7 @@ from skerry.choose import choose
 from skerry.whole_number import check_whole_number
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Deadline = Literal["none", "adaptive"]
 SchedulerFn = Callable[[torch.optim.Optimizer], Any]
 """A function of an optimizer that returns a scheduler of it, of ``torch.optim.lr_scheduler`` or one like those."""
 
@@ -29,6 +30,9 @@ class StepSettings:
         checkpoint_activations: compute each repeated block once more in the backward pass instead of storing its
             activations.
         compile: compile the subnet (``torch.compile``), anew only for another size.
+        deadline: ``"adaptive"``: a round is a common time. The fastest worker takes ``local_steps``, others fewer, by
+            the speeds measured in earlier rounds (``Record.local_steps``); the rates are those of the round's first
+            steps. ``"none"``: all take ``local_steps``.
 
     Raises:
         ValueError: a value of another type or out of range.
@@ -40,6 +44,7 @@ class StepSettings:
     precision: Precision = "fp32"
     checkpoint_activations: bool = False
     compile: bool = False
+    deadline: Deadline = "none"
 
     def __post_init__(self) -> None:
         clip = self.clip_grad_norm
@@ -54,6 +59,7 @@ class StepSettings:
             raise ValueError(f"clip_grad_norm={clip!r}: expected a number above 0, or None")
         check_whole_number("accumulate", self.accumulate, 1)
         choose(str(self.precision), get_args(Precision), "precision")
+        choose(str(self.deadline), get_args(Deadline), "deadline")
         for name in ("checkpoint_activations", "compile"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected True or False")
