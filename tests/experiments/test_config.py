@@ -15,6 +15,7 @@ def test_settings_survive_json_and_keep_their_types():
     config = config.change(parse_settings(["clip_grad_norm=1", "precision=bf16", "compile=true", "accumulate=2"]))
     assert config.steps == {
         "clip_grad_norm": 1.0, "accumulate": 2, "precision": "bf16", "checkpoint_activations": False, "compile": True,
+        "deadline": "none",
     }  # fmt: skip
     assert Config.from_json(config.to_json()) == config
     for wrong, named in (
