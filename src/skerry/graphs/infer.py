@@ -243,7 +243,8 @@ class _Layers:
     ) -> None:
         self._steps, self._hoods, self._files, self._first, self._chain = steps, hoods, files, first, chain
         self._max_bytes = max_bytes
-        self._known: list[Tensor] = []
+        self._known: list[Tensor] = []  # for each step, rows of the nodes that are needed,
+        self._places: list[Tensor] = []  # and which row is whose; 0 for nodes that are not needed
         self._in_memory: dict[int, int] = {}  # bytes by step
 
     def outputs(self, num_steps: int, nodes: Tensor | None = None) -> Tensor:
@@ -252,17 +253,19 @@ class _Layers:
         while len(needed) <= num_steps:
             needed.append(needed[-1] if nodes is None else self._hoods.members(needed[-1])[0])
         for _ in range(num_steps):
-            result = self._of(needed.pop(), self._room)
+            own = needed.pop()
+            result = self._of(own, self._room)
             if self._chain:
                 self._hoods = self._hoods.without_features()
                 self._known = [torch.empty_like(one, device="meta") for one in self._known]
-                self._in_memory = {step: n for step, n in self._in_memory.items() if step == len(self._known)}
+                self._in_memory = {k: n for k, n in self._in_memory.items() if k == len(self._known)}
             self._known.append(result)
-        outputs = self._of(needed[0], torch.empty)
-        return outputs if nodes is None else outputs[nodes]
+            self._places.append(torch.zeros(self._hoods.num_nodes, dtype=torch.int64))
+            self._places[-1][own] = torch.arange(len(own))
+        return self._of(needed[0], torch.empty)
 
     def _of(self, needed: Tensor, room: Callable[..., Tensor]) -> Tensor:
-        """Return the result of the next step, in ``room(shape, dtype=...)``: rows of the nodes that are needed."""
+        """Return the result of the next step for nodes, a row for each, in ``room(shape, dtype=...)``."""
         at, num, result = 0, self._first, None
         per_row = 0.0  # bytes per member and edge, in the last part
         while result is None or at < len(needed):
@@ -281,15 +284,16 @@ class _Layers:
                 )
             per_row = live.most / rows
             if result is None:
-                result = room((self._hoods.num_nodes, *part.shape[1:]), dtype=part.dtype)
-            result[nodes] = part
+                result = room((len(needed), *part.shape[1:]), dtype=part.dtype)
+            result[at : at + len(nodes)] = part
             at, num = at + len(nodes), num * _GROWTH
         return result
 
     def _part(self, nodes: Tensor, members: Tensor) -> Tensor:
         """Return the result of the next step for ``nodes``."""
         rows = torch.cat([members, members[:1]])
-        known = [one[rows] if one.is_meta else one[rows].to(self._steps.device) for one in self._known]
+        found = [one[place[rows]] for one, place in zip(self._known, self._places, strict=True)]
+        known = [one if one.is_meta else one.to(self._steps.device) for one in found]
         return self._steps.run(self._hoods.graph(members), len(nodes), known)
 
     def _room(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
