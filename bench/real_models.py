@@ -455,7 +455,7 @@ def main() -> None:
         shown[1] = shown[1].removeprefix("heads ")
         lines.append(f"| {package}: {name.removeprefix(package + ' ')} | {' | '.join(shown)} |")
         print(f"{name:45} | {said}" + (" | LOST HEADS" if heads and not has_heads else ""), flush=True)
-    total = f"Heads are dealt out in {dealt} of {expected} models that have them; {bad} crashed or are not right."
+    total = f"Heads are dealt out in {dealt} of {expected} models that have them; {bad} crashed or {'is' if bad == 1 else 'are'} not right."
     print(total)
     if "--page" in sys.argv:
         page = HEAD.format(date=time.strftime("%Y-%m-%d"), total=total) + "\n".join(lines) + "\n"

@@ -30,7 +30,7 @@ SMALL = {
     "resnet18-cifar": RESNET,
     "resist-cifar": RESNET | {"model.blocks": [1, 1, 5, 1]},
 }
-FEW = {"ist", "narrow", "resist", "single"}
+FEW = {"ist", "resist"}  # of recipes other than digits-mlp, which is tried with all
 MORE = {
     "vgg-cifar": {"model.width": 4, "model.hidden": 12, "data.images": 50},
     "skewed-resnet": RESNET,
@@ -48,7 +48,7 @@ MORE = {
     ]
     + [
         ("vgg-cifar", "ist"),
-        ("vgg-cifar", "narrow"),
+        pytest.param("vgg-cifar", "narrow", marks=pytest.mark.slow),
         ("skewed-resnet", "ist"),
         ("loft-cifar", "ist"),
     ],  # else as resnet18-cifar
