@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from skerry.training.schedules import cosine
 from torch import Tensor
 
+from skerry import cosine
 from skerry.algorithm import Algorithm
 from skerry.experiments.recipes import find_recipe
 from skerry.experiments.recipes.next_token import LAYERS

@@ -19,17 +19,17 @@ import warnings
 from pathlib import Path
 
 import torch
-from skerry.training.schedules import cosine
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import skerry
+from skerry.algorithms import local_sgd
 from skerry.experiments.config import Config
 from skerry.experiments.models.gpt import GPT
 from skerry.experiments.recipes import find_recipe
 from skerry.experiments.recipes.recipe import Task
 from skerry.experiments.runs.execute import configured, make_optimizer
-from skerry.training import Test
+from skerry.training import Callback, Score, Test
 
 RECIPE = "gpt-shakespeare"
 
@@ -83,14 +83,15 @@ def distil(run: Path, share: float, rate: float, length: float, seed: int) -> No
     rounds = round(config.rounds * length)
     skerry.train(
         net, loss, skerry.Shards(x, targets, parts, batch_size=config.batch_size, seed=seed),
-        plan=skerry.Plan.whole(net), optimizer=make_optimizer(config), num_rounds=rounds, schedule=cosine, seed=seed,
-        algorithm=skerry.local_sgd(config.workers, local_steps=config.local_steps, optimizer_state="stay"),
+        plan=skerry.Plan.whole(net), optimizer=make_optimizer(config), num_rounds=rounds, seed=seed,
+        algorithm=local_sgd(config.workers, local_steps=config.local_steps, optimizer_state="stay"),
+        schedule=skerry.cosine,
         clip_grad_norm=config.clip_grad_norm, test=Test(*task.test, every=max(1, rounds // 8), batch_size=256),
-        callbacks=[skerry.Callback(on_round=lambda _, record: show(record.round + 1, record.score))],
+        callbacks=[Callback(on_round=lambda _, record: show(record.round + 1, record.score))],
     )  # fmt: skip
 
 
-def show(round: int, score: skerry.training.Score | None) -> None:
+def show(round: int, score: Score | None) -> None:
     """Print a point of the curve."""
     if score is not None:
         print(json.dumps({"round": round, "loss": score.loss}), flush=True)
@@ -113,7 +114,7 @@ def together(rate: float, length: float, rounds: int, seed: int, *, apart: bool)
             others = [logits for other, logits in said[worker].items() if other != k]
             for step in range(round_ * steps, (round_ + 1) * steps):
                 for group in optimizer.param_groups:
-                    group["lr"] = rate * cosine(step / (rounds * steps))
+                    group["lr"] = rate * skerry.cosine(step / (rounds * steps))
                 batch = torch.randint(len(part), (config.batch_size,), generator=rng)
                 output = net(x[part[batch]])
                 heard = sum((logits[batch].float() for logits in others), torch.zeros(()))

@@ -18,13 +18,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from skerry.training.schedules import cosine
 from torch import nn
 from torch.distributed import TCPStore
 from torchft import Manager, ProcessGroupGloo
 from torchft.coordination import LighthouseServer
 from torchft.local_sgd import DiLoCo
 
+from skerry import cosine
 from skerry.experiments.recipes import find_recipe
 from skerry.experiments.runs.execute import configured, make_optimizer
 from skerry.model.inputs import call
