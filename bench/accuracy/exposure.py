@@ -38,11 +38,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/exposure"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
+    parser.add_argument("--splits", nargs="+", default=list(SPLITS), choices=list(SPLITS))
     args = parser.parse_args()
     lines = ["| data | a worker sees | accuracy | rate |", "|---|---:|---:|---:|"]
-    for split in SPLITS:
+    for split in args.splits:
         for bound in BOUNDS:
-            rate = best_rate({rate: value(args.out, split, bound, rate, 0) for rate in RATES})
+            rate = best_rate({rate: value(args.out, split, bound, rate, 0) for rate in args.rates})
             assert rate is not None
             found = [value(args.out, split, bound, rate, seed) for seed in range(args.seeds)]
             spread = statistics.stdev(found) if len(found) > 1 else 0.0

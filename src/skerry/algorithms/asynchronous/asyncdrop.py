@@ -46,7 +46,8 @@ def asyncdrop(
 
     Differs from the paper: clients train real narrow nets (the release multiplies channels by 0). Whole units are
     ranked by movement, not single weights; "moved" is the mean absolute move of the weights that make a unit in the
-    last update that had it. Instead of a scale in training, the full model's is that of ``merge/calibrate.py``.
+    last update that had it. Instead of a scale in training, the full model's is that of ``merge/calibrate.py``. The
+    default of ``weight`` is ours.
     """
     if not 0 <= drop < 1:
         raise ValueError(f"drop={drop}: expected a fraction from 0 to below 1")

@@ -32,7 +32,7 @@ def fedbuff(
         Nguyen, Malik, Zhan, Yousefpour, Rabbat, Malek, Huba: Federated Learning with Buffered Asynchronous Aggregation,
         AISTATS 2022, arXiv 2106.06639, algorithm 1.
 
-    Differs from the paper: late replies are not weighed down, which the paper also does without in algorithm 1.
+    Differs from the paper: late replies are not weighed down by 1 / sqrt(1 + delay).
     """
     return Algorithm(
         name="fedbuff",
