@@ -53,7 +53,7 @@ def why_not_elastic(algorithm: Algorithm) -> str:
     why = why or ("it averages gradients in every step" if algorithm.synchronous else "")
     why = why or ("overlap hides an exchange in the next round" if algorithm.overlap else "")
     why = why or ("optimizer_state='travel' is not copied yet" if algorithm.optimizer_state != "reset" else "")
-    return f"'{algorithm.name}' cannot run with changing members: {why}; use skerry.Processes" if why else ""
+    return f"'{algorithm.name}' cannot run with processes that come and go: {why}" if why else ""
 
 
 def wait(steps: Generator[None, None, T]) -> T:
@@ -218,6 +218,8 @@ class Generation(Peers):
         if not wait(self.membership.commit(self._decision, piece)):
             raise MembersChanged(None)
         self.is_committed = True
+        if isinstance(beginning.saved, Memory):
+            beginning.saved.state.totals["bytes_sent"] += store.bytes_sent
         return store
 
     def next_decision(self) -> Decision:
@@ -311,9 +313,12 @@ class Memory:
                 assert held is not None
                 piece = held.copy if role.is_copy else held.own
                 mine[old] = unpacked(piece, self._plan, self.sizes, self.layout, old)
-        return deal_again(
-            self._plan, self.sizes, mine, self._roles, self.layout, assignment, worker, self._generation.total
-        )
+        return deal_again(self._plan, self.sizes, mine, self._roles, self.layout, assignment, worker, self._total)
+
+    def _total(self, tensor: Tensor) -> Tensor:
+        num = self._generation.num_processes
+        self.state.totals["bytes_sent"] += 2 * (num - 1) / num * tensor.nbytes  # of a ring
+        return self._generation.total(tensor)
 
     def of_worker(self, prefix: str, worker: int) -> dict[str, Tensor]:
         """Return nothing: no worker keeps anything for itself."""
