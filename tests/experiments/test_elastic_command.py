@@ -81,3 +81,27 @@ def test_a_run_goes_on_without_its_first_process_and_ends_with_a_checkpoint(tmp_
     assert trained == num_units * (ROUNDS - 1) - resting  # half of them were lost, twice
     assert len(json.loads((out / "summary.json").read_text())["changes"]) == 2
     assert "Processes that came and went" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["train", "digits-mlp", "--elastic", "3:2", "--store", "h:1"], "--elastic 3:2: expected MIN:MAX"),
+        (["train", "digits-mlp", "--elastic", "2:3"], "needs --store HOST:PORT"),
+        (["train", "digits-mlp", "--store", "h:1"], "--store: only with --elastic"),
+        (["train", "digits-mlp", "--elastic", "2:3", "--store", "h:1", "--workers", "3"], "--workers: the processes"),
+        (
+            ["train", "digits-mlp", "--elastic", "2:3", "--store", "h:1", "--method", "ensemble"],
+            "'ensemble' cannot run",
+        ),
+        (["train", "digits-mlp", "--elastic", "2:3", "--store", "h:1", "--set", "wire=bf16"], "wire=bf16"),
+        (["store", "29400"], "29400: expected HOST:PORT"),
+        (["status", "nowhere"], "nowhere"),
+    ],
+)
+def test_each_mistake_is_one_line(words, named, tmp_path):
+    code, told = call([*words, *(["--out", str(tmp_path / "x")] if words[0] == "train" else [])])
+    assert code
+    assert named in told
+    assert "\n" not in told
+    assert not (tmp_path / "x").exists()
