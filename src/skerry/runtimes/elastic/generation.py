@@ -172,9 +172,10 @@ class Generation(Peers):
         memory.state = _read(first["state"], state)
         memory.state.num_workers = 0  # any number may go on
         good = [worker for worker, role in enumerate(roles) if role.trained]
+        refused = tuple(w for w, role in enumerate(roles) if not role.is_copy and not of_all[role.rank]["good"])
         if trained:
             told = [of_all[sources[worker].rank]["told"] for worker in good]
-            _advance(memory.state, memory.layout, good, any(said and not said["good"] for said in of_all))
+            _advance(memory.state, memory.layout, good, bool(refused))
             for name, at in (("flop", 1), ("local_s", 2)):
                 memory.state.totals[name] += sum(each[at] for each in told) / len(roles)
         memory.state.totals["time_s"] += first["time_s"]
@@ -189,7 +190,7 @@ class Generation(Peers):
             units_lost=int((memory.layout.held.any(0) & ~held_by_trained).sum()) if trained else 0,
             unrecorded=trained or sources[0].is_copy or not first["recorded"],
             train_loss=sum(each[0] for each in told) / len(told) if trained and told else math.nan,
-            refused=tuple(worker for worker in range(len(roles)) if worker not in good) if trained else (),
+            refused=refused if trained else (),
         )
         return memory
 
