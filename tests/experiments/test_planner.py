@@ -196,3 +196,14 @@ def test_a_method_with_settings_of_its_own_does_not_hide_the_others():
     found, why_not = forecasts(subject("nets:small"), ["ist", "single"], {"workers": 3})
     assert [f.method for f in found] == ["ist"]
     assert "one worker" in why_not["single"]
+
+
+def test_an_elastic_run_sends_and_keeps_copies_too():
+    about = subject("nets.py:small")
+    config = about.config("ist", {"workers": 3})
+    plain, elastic = (forecast(about, config, elastic=each) for each in (False, True))
+    assert plain.memory.copies == 0
+    assert elastic.sent - plain.sent == pytest.approx(elastic.memory.copies / 2, rel=0.1)  # its own piece, and another
+    assert elastic.memory.training - plain.memory.training == elastic.memory.copies
+    with pytest.raises(ValueError, match="'ensemble' cannot run with processes that come and go"):
+        forecast(about, about.config("ensemble", {"workers": 3}), elastic=True)

@@ -10,7 +10,7 @@ SPEEDS = (1.0, 2.0, 4.0)
 
 
 def _rounds(rounds, folder=None, resume=False, workers=3, **settings):
-    """Train with workers of known speeds; return the records and the weights."""
+    """Train with workers of known speeds; return the records, the weights, and what is observed at first."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
     session = Session(
@@ -18,6 +18,7 @@ def _rounds(rounds, folder=None, resume=False, workers=3, **settings):
         algorithm=ist(workers, local_steps=8, **settings), optimizer=lambda net: optim.SGD(net.parameters(), 0.1),
         checkpoints=None if folder is None else Checkpoints(folder, every_s=0, resume=resume),
     )  # fmt: skip
+    began_with = dict(session.state.observed)
     for round in session.rounds():
         for worker in round.workers:
             rng = torch.Generator().manual_seed(100 * worker.number + worker.first_step)
@@ -27,18 +28,28 @@ def _rounds(rounds, folder=None, resume=False, workers=3, **settings):
             worker.local_s = worker.num_steps / SPEEDS[worker.number]
         if round.number == rounds - 1:
             session.stop()
-    return session.history, {name: t.clone() for name, t in model.named_parameters()}
+    return session.history, {name: t.clone() for name, t in model.named_parameters()}, began_with
 
 
 @pytest.mark.filterwarnings("ignore::skerry.training.TheoryWarning")
 def test_each_worker_takes_as_many_steps_as_its_speed_allows_also_after_a_resume(tmp_path):
-    history, weights = _rounds(6)
+    history, weights, _ = _rounds(6)
     assert [record.local_steps for record in history] == [(8, 8, 8), *[(2, 4, 8)] * 5]
     assert history[-1].local_s == (2.0, 2.0, 2.0)  # nobody waits
     _rounds(3, tmp_path)
-    resumed, after = _rounds(6, tmp_path, resume=True)
+    resumed, after, began_with = _rounds(6, tmp_path, resume=True)
+    assert {"speeds", "moves"} <= began_with.keys()
     assert [record.local_steps for record in resumed] == [(2, 4, 8)] * 3
     assert all(torch.equal(after[name], weights[name]) for name in weights)
+
+
+@pytest.mark.filterwarnings("ignore::skerry.training.TheoryWarning")
+def test_what_was_measured_of_workers_is_forgotten_with_other_ones(tmp_path):
+    _rounds(3, tmp_path)
+    resumed, _, began_with = _rounds(4, tmp_path, resume=True, workers=2)
+    assert not {"speeds", "moves"} & began_with.keys()
+    assert "train loss" in began_with
+    assert resumed[0].local_steps == (8, 8)
 
 
 def test_workers_that_need_each_other_are_refused():

@@ -49,7 +49,7 @@ class Change:
         units_lost: units that nobody has trained in the round before.
         unrecorded: whether that round has no record yet.
         train_loss: mean over its workers that count; NaN if it is not known.
-        refused: its workers that were refused or lost.
+        refused: its workers that were refused; what those of lost members did does not count either.
     """
 
     round: int
@@ -64,7 +64,9 @@ class Change:
     def __str__(self) -> str:
         came = [f"{uid} joined" for uid in self.joined] + [f"{uid} is lost" for uid in self.lost]
         units = [f"{self.units_lost} units lost their round"] if self.units_lost else []
-        return f"{len(self.members)} processes from round {self.round} on: {', '.join([*came, *units]) or 'as before'}"
+        return (
+            f"{len(self.members)} process(es) from round {self.round} on: {', '.join([*came, *units]) or 'as before'}"
+        )
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from skerry.training.agreement import agree_on_start
 from skerry.training.check import check_goes_on
 from skerry.training.settings import Settings
 from skerry.training.steps.optimizer import initial_state
-from skerry.training.steps.pace import forget_speeds, steps_of_all
+from skerry.training.steps.pace import forget_workers, steps_of_all
 from skerry.training.steps.rates import Rates, SchedulerRates, scaled_rates
 from skerry.training.steps.schedules import Schedule
 
@@ -129,8 +129,8 @@ def set_up(given: Settings, start: Start | None) -> tuple[Setup, State]:
     if saved is not None:
         source, state = saved, saved.state
         check_goes_on(algorithm, state, num_rounds)
-        if runtime.change is not None:
-            forget_speeds(state)
+        if runtime.change is not None or state.num_workers not in (0, algorithm.partition.num_workers):
+            forget_workers(state)
         _tell_of_other_rates(given.schedule, state, num_rounds, runtime)
         state.totals["bytes_due"] += _left_out(algorithm, net_plan, saved.sizes, state, num_rounds)
     else:

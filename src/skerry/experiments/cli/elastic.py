@@ -81,6 +81,8 @@ def join(config: Config, out: Path, members: Members, *, resume: bool, tensorboa
         raise ValueError(f"--elastic: {why}")
     if given := [name for name in _PER_WORKER if getattr(config.partition, name) is not None]:
         raise ValueError(f"--elastic: partition.{given[0]} has a value per worker, whose number changes; leave it out")
+    if config.wire != "exact":
+        raise ValueError(f"--elastic: wire={config.wire} is not supported there, expected exact")
     going_on = is_written(out)
     check_folder(out, config, resume=resume or going_on)
     if resume and not going_on and (out / "summary.json").exists() and saved_config(out).rounds == config.rounds:
@@ -93,12 +95,13 @@ def join(config: Config, out: Path, members: Members, *, resume: bool, tensorboa
     def training(runtime: Runtime) -> None:
         last[:] = [runtime]
         own = config.change({"workers": runtime.num_processes})
-        click.echo(f"{runtime.num_processes} processes take part, this one as worker {runtime.rank}", err=True)
+        click.echo(f"{runtime.num_processes} process(es) take part, this one as worker {runtime.rank}", err=True)
         work(runtime, own, out, resume, tensorboard, comes_and_goes=True)
 
-    same = {**settings_of(config, per_worker=False), "minimum": members.minimum, "maximum": members.maximum}
+    bounds = {"rounds": config.rounds, "minimum": members.minimum, "maximum": members.maximum}
+    same = {**settings_of(config, per_worker=False), **bounds}
     name = out.resolve().name
-    click.echo(f"joining the run '{name}' at {members.store}, which needs {members.minimum} processes", err=True)
+    click.echo(f"joining the run '{name}' at {members.store}, which needs {members.minimum} process(es)", err=True)
     with (
         how_it_goes_on(out),
         Elastic(

@@ -53,7 +53,7 @@ def why_not_elastic(algorithm: Algorithm) -> str:
     why = why or ("it averages gradients in every step" if algorithm.synchronous else "")
     why = why or ("overlap hides an exchange in the next round" if algorithm.overlap else "")
     why = why or ("optimizer_state='travel' is not copied yet" if algorithm.optimizer_state != "reset" else "")
-    return f"'{algorithm.name}' cannot run with changing members: {why}; use skerry.Processes" if why else ""
+    return f"'{algorithm.name}' cannot run with processes that come and go: {why}" if why else ""
 
 
 def wait(steps: Generator[None, None, T]) -> T:
@@ -172,9 +172,10 @@ class Generation(Peers):
         memory.state = _read(first["state"], state)
         memory.state.num_workers = 0  # any number may go on
         good = [worker for worker, role in enumerate(roles) if role.trained]
+        refused = tuple(w for w, role in enumerate(roles) if not role.is_copy and not of_all[role.rank]["good"])
         if trained:
             told = [of_all[sources[worker].rank]["told"] for worker in good]
-            _advance(memory.state, memory.layout, good, any(said and not said["good"] for said in of_all))
+            _advance(memory.state, memory.layout, good, bool(refused))
             for name, at in (("flop", 1), ("local_s", 2)):
                 memory.state.totals[name] += sum(each[at] for each in told) / len(roles)
         memory.state.totals["time_s"] += first["time_s"]
@@ -189,7 +190,7 @@ class Generation(Peers):
             units_lost=int((memory.layout.held.any(0) & ~held_by_trained).sum()) if trained else 0,
             unrecorded=trained or sources[0].is_copy or not first["recorded"],
             train_loss=sum(each[0] for each in told) / len(told) if trained and told else math.nan,
-            refused=tuple(worker for worker in range(len(roles)) if worker not in good) if trained else (),
+            refused=refused if trained else (),
         )
         return memory
 
@@ -218,6 +219,8 @@ class Generation(Peers):
         if not wait(self.membership.commit(self._decision, piece)):
             raise MembersChanged(None)
         self.is_committed = True
+        if isinstance(beginning.saved, Memory):
+            beginning.saved.state.totals["bytes_sent"] += store.bytes_sent
         return store
 
     def next_decision(self) -> Decision:
@@ -311,9 +314,12 @@ class Memory:
                 assert held is not None
                 piece = held.copy if role.is_copy else held.own
                 mine[old] = unpacked(piece, self._plan, self.sizes, self.layout, old)
-        return deal_again(
-            self._plan, self.sizes, mine, self._roles, self.layout, assignment, worker, self._generation.total
-        )
+        return deal_again(self._plan, self.sizes, mine, self._roles, self.layout, assignment, worker, self._total)
+
+    def _total(self, tensor: Tensor) -> Tensor:
+        num = self._generation.num_processes
+        self.state.totals["bytes_sent"] += 2 * (num - 1) / num * tensor.nbytes  # of a ring
+        return self._generation.total(tensor)
 
     def of_worker(self, prefix: str, worker: int) -> dict[str, Tensor]:
         """Return nothing: no worker keeps anything for itself."""

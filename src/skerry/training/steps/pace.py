@@ -28,6 +28,7 @@ def note_speeds(state: State, steps: Sequence[int], local_s: Sequence[float]) ->
     state.observed[_SPEEDS] = [_NEW * new + (1 - _NEW) * (old or new) for new, old in zip(now, before, strict=True)]
 
 
-def forget_speeds(state: State) -> None:
-    """Forget them: other processes are the workers now."""
-    state.observed.pop(_SPEEDS, None)
+def forget_workers(state: State) -> None:
+    """Forget what was measured of the workers, since there are others now."""
+    for name in (_SPEEDS, "moves"):
+        state.observed.pop(name, None)
