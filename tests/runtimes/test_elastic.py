@@ -5,7 +5,9 @@ import os
 import random
 import signal
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,12 +22,14 @@ from skerry import Checkpoints, Session, discover, ist
 from skerry.runtimes.elastic import Elastic, serve_store
 
 ROUNDS, STEPS = 16, 3
+_SEEDED = threading.Lock()
 
 
 def _session(workers, rounds=ROUNDS, **settings):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
-    test = torch.randn(20, 6), torch.arange(20) % 3
+    with _SEEDED:  # members in threads share torch's random state
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
+        test = torch.randn(20, 6), torch.arange(20) % 3
     return Session(
         model, plan=discover(model, test[0]), algorithm=ist(workers, local_steps=STEPS),
         optimizer=lambda net: optim.SGD(net.parameters(), 0.1), num_rounds=rounds, loss_fn=nn.functional.cross_entropy,
@@ -117,6 +121,53 @@ def test_two_go_on_without_the_third_and_a_fourth_joins(tmp_path):
     for name in serial:
         torch.testing.assert_close(ours[name], serial[name], rtol=1e-6, atol=1e-7)
     assert told[0]["loss"] == pytest.approx(score.loss, rel=1e-5)
+
+
+def _places(store, num, **settings):
+    settings = {"minimum": 1, "lease_s": 2.0, "grace_s": 0.1, "patience_s": 60.0} | settings
+    return [Elastic(f"127.0.0.1:{store.port}", "test", **settings) for _ in range(num)]
+
+
+def _in_thread(pool, elastic, training):
+    """Take part in a thread of this process."""
+
+    def member():
+        with elastic:
+            return elastic.run(training)
+
+    return pool.submit(member)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_who_joins_in_the_first_round_after_a_resume_goes_on_from_there(tmp_path):
+    saved = _session(1, 5, checkpoints=Checkpoints(tmp_path, every_s=0))
+    for round in saved.rounds():
+        for worker in round.workers:
+            _train(worker)
+        if round.number == 2:
+            saved.stop()
+    store, began = serve_store(0), []
+    first, second = _places(store, 2)
+
+    def training(runtime):
+        checkpoints = Checkpoints(tmp_path, every_s=0, resume=True)
+        session = _session(runtime.num_processes, 5, runtime=runtime, checkpoints=checkpoints)
+        began.append((runtime.num_processes, session.state.round))
+        for round in session.rounds():
+            if runtime.num_processes == 1:
+                joins.append(_in_thread(pool, second, training))
+                here = f"skerry-elastic/test/here/2/{second.uid}"
+                while not store.check([here]) or second.uid not in first._leases.alive:
+                    time.sleep(0.02)
+            for worker in round.workers:
+                _train(worker)
+        return [record.round for record in session.history]
+
+    joins = []
+    with ThreadPoolExecutor(2) as pool:
+        histories = [_in_thread(pool, first, training).result(60), joins[0].result(60)]
+    assert began == [(1, 3), (2, 4), (2, 4)]
+    assert histories == [[3, 4], [3, 4]]
 
 
 def _store(port, rank):

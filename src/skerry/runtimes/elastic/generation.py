@@ -211,6 +211,8 @@ class Generation(Peers):
 
     def keep(self, beginning: Beginning) -> "Copied":
         """Make the store, and let all members agree on it."""
+        if beginning.saved is not None:  # perhaps from a checkpoint, which ``resume`` has not seen
+            self._note(beginning.saved.state)
         wire = _GroupWire(self.num_processes, self.peers, group=self._group)
         store = Copied(self, wire, beginning)
         piece = None
