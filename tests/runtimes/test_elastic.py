@@ -170,6 +170,33 @@ def test_who_joins_in_the_first_round_after_a_resume_goes_on_from_there(tmp_path
     assert histories == [[3, 4], [3, 4]]
 
 
+def _begins_with_a_loss(port, rank):
+    """Take part in two rounds; the first member dies when all have agreed to begin, and the other goes on alone."""
+
+    def training(runtime):
+        session = _session(runtime.num_processes, 2, runtime=runtime)
+        elastic._membership._minimum = 1
+        if runtime.num_processes == 2 and runtime.rank == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        for round in session.rounds():
+            for worker in round.workers:
+                _train(worker)
+        return [record.round for record in session.history]
+
+    with Elastic(f"127.0.0.1:{port}", "test", minimum=2, lease_s=2.0, grace_s=0.1) as elastic:
+        Path("told.json").write_text(json.dumps(elastic.run(training)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_whose_first_member_is_lost_before_round_0_records_no_round_before_it(tmp_path):
+    store = serve_store(0)
+    machines = start_on_machines(tmp_path, *[partial(_begins_with_a_loss, store.port)] * 2)
+    for machine in machines:
+        machine.join(60)
+    assert sorted(machine.exitcode for machine in machines) == [-signal.SIGKILL, 0]
+    assert [json.loads(path.read_text()) for path in tmp_path.glob("?/told.json")] == [[0, 1]]
+
+
 def _store(port, rank):
     store = serve_store(port)
     Path("up").touch()

@@ -188,7 +188,7 @@ class Generation(Peers):
             joined=tuple(uid for uid in members if uid not in workers),
             lost=tuple(uid for uid in workers if uid not in members),
             units_lost=int((memory.layout.held.any(0) & ~held_by_trained).sum()) if trained else 0,
-            unrecorded=trained or sources[0].is_copy or not first["recorded"],
+            unrecorded=memory.state.round > 0 and (trained or sources[0].is_copy or not first["recorded"]),
             train_loss=sum(each[0] for each in told) / len(told) if trained and told else math.nan,
             refused=refused if trained else (),
         )
