@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import nn, optim
 
 from skerry import Checkpoints, Session, discover, ist
+from skerry.runtimes.distributed.meeting import PeerLost
 from skerry.runtimes.elastic import Elastic, serve_store
 
 ROUNDS, STEPS = 16, 3
@@ -168,6 +169,26 @@ def test_who_joins_in_the_first_round_after_a_resume_goes_on_from_there(tmp_path
         histories = [_in_thread(pool, first, training).result(60), joins[0].result(60)]
     assert began == [(1, 3), (2, 4), (2, 4)]
     assert histories == [[3, 4], [3, 4]]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_who_waits_for_a_place_does_not_train_a_run_again_that_has_ended():
+    store = serve_store(0)
+
+    def training(runtime):
+        session = _session(runtime.num_processes, 2, runtime=runtime)
+        for round in session.rounds():
+            for worker in round.workers:
+                _train(worker)
+        return "trained"
+
+    with ThreadPoolExecutor(2) as pool:
+        members = [_in_thread(pool, place, training) for place in _places(store, 2, maximum=1)]
+        ended = [member.exception(60) for member in members]
+        assert sum(isinstance(why, PeerLost) and "has ended" in str(why) for why in ended) == 1
+        assert ended.count(None) == 1
+        (other,) = _places(store, 1, maximum=1, settings={"rounds": "3"})
+        assert _in_thread(pool, other, training).result(60) == "trained"
 
 
 def _begins_with_a_loss(port, rank):
