@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +18,10 @@ from machines import start_on_machines
 from safetensors.torch import load_file
 from torch import nn, optim
 
-from skerry import Checkpoints, Session, discover, ist
+from skerry import Checkpoints, Clients, Session, discover, ist
 from skerry.runtimes.distributed.meeting import PeerLost
 from skerry.runtimes.elastic import Elastic, serve_store
+from skerry.runtimes.elastic.generation import why_not_elastic
 
 ROUNDS, STEPS = 16, 3
 _SEEDED = threading.Lock()
@@ -189,6 +190,11 @@ def test_who_waits_for_a_place_does_not_train_a_run_again_that_has_ended():
         assert ended.count(None) == 1
         (other,) = _places(store, 1, maximum=1, settings={"rounds": "3"})
         assert _in_thread(pool, other, training).result(60) == "trained"
+
+
+def test_clients_are_refused_before_a_run_begins():
+    assert not why_not_elastic(ist(2))
+    assert "its clients train in one process" in why_not_elastic(replace(ist(2), clients=Clients.spread(4)))
 
 
 def _begins_with_a_loss(port, rank):

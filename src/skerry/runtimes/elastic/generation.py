@@ -51,6 +51,7 @@ def why_not_elastic(algorithm: Algorithm) -> str:
     """Return why an algorithm cannot run with changing members, empty if it can."""
     why = algorithm.why_same_workers
     why = why or ("it averages gradients in every step" if algorithm.synchronous else "")
+    why = why or ("its clients train in one process" if algorithm.clients is not None else "")
     why = why or ("overlap hides an exchange in the next round" if algorithm.overlap else "")
     why = why or ("optimizer_state='travel' is not copied yet" if algorithm.optimizer_state != "reset" else "")
     return f"'{algorithm.name}' cannot run with processes that come and go: {why}" if why else ""
