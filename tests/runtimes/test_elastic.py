@@ -5,8 +5,10 @@ import os
 import random
 import signal
 import socket
+import threading
 import time
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,16 +18,20 @@ from machines import start_on_machines
 from safetensors.torch import load_file
 from torch import nn, optim
 
-from skerry import Checkpoints, Session, discover, ist
+from skerry import Checkpoints, Clients, Session, discover, ist
+from skerry.runtimes.distributed.meeting import PeerLost
 from skerry.runtimes.elastic import Elastic, serve_store
+from skerry.runtimes.elastic.generation import why_not_elastic
 
 ROUNDS, STEPS = 16, 3
+_SEEDED = threading.Lock()
 
 
 def _session(workers, rounds=ROUNDS, **settings):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
-    test = torch.randn(20, 6), torch.arange(20) % 3
+    with _SEEDED:  # members in threads share torch's random state
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
+        test = torch.randn(20, 6), torch.arange(20) % 3
     return Session(
         model, plan=discover(model, test[0]), algorithm=ist(workers, local_steps=STEPS),
         optimizer=lambda net: optim.SGD(net.parameters(), 0.1), num_rounds=rounds, loss_fn=nn.functional.cross_entropy,
@@ -117,6 +123,105 @@ def test_two_go_on_without_the_third_and_a_fourth_joins(tmp_path):
     for name in serial:
         torch.testing.assert_close(ours[name], serial[name], rtol=1e-6, atol=1e-7)
     assert told[0]["loss"] == pytest.approx(score.loss, rel=1e-5)
+
+
+def _places(store, num, **settings):
+    settings = {"minimum": 1, "lease_s": 2.0, "grace_s": 0.1, "patience_s": 60.0} | settings
+    return [Elastic(f"127.0.0.1:{store.port}", "test", **settings) for _ in range(num)]
+
+
+def _in_thread(pool, elastic, training):
+    """Take part in a thread of this process."""
+
+    def member():
+        with elastic:
+            return elastic.run(training)
+
+    return pool.submit(member)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_who_joins_in_the_first_round_after_a_resume_goes_on_from_there(tmp_path):
+    saved = _session(1, 5, checkpoints=Checkpoints(tmp_path, every_s=0))
+    for round in saved.rounds():
+        for worker in round.workers:
+            _train(worker)
+        if round.number == 2:
+            saved.stop()
+    store, began = serve_store(0), []
+    first, second = _places(store, 2)
+
+    def training(runtime):
+        checkpoints = Checkpoints(tmp_path, every_s=0, resume=True)
+        session = _session(runtime.num_processes, 5, runtime=runtime, checkpoints=checkpoints)
+        began.append((runtime.num_processes, session.state.round))
+        for round in session.rounds():
+            if runtime.num_processes == 1:
+                joins.append(_in_thread(pool, second, training))
+                here = f"skerry-elastic/test/here/2/{second.uid}"
+                while not store.check([here]) or second.uid not in first._leases.alive:
+                    time.sleep(0.02)
+            for worker in round.workers:
+                _train(worker)
+        return [record.round for record in session.history]
+
+    joins = []
+    with ThreadPoolExecutor(2) as pool:
+        histories = [_in_thread(pool, first, training).result(60), joins[0].result(60)]
+    assert began == [(1, 3), (2, 4), (2, 4)]
+    assert histories == [[3, 4], [3, 4]]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_who_waits_for_a_place_does_not_train_a_run_again_that_has_ended():
+    store = serve_store(0)
+
+    def training(runtime):
+        session = _session(runtime.num_processes, 2, runtime=runtime)
+        for round in session.rounds():
+            for worker in round.workers:
+                _train(worker)
+        return "trained"
+
+    with ThreadPoolExecutor(2) as pool:
+        members = [_in_thread(pool, place, training) for place in _places(store, 2, maximum=1)]
+        ended = [member.exception(60) for member in members]
+        assert sum(isinstance(why, PeerLost) and "has ended" in str(why) for why in ended) == 1
+        assert ended.count(None) == 1
+        (other,) = _places(store, 1, maximum=1, settings={"rounds": "3"})
+        assert _in_thread(pool, other, training).result(60) == "trained"
+
+
+def test_clients_are_refused_before_a_run_begins():
+    assert not why_not_elastic(ist(2))
+    assert "its clients train in one process" in why_not_elastic(replace(ist(2), clients=Clients.spread(4)))
+
+
+def _begins_with_a_loss(port, rank):
+    """Take part in two rounds; the first member dies when all have agreed to begin, and the other goes on alone."""
+
+    def training(runtime):
+        session = _session(runtime.num_processes, 2, runtime=runtime)
+        elastic._membership._minimum = 1
+        if runtime.num_processes == 2 and runtime.rank == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        for round in session.rounds():
+            for worker in round.workers:
+                _train(worker)
+        return [record.round for record in session.history]
+
+    with Elastic(f"127.0.0.1:{port}", "test", minimum=2, lease_s=2.0, grace_s=0.1) as elastic:
+        Path("told.json").write_text(json.dumps(elastic.run(training)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_whose_first_member_is_lost_before_round_0_records_no_round_before_it(tmp_path):
+    store = serve_store(0)
+    machines = start_on_machines(tmp_path, *[partial(_begins_with_a_loss, store.port)] * 2)
+    for machine in machines:
+        machine.join(60)
+    assert sorted(machine.exitcode for machine in machines) == [-signal.SIGKILL, 0]
+    assert [json.loads(path.read_text()) for path in tmp_path.glob("?/told.json")] == [[0, 1]]
 
 
 def _store(port, rank):

@@ -399,6 +399,22 @@ def test_a_run_that_all_have_left_begins_anew():
     assert [version.base for version in simulation.committed().values()].count("") == 2
 
 
+def test_a_run_whose_members_are_all_killed_begins_anew_after_the_patience():
+    simulation = Simulation(0, num_faults=0)
+    simulation.run()
+    for member in simulation.members.values():
+        member.dead = True
+    for member in [simulation.join(), simulation.join()]:
+        member.membership._patience_s = 3.0
+    before, simulation.quiet_from = len(simulation.committed()), simulation.now - QUIET_S + 2.5
+    simulation.run()
+    assert len(simulation.committed()) == before
+    simulation.quiet_from = simulation.now
+    simulation.run()
+    assert check(simulation)["commits"] > before + 2
+    assert [version.base for version in simulation.committed().values()].count("") == 2
+
+
 def test_too_few_decide_to_end_if_they_hold_everything():
     simulation, ended = Simulation(0, num_faults=0), []
     simulation.run()

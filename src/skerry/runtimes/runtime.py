@@ -92,6 +92,11 @@ def with_worker(prefix: str, of_workers: Mapping[int, Mapping[str, Tensor]]) -> 
 class Saved(Protocol):
     """What processes stored after an earlier round: a checkpoint (``skerry.checkpoint``)."""
 
+    @property
+    def state(self) -> Any:
+        """The state of the training then."""
+        ...
+
     def own(self, worker: int, assignment: Assignment) -> Mapping[str, Tensor] | None:
         """Return what ``shards`` gave the process of ``worker``, None if it was not for ``assignment``."""
         ...

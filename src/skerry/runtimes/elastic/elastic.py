@@ -147,7 +147,7 @@ class Elastic:
             decision = decision or wait(self._membership.decide(finished=bool(results)))
             if decision.is_finished:
                 if not results:
-                    raise PeerLost(f"the run {self._where} has ended")
+                    raise PeerLost(f"the run {self._where} has ended; give another one another name")
                 return results[0]
             results.clear()
             generation, now, decision = None, decision, None

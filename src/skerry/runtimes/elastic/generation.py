@@ -51,6 +51,7 @@ def why_not_elastic(algorithm: Algorithm) -> str:
     """Return why an algorithm cannot run with changing members, empty if it can."""
     why = algorithm.why_same_workers
     why = why or ("it averages gradients in every step" if algorithm.synchronous else "")
+    why = why or ("its clients train in one process" if algorithm.clients is not None else "")
     why = why or ("overlap hides an exchange in the next round" if algorithm.overlap else "")
     why = why or ("optimizer_state='travel' is not copied yet" if algorithm.optimizer_state != "reset" else "")
     return f"'{algorithm.name}' cannot run with processes that come and go: {why}" if why else ""
@@ -188,7 +189,7 @@ class Generation(Peers):
             joined=tuple(uid for uid in members if uid not in workers),
             lost=tuple(uid for uid in workers if uid not in members),
             units_lost=int((memory.layout.held.any(0) & ~held_by_trained).sum()) if trained else 0,
-            unrecorded=trained or sources[0].is_copy or not first["recorded"],
+            unrecorded=memory.state.round > 0 and (trained or sources[0].is_copy or not first["recorded"]),
             train_loss=sum(each[0] for each in told) / len(told) if trained and told else math.nan,
             refused=refused if trained else (),
         )
@@ -211,6 +212,8 @@ class Generation(Peers):
 
     def keep(self, beginning: Beginning) -> "Copied":
         """Make the store, and let all members agree on it."""
+        if beginning.saved is not None:  # perhaps from a checkpoint, which ``resume`` has not seen
+            self._note(beginning.saved.state)
         wire = _GroupWire(self.num_processes, self.peers, group=self._group)
         store = Copied(self, wire, beginning)
         piece = None

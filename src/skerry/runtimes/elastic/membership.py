@@ -14,7 +14,8 @@ The rules:
   ones until it knows how the vote ended, since the store may be lost at that moment. In the next decision it learns
   from those who know. If nobody there does, the old version goes on. Who was in the latest decision is believed.
 - A member without pieces of the version that goes on, since it was away, is a newcomer.
-- A run whose members have all left begins anew with those who come. Who has other settings is refused.
+- A run whose members have all left, or were dead for ``patience_s``, begins anew with those who come. Who has other
+  settings is refused. A run that has ended does not begin again, except with other settings.
 
 The functions that wait are generators: they yield where the caller may sleep. So a simulation can run thousands of
 schedules (``tests/runtimes/test_membership.py``), and processes wait for real.
@@ -228,7 +229,7 @@ class Membership(Generic[Held]):
         self._leases.group = ""
 
     def decide(self, *, finished: bool = False) -> Generator[None, None, Decision]:
-        """Return the next decision that this member is in.
+        """Return the next decision that this member is in, or the last one of a run that has ended.
 
         Pieces of versions that do not go on are dropped.
 
@@ -313,14 +314,18 @@ class Membership(Generic[Held]):
             store.set(f"here/{epoch}/{uid}", json.dumps(vars(own)))
             while not store.check([key]):
                 yield
-                before = self._before(store, epoch)
+                last = None if self.epoch == epoch - 1 else self._last(store, epoch)
+                before = last.members if last else self._members if self.epoch == epoch - 1 else ()
+                if last and last.is_finished and own.settings in {c.settings for c in last.candidates.values()}:
+                    return last
                 self._leases.watch(before or self._members)
-                if self._leases.left.issuperset(before):
+                lost = self._clock() > until and self._leases.dead.issuperset(before)
+                if lost or self._leases.left.issuperset(before):
                     before = ()
                 alive = (self._leases.alive | set(before)) - self._leases.dead
                 here = {u for u in sorted(alive) if store.check([f"here/{epoch}/{u}"])}
                 if (not before and self._clock() - came < self._grace_s) or alive & set(before or alive) - here:
-                    until = self._clock() + self._patience_s  # others are alive, and on their way
+                    until = until if lost else self._clock() + self._patience_s  # others are alive, and on their way
                     if store.add("epoch", 0) >= epoch and not store.check([key]):
                         break  # the store has lost the decision, but others know it
                     continue
@@ -356,12 +361,10 @@ class Membership(Generic[Held]):
                 told = differences(json.loads(self._settings), json.loads(theirs), f"in {known}")
                 raise ValueError(f"{told}; start all processes with the same settings")
 
-    def _before(self, store: KeyStore, epoch: int) -> tuple[str, ...]:
-        """Return the members of the decision before; empty if there is none."""
-        if self.epoch == epoch - 1:
-            return self._members
+    def _last(self, store: KeyStore, epoch: int) -> Decision | None:
+        """Return the decision before, None if there is none or the store has lost it."""
         key = f"decision/{epoch - 1}"
-        return Decision.from_json(store.get(key)).members if store.check([key]) else ()
+        return Decision.from_json(store.get(key)) if store.check([key]) else None
 
     def _why(self, proposal: Decision) -> str:
         """Return, in words, why ``proposal`` is no decision."""
