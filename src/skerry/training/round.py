@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Generator
+from operator import add
 
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from skerry.training.phases.exchange_phase import exchange
 from skerry.training.phases.local_phase import lend_worker
 from skerry.training.record import Record
 from skerry.training.setup import Setup
-from skerry.training.steps.pace import note_speeds
+from skerry.training.steps.pace import note_speeds, note_steps
 from skerry.training.worker import Worker
 
 
@@ -55,16 +56,18 @@ class Round:
     def _workers(self) -> Generator[Worker, None, None]:
         handed: list[Handover] = []
         num_steps = self._setup.steps_of_workers(self._state)
+        taken = list(map(add, self._setup.steps_before(self._state), num_steps))
         for number in self._setup.runtime.mine(self._setup.algorithm.partition.num_workers):
-            with lend_worker(self._setup, self._state.round, number, num_steps[number], handed) as worker:
+            with lend_worker(self._setup, self._state, number, num_steps[number], handed) as worker:
                 self._observer.begin_worker(worker)
                 worker.after_step = self._after_step
                 yield worker
                 self._observer.end_worker(worker)
         self.refused, self.train_loss, self._local_s = exchange(self._setup, self._state, handed)
         self._local_steps = tuple(num_steps)
+        note_steps(self._state, taken, self._setup.algorithm.local_steps)
         if self._setup.steps.deadline == "adaptive":
-            note_speeds(self._state, num_steps, self._local_s)
+            note_speeds(self._state, num_steps, self._local_s, self.refused)
         self.diagnosis = self._observer.end_round(self._state, self.train_loss, self.refused)
 
     def end(self) -> Record:

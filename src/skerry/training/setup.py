@@ -25,7 +25,7 @@ from skerry.training.agreement import agree_on_start
 from skerry.training.check import check_goes_on
 from skerry.training.settings import Settings
 from skerry.training.steps.optimizer import initial_state
-from skerry.training.steps.pace import forget_workers, steps_of_all
+from skerry.training.steps.pace import forget_workers, steps_before, steps_of_all
 from skerry.training.steps.rates import Rates, SchedulerRates, scaled_rates
 from skerry.training.steps.schedules import Schedule
 
@@ -52,12 +52,12 @@ class Setup(Settings):
     timeline: Timeline | None
     log: Log | None
 
-    def turn(self, round: int, worker: int) -> tuple[int, int]:
-        """Return whose data a worker trains on in ``round``, and how often that was trained on before."""
+    def turn(self, state: State, worker: int) -> tuple[int, int]:
+        """Return whose data a worker trains on in the next round, and how many steps were taken on it before."""
         if self.timeline is None:
-            return worker, round
-        turn = self.timeline.turns(round)[worker]
-        return turn.client, turn.nth
+            return worker, self.steps_before(state)[worker]
+        turn = self.timeline.turns(state.round)[worker]
+        return turn.client, turn.nth * self.algorithm.local_steps
 
     def assignment(self, round: int) -> Assignment:
         """Return who holds what in ``round``; after the last round nothing is exchanged any more."""
@@ -67,6 +67,10 @@ class Setup(Settings):
         """Return how many local steps each worker takes in the next round."""
         most, num = self.algorithm.local_steps, self.algorithm.partition.num_workers
         return steps_of_all(state, most, num) if self.steps.deadline == "adaptive" else [most] * num
+
+    def steps_before(self, state: State) -> list[int]:
+        """Return how many steps each worker has taken on its data before the next round, where it has its own."""
+        return steps_before(state, self.algorithm.local_steps, self.algorithm.partition.num_workers)
 
     def rates(self, optimizer: torch.optim.Optimizer, round: int) -> Rates:
         """Return what to set in the groups of ``optimizer``, which is new, in each step of ``round``."""
