@@ -1,5 +1,6 @@
 """What participants see: against counting element by element, and the bound that ``Limited`` promises."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -138,8 +139,15 @@ def test_mistakes_are_told():
         exposure(Disjoint(3), (Axis("a", 6),), 1, colluders=4)
     with pytest.raises(ValueError, match="max_exposure=0: expected a fraction"):
         Limited(3, 0)
-    with pytest.raises(ValueError, match=r"max_exposure=0\.2: axis 'nets'.*expected at least 0\.25, or more workers"):
+    with pytest.raises(
+        ValueError, match=r"max_exposure=0\.2: axis 'nets'.*at least 1/4 \(1 of 4 units\), or more work"
+    ):
         relay(4, max_exposure=0.2)
+    for bound in (50, 1.5, float("nan"), 0):
+        with pytest.raises(ValueError, match=f"max_exposure={bound}: expected a fraction"):
+            relay(4, max_exposure=bound)
+    with pytest.raises(ValueError, match=r"clients: max_exposure=0\.5 limits what a worker sees"):
+        replace(relay(4, max_exposure=0.5), clients=Clients.spread(8))
 
 
 @pytest.mark.parametrize("method", ["ist", "relay", "local_sgd", "narrow"])
