@@ -15,7 +15,7 @@ from skerry.training.evaluation.evaluate import Score
 from skerry.training.phases.exchange_phase import exchange
 from skerry.training.phases.local_phase import lend_worker
 from skerry.training.record import Record
-from skerry.training.setup import Setup
+from skerry.training.setup import Setup, note_exposure
 from skerry.training.steps.pace import note_speeds, note_steps
 from skerry.training.worker import Worker
 
@@ -83,7 +83,8 @@ class Round:
         now = time.perf_counter()
         self._state.totals["time_s"] += now - self._began
         self._began = now
-        trained = self._state.trained
+        trained, log = self._state.trained, self._setup.log
+        exposure = note_exposure(self._state, None if log is None else log.units(self.number + 1))
         return Record(
             round=self.number,
             train_loss=self.train_loss,
@@ -93,7 +94,7 @@ class Round:
             units_covered=float((trained > 0).double().mean()) if len(trained) else 1.0,
             totals=dict(self._state.totals),
             diagnosis=self.diagnosis,
-            exposure=None if self._setup.log is None else self._setup.log.units(self.number + 1),
+            exposure=exposure,
             clock=timeline.ends(self.number) if (timeline := self._setup.timeline) is not None else None,
             local_s=self._local_s,
             local_steps=self._local_steps,

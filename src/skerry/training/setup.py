@@ -18,6 +18,7 @@ from skerry.partitions.assignment import Assignment
 from skerry.partitions.exposures import Log
 from skerry.partitions.share import Share
 from skerry.plan.table import Plan
+from skerry.runtimes.elastic.generation import Generation
 from skerry.runtimes.overlap import BEGAN
 from skerry.runtimes.runtime import KEPT, RESTING, Beginning, Runtime, Store
 from skerry.trained import Start
@@ -28,6 +29,8 @@ from skerry.training.steps.optimizer import initial_state
 from skerry.training.steps.pace import forget_workers, steps_before, steps_of_all
 from skerry.training.steps.rates import Rates, SchedulerRates, scaled_rates
 from skerry.training.steps.schedules import Schedule
+
+_EXPOSURE = "exposure"  # of ``State.observed``: after the latest round, before today's workers came, and when they came
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +136,9 @@ def set_up(given: Settings, start: Start | None) -> tuple[Setup, State]:
     if saved is not None:
         source, state = saved, saved.state
         check_goes_on(algorithm, state, num_rounds)
+        if state.num_workers not in (0, algorithm.partition.num_workers):
+            latest, _, _ = state.observed.get(_EXPOSURE, [1.0, 0.0, 0.0])
+            state.observed[_EXPOSURE] = [latest, latest, float(state.round)]
         if runtime.change is not None or state.num_workers not in (0, algorithm.partition.num_workers):
             forget_workers(state)
         _tell_of_other_rates(given.schedule, state, num_rounds, runtime)
@@ -164,9 +170,26 @@ def set_up(given: Settings, start: Start | None) -> tuple[Setup, State]:
         state_start=state_start,
         never_finite=_never_finite(store, runtime),
         timeline=timeline,
-        log=None if (held_by := algorithm.held_by()) is None else Log(held_by, net_plan.axes),
+        log=_log(given, net_plan, state),
     )
     return setup, state
+
+
+def _log(given: Settings, plan: Plan, state: State) -> Log | None:
+    """Return what each participant has held, None where assignments of all rounds are not known."""
+    held_by = given.algorithm.held_by()
+    if held_by is None or isinstance(given.runtime, Generation):
+        return None
+    _, before, since = state.observed.get(_EXPOSURE, [0.0, 0.0, 0.0])
+    return Log(held_by, plan.axes, int(since), before)
+
+
+def note_exposure(state: State, exposure: float | None) -> float | None:
+    """Note what a participant has held, and return it: never less than before. What is not known may be all."""
+    latest, before, since = state.observed.get(_EXPOSURE, [0.0, 0.0, 0.0])
+    latest = max(latest, 1.0 if exposure is None else exposure)
+    state.observed[_EXPOSURE] = [latest, before, since]
+    return None if exposure is None else latest
 
 
 def _tell_of_other_rates(schedule: Schedule, state: State, num_rounds: int, runtime: Runtime) -> None:
