@@ -10,6 +10,7 @@ from skerry.clients import Clients, HeldByClients, Timeline
 from skerry.merge.outer import Outer
 from skerry.merge.server import Server
 from skerry.partitions.assignment import Partition
+from skerry.partitions.limited import Limited
 from skerry.trained import Apart, Given, Trained
 from skerry.whole_number import check_whole_number
 
@@ -117,6 +118,11 @@ class Algorithm:
             raise ValueError(
                 f"clients: other ones train in each round, so workers of '{self.name}' cannot keep state, overlap or "
                 "average gradients; leave that out, or use optimizer_state='reset'"
+            )
+        if self.clients is not None and isinstance(self.partition, Limited):
+            raise ValueError(
+                f"clients: max_exposure={self.partition.max_exposure} limits what a worker sees, but other clients are "
+                "workers in each round and would see more; leave one of the two out"
             )
         if self.server is not None and (self.clients is None or self.optimizer_state != "reset"):
             raise ValueError(f"server: '{self.name}' needs clients, and optimizer_state='reset'")

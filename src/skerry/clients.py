@@ -181,9 +181,9 @@ class HeldByClients:
     covers: ClassVar[bool] = False
 
     def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
-        """Return a row per client: what it has trained when ``round`` is over."""
+        """Return a row per client: what it was handed out for ``round``, and what it has trained when that is over."""
         held = none_held(self.num_workers, axes)
-        for turn in self.timeline.turns(round):
+        for turn in (*self.timeline.starting(round), *self.timeline.turns(round)):
             dealt, worker = divmod(turn.number, self.partition.num_workers)
             held[turn.client] |= self.partition.assign(axes, dealt).held[worker]
         return Assignment(held)

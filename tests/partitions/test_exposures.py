@@ -1,5 +1,6 @@
 """What participants see: against counting element by element, and the bound that ``Limited`` promises."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from zoo import METHODS, blobs, mlp
 
-from skerry import Clients, Plan, Session, exposure, relay
+from skerry import Checkpoints, Clients, Plan, Session, exposure, ist, relay
 from skerry.algorithms import asyncdrop, local_sgd
 from skerry.partitions import Cyclic, Disjoint, Everything, Limited, Sampled
 from skerry.plan import Axis
@@ -96,8 +97,8 @@ def test_clients_see_what_they_have_trained():
     axes, timeline = (Axis("a", 10),), algorithm.timeline()
     seen = torch.zeros(3, 10, dtype=torch.bool)
     for r in range(6):
-        (turn,) = timeline.turns(r)
-        seen[turn.client] |= algorithm.partition.assign(axes, turn.number).held[0]
+        for turn in timeline.starting(r):  # also what nobody has replied to yet
+            seen[turn.client] |= algorithm.partition.assign(axes, turn.number).held[0]
     assert exposure(algorithm.held_by(), axes, 6).units == pytest.approx(float(seen.double().mean(1).max()))
     assert asyncdrop(2, heterogeneous=True).held_by() is None
 
@@ -133,13 +134,55 @@ def test_a_limited_relay_is_a_relay_within_homes():
         assert exposure(algorithm.partition, net_to_train(model, plan, algorithm)[1], 50).units == seen
 
 
+def test_all_who_were_handed_a_net_have_seen_it():
+    algorithm = asyncdrop(4, clients=Clients.spread(4), drop=0.5)
+    held = [
+        algorithm.partition.assign((Axis("a", 40),), turn.number).held[0] for turn in algorithm.timeline().starting(0)
+    ]
+    assert (
+        exposure(algorithm.held_by(), (Axis("a", 40),), 1, colluders=4).units
+        >= float(sum(held).bool().double().mean())
+        > 0.6
+    )
+
+
+@pytest.mark.filterwarnings("ignore::skerry.training.TheoryWarning", "ignore:num_rounds")
+def test_what_was_seen_before_other_workers_came_still_counts(tmp_path):
+    shown = []
+    for workers, rounds in ((2, 2), (3, 3), (3, 4)):
+        model, plan, _ = mlp()
+        session = Session(
+            model, plan=plan, algorithm=ist(workers, local_steps=1), num_rounds=rounds,
+            optimizer=lambda net: torch.optim.SGD(net.parameters(), 0.01),
+            checkpoints=Checkpoints(tmp_path, every_s=0, resume=rounds > 2),
+        )  # fmt: skip
+        data = blobs(workers)
+        for round in session.rounds():
+            for worker in round.workers:
+                for x, y in data.batches(worker.client, worker.first_step, 1):
+                    worker.step(F.cross_entropy(worker.subnet(x), y))
+        shown += [record.exposure for record in session.history]
+    assert len(shown) == 4
+    assert shown == sorted(shown)
+    alone = exposure(Disjoint(2), plan, 2).units
+    assert shown[2] >= min(1, shown[1] + 1 / 4)
+    assert shown[1] == pytest.approx(alone)
+
+
 def test_mistakes_are_told():
     with pytest.raises(ValueError, match="colluders=4: expected at most 3"):
         exposure(Disjoint(3), (Axis("a", 6),), 1, colluders=4)
     with pytest.raises(ValueError, match="max_exposure=0: expected a fraction"):
         Limited(3, 0)
-    with pytest.raises(ValueError, match=r"max_exposure=0\.2: axis 'nets'.*expected at least 0\.25, or more workers"):
+    with pytest.raises(
+        ValueError, match=r"max_exposure=0\.2: axis 'nets'.*at least 1/4 \(1 of 4 units\), or more work"
+    ):
         relay(4, max_exposure=0.2)
+    for bound in (50, 1.5, float("nan"), 0):
+        with pytest.raises(ValueError, match=f"max_exposure={bound}: expected a fraction"):
+            relay(4, max_exposure=bound)
+    with pytest.raises(ValueError, match=r"clients: max_exposure=0\.5 limits what a worker sees"):
+        replace(relay(4, max_exposure=0.5), clients=Clients.spread(8))
 
 
 @pytest.mark.parametrize("method", ["ist", "relay", "local_sgd", "narrow"])

@@ -59,10 +59,10 @@ def relay(
     """
     partition: Partition = Cyclic(workers, num_places=nets)
     cycle = nets or workers
+    limited = Limited(workers, max_exposure, seed)  # checks the fraction
     if max_exposure < 1:
         if nets is not None:
             raise ValueError(f"nets={nets}: with max_exposure={max_exposure:g} a worker has a net; leave one out")
-        limited = Limited(workers, max_exposure, seed)
         partition, cycle = limited, -(-workers // limited.num_homes(Axis("nets", workers)))
     return Algorithm(
         name="relay",

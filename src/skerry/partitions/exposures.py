@@ -49,20 +49,23 @@ class Log:
     Args:
         partition: who holds what.
         axes: of the plan.
+        since: the first round that counts.
+        before: the share of the units that one has held in earlier rounds, among other participants.
     """
 
-    def __init__(self, partition: Partition, axes: Sequence[Axis]) -> None:
-        self._partition, self._axes, self._done = partition, axes, 0
+    def __init__(self, partition: Partition, axes: Sequence[Axis], since: int = 0, before: float = 0.0) -> None:
+        self._partition, self._axes, self._done, self._before = partition, axes, since, before
         self.held = torch.zeros(partition.num_workers, sum(axis.num_units for axis in axes), dtype=torch.bool)
 
     def units(self, num_rounds: int) -> float:
         """Return the share of the units that some participant has held in the first ``num_rounds`` rounds, or more
-        rounds if more were asked for before.
+        rounds if more were asked for before. With other participants before it is a bound: nobody knows who is who.
         """
         while self._done < num_rounds and not bool(self.held.all()):
             self.held |= self._partition.assign(self._axes, self._done).held
             self._done += 1
-        return float(self.held.double().mean(1).max()) if self.held.numel() else 1.0
+        now = float(self.held.double().mean(1).max()) if self.held.numel() else 1.0
+        return min(1.0, self._before + now)
 
 
 def exposure(partition: Partition, axes: Plan | Sequence[Axis], rounds: int, colluders: int = 1) -> Exposure:

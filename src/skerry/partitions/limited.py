@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import ClassVar
 
 import torch
@@ -75,10 +76,11 @@ class Limited:
             workers = torch.arange(0, self.num_workers, num)  # the first home has most
             if len(_places(axis.num_units, self.num_workers, workers)) <= self.max_exposure * axis.num_units:
                 return num
+        most = -(-axis.num_units // self.num_workers)
         raise ValueError(
             f"max_exposure={self.max_exposure}: axis '{axis.name}' has {axis.num_units} units for {self.num_workers} "
-            f"workers, of which each holds {-(-axis.num_units // self.num_workers)}; expected at least "
-            f"{-(-axis.num_units // self.num_workers) / axis.num_units:.3g}, or more workers"
+            f"workers, of which each holds {most}; expected at least "
+            f"{Fraction(most, axis.num_units)} ({most} of {axis.num_units} units), or more workers"
         )
 
 

@@ -20,6 +20,7 @@ from skerry.model.tensors import frozen_names, named_tensors
 from skerry.partitions.assignment import Assignment
 from skerry.partitions.everything import Everything
 from skerry.plan.table import Plan
+from skerry.runtimes.serial import Serial
 from skerry.trained import Start
 from skerry.training.settings import Settings
 from skerry.training.steps.optimizer import optimizer_of, small_copy
@@ -182,6 +183,12 @@ def check_steps(given: Settings) -> None:
         )
     if given.steps.deadline == "adaptive" and given.algorithm.clients is not None:
         raise ValueError("deadline='adaptive': clients have the speeds that they declare; leave one of the two out")
+    num = given.algorithm.partition.num_workers
+    if given.steps.deadline == "adaptive" and num > 1 and isinstance(given.runtime, Serial):
+        raise ValueError(
+            f"deadline='adaptive': {num} workers take turns in this process, so their speeds mean nothing; start one "
+            "process per worker (--set runtime=processes, skerry.launch or torchrun), or leave the deadline out"
+        )
     if given.steps.checkpoint_activations:
         repeated_blocks(small)
 

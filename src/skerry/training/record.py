@@ -23,7 +23,7 @@ class Record:
             worker had to send by the assignments, ``bytes_sent`` what this runtime sent.
         diagnosis: what was measured in the round.
         exposure: the largest share of the units that any one participant has held so far, by the assignments
-            (``skerry.exposure``); None where units are dealt by movement.
+            (``skerry.exposure``); None where units are dealt by movement, and in elastic runs.
         clock: simulated time at which it was over (``skerry.clients``); None without clients.
         local_s: seconds that each worker spent in its local steps; empty if the members of an elastic run changed.
         local_steps: how many each of them took; empty likewise.

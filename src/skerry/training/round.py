@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Generator
+from operator import add
 
 from torch import Tensor
 
@@ -14,8 +15,8 @@ from skerry.training.evaluation.evaluate import Score
 from skerry.training.phases.exchange_phase import exchange
 from skerry.training.phases.local_phase import lend_worker
 from skerry.training.record import Record
-from skerry.training.setup import Setup
-from skerry.training.steps.pace import note_speeds
+from skerry.training.setup import Setup, note_exposure
+from skerry.training.steps.pace import note_speeds, note_steps
 from skerry.training.worker import Worker
 
 
@@ -55,16 +56,18 @@ class Round:
     def _workers(self) -> Generator[Worker, None, None]:
         handed: list[Handover] = []
         num_steps = self._setup.steps_of_workers(self._state)
+        taken = list(map(add, self._setup.steps_before(self._state), num_steps))
         for number in self._setup.runtime.mine(self._setup.algorithm.partition.num_workers):
-            with lend_worker(self._setup, self._state.round, number, num_steps[number], handed) as worker:
+            with lend_worker(self._setup, self._state, number, num_steps[number], handed) as worker:
                 self._observer.begin_worker(worker)
                 worker.after_step = self._after_step
                 yield worker
                 self._observer.end_worker(worker)
         self.refused, self.train_loss, self._local_s = exchange(self._setup, self._state, handed)
         self._local_steps = tuple(num_steps)
+        note_steps(self._state, taken, self._setup.algorithm.local_steps)
         if self._setup.steps.deadline == "adaptive":
-            note_speeds(self._state, num_steps, self._local_s)
+            note_speeds(self._state, num_steps, self._local_s, self.refused)
         self.diagnosis = self._observer.end_round(self._state, self.train_loss, self.refused)
 
     def end(self) -> Record:
@@ -80,7 +83,8 @@ class Round:
         now = time.perf_counter()
         self._state.totals["time_s"] += now - self._began
         self._began = now
-        trained = self._state.trained
+        trained, log = self._state.trained, self._setup.log
+        exposure = note_exposure(self._state, None if log is None else log.units(self.number + 1))
         return Record(
             round=self.number,
             train_loss=self.train_loss,
@@ -90,7 +94,7 @@ class Round:
             units_covered=float((trained > 0).double().mean()) if len(trained) else 1.0,
             totals=dict(self._state.totals),
             diagnosis=self.diagnosis,
-            exposure=None if self._setup.log is None else self._setup.log.units(self.number + 1),
+            exposure=exposure,
             clock=timeline.ends(self.number) if (timeline := self._setup.timeline) is not None else None,
             local_s=self._local_s,
             local_steps=self._local_steps,

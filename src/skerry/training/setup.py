@@ -18,6 +18,7 @@ from skerry.partitions.assignment import Assignment
 from skerry.partitions.exposures import Log
 from skerry.partitions.share import Share
 from skerry.plan.table import Plan
+from skerry.runtimes.elastic.generation import Generation
 from skerry.runtimes.overlap import BEGAN
 from skerry.runtimes.runtime import KEPT, RESTING, Beginning, Runtime, Store
 from skerry.trained import Start
@@ -25,9 +26,11 @@ from skerry.training.agreement import agree_on_start
 from skerry.training.check import check_goes_on
 from skerry.training.settings import Settings
 from skerry.training.steps.optimizer import initial_state
-from skerry.training.steps.pace import forget_workers, steps_of_all
+from skerry.training.steps.pace import forget_workers, steps_before, steps_of_all
 from skerry.training.steps.rates import Rates, SchedulerRates, scaled_rates
 from skerry.training.steps.schedules import Schedule
+
+_EXPOSURE = "exposure"  # of ``State.observed``: after the latest round, before today's workers came, and when they came
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +55,12 @@ class Setup(Settings):
     timeline: Timeline | None
     log: Log | None
 
-    def turn(self, round: int, worker: int) -> tuple[int, int]:
-        """Return whose data a worker trains on in ``round``, and how often that was trained on before."""
+    def turn(self, state: State, worker: int) -> tuple[int, int]:
+        """Return whose data a worker trains on in the next round, and how many steps were taken on it before."""
         if self.timeline is None:
-            return worker, round
-        turn = self.timeline.turns(round)[worker]
-        return turn.client, turn.nth
+            return worker, self.steps_before(state)[worker]
+        turn = self.timeline.turns(state.round)[worker]
+        return turn.client, turn.nth * self.algorithm.local_steps
 
     def assignment(self, round: int) -> Assignment:
         """Return who holds what in ``round``; after the last round nothing is exchanged any more."""
@@ -67,6 +70,10 @@ class Setup(Settings):
         """Return how many local steps each worker takes in the next round."""
         most, num = self.algorithm.local_steps, self.algorithm.partition.num_workers
         return steps_of_all(state, most, num) if self.steps.deadline == "adaptive" else [most] * num
+
+    def steps_before(self, state: State) -> list[int]:
+        """Return how many steps each worker has taken on its data before the next round, where it has its own."""
+        return steps_before(state, self.algorithm.local_steps, self.algorithm.partition.num_workers)
 
     def rates(self, optimizer: torch.optim.Optimizer, round: int) -> Rates:
         """Return what to set in the groups of ``optimizer``, which is new, in each step of ``round``."""
@@ -129,6 +136,9 @@ def set_up(given: Settings, start: Start | None) -> tuple[Setup, State]:
     if saved is not None:
         source, state = saved, saved.state
         check_goes_on(algorithm, state, num_rounds)
+        if state.num_workers not in (0, algorithm.partition.num_workers):
+            latest, _, _ = state.observed.get(_EXPOSURE, [1.0, 0.0, 0.0])
+            state.observed[_EXPOSURE] = [latest, latest, float(state.round)]
         if runtime.change is not None or state.num_workers not in (0, algorithm.partition.num_workers):
             forget_workers(state)
         _tell_of_other_rates(given.schedule, state, num_rounds, runtime)
@@ -160,9 +170,26 @@ def set_up(given: Settings, start: Start | None) -> tuple[Setup, State]:
         state_start=state_start,
         never_finite=_never_finite(store, runtime),
         timeline=timeline,
-        log=None if (held_by := algorithm.held_by()) is None else Log(held_by, net_plan.axes),
+        log=_log(given, net_plan, state),
     )
     return setup, state
+
+
+def _log(given: Settings, plan: Plan, state: State) -> Log | None:
+    """Return what each participant has held, None where assignments of all rounds are not known."""
+    held_by = given.algorithm.held_by()
+    if held_by is None or isinstance(given.runtime, Generation):
+        return None
+    _, before, since = state.observed.get(_EXPOSURE, [0.0, 0.0, 0.0])
+    return Log(held_by, plan.axes, int(since), before)
+
+
+def note_exposure(state: State, exposure: float | None) -> float | None:
+    """Note what a participant has held, and return it: never less than before. What is not known may be all."""
+    latest, before, since = state.observed.get(_EXPOSURE, [0.0, 0.0, 0.0])
+    latest = max(latest, 1.0 if exposure is None else exposure)
+    state.observed[_EXPOSURE] = [latest, before, since]
+    return None if exposure is None else latest
 
 
 def _tell_of_other_rates(schedule: Schedule, state: State, num_rounds: int, runtime: Runtime) -> None:

@@ -134,8 +134,8 @@ class Worker:
             return
         if self._done == self.num_steps:
             raise ValueError(
-                f"{self.where}: one step more than the algorithm's local_steps="
-                f"{self.num_steps}; give it that number of batches per round, or change local_steps"
+                f"{self.where}: one step more, but it takes worker.num_steps={self.num_steps} in this round "
+                "(at most the algorithm's local_steps); give it that number of batches"
             )
         if len(self._of_step) == self.accumulate:
             raise ValueError(f"{self.where}: one loss more than accumulate={self.accumulate}; call worker.step() first")
@@ -250,8 +250,8 @@ class Worker:
         """
         if self._done < self.num_steps and self._is_finite:
             raise ValueError(
-                f"{self.where}: {self._done} steps, expected the algorithm's local_steps="
-                f"{self.num_steps}; call worker.step(loss) that often in each round, or change local_steps"
+                f"{self.where}: {self._done} steps, but it takes worker.num_steps={self.num_steps} in this round "
+                "(at most the algorithm's local_steps); call worker.step(loss) that often"
             )
         if isinstance(self._total, Tensor):
             self._total = self._total.item()

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from skerry.checkpoint.state import State
 from skerry.merge.aggregate import is_finite
 from skerry.model import optimizer_state
 from skerry.model.tensors import named_tensors
@@ -25,17 +26,17 @@ _OF_SCALER = ("scale", "_growth_tracker")
 
 
 @contextmanager
-def lend_worker(setup: Setup, round: int, number: int, num_steps: int, handed: list[Handover]) -> Iterator[Worker]:
-    """Lend a worker for its local steps of ``round``, with a random state of its own for torch.
+def lend_worker(setup: Setup, state: State, number: int, num_steps: int, handed: list[Handover]) -> Iterator[Worker]:
+    """Lend a worker for its local steps of the next round, with a random state of its own for torch.
 
     Args:
         setup: of the session.
-        round: the round that runs.
+        state: of the training, before the round.
         number: the worker's.
         num_steps: how many local steps it takes.
         handed: gets what the worker hands over, unless an exception ends its steps.
     """
-    algorithm, store = setup.algorithm, setup.store
+    algorithm, store, round = setup.algorithm, setup.store, state.round
     setup.runtime.at(round, "local steps")
     subnet, travelled = store.subnet(number)
     optimizer = optimizer_of(setup.optimizer, subnet)
@@ -53,7 +54,7 @@ def lend_worker(setup: Setup, round: int, number: int, num_steps: int, handed: l
             _add_late_means_(setup, number, worker.narrow)
 
     scaler = _scaler(setup, kept)
-    client, nth = setup.turn(round, number)
+    client, first_step = setup.turn(state, number)
     with (
         prepared(subnet, setup.steps, setup.device),
         own_random_state(seed_of(setup.seed, "local", number, round), setup.device),
@@ -69,7 +70,7 @@ def lend_worker(setup: Setup, round: int, number: int, num_steps: int, handed: l
             around=setup.runtime.synchronized(subnet) if algorithm.synchronous else None,
             on_step=on_step,
             client=client,
-            first_step=nth * algorithm.local_steps,
+            first_step=first_step,
         )
         yield worker
     worker.finish()

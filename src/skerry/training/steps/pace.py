@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from skerry.checkpoint.state import State
 
 _SPEEDS = "speeds"  # of ``State.observed``: local steps per second of each worker, a mean that forgets
+_TAKEN = "steps taken"  # of ``State.observed``: by each worker on its data, where rounds were not full
 _NEW = 0.5  # the weight of the latest round
 
 
@@ -19,16 +20,30 @@ def steps_of_all(state: State, most: int, num_workers: int) -> list[int]:
     return [max(1, round(most * speed / max(speeds))) for speed in speeds]
 
 
-def note_speeds(state: State, steps: Sequence[int], local_s: Sequence[float]) -> None:
-    """Add the speeds of a round to ``state``; of a worker without time, the old one stays."""
+def note_speeds(state: State, steps: Sequence[int], local_s: Sequence[float], refused: Sequence[int]) -> None:
+    """Add the speeds of a round to ``state``; of a worker without time, or one that may have stopped, the old stays."""
     before = state.observed.get(_SPEEDS, [])
     if len(before) != len(steps):
         before = [0.0] * len(steps)
-    now = [num / s if s > 0 else old for num, s, old in zip(steps, local_s, before, strict=True)]
+    timed = [s > 0 and worker not in refused for worker, s in enumerate(local_s)]
+    now = [n / s if use else old for n, s, use, old in zip(steps, local_s, timed, before, strict=True)]
     state.observed[_SPEEDS] = [_NEW * new + (1 - _NEW) * (old or new) for new, old in zip(now, before, strict=True)]
+
+
+def steps_before(state: State, per_round: int, num_workers: int) -> list[int]:
+    """Return how many steps each worker has taken on its data; other workers begin where full rounds would have led."""
+    taken = state.observed.get(_TAKEN, [])
+    return [int(num) for num in taken] if len(taken) == num_workers else [state.round * per_round] * num_workers
+
+
+def note_steps(state: State, taken: Sequence[int], per_round: int) -> None:
+    """Note after a round how many steps each worker has taken on its data."""
+    state.observed.pop(_TAKEN, None)
+    if any(num != state.round * per_round for num in taken):
+        state.observed[_TAKEN] = [float(num) for num in taken]
 
 
 def forget_workers(state: State) -> None:
     """Forget what was measured of the workers, since there are others now."""
-    for name in (_SPEEDS, "moves"):
+    for name in (_SPEEDS, _TAKEN, "moves"):
         state.observed.pop(name, None)
