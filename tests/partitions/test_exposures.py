@@ -140,6 +140,10 @@ def test_mistakes_are_told():
         Limited(3, 0)
     with pytest.raises(ValueError, match=r"max_exposure=0\.2: axis 'nets'.*expected at least 0\.25, or more workers"):
         relay(4, max_exposure=0.2)
+    with pytest.raises(ValueError, match=r"Algorithm: expected a partition: algorithm\.held_by\(\)"):
+        exposure(relay(4), (Axis("nets", 4),), 3)
+    with pytest.raises(ValueError, match="partition=None: units are dealt by movement"):
+        exposure(asyncdrop(2, heterogeneous=True, clients=Clients((1.0,) * 3)).held_by(), (Axis("a", 6),), 3)
 
 
 @pytest.mark.parametrize("method", ["ist", "relay", "local_sgd", "narrow"])
