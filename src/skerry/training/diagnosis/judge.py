@@ -50,7 +50,7 @@ class Judge:
             possible["one unit per worker"] = self._advised("one unit per worker", lone)
             possible["untrained weights"] = None if lone else theory.untrained_warning(fraction, where, run)
         if algorithm.rounds_per_cycle > 1:
-            num_clients = algorithm.clients and algorithm.clients.num
+            num_clients = None if algorithm.clients is None else algorithm.clients.num
             cycle = math.ceil(algorithm.rounds_per_cycle * algorithm.num_parts / run.num_workers)
             possible["few rounds"] = theory.few_rounds_warning(setup.num_rounds, cycle, run, num_clients)
         return self._warn(Diagnosis(), possible)
