@@ -3,11 +3,16 @@
 import importlib.util
 import re
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from skerry.experiments.cli import call
+from skerry.experiments.cli.commands import main
+from skerry.experiments.config import Asynchronous, Config, Dealing
+from skerry.experiments.recipes import RECIPES
+from skerry.merge.outer import Outer
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -48,6 +53,14 @@ def test_what_a_page_shows_runs(page, tmp_path, monkeypatch):
 
 def test_the_recipe_on_the_page_is_that_of_the_example():
     assert blocks(DOCS / "cli.md") in (ROOT / "examples" / "own_recipe.py").read_text()
+
+
+def test_the_command_line_page_has_every_recipe_and_setting_and_the_help_every_recipe():
+    page, shown = (DOCS / "cli.md").read_text(), main.commands["train"].help
+    groups = {"": Config, "partition.": Dealing, "asynchronous.": Asynchronous, "outer.": Outer}
+    names = [f"{group}{field.name}" for group, kind in groups.items() for field in fields(kind)]
+    assert [name for name in (*names, *RECIPES) if not re.search(rf"(`|--|\b){re.escape(name)}\b", page)] == []
+    assert RECIPES.keys() <= set(re.findall(r"[\w-]+", shown))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -1,4 +1,4 @@
-"""Who is there first where clients are of unlike speeds: servers that wait for nobody, and rounds that wait for all.
+"""Who is there first where clients are of different speeds: servers that wait for nobody, and rounds that wait for all.
 
     SKERRY_DATA=... python bench/accuracy/asynchronous.py                  # finished runs are kept; prints the table
     SKERRY_DATA=... python bench/accuracy/asynchronous.py --report         # the table of what there is

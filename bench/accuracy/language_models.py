@@ -195,7 +195,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for best in at_best_rates(rows):
         mixtures = (best.mean("mixture"), best.mean("mixture_remembers"))
         lines.append([
-            best.name, f"{best.length:g}", f"{best.rate:g} of {', '.join(f'{rate:g}' for rate in best.tried)}",
+            best.name, f"{best.length:g}", f"{best.rate:g} (tried {', '.join(f'{rate:g}' for rate in best.tried)})",
             str(len(best.runs)), f"{best.mean('loss'):.3f}",
             *("-" if math.isnan(loss) else f"{loss:.3f}" for loss in mixtures), f"{math.exp(best.mean('loss')):.2f}",
             number(best.mean("flop"), 1e12), f"{best.mean('steps'):g}", number(best.mean("bytes_due"), 1e6),

@@ -23,7 +23,7 @@ def row(seed, loss):
 def test_figures_of_the_table_are_means_over_seeds(bench, tmp_path):
     rows = [row(0, 1.0), row(1, 2.0), {**row(0, 3.0), "rate": 0.2}]
     cells = [cell.strip() for cell in bench.table(rows).splitlines()[2].strip("|").split("|")]
-    assert cells[2:8] == ["0.1 of 0.1, 0.2", "2", "1.500", "-", "-", f"{math.exp(1.5):.2f}"]
+    assert cells[2:8] == ["0.1 (tried 0.1, 0.2)", "2", "1.500", "-", "-", f"{math.exp(1.5):.2f}"]
     assert [float(cell) for cell in cells[8:]] == [1, 5, 2, 1, 1]
     bench.picture(rows, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000

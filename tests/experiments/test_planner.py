@@ -48,6 +48,18 @@ class Looks(nn.Linear):
 
 def looks():
     return Looks(20, 4, device="meta"), torch.empty(8, 20)
+
+def of_clients():
+    from skerry import discover
+    from skerry.experiments.config import Config
+    from skerry.experiments.recipes import Recipe, Task
+    x, y = torch.randn(60, 20), torch.arange(60) % 5
+    task = Task(train=(x, y), test=(x, y), classes=tuple("abcde"))
+    config = Config(method="asyncdrop", workers=2, clients=3, local_steps=2, batch_size=8)
+    model = lambda *_: (net(), discover(net(), x[:8]))
+    return Recipe(
+        summary="", config=config, methods={"asyncdrop": {}, "local_sgd": {}}, task=lambda config: task, model=model
+    )
 """
 
 
@@ -134,6 +146,11 @@ def test_seconds_follow_from_bytes_link_and_steps(capsys):
         assert exchange_s == pytest.approx(8 * sent * slower, rel=0.01)
         assert round_s == pytest.approx(local_s + exchange_s, rel=0.02)
         assert memory > 0
+
+
+def test_the_method_of_a_recipe_is_planned_too(capsys):
+    assert call(["plan", "nets:of_clients"]) == (0, "")
+    assert re.findall(r"^(\w+) +2 ", capsys.readouterr().out, re.MULTILINE) == ["local_sgd", "asyncdrop"]
 
 
 def test_what_cannot_be_is_told_with_its_reason_and_the_rest_goes_on(capsys):

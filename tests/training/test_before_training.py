@@ -1,12 +1,14 @@
 """Warnings that need no training: they come before the first step, and again in the files of the first round."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from skerry import Session, discover, ensemble, ist, narrow, relay
+from skerry import Clients, Session, discover, ensemble, ist, narrow, relay
 from skerry.algorithms import fedrolex, local_sgd
 from skerry.partitions import Assignment
 from skerry.plan import In, Out, Plan
@@ -59,6 +61,8 @@ def test_no_bottleneck_is_told_where_a_subnet_has_enough_units(algorithm, settin
 def test_too_few_rounds_are_told_before_training():
     with pytest.warns(TheoryWarning, match="few rounds"):
         session(relay(4, local_steps=2), hidden=64, bottleneck=32, rounds=3)
+    with pytest.warns(TheoryWarning, match="only 11 of 12 clients .* at least 12 rounds"):
+        session(replace(relay(4, local_steps=2), clients=Clients((1.0,) * 12)), hidden=64, bottleneck=32, rounds=11)
 
 
 class Stream(nn.Module):

@@ -1,5 +1,7 @@
 """A relay: narrow nets that are handed on from worker to worker."""
 
+import warnings
+
 from skerry.algorithm import Algorithm, StatePolicy
 from skerry.partitions.assignment import Partition
 from skerry.partitions.cyclic import Cyclic
@@ -64,6 +66,12 @@ def relay(
         if nets is not None:
             raise ValueError(f"nets={nets}: with max_exposure={max_exposure:g} a worker has a net; leave one out")
         partition, cycle = limited, -(-workers // limited.num_homes(Axis("nets", workers)))
+        if cycle == 1:
+            warnings.warn(
+                f"max_exposure={max_exposure:g} with {workers} workers: nets never move, as in ensemble; 2/{workers} "
+                "is the least with which they do",
+                stacklevel=2,
+            )
     return Algorithm(
         name="relay",
         partition=partition,

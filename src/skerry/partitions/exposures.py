@@ -68,7 +68,7 @@ class Log:
         return min(1.0, self._before + now)
 
 
-def exposure(partition: Partition, axes: Plan | Sequence[Axis], rounds: int, colluders: int = 1) -> Exposure:
+def exposure(partition: Partition | None, axes: Plan | Sequence[Axis], rounds: int, colluders: int = 1) -> Exposure:
     """Return the largest share of the model that any ``colluders`` participants together have held after ``rounds``.
 
     Nothing is trained for it: assignments are known in advance. For one participant it is exact, and for more where
@@ -76,13 +76,14 @@ def exposure(partition: Partition, axes: Plan | Sequence[Axis], rounds: int, col
     bounded, too: as if who held two units had held them in one round.
 
     Args:
-        partition: who holds what; ``algorithm.held_by()`` has a row per client where there are clients.
+        partition: who holds what; ``algorithm.held_by()`` has a row per client where there are clients, and is None if
+            nobody knows.
         axes: of the plan, or the plan of what is trained (``skerry.training.net_to_train``), to count elements, too.
         rounds: of the training.
         colluders: participants that put together what they have held.
 
     Raises:
-        ValueError: there are not as many participants, or ``rounds`` is below 1.
+        ValueError: ``partition`` is None or no partition, there are not as many participants, or ``rounds`` is below 1.
 
     Example:
         >>> from skerry.partitions import Cyclic, Disjoint, Everything
@@ -94,6 +95,10 @@ def exposure(partition: Partition, axes: Plan | Sequence[Axis], rounds: int, col
     """
     check_whole_number("rounds", rounds, 1)
     check_whole_number("colluders", colluders, 1)
+    if partition is None:
+        raise ValueError("partition=None: units are dealt by movement, so nobody knows in advance who will hold what")
+    if not hasattr(partition, "assign"):
+        raise ValueError(f"partition is of type {type(partition).__name__}: expected a partition: algorithm.held_by()")
     num, plan = partition.num_workers, axes if isinstance(axes, Plan) else None
     if colluders > num:
         raise ValueError(f"colluders={colluders}: expected at most {num}, the number of participants")

@@ -22,7 +22,7 @@ PLANNED = ("ist", "relay", "narrow", "local_sgd")
 @click.option("--link", default="1gbit", show_default=True, help="Each worker's link: kbit, mbit or gbit per second.")
 @click.option("--memory", help="Memory of each worker, such as 2GB; methods that do not fit are refused.")
 @click.option("--elastic", is_flag=True, help="Processes may come and go: with the copies that they keep and send.")
-@click.option("--methods", help=f"Of {', '.join(METHODS)}; comma-separated. Default: {','.join(PLANNED)}.")
+@click.option("--methods", help=f"Of {', '.join(METHODS)}; comma-separated. Default: {','.join(PLANNED)} and its own.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting, e.g. local_steps=100.")
 def plan_command(
     reference: str,
@@ -43,7 +43,8 @@ def plan_command(
     given = parse_settings(settings) | ({} if workers is None else {"workers": workers})
     about = planner.subject(reference)
     chosen = [choose(name.strip(), METHODS, "method") for name in (methods or "").split(",") if name.strip()]
-    chosen = chosen or [name for name in PLANNED if name in about.recipe.methods]
+    own = about.recipe.config.method
+    chosen = chosen or [name for name in dict.fromkeys((*PLANNED, own)) if name in about.recipe.methods]
     config = about.config(chosen[0], given)
     model, plan, _, _ = about.job(config)
     for line in [str(plan), *plan.warnings(config.workers)]:

@@ -90,7 +90,7 @@ def async_fashion() -> Recipe:
         data={"samples": 0},
     )
     return Recipe(
-        summary="MLP 784-256-256-10 on Fashion-MNIST, 8 of 32 clients of unlike speeds at a time, label skew",
+        summary="MLP 784-256-256-10 on Fashion-MNIST, 8 of 32 clients of different speeds at a time, label skew",
         config=config,
         methods={
             "asyncdrop": {"rounds": 473, "eval_every": 43},

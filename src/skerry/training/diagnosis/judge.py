@@ -50,7 +50,9 @@ class Judge:
             possible["one unit per worker"] = self._advised("one unit per worker", lone)
             possible["untrained weights"] = None if lone else theory.untrained_warning(fraction, where, run)
         if algorithm.rounds_per_cycle > 1:
-            possible["few rounds"] = theory.few_rounds_warning(setup.num_rounds, algorithm.rounds_per_cycle, run)
+            num_clients = None if algorithm.clients is None else algorithm.clients.num
+            cycle = math.ceil(algorithm.rounds_per_cycle * algorithm.num_parts / run.num_workers)
+            possible["few rounds"] = theory.few_rounds_warning(setup.num_rounds, cycle, run, num_clients)
         return self._warn(Diagnosis(), possible)
 
     def _advised(self, kind: str, found: tuple[str, str] | None) -> str | None:

@@ -108,12 +108,18 @@ def coverage_warning(never: float, rounds_left: int, run: Situation) -> str | No
     )
 
 
-def few_rounds_warning(num_rounds: int, rounds_per_cycle: int, run: Situation) -> str | None:
-    """Return a warning if nets go from worker to worker, but not to all: ``rounds_per_cycle`` takes them to all."""
+def few_rounds_warning(
+    num_rounds: int, rounds_per_cycle: int, run: Situation, num_clients: int | None = None
+) -> str | None:
+    """Return a warning if nets go from worker to worker, but not to all: ``rounds_per_cycle`` takes them to all.
+
+    ``num_clients`` is how many clients there are, who take turns as workers; None: there are none.
+    """
     if num_rounds >= rounds_per_cycle:
         return None
+    who = f"{run.num_workers} workers" if num_clients is None else f"{num_clients} clients"
     return (
-        f"few rounds: a net visits only {num_rounds} of {run.num_workers} workers and never sees the data of the "
+        f"few rounds: a net visits only {num_rounds} of {who} and never sees the data of the "
         f"others; {advice('few rounds', run, rounds=rounds_per_cycle)}"
     )
 
