@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from functools import partial
@@ -14,6 +15,7 @@ from machines import start_on_machines
 from skerry import runtimes
 from skerry.experiments.cli import call, entry
 from skerry.experiments.reports import pictures
+from skerry.runtimes.elastic import elastic
 from skerry.training.worker import Worker
 
 ROUNDS = 9
@@ -107,3 +109,16 @@ def test_each_mistake_is_one_line(words, named, tmp_path):
     assert named in told
     assert "\n" not in told
     assert not (tmp_path / "x").exists()
+
+
+def test_without_a_store_one_line_says_how_to_start_one(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(elastic, "_CONNECT_S", 0.3)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        code, told = call(_words(tmp_path / "x", port, "2:2", "--patience", "0.1"))
+    assert code == 1
+    remedy = f"start one there: skerry store 127.0.0.1:{port}"
+    assert f"cannot go on: the store does not answer; {remedy} (nothing of" in told
+    said = capfd.readouterr().err.splitlines()  # with what C++ writes
+    assert said[1:] == [f"no store at 127.0.0.1:{port} yet; {remedy}; trying for 0.1 s"]

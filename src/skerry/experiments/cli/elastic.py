@@ -3,6 +3,7 @@
 import re
 import signal
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -112,6 +113,7 @@ def join(config: Config, out: Path, members: Members, *, resume: bool, tensorboa
             lease_s=config.timeout_s,
             patience_s=members.patience_s,
             settings=dict(in_words(same)),
+            say=partial(click.echo, err=True),
         ) as elastic,
     ):
         elastic.run(training)
