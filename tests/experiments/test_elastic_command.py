@@ -100,6 +100,9 @@ def test_a_run_goes_on_without_its_first_process_and_ends_with_a_checkpoint(tmp_
         ),
         (["train", "digits-mlp", "--elastic", "2:3", "--store", "h:1", "--set", "wire=bf16"], "wire=bf16"),
         (["store", "29400"], "29400: expected HOST:PORT"),
+        (["store", "10.0.0.1:99999"], "99999: expected HOST:PORT"),
+        (["store", "nosuchhost.invalid:29400"], "nosuchhost.invalid: not an address of this machine; give one that"),
+        (["store", "192.0.2.1:29400"], "192.0.2.1: not an address of this machine; give one that 'hostname -I' lists"),
         (["status", "nowhere"], "nowhere"),
     ],
 )
@@ -122,3 +125,11 @@ def test_without_a_store_one_line_says_how_to_start_one(tmp_path, capfd, monkeyp
     assert f"cannot go on: the store does not answer; {remedy} (nothing of" in told
     said = capfd.readouterr().err.splitlines()  # with what C++ writes
     assert said[1:] == [f"no store at 127.0.0.1:{port} yet; {remedy}; trying for 0.1 s"]
+
+
+def test_a_store_on_a_port_in_use_is_one_line(capfd):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        code, told = call(["store", f"127.0.0.1:{port}"])
+    assert (code, told) == (1, f"error: port {port} is in use; choose another")
+    assert capfd.readouterr().err == ""  # C++ has written nothing

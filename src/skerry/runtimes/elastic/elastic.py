@@ -4,6 +4,7 @@ The store that they meet in is a process of its own (``serve_store``). Whoever r
 """
 
 import contextlib
+import errno
 import os
 import socket
 import threading
@@ -42,10 +43,31 @@ def serve_store(port: int, host: str = "127.0.0.1") -> Any:
     Args:
         port: 0 for a free one; ``serve_store(0).port``.
         host: by which this machine is reached.
+
+    Raises:
+        ValueError: the host is not this machine, or the port is in use.
     """
+    _check_free(host, port)
     return dist.TCPStore(  # type: ignore[attr-defined]
         host, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=_CONNECT_S)
     )
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raise ValueError if ``host`` is not this machine, or its port is not free."""
+    for number in (0, port):
+        try:
+            family, _, _, _, where = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family) as server:
+                server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                server.bind(where)
+        except OSError as error:
+            if not number:
+                raise ValueError(
+                    f"{host}: not an address of this machine; give one that 'hostname -I' lists"
+                ) from error
+            why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be served ({error.strerror})"
+            raise ValueError(f"port {port} {why}; choose another") from error
 
 
 class Elastic:
@@ -197,7 +219,7 @@ class Elastic:
         return dist.PrefixStore(f"skerry-elastic/{self._name}", store)  # type: ignore[attr-defined]
 
     def _reach(self, until: float) -> None:
-        """Wait for the port to answer, since ``TCPStore`` writes pages about one that does not; RuntimeError if late."""
+        """Wait for the port to answer, since ``TCPStore`` writes pages if it does not; RuntimeError if late."""
         while True:
             try:
                 socket.create_connection((self._place.host, self._place.port), _CONNECT_S).close()
