@@ -103,7 +103,13 @@ def test_a_run_goes_on_without_its_first_process_and_ends_with_a_checkpoint(tmp_
         (["store", "10.0.0.1:99999"], "99999: expected HOST:PORT"),
         (["store", "nosuchhost.invalid:29400"], "nosuchhost.invalid: not an address of this machine; give one that"),
         (["store", "192.0.2.1:29400"], "192.0.2.1: not an address of this machine; give one that 'hostname -I' lists"),
-        (["status", "nowhere"], "nowhere"),
+        (["status", "nowhere"], "nowhere: no run there (config.json is missing); give the folder of a run"),
+        (["train", "digits-mlp", "--patience", "2"], "--patience: only with --elastic MIN:MAX"),
+        (["train", "digits-mlp", "--elastic", "1:2", "--store", "h"], "--store h: expected HOST:PORT"),
+        (
+            ["train", "digits-mlp", "--elastic", "1:2", "--store", "h:1", "--patience", "-3"],
+            "--patience -3: expected a positive number",
+        ),
     ],
 )
 def test_each_mistake_is_one_line(words, named, tmp_path):
