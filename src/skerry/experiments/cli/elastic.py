@@ -11,15 +11,12 @@ import torch
 
 from skerry.experiments.cli.start import how_it_goes_on, work
 from skerry.experiments.config import Config
-from skerry.experiments.methods import build, takes
+from skerry.experiments.methods import for_elastic
 from skerry.experiments.runs.execute import num_threads
 from skerry.experiments.runs.folder import check_folder, is_written, saved_config, settings_of
 from skerry.runtimes.elastic.elastic import Elastic, serve_store
-from skerry.runtimes.elastic.generation import why_not_elastic
 from skerry.runtimes.runtime import Runtime
 from skerry.training.agreement import in_words
-
-_PER_WORKER = ("capacities", "fractions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +79,10 @@ def join(config: Config, out: Path, members: Members, *, resume: bool, tensorboa
         ValueError, OSError, TrainingFailed: see ``start``.
         TooFew, PeerLost: the run cannot go on, or has ended.
     """
-    if takes(config.method, "nets") and config.nets is None:
-        config = config.change({"nets": members.maximum})
-    if why := why_not_elastic(build(config)):
-        raise ValueError(f"--elastic: {why}")
-    if given := [name for name in _PER_WORKER if getattr(config.partition, name) is not None]:
-        raise ValueError(f"--elastic: partition.{given[0]} has a value per worker, whose number changes; leave it out")
-    if config.wire != "exact":
-        raise ValueError(f"--elastic: wire={config.wire} is not supported there, expected exact")
+    try:
+        config = for_elastic(config)
+    except ValueError as error:
+        raise ValueError(f"--elastic: {error}") from None
     going_on = is_written(out)
     check_folder(out, config, resume=resume or going_on)
     if resume and not going_on and (out / "summary.json").exists() and saved_config(out).rounds == config.rounds:
