@@ -8,14 +8,18 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from machines import start_on_machines
 
 from skerry import runtimes
 from skerry.experiments.cli import call, entry
+from skerry.experiments.cli import elastic as command
+from skerry.experiments.config import Config
 from skerry.experiments.reports import pictures
-from skerry.runtimes.elastic import elastic
+from skerry.experiments.runs.folder import keep_config
+from skerry.runtimes.elastic import Elastic
 from skerry.training.worker import Worker
 
 ROUNDS = 9
@@ -61,7 +65,7 @@ def test_a_run_goes_on_without_its_first_process_and_ends_with_a_checkpoint(tmp_
     said = [(tmp_path / f"{k}" / "said").read_text() for k in range(3)]
     assert sorted(codes) == [-signal.SIGKILL, -signal.SIGKILL, 1], said
     last = said[codes.index(1)].splitlines()[-1]
-    assert "1 members, expected at least 2" in last
+    assert "1 process, expected at least 2" in last
     assert f"--resume continues {out} after round 6 of {ROUNDS}" in last
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [*range(6)]
@@ -135,8 +139,31 @@ def test_each_mistake_is_one_line(words, named, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_without_a_store_one_line_says_how_to_start_one(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(elastic, "_CONNECT_S", 0.3)
+def test_a_process_that_waits_says_for_whom(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "Elastic", partial(Elastic, grace_s=0.1))
+    store = runtimes.serve_store(0)
+    code, told = call(_words(tmp_path / "x", store.port, "2:2", "--patience", "0.1"))
+    assert code == 1
+    assert "cannot go on: 1 process, expected at least 2" in told
+    said = capsys.readouterr().err
+    assert "1 of 2 processes is here; all must give the same name, 'x', and the same store, 127.0.0.1:" in said
+
+
+def test_the_closing_line_of_a_process_that_did_not_write_the_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "work", lambda *args, **more: None)
+    monkeypatch.setattr(command.Elastic, "run", lambda self, training: training(Mock(rank=1, num_processes=2)))
+    assert call(_words(tmp_path / "ea", 1, "2:2", "--rounds", "6")) == (0, "")
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "the run 'ea' is finished after round 6; its folder was written by another process"
+
+
+def test_the_status_of_a_run_that_is_written_elsewhere(tmp_path, capsys):
+    keep_config(tmp_path / "ea", Config(recipe="digits-mlp", method="ist"))
+    assert call(["status", str(tmp_path / "ea")]) == (0, "")
+    assert capsys.readouterr().out == "digits-mlp ist: another process writes this run; ask for its status there\n"
+
+
+def test_without_a_store_one_line_says_how_to_start_one(tmp_path, capfd):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

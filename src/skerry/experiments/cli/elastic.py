@@ -101,7 +101,8 @@ def join(config: Config, out: Path, members: Members, *, resume: bool, tensorboa
     bounds = {"rounds": config.rounds, "minimum": members.minimum, "maximum": members.maximum}
     same = {**settings_of(config, per_worker=False), **bounds}
     name = out.resolve().name
-    click.echo(f"joining the run '{name}' at {members.store}, which needs {members.minimum} process(es)", err=True)
+    where = f"the run '{name}' (the last name in --out) at {members.store}"
+    click.echo(f"joining {where}, which needs {members.minimum} process(es)", err=True)
     with (
         how_it_goes_on(out),
         Elastic(
@@ -116,4 +117,8 @@ def join(config: Config, out: Path, members: Members, *, resume: bool, tensorboa
         ) as elastic,
     ):
         elastic.run(training)
-    return last[0].rank == 0
+    wrote = last[0].rank == 0
+    if not wrote:
+        told = f"the run '{name}' is finished after round {config.rounds}; its folder was written by another process"
+        click.echo(told, err=True)
+    return wrote

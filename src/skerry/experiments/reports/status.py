@@ -18,9 +18,12 @@ def status(folder: Path) -> list[str]:
     if not (folder / "config.json").exists():
         raise ReportError(no_run(folder))
     run = load_run(folder)
+    title = f"{run.config.get('recipe', run.name)} {run.config['method']}"
+    if not ((folder / "metrics.jsonl").exists() or is_written(folder)):
+        return [f"{title}: another process writes this run; ask for its status there"]
     what = "finished" if run.summary.get("finished") else "running" if is_written(folder) else "not running here"
-    rounds, method = run.config.get("rounds", 0), run.config["method"]
-    lines = [f"{run.config.get('recipe', run.name)} {method}: {what}, round {run.num_rounds} of {rounds}"]
+    rounds = run.config.get("rounds", 0)
+    lines = [f"{title}: {what}, round {run.num_rounds} of {rounds}"]
     if not run.metrics:
         return lines
     last = run.metrics[-1]

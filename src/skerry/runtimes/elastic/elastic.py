@@ -130,7 +130,7 @@ class Elastic:
         self._place = Place(host=host, port=int(port), rank=0, num_processes=maximum)
         self._name, self._where = name, f"'{name}' at {address}"
         self._address, self._remedy = address, f"start one there: skerry store {address}"
-        self._say, self._patience_s, self._told = say, patience_s, False
+        self._say, self._minimum, self._patience_s, self._told = say, minimum, patience_s, False
         self.uid = f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._leases = Leases(self.uid, lease_s, time.monotonic)
         self._membership = Membership[Held](
@@ -142,6 +142,7 @@ class Elastic:
             grace_s=grace_s,
             patience_s=patience_s,
             settings={"versions": versions(), **(settings or {})},
+            waiting=self._say_waiting,
         )
         self.changes = list[Change]()
         self._ended = threading.Event()
@@ -233,6 +234,10 @@ class Elastic:
             else:
                 self._told = False
                 return
+
+    def _say_waiting(self, num: int) -> None:
+        here = f"{num} of {self._minimum} processes {'is' if num == 1 else 'are'} here"
+        self._say(f"{here}; all must give the same name, '{self._name}', and the same store, {self._address}")
 
     def _beat(self) -> None:
         """Keep the lease, over a connection of its own, since a call may block the other one."""
