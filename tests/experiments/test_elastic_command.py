@@ -3,17 +3,23 @@
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from machines import start_on_machines
 
 from skerry import runtimes
 from skerry.experiments.cli import call, entry
+from skerry.experiments.cli import elastic as command
+from skerry.experiments.config import Config
 from skerry.experiments.reports import pictures
+from skerry.experiments.runs.folder import keep_config
+from skerry.runtimes.elastic import Elastic
 from skerry.training.worker import Worker
 
 ROUNDS = 9
@@ -59,7 +65,7 @@ def test_a_run_goes_on_without_its_first_process_and_ends_with_a_checkpoint(tmp_
     said = [(tmp_path / f"{k}" / "said").read_text() for k in range(3)]
     assert sorted(codes) == [-signal.SIGKILL, -signal.SIGKILL, 1], said
     last = said[codes.index(1)].splitlines()[-1]
-    assert "1 members, expected at least 2" in last
+    assert "1 process, expected at least 2" in last
     assert f"--resume continues {out} after round 6 of {ROUNDS}" in last
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [*range(6)]
@@ -97,8 +103,32 @@ def test_a_run_goes_on_without_its_first_process_and_ends_with_a_checkpoint(tmp_
             "'ensemble' cannot run",
         ),
         (["train", "digits-mlp", "--elastic", "2:3", "--store", "h:1", "--set", "wire=bf16"], "wire=bf16"),
+        (
+            [
+                "train",
+                "digits-mlp",
+                "--elastic",
+                "2:4",
+                "--store",
+                "h:1",
+                "--method",
+                "relay",
+                "--set",
+                "partition.max_exposure=.5",
+            ],
+            "--elastic: partition.max_exposure needs a fixed number of workers; leave it out",
+        ),
         (["store", "29400"], "29400: expected HOST:PORT"),
-        (["status", "nowhere"], "nowhere"),
+        (["store", "10.0.0.1:99999"], "99999: expected HOST:PORT"),
+        (["store", "nosuchhost.invalid:29400"], "nosuchhost.invalid: not an address of this machine; give one that"),
+        (["store", "192.0.2.1:29400"], "192.0.2.1: not an address of this machine; give one that 'hostname -I' lists"),
+        (["status", "nowhere"], "nowhere: no run there (config.json is missing); give the folder of a run"),
+        (["train", "digits-mlp", "--patience", "2"], "--patience: only with --elastic MIN:MAX"),
+        (["train", "digits-mlp", "--elastic", "1:2", "--store", "h"], "--store h: expected HOST:PORT"),
+        (
+            ["train", "digits-mlp", "--elastic", "1:2", "--store", "h:1", "--patience", "-3"],
+            "--patience -3: expected a positive number",
+        ),
     ],
 )
 def test_each_mistake_is_one_line(words, named, tmp_path):
@@ -107,3 +137,47 @@ def test_each_mistake_is_one_line(words, named, tmp_path):
     assert named in told
     assert "\n" not in told
     assert not (tmp_path / "x").exists()
+
+
+def test_a_process_that_waits_says_for_whom(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "Elastic", partial(Elastic, grace_s=0.1))
+    store = runtimes.serve_store(0)
+    code, told = call(_words(tmp_path / "x", store.port, "2:2", "--patience", "0.1"))
+    assert code == 1
+    assert "cannot go on: 1 process, expected at least 2" in told
+    said = capsys.readouterr().err
+    assert "1 of 2 processes is here; all must give the same name, 'x', and the same store, 127.0.0.1:" in said
+
+
+def test_the_closing_line_of_a_process_that_did_not_write_the_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "work", lambda *args, **more: None)
+    monkeypatch.setattr(command.Elastic, "run", lambda self, training: training(Mock(rank=1, num_processes=2)))
+    assert call(_words(tmp_path / "ea", 1, "2:2", "--rounds", "6")) == (0, "")
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "the run 'ea' is finished after round 6; its folder was written by another process"
+
+
+def test_the_status_of_a_run_that_is_written_elsewhere(tmp_path, capsys):
+    keep_config(tmp_path / "ea", Config(recipe="digits-mlp", method="ist"))
+    assert call(["status", str(tmp_path / "ea")]) == (0, "")
+    assert capsys.readouterr().out == "digits-mlp ist: another process writes this run; ask for its status there\n"
+
+
+def test_without_a_store_one_line_says_how_to_start_one(tmp_path, capfd):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        code, told = call(_words(tmp_path / "x", port, "2:2", "--patience", "0.1"))
+    assert code == 1
+    remedy = f"start one there: skerry store 127.0.0.1:{port}"
+    assert f"cannot go on: the store does not answer; {remedy} (nothing of" in told
+    said = capfd.readouterr().err.splitlines()  # with what C++ writes
+    assert said[1:] == [f"no store at 127.0.0.1:{port} yet; {remedy}; trying for 0.1 s"]
+
+
+def test_a_store_on_a_port_in_use_is_one_line(capfd):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        code, told = call(["store", f"127.0.0.1:{port}"])
+    assert (code, told) == (1, f"error: port {port} is in use; choose another")
+    assert capfd.readouterr().err == ""  # C++ has written nothing

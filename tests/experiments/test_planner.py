@@ -224,3 +224,5 @@ def test_an_elastic_run_sends_and_keeps_copies_too():
     assert elastic.memory.training - plain.memory.training == elastic.memory.copies
     with pytest.raises(ValueError, match="'ensemble' cannot run with processes that come and go"):
         forecast(about, about.config("ensemble", {"workers": 3}), elastic=True)
+    relay = forecast(about, about.config("relay", {"workers": 3}), elastic=True)  # as ``train`` runs it
+    assert (relay.config.nets, relay.memory.copies > 0) == (3, True)

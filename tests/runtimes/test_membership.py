@@ -416,11 +416,12 @@ def test_a_run_whose_members_are_all_killed_begins_anew_after_the_patience():
 
 
 def test_too_few_decide_to_end_if_they_hold_everything():
-    simulation, ended = Simulation(0, num_faults=0), []
+    simulation, ended, waiting = Simulation(0, num_faults=0), [], []
     simulation.run()
 
     def life(member):
         member.membership._minimum, member.membership._patience_s = 9, 1.0
+        member.membership._waiting = waiting.append
         decision = yield from member.membership.decide()
         ended.append(decision.ending)
         while True:
@@ -432,12 +433,13 @@ def test_too_few_decide_to_end_if_they_hold_everything():
     simulation.quiet_from = simulation.now
     simulation.run()
     num = len(simulation.members)
-    assert ended == [f"{num} members, expected at least 9"] * num
+    assert ended == [f"{num} processes, expected at least 9"] * num
+    assert waiting == [num] * num  # told once in each
 
 
 def test_a_run_that_cannot_go_on_says_why():
     simulation = Simulation(0, minimum=2, num_faults=0)
     for member in simulation.members.values():
         member.membership._patience_s, member.membership._minimum = 3.0, 9
-    with pytest.raises(TooFew, match="members, expected at least 9"):
+    with pytest.raises(TooFew, match="processes, expected at least 9"):
         simulation.run()

@@ -14,6 +14,7 @@ from skerry import algorithms
 from skerry.algorithm import Algorithm
 from skerry.clients import Clients
 from skerry.experiments.config import Asynchronous, Config, Dealing
+from skerry.runtimes.elastic.generation import why_not_elastic
 
 METHODS: dict[str, Callable[..., Algorithm]] = {
     name: getattr(algorithms, name)
@@ -66,6 +67,25 @@ def takes(method: str, setting: str) -> bool:
     if setting.split(".")[0] not in SOME_METHODS_ONLY:
         return True
     return any(taken == setting or taken.startswith(f"{setting}.") for taken in settings_of(method).values())
+
+
+def for_elastic(config: Config) -> Config:
+    """Return the settings of a run of ``config`` whose processes come and go: a relay has a net for each place.
+
+    Raises:
+        ValueError: it cannot run so.
+    """
+    if config.partition.max_exposure < 1:
+        raise ValueError("partition.max_exposure needs a fixed number of workers; leave it out")
+    if given := [name for name in ("capacities", "fractions") if getattr(config.partition, name) is not None]:
+        raise ValueError(f"partition.{given[0]} has a value per worker, whose number changes; leave it out")
+    if config.wire != "exact":
+        raise ValueError(f"wire={config.wire} is not supported there, expected exact")
+    if takes(config.method, "nets") and config.nets is None:
+        config = config.change({"nets": config.workers})
+    if why := why_not_elastic(build(config)):
+        raise ValueError(why)
+    return config
 
 
 def why_same_workers(config: Config) -> str:

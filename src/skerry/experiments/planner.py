@@ -18,7 +18,7 @@ from skerry.discovery.discover import discover
 from skerry.exchange.moves import moves
 from skerry.exchange.routes import traffic, transfers
 from skerry.experiments.config import Config
-from skerry.experiments.methods import build, takes
+from skerry.experiments.methods import build, for_elastic, takes
 from skerry.experiments.recipes import Recipe, find_recipe
 from skerry.experiments.recipes.own import own_object
 from skerry.experiments.runs.execute import configured, make_optimizer
@@ -29,7 +29,6 @@ from skerry.partitions.assignment import Assignment
 from skerry.partitions.exposures import Log
 from skerry.plan.table import Plan, trained_in_blocks
 from skerry.randomness import own_random_state
-from skerry.runtimes.elastic.generation import why_not_elastic
 from skerry.runtimes.elastic.pieces import num_bytes
 from skerry.subnet.extract import extract
 from skerry.training.check import check_algorithm
@@ -143,11 +142,11 @@ def forecast(about: Subject, config: Config, *, elastic: bool = False) -> Foreca
     Raises:
         ValueError: the method cannot train the plan; the message says why.
     """
+    if elastic:
+        config = for_elastic(config)
     model, plan, loss_fn, batch = about.job(config)
     algorithm, optimizer = build(config), make_optimizer(config)
     check_algorithm(algorithm, plan, config.rounds)
-    if elastic and (why := why_not_elastic(algorithm)):
-        raise ValueError(why)
     net, plan = net_to_train(model, plan, algorithm, config.seed)
     now = algorithm.partition.assign(plan.axes, 0)
     steps = replace(StepSettings(**config.steps), compile=False)

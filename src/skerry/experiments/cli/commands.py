@@ -110,7 +110,11 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events to OUT/tensorboard.")
 @click.option("--elastic", metavar="MIN:MAX", help="Take part with other processes, which may come and go.")
 @click.option("--store", metavar="HOST:PORT", help="Where they meet: the address that `skerry store` serves.")
-@click.option("--patience", type=float, default=300.0, show_default=True, help="Seconds for which MIN are waited for.")
+@click.option(
+    "--patience",
+    type=float,
+    help="Seconds to wait while fewer than MIN processes take part (with --elastic). Default: 300.",
+)
 @_run_options
 def train(
     recipe: str | None,
@@ -118,7 +122,7 @@ def train(
     tensorboard: bool,
     elastic: str | None,
     store: str | None,
-    patience: float,
+    patience: float | None,
     settings: tuple[str, ...],
     out: Path,
     resume: bool,
@@ -139,12 +143,12 @@ def train(
     given = _given(options, settings)
     members = None
     if elastic is not None:
-        members = Members.of_options(elastic, store, patience)
+        members = Members.of_options(elastic, store, 300.0 if patience is None else patience)
         if told := next((name for name in ("workers", "runtime") if name in given), None):
             raise ValueError(f"--{told}: the processes of an elastic run are its workers; leave it out")
         given |= {"workers": members.maximum, "runtime": "processes"}
-    elif store is not None:
-        raise ValueError("--store: only with --elastic MIN:MAX")
+    elif store is not None or patience is not None:
+        raise ValueError(f"{'--patience' if store is None else '--store'}: only with --elastic MIN:MAX")
     if recipe is not None:
         find_recipe(recipe)
     other_machine = int(os.environ.get("RANK", 0)) > 0 and recipe is not None and not (out / "config.json").exists()
@@ -312,7 +316,7 @@ def report_command(folder: Path, markdown: bool) -> None:
 @main.command(name="status")
 @click.argument("folder", type=FOLDER)
 def status_command(folder: Path) -> None:
-    """Say how far the run in FOLDER is: round, workers and their speeds, processes lost, and the time left."""
+    """Show the progress of the run in FOLDER: round, workers and their speeds, processes lost, and the time left."""
     for line in status(folder):
         click.echo(line)
 

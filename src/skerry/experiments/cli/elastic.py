@@ -3,6 +3,7 @@
 import re
 import signal
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -10,15 +11,12 @@ import torch
 
 from skerry.experiments.cli.start import how_it_goes_on, work
 from skerry.experiments.config import Config
-from skerry.experiments.methods import build, takes
+from skerry.experiments.methods import for_elastic
 from skerry.experiments.runs.execute import num_threads
 from skerry.experiments.runs.folder import check_folder, is_written, saved_config, settings_of
 from skerry.runtimes.elastic.elastic import Elastic, serve_store
-from skerry.runtimes.elastic.generation import why_not_elastic
 from skerry.runtimes.runtime import Runtime
 from skerry.training.agreement import in_words
-
-_PER_WORKER = ("capacities", "fractions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +36,18 @@ class Members:
             raise ValueError(f"--elastic {elastic}: expected MIN:MAX processes, such as 2:8")
         if store is None:
             raise ValueError("--elastic: needs --store HOST:PORT, where `skerry store HOST:PORT` runs")
+        _host_and_port(f"--store {store}", store)
+        if not patience_s > 0:
+            raise ValueError(f"--patience {patience_s:g}: expected a positive number of seconds")
         return cls(minimum=int(match[1]), maximum=int(match[2]), store=store, patience_s=patience_s)
+
+
+def _host_and_port(given: str, address: str) -> tuple[str, int]:
+    """Return both parts of ``address``; ValueError, beginning with what was ``given``, if it is none."""
+    host, _, port = address.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit() and int(port) < 2**16):
+        raise ValueError(f"{given}: expected HOST:PORT, such as 10.0.0.1:29400")
+    return host, int(port)
 
 
 @click.command(name="store")
@@ -49,13 +58,8 @@ def store_command(address: str) -> None:
     HOST is the name or address by which other machines reach this one. It holds no weights. For trusted networks only:
     whoever reaches the port can take part.
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise ValueError(f"{address}: expected HOST:PORT, such as 10.0.0.1:29400")
-    try:
-        served = serve_store(int(port), host)
-    except RuntimeError as error:
-        raise ValueError(f"{address}: cannot be served ({str(error).splitlines()[0]}); choose another port") from error
+    host, port = _host_and_port(address, address)
+    served = serve_store(port, host)
     click.echo(f"serving {host}:{served.port}; processes join with: skerry train RECIPE --elastic MIN:MAX "
                f"--store {host}:{served.port} --out FOLDER", err=True)  # fmt: skip
     signal.pause()
@@ -75,14 +79,10 @@ def join(config: Config, out: Path, members: Members, *, resume: bool, tensorboa
         ValueError, OSError, TrainingFailed: see ``start``.
         TooFew, PeerLost: the run cannot go on, or has ended.
     """
-    if takes(config.method, "nets") and config.nets is None:
-        config = config.change({"nets": members.maximum})
-    if why := why_not_elastic(build(config)):
-        raise ValueError(f"--elastic: {why}")
-    if given := [name for name in _PER_WORKER if getattr(config.partition, name) is not None]:
-        raise ValueError(f"--elastic: partition.{given[0]} has a value per worker, whose number changes; leave it out")
-    if config.wire != "exact":
-        raise ValueError(f"--elastic: wire={config.wire} is not supported there, expected exact")
+    try:
+        config = for_elastic(config)
+    except ValueError as error:
+        raise ValueError(f"--elastic: {error}") from None
     going_on = is_written(out)
     check_folder(out, config, resume=resume or going_on)
     if resume and not going_on and (out / "summary.json").exists() and saved_config(out).rounds == config.rounds:
@@ -101,7 +101,8 @@ def join(config: Config, out: Path, members: Members, *, resume: bool, tensorboa
     bounds = {"rounds": config.rounds, "minimum": members.minimum, "maximum": members.maximum}
     same = {**settings_of(config, per_worker=False), **bounds}
     name = out.resolve().name
-    click.echo(f"joining the run '{name}' at {members.store}, which needs {members.minimum} process(es)", err=True)
+    where = f"the run '{name}' (the last name in --out) at {members.store}"
+    click.echo(f"joining {where}, which needs {members.minimum} process(es)", err=True)
     with (
         how_it_goes_on(out),
         Elastic(
@@ -112,7 +113,12 @@ def join(config: Config, out: Path, members: Members, *, resume: bool, tensorboa
             lease_s=config.timeout_s,
             patience_s=members.patience_s,
             settings=dict(in_words(same)),
+            say=partial(click.echo, err=True),
         ) as elastic,
     ):
         elastic.run(training)
-    return last[0].rank == 0
+    wrote = last[0].rank == 0
+    if not wrote:
+        told = f"the run '{name}' is finished after round {config.rounds}; its folder was written by another process"
+        click.echo(told, err=True)
+    return wrote

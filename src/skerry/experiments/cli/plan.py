@@ -21,7 +21,9 @@ PLANNED = ("ist", "relay", "narrow", "local_sgd")
 @click.option("--workers", type=int, help="Number of workers.")
 @click.option("--link", default="1gbit", show_default=True, help="Each worker's link: kbit, mbit or gbit per second.")
 @click.option("--memory", help="Memory of each worker, such as 2GB; methods that do not fit are refused.")
-@click.option("--elastic", is_flag=True, help="Processes may come and go: with the copies that they keep and send.")
+@click.option(
+    "--elastic", is_flag=True, help="Include the cost of elastic runs: the backup copies that processes keep and send."
+)
 @click.option("--methods", help=f"Of {', '.join(METHODS)}; comma-separated. Default: {','.join(PLANNED)} and its own.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting, e.g. local_steps=100.")
 def plan_command(

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from skerry.checkpoint import layout
-from skerry.experiments.reports.comparison import Run, accuracy_text, duration, load_run, number
-from skerry.experiments.runs.folder import is_written
+from skerry.experiments.reports.comparison import ReportError, Run, accuracy_text, duration, load_run, number
+from skerry.experiments.runs.folder import is_written, no_run
 
 _LATEST = 10  # rounds whose time says what the others will take
 
@@ -15,10 +15,15 @@ def status(folder: Path) -> list[str]:
     Raises:
         ReportError: there is no run, or a file is broken.
     """
+    if not (folder / "config.json").exists():
+        raise ReportError(no_run(folder))
     run = load_run(folder)
+    title = f"{run.config.get('recipe', run.name)} {run.config['method']}"
+    if not ((folder / "metrics.jsonl").exists() or is_written(folder)):
+        return [f"{title}: another process writes this run; ask for its status there"]
     what = "finished" if run.summary.get("finished") else "running" if is_written(folder) else "not running here"
-    rounds, method = run.config.get("rounds", 0), run.config["method"]
-    lines = [f"{run.config.get('recipe', run.name)} {method}: {what}, round {run.num_rounds} of {rounds}"]
+    rounds = run.config.get("rounds", 0)
+    lines = [f"{title}: {what}, round {run.num_rounds} of {rounds}"]
     if not run.metrics:
         return lines
     last = run.metrics[-1]

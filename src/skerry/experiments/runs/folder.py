@@ -60,11 +60,16 @@ def saved_config(folder: Path) -> Config:
     try:
         return Config.from_json(json.loads(path.read_text()))
     except FileNotFoundError:
-        runs = ", ".join(sorted(str(path.parent) for path in folder.glob("*/config.json"))[:4])
-        remedy = f"give one of its runs: {runs}" if runs else "give the folder of a run"
-        raise ValueError(f"{folder}: no run there (config.json is missing); {remedy}") from None
+        raise ValueError(no_run(folder)) from None
     except (json.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a readable config ({error}); start anew in another folder") from error
+
+
+def no_run(folder: Path) -> str:
+    """Return, in words, that there is no run in ``folder``, and what to give instead."""
+    runs = ", ".join(sorted(str(path.parent) for path in folder.glob("*/config.json"))[:4])
+    remedy = f"give one of its runs: {runs}" if runs else "give the folder of a run"
+    return f"{folder}: no run there (config.json is missing); {remedy}"
 
 
 def check_holds_no_run(out: Path) -> None:

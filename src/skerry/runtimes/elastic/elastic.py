@@ -4,7 +4,9 @@ The store that they meet in is a process of its own (``serve_store``). Whoever r
 """
 
 import contextlib
+import errno
 import os
+import socket
 import threading
 import time
 import uuid
@@ -23,7 +25,7 @@ from skerry.runtimes.elastic.pieces import Held
 from skerry.runtimes.runtime import Change, Runtime
 from skerry.whole_number import check_whole_number
 
-_CONNECT_S = 3.0
+_CONNECT_S, _RETRY_S = 3.0, 0.2
 _GROUP_S = 60.0
 """Seconds in which members must connect to each other."""
 _BEATS = 6
@@ -41,10 +43,31 @@ def serve_store(port: int, host: str = "127.0.0.1") -> Any:
     Args:
         port: 0 for a free one; ``serve_store(0).port``.
         host: by which this machine is reached.
+
+    Raises:
+        ValueError: the host is not this machine, or the port is in use.
     """
+    _check_free(host, port)
     return dist.TCPStore(  # type: ignore[attr-defined]
         host, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=_CONNECT_S)
     )
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raise ValueError if ``host`` is not this machine, or its port is not free."""
+    for number in (0, port):
+        try:
+            family, _, _, _, where = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family) as server:
+                server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                server.bind(where)
+        except OSError as error:
+            if not number:
+                raise ValueError(
+                    f"{host}: not an address of this machine; give one that 'hostname -I' lists"
+                ) from error
+            why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be served ({error.strerror})"
+            raise ValueError(f"port {port} {why}; choose another") from error
 
 
 class Elastic:
@@ -62,6 +85,7 @@ class Elastic:
         grace_s: seconds for which the first round waits for more processes.
         patience_s: seconds for which the others wait if there are too few.
         settings: what must be the same in all processes, beside versions; who has others is refused before it joins.
+        say: gets a line about what this process waits for; by default nothing is said.
 
     Attributes:
         changes: what each change of members meant.
@@ -91,6 +115,7 @@ class Elastic:
         grace_s: float = 5.0,
         patience_s: float = 300.0,
         settings: Mapping[str, str] | None = None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit():
@@ -104,6 +129,8 @@ class Elastic:
                 raise ValueError(f"{what}={value}: expected a positive number of seconds")
         self._place = Place(host=host, port=int(port), rank=0, num_processes=maximum)
         self._name, self._where = name, f"'{name}' at {address}"
+        self._address, self._remedy = address, f"start one there: skerry store {address}"
+        self._say, self._minimum, self._patience_s, self._told = say, minimum, patience_s, False
         self.uid = f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._leases = Leases(self.uid, lease_s, time.monotonic)
         self._membership = Membership[Held](
@@ -115,6 +142,7 @@ class Elastic:
             grace_s=grace_s,
             patience_s=patience_s,
             settings={"versions": versions(), **(settings or {})},
+            waiting=self._say_waiting,
         )
         self.changes = list[Change]()
         self._ended = threading.Event()
@@ -138,7 +166,8 @@ class Elastic:
         try:
             return self._run(training)
         except TooFew as error:
-            raise TooFew(f"the run {self._where} cannot go on: {error}") from None
+            remedy = f"; {self._remedy}" if isinstance(error.__cause__, RuntimeError) else ""
+            raise TooFew(f"the run {self._where} cannot go on: {error}{remedy}") from None
 
     def _run(self, training: Callable[[Runtime], T]) -> T:
         decision: Decision | None = None
@@ -180,6 +209,7 @@ class Elastic:
         self.leave()
 
     def _connect(self, timeout_s: float = _CONNECT_S) -> Any:
+        self._reach(time.monotonic() + timeout_s)
         store = dist.TCPStore(  # type: ignore[attr-defined]
             self._place.host,
             self._place.port,
@@ -188,6 +218,26 @@ class Elastic:
             timeout=timedelta(seconds=timeout_s),
         )
         return dist.PrefixStore(f"skerry-elastic/{self._name}", store)  # type: ignore[attr-defined]
+
+    def _reach(self, until: float) -> None:
+        """Wait for the port to answer, since ``TCPStore`` writes pages if it does not; RuntimeError if late."""
+        while True:
+            try:
+                socket.create_connection((self._place.host, self._place.port), _CONNECT_S).close()
+            except OSError as error:
+                if not (self._told or self._ended.is_set() or threading.current_thread() is self._heart):
+                    self._told = True
+                    self._say(f"no store at {self._address} yet; {self._remedy}; trying for {self._patience_s:g} s")
+                if self._ended.is_set() or time.monotonic() > until:
+                    raise RuntimeError(f"no store: {error}") from error
+                time.sleep(_RETRY_S)
+            else:
+                self._told = False
+                return
+
+    def _say_waiting(self, num: int) -> None:
+        here = f"{num} of {self._minimum} processes {'is' if num == 1 else 'are'} here"
+        self._say(f"{here}; all must give the same name, '{self._name}', and the same store, {self._address}")
 
     def _beat(self) -> None:
         """Keep the lease, over a connection of its own, since a call may block the other one."""

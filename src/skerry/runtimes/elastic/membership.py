@@ -172,6 +172,7 @@ class Membership(Generic[Held]):
         grace_s: seconds for which the first decision waits for more members.
         patience_s: seconds that a decision may take.
         settings: what must be the same in all members.
+        waiting: called once per decision, with how many members are there, if they are fewer than the minimum.
 
     Attributes:
         held: what this member has of the version that goes on, by its name; with that of a vote whose end is unknown.
@@ -190,7 +191,9 @@ class Membership(Generic[Held]):
         grace_s: float = 2.0,
         patience_s: float = 60.0,
         settings: Mapping[str, str] | None = None,
+        waiting: Callable[[int], None] = lambda num: None,
     ) -> None:
+        self._waiting, self._waits = waiting, False
         self._settings = json.dumps(settings or {}, sort_keys=True)
         self._connect, self._leases, self._clock = connect, leases, clock
         self._minimum, self._maximum, self._grace_s, self._patience_s = minimum, maximum, grace_s, patience_s
@@ -237,7 +240,7 @@ class Membership(Generic[Held]):
             TooFew: it was not reached in ``patience_s`` seconds.
             ValueError: the run has other settings.
         """
-        until = self._clock() + self._patience_s
+        until, self._waits = self._clock() + self._patience_s, False
         while True:
             self._stores_lost = self._leases.stores_lost
             try:
@@ -334,6 +337,9 @@ class Membership(Generic[Held]):
                 said = {u: candidate for u, candidate in said.items() if candidate.settings == own.settings}
                 proposal = self._proposal(epoch, before, said)
                 enough = len(proposal.members) >= self._minimum
+                if not (enough or self._waits):
+                    self._waits = True
+                    self._waiting(len(proposal.members))
                 if self._clock() > until and not enough:
                     proposal = replace(proposal, ending=self._why(proposal))
                 if proposal.is_whole and (enough or (proposal.ending and proposal.base)) and uid in (before or here):
@@ -372,6 +378,6 @@ class Membership(Generic[Held]):
             sources = zip(proposal.workers, proposal.sources, strict=True)
             gone = ", ".join(uid for uid, source in sources if source is None) or "all members"
             return f"{gone} died in one round, so nobody has what they held"
-        if len(proposal.members) < self._minimum:
-            return f"{len(proposal.members)} members, expected at least {self._minimum}"
+        if (num := len(proposal.members)) < self._minimum:
+            return f"{num} process{'es' * (num != 1)}, expected at least {self._minimum}"
         return "the members of the run do not answer"
