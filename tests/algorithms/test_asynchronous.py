@@ -273,6 +273,13 @@ def test_a_resumed_training_has_the_same_bits(method, tmp_path):
     same_bits(part(11, True), go(algorithm, 11, norm=True))
 
 
+def test_clients_of_another_seed_cannot_go_on_with_what_is_under_way(tmp_path):
+    algorithm = asyncdrop(4, clients=Clients((1.0,) * 8, seed=1), drop=0.5)
+    go(algorithm, 1, checkpoints=Checkpoints(tmp_path, every_s=0))
+    with pytest.raises(ValueError, match="other clients were under way"):
+        go(replace(algorithm, clients=Clients((1.0,) * 8, seed=2)), 5, checkpoints=Checkpoints(tmp_path, resume=True))
+
+
 def test_other_clients_cannot_go_on_with_what_is_under_way(tmp_path):
     algorithm = METHODS["asyncdrop"]
     go(algorithm, 4, checkpoints=Checkpoints(tmp_path, every_s=0))

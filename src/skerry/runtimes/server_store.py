@@ -22,6 +22,7 @@ from skerry.subnet.extract import extract
 from skerry.subnet.slicing import take
 
 _UNITS = "::units"  # no tensor's name begins so
+_CLIENT = "::client"
 _MOVED = "moved::"
 """Prefix of worker and name of a tensor: how much units have moved."""
 
@@ -30,6 +31,7 @@ _MOVED = "moved::"
 class _Begun:
     """What a client begins with: its units, and its tensors by name."""
 
+    client: int
     units: Tensor
     tensors: dict[str, Tensor]
 
@@ -51,12 +53,13 @@ class ServerStore(WholeModel):
             self._moved = saved.of_worker(_MOVED, 0)[_UNITS]
             for turn in self._timeline.under_way(beginning.round):
                 tensors = saved.of_worker(BEGAN, turn.number)
-                if _UNITS not in tensors:
+                client = tensors.pop(_CLIENT, torch.tensor(turn.client))  # older checkpoints lack it
+                if _UNITS not in tensors or int(client) != turn.client:
                     raise ValueError(
                         "checkpoints: other clients were under way when it was saved; resume with the same clients, "
                         "and as many workers and replies per round"
                     )
-                self._begun[turn.number] = _Begun(tensors.pop(_UNITS), placed(tensors, beginning.device))
+                self._begun[turn.number] = _Begun(turn.client, tensors.pop(_UNITS), placed(tensors, beginning.device))
         self._go_on(beginning.round)
 
     def subnet(self, worker: int) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -85,7 +88,9 @@ class ServerStore(WholeModel):
 
     def shards(self) -> dict[str, Tensor]:
         """Return all tensors, and what is under way."""
-        begun = {number: {_UNITS: b.units, **b.tensors} for number, b in self._begun.items()}
+        begun = {
+            number: {_CLIENT: torch.tensor(b.client), _UNITS: b.units, **b.tensors} for number, b in self._begun.items()
+        }
         return super().shards() | with_worker(BEGAN, begun) | with_worker(_MOVED, {0: {_UNITS: self._moved}})
 
     def _go_on(self, round: int) -> None:
@@ -93,7 +98,7 @@ class ServerStore(WholeModel):
         self._round, self._turns = round, self._timeline.turns(round)
         for turn in self._timeline.starting(round):
             units = self._units(turn)
-            self._begun[turn.number] = _Begun(units, self._parts(units))
+            self._begun[turn.number] = _Begun(turn.client, units, self._parts(units))
         held = torch.zeros(len(self._turns), self.plan.num_units, dtype=torch.bool)
         for row, turn in zip(held, self._turns, strict=True):
             row[self._begun[turn.number].units] = True
