@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -271,6 +272,24 @@ def test_a_resumed_training_has_the_same_bits(method, tmp_path):
 
     part(5, False)
     same_bits(part(11, True), go(algorithm, 11, norm=True))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "told"),
+    [(asyncdrop(4, drop=0.5), None), (relay(2, nets=8), r"nets rest in turn, so 1 rounds .* all 2 workers, and 8")],
+)
+def test_the_skew_of_one_client_is_unknown_and_nets_that_rest_are_told(algorithm, told):
+    model, plan, _ = mlp()
+    with pytest.warns(Warning, match=told) if told else nullcontext():
+        session = Session(
+            model, plan=plan, algorithm=algorithm, optimizer=lambda net: torch.optim.SGD(net.parameters(), 0.1),
+            num_rounds=1,
+        )  # fmt: skip
+        data = blobs(algorithm.num_parts)
+        for worker in next(session.rounds()).workers:
+            for x, y in data.batches(worker.client, worker.first_step, worker.num_steps):
+                worker.step(F.cross_entropy(worker.subnet(x), y), y)
+    assert (session._round.diagnosis.label_skew is None) is (told is None)
 
 
 def test_clients_of_another_seed_cannot_go_on_with_what_is_under_way(tmp_path):

@@ -106,11 +106,12 @@ class Observer:
         """Return the measures of the round that has just ended, after its exchange; warn of what is new."""
         setup, start, counts = self._setup, self._at_start, self._label_counts
         self._label_counts, self._at_start, num_workers = None, Diagnosis(), setup.algorithm.partition.num_workers
+        compared = num_workers > 1 or setup.algorithm.clients is None  # one client's labels compare with nobody's
         found = Diagnosis(
             least_trained=int(state.trained.min()) if len(state.trained) else None,
             mean_trained=float(state.trained.double().mean()) if len(state.trained) else None,
             rounds_left=setup.num_rounds - state.round,
-            label_skew=counts.skew(setup.runtime, num_workers) if counts is not None else None,
+            label_skew=counts.skew(setup.runtime, num_workers) if counts is not None and compared else None,
             checked=start.checked,
             warnings=start.warnings,
         )

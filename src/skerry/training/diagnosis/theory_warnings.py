@@ -118,6 +118,11 @@ def few_rounds_warning(
     if num_rounds >= rounds_per_cycle:
         return None
     who = f"{run.num_workers} workers" if num_clients is None else f"{num_clients} clients"
+    if num_clients is None and rounds_per_cycle > run.num_workers:
+        return (
+            f"few rounds: nets rest in turn, so {num_rounds} rounds do not take each of them to all {who}, and "
+            f"{rounds_per_cycle} do; {advice('few rounds', run, rounds=rounds_per_cycle)}"
+        )
     return (
         f"few rounds: a net visits only {num_rounds} of {who} and never sees the data of the "
         f"others; {advice('few rounds', run, rounds=rounds_per_cycle)}"
