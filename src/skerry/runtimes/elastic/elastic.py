@@ -55,9 +55,10 @@ def serve_store(port: int, host: str = "127.0.0.1") -> Any:
 
 def _check_free(host: str, port: int) -> None:
     """Raise ValueError if ``host`` is not this machine, or its port is not free."""
-    for number in (0, port):
+    for name, number in ((host, 0), (None, port)):  # a store listens on all of a machine's addresses
         try:
-            family, _, _, _, where = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
+            found = socket.getaddrinfo(name, number, socket.AF_UNSPEC, socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, _, _, _, where = found[0]
             with socket.socket(family) as server:
                 server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 server.bind(where)
