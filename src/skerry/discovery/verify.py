@@ -258,7 +258,9 @@ def _gradient_mismatch(
             return f"{which} gives no gradient to {name}, the other does; does something keep a reference to the model?"
         if gradient is None or reference is None:
             continue
-        off = float(gradient.sub_(take(reference, cut)).abs_().max()) if gradient.numel() else 0.0
+        gradient.sub_(take(reference, cut))
+        distance = gradient.abs() if gradient.is_complex() else gradient.abs_()
+        off = float(distance.max()) if gradient.numel() else 0.0
         if not off <= tolerance * max(largest, 1e-12):
             return (
                 f"a narrow subnet's gradient of {name} differs by {off / max(largest, 1e-12):.1e} of the largest from "
