@@ -414,7 +414,11 @@ def graphs():
 
         return run
 
-    with mock.patch.object(torch, "compile", lambda fn, **more: compile(fn, backend=backend, **more)):
+    flag = "torch.utils._python_dispatch._is_in_torch_dispatch_mode"  # may stay set, and then says nothing
+    with (
+        mock.patch.object(torch, "compile", lambda fn, **more: compile(fn, backend=backend, **more)),
+        mock.patch(flag, True),
+    ):
         yield compiled, ran
     prepared_subnets._compiled_call.cache_clear()
 

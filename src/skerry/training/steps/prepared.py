@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.checkpoint import checkpoint
 
 from skerry.model.inputs import map_tensors
@@ -82,7 +82,9 @@ def _own_forward(module: nn.Module) -> "partial[Any] | None":
 
 
 def _compiled(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    if is_in_torch_dispatch_mode():  # operations are counted, and torch would never compile the subnet again
+    # While operations are counted: torch would never compile the subnet again. Its flag for it, which
+    # is_in_torch_dispatch_mode() returns, stays set where modes end in another order than they began.
+    if _get_current_dispatch_mode() is not None:
         return forward(*args, **kwargs)
     return _compiled_call()(forward, args, kwargs)
 
