@@ -64,7 +64,7 @@ def test_what_cannot_be_done_is_said_in_one_line(given, prompt, more, said):
 
 
 def test_the_command_prints_the_text(monkeypatch, capsys):
-    monkeypatch.setattr("skerry.experiments.cli.commands.load", lambda folder: predictor())
+    monkeypatch.setattr("skerry.experiments.cli.trained.load", lambda folder: predictor())
     assert call(["generate", "run", "ab", "--tokens", "3", "--temperature", "0"]) == (0, "")
     assert capsys.readouterr().out == "abcda\n"
 
