@@ -118,16 +118,16 @@ def test_limited_keeps_the_whole_log_of_everybody_under_the_bound(n, bound, more
         mine = held[:, :, list(axis.units)]
         assert (mine.any(0).double().mean(1) <= bound + 1e-9).all()
         assert (mine.sum(2) >= 1).all()
-        m = -(-n // partition.num_homes(axis))
-        homes = mine.any(0)  # units of a home: seen by all of its workers, each within a cycle
+        m = -(-n // partition.num_groups(axis))
+        groups = mine.any(0)  # units of a group: seen by all of its workers, each within a cycle
         for unit in range(axis.num_units):
-            who = homes[:, unit].nonzero().flatten()
+            who = groups[:, unit].nonzero().flatten()
             assert m - 1 <= len(who) <= m
             assert torch.equal(mine[: len(who), :, unit].any(0).nonzero().flatten(), who)
     assert torch.equal(held[2 * n], Limited(n, bound, seed).assign(axes, 2 * n).held)
 
 
-def test_a_limited_relay_is_a_relay_within_homes():
+def test_a_limited_relay_is_a_relay_within_groups():
     model, plan, _ = mlp()
     for bound, seen, cycle in ((1.0, 1.0, 4), (0.5, 0.5, 2), (0.3, 0.25, 1)):
         still = r"max_exposure=0\.3 with 4 workers: nets never move, as in ensemble; 2/4 is the least"

@@ -38,8 +38,8 @@ def relay(
         seed: of the dealing.
         nets: how many there are, at least as many as workers; None: n. With more, worker w has net (w - t) mod nets in
             round t, and the others rest: the training can go on with other workers.
-        max_exposure: the fraction of the nets that a worker may ever see. Below 1, each net stays within a home set of
-            workers (``skerry.partitions.Limited``), and is never trained on the data of others.
+        max_exposure: the fraction of the nets that a worker may ever see. Below 1, each net stays within a fixed group
+            of workers (``skerry.partitions.Limited``), and is never trained on the data of others.
         optimizer_state: what happens to optimizer state between rounds, see ``Algorithm``.
 
     Raises:
@@ -65,7 +65,7 @@ def relay(
     if max_exposure < 1:
         if nets is not None:
             raise ValueError(f"nets={nets}: with max_exposure={max_exposure:g} a worker has a net; leave one out")
-        partition, cycle = limited, -(-workers // limited.num_homes(Axis("nets", workers)))
+        partition, cycle = limited, -(-workers // limited.num_groups(Axis("nets", workers)))
         if cycle == 1:
             warnings.warn(
                 f"max_exposure={max_exposure:g} with {workers} workers: nets never move, as in ensemble; 2/{workers} "

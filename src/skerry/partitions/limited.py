@@ -1,4 +1,4 @@
-"""Limited dealing: units have a home set of workers and never leave it, so nobody ever sees more than a part."""
+"""Limited dealing: each unit stays within a fixed group of workers, so nobody ever sees more than a part."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from skerry.randomness import generator
 class Limited:
     """No worker ever holds more than the fraction ``max_exposure`` of the units of any axis.
 
-    Workers are divided into homes, as few as the bound allows, and the units of each axis among the homes, once. Within
-    a home of m workers units are dealt out anew every m rounds, and go from worker to worker in between. So a worker
-    sees all units of its home after m rounds, and no others ever. Weights between units of two homes are never trained:
-    it suits nets that share nothing (``relay``). With homes of one worker nothing moves.
+    Workers are divided into fixed groups, as few as the bound allows, and so are the units of each axis. Within a group
+    of m workers units are dealt out anew every m rounds, and go from worker to worker in between. So a worker sees all
+    units of its group after m rounds, and no others ever. Weights between units of two groups are never trained: it
+    suits nets that share nothing (``relay``). With groups of one worker nothing moves.
 
     Args:
         num_workers: the number of workers n.
-        max_exposure: above 0 and at most 1; 1: one home.
+        max_exposure: above 0 and at most 1; 1: one group.
         seed: of the dealing.
 
     Raises:
@@ -50,22 +50,22 @@ class Limited:
         """Return who holds which units in ``round``."""
         held = none_held(self.num_workers, axes)
         for axis in axes:
-            num_homes = self.num_homes(axis)
-            units = torch.randperm(axis.num_units, generator=generator(self.seed, "home", axis.name))
-            for home in range(num_homes):
-                workers = torch.arange(home, self.num_workers, num_homes)
+            num_groups = self.num_groups(axis)
+            units = torch.randperm(axis.num_units, generator=generator(self.seed, "group", axis.name))
+            for group in range(num_groups):
+                workers = torch.arange(group, self.num_workers, num_groups)
                 own = units[_places(axis.num_units, self.num_workers, workers)]
                 cycle, step = divmod(round, len(workers))
-                order = torch.randperm(len(own), generator=generator(self.seed, "limited", axis.name, home, cycle))
+                order = torch.randperm(len(own), generator=generator(self.seed, "limited", axis.name, group, cycle))
                 held[workers[(order + step) % len(workers)], axis.start + own] = True
         return Assignment(held)
 
     def share(self, axes: Sequence[Axis], round: int) -> Tensor:
-        """Return 1/n for every unit: it has one holder, any of its home, and homes have units by their workers."""
+        """Return 1/n for every unit: it has one holder, any of its group, and groups have units by their workers."""
         return self.assign(axes, round).share()
 
-    def num_homes(self, axis: Axis) -> int:
-        """Return the number of homes of an axis's units.
+    def num_groups(self, axis: Axis) -> int:
+        """Return the number of groups of an axis's units.
 
         Raises:
             ValueError: even units that never move exceed the bound, or there are fewer units than workers.
@@ -73,7 +73,7 @@ class Limited:
         if axis.num_units < self.num_workers:
             raise too_few_units(axis, self.num_workers)
         for num in range(1, self.num_workers + 1):
-            workers = torch.arange(0, self.num_workers, num)  # the first home has most
+            workers = torch.arange(0, self.num_workers, num)  # the first group has most
             if len(_places(axis.num_units, self.num_workers, workers)) <= self.max_exposure * axis.num_units:
                 return num
         most = -(-axis.num_units // self.num_workers)

@@ -3,6 +3,7 @@
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,9 @@ def configured(built: Recipe, method: str, settings: Mapping[str, Any]) -> Confi
         for name in getattr(config, group):
             choose(name, known, f"setting of the {group}: {group}.")
     make_optimizer(config)
-    build(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are given when it is built to be run
+        build(config)
     return config
 
 
