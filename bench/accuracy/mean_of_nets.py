@@ -1,12 +1,17 @@
-"""What can be made of narrow nets and the mean of their logits: one net (``distil``), or nets that know the others.
+"""What can be made of narrow nets and the mean of their logits: one net, narrow or wide, or nets that know the others.
 
     SKERRY_DATA=... python -m skerry train gpt-shakespeare --method relay --set optimizer.lr=.016 --out runs/relay
     SKERRY_DATA=... python bench/accuracy/mean_of_nets.py distil runs/relay --share .5
+    SKERRY_DATA=... python bench/accuracy/mean_of_nets.py finish runs/relay --rate .004 --length .07
     SKERRY_DATA=... python bench/accuracy/mean_of_nets.py together --length .33           # and with --apart
 
 ``distil``: a narrow net, trained by ``narrow`` as in the recipe, whose loss is ``--share`` parts cross entropy to the
 distribution of the mean of the run's nets, the rest cross entropy to the text (Hinton, Vinyals, Dean: Distilling the
 Knowledge in a Neural Network, 2015, arXiv 1503.02531, at temperature 1). Each worker needs all nets once.
+
+``finish``: the nets of the run become one wide net, in which weights from one net to another are zero at first, and it
+is trained whole for some more steps, centrally, in batches of the recipe. A step costs about as much as sixteen of a
+narrow net. One machine could do so layer by layer.
 
 ``together``: a relay in plain PyTorch whose nets train on the mean of the logits of all nets. A worker keeps the logits
 that each net had for its data when it last visited, so nothing but nets is sent. ``--apart``: the same without them.
@@ -16,6 +21,7 @@ import argparse
 import json
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -32,6 +38,7 @@ from skerry.experiments.runs.execute import configured, make_optimizer
 from skerry.training import Callback, Score, Test
 
 RECIPE = "gpt-shakespeare"
+WARM_UP = 10  # steps, of finish: the first ones of Adam move each weight by the rate
 
 
 def prepared(method: str, rate: float, seed: int) -> tuple[Config, Task]:
@@ -91,6 +98,47 @@ def distil(run: Path, share: float, rate: float, length: float, seed: int) -> No
     )  # fmt: skip
 
 
+def wide_gpt(nets: Sequence[GPT], task: Task) -> nn.Module:
+    """Return one GPT with norms in groups that computes the mean of the logits of the nets."""
+    n = len(nets)
+    sizes = {"layers": 2, "width": 64 * n, "heads": n, "head_size": 16, "hidden": 64 * n}
+    wide = GPT(task.sizes["vocabulary"], task.sizes["block"], **sizes)
+    skerry.discovery.group_norms_(wide, n)
+    narrow = [dict(net.named_parameters()) for net in nets]
+    with torch.no_grad():
+        for name, parameter in wide.named_parameters():
+            values = [each[name] for each in narrow]
+            if name == "head.weight":
+                values = [value / n for value in values]
+            along = parameter.ndim - 1  # norms, embeddings and the head: by channels of the stream
+            parameter.copy_(
+                torch.block_diag(*values) if name.startswith("blocks") and along else torch.cat(values, along)
+            )
+    return wide
+
+
+def finish(run: Path, rate: float, length: float, seed: int) -> None:
+    """Print the curve of one wide net that begins as the mean of a run's nets."""
+    config, task = prepared("relay", rate, seed)
+    x, y = task.train
+    nets = list(skerry.load(run).model.nets)
+    wide = wide_gpt(nets, task)
+    assert torch.allclose(wide(x[:8]), sum(net(x[:8]) for net in nets) / len(nets), atol=1e-4)
+    optimizer, rng = make_optimizer(config)(wide), torch.Generator().manual_seed(seed)
+    steps = round(config.rounds * config.local_steps * length)
+    print(json.dumps({"step": 0, "loss": loss_of_mean([wide], *task.test)}), flush=True)
+    for step in range(1, steps + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * skerry.cosine((step - 1) / steps) * min(1.0, step / WARM_UP)
+        batch = torch.randint(len(x), (config.batch_size,), generator=rng)
+        optimizer.zero_grad()
+        F.cross_entropy(wide(x[batch]).flatten(0, 1), y[batch].flatten()).backward()
+        nn.utils.clip_grad_norm_(wide.parameters(), config.clip_grad_norm or math.inf)
+        optimizer.step()
+        if step % max(1, steps // 4) == 0:
+            print(json.dumps({"step": step, "loss": loss_of_mean([wide], *task.test)}), flush=True)
+
+
 def show(round: int, score: Score | None) -> None:
     """Print a point of the curve."""
     if score is not None:
@@ -133,8 +181,8 @@ def together(rate: float, length: float, rounds: int, seed: int, *, apart: bool)
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("distil", "together"))
-    parser.add_argument("run", type=Path, nargs="?", help="distil: a finished run of relay or ensemble")
+    parser.add_argument("what", choices=("distil", "finish", "together"))
+    parser.add_argument("run", type=Path, nargs="?", help="distil, finish: a finished run of relay or ensemble")
     parser.add_argument("--share", type=float, default=0.5, help="distil: of the loss, that of the mean's distribution")
     parser.add_argument("--apart", action="store_true", help="together: nets do not know what the others say")
     parser.add_argument("--rounds", type=int, default=16, help="together")
@@ -146,6 +194,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     if o.what == "distil":
         distil(o.run, o.share, o.rate, o.length, o.seed)
+    elif o.what == "finish":
+        finish(o.run, o.rate, o.length, o.seed)
     else:
         together(o.rate, o.length, o.rounds, o.seed, apart=o.apart)
 
