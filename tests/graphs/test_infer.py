@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import skerry
+from skerry.graphs.infer import _Layers
 from skerry.graphs.live_bytes import LiveBytes
 
 with warnings.catch_warnings():
@@ -87,6 +88,16 @@ def test_only_what_nodes_receive_from_is_computed():
     compared, whole = seen[:-1], seen[-1]
     assert whole == 400
     assert sum(compared) < 400
+
+
+@pytest.mark.parametrize(("kind", "widths"), [(pyg.GCN, [12, 4]), (pyg.GraphSAGE, [6, 12, 12])])
+def test_what_is_kept_is_what_the_next_step_reads_where_nothing_else_is_needed(kind, widths, monkeypatch):
+    """A GCN reads what its linear layers give; GraphSAGE needs a node's own features beside those of its neighbours."""
+    seen, room = [], _Layers._room
+    monkeypatch.setattr(_Layers, "_room", lambda self, shape, dtype: seen.append(shape) or room(self, shape, dtype))
+    net, graph = kind(6, 12, 3, 4), _graph(100, [(k, k + 1) for k in range(99)])
+    _assert_close(infer(net, graph), _forward(net, graph))
+    assert [shape[1] for shape in seen if shape[0] == 100] == widths
 
 
 @pytest.mark.parametrize("nodes", [[1, 1], [5], [-1], [], [[1]], [0.5], [True]])

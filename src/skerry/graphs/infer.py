@@ -3,6 +3,10 @@
 What a model does between two steps of messages is done node by node (linear layers, activations, norms in evaluation
 mode). So step k needs, for some nodes, only what step k - 1 gave for them and for those that they receive from. The
 model's own forward runs on that neighbourhood: earlier steps return what is known, and the end of step k ends it.
+
+Where a step reads one tensor and nothing else is needed later (GCN, not a layer that adds a node's own features), the
+forward runs on to where step k + 1 would start, and what that step reads is kept instead: after a linear layer, which
+is often much narrower.
 """
 
 import tempfile
@@ -11,7 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +33,8 @@ _FIRST = 1  # nodes of the first part
 _GROWTH = 4  # of the number of nodes from one part to the next
 _MARGIN = 0.75  # of max_bytes, since parts of equal size differ
 _TOLERANCE = 1e-4
+
+Keep = Literal["all", "latest", "read"]
 
 
 def infer(
@@ -75,8 +81,8 @@ def infer(
 
     def of(net: nn.Module) -> Tensor:
         with _one_step_at_a_time(net) as steps, tempfile.TemporaryDirectory(dir=folder) as files:
-            num_steps, chain = _compared(steps, hoods, min(_SAMPLE, graph.num_nodes))
-            return _Layers(steps, hoods, max_bytes, Path(files), chain=chain).outputs(num_steps, wanted)
+            num_steps, keep = _compared(steps, hoods, min(_SAMPLE, graph.num_nodes))
+            return _Layers(steps, hoods, max_bytes, Path(files), keep=keep).outputs(num_steps, wanted)
 
     if isinstance(model, nn.Module) and not isinstance(model, Streamed):
         return mean_of_nets(model, of)
@@ -118,10 +124,16 @@ class _Steps:
         self.net = net
         self.device = next((tensor.device for tensor in net.parameters()), torch.device("cpu"))
         self._known: list[Tensor] | None = []
+        self._ahead = False
         self._num_nodes = self._num_members = self.count = 0
+        self._read: dict[int, str] = {}  # by step: the tensor of nodes that it reads,
+        self._shapes: dict[int, torch.Size] = {}  # and of what it gives for a node
 
-    def run(self, graph: Any, num_nodes: int, known: list[Tensor] | None) -> Tensor:
+    def run(self, graph: Any, num_nodes: int, known: list[Tensor] | None, *, ahead: bool = False) -> Tensor:
         """Return the result of step ``len(known)`` for the first nodes, or the net's outputs if it has no such step.
+
+        With ``ahead`` it takes that step and returns what the next one reads, or the outputs if it is the last one;
+        then ``known`` is what each step but the first reads.
 
         Args:
             graph: of a neighbourhood.
@@ -130,6 +142,7 @@ class _Steps:
                 is not needed, and nothing is computed from it.
         """
         self._known, self._num_nodes, self._num_members, self.count = known, num_nodes, graph.num_nodes, 0
+        self._ahead = ahead
         try:
             with ValuesOfInputs():
                 here = map_graph(lambda t: t if t.is_meta else t.to(self.device), graph)
@@ -152,7 +165,16 @@ class _Steps:
             result = own(edge_index, *args, **given)
             return result
         if step < len(self._known):
-            return self._known[step]
+            return (
+                self._known[step].new_empty(self._num_members, *self._shapes[step])
+                if self._ahead
+                else self._known[step]
+            )
+        if self._ahead:
+            if step > len(self._known):
+                raise _Reached(given[self._name_of_read(step, given, edge_index)])
+            if step:
+                given = given | {self._read[step]: self._known[-1]}
         if isinstance(edge_index, Tensor) and edge_index.layout == torch.strided:
             edge_index, given = self._into_wanted(module, edge_index, given)
         result = own(edge_index, *args, **given)
@@ -161,7 +183,21 @@ class _Steps:
                 f"{type(module).__name__}: gives {tuple(result.shape)} on {self._num_members} nodes, expected a row "
                 "for each; call the model on the whole graph"
             )
-        raise _Reached(result)
+        if not self._ahead:
+            raise _Reached(result)
+        self._shapes[step] = result.shape[1:]
+        return result
+
+    def _name_of_read(self, step: int, given: dict[str, Any], edge_index: Tensor) -> str:
+        """Return the name of the one tensor of nodes that a step reads; ValueError if there are several, or none."""
+        if step not in self._read:
+            tensors = {k: v for k, v in given.items() if isinstance(v, Tensor)}
+            of_nodes = [k for k, v in tensors.items() if v.shape[:1] == (self._num_members,)]
+            others = {k for k, v in given.items() if v is not None} - set(tensors)
+            if len(of_nodes) != 1 or others or edge_index.shape[1] == self._num_members:
+                raise ValueError(f"step {step} reads more than one tensor of nodes")
+            self._read[step] = of_nodes[0]
+        return self._read[step]
 
     def _into_wanted(self, module: Any, edge_index: Tensor, given: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Leave out edges into other nodes, which were there for degrees, and what is given for these edges."""
@@ -188,8 +224,8 @@ def _one_step_at_a_time(net: nn.Module) -> Iterator[_Steps]:
         yield steps
 
 
-def _compared(steps: _Steps, hoods: Neighbourhoods, num_nodes: int) -> tuple[int, bool]:
-    """Return how many steps of messages there are, and whether each needs only the one before it.
+def _compared(steps: _Steps, hoods: Neighbourhoods, num_nodes: int) -> tuple[int, Keep]:
+    """Return how many steps of messages there are, and the least that has to be kept.
 
     Raises:
         ValueError: step by step the first nodes of a part of the graph get other outputs than in one forward.
@@ -199,20 +235,22 @@ def _compared(steps: _Steps, hoods: Neighbourhoods, num_nodes: int) -> tuple[int
     expected = steps.run(part, part.num_nodes, None)
     num_steps, size = steps.count, _largest(expected)
 
-    def difference(chain: bool) -> float:
-        layers = _Layers(steps, Neighbourhoods(part), 2**30, None, first=3, chain=chain)
+    def difference(keep: Keep) -> float:
+        layers = _Layers(steps, Neighbourhoods(part), 2**30, None, first=3, keep=keep)
         return _largest(layers.outputs(num_steps) - expected)
 
-    with suppress(Exception):  # whatever a forward raises that looks at values which it would need
-        if difference(chain=True) <= _TOLERANCE * size:
-            return num_steps, True
-    if not (found := difference(chain=False)) <= _TOLERANCE * size:
+    least: Keep
+    for least in ("read", "latest"):
+        with suppress(Exception):  # whatever a forward raises that looks at values which it would need
+            if num_steps and difference(least) <= _TOLERANCE * size:
+                return num_steps, least
+    if not (found := difference("all")) <= _TOLERANCE * size:
         raise ValueError(
             f"{type(steps.net).__name__}: outputs differ by {found:.1e} where nodes are taken a few at a time, so its "
             "forward does more than pass messages along edges (it normalises over nodes or pools them?); call it on "
             "the whole graph"
         )
-    return num_steps, False
+    return num_steps, "all"
 
 
 def _largest(tensor: Tensor) -> float:
@@ -228,7 +266,7 @@ class _Layers:
         max_bytes: for what the net computes.
         files: a folder for the results of steps; None: they stay in memory.
         first: how many nodes are computed first.
-        chain: whether a step needs only the results of the one before it, and not the features.
+        keep: what is needed later: "all" features and results; the "latest" result; or what the next step "read"s.
     """
 
     def __init__(
@@ -239,9 +277,9 @@ class _Layers:
         files: Path | None,
         *,
         first: int = _FIRST,
-        chain: bool = False,
+        keep: Keep = "all",
     ) -> None:
-        self._steps, self._hoods, self._files, self._first, self._chain = steps, hoods, files, first, chain
+        self._steps, self._hoods, self._files, self._first, self._keep = steps, hoods, files, first, keep
         self._max_bytes = max_bytes
         self._known: list[Tensor] = []  # for each step, rows of the nodes that are needed,
         self._places: list[Tensor] = []  # and which row is whose; 0 for nodes that are not needed
@@ -249,13 +287,14 @@ class _Layers:
 
     def outputs(self, num_steps: int, nodes: Tensor | None = None) -> Tensor:
         """Return the outputs for ``nodes`` (None: all), step by step."""
-        needed = [torch.arange(self._hoods.num_nodes) if nodes is None else nodes] * 2  # by the end, by the last step
-        while len(needed) <= num_steps:
+        ahead = self._keep == "read"  # then the last step and the end are one
+        needed = [torch.arange(self._hoods.num_nodes) if nodes is None else nodes] * (1 if ahead else 2)
+        while len(needed) < num_steps + (not ahead):
             needed.append(needed[-1] if nodes is None else self._hoods.members(needed[-1])[0])
-        for _ in range(num_steps):
+        while len(needed) > 1:
             own = needed.pop()
             result = self._of(own, self._room)
-            if self._chain:
+            if self._keep != "all":
                 self._hoods = self._hoods.without_features()
                 self._known = [torch.empty_like(one, device="meta") for one in self._known]
                 self._in_memory = {k: n for k, n in self._in_memory.items() if k == len(self._known)}
@@ -294,7 +333,7 @@ class _Layers:
         rows = torch.cat([members, members[:1]])
         found = [one[place[rows]] for one, place in zip(self._known, self._places, strict=True)]
         known = [one if one.is_meta else one.to(self._steps.device) for one in found]
-        return self._steps.run(self._hoods.graph(members), len(nodes), known)
+        return self._steps.run(self._hoods.graph(members), len(nodes), known, ahead=self._keep == "read")
 
     def _room(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return memory for the result of a step, or a file where it would need more than half of the memory."""
