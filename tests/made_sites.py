@@ -51,7 +51,7 @@ class MadeSites:
         state = self.fleet.state
         node = state.create_node(NOOP_FLWR_AID, "", f"key {len(state.nodes)}".encode(), 0)
         state.activate_node(node, 1800)
-        app = client_app(lambda context: make())
+        app = client_app(lambda context, job: make())
 
         def answered(message: Message, context: Context) -> Message:
             reply = app(message, context)

@@ -4,7 +4,8 @@ The server deals, aggregates and calibrates, and never sees data. A site gets it
 sends it back (docs/federated.md).
 """
 
-from skerry.federated.server import Federated, OnSites
+from skerry.data.on_sites import OnSites
+from skerry.federated.server import Federated
 from skerry.federated.site import AtSite, Site, client_app
 from skerry.federated.sites import TooFewSites
 

@@ -4,8 +4,7 @@ import math
 import secrets
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from itertools import repeat
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from skerry.federated.messages import Refused, read_numbers, read_tensors, writt
 from skerry.federated.sites import Sites
 from skerry.federated.trips import Trips
 from skerry.merge.aggregate import is_finite
-from skerry.model.inputs import Inputs, take
 from skerry.partitions.assignment import Assignment
 from skerry.partitions.share import Share
 from skerry.runtimes.runtime import Beginning, Handover, Report, Store
@@ -28,32 +26,6 @@ from skerry.runtimes.server_store import ServerStore
 from skerry.runtimes.whole_model import WholeModel
 
 TRAIN = "train.subnet"
-
-
-class OnSites:
-    """The data of a server: none. It knows how many sites have data, and what a batch of theirs looks like.
-
-    Args:
-        num_workers: how many sites there are.
-        example: inputs and labels of a batch with the shapes and types of the sites'. The model runs on it to be
-            checked and to count operations. Made-up samples do: nothing is trained on them.
-
-    Example:
-        >>> import torch
-        >>> OnSites(3, (torch.zeros(2, 8), torch.zeros(2, dtype=torch.int64))).num_workers
-        3
-    """
-
-    def __init__(self, num_workers: int, example: tuple[Inputs, Any]) -> None:
-        self.num_workers, self._example = num_workers, example
-
-    def batches(self, worker: int, first_step: int, num_steps: int) -> Iterator[tuple[Inputs, Any]]:
-        """Yield the example as often as there are steps."""
-        return repeat(self._example, num_steps)
-
-    def sample(self, worker: int, num: int) -> Inputs:
-        """Return inputs of the example."""
-        return take(self._example[0], slice(num))
 
 
 class Federated(Elsewhere):
@@ -70,6 +42,7 @@ class Federated(Elsewhere):
         at_least: the fewest sites that a round begins with.
         poll_s: seconds between two looks for replies.
         numbers: the site of each of Flower's nodes, where nodes have keys; None: each says it itself.
+        job: sent with each message: what a site needs to know to make its part (``client_app``).
 
     Raises:
         ValueError: a number is out of range.
@@ -84,6 +57,7 @@ class Federated(Elsewhere):
         at_least: int = 1,
         poll_s: float = 0.05,
         numbers: Mapping[int, int] | None = None,
+        job: str = "",
     ) -> None:
         super().__init__()
         for name, value in (("deadline_s", deadline_s), ("patience_s", patience_s), ("poll_s", poll_s)):
@@ -91,7 +65,7 @@ class Federated(Elsewhere):
                 raise ValueError(f"{name}={value}: expected a positive number of seconds")
         if at_least < 1:
             raise ValueError(f"at_least={at_least}: expected 1 or more sites")
-        self.deadline_s, self.patience_s, self.at_least = deadline_s, patience_s, at_least
+        self.deadline_s, self.patience_s, self.at_least, self.job = deadline_s, patience_s, at_least, job
         self._grid, self._poll_s, self._numbers = grid, poll_s, numbers
 
     def keep(self, beginning: Beginning) -> Store:
@@ -104,7 +78,7 @@ class Federated(Elsewhere):
         assert algorithm is not None
         _check(algorithm, beginning)
         self.sites = Sites(
-            self._grid, algorithm.num_parts, self.settings,
+            self._grid, algorithm.num_parts, self.settings, job=self.job,
             poll_s=self._poll_s, ttl_s=self.deadline_s, numbers=self._numbers,
         )  # fmt: skip
         return (LateFromSites if algorithm.server is not None else FromSites)(beginning, self)
@@ -146,7 +120,13 @@ class FromSites(WholeModel):
                 units, tensors = self.part(worker)
                 mask = np.zeros(self.plan.num_units, dtype=bool)
                 mask[units.numpy()] = True
-                numbers = {"token": token, "round": self._next, "worker": worker, "steps": self._steps}
+                numbers = {
+                    "token": token,
+                    "round": self._next,
+                    "worker": worker,
+                    "steps": self._steps,
+                    "job": runtime.job,
+                }
                 content = written({**numbers, "units": np.packbits(mask).tobytes()}, tensors)
                 if trips.send(sites.here[client], TRAIN, content, worker, runtime.deadline_s):
                     asked[worker] = client, tensors

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ from skerry.data.loaders import as_data
 from skerry.federated.elsewhere import Elsewhere
 from skerry.federated.messages import Refused, read_numbers, read_tensors, written
 from skerry.federated.server import TRAIN
-from skerry.federated.sites import HELLO
+from skerry.federated.sites import BYE, HELLO
 from skerry.model.inputs import Inputs
 from skerry.model.tensors import fill_, named_tensors, skeleton
 from skerry.runtimes.runtime import Beginning, Handover, Store
@@ -26,6 +26,8 @@ from skerry.training.session import Session
 from skerry.training.steps.local_training import LocalTraining
 from skerry.training.worker import Data
 
+OVER = "over"
+"""In the state of a site's context once the server has ended the training."""
 _OF_SERVER = ("callbacks", "checkpoints", "max_bad_rounds")
 _WORK = {"token": str, "round": int, "worker": int, "steps": int, "units": bytes}
 
@@ -109,10 +111,10 @@ class Site:
     def hello(self, content: RecordDict) -> RecordDict:
         """Return which site this is, and in which setting the server differs."""
         theirs = json.loads(read_numbers(content, {"settings": str})["settings"])
-        names = [name for name in {**theirs, **self._settings} if name.split(".")[0] not in _OF_SERVER]
-        other = [name for name in names if theirs.get(name) != self._settings.get(name)]
+        names = [name for name in self._settings if name.split(".")[0] not in _OF_SERVER]
+        other = [name for name in names if theirs.get(name) != self._settings[name]]
         told = "".join(
-            f"{name} is {self._settings.get(name)!r} at the site, and {theirs.get(name)!r} at the server"
+            f"{name} is {self._settings[name]!r} at the site, and {theirs.get(name)!r} at the server"
             for name in other[:1]
         )
         if told:
@@ -168,28 +170,36 @@ class _Own:
         return self._data.sample(self._part, num)
 
 
-def client_app(make: Callable[[Context], Site]) -> ClientApp:
+def client_app(make: Callable[[Context, str], Site]) -> ClientApp:
     """Return a Flower ``ClientApp`` of a site.
 
     Args:
-        make: returns the site, from Flower's context; called once in a process for each node.
+        make: returns the site, from Flower's context and what ``Federated(job=...)`` was given. Called once in a
+            process for each node and job.
 
     Example:
-        >>> app = client_app(lambda context: make_site(int(context.node_config["site"])))
+        >>> app = client_app(lambda context, job: make_site(int(context.node_config["site"])))
     """
-    app, made = ClientApp(), dict[int, Site]()
+    app, made = ClientApp(), dict[tuple[int, str], Site]()
 
-    def site(context: Context) -> Site:
-        if context.node_id not in made:
-            made[context.node_id] = make(context)
-        return made[context.node_id]
+    def site(message: Message, context: Context) -> Site:
+        key = context.node_id, str(read_numbers(message.content, {"job": str})["job"])
+        if key not in made:
+            made.clear()
+            made[key] = make(context, key[1])
+        return made[key]
 
     @app.query(HELLO.partition(".")[2])
     def hello(message: Message, context: Context) -> Message:
-        return Message(site(context).hello(message.content), reply_to=message)
+        return Message(site(message, context).hello(message.content), reply_to=message)
+
+    @app.query(BYE.partition(".")[2])
+    def bye(message: Message, context: Context) -> Message:
+        context.state[OVER] = ConfigRecord({OVER: True})
+        return Message(RecordDict(), reply_to=message)
 
     @app.train(TRAIN.partition(".")[2])
     def train(message: Message, context: Context) -> Message:
-        return Message(site(context).train(message.content), reply_to=message)
+        return Message(site(message, context).train(message.content), reply_to=message)
 
     return app

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from skerry.federated.messages import Refused, read_numbers, written
 from skerry.federated.trips import Trips
 
-HELLO = "query.hello"
+HELLO, BYE = "query.hello", "query.bye"
 
 
 class TooFewSites(RuntimeError):
@@ -25,6 +25,7 @@ class Sites:
         grid: of Flower.
         num: how many sites there are.
         settings: of the training, in words; a site that has others is refused.
+        job: sent along.
         poll_s: seconds between two looks.
         ttl_s: seconds in which a node is to answer; then it is asked again.
         numbers: the site of each node, where nodes have keys; None: each says it itself.
@@ -36,12 +37,14 @@ class Sites:
         num: int,
         settings: Mapping[str, str],
         *,
+        job: str,
         poll_s: float,
         ttl_s: float,
         numbers: Mapping[int, int] | None = None,
     ) -> None:
         self.here: dict[int, int] = {}  # site -> node
-        self._grid, self._num, self._settings, self._numbers = grid, num, dict(settings), numbers
+        self._grid, self._num, self._numbers = grid, num, numbers
+        self._hello = {"settings": json.dumps(dict(settings)), "job": job}
         self._hellos, self._poll_s, self._ttl_s = Trips[int](grid, poll_s), poll_s, ttl_s
         self._refused: set[int] = set()
 
@@ -53,12 +56,19 @@ class Sites:
             self._admit(node, message)
         asked = {*self.here.values(), *self._refused, *self._hellos.open.values()}
         for node in sorted(nodes - asked):
-            content = written({"settings": json.dumps(self._settings)})
-            self._hellos.send(node, HELLO, content, node, self._ttl_s)
+            self._hellos.send(node, HELLO, written(self._hello), node, self._ttl_s)
 
     def doubt(self, site: int) -> None:
         """Ask a site once more whether it is there, before it gets work again."""
         self.here.pop(site, None)
+
+    def dismiss(self, patience_s: float = 5.0) -> None:
+        """Tell all sites that the training is over."""
+        trips = Trips[int](self._grid, self._poll_s)
+        for site, node in self.here.items():
+            trips.send(node, BYE, written({"job": self._hello["job"]}), site, patience_s)
+        for _ in trips.wait(time.monotonic() + patience_s):
+            pass
 
     def wait_for(self, at_least: int, until: float, *, all_of_them: bool = False) -> None:
         """Wait for ``at_least`` sites, or rather for all of them if there is time.
