@@ -26,7 +26,7 @@ class MadeSites:
     """A fleet in memory, and the sites that have joined it."""
 
     def __init__(self) -> None:
-        logging.getLogger("flwr").setLevel(logging.WARNING)
+        logging.getLogger("flwr").setLevel(logging.ERROR)
         self.fleet = Fleet()
         state = self.fleet.state
         store = state.object_store
@@ -38,7 +38,7 @@ class MadeSites:
             ConfirmMessageReceived=lambda request: fleet_handlers.confirm_message_received(request, state, store),
         )
         self.sites: dict[int, Any] = {}  # node -> what answers
-        self.rounds_seen: list[tuple[int, int]] = []
+        self.silent: set[int] = set()  # nodes that do not answer now
         pull = self.fleet.grid.pull_messages
         self.fleet.grid.pull_messages = lambda ids: (self.answer(), pull(ids))[1]
 
@@ -67,7 +67,7 @@ class MadeSites:
 
     def answer(self) -> None:
         """Let every site answer what there is."""
-        for node, answered in list(self.sites.items()):
+        for node, answered in [(n, a) for n, a in self.sites.items() if n not in self.silent]:
             context = Context(run_id=1, node_id=node, node_config={}, state=RecordDict(), run_config={})
             while answer_one(self.client, Node(node_id=node), answered, context):
                 pass

@@ -30,4 +30,5 @@ class OnSites:
 
     def sample(self, worker: int, num: int) -> Inputs:
         """Return inputs of the example."""
-        return take(self._example[0], slice(num))
+        inputs: Inputs = take(self._example[0], slice(num))
+        return inputs

@@ -113,7 +113,7 @@ class Fleet:
         return app
 
 
-class _LocalGrid(HttpGrid):
+class _LocalGrid(HttpGrid):  # type: ignore[misc]  # its class is not known to the type checker
     """Flower's grid, with what its requests would come to called directly."""
 
     def __init__(self, state: InMemoryLinkState, task: Task) -> None:

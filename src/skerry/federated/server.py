@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from skerry.algorithm import Algorithm
 from skerry.federated.elsewhere import Elsewhere
-from skerry.federated.messages import Refused, read_numbers, read_tensors, written
+from skerry.federated.messages import Number, Refused, read_numbers, read_tensors, written
 from skerry.federated.sites import Sites
 from skerry.federated.trips import Trips
 from skerry.merge.aggregate import is_finite
@@ -120,21 +120,16 @@ class FromSites(WholeModel):
                 units, tensors = self.part(worker)
                 mask = np.zeros(self.plan.num_units, dtype=bool)
                 mask[units.numpy()] = True
-                numbers = {
-                    "token": token,
-                    "round": self._next,
-                    "worker": worker,
-                    "steps": self._steps,
-                    "job": runtime.job,
-                }
-                content = written({**numbers, "units": np.packbits(mask).tobytes()}, tensors)
+                work: dict[str, Number] = {"token": token, "round": self._next, "worker": worker, "steps": self._steps}
+                mask_and_job = {"units": np.packbits(mask).tobytes(), "job": runtime.job}
+                content = written({**work, **mask_and_job}, tensors)
                 if trips.send(sites.here[client], TRAIN, content, worker, runtime.deadline_s):
                     asked[worker] = client, tensors
         for worker, message in trips.wait(time.monotonic() + runtime.deadline_s):
             client, sent = asked.pop(worker)
             handed[worker] = self._taken(worker, client, message, token, sent)
         for client, _ in asked.values():
-            warnings.warn(f"round {self._next}: site {client} has not answered in time", stacklevel=6)
+            warnings.warn(f"round {self._next}: site {client} has not answered in time", stacklevel=2)
             sites.doubt(client)
         return handed
 
@@ -143,7 +138,7 @@ class FromSites(WholeModel):
         absent = Handover({}, Report(worker, False, math.nan, 0.0, 0.0, came=False))
         if message.has_error():
             told = (message.error.reason or f"code {message.error.code}").strip().splitlines()[-1]
-            warnings.warn(f"round {self._next}: site {client} is lost ({told})", stacklevel=7)
+            warnings.warn(f"round {self._next}: site {client} is lost ({told})", stacklevel=2)
             self._runtime.sites.doubt(client)
             return absent
         try:
@@ -152,7 +147,7 @@ class FromSites(WholeModel):
                 raise Refused("it answers another message")
             tensors = read_tensors(message.content, sent)
         except Refused as error:
-            warnings.warn(f"round {self._next}: what site {client} sent is refused: {error}", stacklevel=7)
+            warnings.warn(f"round {self._next}: what site {client} sent is refused: {error}", stacklevel=2)
             return Handover({}, Report(worker, False, math.nan, 0.0, 0.0))
         watched = {name: tensor for name, tensor in tensors.items() if name not in self._never_finite}
         good = math.isfinite(found["loss"]) and is_finite(watched)

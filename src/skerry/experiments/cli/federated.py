@@ -180,5 +180,6 @@ def _need_flower() -> None:
     if find_spec("flwr") is None:
         raise ValueError("Flower is not installed; run: pip install 'skerry[federated]'")
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    from flwr.supercore.logger import console_handler
 
-    logging.getLogger("flwr").setLevel(logging.ERROR)
+    console_handler.setLevel(logging.ERROR)
