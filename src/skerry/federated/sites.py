@@ -52,6 +52,7 @@ class Sites:
         """Note who has come and who is gone; waits for nobody."""
         nodes = set(self._grid.get_node_ids())
         self.here = {site: node for site, node in self.here.items() if node in nodes}
+        self._refused &= nodes  # with a key, a site that has mended its settings comes back as the same node
         for node, message in self._hellos.arrived():
             self._admit(node, message)
         asked = {*self.here.values(), *self._refused, *self._hellos.open.values()}
