@@ -178,5 +178,5 @@ def _check(algorithm: Algorithm, beginning: Beginning) -> None:
     if norms and bool((Share.of(algorithm.partition, beginning.plan.axes, 0).alone < 1).any()):
         raise ValueError(
             f"runtime: {norms[0]} is a batch norm, whose statistics the full model of '{algorithm.name}' needs from "
-            "data, which the server does not see; use group norms, or a method with nets of its own (relay, narrow)"
+            "data, which the server does not see; use group norms, or a method that shares one net (narrow, local_sgd)"
         )
