@@ -36,6 +36,7 @@ ROOMS = [
     "defaults",
     "training",
     "callbacks",
+    "federated",
     "graphs",
     "predictor",
     "sklearn",

@@ -17,7 +17,18 @@ import skerry
 assert skerry.__file__.startswith({folder!r}), skerry.__file__
 exec(compile({code!r}, "README.md", "exec"))
 """
-EXTRAS = ("click", "rich", "matplotlib", "jinja2", "sklearn", "PIL", "tensorboard", "transformers", "torch_geometric")
+EXTRAS = (
+    "click",
+    "rich",
+    "matplotlib",
+    "jinja2",
+    "sklearn",
+    "PIL",
+    "tensorboard",
+    "transformers",
+    "torch_geometric",
+    "flwr",
+)
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ class Report:
         flop: floating-point operations it spent.
         local_s: seconds it spent in local steps.
         bytes_due: bytes it has to send in this exchange, by the assignments; the store fills it in.
+        came: whether it handed anything over: a site may be lost, which is no fault of the training.
     """
 
     worker: int
@@ -35,6 +36,7 @@ class Report:
     flop: float
     local_s: float
     bytes_due: float = 0.0
+    came: bool = True
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,7 @@ from skerry.partitions.by_movement import kept_by_movement
 from skerry.runtimes.overlap import BEGAN
 from skerry.runtimes.runtime import Beginning, Handover, Report, with_worker
 from skerry.runtimes.whole_model import WholeModel
-from skerry.subnet.cuts import Cuts
 from skerry.subnet.extract import extract
-from skerry.subnet.slicing import take
 
 _UNITS = "::units"  # no tensor's name begins so
 _CLIENT = "::client"
@@ -70,6 +68,11 @@ class ServerStore(WholeModel):
             tensor.copy_(begun.tensors[name])
         return subnet, {}
 
+    def part(self, worker: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the units and the tensors that the client began with whose reply is the ``worker``-th of the round."""
+        begun = self._begun[self._turns[worker].number]
+        return begun.units, begun.tensors
+
     @torch.no_grad()
     def exchange(self, mine: list[Handover], then: Assignment, *, overlap: bool = False) -> list[Report]:
         """Take in the replies of the round; those that begin next get the model as it is then."""
@@ -110,12 +113,6 @@ class ServerStore(WholeModel):
             return kept_by_movement(self.plan.axes, self._moved, self._server.drops_moved, rank, *key)
         round, worker = divmod(turn.number, self._partition.num_workers)
         return self._partition.assign(self.plan.axes, round).units(worker)
-
-    def _parts(self, units: Tensor) -> dict[str, Tensor]:
-        """Return a copy of the part of each tensor that the holder of ``units`` has."""
-        cuts = Cuts(self.plan, units)
-        found = {name: (tensor, cuts.of(name, tensor.shape)) for name, tensor in self.tensors.items()}
-        return {name: take(tensor, cut) for name, (tensor, cut) in found.items() if cut is not None}
 
     def _note_moves(self, before: dict[str, Tensor]) -> None:
         """Note, for the units of this round, the mean move of the elements that make them."""

@@ -97,6 +97,11 @@ class WholeModel:
                 tensor.copy_(began[name])
         return subnet, mine
 
+    def part(self, worker: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the worker's units, and a copy of the tensors of its subnet."""
+        units = self.assignment.units(worker)
+        return units, self._parts(units)
+
     def late(self, worker: int) -> Iterator[tuple[str, Tensor]]:
         """Yield the differences of the means from what the worker began with."""
         for name, began in self._began.get(worker, {}).items():
@@ -126,6 +131,12 @@ class WholeModel:
     def shards(self) -> dict[str, Tensor]:
         """Return all tensors, by the names of a checkpoint."""
         return self.tensors | with_worker(BEGAN, self._began) | with_worker(KEPT, self.kept)
+
+    def _parts(self, units: Tensor) -> dict[str, Tensor]:
+        """Return a copy of the part of each tensor that the holder of ``units`` has."""
+        cuts = Cuts(self.plan, units)
+        found = {name: (tensor, cuts.of(name, tensor.shape)) for name, tensor in self.tensors.items()}
+        return {name: take(tensor, cut) for name, (tensor, cut) in found.items() if cut is not None}
 
     def _add_new_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Make room for optimizer state that appears with the first step."""

@@ -181,7 +181,7 @@ class Session:
         check_algorithm(algorithm, plan, num_rounds)
         check_functions(given, test)
         check_steps(given)
-        if given.runtime.num_processes > 1:
+        if given.runtime.num_processes > 1 or not given.runtime.mine(algorithm.partition.num_workers):  # elsewhere
             given.runtime.agree(session_in_words(given, self._callbacks.together))
         self.test = agree_on_test(own_test, given.runtime)
         warn_of_frozen_readers(given)

@@ -1,10 +1,7 @@
 """``train``: a loop over a session that takes the batches, evaluates, and returns the calibrated full model."""
 
-import math
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,28 +17,23 @@ from skerry.checkpoint.pretrained import save_pretrained
 from skerry.checkpoint.state import State
 from skerry.data.loaders import as_data
 from skerry.defaults import WORKERS, choose_missing
-from skerry.model.class_labels import has_label
-from skerry.model.in_words import OF_TORCH, described, first_line
-from skerry.model.inputs import Inputs, fit, join, stored, tensors_of, to
+from skerry.model.inputs import Inputs, fit, join
 from skerry.plan.table import Plan
 from skerry.runtimes.runtime import FullModel, Runtime, Store
 from skerry.runtimes.serial import or_serial
-from skerry.subnet.extract import extract
 from skerry.trained import Start
 from skerry.training.agreement import data_in_words
 from skerry.training.callback import Callback
 from skerry.training.check import check_arguments, check_data, check_logit_adjustment
-from skerry.training.cost import StepCost, StepCosts
+from skerry.training.cost import StepCost
 from skerry.training.evaluation.evaluate import Score
-from skerry.training.evaluation.labels import in_range
 from skerry.training.evaluation.test_set import Test
-from skerry.training.priors import adjusted
 from skerry.training.record import Record
 from skerry.training.session import Session
-from skerry.training.setup import Setup
+from skerry.training.steps.local_training import LocalTraining
 from skerry.training.steps.schedules import Schedule, constant
 from skerry.training.steps.settings import Deadline, Precision, SchedulerFn
-from skerry.training.worker import Data, LossFn, OptimizerFn, Worker, local_steps, micro_batches
+from skerry.training.worker import Data, LossFn, OptimizerFn
 
 CALIBRATION_SAMPLES = 2048
 
@@ -228,11 +220,12 @@ def train(
     check_data(source, algorithm, num_workers)
     check_logit_adjustment(logit_adjustment, num_workers)
     mine = runtime.mine(num_workers)
+    first = mine[0] if mine else 0  # a server of sites has no workers
     several = runtime.num_processes > 1
     if plan is None or algorithm is None or optimizer is None or num_rounds is None:
         choice = choose_missing(
             model,
-            source.sample(mine[0], 8),
+            source.sample(first, 8),
             num_workers=num_workers,
             steps_per_pass=getattr(source, "steps_per_pass", None),
             plan=plan,
@@ -243,7 +236,7 @@ def train(
         plan, algorithm, optimizer, num_rounds = choice.plan, choice.algorithm, choice.optimizer, choice.num_rounds
         if runtime.rank == 0:
             print(choice, file=sys.stderr, flush=True)
-    inputs = source.sample(mine[0], 4) if verify or several else None
+    inputs = source.sample(first, 4) if verify or several else None
     if several:
         runtime.agree(data_in_words(source, inputs, logit_adjustment, calibration_samples))
     session = Session(
@@ -279,26 +272,23 @@ def train(
     def evaluated() -> tuple[FullModel, Score | None]:
         nonlocal latest
         if latest is None:
-            full = session.full(*calibration_inputs(source, mine, calibration_samples))
+            full = session.full(*calibration_inputs(source, mine or [0], calibration_samples))
             latest = full, session.score(full) if session.test is not None else None
         return latest
 
-    first_round, outer = state.round, algorithm.outer is not None
-    example = next(iter(source.batches(mine[0], 0, 1)))  # now, since loaders read on from there
-    costs = StepCosts(loss_fn, optimizer, lambda: example, outer=outer, settings=setup.steps, device=setup.device)
+    local = LocalTraining(
+        setup, loss_fn, source, logit_adjustment=logit_adjustment, worker=first, first_round=state.round
+    )
     with session:
         for round in session.rounds(at_stop=evaluated):
             latest = None  # the memory of the last full model is free again
             for worker in round.workers:
-                rows = logit_adjustment
-                own_loss = loss_fn if rows is None else adjusted(loss_fn, rows[worker.client].to(setup.device))
-                _take_local_steps(worker, own_loss, source, setup.device, is_first=worker.round == first_round)
-                worker.flop = float(costs.of(worker.narrow).flop * worker.num_steps)
+                local.take(worker)
             every = session.test.every if session.test is not None else 0
             if state.round == num_rounds or (every and state.round % every == 0):
                 evaluated()
         full, score = evaluated()
-    return Result(full, score, _largest_step_cost(setup, costs), session)
+    return Result(full, score, local.largest_step_cost(), session)
 
 
 def _num_workers(data: Any, algorithm: Algorithm | None, runtime: Runtime) -> int:
@@ -310,88 +300,6 @@ def _num_workers(data: Any, algorithm: Algorithm | None, runtime: Runtime) -> in
     if isinstance(data, list | tuple):
         return len(data)
     return WORKERS if isinstance(data, DataLoader) else getattr(data, "num_workers", WORKERS)
-
-
-def _take_local_steps(worker: Worker, loss_fn: LossFn, data: Data, device: torch.device, *, is_first: bool) -> None:
-    """Take the worker's local steps on its own data.
-
-    An error gets a note that describes the batch. In the first round, what torch says of shapes and dtypes becomes a
-    ValueError of one line, and in any round what it says of labels and of a batch too small for batch norm. NaN in the
-    data, and labels that are all ignored, are warned of, since the worker is refused for them.
-    """
-    batch: list[Any] = []
-
-    def batches() -> Iterator[tuple[Inputs, Any]]:
-        for x, y in data.batches(worker.client, worker.first_step, worker.num_steps):
-            batch[:] = x, y
-            yield to(x, device), to(y, device)
-
-    own_loss = loss_fn if device.type == "cpu" else in_range(loss_fn, lambda: batch[1])
-    try:
-        local_steps(worker, own_loss, batches())
-    except Exception as error:  # of the user's model, loss or data
-        where = worker.where
-        with suppress(Exception):
-            where += f", its batch: inputs {described(batch[0])}, labels {described(batch[1])}"
-        if "more than 1 value per channel" in str(error):
-            raise ValueError(
-                f"data: batch norm cannot train on a batch this small ({where}); leave it out (drop_last=True for a "
-                "DataLoader), or use another batch size"
-            ) from error
-        of_callback = hasattr(error, "__notes__")
-        if type(error) in OF_TORCH and not of_callback and (is_first or isinstance(error, IndexError)):
-            raise ValueError(f"model, loss_fn or data: {first_line(error)} ({where})") from error
-        error.add_note(f"({where})")
-        raise
-    if not math.isfinite(worker.loss):
-        _explain(worker, loss_fn, data, batch, is_first=is_first)
-
-
-def _explain(worker: Worker, loss_fn: LossFn, data: Data, latest: list[Any], *, is_first: bool) -> None:
-    """Warn of what in the data makes a loss not finite.
-
-    Raises:
-        ValueError: no batch of the first round has a label.
-    """
-    ignored = getattr(loss_fn, "ignore_index", -100)
-    again = list(data.batches(worker.client, worker.first_step, worker.num_steps))
-    if is_first and all(_has_no_label(y, ignored) for _, y in again):
-        raise ValueError(
-            f"data: worker {worker.number} has no label in round {worker.round} ({described(again[0][1])}; classes "
-            "below 0 are none), so there is nothing to learn; give it labelled samples, or use fewer workers"
-        )
-    for step, (x, y) in [(worker.steps_done, latest)] if worker.stopped else enumerate(again):  # the CPU stops there
-        named = (("inputs", x), ("labels", y))
-        floats = [(what, v, stored(t)[0]) for what, v in named for t in tensors_of(v) if t.is_floating_point()]
-        nan = [(what, v) for what, v, t in floats if t.isnan().any()]
-        no_labels = any(_has_no_label(own, ignored) for (_, own), _ in micro_batches((x, y), worker.accumulate))
-        if nan or no_labels:
-            what, value = nan[0] if nan else ("labels", y)
-            found = f"NaN in the {what}" if nan else f"only ignored labels ({_first(y, ignored)}) in a part of a batch"
-            remedy = "fill them in" if nan else "weight the losses of parts yourself (docs/local-steps.md)"
-            warnings.warn(
-                f"data: {found} of worker {worker.number}, round {worker.round}, step {step} ({described(value)}), "
-                f"so the worker is refused; {remedy}, or leave these samples out",
-                stacklevel=4,  # the caller of train
-            )
-            return
-
-
-def _first(y: Tensor, otherwise: int) -> int:
-    return int(y.flatten()[0]) if y.numel() else otherwise
-
-
-def _has_no_label(y: Any, ignored: int) -> bool:
-    if not isinstance(y, Tensor):
-        return False
-    return bool((y[has_label(y)] == ignored).all())  # also where there are none
-
-
-def _largest_step_cost(setup: Setup, costs: StepCosts) -> StepCost:
-    """Return the cost of a local step of the worker that needs most memory in the first round."""
-    first = setup.assignment(0)
-    subnets = (extract(setup.model, setup.plan, first.units(w)) for w in range(first.num_workers))
-    return max((costs.of(subnet) for subnet in subnets), key=lambda cost: cost.memory)
 
 
 def calibration_inputs(data: Data, workers: Sequence[int], num: int = CALIBRATION_SAMPLES) -> list[Inputs]:

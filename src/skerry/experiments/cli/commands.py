@@ -10,6 +10,7 @@ from skerry.choose import choose
 from skerry.experiments import datasets, theory
 from skerry.experiments.cli.compare import compare_command
 from skerry.experiments.cli.elastic import store_command
+from skerry.experiments.cli.federated import join_command, serve_command
 from skerry.experiments.cli.interrupt import code_and_line
 from skerry.experiments.cli.options import FOLDER
 from skerry.experiments.cli.plan import plan_command
@@ -50,7 +51,7 @@ def main() -> None:
 
 for _command in (
     plan_command, train_command, compare_command, report_command, status_command, results_command, store_command,
-    export_command, prune_command, predict_command, generate_command,
+    serve_command, join_command, export_command, prune_command, predict_command, generate_command,
 ):  # fmt: skip
     main.add_command(_command)
 

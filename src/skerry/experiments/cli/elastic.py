@@ -36,13 +36,13 @@ class Members:
             raise ValueError(f"--elastic {elastic}: expected MIN:MAX processes, such as 2:8")
         if store is None:
             raise ValueError("--elastic: needs --store HOST:PORT, where `skerry store HOST:PORT` runs")
-        _host_and_port(f"--store {store}", store)
+        host_and_port(f"--store {store}", store)
         if not patience_s > 0:
             raise ValueError(f"--patience {patience_s:g}: expected a positive number of seconds")
         return cls(minimum=int(match[1]), maximum=int(match[2]), store=store, patience_s=patience_s)
 
 
-def _host_and_port(given: str, address: str) -> tuple[str, int]:
+def host_and_port(given: str, address: str) -> tuple[str, int]:
     """Return both parts of ``address``; ValueError, beginning with what was ``given``, if it is none."""
     host, _, port = address.rpartition(":")
     if not host or not (port.isascii() and port.isdigit() and int(port) < 2**16):
@@ -58,7 +58,7 @@ def store_command(address: str) -> None:
     HOST is the name or address by which other machines reach this one. It holds no weights. For trusted networks only:
     whoever reaches the port can take part.
     """
-    host, port = _host_and_port(address, address)
+    host, port = host_and_port(address, address)
     served = serve_store(port, host)
     click.echo(f"serving {host}:{served.port}; processes join with: skerry train RECIPE --elastic MIN:MAX "
                f"--store {host}:{served.port} --out FOLDER", err=True)  # fmt: skip

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from skerry.choose import choose
+from skerry.data.on_sites import OnSites
 from skerry.experiments.config import Config
 from skerry.experiments.methods import METHODS, build, takes
-from skerry.experiments.recipes import Recipe, find_recipe
+from skerry.experiments.recipes import Job, Recipe, find_recipe
 from skerry.experiments.runs.folder import (
     RunFolder,
     check_folder,
@@ -105,6 +106,21 @@ def make_optimizer(config: Config) -> OptimizerFn:
     return lambda net: optimizer(net.parameters(), **settings)
 
 
+def arguments_of(config: Config, job: Job) -> dict[str, Any]:
+    """Return the arguments of a session that are the same wherever the workers of ``config`` run."""
+    return {
+        "plan": job.plan,
+        "algorithm": build(config),
+        "optimizer": make_optimizer(config),
+        "num_rounds": config.rounds,
+        "schedule": SCHEDULES[config.schedule],
+        "seed": config.seed,
+        "start": job.start,
+        "device": config.device,
+        **config.steps,
+    }
+
+
 def num_threads(config: Config) -> int:
     """Return the torch threads per process: as set (in the config or by OMP_NUM_THREADS), or its part of the cores."""
     if config.threads or "OMP_NUM_THREADS" in os.environ:
@@ -146,21 +162,16 @@ def run(
     resume = resume or goes_on
     runtime.agree(dict(in_words({**settings_of(config), "resume": resume})))
     job = find_recipe(config.recipe).build(config)
+    data, priors = job.data, job.logit_adjustment
+    if not runtime.mine(config.workers):  # sites have the data
+        data, priors = OnSites(data.num_workers, next(iter(data.batches(0, 0, 1)))), None
     arguments: dict[str, Any] = {
-        "plan": job.plan,
-        "algorithm": build(config),
-        "optimizer": make_optimizer(config),
-        "num_rounds": config.rounds,
-        "schedule": SCHEDULES[config.schedule],
-        "logit_adjustment": job.logit_adjustment,
-        "seed": config.seed,
+        **arguments_of(config, job),
+        "logit_adjustment": priors,
         "test": Test(*job.test, metrics=job.metrics, every=config.eval_every, batch_size=config.eval_batch_size),
         "runtime": runtime,
-        "start": job.start,
-        "device": config.device,
         "checkpoints": checkpoints_of(folder, config, resume=resume),
         "max_bad_rounds": config.max_bad_rounds,
-        **config.steps,
     }
     if runtime.rank != 0:
         first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0  # the first process of another machine
@@ -173,7 +184,7 @@ def run(
                 keep_config(folder, config)
 
         here = [Callback(on_start=begin_here)]
-        train(job.model, job.loss_fn, job.data, callbacks=here, **arguments).export(folder)
+        train(job.model, job.loss_fn, data, callbacks=here, **arguments).export(folder)
         return
     if goes_on:  # the folder of this process may have nothing of the run yet
         resume = (folder / "config.json").exists()
@@ -190,6 +201,6 @@ def run(
                 print(told, file=sys.stderr, flush=True)
 
         own = [files, Callback(on_start=begun)]
-        result = train(job.model, job.loss_fn, job.data, callbacks=[*own, *callbacks], **arguments)
+        result = train(job.model, job.loss_fn, data, callbacks=[*own, *callbacks], **arguments)
         result.export(folder)
         files.finish(result)

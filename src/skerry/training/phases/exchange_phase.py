@@ -34,7 +34,7 @@ def exchange(setup: Setup, state: State, handed: list[Handover]) -> tuple[tuple[
     good = [report for report in reports if report.good]
     state.trained += now.held[[report.worker for report in good]].sum(0)
     state.round += 1
-    state.bad_rounds = 0 if len(good) == len(reports) else state.bad_rounds + 1
+    state.bad_rounds = state.bad_rounds + 1 if any(r.came and not r.good for r in reports) else 0
     _add_to_totals(setup, state, reports, store.bytes_sent - sent)
     loss = sum(report.loss for report in good) / len(good) if good else math.nan
     refused = tuple(report.worker for report in reports if not report.good)

@@ -1,0 +1,127 @@
+"""A site's connection to the server: it dials out, and comes back when the server or the network was away."""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, RegisterNodeFleetRequest
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError
+from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from skerry.federated.node import answer_one
+from skerry.federated.site import OVER
+
+_LEASE_S = 10.0
+"""The server takes a site for gone after twice that time without a sign of life; the least that Flower allows."""
+_SLOWEST_POLL_S = 0.5
+_OF_NETWORK = (httpx.HTTPError, ObjectPullError, ObjectPushError, ConnectionError)
+
+
+def join(
+    address: str,
+    app: ClientApp,
+    *,
+    certificate: Path | None,
+    key: Path | None,
+    node_config: dict[str, Any],
+    say: Callable[[str], None],
+) -> None:
+    """Answer the server's messages until it says that the training is over.
+
+    Args:
+        address: HOST:PORT of the server.
+        app: what answers.
+        certificate: file of the authority that has signed the server's certificate; None: nothing is encrypted.
+        key: file of this site's private key; None: a new one, for a server that takes whoever comes.
+        node_config: what the app gets to know of this site.
+        say: told how it goes.
+
+    Raises:
+        ValueError: the key cannot be read.
+    """
+    private = _private_key(key)
+    wait_s = 0.2
+    while True:
+        try:
+            with _client(address, certificate, private) as client:
+                node = _begin(client, private, is_new=key is None)
+                say(f"joined {address}")
+                wait_s = 0.2
+                _answer_all(client, node, app, node_config)
+                say("the training is over")
+                return
+        except _OF_NETWORK as error:
+            if isinstance(error, httpx.HTTPStatusError):
+                told = "does not take this site: it does not know its key, or has it as there still"
+            else:
+                told = f"cannot be reached ({type(error).__name__})"
+            say(f"the server at {address} {told}; trying again")
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, 5.0)
+
+
+def _private_key(path: Path | None) -> ec.EllipticCurvePrivateKey:
+    if path is None:
+        return generate_key_pairs()[0]
+    try:
+        found = load_ssh_private_key(path.read_bytes(), None)
+    except Exception as error:  # as Flower's own reader
+        raise ValueError(f"{path}: it cannot be read as a private key ({error}); make one with ssh-keygen") from error
+    if not isinstance(found, ec.EllipticCurvePrivateKey):
+        raise ValueError(f"{path}: a key of another kind, expected one of: ssh-keygen -t ecdsa -b 384 -f {path.name}")
+    return found
+
+
+def _client(address: str, certificate: Path | None, private: ec.EllipticCurvePrivateKey) -> FleetHttpClient:
+    return FleetHttpClient.from_server_address(
+        address,
+        certificate is None,
+        None if certificate is None else certificate.read_bytes(),
+        interceptors=[NodeAuthHttpInterceptor(private, private.public_key())],
+    )
+
+
+def _begin(client: FleetHttpClient, private: ec.EllipticCurvePrivateKey, *, is_new: bool) -> Node:
+    """Tell the server that this site is here; return its node."""
+    public = public_key_to_bytes(private.public_key())
+    if is_new:
+        with suppress(httpx.HTTPStatusError):  # it is registered from an earlier connection
+            client.RegisterNode(RegisterNodeFleetRequest(public_key=public))
+    begun = client.ActivateNode(ActivateNodeRequest(public_key=public, heartbeat_interval=_LEASE_S))
+    return Node(node_id=begun.node_id)
+
+
+def _answer_all(client: FleetHttpClient, node: Node, app: ClientApp, node_config: dict[str, Any]) -> None:
+    """Answer messages until the training is over, with signs of life beside it, also during local steps."""
+    context = Context(run_id=1, node_id=node.node_id, node_config=node_config, state=RecordDict(), run_config={})
+    over = threading.Event()
+
+    def live() -> None:
+        while not over.wait(_LEASE_S / 3):
+            with suppress(*_OF_NETWORK):
+                client.SendNodeHeartbeat(SendNodeHeartbeatRequest(node=node, heartbeat_interval=_LEASE_S))
+
+    beside = threading.Thread(target=live, daemon=True)
+    beside.start()
+    poll_s = 0.05
+    try:
+        while OVER not in context.state:
+            poll_s = 0.05 if answer_one(client, node, app, context) else min(1.5 * poll_s, _SLOWEST_POLL_S)
+            time.sleep(poll_s)
+    finally:
+        over.set()
+        with suppress(*_OF_NETWORK):
+            client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
+        beside.join()

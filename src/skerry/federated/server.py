@@ -1,0 +1,182 @@
+"""The runtime of a server whose workers are sites: it has the full model, and no data."""
+
+import math
+import secrets
+import time
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import Message
+from flwr.serverapp import Grid
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from skerry.algorithm import Algorithm
+from skerry.federated.elsewhere import Elsewhere
+from skerry.federated.messages import Number, Refused, read_numbers, read_tensors, written
+from skerry.federated.sites import Sites
+from skerry.federated.trips import Trips
+from skerry.merge.aggregate import is_finite
+from skerry.partitions.assignment import Assignment
+from skerry.partitions.share import Share
+from skerry.runtimes.runtime import Beginning, Handover, Report, Store
+from skerry.runtimes.server_store import ServerStore
+from skerry.runtimes.whole_model import WholeModel
+
+TRAIN = "train.subnet"
+
+
+class Federated(Elsewhere):
+    """Runs the workers of ``train`` or ``Session`` on sites that have dialled in (``data`` is an ``OnSites``).
+
+    In each round every site whose turn it is gets its subnet, trains it on its own data and sends it back. A site that
+    is not there, does not answer in time or sends something else than what was agreed costs its units' round: they keep
+    their values. Where all sites answer, the model is that of the serial runtime, to the bit.
+
+    Args:
+        grid: what Flower gives to the function of a ``ServerApp``, or ``skerry serve``.
+        deadline_s: seconds that a round may take.
+        patience_s: seconds to wait for all sites before the first round, and for ``at_least`` before each.
+        at_least: the fewest sites that a round begins with.
+        poll_s: seconds between two looks for replies.
+        numbers: the site of each of Flower's nodes, where nodes have keys; None: each says it itself.
+        job: sent with each message: what a site needs to know to make its part (``client_app``).
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        deadline_s: float = 600.0,
+        patience_s: float = 600.0,
+        at_least: int = 1,
+        poll_s: float = 0.05,
+        numbers: Mapping[int, int] | None = None,
+        job: str = "",
+    ) -> None:
+        super().__init__()
+        for name, value in (("deadline_s", deadline_s), ("patience_s", patience_s), ("poll_s", poll_s)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name}={value}: expected a positive number of seconds")
+        if at_least < 1:
+            raise ValueError(f"at_least={at_least}: expected 1 or more sites")
+        self.deadline_s, self.patience_s, self.at_least, self.job = deadline_s, patience_s, at_least, job
+        self._grid, self._poll_s, self._numbers = grid, poll_s, numbers
+
+    def keep(self, beginning: Beginning) -> Store:
+        """Make a store that asks sites.
+
+        Raises:
+            ValueError: the algorithm or the model needs what only workers beside the data can do.
+        """
+        algorithm = beginning.algorithm
+        assert algorithm is not None
+        _check(algorithm, beginning)
+        self.sites = Sites(
+            self._grid, algorithm.num_parts, self.settings, job=self.job,
+            poll_s=self._poll_s, ttl_s=self.deadline_s, numbers=self._numbers,
+        )  # fmt: skip
+        return (LateFromSites if algorithm.server is not None else FromSites)(beginning, self)
+
+    def trips(self) -> Trips[Any]:
+        """Return the trips of a round."""
+        return Trips(self._grid, self._poll_s)
+
+
+class FromSites(WholeModel):
+    """The store of the server: sites train the workers' subnets."""
+
+    def __init__(self, beginning: Beginning, runtime: Federated) -> None:
+        super().__init__(beginning)
+        assert beginning.algorithm is not None
+        self._steps, self._timeline_or_none = beginning.algorithm.local_steps, beginning.timeline
+        self._runtime, self._next, self._is_first = runtime, beginning.round, True
+        self._never_finite = {name for name, tensor in self.tensors.items() if not is_finite({name: tensor})}
+
+    def exchange(self, mine: list[Handover], then: Assignment, *, overlap: bool = False) -> list[Report]:
+        """Send each worker's subnet to its site, wait for what comes back, and aggregate it."""
+        handed = self._ask_sites()
+        num = len(handed)
+        self.bytes_sent += sum(tensor.nbytes for h in handed for tensor in h.tensors.values()) / num
+        reports = super().exchange(handed, then)
+        self._next += 1
+        return reports
+
+    def _ask_sites(self) -> list[Handover]:
+        runtime, sites, trips = self._runtime, self._runtime.sites, self._runtime.trips()
+        sites.wait_for(runtime.at_least, time.monotonic() + runtime.patience_s, all_of_them=self._is_first)
+        self._is_first = False
+        num, token = self.assignment.num_workers, secrets.token_hex(8)
+        handed = [Handover({}, Report(worker, False, math.nan, 0.0, 0.0, came=False)) for worker in range(num)]
+        asked: dict[int, tuple[int, dict[str, Tensor]]] = {}
+        for worker in range(num):
+            client = self._client(worker)
+            if client in sites.here:
+                units, tensors = self.part(worker)
+                mask = np.zeros(self.plan.num_units, dtype=bool)
+                mask[units.numpy()] = True
+                work: dict[str, Number] = {"token": token, "round": self._next, "worker": worker, "steps": self._steps}
+                mask_and_job = {"units": np.packbits(mask).tobytes(), "job": runtime.job}
+                content = written({**work, **mask_and_job}, tensors)
+                if trips.send(sites.here[client], TRAIN, content, worker, runtime.deadline_s):
+                    asked[worker] = client, tensors
+        for worker, message in trips.wait(time.monotonic() + runtime.deadline_s):
+            client, sent = asked.pop(worker)
+            handed[worker] = self._taken(worker, client, message, token, sent)
+        for client, _ in asked.values():
+            warnings.warn(f"round {self._next}: site {client} has not answered in time", stacklevel=2)
+            sites.doubt(client)
+        return handed
+
+    def _taken(self, worker: int, client: int, message: Message, token: str, sent: Mapping[str, Tensor]) -> Handover:
+        """Return what a worker hands over by its site's reply; its report is not good if anything is wrong with it."""
+        absent = Handover({}, Report(worker, False, math.nan, 0.0, 0.0, came=False))
+        if message.has_error():
+            told = (message.error.reason or f"code {message.error.code}").strip().splitlines()[-1]
+            warnings.warn(f"round {self._next}: site {client} is lost ({told})", stacklevel=2)
+            self._runtime.sites.doubt(client)
+            return absent
+        try:
+            found = read_numbers(message.content, {"token": str, "loss": float, "flop": float, "local_s": float})
+            if found["token"] != token:
+                raise Refused("it answers another message")
+            tensors = read_tensors(message.content, sent)
+        except Refused as error:
+            warnings.warn(f"round {self._next}: what site {client} sent is refused: {error}", stacklevel=2)
+            return Handover({}, Report(worker, False, math.nan, 0.0, 0.0))
+        watched = {name: tensor for name, tensor in tensors.items() if name not in self._never_finite}
+        good = math.isfinite(found["loss"]) and is_finite(watched)
+        flop, local_s = (found[name] if 0 <= found[name] < math.inf else 0.0 for name in ("flop", "local_s"))
+        placed = {name: tensor.to(self._device) for name, tensor in tensors.items()}
+        return Handover(placed, Report(worker, good, found["loss"], flop, local_s))
+
+    def _client(self, worker: int) -> int:
+        """Return the site that trains a worker's subnet in the next round."""
+        timeline = self._timeline_or_none
+        return worker if timeline is None else timeline.turns(self._next)[worker].client
+
+
+class LateFromSites(FromSites, ServerStore):
+    """The store of a server that waits for nobody, on the simulated clock: sites train what their turns began with."""
+
+
+def _check(algorithm: Algorithm, beginning: Beginning) -> None:
+    """Raise ValueError unless the algorithm and the model can be trained on sites."""
+    kept = algorithm.optimizer_state != "reset" or algorithm.outer is not None
+    if kept or algorithm.overlap or algorithm.synchronous:
+        what = "optimizer state or an outer optimizer" if kept else "workers that wait for each other in local steps"
+        raise ValueError(
+            f"runtime: sites come and go, but '{algorithm.name}' has {what}; use optimizer_state='reset' and "
+            "overlap=0, or another method (ist, relay, narrow, heterofl, fedrolex, federated_dropout)"
+        )
+    norms = [name for name, module in beginning.model.named_modules() if isinstance(module, _BatchNorm)]
+    if norms and bool((Share.of(algorithm.partition, beginning.plan.axes, 0).alone < 1).any()):
+        raise ValueError(
+            f"runtime: {norms[0]} is a batch norm, whose statistics the full model of '{algorithm.name}' needs from "
+            "data, which the server does not see; use group norms, or a method that shares one net (narrow, local_sgd)"
+        )

@@ -1,0 +1,205 @@
+"""A site: it has data, trains the subnets that it is sent on them, and sends them back."""
+
+import json
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor, nn
+
+from skerry.data.loaders import as_data
+from skerry.federated.elsewhere import Elsewhere
+from skerry.federated.messages import Refused, read_numbers, read_tensors, written
+from skerry.federated.server import TRAIN
+from skerry.federated.sites import BYE, HELLO
+from skerry.model.inputs import Inputs
+from skerry.model.tensors import fill_, named_tensors, skeleton
+from skerry.runtimes.runtime import Beginning, Handover, Store
+from skerry.subnet.cuts import Cuts
+from skerry.subnet.extract import extract
+from skerry.training.phases.local_phase import lend_worker
+from skerry.training.session import Session
+from skerry.training.steps.local_training import LocalTraining
+from skerry.training.worker import Data
+
+OVER = "over"
+"""In the state of a site's context once the server has ended the training."""
+_OF_SERVER = ("callbacks", "checkpoints", "max_bad_rounds")
+_WORK = {"token": str, "round": int, "worker": int, "steps": int, "units": bytes}
+
+
+class AtSite(Elsewhere):
+    """The runtime of a session at a site, which keeps no model between messages."""
+
+    def keep(self, beginning: Beginning) -> Store:
+        """Make a store that holds the subnet which is trained now."""
+        return Visiting(beginning)
+
+
+class Visiting:
+    """The store of a site: the subnet of one message."""
+
+    def __init__(self, beginning: Beginning) -> None:
+        self.plan, self.assignment, self.layout = beginning.plan, beginning.assignment, beginning.assignment
+        self._model, self._device = skeleton(beginning.model), beginning.device
+        self.sizes = named_tensors(self._model)
+        self.kept: dict[int, dict[str, Tensor]] = {}
+        self.bytes_sent = 0.0
+        self.units, self.tensors = torch.empty(0, dtype=torch.int64), dict[str, Tensor]()
+
+    def like(self, units: Tensor) -> dict[str, Tensor]:
+        """Return the tensors of the subnet of ``units``, on the meta device."""
+        shapes = Cuts(self.plan, units).shapes(self.sizes)
+        return {name: torch.empty(shape, dtype=self.sizes[name].dtype, device="meta") for name, shape in shapes.items()}
+
+    def subnet(self, worker: int) -> tuple[nn.Module, dict[str, Tensor]]:
+        """Return the subnet of the message."""
+        subnet = extract(self._model, self.plan, self.units)
+        return fill_(subnet, {name: tensor.to(self._device) for name, tensor in self.tensors.items()}), {}
+
+    def late(self, worker: int) -> Iterator[tuple[str, Tensor]]:
+        """Yield nothing."""
+        return iter(())
+
+    def shards(self) -> Mapping[str, Tensor]:
+        """Return nothing."""
+        return {}
+
+    def exchange(self, *args: Any, **more: Any) -> Any:
+        """Raise: the server does it."""
+        raise AssertionError("a site exchanges nothing")
+
+    full = exchange
+
+
+class Site:
+    """Trains what the server sends on the data of this site.
+
+    Args:
+        session: with the arguments that the server's training has, ``loss_fn``, and ``runtime=AtSite()``.
+        data: of this site: a ``DataLoader``, or ``Shards`` (or another ``Data``) with one part, or with the parts of
+            all sites, of which its own is used.
+        number: which site it is, from 0.
+        logit_adjustment: (number of classes,), added to the outputs in local steps: the log priors of its labels. They
+            stay here.
+
+    Raises:
+        ValueError: the session has no ``loss_fn`` or another runtime, or the data is split for another number of sites.
+    """
+
+    def __init__(self, session: Session, data: Any, *, number: int, logit_adjustment: Tensor | None = None) -> None:
+        setup = session.setup
+        runtime = setup.runtime
+        if not (isinstance(runtime, AtSite) and isinstance(setup.store, Visiting)) or setup.loss_fn is None:
+            raise ValueError("session: expected runtime=skerry.federated.AtSite(), and loss_fn")
+        source: Data = as_data(data, 1 if not hasattr(data, "num_workers") else data.num_workers, setup.seed)
+        num = setup.algorithm.num_parts
+        if source.num_workers not in (1, num):
+            raise ValueError(f"data: split for {source.num_workers} sites, expected 1 part (its own) or {num}")
+        if not 0 <= number < num:
+            raise ValueError(f"number={number}: expected a site from 0 to {num - 1}")
+        rows = None if logit_adjustment is None else logit_adjustment.expand(num, -1)
+        own = _Own(source, number)
+        self.number, self._setup, self._state, self._store = number, setup, session.state, setup.store
+        self._local = LocalTraining(setup, setup.loss_fn, own, logit_adjustment=rows, worker=number)
+        self._settings = runtime.settings
+
+    def hello(self, content: RecordDict) -> RecordDict:
+        """Return which site this is, and in which setting the server differs."""
+        theirs = json.loads(read_numbers(content, {"settings": str})["settings"])
+        names = [name for name in self._settings if name.split(".")[0] not in _OF_SERVER]
+        other = [name for name in names if theirs.get(name) != self._settings[name]]
+        told = "".join(
+            f"{name} is {self._settings[name]!r} at the site, and {theirs.get(name)!r} at the server"
+            for name in other[:1]
+        )
+        if told:
+            warnings.warn(f"the server trains with other settings: {told}; use the same", stacklevel=2)
+        return written({"site": self.number, "differs": told})
+
+    def train(self, content: RecordDict) -> RecordDict:
+        """Return the subnet in ``content`` after its local steps.
+
+        Raises:
+            Refused: the message is not one of this training, or for another site's data.
+        """
+        setup, store = self._setup, self._store
+        work = read_numbers(content, _WORK)
+        round, worker, steps = work["round"], work["worker"], work["steps"]
+        num, num_units = setup.algorithm.partition.num_workers, setup.plan.num_units
+        if not (0 <= round < setup.num_rounds and 0 <= worker < num and 0 < steps <= setup.algorithm.local_steps):
+            raise Refused(f"round {round}, worker {worker}, {steps} steps: not of this training")
+        if len(work["units"]) != (num_units + 7) // 8:
+            raise Refused(f"units: {len(work['units'])} bytes, expected {(num_units + 7) // 8}")
+        self._state.round = round
+        if setup.turn(self._state, worker)[0] != self.number:
+            raise Refused(f"worker {worker} of round {round} is for another site")
+        mask = np.unpackbits(np.frombuffer(work["units"], np.uint8), count=num_units)
+        store.units = torch.from_numpy(mask).nonzero().flatten()
+        store.tensors = read_tensors(content, store.like(store.units))
+        handed: list[Handover] = []
+        with lend_worker(setup, self._state, worker, steps, handed) as lent:
+            self._local.take(lent)
+        store.kept.clear()
+        store.tensors = {}
+        (own,) = handed
+        report = own.report
+        numbers = {"token": work["token"], "loss": report.loss, "flop": report.flop, "local_s": report.local_s}
+        return written(numbers, own.tensors)
+
+
+class _Own:
+    """The data of one site, under its number."""
+
+    def __init__(self, data: Data, number: int) -> None:
+        self._data, self._number = data, number
+        self._part = 0 if data.num_workers == 1 else number
+        self.num_workers = data.num_workers
+
+    def batches(self, worker: int, first_step: int, num_steps: int) -> Iterable[tuple[Inputs, Any]]:
+        """Return the batches of the site."""
+        assert worker == self._number
+        return self._data.batches(self._part, first_step, num_steps)
+
+    def sample(self, worker: int, num: int) -> Inputs:
+        """Return inputs of the site."""
+        return self._data.sample(self._part, num)
+
+
+def client_app(make: Callable[[Context, str], Site]) -> ClientApp:
+    """Return a Flower ``ClientApp`` of a site.
+
+    Args:
+        make: returns the site, from Flower's context and what ``Federated(job=...)`` was given. Called once in a
+            process for each node and job.
+
+    Example:
+        >>> app = client_app(lambda context, job: make_site(int(context.node_config["site"])))
+    """
+    app, made = ClientApp(), dict[tuple[int, str], Site]()
+
+    def site(message: Message, context: Context) -> Site:
+        key = context.node_id, str(read_numbers(message.content, {"job": str})["job"])
+        if key not in made:
+            made.clear()
+            made[key] = make(context, key[1])
+        return made[key]
+
+    @app.query(HELLO.partition(".")[2])
+    def hello(message: Message, context: Context) -> Message:
+        return Message(site(message, context).hello(message.content), reply_to=message)
+
+    @app.query(BYE.partition(".")[2])
+    def bye(message: Message, context: Context) -> Message:
+        context.state[OVER] = ConfigRecord({OVER: True})
+        return Message(RecordDict(), reply_to=message)
+
+    @app.train(TRAIN.partition(".")[2])
+    def train(message: Message, context: Context) -> Message:
+        return Message(site(message, context).train(message.content), reply_to=message)
+
+    return app

@@ -1,0 +1,111 @@
+"""Which sites are there, as the server knows: nodes of Flower that have said which site they are."""
+
+import json
+import time
+import warnings
+from collections.abc import Mapping
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from skerry.federated.messages import Refused, read_numbers, written
+from skerry.federated.trips import Trips
+
+HELLO, BYE = "query.hello", "query.bye"
+
+
+class TooFewSites(RuntimeError):
+    """Fewer sites than are needed have joined in time."""
+
+
+class Sites:
+    """The sites of a run. A node that is new, or that was silent, is asked who it is, and counts once it has answered.
+
+    Args:
+        grid: of Flower.
+        num: how many sites there are.
+        settings: of the training, in words; a site that has others is refused.
+        job: sent along.
+        poll_s: seconds between two looks.
+        ttl_s: seconds in which a node is to answer; then it is asked again.
+        numbers: the site of each node, where nodes have keys; None: each says it itself.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        num: int,
+        settings: Mapping[str, str],
+        *,
+        job: str,
+        poll_s: float,
+        ttl_s: float,
+        numbers: Mapping[int, int] | None = None,
+    ) -> None:
+        self.here: dict[int, int] = {}  # site -> node
+        self._grid, self._num, self._numbers = grid, num, numbers
+        self._hello = {"settings": json.dumps(dict(settings)), "job": job}
+        self._hellos, self._poll_s, self._ttl_s = Trips[int](grid, poll_s), poll_s, ttl_s
+        self._refused: set[int] = set()
+
+    def look(self) -> None:
+        """Note who has come and who is gone; waits for nobody."""
+        nodes = set(self._grid.get_node_ids())
+        self.here = {site: node for site, node in self.here.items() if node in nodes}
+        self._refused &= nodes  # with a key, a site that has mended its settings comes back as the same node
+        for node, message in self._hellos.arrived():
+            self._admit(node, message)
+        asked = {*self.here.values(), *self._refused, *self._hellos.open.values()}
+        for node in sorted(nodes - asked):
+            self._hellos.send(node, HELLO, written(self._hello), node, self._ttl_s)
+
+    def doubt(self, site: int) -> None:
+        """Ask a site once more whether it is there, before it gets work again."""
+        self.here.pop(site, None)
+
+    def dismiss(self, patience_s: float = 5.0) -> None:
+        """Tell all sites that the training is over."""
+        trips = Trips[int](self._grid, self._poll_s)
+        for site, node in self.here.items():
+            trips.send(node, BYE, written({"job": self._hello["job"]}), site, patience_s)
+        for _ in trips.wait(time.monotonic() + patience_s):
+            pass
+
+    def wait_for(self, at_least: int, until: float, *, all_of_them: bool = False) -> None:
+        """Wait for ``at_least`` sites, or rather for all of them if there is time.
+
+        Args:
+            at_least: how many.
+            until: the time (``time.monotonic``) until which to wait.
+            all_of_them: whether to wait for all until then.
+
+        Raises:
+            TooFewSites: they have not come in time.
+        """
+        self.look()
+        while len(self.here) < (self._num if all_of_them else at_least) and time.monotonic() < until:
+            time.sleep(self._poll_s)
+            self.look()
+        if len(self.here) < at_least:
+            raise TooFewSites(
+                f"{len(self.here)} of {self._num} sites are there, expected at least {at_least}; start more sites and "
+                "resume, or ask for fewer (at_least)"
+            )
+
+    def _admit(self, node: int, message: Message) -> None:
+        try:
+            if message.has_error():
+                if message.error.code != 2:  # it has not answered in time, or is gone: it is asked again
+                    return
+                raise Refused(f"it cannot begin ({message.error.reason.splitlines()[-1]})")
+            found = read_numbers(message.content, {"site": int, "differs": str})
+            site = found["site"] if self._numbers is None else self._numbers.get(node, -1)
+            if found["differs"]:
+                raise Refused(f"it has other settings: {found['differs']}")
+            if not 0 <= site < self._num:
+                raise Refused(f"it says that it is site {site}, expected 0 to {self._num - 1}")
+        except Refused as error:
+            self._refused.add(node)
+            warnings.warn(f"node {node} takes no part: {error}", stacklevel=2)
+            return
+        self.here[site] = node  # the latest one that says so: a site that was killed comes back as another node

@@ -1,0 +1,209 @@
+"""Sites that are lost, late, or send something else: like refused workers of the serial runtime, to the bit."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from federation import ROUNDS, STEPS, arguments, assert_same, federated, joined, site
+from flwr.app import Error, Message
+from made_sites import MadeSites
+from torch import nn
+from torch.nn import functional as F
+from zoo import adamw, blobs
+
+from skerry import Plan, ist, narrow, train
+from skerry.algorithms import diloco, local_sgd
+from skerry.callbacks import Callback
+from skerry.federated import AtSite, Federated, OnSites, Site, TooFewSites, sites, trips
+from skerry.federated.messages import Refused, written
+from skerry.plan import In, Out
+
+pytestmark = [pytest.mark.usefixtures("no_costs"), pytest.mark.filterwarnings("ignore:(round|node|data|the server):UserWarning")]
+THREE = ist(3, local_steps=STEPS)
+
+
+class Spoilt:
+    """The data of all, of which that of ``worker`` is NaN in some rounds, so that it is refused."""
+
+    def __init__(self, worker: int, rounds: set[int]) -> None:
+        self._data, self._worker, self._rounds = blobs(3), worker, rounds
+        self.num_workers = 3
+
+    def batches(self, worker: int, first_step: int, num_steps: int) -> Any:
+        bad = worker == self._worker and first_step // STEPS in self._rounds
+        return ((x * math.nan if bad else x, y) for x, y in self._data.batches(worker, first_step, num_steps))
+
+    def sample(self, worker: int, num: int) -> Any:
+        return self._data.sample(worker, num)
+
+
+def refusing(worker: int, rounds: set[int], num_rounds: int) -> Any:
+    """The serial runtime, where a worker is refused in some rounds."""
+    given = arguments(THREE, num_rounds=num_rounds, max_bad_rounds=99)
+    return train(loss_fn=F.cross_entropy, data=Spoilt(worker, rounds), verify=False, **given)
+
+
+def with_number(name: str, value: Any) -> Any:
+    def change(message: Message, reply: Message) -> Message:
+        reply.content["numbers"][name] = value
+        return Message(reply.content, reply_to=message)
+
+    return change
+
+
+def with_tensors(change: Any) -> Any:
+    def changed(message: Message, reply: Message) -> Message:
+        numbers = {k: v for k, v in reply.content["numbers"].items() if k != "header"}
+        names = [("out.bias", torch.zeros(4))]
+        return Message(written(numbers, dict(change(names))), reply_to=message)
+
+    return changed
+
+
+def with_bytes(change: Any) -> Any:
+    def changed(message: Message, reply: Message) -> Message:
+        array = reply.content["tensors"]["packed"]
+        array.data = change(array.data)
+        return Message(reply.content, reply_to=message)
+
+    return changed
+
+
+def replayed(first: list[Message]) -> Any:
+    """What was sent in an earlier round once more."""
+    return lambda message, reply: Message(first[0].content, reply_to=message)
+
+
+FIRST: list[Message] = []
+FAULTS = {
+    "another token": with_number("token", "0" * 16),
+    "no token": with_number("token", 1),
+    "loss as text": with_number("loss", "0.1"),
+    "loss is NaN": with_number("loss", math.nan),
+    "header of others": with_number("header", "[]"),
+    "tensors of others": with_tensors(lambda named: named),
+    "no tensors": with_tensors(lambda named: []),
+    "NaN": with_bytes(lambda data: b"\xff" * len(data)),
+    "cut": with_bytes(lambda data: data[:-1]),
+    "too long": with_bytes(lambda data: data + b"\0" * 1000),
+    "replay": replayed(FIRST),
+    "empty": lambda message, reply: Message(written({}), reply_to=message),
+    "error": lambda message, reply: Message(Error(2, "broken"), reply_to=message),
+}
+
+
+def test_what_a_site_should_not_send_is_not_used():
+    """A fault in each round but the first: nothing of it is used, and nothing of the others is lost."""
+    num_rounds, kinds = 1 + len(FAULTS), list(FAULTS.values())
+
+    def change(message: Message, reply: Message) -> Message | None:
+        if message.metadata.message_type != "train.subnet":
+            return None
+        round = message.content["numbers"]["round"]
+        FIRST[:] = FIRST or [reply]
+        return kinds[round - 1](message, reply) if round else None
+
+    joined_ = joined(THREE, {1: change}, num_rounds=num_rounds)
+    ours = federated(THREE, joined_, num_rounds=num_rounds, max_bad_rounds=99)
+    assert [record.refused for record in ours.history] == [(), *[(1,)] * len(FAULTS)]
+    assert_same(ours, refusing(1, set(range(1, num_rounds)), num_rounds), flop=False)
+
+
+def test_a_site_that_is_lost_costs_its_rounds_and_comes_back():
+    num_rounds = 5
+    made = joined(THREE, num_rounds=num_rounds)
+    node = list(made.sites)[2]
+
+    def after(session: Any, record: Any) -> None:
+        if record.round == 0:
+            made.leave(node)
+        if record.round == 2:
+            made.join(lambda: site(THREE, 2, num_rounds=num_rounds))
+
+    ours = federated(THREE, made, num_rounds=num_rounds, callbacks=[Callback(on_round=after)], max_bad_rounds=2)
+    lost = {record.round for record in ours.history if record.refused == (2,)}
+    assert lost == {1, 2, 3}  # in round 3 it is asked who it is
+    assert_same(ours, refusing(2, lost, num_rounds), flop=False)
+
+
+def test_a_late_site_is_left_out_until_it_answers(monkeypatch):
+    """Its reply comes after the deadline, is never read, and the site takes part again."""
+    clock = [0.0]
+    fake = SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda s: clock.__setitem__(0, clock[0] + s))
+    monkeypatch.setattr(trips, "time", fake)
+    monkeypatch.setattr(sites, "time", fake)
+    monkeypatch.setattr("skerry.federated.server.time", fake)
+    num_rounds, made = 5, joined(THREE, num_rounds=5)
+    node = list(made.sites)[1]
+
+    def after(session: Any, record: Any) -> None:
+        made.silent = {node} if record.round == 0 else set()
+
+    runtime = Federated(made.grid, deadline_s=7.0, poll_s=1.0)
+    ours = federated(THREE, made, num_rounds=num_rounds, runtime=runtime, callbacks=[Callback(on_round=after)])
+    lost = {record.round for record in ours.history if record.refused == (1,)}
+    assert lost == {1, 2}
+    assert 7.0 <= clock[0] < 14.0  # one deadline was waited for
+    assert_same(ours, refusing(1, lost, num_rounds), flop=False)
+
+
+def test_a_site_with_other_settings_takes_no_part(monkeypatch):
+    clock = [0.0]
+    fake = SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda s: clock.__setitem__(0, clock[0] + s))
+    monkeypatch.setattr(sites, "time", fake)
+    made = MadeSites()
+    made.join(lambda: site(THREE, 0, optimizer=adamw))
+    made.join(lambda: site(THREE, 1))
+    runtime = Federated(made.grid, patience_s=5.0, poll_s=1.0, at_least=2)
+    with pytest.warns(UserWarning, match="takes no part.*optimizer"), pytest.raises(TooFewSites, match="1 of 3 sites"):
+        federated(THREE, made, runtime=runtime)
+
+
+def test_a_site_trains_only_what_is_for_its_data():
+    own = site(THREE, 1)
+    good = {"token": "t", "round": 0, "worker": 1, "steps": STEPS, "units": b"\0" * 3}
+    for change in ({"worker": 0}, {"worker": 3}, {"worker": -1}, {"round": ROUNDS}, {"steps": 10**9}, {"units": b""}):
+        with pytest.raises(Refused):
+            own.train(written({**good, **change}, {}))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "told"),
+    [
+        (diloco(3, local_steps=STEPS), "outer optimizer"),
+        (narrow(3, local_steps=STEPS, optimizer_state="travel"), "optimizer state"),
+        (local_sgd(3, local_steps=STEPS, overlap=1), "wait for each other"),
+    ],
+)
+def test_methods_that_keep_state_are_refused(algorithm, told):
+    with pytest.raises(ValueError, match=told):
+        federated(algorithm, MadeSites())
+
+
+def test_batch_norms_of_the_full_model_are_refused():
+    model = nn.Sequential(nn.Linear(9, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4))
+    plan = Plan.from_rules(model, {"0": Out("h"), "1": Out("h"), "3": In("h")})
+    with pytest.raises(ValueError, match="1 is a batch norm"):
+        federated(THREE, MadeSites(), model=model, plan=plan)
+
+
+def test_a_site_needs_data_and_a_session_of_its_own():
+    from skerry import Session
+
+    given = arguments(THREE, loss_fn=F.cross_entropy)
+    with pytest.raises(ValueError, match="AtSite"):
+        Site(Session(**given), blobs(3), number=0)
+    session = Session(**arguments(THREE, loss_fn=F.cross_entropy, runtime=AtSite()))
+    with pytest.raises(ValueError, match="split for 2 sites"):
+        Site(session, blobs(2), number=0)
+    with pytest.raises(ValueError, match="number=3"):
+        Site(session, blobs(3), number=3)
+
+
+def test_the_example_of_a_server_is_no_data():
+    x, y = torch.zeros(4, 9), torch.zeros(4, dtype=torch.int64)
+    data = OnSites(3, (x, y))
+    assert [len(batch) for _, batch in data.batches(2, 5, 3)] == [4, 4, 4]
+    assert data.sample(1, 2).shape == (2, 9)
