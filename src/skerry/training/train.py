@@ -1,6 +1,5 @@
 """``train``: a loop over a session that takes the batches, evaluates, and returns the calibrated full model."""
 
-import math
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,8 @@ from skerry.model.class_labels import has_label
 from skerry.model.in_words import OF_TORCH, described, first_line
 from skerry.model.inputs import Inputs, fit, join, stored, tensors_of, to
 from skerry.plan.table import Plan
+from skerry.privacy.private import Private
+from skerry.privacy.private_run import PrivateRun
 from skerry.runtimes.runtime import FullModel, Runtime, Store
 from skerry.runtimes.serial import or_serial
 from skerry.subnet.extract import extract
@@ -133,6 +134,7 @@ def train(
     checkpoint_activations: bool = False,
     compile: bool = False,
     deadline: Deadline = "none",
+    privacy: Private | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Result:
     """Train ``model`` as independent subnets and return the calibrated full model.
@@ -181,6 +183,7 @@ def train(
         checkpoint_activations: compute repeated blocks again in the backward pass, which takes time and saves memory.
         compile: compile subnets with ``torch.compile``; what these five cost is in docs/local-steps.md.
         deadline: "adaptive": slow workers take fewer local steps, by their measured speeds.
+        privacy: differential privacy of each worker's samples (docs/private.md).
         callbacks: what to call as training goes: progress, files, early stopping (``skerry.callbacks``).
 
     Raises:
@@ -227,6 +230,8 @@ def train(
     source: Data = as_data(data, num_workers, seed)
     check_data(source, algorithm, num_workers)
     check_logit_adjustment(logit_adjustment, num_workers)
+    if privacy is not None and logit_adjustment is not None:
+        raise ValueError("privacy: logit_adjustment tells of a worker's labels without noise; leave it out")
     mine = runtime.mine(num_workers)
     several = runtime.num_processes > 1
     if plan is None or algorithm is None or optimizer is None or num_rounds is None:
@@ -246,6 +251,8 @@ def train(
     inputs = source.sample(mine[0], 4) if verify or several else None
     if several:
         runtime.agree(data_in_words(source, inputs, logit_adjustment, calibration_samples))
+    private = None if privacy is None else PrivateRun.of(privacy, source)
+    batches: Data = source if private is None else private.data
     session = Session(
         model,
         plan=plan,
@@ -270,6 +277,7 @@ def train(
         checkpoint_activations=checkpoint_activations,
         compile=compile,
         deadline=deadline,
+        private=private,
         callbacks=callbacks,
     )
     setup, state = session.setup, session.state
@@ -279,7 +287,7 @@ def train(
     def evaluated() -> tuple[FullModel, Score | None]:
         nonlocal latest
         if latest is None:
-            full = session.full(*calibration_inputs(source, mine, calibration_samples))
+            full = session.full(*(calibration_inputs(source, mine, calibration_samples) if private is None else ()))
             latest = full, session.score(full) if session.test is not None else None
         return latest
 
@@ -292,7 +300,7 @@ def train(
             for worker in round.workers:
                 rows = logit_adjustment
                 own_loss = loss_fn if rows is None else adjusted(loss_fn, rows[worker.client].to(setup.device))
-                _take_local_steps(worker, own_loss, source, setup.device, is_first=worker.round == first_round)
+                _take_local_steps(worker, own_loss, batches, setup.device, is_first=worker.round == first_round)
                 worker.flop = float(costs.of(worker.narrow).flop * worker.num_steps)
             every = session.test.every if session.test is not None else 0
             if state.round == num_rounds or (every and state.round % every == 0):
@@ -326,7 +334,7 @@ def _take_local_steps(worker: Worker, loss_fn: LossFn, data: Data, device: torch
             batch[:] = x, y
             yield to(x, device), to(y, device)
 
-    own_loss = loss_fn if device.type == "cpu" else in_range(loss_fn, lambda: batch[1])
+    own_loss = loss_fn if device.type == "cpu" or worker.is_private else in_range(loss_fn, lambda: batch[1])
     try:
         local_steps(worker, own_loss, batches())
     except Exception as error:  # of the user's model, loss or data
@@ -343,7 +351,7 @@ def _take_local_steps(worker: Worker, loss_fn: LossFn, data: Data, device: torch
             raise ValueError(f"model, loss_fn or data: {first_line(error)} ({where})") from error
         error.add_note(f"({where})")
         raise
-    if not math.isfinite(worker.loss):
+    if worker.failed:
         _explain(worker, loss_fn, data, batch, is_first=is_first)
 
 
