@@ -62,8 +62,8 @@ else:
 
 __all__ = [
     "Blocks", "Checkpoints", "Classifier", "Clients", "Elastic", "Plan", "Predictor", "Private", "Processes",
-    "Regressor", "Session", "Shards", "algorithms", "callbacks", "checkpoint", "cosine", "data", "discover", "discovery",
-    "ensemble", "exchange", "exposure", "from_dataset", "from_loaders", "graphs", "ist", "launch", "load", "merge",
-    "narrow", "partitions", "plan", "prune", "relay", "runtimes", "split", "subnet", "train", "training", "verify",
+    "Regressor", "Session", "Shards", "algorithms", "callbacks", "checkpoint", "cosine", "data", "discover",
+    "discovery", "ensemble", "exchange", "exposure", "from_dataset", "from_loaders", "graphs", "ist", "launch",
+    "load", "merge", "narrow", "partitions", "plan", "prune", "relay", "runtimes", "split", "subnet", "train", "training", "verify",
     "weights",
 ]  # fmt: skip

@@ -4,7 +4,9 @@ Each sample runs through the net alone, so its gradient cannot depend on another
 loss are. Hooks that compute gradients of samples from a batch rely on that (Opacus' ``GradSampleModule``).
 """
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch.func import functional_call, grad, vmap
 
 from skerry.model.inputs import call, map_tensors, num_rows
 from skerry.privacy.noise import Noise
+from skerry.randomness import own_random_state
 
 LossFn = Callable[[Any, Any], Tensor]
 
@@ -29,20 +32,80 @@ def clipped_sum(net: nn.Module, loss_fn: LossFn, batch: Any, max_grad_norm: floa
         max_grad_norm: of the gradients of all parameters that are trained together.
     """
     trained = {name: p.detach() for name, p in net.named_parameters() if p.requires_grad}
-    caller = _Caller(net)
+    linear = _called_on_rows(net, batch)
+    at_outputs = {name: trained[f"{name}.weight"].new_zeros(module.out_features) for name, module in linear.items()}
+    others = {name: value for name, value in trained.items() if name.rpartition(".")[0] not in linear}
 
-    def loss_of_one(values: dict[str, Tensor], sample: Any) -> Tensor:
+    def loss_of_one(values: dict[str, Tensor], added: dict[str, Tensor], sample: Any) -> tuple[Tensor, Any]:
         inputs, label = map_tensors(lambda t: t[None], sample)
-        return loss_fn(functional_call(caller, {f"net.{n}": v for n, v in values.items()}, (inputs,)), label)
+        with _adding(linear, added) as entered:
+            return loss_fn(functional_call(caller, {**fixed, **values}, (inputs,)), label), entered
 
-    gradients = vmap(grad(loss_of_one), in_dims=(None, 0), randomness="different")(trained, batch)
-    norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
-    finite = norms.isfinite()
-    if not bool(finite.all()):
-        gradients = {name: g[finite] for name, g in gradients.items()}
-        norms = norms[finite]
-    factors = (max_grad_norm / norms).clamp(max=1.0)
-    return {name: (factors @ g.flatten(1)).view_as(trained[name]) for name, g in gradients.items()}
+    caller = _Caller(net)
+    fixed = {f"net.{name}": value for name, value in trained.items() if name not in others}
+    of_others = {f"net.{name}": value for name, value in others.items()}
+    each = vmap(grad(loss_of_one, argnums=(0, 1), has_aux=True), in_dims=(None, None, 0), randomness="different")
+    (gradients, left), entered = each(of_others, at_outputs, batch)
+    squares = [g.flatten(1).square().sum(1) for g in gradients.values()]
+    for name, module in linear.items():  # of an outer product, and of the bias
+        of_inputs = entered[name].square().sum(1) + (0 if module.bias is None else 1)
+        squares.append(left[name].square().sum(1) * of_inputs)
+    norms = torch.stack(squares).sum(0).sqrt()
+    factors = (max_grad_norm / norms).clamp(max=1.0).where(norms.isfinite(), 0.0)
+    found = {name.removeprefix("net."): torch.tensordot(factors, _finite(g), 1) for name, g in gradients.items()}
+    for name, module in linear.items():
+        scaled = factors[:, None] * _finite(left[name])
+        found[f"{name}.weight"] = scaled.T @ _finite(entered[name])
+        if module.bias is not None:
+            found[f"{name}.bias"] = scaled.sum(0)
+    return found
+
+
+def _finite(values: Tensor) -> Tensor:
+    """Return ``values`` with zeros for rows that count as zero: NaN times zero is NaN."""
+    return values if bool(values.isfinite().all()) else values.nan_to_num(0.0, 0.0, 0.0)
+
+
+def _called_on_rows(net: nn.Module, batch: Any) -> dict[str, nn.Linear]:
+    """Return the linear modules of ``net`` that see one row of each sample, once, by name.
+
+    The gradient of a sample is then the outer product of what leaves and what enters, which need not be formed.
+    """
+    owners = Counter(id(p) for _, p in net.named_parameters(remove_duplicate=False))
+    linear = {
+        name: module
+        for name, module in net.named_modules()
+        if type(module) is nn.Linear and all(p.requires_grad and owners[id(p)] == 1 for p in module.parameters())
+    }
+    rows: dict[str, list[int]] = {name: [] for name in linear}
+    handles = [
+        module.register_forward_hook(lambda m, x, y, name=name: rows[name].append(y.numel() // m.out_features))
+        for name, module in linear.items()
+    ]
+    with torch.no_grad(), own_random_state():
+        call(net, map_tensors(lambda t: t[:1], batch)[0])
+    for handle in handles:
+        handle.remove()
+    return {name: module for name, module in linear.items() if rows[name] == [1]}
+
+
+@contextmanager
+def _adding(linear: Mapping[str, nn.Linear], added: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Add something to the outputs of linear modules; yields what has entered them, by name, after their forward."""
+    entered: dict[str, Tensor] = {}
+
+    def hook(name: str, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        entered[name] = inputs[0].detach().flatten()
+        return output + added[name]
+
+    handles = [
+        module.register_forward_hook(lambda m, x, y, name=name: hook(name, x, y)) for name, module in linear.items()
+    ]
+    try:
+        yield entered
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class PrivateGradient:
