@@ -64,6 +64,6 @@ __all__ = [
     "Blocks", "Checkpoints", "Classifier", "Clients", "Elastic", "Plan", "Predictor", "Private", "Processes",
     "Regressor", "Session", "Shards", "algorithms", "callbacks", "checkpoint", "cosine", "data", "discover",
     "discovery", "ensemble", "exchange", "exposure", "from_dataset", "from_loaders", "graphs", "ist", "launch",
-    "load", "merge", "narrow", "partitions", "plan", "prune", "relay", "runtimes", "split", "subnet", "train", "training", "verify",
-    "weights",
+    "load", "merge", "narrow", "partitions", "plan", "prune", "relay", "runtimes", "split", "subnet", "train",
+    "training", "verify", "weights",
 ]  # fmt: skip

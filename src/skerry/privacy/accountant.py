@@ -68,7 +68,9 @@ def noise_for(target: float, delta: float, rate: float, steps: int, before: Hist
 
 def _opacus() -> Any:
     try:
-        from opacus.accountants import RDPAccountant
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from opacus.accountants import RDPAccountant
     except ImportError as error:
         raise ValueError("privacy: the package opacus is missing; run: pip install 'skerry[private]'") from error
     return RDPAccountant()
