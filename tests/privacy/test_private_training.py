@@ -9,6 +9,7 @@ from stopped_runs import Stopped
 from together import together
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 from zoo import blobs
 
 from skerry import Checkpoints, Clients, Private, Session, discover, ensemble, ist, relay, train
@@ -37,7 +38,7 @@ def go(algorithm, privacy=KNOWN, *, model=None, parts=None, num_rounds=ROUNDS, d
     model = model or net()
     data = data or blobs(parts or algorithm.num_parts)
     return train(
-        model, F.cross_entropy, data, plan=discover(model, data.sample(0, 4)), algorithm=algorithm,
+        model, F.cross_entropy, data, plan=discover(model, torch.randn(4, 9)), algorithm=algorithm,
         optimizer=lambda n: torch.optim.SGD(n.parameters(), 0.1, momentum=0.5), num_rounds=num_rounds,
         privacy=privacy, **more,
     )  # fmt: skip
@@ -47,12 +48,11 @@ def test_without_noise_and_bound_it_is_ordinary_training_on_the_same_batches():
     loose = Private(noise_multiplier=0.0, max_grad_norm=1e6, seed=5)
     result = go(single(local_steps=STEPS), loose, parts=1, accumulate=2)
     plain, data = net(), blobs(1).poisson(5)
-    for round in range(ROUNDS):
-        optimizer = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.5)  # anew in each round
-        for x, y in data.batches(0, round * STEPS, STEPS):
-            optimizer.zero_grad()
-            (F.cross_entropy(plain(x), y, reduction="sum") / 16).backward()
-            optimizer.step()
+    optimizer = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.5)
+    for x, y in data.batches(0, 0, ROUNDS * STEPS):
+        optimizer.zero_grad()
+        (F.cross_entropy(plain(x), y, reduction="sum") / 16).backward()
+        optimizer.step()
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(result.model.state_dict()[name], value, rtol=1e-4, atol=1e-6)
     assert result.history[-1].epsilon == (math.inf,)
@@ -184,16 +184,18 @@ def test_a_loop_of_your_own_takes_private_steps_only():
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def loaders():
+    own = TensorDataset(torch.randn(32, 9), torch.zeros(32, dtype=torch.int64))
+    return [DataLoader(own, batch_size=8) for _ in range(2)]
+
+
 REFUSED = {
     "batch norm": (lambda: go(ist(2), model=net(norm=True)), "1 is a BatchNorm1d, whose statistics mix"),
     "clip": (lambda: go(ist(2), clip_grad_norm=1.0), "clip_grad_norm=1.0 does not go with private steps"),
     "precision": (lambda: go(ist(2), precision="bf16"), "precision='bf16' does not go"),
     "ddp": (lambda: go(ddp(2, local_steps=1)), "averages gradients in every step"),
     "priors": (lambda: go(ist(2), logit_adjustment=log_priors(blobs(2)._y, blobs(2)._parts, 4)), "tells of a worker's"),
-    "loader": (
-        lambda: go(ist(1, local_steps=1), data=[(torch.zeros(2, 9), torch.zeros(2))]),
-        "cannot draw each sample|expected a DataLoader",
-    ),
+    "loaders": (lambda: go(ist(2), data=loaders()), "FromLoaders cannot draw each sample independently"),
     "a dict": (lambda: go(ist(2), {"target_epsilon": 2.0}), "got dict, expected skerry.Private"),
 }
 

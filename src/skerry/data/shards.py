@@ -92,9 +92,9 @@ class Shards:
             ValueError: a sample belongs to two workers, or twice to one; a worker has less than ``batch_size``.
         """
         together = torch.cat(self._parts)
-        if len(together.unique()) < len(together):
+        if num := len(together) - int((together.bincount() > 0).sum()):
             raise ValueError(
-                f"parts: {len(together) - len(together.unique())} samples belong to several workers, or to one several "
+                f"parts: {num} samples belong to several workers, or to one several "
                 "times, so that privacy would be less than what is reported for each; expected parts without any"
             )
         made, size = copy(self), self.batch_size

@@ -31,4 +31,5 @@ def secret_noise(shape: torch.Size) -> Tensor:
         return torch.empty(shape)
     bits = torch.frombuffer(bytearray(os.urandom(8 * shape.numel())), dtype=torch.int64)
     uniform = ((bits & (2**53 - 1)).double() + 0.5) / 2**53
-    return torch.special.ndtri(uniform).float().view(shape)
+    normal: Tensor = torch.special.ndtri(uniform)
+    return normal.float().view(shape)
