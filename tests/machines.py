@@ -28,7 +28,7 @@ Work = Sequence[str] | Path | Callable[[int], object]
 """The arguments of ``skerry``, a script, or a function of the rank."""
 
 EXTRAS = ["click", "rich", "matplotlib", "jinja2", "sklearn", "PIL", "tensorboard", "wandb", "mlflow", "transformers"]
-EXTRAS += ["torch_geometric", "pymetis", "flwr"]
+EXTRAS += ["torch_geometric", "pymetis", "flwr", "opacus"]
 """Packages that ``import skerry`` does not import."""
 _NETWORK = 0x40000000  # CLONE_NEWNET
 

@@ -10,7 +10,7 @@ import pytest
 
 from skerry.experiments.cli import call
 from skerry.experiments.cli.commands import main
-from skerry.experiments.config import Asynchronous, Config, Dealing
+from skerry.experiments.config import Asynchronous, Config, Dealing, Privacy
 from skerry.experiments.recipes import RECIPES
 from skerry.merge.outer import Outer
 
@@ -45,6 +45,8 @@ def test_the_readme_can_be_read_in_one_go():
 )
 def test_what_a_page_shows_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if page.stem == "private":
+        pytest.importorskip("opacus")
     if "skerry.load(" in blocks(page):
         (command,) = re.findall(r"^skerry (train .* runs/first)", page.read_text(), re.MULTILINE)
         assert call([*command.split(), "--set", "rounds=2"]) == (0, "")
@@ -57,7 +59,7 @@ def test_the_recipe_on_the_page_is_that_of_the_example():
 
 def test_the_command_line_page_has_every_recipe_and_setting_and_the_help_every_recipe():
     page, shown = (DOCS / "cli.md").read_text(), main.commands["train"].help
-    groups = {"": Config, "partition.": Dealing, "asynchronous.": Asynchronous, "outer.": Outer}
+    groups = {"": Config, "partition.": Dealing, "asynchronous.": Asynchronous, "outer.": Outer, "private.": Privacy}
     names = [f"{group}{field.name}" for group, kind in groups.items() for field in fields(kind)]
     assert [name for name in (*names, *RECIPES) if not re.search(rf"(`|--|\b){re.escape(name)}\b", page)] == []
     assert RECIPES.keys() <= set(re.findall(r"[\w-]+", shown))

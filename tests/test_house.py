@@ -34,6 +34,7 @@ ROOMS = [
     "checkpoint",
     "data",
     "defaults",
+    "privacy",
     "training",
     "callbacks",
     "federated",

@@ -33,6 +33,7 @@ from skerry.discovery import Blocks, discover, verify
 from skerry.partitions import exposure
 from skerry.plan import Plan
 from skerry.predictor import Predictor
+from skerry.privacy import Private
 from skerry.runtimes import Elastic, Processes, launch
 from skerry.subnet import prune
 from skerry.training import Session, cosine, train
@@ -60,9 +61,9 @@ else:
 
 
 __all__ = [
-    "Blocks", "Checkpoints", "Classifier", "Clients", "Elastic", "Plan", "Predictor", "Processes", "Regressor",
-    "Session", "Shards", "algorithms", "callbacks", "checkpoint", "cosine", "data", "discover", "discovery",
-    "ensemble", "exchange", "exposure", "from_dataset", "from_loaders", "graphs", "ist", "launch", "load", "merge",
-    "narrow", "partitions", "plan", "prune", "relay", "runtimes", "split", "subnet", "train", "training", "verify",
-    "weights",
+    "Blocks", "Checkpoints", "Classifier", "Clients", "Elastic", "Plan", "Predictor", "Private", "Processes",
+    "Regressor", "Session", "Shards", "algorithms", "callbacks", "checkpoint", "cosine", "data", "discover",
+    "discovery", "ensemble", "exchange", "exposure", "from_dataset", "from_loaders", "graphs", "ist", "launch",
+    "load", "merge", "narrow", "partitions", "plan", "prune", "relay", "runtimes", "split", "subnet", "train",
+    "training", "verify", "weights",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 The published ones are in ``skerry.algorithms``, a few lines each.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -78,6 +79,14 @@ class Algorithm:
         num, server = self.partition.num_workers, self.server
         active = num if server is None else server.active
         return Timeline(self.clients, active=active, per_round=num, waits=server is None)
+
+    def most_steps(self, num_rounds: int) -> list[int]:
+        """Return how many local steps each part of the data is used for in ``num_rounds`` rounds, at most."""
+        timeline = self.timeline()
+        if timeline is None:
+            return [num_rounds * self.local_steps] * self.num_parts
+        turns = Counter(turn.client for round in range(num_rounds) for turn in timeline.turns(round))
+        return [turns[client] * self.local_steps for client in range(self.num_parts)]
 
     def held_by(self) -> Partition | None:
         """Return who holds what: the partition, with a row per client where there are clients.

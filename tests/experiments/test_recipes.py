@@ -115,7 +115,9 @@ def test_recipes_have_settings_for_every_method_that_fits(recipe):
     late = {"asyncdrop", "fedbuff"}  # for clients of unlike speeds
     others = METHODS.keys() - ({"resist"} if recipe not in ("gpt-shakespeare", "llama-docs") else set()) - of_nets
     of_clients = {*late, "local_sgd", "ist", "relay", "narrow"}
-    assert built.methods.keys() == {"resist-cifar": of_blocks, "async-fashion": of_clients}.get(recipe, others - late)
+    private = {"ist", "relay", "narrow", "ensemble", "local_sgd", "single"}
+    some = {"resist-cifar": of_blocks, "async-fashion": of_clients, "private-fashion": private}
+    assert built.methods.keys() == some.get(recipe, others - late)
     assert built.config.method in built.methods
     for method in METHODS:
         if method in built.methods:

@@ -40,7 +40,8 @@ class Progress(Callback):
             self._score = "  ".join(f"test {n} {v:.4f}" for n, v in (shown or {"loss": record.score.loss}).items())
         sent = f"{record.totals['bytes_due'] / 1e6:.3g} MB due per worker"
         members = f"{session.setup.runtime.num_processes} process(es)" if session.setup.runtime.goes_on else ""
-        figures = "  ".join(filter(None, (f"training loss {record.train_loss:.3f}", self._score, sent, members)))
+        loss = f"epsilon {max(record.epsilon):.3g}" if record.epsilon else f"training loss {record.train_loss:.3f}"
+        figures = "  ".join(filter(None, (loss, self._score, sent, members)))
         if record.change is not None:
             self._say(str(record.change))
         if record.refused:

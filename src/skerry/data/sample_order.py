@@ -53,3 +53,28 @@ class SampleOrder:
             rng = generator(self._seed, "data", self._worker, epoch)
             self._latest = (epoch, torch.randperm(self._num_samples, generator=rng))
         return self._latest[1]
+
+
+class PoissonOrder(SampleOrder):
+    """The same, where each step takes each sample with probability ``batch_size / num_samples``, whatever the others.
+
+    So a batch may be empty. Accountants of differential privacy assume that.
+
+    Raises:
+        ValueError: ``batch_size`` is below 1, or above ``num_samples``.
+    """
+
+    def __init__(self, num_samples: int, *, batch_size: int, seed: int, worker: int) -> None:
+        super().__init__(num_samples, batch_size=batch_size, seed=seed, worker=worker)
+        if batch_size > num_samples:
+            raise ValueError(
+                f"batch_size={batch_size}: expected at most the {num_samples} samples of worker {worker}, since each "
+                "is taken with probability batch_size / samples"
+            )
+        self.sample_rate = batch_size / num_samples
+
+    def batch(self, step: int) -> Tensor:
+        """Return the indices of the samples of ``step``, int64."""
+        rng = generator(self._seed, "poisson", self._worker, step)
+        drawn = torch.rand(self._num_samples, generator=rng, dtype=torch.float64) < self.sample_rate
+        return drawn.nonzero().flatten()

@@ -2,11 +2,12 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
 
-from skerry.data.sample_order import SampleOrder
+from skerry.data.sample_order import PoissonOrder, SampleOrder
 
 
 class Shards:
@@ -75,6 +76,32 @@ class Shards:
     def steps_per_pass(self) -> int:
         """Batches in which the worker that has most samples sees each of them once."""
         return -(-max(map(len, self._parts)) // self.batch_size)
+
+    @property
+    def sample_rates(self) -> list[float]:
+        """The probability with which a step takes each sample, by worker, of what ``poisson`` returns."""
+        return [order.sample_rate for order in self._orders if isinstance(order, PoissonOrder)]
+
+    def poisson(self, seed: int) -> "Shards":
+        """Return the same data, where each step takes each sample with probability ``batch_size / samples``.
+
+        Args:
+            seed: determines the choice, whatever the size of a batch; a secret one, where privacy depends on it.
+
+        Raises:
+            ValueError: a sample belongs to two workers, or twice to one; a worker has less than ``batch_size``.
+        """
+        together = torch.cat(self._parts)
+        if num := len(together) - int((together.bincount() > 0).sum()):
+            raise ValueError(
+                f"parts: {num} samples belong to several workers, or to one several "
+                "times, so that privacy would be less than what is reported for each; expected parts without any"
+            )
+        made, size = copy(self), self.batch_size
+        made._orders = [
+            PoissonOrder(len(part), batch_size=size, seed=seed, worker=w) for w, part in enumerate(self._parts)
+        ]
+        return made
 
     def batches(self, worker: int, first_step: int, num_steps: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches (x, y) of steps first_step .. first_step + num_steps - 1 of ``worker``.

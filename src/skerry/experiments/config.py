@@ -10,6 +10,7 @@ from typing import Any, Literal, Self, get_args, get_origin
 from skerry.algorithm import StatePolicy
 from skerry.choose import choose
 from skerry.merge.outer import Outer
+from skerry.privacy.private import Private
 from skerry.runtimes.distributed.wire import WireFormat
 from skerry.training.steps.settings import Deadline, Precision, StepSettings
 
@@ -54,6 +55,22 @@ class Asynchronous:
     drop: float = 0.25
     heterogeneous: bool = False
     buffer: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Privacy:
+    """Differential privacy, if a noise multiplier or a target is given: see ``Private``."""
+
+    noise_multiplier: float | None = None
+    target_epsilon: float | None = None
+    max_grad_norm: float = 1.0
+    delta: float = 1e-5
+    seed: int | None = None
+
+    @property
+    def asked_for(self) -> Private | None:
+        """What ``train`` is given; None: nothing is private."""
+        return Private(**asdict(self)) if (self.noise_multiplier, self.target_epsilon) != (None, None) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +121,7 @@ class Config:
     checkpoint_activations: bool = False
     compile: bool = False
     deadline: Deadline = "none"
+    private: Privacy = field(default_factory=Privacy)
     eval_every: int = 10
     eval_batch_size: int = 4096
     checkpoint_every_s: float = 10.0
@@ -130,6 +148,7 @@ class Config:
         ):
             choose(getattr(self, name), choices, name)
         StepSettings(**self.steps)
+        _ = self.private.asked_for  # raises where it is out of range
 
     @property
     def steps(self) -> dict[str, Any]:

@@ -105,7 +105,8 @@ class Site:
         rows = None if logit_adjustment is None else logit_adjustment.expand(num, -1)
         own = _Own(source, number)
         self.number, self._setup, self._state, self._store = number, setup, session.state, setup.store
-        self._local = LocalTraining(setup, setup.loss_fn, own, logit_adjustment=rows, worker=number)
+        example = next(iter(own.batches(number, 0, 1)))
+        self._local = LocalTraining(setup, setup.loss_fn, own, example=example, logit_adjustment=rows)
         self._settings = runtime.settings
 
     def hello(self, content: RecordDict) -> RecordDict:

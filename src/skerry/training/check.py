@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from skerry.algorithm import Algorithm
 from skerry.checkpoint.checkpoints import Checkpoints
@@ -27,6 +28,7 @@ from skerry.training.steps.optimizer import optimizer_of, small_copy
 from skerry.training.steps.prepared import repeated_blocks
 from skerry.training.steps.rates import SchedulerRates
 from skerry.training.steps.schedules import constant
+from skerry.training.steps.settings import StepSettings
 from skerry.whole_number import check_whole_number
 
 _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -191,6 +193,29 @@ def check_steps(given: Settings) -> None:
         )
     if given.steps.checkpoint_activations:
         repeated_blocks(small)
+
+
+NOT_ON_SITES = "privacy: sites of a federated run cannot train privately yet; use a runtime whose workers have the data"
+
+
+def check_private(given: Settings) -> None:
+    """Raise ValueError unless workers can take private steps."""
+    if not given.runtime.mine(given.algorithm.partition.num_workers):
+        raise ValueError(NOT_ON_SITES)
+    for name, module in given.model.named_modules():
+        if isinstance(module, _NormBase) and (module.track_running_stats or isinstance(module, _BatchNorm)):
+            raise ValueError(
+                f"privacy: {name} is a {type(module).__name__}, whose statistics mix the samples of a batch; use "
+                "nn.GroupNorm, or no norm"
+            )
+    usual = StepSettings()
+    for setting in ("clip_grad_norm", "precision", "checkpoint_activations", "compile"):
+        if (value := getattr(given.steps, setting)) != getattr(usual, setting):
+            raise ValueError(f"privacy: {setting}={value!r} does not go with private steps; leave it out")
+    if given.algorithm.synchronous:
+        raise ValueError(f"privacy: '{given.algorithm.name}' averages gradients in every step; use local_sgd")
+    if given.runtime.goes_on:
+        raise ValueError("privacy: in an elastic run samples change their owners, so nobody could account for them")
 
 
 def check_optimizer(optimizer: Any, subnet: nn.Module) -> None:

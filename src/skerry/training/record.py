@@ -27,6 +27,7 @@ class Record:
         clock: simulated time at which it was over (``skerry.clients``); None without clients.
         local_s: seconds that each worker spent in its local steps; empty if the members of an elastic run changed.
         local_steps: how many each of them took; empty likewise.
+        epsilon: of each worker, or client, in private training so far: with ``Private.delta``, of what has left it.
         change: of the members of an elastic run in this round, or before it; None: they stayed.
     """
 
@@ -42,6 +43,7 @@ class Record:
     clock: float | None = None
     local_s: tuple[float, ...] = ()
     local_steps: tuple[int, ...] = ()
+    epsilon: tuple[float, ...] = ()
     change: Change | None = None
 
     @property

@@ -20,6 +20,7 @@ from skerry.checkpoint.export import SHARD_BYTES, ExportFormat, export
 from skerry.model.device import chosen_device
 from skerry.model.inputs import Inputs
 from skerry.plan.table import Plan
+from skerry.privacy.private_run import PrivateRun
 from skerry.runtimes.runtime import Change, FullModel, Runtime
 from skerry.runtimes.serial import or_serial
 from skerry.trained import Start
@@ -30,6 +31,7 @@ from skerry.training.check import (
     check_arguments,
     check_functions,
     check_model,
+    check_private,
     check_steps,
     verify_plan,
     warn_of_frozen_readers,
@@ -79,6 +81,8 @@ class Session:
         lr_scheduler, clip_grad_norm, precision, checkpoint_activations, compile, deadline: see ``StepSettings``, and
             docs/local-steps.md.
         accumulate: losses per step: call ``worker.backward(loss)`` that often, then ``worker.step()``.
+        private: trains with differential privacy: ``PrivateRun.of(Private(...), data)``. Then take batches from its
+            ``data``, and steps with ``worker.private_step``.
         callbacks: what to call as training goes (``skerry.callbacks``); the loop must run in ``with session:`` then.
 
     Attributes:
@@ -138,6 +142,7 @@ class Session:
         checkpoint_activations: bool = False,
         compile: bool = False,
         deadline: Deadline = "none",
+        private: PrivateRun | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         check_arguments(
@@ -176,11 +181,14 @@ class Session:
             checkpoints=checkpoints,
             max_bad_rounds=max_bad_rounds,
             loss_fn=loss_fn,
+            private=private,
         )
         check_model(given, start)
         check_algorithm(algorithm, plan, num_rounds)
         check_functions(given, test)
         check_steps(given)
+        if private is not None:
+            check_private(given)
         if given.runtime.num_processes > 1 or not given.runtime.mine(algorithm.partition.num_workers):  # elsewhere
             given.runtime.agree(session_in_words(given, self._callbacks.together))
         self.test = agree_on_test(own_test, given.runtime)
@@ -266,7 +274,9 @@ class Session:
     def _save(self, *, done: bool) -> None:
         setup = self.setup
         if setup.checkpoints is not None:
-            setup.checkpoints.save_if_due(setup.algorithm.name, self.state, setup.store, setup.runtime, done=done)
+            # In private training after every round: what is not saved could be seen and not be counted.
+            due = done or setup.private is not None
+            setup.checkpoints.save_if_due(setup.algorithm.name, self.state, setup.store, setup.runtime, done=due)
 
     def _all_stop(self) -> bool:
         """Return whether the training stops; raise ValueError if not all processes say the same."""

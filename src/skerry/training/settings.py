@@ -8,6 +8,7 @@ from torch import nn
 from skerry.algorithm import Algorithm
 from skerry.checkpoint.checkpoints import Checkpoints
 from skerry.plan.table import Plan
+from skerry.privacy.private_run import PrivateRun
 from skerry.runtimes.runtime import Runtime
 from skerry.training.steps.schedules import Schedule
 from skerry.training.steps.settings import StepSettings
@@ -31,6 +32,7 @@ class Settings:
     checkpoints: Checkpoints | None
     max_bad_rounds: int
     loss_fn: LossFn | None
+    private: PrivateRun | None
 
     @property
     def num_steps(self) -> int:

@@ -1,7 +1,7 @@
 """What stays the same from round to round of a session, and how it is built from a session's arguments."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +18,7 @@ from skerry.partitions.assignment import Assignment
 from skerry.partitions.exposures import Log
 from skerry.partitions.share import Share
 from skerry.plan.table import Plan
+from skerry.privacy.private_run import PrivateRun, is_noted
 from skerry.runtimes.elastic.generation import Generation
 from skerry.runtimes.overlap import BEGAN
 from skerry.runtimes.runtime import KEPT, RESTING, Beginning, Runtime, Store
@@ -30,6 +31,11 @@ from skerry.training.steps.pace import forget_workers, steps_before, steps_of_al
 from skerry.training.steps.rates import Rates, SchedulerRates, scaled_rates
 from skerry.training.steps.schedules import Schedule
 
+MOST_REPEATED = 2
+"""Rounds of a private training that may have been seen and are not in the checkpoint that it goes on from.
+
+One was under way, and one more is lost if the latest checkpoint is damaged.
+"""
 _EXPOSURE = "exposure"  # of ``State.observed``: after the latest round, before today's workers came, and when they came
 
 
@@ -136,6 +142,8 @@ def set_up(given: Settings, start: Start | None) -> tuple[Setup, State]:
     if saved is not None:
         source, state = saved, saved.state
         check_goes_on(algorithm, state, num_rounds)
+        if given.private is None and is_noted(state.observed):
+            raise ValueError("privacy: the saved training is private; give privacy= to go on with it")
         if state.num_workers not in (0, algorithm.partition.num_workers):
             latest, _, _ = state.observed.get(_EXPOSURE, [1.0, 0.0, 0.0])
             state.observed[_EXPOSURE] = [latest, latest, float(state.round)]
@@ -145,6 +153,7 @@ def set_up(given: Settings, start: Start | None) -> tuple[Setup, State]:
         state.totals["bytes_due"] += _left_out(algorithm, net_plan, saved.sizes, state, num_rounds)
     else:
         agree_on_start(runtime, source, named_tensors(net))
+    private = None if given.private is None else _private(given, given.private, state)
     state.num_rounds, state.num_workers = num_rounds, algorithm.partition.num_workers
     state_start = initial_state(given.optimizer, net) if algorithm.optimizer_state == "travel" else {}
     store = runtime.keep(
@@ -164,7 +173,7 @@ def set_up(given: Settings, start: Start | None) -> tuple[Setup, State]:
     )
     lr_scheduler = given.steps.lr_scheduler
     setup = Setup(
-        **vars(given) | {"model": skeleton(net), "plan": net_plan},
+        **vars(given) | {"model": skeleton(net), "plan": net_plan, "private": private},
         scheduler=SchedulerRates(lr_scheduler, given.num_steps) if lr_scheduler else None,
         store=store,
         state_start=state_start,
@@ -173,6 +182,34 @@ def set_up(given: Settings, start: Start | None) -> tuple[Setup, State]:
         log=_log(given, net_plan, state),
     )
     return setup, state
+
+
+def note_private_round(setup: Setup, state: State, num_steps: Sequence[int]) -> None:
+    """Note, before a round, the private steps that workers take in it: whatever becomes of it, they may be seen."""
+    assert setup.private is not None
+    for worker, steps in enumerate(num_steps):
+        setup.private.note(state.observed, setup.turn(state, worker)[0], steps)
+
+
+def _private(given: Settings, run: PrivateRun, state: State) -> PrivateRun:
+    """Return the private run with the noise of the rounds that are left; note the steps that a resume repeats."""
+    algorithm = given.algorithm
+    if state.round and not is_noted(state.observed):
+        raise ValueError(
+            f"privacy: the first {state.round} rounds of the saved training were not private; start a new one"
+        )
+    if state.num_workers not in (0, algorithm.partition.num_workers):
+        raise ValueError(
+            f"privacy: {algorithm.partition.num_workers} workers, but the training was saved with {state.num_workers}, "
+            "so samples would get other owners, whose steps are not known; go on with as many"
+        )
+    done, most = (algorithm.most_steps(num) for num in (state.round, given.num_rounds))
+    run = run.with_noise(state.observed, [a - b for a, b in zip(most, done, strict=True)])
+    if run.given.seed is not None or state.round >= state.num_rounds:
+        return run
+    again = algorithm.most_steps(state.round + MOST_REPEATED)
+    run.note_repeated(state.observed, [a - b for a, b in zip(again, done, strict=True)])
+    return run.with_noise(state.observed, [a - b for a, b in zip(most, done, strict=True)])
 
 
 def _log(given: Settings, plan: Plan, state: State) -> Log | None:

@@ -19,12 +19,14 @@ from skerry.data.loaders import as_data
 from skerry.defaults import WORKERS, choose_missing
 from skerry.model.inputs import Inputs, fit, join
 from skerry.plan.table import Plan
+from skerry.privacy.private import Private
+from skerry.privacy.private_run import PrivateRun
 from skerry.runtimes.runtime import FullModel, Runtime, Store
 from skerry.runtimes.serial import or_serial
 from skerry.trained import Start
 from skerry.training.agreement import data_in_words
 from skerry.training.callback import Callback
-from skerry.training.check import check_arguments, check_data, check_logit_adjustment
+from skerry.training.check import NOT_ON_SITES, check_arguments, check_data, check_logit_adjustment
 from skerry.training.cost import StepCost
 from skerry.training.evaluation.evaluate import Score
 from skerry.training.evaluation.test_set import Test
@@ -125,6 +127,7 @@ def train(
     checkpoint_activations: bool = False,
     compile: bool = False,
     deadline: Deadline = "none",
+    privacy: Private | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Result:
     """Train ``model`` as independent subnets and return the calibrated full model.
@@ -173,6 +176,7 @@ def train(
         checkpoint_activations: compute repeated blocks again in the backward pass, which takes time and saves memory.
         compile: compile subnets with ``torch.compile``; what these five cost is in docs/local-steps.md.
         deadline: "adaptive": slow workers take fewer local steps, by their measured speeds.
+        privacy: differential privacy of each worker's samples (docs/private.md).
         callbacks: what to call as training goes: progress, files, early stopping (``skerry.callbacks``).
 
     Raises:
@@ -219,7 +223,11 @@ def train(
     source: Data = as_data(data, num_workers, seed)
     check_data(source, algorithm, num_workers)
     check_logit_adjustment(logit_adjustment, num_workers)
+    if privacy is not None and logit_adjustment is not None:
+        raise ValueError("privacy: logit_adjustment tells of a worker's labels without noise; leave it out")
     mine = runtime.mine(num_workers)
+    if privacy is not None and not mine:
+        raise ValueError(NOT_ON_SITES)
     first = mine[0] if mine else 0  # a server of sites has no workers
     several = runtime.num_processes > 1
     if plan is None or algorithm is None or optimizer is None or num_rounds is None:
@@ -239,6 +247,8 @@ def train(
     inputs = source.sample(first, 4) if verify or several else None
     if several:
         runtime.agree(data_in_words(source, inputs, logit_adjustment, calibration_samples))
+    private = None if privacy is None else PrivateRun.of(privacy, source)
+    batches: Data = source if private is None else private.data
     session = Session(
         model,
         plan=plan,
@@ -263,6 +273,7 @@ def train(
         checkpoint_activations=checkpoint_activations,
         compile=compile,
         deadline=deadline,
+        private=private,
         callbacks=callbacks,
     )
     setup, state = session.setup, session.state
@@ -272,12 +283,14 @@ def train(
     def evaluated() -> tuple[FullModel, Score | None]:
         nonlocal latest
         if latest is None:
-            full = session.full(*calibration_inputs(source, mine or [0], calibration_samples))
+            some = calibration_inputs(source, mine or [0], calibration_samples) if private is None else []
+            full = session.full(*some)
             latest = full, session.score(full) if session.test is not None else None
         return latest
 
+    example = next(iter(source.batches(first, 0, 1)))  # now, since loaders read on from there
     local = LocalTraining(
-        setup, loss_fn, source, logit_adjustment=logit_adjustment, worker=first, first_round=state.round
+        setup, loss_fn, batches, example=example, logit_adjustment=logit_adjustment, first_round=state.round
     )
     with session:
         for round in session.rounds(at_stop=evaluated):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from skerry.model.device import wide
 from skerry.model.inputs import Inputs, call, num_rows, take
+from skerry.privacy.gradient import PrivateGradient
 from skerry.training.steps.rates import Rates
 from skerry.training.steps.settings import StepSettings
 
@@ -53,6 +54,7 @@ class Worker:
         on_step: called after each step with the worker and the number of steps done.
         client: whose data it trains on.
         first_step: how many steps were taken on that data before.
+        private: sets the gradients of its steps, in private training.
 
     Attributes:
         number: the worker's, from 0.
@@ -65,6 +67,7 @@ class Worker:
         narrow: the narrow module itself.
         optimizer: over its parameters.
         accumulate: the number of losses that a step is the mean of.
+        is_private: whether it takes ``private_step`` only.
         in_step: whether every step waits for all workers.
         local_s: seconds from the beginning to the end of the last step.
         flop: floating-point operations of its steps; NaN if not measured.
@@ -86,6 +89,7 @@ class Worker:
         on_step: Callable[["Worker", int], None] | None = None,
         client: int = 0,
         first_step: int = 0,
+        private: PrivateGradient | None = None,
     ) -> None:
         settings = settings or StepSettings()
         self.number, self.round, self.num_steps, self.accumulate = number, round, len(rates), settings.accumulate
@@ -100,7 +104,8 @@ class Worker:
         self._rates, self._on_step, self._clip, self._scaler = rates, on_step, settings.clip_grad_norm, scaler
         self._last_set, self._by_hand = [group["lr"] for group in optimizer.param_groups], False
         self._scheduled = any([group["lr"] for group in rates] != self._last_set for rates in self._rates)
-        self._total: Tensor | float = 0.0
+        self.is_private, self._private = private is not None, private
+        self._total: Tensor | float = 0.0 if private is None else math.nan
         self._of_step = list[Tensor]()  # the losses that the next step is the mean of
         self._done, self._is_finite = 0, True
         optimizer.zero_grad()
@@ -108,9 +113,17 @@ class Worker:
 
     @property
     def loss(self) -> float:
-        """The mean loss of its steps; NaN or infinite if that of one step is. Reading it waits for the device."""
+        """The mean loss of its steps; NaN or infinite if that of one step is. Reading it waits for the device.
+
+        NaN in private training: it would tell of the samples.
+        """
         total = self._total.item() if isinstance(self._total, Tensor) else self._total
         return total / max(1, self._done)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the loss of a step is not finite, so that it will be refused. In private training nobody knows."""
+        return not self.is_private and not math.isfinite(self.loss)
 
     @property
     def stopped(self) -> bool:
@@ -130,13 +143,11 @@ class Worker:
                 number.
         """
         self._check_loss(loss)
+        if self.is_private:
+            raise ValueError(f"{self.where}: training is private; call worker.private_step(loss_fn, batch) instead")
         if self.stopped:
             return
-        if self._done == self.num_steps:
-            raise ValueError(
-                f"{self.where}: one step more, but it takes worker.num_steps={self.num_steps} in this round "
-                "(at most the algorithm's local_steps); give it that number of batches"
-            )
+        self._check_steps_left()
         if len(self._of_step) == self.accumulate:
             raise ValueError(f"{self.where}: one loss more than accumulate={self.accumulate}; call worker.step() first")
         if self.on_labels is not None and labels is not None:
@@ -169,6 +180,32 @@ class Worker:
                 "worker.backward(loss) that often, then worker.step()"
             )
         self._step()
+
+    def private_step(self, loss_fn: LossFn, batch: Any) -> None:
+        """Take one step of private training, down the noisy mean of the clipped gradients of a batch's samples.
+
+        Args:
+            loss_fn: ``loss_fn(output, labels)``; it is called with one sample at a time.
+            batch: (inputs, labels), as ``PrivateRun.data`` yields them; it may be empty. ``accumulate`` parts of it are
+                computed one after the other, which takes less memory.
+
+        Raises:
+            ValueError: training is not private, or it has taken all steps of the round.
+        """
+        if self._private is None:
+            raise ValueError(f"{self.where}: training is not private; give the session a PrivateRun, or call step")
+        self._check_steps_left()
+        is_empty = num_rows(batch) == {0}
+        self._private.set_(loss_fn, [] if is_empty else [part for part, _ in micro_batches(batch, self.accumulate)])
+        self._of_step = [torch.tensor(math.nan)]
+        self._step()
+
+    def _check_steps_left(self) -> None:
+        if self._done == self.num_steps:
+            raise ValueError(
+                f"{self.where}: one step more, but it takes worker.num_steps={self.num_steps} in this round "
+                "(at most the algorithm's local_steps); give it that number of batches"
+            )
 
     def _step(self) -> None:
         """Take the step of the losses so far."""
@@ -255,7 +292,7 @@ class Worker:
             )
         if isinstance(self._total, Tensor):
             self._total = self._total.item()
-        del self.subnet, self.narrow, self.optimizer
+        del self.subnet, self.narrow, self.optimizer, self._private
 
 
 def local_steps(worker: Worker, loss_fn: LossFn, batches: Iterable[tuple[Inputs, Any]]) -> None:
@@ -268,6 +305,9 @@ def local_steps(worker: Worker, loss_fn: LossFn, batches: Iterable[tuple[Inputs,
             ones.
     """
     for batch in batches:
+        if worker.is_private:
+            worker.private_step(loss_fn, batch)
+            continue
         for (x, y), weight in micro_batches(batch, worker.accumulate):
             loss = loss_fn(call(worker.subnet, x), y)
             worker.backward(loss if weight == 1 else loss * weight, y)

@@ -46,7 +46,8 @@ def train_command(
 
     Names: fashion-mlp, mnist-mlp, digits-mlp, speech-mlp2, speech-mlp3, depends-xc, vgg-cifar, resnet18-cifar,
     loft-cifar, resist-cifar, skewed-mlp, skewed-resnet, gpt-shakespeare, llama-docs, gist-cora, gist-citeseer,
-    gist-wordnet, gist-wordnet-wide, async-fashion. --set changes any setting in the config.json of --out, such as
+    gist-wordnet, gist-wordnet-wide, async-fashion, private-fashion. --set changes any setting in the config.json of
+    --out, such as
     local_steps=100, partition.reshuffle=.1, partition.capacities=[1,1,2,4], optimizer.name=AdamW, split=by_label,
     prior_adjusted=true.
 

@@ -10,7 +10,14 @@ from skerry.experiments.recipes.depends_xc import depends_xc
 from skerry.experiments.recipes.gist import gist_citeseer, gist_cora, gist_wordnet, gist_wordnet_wide
 from skerry.experiments.recipes.gpt_shakespeare import gpt_shakespeare
 from skerry.experiments.recipes.graph_task import GraphTask
-from skerry.experiments.recipes.image_mlp import async_fashion, digits_mlp, fashion_mlp, mnist_mlp, skewed_mlp
+from skerry.experiments.recipes.image_mlp import (
+    async_fashion,
+    digits_mlp,
+    fashion_mlp,
+    mnist_mlp,
+    private_fashion,
+    skewed_mlp,
+)
 from skerry.experiments.recipes.llama_docs import llama_docs
 from skerry.experiments.recipes.own import own_recipe
 from skerry.experiments.recipes.recipe import Job, Recipe, Task
@@ -21,7 +28,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     recipe.__name__.replace("_", "-"): recipe
     for recipe in (
         fashion_mlp, mnist_mlp, digits_mlp, depends_xc, speech_mlp2, speech_mlp3, vgg_cifar, resnet18_cifar, loft_cifar,
-        resist_cifar, skewed_mlp, skewed_resnet, async_fashion, gpt_shakespeare, llama_docs,
+        resist_cifar, skewed_mlp, skewed_resnet, async_fashion, private_fashion, gpt_shakespeare, llama_docs,
         gist_cora, gist_citeseer, gist_wordnet, gist_wordnet_wide,
     )
 }  # fmt: skip

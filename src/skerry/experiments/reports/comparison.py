@@ -73,6 +73,7 @@ class Row:
     time_s: float
     outside_share: float | None  # fraction of time_s not spent in local steps
     exposure: float | None  # the largest share of the units that a worker has held
+    epsilon: float | None  # the largest of a worker, in private training
 
 
 # ---- from files to runs
@@ -242,6 +243,7 @@ def _row(label: str, runs: list[Run]) -> Row:
         memory_bytes=_mean(memories),
         time_s=time_s,
         outside_share=1 - total("local_s", runs) / time_s if time_s > 0 else None,
+        epsilon=max((e for run in runs if run.metrics for e in run.metrics[-1].get("epsilon", ())), default=None),
         exposure=_mean([seen for run in runs if (seen := run.metrics and run.metrics[-1].get("exposure"))]),
     )
 
@@ -306,6 +308,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {  # report.html.jinja explains them
     "time": lambda row: duration(row.time_s),
     "outside": lambda row: _percent(row.outside_share),
     "seen": lambda row: _percent(row.exposure),
+    "epsilon": lambda row: number(row.epsilon),
 }
 
 

@@ -172,6 +172,7 @@ def run(
         "runtime": runtime,
         "checkpoints": checkpoints_of(folder, config, resume=resume),
         "max_bad_rounds": config.max_bad_rounds,
+        "privacy": config.private.asked_for,
     }
     if runtime.rank != 0:
         first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0  # the first process of another machine

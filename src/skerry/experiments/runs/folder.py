@@ -129,7 +129,7 @@ def run_id(config: Config) -> str:
     """Return the text that identifies a run in its checkpoints: all settings that may not change on resume."""
     settings = settings_of(config, per_worker=False)
     # older checkpoints do not have these settings
-    for name in ("prior_adjusted", "clients", "slowest", "asynchronous", "nets", "deadline"):
+    for name in ("prior_adjusted", "clients", "slowest", "asynchronous", "nets", "deadline", "private"):
         if getattr(config, name) == getattr(Config(), name):
             del settings[name]
     if config.partition.max_exposure == 1.0:
@@ -276,6 +276,7 @@ class RunFolder(Callback):
             "parameters": {"full": result.num_parameters, "subnet": cost.parameters},
             "memory_bytes": memory,
             "totals": result.state.totals,
+            **_privacy(result),
             "warnings": {kind: text for line in reversed(lines) for kind, text in line.get("warnings", {}).items()}
             | self._new_warnings(),
             "changes": [line["change"] for line in lines if "change" in line],
@@ -356,6 +357,7 @@ def metrics_line(record: Record, heard: Mapping[str, str]) -> dict[str, Any]:
         "units_covered": record.units_covered,
         "refused": list(record.refused),
         "exposure": record.exposure,
+        **({"epsilon": [_finite(each) for each in record.epsilon]} if record.epsilon else {}),
         "clock": record.clock,
         "local_s_of": list(record.local_s),
         "local_steps_of": list(record.local_steps),
@@ -364,6 +366,15 @@ def metrics_line(record: Record, heard: Mapping[str, str]) -> dict[str, Any]:
         "checked": list(record.diagnosis.checked),
         "warnings": {**heard, **record.diagnosis.warnings},
     }
+
+
+def _privacy(result: Result) -> dict[str, Any]:
+    """Return what each worker's, or client's, samples cost, and the noise that its last steps had."""
+    private = result.session.setup.private
+    if private is None:
+        return {}
+    epsilon = [_finite(each) for each in private.epsilon(result.state.observed)]
+    return {"privacy": {"epsilon": epsilon, "delta": private.given.delta, "noise_multiplier": list(private.noise)}}
 
 
 def changed(change: Change) -> dict[str, Any]:

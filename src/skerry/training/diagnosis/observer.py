@@ -89,7 +89,7 @@ class Observer:
             return
         moved = self._read_coordinates() - self._began
         self._tensors = []  # else the worker's memory is not freed
-        if not math.isfinite(worker.loss) or not _is_finite(moved):
+        if worker.failed or not _is_finite(moved):
             return
         self._moved.append(moved)
         if self.probe is not None and self._setup.loss_fn is not None:

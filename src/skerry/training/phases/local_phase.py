@@ -1,6 +1,5 @@
 """The local phase: a worker gets its subnet and optimizer, takes its local steps, and hands its tensors over."""
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -71,6 +70,7 @@ def lend_worker(setup: Setup, state: State, number: int, num_steps: int, handed:
             on_step=on_step,
             client=client,
             first_step=first_step,
+            private=None if setup.private is None else setup.private.gradient(subnet, client, round),
         )
         yield worker
     worker.finish()
@@ -90,7 +90,7 @@ def _hand_over(
     stays = algorithm.optimizer_state == "stay"
     own = optimizer_state.read(optimizer, subnet, setup.state_start) if stays else {}
     watched = {n: t for n, t in (tensors | own).items() if optimizer_state.parameter_of(n) not in setup.never_finite}
-    good = math.isfinite(worker.loss) and is_finite(watched)
+    good = not worker.failed and is_finite(watched)
     if good:
         to_keep |= own  # the optimizer of a refused worker starts afresh
         if algorithm.outer:

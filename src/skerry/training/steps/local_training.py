@@ -1,6 +1,5 @@
 """A worker's local steps on the batches of its data, as ``train`` and the sites of a federated run take them."""
 
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
@@ -27,7 +26,7 @@ class LocalTraining:
         loss_fn: ``loss_fn(output, labels)``, the mean over a batch.
         data: each worker's batches.
         logit_adjustment: see ``train``.
-        worker: one whose data are here; it shows what a batch looks like.
+        example: a batch, to measure costs with.
         first_round: the round before which the session began.
     """
 
@@ -37,13 +36,12 @@ class LocalTraining:
         loss_fn: LossFn,
         data: Data,
         *,
+        example: Any,
         logit_adjustment: Tensor | None = None,
-        worker: int = 0,
         first_round: int = 0,
     ) -> None:
         self._setup, self._loss_fn, self._data = setup, loss_fn, data
         self._rows, self._first_round = logit_adjustment, first_round
-        example = next(iter(data.batches(worker, 0, 1)))  # now, since loaders read on from there
         outer, steps, device = setup.algorithm.outer is not None, setup.steps, setup.device
         self._costs = StepCosts(loss_fn, setup.optimizer, lambda: example, outer=outer, settings=steps, device=device)
 
@@ -64,7 +62,7 @@ class LocalTraining:
                 batch[:] = x, y
                 yield to(x, device), to(y, device)
 
-        own_loss = loss_fn if device.type == "cpu" else in_range(loss_fn, lambda: batch[1])
+        own_loss = loss_fn if device.type == "cpu" or worker.is_private else in_range(loss_fn, lambda: batch[1])
         try:
             local_steps(worker, own_loss, batches())
         except Exception as error:  # of the user's model, loss or data
@@ -81,7 +79,7 @@ class LocalTraining:
                 raise ValueError(f"model, loss_fn or data: {first_line(error)} ({where})") from error
             error.add_note(f"({where})")
             raise
-        if not math.isfinite(worker.loss):
+        if worker.failed:
             _explain(worker, loss_fn, self._data, batch, is_first=is_first)
         worker.flop = float(self._costs.of(worker.narrow).flop * worker.num_steps)
 

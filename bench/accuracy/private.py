@@ -1,0 +1,105 @@
+"""Accuracy under differential privacy: methods and the wide net on recipe private-fashion, at epsilon 2, 4 and 8.
+
+    SKERRY_DATA=data python bench/accuracy/private.py --out runs/private     # finished runs are kept
+
+Each method is tuned by itself: all learning rates and clipping norms at epsilon 4, then at the other epsilons the best
+clipping norm with the best learning rate, its half and its double. The choice is by accuracy on the test set. Noise is
+repeatable (the data set is public). Each finished run is a line of results.jsonl.
+"""
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+
+import torch
+
+from skerry.experiments.methods import build
+from skerry.experiments.recipes import RECIPES
+from skerry.experiments.runs.execute import configure, make_optimizer
+from skerry.training import TheoryWarning, cosine, train
+
+METHODS = ("narrow", "relay", "ist", "ensemble", "local_sgd")
+RATES, CLIPS = (0.5, 1.0, 2.0), (0.5, 2.0)
+FIRST = 4.0
+Key = tuple[str, float, float, float]
+"""Method, epsilon, learning rate times clipping norm, clipping norm."""
+
+
+class Runs:
+    """The runs that are finished, in a file; others are trained when they are asked for."""
+
+    def __init__(self, path: Path, seed: int) -> None:
+        self._path, self._seed = path, seed
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text().splitlines() if path.exists() else []
+        self._done = {tuple(line["key"]): line for line in map(json.loads, lines) if line["seed"] == seed}
+
+    def accuracy(self, key: Key) -> float:
+        """Return the accuracy of a run on the test set."""
+        if key not in self._done:
+            self._done[key] = {"key": key, "seed": self._seed, **self._train(*key)}
+            with self._path.open("a") as file:
+                file.write(json.dumps(self._done[key]) + "\n")
+            print(self._done[key], flush=True)
+        return float(self._done[key]["accuracy"])
+
+    def _train(self, method: str, epsilon: float, step: float, clip: float) -> dict[str, object]:
+        settings = {"target_epsilon": epsilon, "max_grad_norm": clip, "seed": self._seed}
+        changes = {f"private.{name}": value for name, value in settings.items()}
+        changes |= {"optimizer.lr": step / clip, "seed": self._seed}
+        config = configure("private-fashion", method, changes)
+        job = RECIPES["private-fashion"]().build(config)
+        result = train(
+            job.model,
+            job.loss_fn,
+            job.data,
+            plan=job.plan,
+            algorithm=build(config),
+            optimizer=make_optimizer(config),
+            num_rounds=config.rounds,
+            schedule=cosine,
+            seed=config.seed,
+            test=job.test,
+            start=job.start,
+            privacy=config.private.asked_for,
+            device="cpu",
+        )
+        assert result.score is not None
+        private = result.session.setup.private
+        assert private is not None
+        found = {"accuracy": result.score.accuracy, "loss": result.score.loss, "noise": private.noise[0]}
+        return found | {"epsilon": max(result.history[-1].epsilon), "local_s": result.state.totals["local_s"]}
+
+
+def best(runs: Runs, method: str, epsilon: float, rates: tuple[float, ...], clips: tuple[float, ...]) -> Key:
+    """Return the best of some runs."""
+    keys = [(method, epsilon, rate, clip) for clip in clips for rate in rates]
+    return max(keys, key=runs.accuracy)
+
+
+def main() -> None:
+    """Train what is missing, and print a row per method."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/private"))
+    parser.add_argument("--epsilons", type=float, nargs="+", default=(2.0, 4.0, 8.0))
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore", TheoryWarning)
+    runs = Runs(args.out / "results.jsonl", args.seed)
+    tuned = {method: best(runs, method, FIRST, RATES, CLIPS) for method in args.methods}
+    print("| method |", " | ".join(f"epsilon {epsilon:g}" for epsilon in args.epsilons), "|")
+    print("|---|", "---:|" * len(args.epsilons), sep="")
+    for method, (_, _, rate, clip) in tuned.items():
+        cells = []
+        for epsilon in args.epsilons:
+            rates = RATES if epsilon == FIRST else (rate / 2, rate, 2 * rate)
+            key = best(runs, method, epsilon, rates, CLIPS if epsilon == FIRST else (clip,))
+            cells.append(f"{runs.accuracy(key):.4f} (rate {key[2] / key[3]:g}, norm {key[3]:g})")
+        print(f"| {method} |", " | ".join(cells), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()
