@@ -20,7 +20,10 @@ from skerry.federated import AtSite, Federated, OnSites, Site, TooFewSites, site
 from skerry.federated.messages import Refused, written
 from skerry.plan import In, Out
 
-pytestmark = [pytest.mark.usefixtures("no_costs"), pytest.mark.filterwarnings("ignore:(round|node|data|the server):UserWarning")]
+pytestmark = [
+    pytest.mark.usefixtures("no_costs"),
+    pytest.mark.filterwarnings("ignore:(round|node|data|the server):UserWarning"),
+]
 THREE = ist(3, local_steps=STEPS)
 
 
