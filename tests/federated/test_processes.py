@@ -1,6 +1,7 @@
 """Real processes, TLS and keys, made by the commands of docs/federated.md: killed and resumed, to serial's bits."""
 
 import re
+import ssl
 import subprocess
 import sys
 import time
@@ -80,7 +81,8 @@ def test_sites_with_keys_a_site_and_the_server_killed(certified):
         serve = ("serve", *RUN, "--certs", "certs", "--out", "run")
         server = start(*serve, "--listen", "127.0.0.1:0")
         address = server.until(r"at (127.0.0.1:\d+);")[1]
-        with httpx.Client(verify=str(certified / "certs" / "ca.crt")) as client:  # only the fleet is there
+        trusted = ssl.create_default_context(cafile=certified / "certs" / "ca.crt")
+        with httpx.Client(verify=trusted) as client:  # only the fleet is there
             for path in ("/docs", "/openapi.json", "/v1/control/list-runs", "/v1/runtime/pull-messages"):
                 assert client.post(f"https://{address}{path}").status_code in (404, 405), path
             assert client.post(f"https://{address}/v1/fleet/pull-messages").status_code >= 400

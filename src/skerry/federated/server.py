@@ -121,8 +121,8 @@ class FromSites(WholeModel):
                 mask = np.zeros(self.plan.num_units, dtype=bool)
                 mask[units.numpy()] = True
                 work: dict[str, Number] = {"token": token, "round": self._next, "worker": worker, "steps": self._steps}
-                mask_and_job = {"units": np.packbits(mask).tobytes(), "job": runtime.job}
-                content = written({**work, **mask_and_job}, tensors)
+                work |= {"units": np.packbits(mask).tobytes(), "job": runtime.job}
+                content = written(work, tensors)
                 if trips.send(sites.here[client], TRAIN, content, worker, runtime.deadline_s):
                     asked[worker] = client, tensors
         for worker, message in trips.wait(time.monotonic() + runtime.deadline_s):

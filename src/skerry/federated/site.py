@@ -190,17 +190,17 @@ def client_app(make: Callable[[Context, str], Site]) -> ClientApp:
             made[key] = make(context, key[1])
         return made[key]
 
-    @app.query(HELLO.partition(".")[2])
     def hello(message: Message, context: Context) -> Message:
         return Message(site(message, context).hello(message.content), reply_to=message)
 
-    @app.query(BYE.partition(".")[2])
+    def train(message: Message, context: Context) -> Message:
+        return Message(site(message, context).train(message.content), reply_to=message)
+
     def bye(message: Message, context: Context) -> Message:
         context.state[OVER] = ConfigRecord({OVER: True})
         return Message(RecordDict(), reply_to=message)
 
-    @app.train(TRAIN.partition(".")[2])
-    def train(message: Message, context: Context) -> Message:
-        return Message(site(message, context).train(message.content), reply_to=message)
-
+    for kind, function in ((HELLO, hello), (BYE, bye)):
+        app.query(kind.partition(".")[2])(function)
+    app.train(TRAIN.partition(".")[2])(train)
     return app

@@ -111,7 +111,7 @@ def join_command(
     site takes its part of the recipe's public data.
     """
     _need_flower()
-    from skerry.federated import Site, client_app
+    from skerry.federated import client_app
     from skerry.federated.join import join
 
     host_and_port(address, address)
@@ -119,7 +119,7 @@ def join_command(
         raise ValueError("--key: keys are for encrypted connections; give --certs ca.crt, too")
     own = None if data is None else own_object(data)
 
-    def make(context: Any, job: str) -> Site:
+    def make(context: Any, job: str) -> Any:
         config = Config.from_json(json.loads(job)).change({"device": device})
         return _site(config, recipe, own, site)
 
