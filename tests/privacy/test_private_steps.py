@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from skerry import Private, Shards
 from skerry.data.sample_order import PoissonOrder
@@ -34,7 +35,12 @@ def conv():
     return nn.Sequential(nn.Conv2d(1, 3, 3), nn.GroupNorm(3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(75, 4))
 
 
+def normed():
+    return nn.Sequential(parametrizations.weight_norm(nn.Linear(7, 9)), nn.ReLU(), nn.Linear(9, 4))
+
+
 NETS = {
+    "normed": (normed, lambda num: torch.randn(num, 7)),
     "mlp": (mlp, lambda num: torch.randn(num, 7)),
     "conv": (conv, lambda num: torch.randn(num, 1, 7, 7)),
     "tied": (Tied, lambda num: torch.randint(0, 6, (num, 3))),

@@ -1,6 +1,8 @@
 """Private training: against a plain loop, resumed, in several processes; what it accounts for, and what it refuses."""
 
 import math
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -20,7 +22,10 @@ from skerry.experiments.runs.folder import metrics_line
 from skerry.privacy import PrivateRun
 from skerry.privacy.accountant import epsilon, noise_for
 from skerry.runtimes import Serial
+from skerry.runtimes.elastic.generation import Generation
 from skerry.training import log_priors
+from skerry.training.check import check_private
+from skerry.training.steps.settings import StepSettings
 
 pytest.importorskip("opacus")
 pytestmark = pytest.mark.usefixtures("no_costs")
@@ -205,6 +210,14 @@ def test_what_is_not_private_is_refused(case):
     call, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_elastic_runs_are_refused():
+    given = SimpleNamespace(
+        model=net(), steps=StepSettings(), algorithm=ist(2), runtime=mock.create_autospec(Generation, instance=True)
+    )
+    with pytest.raises(ValueError, match="samples change their owners"):
+        check_private(given)
 
 
 def test_a_training_is_private_from_its_first_round_to_its_last(tmp_path):

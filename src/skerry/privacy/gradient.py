@@ -75,7 +75,9 @@ def _called_on_rows(net: nn.Module, batch: Any) -> dict[str, nn.Linear]:
     linear = {
         name: module
         for name, module in net.named_modules()
-        if type(module) is nn.Linear and all(p.requires_grad and owners[id(p)] == 1 for p in module.parameters())
+        if type(module) is nn.Linear
+        and "weight" in module._parameters  # not where it is computed from others
+        and all(p.requires_grad and owners[id(p)] == 1 for p in module.parameters())
     }
     rows: dict[str, list[int]] = {name: [] for name in linear}
     handles = [

@@ -14,6 +14,7 @@ from skerry.privacy.accountant import History, epsilon, noise_for
 from skerry.privacy.gradient import PrivateGradient
 from skerry.privacy.noise import noise_of
 from skerry.privacy.private import Private
+from skerry.randomness import seed_of
 
 _STEPS = "private steps of owner "  # of ``State.observed``: noise multiplier, sample rate, steps, and so on
 
@@ -73,6 +74,11 @@ class PrivateRun:
             batch_size=self.data.batch_size,
             noise=noise_of() if seed is None else noise_of(seed, "noise", owner, round),
         )
+
+    def seed(self, owner: int, round: int) -> int:
+        """Return the seed of dropout and the like: which samples get which mask must be as secret as their choice."""
+        seed = self.given.seed
+        return secrets.randbits(63) if seed is None else seed_of(seed, "local", owner, round)
 
     def note(self, observed: dict[str, list[float]], owner: int, steps: int, noise: float | None = None) -> None:
         """Note ``steps`` more steps on the samples of ``owner``."""

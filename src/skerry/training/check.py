@@ -21,6 +21,7 @@ from skerry.model.tensors import frozen_names, named_tensors
 from skerry.partitions.assignment import Assignment
 from skerry.partitions.everything import Everything
 from skerry.plan.table import Plan
+from skerry.runtimes.elastic.generation import Generation
 from skerry.runtimes.serial import Serial
 from skerry.trained import Start
 from skerry.training.settings import Settings
@@ -214,7 +215,7 @@ def check_private(given: Settings) -> None:
             raise ValueError(f"privacy: {setting}={value!r} does not go with private steps; leave it out")
     if given.algorithm.synchronous:
         raise ValueError(f"privacy: '{given.algorithm.name}' averages gradients in every step; use local_sgd")
-    if given.runtime.goes_on:
+    if isinstance(given.runtime, Generation):
         raise ValueError("privacy: in an elastic run samples change their owners, so nobody could account for them")
 
 

@@ -54,9 +54,11 @@ def lend_worker(setup: Setup, state: State, number: int, num_steps: int, handed:
 
     scaler = _scaler(setup, kept)
     client, first_step = setup.turn(state, number)
+    private = setup.private
+    seed = seed_of(setup.seed, "local", number, round) if private is None else private.seed(client, round)
     with (
         prepared(subnet, setup.steps, setup.device),
-        own_random_state(seed_of(setup.seed, "local", number, round), setup.device),
+        own_random_state(seed, setup.device),
     ):
         worker = Worker(
             subnet,
@@ -70,7 +72,7 @@ def lend_worker(setup: Setup, state: State, number: int, num_steps: int, handed:
             on_step=on_step,
             client=client,
             first_step=first_step,
-            private=None if setup.private is None else setup.private.gradient(subnet, client, round),
+            private=None if private is None else private.gradient(subnet, client, round),
         )
         yield worker
     worker.finish()
