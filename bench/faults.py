@@ -66,6 +66,10 @@ class Member:
         torch.set_num_threads(1)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         self._hook()
+        self._prepare()
+        self.tell("ready")
+        while self.setup["waits"] and not (self.folder / "go").exists():
+            time.sleep(0.01)
         self.tell("start")
         settings = {key: self.setup[key] for key in ("minimum", "patience_s")}
         with skerry.Elastic(
@@ -79,18 +83,22 @@ class Member:
         trained = int(result.state.trained.sum())
         self.tell("end", loss=result.score.loss, accuracy=result.score.accuracy, trained=trained, files=_open_files())
 
+    def _prepare(self) -> None:
+        """Make what does not depend on the number of processes, before others wait for this one."""
+        x, y = load_digits(return_X_y=True)
+        self.x, self.y = torch.tensor(x, dtype=torch.float32) / 16, torch.tensor(y)
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(64, UNITS), nn.ReLU(), nn.Linear(UNITS, 10))
+        self.plan = skerry.discover(self.model, self.x[:4])
+
     def _train(self, runtime: Any) -> Any:
         self.generations += 1
-        x, y = load_digits(return_X_y=True)
-        x, y = torch.tensor(x, dtype=torch.float32) / 16, torch.tensor(y)
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(64, UNITS), nn.ReLU(), nn.Linear(UNITS, 10))
-        n = runtime.num_processes
+        x, y, n = self.x, self.y, runtime.num_processes
         return skerry.train(
-            model,
+            self.model,
             nn.functional.cross_entropy,
             skerry.Shards(x[:1500], y[:1500], skerry.split(y[:1500], n, "iid", seed=0), batch_size=32, seed=0),
-            plan=skerry.discover(model, x[:4]),
+            plan=self.plan,
             algorithm=skerry.ist(n, local_steps=5),
             optimizer=lambda net: torch.optim.SGD(net.parameters(), 0.2),
             num_rounds=self.setup["rounds"],
@@ -181,6 +189,7 @@ class Run:
         self.folder, self.num, self.members = folder, num, list[Any]()
         self.context = multiprocessing.get_context("forkserver")
         self.setup = {"minimum": 1 if num < 3 else 2, "patience_s": 30.0, "rounds": rounds, "phase": "", "fault": ""}
+        self.setup["waits"] = False
         self.delays = delays or [0.02] * 8
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -242,6 +251,8 @@ def one_fault(folder: Path, num: int, fault: str, phase: str) -> dict[str, Any]:
     victim, phase = (num - 1, phase or "local steps") if fault in (*FAULTS, "slow") else (None, phase)
     for k in range(num):
         run.join(**({"fault": fault, "phase": phase} if k == victim else {"phase": phase}))
+    if fault == "join" or phase == "group creation":
+        run.join(waits=True)
     began = 0.0
     if victim is None or phase == "group creation":
         while run.round() < AT:
@@ -250,7 +261,7 @@ def one_fault(folder: Path, num: int, fault: str, phase: str) -> dict[str, Any]:
         if fault == "store":
             began = run.restart_store()
         else:
-            run.join()
+            (run.folder / f"{num}" / "go").touch()
     if fault == "stop":
         run.resume_stopped(num - 1)
     problems = run.end()
@@ -289,7 +300,7 @@ def _judged(run: Run, fault: str, victim: int | None, began: float, problems: li
             detected += [e["t"] - began for e in own if e["what"] == "members" and e["t"] > began][:1]
             regrouped += [e["t"] - began for e in own if e["what"] == "agreed" and e["t"] > began][:1]
         if k >= run.num and rounds:
-            newcomer = rounds[0]["t"] - own[0]["t"]
+            newcomer = rounds[0]["t"] - next(e["t"] for e in own if e["what"] == "start")
     return {
         "lost": lost,
         "stall": statistics.median(stalls) if stalls else None,

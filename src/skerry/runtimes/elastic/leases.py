@@ -1,6 +1,7 @@
 """Leases: who is alive, judged by counters in the store and by one's own clock, so that clocks may differ."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -62,9 +63,16 @@ class Leases:
         """Watch these members, even if the roster does not have them."""
         self._watched = frozenset(uids)
 
-    def beat(self, store: KeyStore) -> None:
-        """Raise the counter of this member, and look at those of the others; RuntimeError if the store is lost."""
+    def beat(self, store: KeyStore, ended: Sequence[str] = ()) -> None:
+        """Raise the counter of this member, and look at those of the others; RuntimeError if the store is lost.
+
+        Args:
+            store: the store.
+            ended: members whose process has ended, as far as is known: their leases end, unless they beat again.
+        """
         try:
+            for uid in ended:
+                self._seen[uid] = store.add(f"beat/{uid}", 0), -math.inf
             self._beat(store)
         except RuntimeError:
             self.stores_lost += 1

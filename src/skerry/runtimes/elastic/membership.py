@@ -61,6 +61,7 @@ class Candidate:
         group: in which it can exchange; empty if it needs a new one.
         rank: in the last decision; its workers keep their numbers as far as they can.
         settings: a digest of what must be the same in all members.
+        address: where its process listens (``lines.py``).
     """
 
     decided: int = 0
@@ -70,6 +71,7 @@ class Candidate:
     group: str = ""
     rank: int = 2**31
     settings: str = ""
+    address: str = ""
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,7 @@ class Membership(Generic[Held]):
         patience_s: seconds that a decision may take.
         settings: what must be the same in all members.
         waiting: called once per decision, with how many members are there, if they are fewer than the minimum.
+        address: where this process listens.
 
     Attributes:
         held: what this member has of the version that goes on, by its name; with that of a vote whose end is unknown.
@@ -192,7 +195,9 @@ class Membership(Generic[Held]):
         patience_s: float = 60.0,
         settings: Mapping[str, str] | None = None,
         waiting: Callable[[int], None] = lambda num: None,
+        address: Callable[[], str] = lambda: "",
     ) -> None:
+        self._address = address
         self._waiting, self._waits = waiting, False
         self._settings = json.dumps(settings or {}, sort_keys=True)
         self._connect, self._leases, self._clock = connect, leases, clock
@@ -308,6 +313,7 @@ class Membership(Generic[Held]):
             group=self.group,
             rank=rank,
             settings=f"{seed_of(self._settings):x}",
+            address=self._address(),
         )
         came = self._clock()
         store.set(f"settings/{uid}", self._settings)
@@ -326,14 +332,15 @@ class Membership(Generic[Held]):
                 if lost or self._leases.left.issuperset(before):
                     before = ()
                 alive = (self._leases.alive | set(before)) - self._leases.dead
-                here = {u for u in sorted(alive) if store.check([f"here/{epoch}/{u}"])}
-                if (not before and self._clock() - came < self._grace_s) or alive & set(before or alive) - here:
+                missed = [f"here/{epoch}/{u}" for u in alive & set(before or alive)]
+                if (not before and self._clock() - came < self._grace_s) or not store.check(missed):
                     until = until if lost else self._clock() + self._patience_s  # others are alive, and on their way
                     if store.add("epoch", 0) >= epoch and not store.check([key]):
                         break  # the store has lost the decision, but others know it
                     continue
+                here = [u for u in sorted(alive) if store.check([f"here/{epoch}/{u}"])]
                 said = {u: Candidate(**json.loads(store.get(f"here/{epoch}/{u}"))) for u in here}
-                self._check_settings(store, before or sorted(here))
+                self._check_settings(store, before or here)
                 said = {u: candidate for u, candidate in said.items() if candidate.settings == own.settings}
                 proposal = self._proposal(epoch, before, said)
                 enough = len(proposal.members) >= self._minimum
