@@ -99,6 +99,7 @@ class Member:
     speed: float = 1.0
     dead: bool = False
     trained: list[str] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)  # others whose lines have closed
 
 
 class Simulation:
@@ -112,7 +113,7 @@ class Simulation:
         self.count = itertools.count()
         for _ in range(self.rng.randint(minimum, 4)):
             self.join()
-        self.faults = ["kill", "stop", "slow", "join", *(["store"] if store_faults else [])]
+        self.faults = ["kill", "stop", "slow", "join", "missed", *(["store"] if store_faults else [])]
         self.num_faults = num_faults
         self.deaths, self.quiet_from = 0, 1e9 if num_faults else 0.0
 
@@ -143,7 +144,8 @@ class Simulation:
         while True:
             try:
                 connection = connection or self.store.connect()
-                member.leases.beat(connection)
+                ended, member.ended = member.ended, []
+                member.leases.beat(connection, ended)
             except RuntimeError:
                 connection = None
             yield
@@ -221,16 +223,26 @@ class Simulation:
         if kind == "kill" and len(alive) > self.minimum and (not self.spaced or self.is_copied()):
             chosen.dead = True
             self.deaths += 1
+            if self.rng.random() < 0.5:
+                self.miss(chosen)
         elif kind == "stop":
             chosen.stopped_until = self.now + self.rng.uniform(0.2, 2.0)
         elif kind == "slow":
             chosen.speed = 3.0
+        elif kind == "missed":  # its lines are cut, but it is alive
+            self.miss(chosen)
         elif kind == "store" and self.store.up:
             self.store.lose()
             return self.now + self.rng.uniform(0.1, 2.0)
         elif kind == "join" and len(alive) < 5:
             self.join()
         return back
+
+    def miss(self, chosen: Member) -> None:
+        """Let all others think that a member has ended."""
+        for member in self.members.values():
+            if member is not chosen:
+                member.ended.append(chosen.uid)
 
     def is_copied(self) -> bool:
         """Whether nobody has died since the last version."""
@@ -361,13 +373,28 @@ def test_a_protocol_without_a_rule_is_found(monkeypatch, of, name, broken):
 
 
 def test_a_store_that_is_lost_between_two_heartbeats_is_missed():
-    store, leases = Store(), Leases("m0", LEASE_S, lambda: 0.0)
+    store, leases, names = Store(), Leases("m0", LEASE_S, lambda: 0.0), set()
     for lost in range(3):
         for _ in range(2):
             leases.beat(store.connect())
-            assert leases.stores_lost == lost
+            names.add(leases.store)
+            assert len(names) == lost + 1
         store.lose()
         store.up = True
+
+
+def test_who_has_ended_is_dead_at_once_unless_it_beats_again():
+    store, now = Store(), [0.0]
+    here, other = (Leases(uid, LEASE_S, lambda: now[0]) for uid in ("m0", "m1"))
+    for leases in (here, other, here):
+        leases.beat(store.connect())
+    assert here.alive == {"m0", "m1"}
+    here.beat(store.connect(), ["m1"])
+    here.beat(store.connect())
+    assert here.dead == {"m1"}
+    other.beat(store.connect())
+    here.beat(store.connect())
+    assert here.alive == {"m0", "m1"}
 
 
 @pytest.mark.parametrize("begun", [False, True])

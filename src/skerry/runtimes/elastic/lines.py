@@ -60,8 +60,8 @@ class Lines:
             socket.create_connection((host, int(port)), 1.0).close()
 
     def close(self) -> None:
-        """Close all, so that the others see that this member has ended."""
-        for key in list(self._selector.get_map().values()):
+        """Close all, so that the others see that this member has ended; may be called twice."""
+        for key in list((self._selector.get_map() or {}).values()):
             assert isinstance(key.fileobj, socket.socket)
             self._close(key.fileobj)
         self._selector.close()

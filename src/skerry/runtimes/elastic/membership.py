@@ -29,7 +29,7 @@ from functools import cached_property
 from typing import Generic, Protocol, TypeVar
 
 from skerry.randomness import seed_of
-from skerry.runtimes.elastic.leases import KeyStore, Leases
+from skerry.runtimes.elastic.leases import KeyStore, Leases, name_of
 from skerry.runtimes.peers import differences
 
 
@@ -206,7 +206,7 @@ class Membership(Generic[Held]):
         self.base, self.epoch = "", 0
         self._members: tuple[str, ...] = ()
         self._store: KeyStore | None = None
-        self._stores_lost = 0
+        self._store_name = ""
 
     @property
     def broken(self) -> str:
@@ -215,7 +215,7 @@ class Membership(Generic[Held]):
         Or the store is lost: then others may never have read the decision.
         """
         dead = sorted(self._leases.dead & set(self._members))
-        store_lost = self._leases.stores_lost != self._stores_lost
+        store_lost = self._leases.store != self._store_name
         if dead:
             return f"lost {', '.join(dead)}"
         return "lost the store" if store_lost else "another member has given up" if self._leases.given_up else ""
@@ -247,7 +247,6 @@ class Membership(Generic[Held]):
         """
         until, self._waits = self._clock() + self._patience_s, False
         while True:
-            self._stores_lost = self._leases.stores_lost
             try:
                 decision = yield from self._decide(finished)
             except RuntimeError as error:  # the store is gone: keep everything, and try again
@@ -297,7 +296,7 @@ class Membership(Generic[Held]):
             store = self._connect()
             while (told := store.add("epoch", 0)) < self.epoch:
                 store.compare_set("epoch", str(told), str(self.epoch))
-            self._store = store
+            self._store, self._store_name = store, name_of(store)
         return self._store
 
     def _decide(self, finished: bool) -> Generator[None, None, Decision]:
@@ -321,17 +320,19 @@ class Membership(Generic[Held]):
             yield
             key, until = f"decision/{epoch}", self._clock() + self._patience_s
             store.set(f"here/{epoch}/{uid}", json.dumps(vars(own)))
-            while not store.check([key]):
+            while not store.check([key]) or self._leases.store != self._store_name:
                 yield
+                if self._leases.store != self._store_name:
+                    continue  # the heartbeats have not found this store yet
                 last = None if self.epoch == epoch - 1 else self._last(store, epoch)
                 before = last.members if last else self._members if self.epoch == epoch - 1 else ()
                 if last and last.is_finished and own.settings in {c.settings for c in last.candidates.values()}:
                     return last
                 self._leases.watch(before or self._members)
+                alive = (self._leases.alive | set(before)) - self._leases.dead
                 lost = self._clock() > until and self._leases.dead.issuperset(before)
                 if lost or self._leases.left.issuperset(before):
                     before = ()
-                alive = (self._leases.alive | set(before)) - self._leases.dead
                 missed = [f"here/{epoch}/{u}" for u in alive & set(before or alive)]
                 if (not before and self._clock() - came < self._grace_s) or not store.check(missed):
                     until = until if lost else self._clock() + self._patience_s  # others are alive, and on their way
