@@ -97,6 +97,7 @@ class Member:
     sent: dict[str, Piece] = field(default_factory=dict)  # by decision: what it hands over
     stopped_until: float = 0.0
     speed: float = 1.0
+    times: int = 1  # how much longer its local steps take
     dead: bool = False
     trained: list[str] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)  # others whose lines have closed
@@ -104,8 +105,16 @@ class Member:
 
 class Simulation:
     def __init__(
-        self, seed: int, *, minimum: int = 2, store_faults: bool = True, num_faults: int = 4, spaced: bool = True
+        self,
+        seed: int,
+        *,
+        minimum: int = 2,
+        store_faults: bool = True,
+        num_faults: int = 4,
+        spaced: bool = True,
+        late_s: float | None = None,
     ) -> None:
+        self.late_s = late_s
         self.rng, self.now, self.store = random.Random(seed), 0.0, Store()
         self.members, self.versions = dict[str, Member](), dict[str, Version]()
         self.minimum, self.spaced = minimum, spaced
@@ -128,6 +137,7 @@ class Simulation:
             maximum=5,
             grace_s=0.5,
             patience_s=1e6,
+            late_s=self.late_s,
             settings={"rate": rate},
         )
         member = Member(uid, membership, leases)
@@ -160,7 +170,7 @@ class Simulation:
             if not (yield from membership.commit(decision, piece)):
                 continue
             member.trained.append(decision.name)
-            for _ in range(self.rng.randint(1, 5)):
+            for _ in range(member.times * self.rng.randint(1, 5)):
                 yield
             held = membership.held[decision.name]
             membership.held[decision.name] = Piece(held.workers, {u: v + 1 for u, v in held.own.items()}, held.copy)
@@ -315,6 +325,7 @@ SETTINGS = {
     "neighbours": {"spaced": False},
     "one may go on": {"minimum": 1},
     "three at least": {"minimum": 3},
+    "nobody waits": {"late_s": 0.2},
 }
 
 
@@ -345,6 +356,23 @@ def test_a_run_without_faults_loses_nothing():
     seen = total({"num_faults": 0}, range(5))
     assert not seen["restored"]
     assert seen["commits"] > 20
+
+
+def test_who_is_late_is_left_out_of_a_round_and_comes_in_again():
+    """One member takes twenty times as long: the others go on without it, and nobody counts as dead."""
+    simulation, dead = Simulation(3, num_faults=0, late_s=0.3), set()
+    while len(simulation.members) < 4:
+        simulation.join()
+    simulation.members["m0"].times = 20
+    while simulation.now < 20.0:
+        simulation.now, _, member, steps, pace = heapq.heappop(simulation.actors)
+        next(steps)
+        simulation.then(simulation.now + pace * simulation.rng.uniform(0.2, 1.0), member, steps, pace)
+        dead |= member.leases.dead
+    present = ["m0" in version.members for version in simulation.committed().values()]
+    assert not dead
+    assert {(True, False), (False, False), (False, True)} <= set(itertools.pairwise(present))
+    check(simulation)
 
 
 def _nobody_is_missed(self):

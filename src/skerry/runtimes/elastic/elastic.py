@@ -86,6 +86,8 @@ class Elastic:
         lease_s: a process that gives no sign of life for so many seconds is lost.
         grace_s: seconds for which the first round waits for more processes.
         patience_s: seconds for which the others wait if there are too few.
+        late_s: if more than half of the processes have ended a round, the others have so many seconds; who is later is
+            left out of that round, as if it were lost, and joins the next one. None: all wait as long as it lives.
         settings: what must be the same in all processes, beside versions; who has others is refused before it joins.
         say: gets a line about what this process waits for; by default nothing is said.
 
@@ -116,6 +118,7 @@ class Elastic:
         lease_s: float = 10.0,
         grace_s: float = 5.0,
         patience_s: float = 300.0,
+        late_s: float | None = None,
         settings: Mapping[str, str] | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -126,8 +129,8 @@ class Elastic:
             )
         check_whole_number("minimum", minimum, 1)
         check_whole_number("maximum", maximum, minimum)
-        for what, value in (("lease_s", lease_s), ("grace_s", grace_s), ("patience_s", patience_s)):
-            if not value > 0:
+        for what, value in (("lease_s", lease_s), ("grace_s", grace_s), ("patience_s", patience_s), ("late_s", late_s)):
+            if value is not None and not value > 0:
                 raise ValueError(f"{what}={value}: expected a positive number of seconds")
         self._place = Place(host=host, port=int(port), rank=0, num_processes=maximum)
         self._name, self._where = name, f"'{name}' at {address}"
@@ -144,6 +147,7 @@ class Elastic:
             maximum=maximum,
             grace_s=grace_s,
             patience_s=patience_s,
+            late_s=late_s,
             settings={"versions": versions(), **(settings or {})},
             waiting=self._say_waiting,
             address=lambda: self._lines.address if self._lines else "",

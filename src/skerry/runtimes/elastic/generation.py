@@ -194,6 +194,7 @@ class Generation(Peers):
             unrecorded=memory.state.round > 0 and (trained or sources[0].is_copy or not first["recorded"]),
             train_loss=sum(each[0] for each in told) / len(told) if trained and told else math.nan,
             refused=refused if trained else (),
+            speeds=tuple(candidate.speed for candidate in self._decision.candidates.values()),
         )
         return memory
 
@@ -376,6 +377,8 @@ class Copied(Sharded):
             held.own = self._packed(own.tensors)
         held.handed_over, held.good = True, own.report.good
         held.told = own.report.loss, own.report.flop, own.report.local_s
+        if own.report.local_s > 0:
+            membership.speed = own.report.num_steps / own.report.local_s
         decision = generation.next_decision()
         reports, piece = list[Report](), None
         with contextlib.suppress(PeerLost), generation.peers():

@@ -8,6 +8,7 @@ The rules:
 
 - Only members of decision E - 1 write decision E, by one compare-and-set. They wait for each other, but not for those
   whose lease has ended. Newcomers that are there come in, up to the maximum.
+- If more than half of them have come, and others not ``late_s`` seconds later, those are left out, and come in later.
 - A decision that does not bring all pieces together, or has fewer members than the minimum, is not written. After
   ``patience_s`` seconds too few with all pieces decide to end.
 - A version gets its name from its decision, which one member wrote. Who has voted keeps the old pieces *and* the new
@@ -23,6 +24,7 @@ schedules (``tests/runtimes/test_membership.py``), and processes wait for real.
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -62,6 +64,7 @@ class Candidate:
         rank: in the last decision; its workers keep their numbers as far as they can.
         settings: a digest of what must be the same in all members.
         address: where its process listens (``lines.py``).
+        speed: local steps per second in its latest round, 0 if it has none.
     """
 
     decided: int = 0
@@ -72,6 +75,7 @@ class Candidate:
     rank: int = 2**31
     settings: str = ""
     address: str = ""
+    speed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,7 @@ class Membership(Generic[Held]):
         maximum: members at most.
         grace_s: seconds for which the first decision waits for more members.
         patience_s: seconds that a decision may take.
+        late_s: seconds that more than half of the members wait for the others; None: as long as these are alive.
         settings: what must be the same in all members.
         waiting: called once per decision, with how many members are there, if they are fewer than the minimum.
         address: where this process listens.
@@ -181,6 +186,7 @@ class Membership(Generic[Held]):
         held: what this member has of the version that goes on, by its name; with that of a vote whose end is unknown.
         base: the version that the run is at, as far as this member knows.
         epoch: of the last decision that this member was in.
+        speed: local steps per second in its latest round, which it says before the next decision.
     """
 
     def __init__(
@@ -193,6 +199,7 @@ class Membership(Generic[Held]):
         maximum: int = 2**31,
         grace_s: float = 2.0,
         patience_s: float = 60.0,
+        late_s: float | None = None,
         settings: Mapping[str, str] | None = None,
         waiting: Callable[[int], None] = lambda num: None,
         address: Callable[[], str] = lambda: "",
@@ -202,6 +209,7 @@ class Membership(Generic[Held]):
         self._settings = json.dumps(settings or {}, sort_keys=True)
         self._connect, self._leases, self._clock = connect, leases, clock
         self._minimum, self._maximum, self._grace_s, self._patience_s = minimum, maximum, grace_s, patience_s
+        self._late_s, self.speed = late_s, 0.0
         self.held: dict[str, Held] = {}
         self.base, self.epoch = "", 0
         self._members: tuple[str, ...] = ()
@@ -313,12 +321,13 @@ class Membership(Generic[Held]):
             rank=rank,
             settings=f"{seed_of(self._settings):x}",
             address=self._address(),
+            speed=self.speed,
         )
         came = self._clock()
         store.set(f"settings/{uid}", self._settings)
         while True:
             yield
-            key, until = f"decision/{epoch}", self._clock() + self._patience_s
+            key, until, most_came = f"decision/{epoch}", self._clock() + self._patience_s, math.inf
             store.set(f"here/{epoch}/{uid}", json.dumps(vars(own)))
             while not store.check([key]) or self._leases.store != self._store_name:
                 yield
@@ -333,7 +342,12 @@ class Membership(Generic[Held]):
                 lost = self._clock() > until and self._leases.dead.issuperset(before)
                 if lost or self._leases.left.issuperset(before):
                     before = ()
-                missed = [f"here/{epoch}/{u}" for u in alive & set(before or alive)]
+                awaited = alive & set(before or alive)
+                if self._late_s is not None and before:
+                    punctual = {u for u in awaited if store.check([f"here/{epoch}/{u}"])}
+                    most_came = min(most_came, self._clock() if 2 * len(punctual) > len(before) else math.inf)
+                    awaited = punctual if self._clock() - most_came > self._late_s else awaited
+                missed = [f"here/{epoch}/{u}" for u in awaited]
                 if (not before and self._clock() - came < self._grace_s) or not store.check(missed):
                     until = until if lost else self._clock() + self._patience_s  # others are alive, and on their way
                     if store.add("epoch", 0) >= epoch and not store.check([key]):
