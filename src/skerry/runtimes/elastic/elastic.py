@@ -206,7 +206,7 @@ class Elastic:
         self._ended.set()
         if self._lines is not None:
             self._lines.wake()
-        if self._heart.is_alive():
+        if self._heart.ident is not None:  # it was started
             self._heart.join()
             with contextlib.suppress(RuntimeError):
                 self._leases.leave(self._connect())
