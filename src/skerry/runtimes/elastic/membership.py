@@ -342,9 +342,9 @@ class Membership(Generic[Held]):
                 lost = self._clock() > until and self._leases.dead.issuperset(before)
                 if lost or self._leases.left.issuperset(before):
                     before = ()
-                awaited = alive & set(before or alive)
+                awaited = frozenset(alive & set(before or alive))
                 if self._late_s is not None and before:
-                    punctual = {u for u in awaited if store.check([f"here/{epoch}/{u}"])}
+                    punctual = frozenset(u for u in awaited if store.check([f"here/{epoch}/{u}"]))
                     most_came = min(most_came, self._clock() if 2 * len(punctual) > len(before) else math.inf)
                     awaited = punctual if self._clock() - most_came > self._late_s else awaited
                 missed = [f"here/{epoch}/{u}" for u in awaited]
