@@ -7,7 +7,7 @@
 A small net on scikit-learn's digits. Processes inflict faults on themselves, so that they hit the phase. Checked:
 everybody who should ends, with the same loss; each unit is trained once per round but for the rounds that the record
 calls lost, at most those of the victim; rounds only go on; no process is left, and survivors have no more open files
-than before. Who becomes late, 20 times slower, is left out of a round, and comes in again. A row says, in seconds:
+than before. Who has losses of NaN in a round is refused. Who becomes late, 20 times slower, is left out of a round, and comes in again. A row says, in seconds:
 
 - detected: from the fault until the first survivor knows; regrouped: from then until the new processes have agreed;
 - stall: the longest pause between two rounds of a survivor, less the usual one (median of survivors, and the worst);
@@ -44,7 +44,7 @@ from skerry.runtimes.peers import Peers
 
 PHASES = ("local steps", "boundary", "transfer", "commit", "evaluation", "checkpoint", "group creation")
 FAULTS = ("kill", "stop", "leave")
-OTHERS = ("slow", "late", "join", "store")  # wherever the processes are
+OTHERS = ("slow", "late", "nan", "join", "store")  # wherever the processes are
 UNITS, ROUNDS, AT = 64, 16, 6
 LEASE_S, STOPPED_S, STORE_DOWN_S, LATE_S = 1.5, 4.0, 1.0, 0.7
 
@@ -55,6 +55,7 @@ class Member:
     def __init__(self, folder: Path, port: int, setup: dict[str, Any]) -> None:
         self.folder, self.port, self.setup = folder, port, setup
         self.delay_s, self.round, self.generations, self.done = setup["delay_s"], -1, 0, False
+        self.is_nan = False
         folder.mkdir(parents=True)
         self.events = (folder / "events").open("w", buffering=1)
 
@@ -113,7 +114,7 @@ class Member:
     def _loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if outputs.requires_grad:  # a local step, which takes its time
             time.sleep(self.delay_s)
-        return nn.functional.cross_entropy(outputs, labels)
+        return nn.functional.cross_entropy(outputs, labels) * (float("nan") if self.is_nan else 1.0)
 
     def _on_step(self, session: Any, worker: Any, loss: Any) -> None:
         if worker.steps_done == 1:
@@ -157,7 +158,7 @@ class Member:
         Generation.keep = keep  # type: ignore[method-assign]
 
     def _at(self, phase: str) -> None:
-        setup = self.setup
+        setup, self.is_nan = self.setup, self.is_nan and phase != "boundary"  # for a round
         if self.done or phase != setup["phase"] or not setup["fault"]:
             return
         if phase != "group creation" and self.round < AT:
@@ -166,6 +167,8 @@ class Member:
         self.tell("fault")
         if setup["fault"] in ("slow", "late"):
             self.delay_s *= 5 if setup["fault"] == "slow" else 20
+        elif setup["fault"] == "nan":
+            self.is_nan = True
         else:
             kinds = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "leave": signal.SIGTERM}
             os.kill(os.getpid(), kinds[setup["fault"]])
@@ -254,7 +257,7 @@ def one_fault(folder: Path, num: int, fault: str, phase: str) -> dict[str, Any]:
     """Run ``num`` processes with one fault; return the row."""
     run = Run(folder, num, rounds=4 * ROUNDS if fault == "late" else ROUNDS)
     run.setup["late_s"] = LATE_S if fault == "late" else None
-    victim, phase = (num - 1, phase or "local steps") if fault in (*FAULTS, "slow", "late") else (None, phase)
+    victim, phase = (num - 1, phase or "local steps") if fault in (*FAULTS, "slow", "late", "nan") else (None, phase)
     for k in range(num):
         run.join(**({"fault": fault, "phase": phase} if k == victim else {"phase": phase}))
     if fault == "join" or phase == "group creation":
@@ -288,6 +291,7 @@ def _judged(run: Run, fault: str, victim: int | None, began: float, problems: li
     }
     lost = sum(json.loads(change)[2] for change in changes)
     missing = [run.setup["rounds"] * UNITS - e["trained"] for e in ended.values()]
+    lost += max(missing) if fault == "nan" and missing else 0  # refused by all, who stay together
     problems += ["units do not add up"] if any(m != lost for m in missing) else []
     most = 0 if fault in ("join", "slow", "store") else -(-UNITS // run.num) + 1
     problems += [f"{lost} unit-rounds lost"] if lost > most else []
