@@ -7,7 +7,7 @@
 A small net on scikit-learn's digits. Processes inflict faults on themselves, so that they hit the phase. Checked:
 everybody who should ends, with the same loss; each unit is trained once per round but for the rounds that the record
 calls lost, at most those of the victim; rounds only go on; no process is left, and survivors have no more open files
-than before. A row says, in seconds:
+than before. Who has losses of NaN in a round is refused. Who becomes late, 20 times slower, is left out of a round, and comes in again. A row says, in seconds:
 
 - detected: from the fault until the first survivor knows; regrouped: from then until the new processes have agreed;
 - stall: the longest pause between two rounds of a survivor, less the usual one (median of survivors, and the worst);
@@ -44,9 +44,9 @@ from skerry.runtimes.peers import Peers
 
 PHASES = ("local steps", "boundary", "transfer", "commit", "evaluation", "checkpoint", "group creation")
 FAULTS = ("kill", "stop", "leave")
-OTHERS = ("slow", "join", "store")  # wherever the processes are
+OTHERS = ("slow", "late", "nan", "join", "store")  # wherever the processes are
 UNITS, ROUNDS, AT = 64, 16, 6
-LEASE_S, STOPPED_S, STORE_DOWN_S = 1.5, 4.0, 1.0
+LEASE_S, STOPPED_S, STORE_DOWN_S, LATE_S = 1.5, 4.0, 1.0, 0.7
 
 
 class Member:
@@ -55,6 +55,7 @@ class Member:
     def __init__(self, folder: Path, port: int, setup: dict[str, Any]) -> None:
         self.folder, self.port, self.setup = folder, port, setup
         self.delay_s, self.round, self.generations, self.done = setup["delay_s"], -1, 0, False
+        self.is_nan = False
         folder.mkdir(parents=True)
         self.events = (folder / "events").open("w", buffering=1)
 
@@ -66,8 +67,12 @@ class Member:
         torch.set_num_threads(1)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         self._hook()
+        self._prepare()
+        self.tell("ready")
+        while self.setup["waits"] and not (self.folder / "go").exists():
+            time.sleep(0.01)
         self.tell("start")
-        settings = {key: self.setup[key] for key in ("minimum", "patience_s")}
+        settings = {key: self.setup[key] for key in ("minimum", "patience_s", "late_s")}
         with skerry.Elastic(
             f"127.0.0.1:{self.port}", "faults", maximum=16, lease_s=LEASE_S, grace_s=1.0, **settings
         ) as elastic:
@@ -79,18 +84,22 @@ class Member:
         trained = int(result.state.trained.sum())
         self.tell("end", loss=result.score.loss, accuracy=result.score.accuracy, trained=trained, files=_open_files())
 
+    def _prepare(self) -> None:
+        """Make what does not depend on the number of processes, before others wait for this one."""
+        x, y = load_digits(return_X_y=True)
+        self.x, self.y = torch.tensor(x, dtype=torch.float32) / 16, torch.tensor(y)
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(64, UNITS), nn.ReLU(), nn.Linear(UNITS, 10))
+        self.plan = skerry.discover(self.model, self.x[:4])
+
     def _train(self, runtime: Any) -> Any:
         self.generations += 1
-        x, y = load_digits(return_X_y=True)
-        x, y = torch.tensor(x, dtype=torch.float32) / 16, torch.tensor(y)
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(64, UNITS), nn.ReLU(), nn.Linear(UNITS, 10))
-        n = runtime.num_processes
+        x, y, n = self.x, self.y, runtime.num_processes
         return skerry.train(
-            model,
-            nn.functional.cross_entropy,
+            self.model,
+            self._loss,
             skerry.Shards(x[:1500], y[:1500], skerry.split(y[:1500], n, "iid", seed=0), batch_size=32, seed=0),
-            plan=skerry.discover(model, x[:4]),
+            plan=self.plan,
             algorithm=skerry.ist(n, local_steps=5),
             optimizer=lambda net: torch.optim.SGD(net.parameters(), 0.2),
             num_rounds=self.setup["rounds"],
@@ -98,11 +107,16 @@ class Member:
             checkpoints=skerry.Checkpoints(self.folder.parent / "checkpoints", every_s=0),
             runtime=runtime,
             verify=False,
+            deadline="none" if self.setup["late_s"] is None else "adaptive",
             callbacks=[Callback(on_step=self._on_step)],
         )
 
+    def _loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if outputs.requires_grad:  # a local step, which takes its time
+            time.sleep(self.delay_s)
+        return nn.functional.cross_entropy(outputs, labels) * (float("nan") if self.is_nan else 1.0)
+
     def _on_step(self, session: Any, worker: Any, loss: Any) -> None:
-        time.sleep(self.delay_s)
         if worker.steps_done == 1:
             self.round = worker.round
             self.tell("round", round=worker.round)
@@ -144,15 +158,17 @@ class Member:
         Generation.keep = keep  # type: ignore[method-assign]
 
     def _at(self, phase: str) -> None:
-        setup = self.setup
+        setup, self.is_nan = self.setup, self.is_nan and phase != "boundary"  # for a round
         if self.done or phase != setup["phase"] or not setup["fault"]:
             return
         if phase != "group creation" and self.round < AT:
             return
         self.done = True
         self.tell("fault")
-        if setup["fault"] == "slow":
-            self.delay_s *= 5
+        if setup["fault"] in ("slow", "late"):
+            self.delay_s *= 5 if setup["fault"] == "slow" else 20
+        elif setup["fault"] == "nan":
+            self.is_nan = True
         else:
             kinds = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "leave": signal.SIGTERM}
             os.kill(os.getpid(), kinds[setup["fault"]])
@@ -181,6 +197,7 @@ class Run:
         self.folder, self.num, self.members = folder, num, list[Any]()
         self.context = multiprocessing.get_context("forkserver")
         self.setup = {"minimum": 1 if num < 3 else 2, "patience_s": 30.0, "rounds": rounds, "phase": "", "fault": ""}
+        self.setup |= {"waits": False, "late_s": None}
         self.delays = delays or [0.02] * 8
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -238,10 +255,13 @@ class Run:
 
 def one_fault(folder: Path, num: int, fault: str, phase: str) -> dict[str, Any]:
     """Run ``num`` processes with one fault; return the row."""
-    run = Run(folder, num)
-    victim, phase = (num - 1, phase or "local steps") if fault in (*FAULTS, "slow") else (None, phase)
+    run = Run(folder, num, rounds=4 * ROUNDS if fault == "late" else ROUNDS)
+    run.setup["late_s"] = LATE_S if fault == "late" else None
+    victim, phase = (num - 1, phase or "local steps") if fault in (*FAULTS, "slow", "late", "nan") else (None, phase)
     for k in range(num):
         run.join(**({"fault": fault, "phase": phase} if k == victim else {"phase": phase}))
+    if fault == "join" or phase == "group creation":
+        run.join(waits=True)
     began = 0.0
     if victim is None or phase == "group creation":
         while run.round() < AT:
@@ -250,7 +270,7 @@ def one_fault(folder: Path, num: int, fault: str, phase: str) -> dict[str, Any]:
         if fault == "store":
             began = run.restart_store()
         else:
-            run.join()
+            (run.folder / f"{num}" / "go").touch()
     if fault == "stop":
         run.resume_stopped(num - 1)
     problems = run.end()
@@ -271,6 +291,7 @@ def _judged(run: Run, fault: str, victim: int | None, began: float, problems: li
     }
     lost = sum(json.loads(change)[2] for change in changes)
     missing = [run.setup["rounds"] * UNITS - e["trained"] for e in ended.values()]
+    lost += max(missing) if fault == "nan" and missing else 0  # refused by all, who stay together
     problems += ["units do not add up"] if any(m != lost for m in missing) else []
     most = 0 if fault in ("join", "slow", "store") else -(-UNITS // run.num) + 1
     problems += [f"{lost} unit-rounds lost"] if lost > most else []
@@ -280,7 +301,7 @@ def _judged(run: Run, fault: str, victim: int | None, began: float, problems: li
         if any(b["round"] < a["round"] for a, b in pairwise(rounds)):
             problems.append(f"rounds of {k} go back")
         files = [e["files"] for e in own if "files" in e]
-        if len(files) == 2 and files[1] > files[0] + 2 * run.num:
+        if len(files) == 2 and files[1] > files[0] + 2 * run.num * max(1, len(changes)):
             problems.append(f"{k}: {files[0]} open files, then {files[1]}")
         if k != victim and k < run.num and len(rounds) > 2:
             gaps = [(b["t"] - a["t"], b["t"]) for a, b in pairwise(rounds)]
@@ -289,7 +310,7 @@ def _judged(run: Run, fault: str, victim: int | None, began: float, problems: li
             detected += [e["t"] - began for e in own if e["what"] == "members" and e["t"] > began][:1]
             regrouped += [e["t"] - began for e in own if e["what"] == "agreed" and e["t"] > began][:1]
         if k >= run.num and rounds:
-            newcomer = rounds[0]["t"] - own[0]["t"]
+            newcomer = rounds[0]["t"] - next(e["t"] for e in own if e["what"] == "start")
     return {
         "lost": lost,
         "stall": statistics.median(stalls) if stalls else None,

@@ -124,6 +124,7 @@ def test_a_run_goes_on_without_its_first_process_and_ends_with_a_checkpoint(tmp_
         (["store", "192.0.2.1:29400"], "192.0.2.1: not an address of this machine; give one that 'hostname -I' lists"),
         (["status", "nowhere"], "nowhere: no run there (config.json is missing); give the folder of a run"),
         (["train", "digits-mlp", "--patience", "2"], "--patience: only with --elastic MIN:MAX"),
+        (["train", "digits-mlp", "--late", "2"], "--late: only with --elastic MIN:MAX"),
         (["train", "digits-mlp", "--elastic", "1:2", "--store", "h"], "--store h: expected HOST:PORT"),
         (
             ["train", "digits-mlp", "--elastic", "1:2", "--store", "h:1", "--patience", "-3"],
@@ -181,3 +182,23 @@ def test_a_store_on_a_port_in_use_is_one_line(capfd):
         code, told = call(["store", f"127.0.0.1:{port}"])
     assert (code, told) == (1, f"error: port {port} is in use; choose another")
     assert capfd.readouterr().err == ""  # C++ has written nothing
+
+
+def test_too_little_memory_is_told_before_it_joins(tmp_path, capsys, monkeypatch):
+    """A share of one of two processes needs 4 MB, the whole 8 MB."""
+    monkeypatch.setattr(command, "work", lambda *args, **more: None)
+    monkeypatch.setattr(command.Elastic, "run", lambda self, training: training(Mock(rank=1, num_processes=2)))
+    peak = lambda about, config, *, elastic: Mock(memory=Mock(peak=8e6 / config.workers))  # noqa: E731
+    monkeypatch.setattr(command.planner, "forecast", peak)
+    monkeypatch.setattr(command, "free_memory", lambda: 3e6)
+    code, told = call(_words(tmp_path / "x", 1, "1:2"))
+    assert code
+    assert "--elastic: with 2 process(es) a share needs 4 MB, 3 MB are free here; give a greater maximum" in told
+    monkeypatch.setattr(command, "free_memory", lambda: 5e6)
+    assert call(_words(tmp_path / "x", 1, "1:2")) == (0, "")
+    assert "with 1 process(es) a share needs 8 MB, 5 MB are free here: this process may end" in capsys.readouterr().err
+
+
+def test_free_memory_is_some_of_that_of_the_machine():
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 2**20 < command.free_memory() <= pages

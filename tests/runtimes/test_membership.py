@@ -97,14 +97,24 @@ class Member:
     sent: dict[str, Piece] = field(default_factory=dict)  # by decision: what it hands over
     stopped_until: float = 0.0
     speed: float = 1.0
+    times: int = 1  # how much longer its local steps take
     dead: bool = False
     trained: list[str] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)  # others whose lines have closed
 
 
 class Simulation:
     def __init__(
-        self, seed: int, *, minimum: int = 2, store_faults: bool = True, num_faults: int = 4, spaced: bool = True
+        self,
+        seed: int,
+        *,
+        minimum: int = 2,
+        store_faults: bool = True,
+        num_faults: int = 4,
+        spaced: bool = True,
+        late_s: float | None = None,
     ) -> None:
+        self.late_s = late_s
         self.rng, self.now, self.store = random.Random(seed), 0.0, Store()
         self.members, self.versions = dict[str, Member](), dict[str, Version]()
         self.minimum, self.spaced = minimum, spaced
@@ -112,7 +122,7 @@ class Simulation:
         self.count = itertools.count()
         for _ in range(self.rng.randint(minimum, 4)):
             self.join()
-        self.faults = ["kill", "stop", "slow", "join", *(["store"] if store_faults else [])]
+        self.faults = ["kill", "stop", "slow", "join", "missed", *(["store"] if store_faults else [])]
         self.num_faults = num_faults
         self.deaths, self.quiet_from = 0, 1e9 if num_faults else 0.0
 
@@ -127,6 +137,7 @@ class Simulation:
             maximum=5,
             grace_s=0.5,
             patience_s=1e6,
+            late_s=self.late_s,
             settings={"rate": rate},
         )
         member = Member(uid, membership, leases)
@@ -143,7 +154,8 @@ class Simulation:
         while True:
             try:
                 connection = connection or self.store.connect()
-                member.leases.beat(connection)
+                ended, member.ended = member.ended, []
+                member.leases.beat(connection, ended)
             except RuntimeError:
                 connection = None
             yield
@@ -158,7 +170,7 @@ class Simulation:
             if not (yield from membership.commit(decision, piece)):
                 continue
             member.trained.append(decision.name)
-            for _ in range(self.rng.randint(1, 5)):
+            for _ in range(member.times * self.rng.randint(1, 5)):
                 yield
             held = membership.held[decision.name]
             membership.held[decision.name] = Piece(held.workers, {u: v + 1 for u, v in held.own.items()}, held.copy)
@@ -221,16 +233,26 @@ class Simulation:
         if kind == "kill" and len(alive) > self.minimum and (not self.spaced or self.is_copied()):
             chosen.dead = True
             self.deaths += 1
+            if self.rng.random() < 0.5:
+                self.miss(chosen)
         elif kind == "stop":
             chosen.stopped_until = self.now + self.rng.uniform(0.2, 2.0)
         elif kind == "slow":
             chosen.speed = 3.0
+        elif kind == "missed":  # its lines are cut, but it is alive
+            self.miss(chosen)
         elif kind == "store" and self.store.up:
             self.store.lose()
             return self.now + self.rng.uniform(0.1, 2.0)
         elif kind == "join" and len(alive) < 5:
             self.join()
         return back
+
+    def miss(self, chosen: Member) -> None:
+        """Let all others think that a member has ended."""
+        for member in self.members.values():
+            if member is not chosen:
+                member.ended.append(chosen.uid)
 
     def is_copied(self) -> bool:
         """Whether nobody has died since the last version."""
@@ -303,6 +325,7 @@ SETTINGS = {
     "neighbours": {"spaced": False},
     "one may go on": {"minimum": 1},
     "three at least": {"minimum": 3},
+    "nobody waits": {"late_s": 0.2},
 }
 
 
@@ -335,6 +358,23 @@ def test_a_run_without_faults_loses_nothing():
     assert seen["commits"] > 20
 
 
+def test_who_is_late_is_left_out_of_a_round_and_comes_in_again():
+    """One member takes twenty times as long: the others go on without it, and nobody counts as dead."""
+    simulation, dead = Simulation(3, num_faults=0, late_s=0.3), set()
+    while len(simulation.members) < 4:
+        simulation.join()
+    simulation.members["m0"].times = 20
+    while simulation.now < 20.0:
+        simulation.now, _, member, steps, pace = heapq.heappop(simulation.actors)
+        next(steps)
+        simulation.then(simulation.now + pace * simulation.rng.uniform(0.2, 1.0), member, steps, pace)
+        dead |= member.leases.dead
+    present = ["m0" in version.members for version in simulation.committed().values()]
+    assert not dead
+    assert {(True, False), (False, False), (False, True)} <= set(itertools.pairwise(present))
+    check(simulation)
+
+
 def _nobody_is_missed(self):
     return ""
 
@@ -361,13 +401,28 @@ def test_a_protocol_without_a_rule_is_found(monkeypatch, of, name, broken):
 
 
 def test_a_store_that_is_lost_between_two_heartbeats_is_missed():
-    store, leases = Store(), Leases("m0", LEASE_S, lambda: 0.0)
+    store, leases, names = Store(), Leases("m0", LEASE_S, lambda: 0.0), set()
     for lost in range(3):
         for _ in range(2):
             leases.beat(store.connect())
-            assert leases.stores_lost == lost
+            names.add(leases.store)
+            assert len(names) == lost + 1
         store.lose()
         store.up = True
+
+
+def test_who_has_ended_is_dead_at_once_unless_it_beats_again():
+    store, now = Store(), [0.0]
+    here, other = (Leases(uid, LEASE_S, lambda: now[0]) for uid in ("m0", "m1"))
+    for leases in (here, other, here):
+        leases.beat(store.connect())
+    assert here.alive == {"m0", "m1"}
+    here.beat(store.connect(), ["m1"])
+    here.beat(store.connect())
+    assert here.dead == {"m1"}
+    other.beat(store.connect())
+    here.beat(store.connect())
+    assert here.alive == {"m0", "m1"}
 
 
 @pytest.mark.parametrize("begun", [False, True])

@@ -37,6 +37,7 @@ class Report:
     local_s: float
     bytes_due: float = 0.0
     came: bool = True
+    num_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Change:
         unrecorded: whether that round has no record yet.
         train_loss: mean over its workers that count; NaN if it is not known.
         refused: its workers that were refused; what those of lost members did does not count either.
+        speeds: local steps per second of each member in its latest round, 0 where it has none.
     """
 
     round: int
@@ -62,6 +64,7 @@ class Change:
     unrecorded: bool = False
     train_loss: float = math.nan
     refused: tuple[int, ...] = ()
+    speeds: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         came = [f"{uid} joined" for uid in self.joined] + [f"{uid} is lost" for uid in self.lost]

@@ -148,7 +148,7 @@ def set_up(given: Settings, start: Start | None) -> tuple[Setup, State]:
             latest, _, _ = state.observed.get(_EXPOSURE, [1.0, 0.0, 0.0])
             state.observed[_EXPOSURE] = [latest, latest, float(state.round)]
         if runtime.change is not None or state.num_workers not in (0, algorithm.partition.num_workers):
-            forget_workers(state)
+            forget_workers(state, () if runtime.change is None else runtime.change.speeds)
         _tell_of_other_rates(given.schedule, state, num_rounds, runtime)
         state.totals["bytes_due"] += _left_out(algorithm, net_plan, saved.sizes, state, num_rounds)
     else:

@@ -1,7 +1,9 @@
 """Elastic runs from the command line: ``skerry store``, and the part of one process in ``skerry train --elastic``."""
 
+import math
 import re
 import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import click
 import torch
 
+from skerry.experiments import planner
 from skerry.experiments.cli.start import how_it_goes_on, work
 from skerry.experiments.config import Config
 from skerry.experiments.methods import for_elastic
@@ -27,19 +30,22 @@ class Members:
     maximum: int
     store: str
     patience_s: float
+    late_s: float | None = None
 
     @classmethod
-    def of_options(cls, elastic: str, store: str | None, patience_s: float) -> "Members":
-        """Return what ``--elastic MIN:MAX``, ``--store`` and ``--patience`` say; ValueError for a mistake."""
+    def of_options(cls, elastic: str, store: str | None, patience_s: float, late_s: float | None) -> "Members":
+        """Return what ``--elastic MIN:MAX`` and the options that go with it say; ValueError for a mistake."""
         match = re.fullmatch(r"(\d+):(\d+)", elastic)
         if not match or not 1 <= int(match[1]) <= int(match[2]):
             raise ValueError(f"--elastic {elastic}: expected MIN:MAX processes, such as 2:8")
         if store is None:
             raise ValueError("--elastic: needs --store HOST:PORT, where `skerry store HOST:PORT` runs")
         host_and_port(f"--store {store}", store)
-        if not patience_s > 0:
-            raise ValueError(f"--patience {patience_s:g}: expected a positive number of seconds")
-        return cls(minimum=int(match[1]), maximum=int(match[2]), store=store, patience_s=patience_s)
+        for option, seconds in (("patience", patience_s), ("late", late_s)):
+            if seconds is not None and not seconds > 0:
+                raise ValueError(f"--{option} {seconds:g}: expected a positive number of seconds")
+        bounds = int(match[1]), int(match[2])
+        return cls(minimum=bounds[0], maximum=bounds[1], store=store, patience_s=patience_s, late_s=late_s)
 
 
 def host_and_port(given: str, address: str) -> tuple[str, int]:
@@ -63,6 +69,42 @@ def store_command(address: str) -> None:
     click.echo(f"serving {host}:{served.port}; processes join with: skerry train RECIPE --elastic MIN:MAX "
                f"--store {host}:{served.port} --out FOLDER", err=True)  # fmt: skip
     signal.pause()
+
+
+def free_memory() -> float:
+    """Return the bytes that this process may still use, as far as Linux tells; infinite if it does not."""
+    free = [math.inf]
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free.append(next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
+    names = {"": ("memory.max", "memory.current"), "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes")}
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, kind, path = line.split(":", 2)
+            group = Path("/sys/fs/cgroup", kind, path.lstrip("/"))
+            with suppress(OSError, KeyError, ValueError):  # no limit is the word max
+                most, used = (int((group / name).read_text()) for name in names[kind])
+                stat = dict(each.split() for each in (group / "memory.stat").read_text().splitlines())
+                free.append(most - used + int(stat["inactive_file"]))  # the kernel takes these pages back
+    return min(free)
+
+
+def check_memory(config: Config, members: Members) -> None:
+    """Tell if this process has too little memory for its share with few processes; it also builds all there is.
+
+    So mistakes come up before it joins, and others do not wait while modules are loaded.
+
+    Raises:
+        ValueError: its share does not fit, however many take part.
+    """
+    about, free = planner.subject(config.recipe), free_memory()
+    for num in sorted({members.minimum, members.maximum}, reverse=True):
+        need = planner.forecast(about, config.change({"workers": num}), elastic=True).memory.peak
+        if need > free:
+            told = f"with {num} process(es) a share needs {need / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free here"
+            if num == members.maximum:
+                raise ValueError(f"--elastic: {told}; give a greater maximum, a smaller batch or a narrower model")
+            click.echo(f"{told}: this process may end then", err=True)
 
 
 def join(config: Config, out: Path, members: Members, *, resume: bool, tensorboard: bool) -> bool:
@@ -90,6 +132,7 @@ def join(config: Config, out: Path, members: Members, *, resume: bool, tensorboa
     threads = num_threads(config)
     config = config.change({"threads": threads})
     torch.set_num_threads(threads)
+    check_memory(config, members)
     last: list[Runtime] = []
 
     def training(runtime: Runtime) -> None:
@@ -112,6 +155,7 @@ def join(config: Config, out: Path, members: Members, *, resume: bool, tensorboa
             maximum=members.maximum,
             lease_s=config.timeout_s,
             patience_s=members.patience_s,
+            late_s=members.late_s,
             settings=dict(in_words(same)),
             say=partial(click.echo, err=True),
         ) as elastic,

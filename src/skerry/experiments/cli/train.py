@@ -27,6 +27,7 @@ from skerry.experiments.runs.folder import saved_config
     type=float,
     help="Seconds to wait while fewer than MIN processes take part (with --elastic). Default: 300.",
 )
+@click.option("--late", type=float, help="Leave out who ends a round so many seconds later (with --elastic).")
 @run_options
 def train_command(
     recipe: str | None,
@@ -35,6 +36,7 @@ def train_command(
     elastic: str | None,
     store: str | None,
     patience: float | None,
+    late: float | None,
     settings: tuple[str, ...],
     out: Path,
     resume: bool,
@@ -56,12 +58,13 @@ def train_command(
     given = given_settings(options, settings)
     members = None
     if elastic is not None:
-        members = Members.of_options(elastic, store, 300.0 if patience is None else patience)
+        members = Members.of_options(elastic, store, 300.0 if patience is None else patience, late)
         if told := next((name for name in ("workers", "runtime") if name in given), None):
             raise ValueError(f"--{told}: the processes of an elastic run are its workers; leave it out")
         given |= {"workers": members.maximum, "runtime": "processes"}
-    elif store is not None or patience is not None:
-        raise ValueError(f"{'--patience' if store is None else '--store'}: only with --elastic MIN:MAX")
+    for option, value in (("store", store), ("patience", patience), ("late", late)):
+        if elastic is None and value is not None:
+            raise ValueError(f"--{option}: only with --elastic MIN:MAX")
     if recipe is not None:
         find_recipe(recipe)
     other_machine = int(os.environ.get("RANK", 0)) > 0 and recipe is not None and not (out / "config.json").exists()

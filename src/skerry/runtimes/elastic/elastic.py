@@ -20,6 +20,7 @@ import torch.distributed as dist
 from skerry.runtimes.distributed.meeting import PeerLost, Place, versions
 from skerry.runtimes.elastic.generation import Generation, MembersChanged, wait
 from skerry.runtimes.elastic.leases import KeyStore, Leases
+from skerry.runtimes.elastic.lines import Lines
 from skerry.runtimes.elastic.membership import Decision, Membership, TooFew
 from skerry.runtimes.elastic.pieces import Held
 from skerry.runtimes.runtime import Change, Runtime
@@ -85,6 +86,8 @@ class Elastic:
         lease_s: a process that gives no sign of life for so many seconds is lost.
         grace_s: seconds for which the first round waits for more processes.
         patience_s: seconds for which the others wait if there are too few.
+        late_s: if more than half of the processes have ended a round, the others have so many seconds; who is later is
+            left out of that round, as if it were lost, and joins the next one. None: all wait as long as it lives.
         settings: what must be the same in all processes, beside versions; who has others is refused before it joins.
         say: gets a line about what this process waits for; by default nothing is said.
 
@@ -115,6 +118,7 @@ class Elastic:
         lease_s: float = 10.0,
         grace_s: float = 5.0,
         patience_s: float = 300.0,
+        late_s: float | None = None,
         settings: Mapping[str, str] | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -125,13 +129,14 @@ class Elastic:
             )
         check_whole_number("minimum", minimum, 1)
         check_whole_number("maximum", maximum, minimum)
-        for what, value in (("lease_s", lease_s), ("grace_s", grace_s), ("patience_s", patience_s)):
-            if not value > 0:
+        for what, value in (("lease_s", lease_s), ("grace_s", grace_s), ("patience_s", patience_s), ("late_s", late_s)):
+            if value is not None and not value > 0:
                 raise ValueError(f"{what}={value}: expected a positive number of seconds")
         self._place = Place(host=host, port=int(port), rank=0, num_processes=maximum)
         self._name, self._where = name, f"'{name}' at {address}"
         self._address, self._remedy = address, f"start one there: skerry store {address}"
         self._say, self._minimum, self._patience_s, self._told = say, minimum, patience_s, False
+        self._lines: Lines | None = None
         self.uid = f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._leases = Leases(self.uid, lease_s, time.monotonic)
         self._membership = Membership[Held](
@@ -142,8 +147,10 @@ class Elastic:
             maximum=maximum,
             grace_s=grace_s,
             patience_s=patience_s,
+            late_s=late_s,
             settings={"versions": versions(), **(settings or {})},
             waiting=self._say_waiting,
+            address=lambda: self._lines.address if self._lines else "",
         )
         self.changes = list[Change]()
         self._ended = threading.Event()
@@ -180,6 +187,7 @@ class Elastic:
                     raise PeerLost(f"the run {self._where} has ended; give another one another name")
                 return results[0]
             results.clear()
+            self._watch(decision)
             generation, now, decision = None, decision, None
             try:
                 generation = Generation(self.uid, now, self._membership, self._connect(_GROUP_S))
@@ -196,10 +204,15 @@ class Elastic:
     def leave(self) -> None:
         """Leave the run: others do not wait until the lease ends."""
         self._ended.set()
-        if self._heart.is_alive():
+        if self._lines is not None:
+            self._lines.wake()
+        if self._heart.ident is not None:  # it was started
             self._heart.join()
             with contextlib.suppress(RuntimeError):
                 self._leases.leave(self._connect())
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
 
     def __enter__(self) -> Self:
         return self
@@ -208,6 +221,13 @@ class Elastic:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.leave()
+
+    def _watch(self, decision: Decision) -> None:
+        """Let the heartbeats see at once when a member's process ends."""
+        if self._lines is not None:
+            others = {uid: c.address for uid, c in decision.candidates.items() if uid != self.uid and c.address}
+            self._lines.addresses = others
+            self._lines.wake()
 
     def _connect(self, timeout_s: float = _CONNECT_S) -> Any:
         self._reach(time.monotonic() + timeout_s)
@@ -224,7 +244,9 @@ class Elastic:
         """Wait for the port to answer, since ``TCPStore`` writes pages if it does not; RuntimeError if late."""
         while True:
             try:
-                socket.create_connection((self._place.host, self._place.port), _CONNECT_S).close()
+                with socket.create_connection((self._place.host, self._place.port), _CONNECT_S) as reached:
+                    if self._lines is None and threading.current_thread() is not self._heart:
+                        self._lines = Lines(reached.getsockname()[0])
             except OSError as error:
                 if not (self._told or self._ended.is_set() or threading.current_thread() is self._heart):
                     self._told = True
@@ -240,12 +262,20 @@ class Elastic:
         here = f"{num} of {self._minimum} processes {'is' if num == 1 else 'are'} here"
         self._say(f"{here}; all must give the same name, '{self._name}', and the same store, {self._address}")
 
+    def _wait_for_beat(self) -> list[str]:
+        """Wait until it is time for a heartbeat, or a member has ended; return those that have."""
+        beat_s = self._leases.lease_s / _BEATS
+        if self._lines is not None:
+            return self._lines.wait(beat_s)
+        self._ended.wait(beat_s)
+        return []
+
     def _beat(self) -> None:
         """Keep the lease, over a connection of its own, since a call may block the other one."""
         store: KeyStore | None = None
-        while not self._ended.wait(self._leases.lease_s / _BEATS):
+        while not self._ended.is_set():
             try:
                 store = store or self._connect()
-                self._leases.beat(store)
+                self._leases.beat(store, self._wait_for_beat())
             except RuntimeError:
                 store = None

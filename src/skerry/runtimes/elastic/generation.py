@@ -33,7 +33,7 @@ from skerry.runtimes.runtime import RESTING, Beginning, Change, Handover, Report
 
 PATIENCE_S = 600.0
 """Seconds that members wait for a slow one in the middle of an exchange or an evaluation."""
-_POLL_S = 0.005
+_POLL_S, _LAST_S = 0.005, 0.3
 _CHUNK = 2**26  # bytes of a copy that are sent at a time
 
 T = TypeVar("T")
@@ -96,7 +96,7 @@ class Generation(Peers):
             )
 
     def watched(self, call: Callable[[], T]) -> T:
-        """Return what ``call`` returns, from a thread; RuntimeError as soon as a member is lost."""
+        """Return what ``call`` returns, from a thread; RuntimeError soon after a member is lost."""
         if threading.get_ident() != self._main:
             return call()
         results, errors = list[T](), list[BaseException]()
@@ -112,7 +112,9 @@ class Generation(Peers):
         while thread.is_alive():
             thread.join(_POLL_S)
             if thread.is_alive() and (why := self.membership.broken):
-                raise RuntimeError(why)
+                thread.join(_LAST_S)  # who is lost may have done its part before
+                if thread.is_alive():
+                    raise RuntimeError(why)
         if errors:
             raise errors[0]
         return results[0]
@@ -192,6 +194,7 @@ class Generation(Peers):
             unrecorded=memory.state.round > 0 and (trained or sources[0].is_copy or not first["recorded"]),
             train_loss=sum(each[0] for each in told) / len(told) if trained and told else math.nan,
             refused=refused if trained else (),
+            speeds=tuple(candidate.speed for candidate in self._decision.candidates.values()),
         )
         return memory
 
@@ -374,6 +377,8 @@ class Copied(Sharded):
             held.own = self._packed(own.tensors)
         held.handed_over, held.good = True, own.report.good
         held.told = own.report.loss, own.report.flop, own.report.local_s
+        if own.report.local_s > 0:
+            membership.speed = own.report.num_steps / own.report.local_s
         decision = generation.next_decision()
         reports, piece = list[Report](), None
         with contextlib.suppress(PeerLost), generation.peers():

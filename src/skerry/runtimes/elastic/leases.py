@@ -1,6 +1,7 @@
 """Leases: who is alive, judged by counters in the store and by one's own clock, so that clocks may differ."""
 
 import json
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -46,7 +47,7 @@ class Leases:
         alive: members that are alive, with this one.
         dead: members that are in the roster or watched, and not alive.
         left: those of them that have left by themselves.
-        stores_lost: how often the store was lost.
+        store: the name of the store, which another one in its place does not have; empty while it does not answer.
         group: the group that this member exchanges in, empty for none.
         given_up: whether another member has given up that group.
     """
@@ -54,30 +55,35 @@ class Leases:
     def __init__(self, uid: str, lease_s: float, clock: Callable[[], float]) -> None:
         self.uid, self.lease_s = uid, lease_s
         self.alive, self.dead, self.left = frozenset({uid}), frozenset[str](), frozenset[str]()
-        self.stores_lost, self.group, self.given_up = 0, "", False
+        self.store, self.group, self.given_up = "", "", False
         self._clock, self._watched, self._beaten = clock, frozenset[str](), clock()
-        self._seen, self._count = dict[str, tuple[int, float]](), 0
+        self._seen = dict[str, tuple[int, float]]()
 
     def watch(self, uids: Sequence[str]) -> None:
         """Watch these members, even if the roster does not have them."""
         self._watched = frozenset(uids)
 
-    def beat(self, store: KeyStore) -> None:
-        """Raise the counter of this member, and look at those of the others; RuntimeError if the store is lost."""
+    def beat(self, store: KeyStore, ended: Sequence[str] = ()) -> None:
+        """Raise the counter of this member, and look at those of the others; RuntimeError if the store is lost.
+
+        Args:
+            store: the store.
+            ended: members whose process has ended, as far as is known: their leases end, unless they beat again.
+        """
         try:
+            for uid in ended:
+                self._seen[uid] = store.add(f"beat/{uid}", 0), self._clock() - self.lease_s
             self._beat(store)
         except RuntimeError:
-            self.stores_lost += 1
+            self.store = ""
             raise
 
     def _beat(self, store: KeyStore) -> None:
         roster = _roster(store)
         if self.uid not in roster:
             _change(store, roster, [*roster, self.uid])
-        count = store.add(f"beat/{self.uid}", 1)
-        if count != self._count + 1:  # another store: nobody else raises this counter
-            self.stores_lost += 1
-        self._count, now = count, self._clock()
+        store.add(f"beat/{self.uid}", 1)
+        now = self._clock()
         was_stopped, self._beaten = now - self._beaten > self.lease_s, now
         seen, alive = dict[str, tuple[int, float]](), {self.uid}
         for uid in sorted({*roster, *self._watched}):
@@ -88,8 +94,10 @@ class Leases:
             if count > _LEFT and now - seen[uid][1] < self.lease_s:
                 alive.add(uid)
         self.given_up = bool(self.group) and store.check([f"over/{self.group}"])
-        self._seen, self.alive, self.dead = seen, frozenset(alive), frozenset(seen) - alive
+        # ``left`` comes first: another thread that sees somebody dead must see that it has left.
         self.left = frozenset(uid for uid, (count, _) in seen.items() if count <= _LEFT)
+        self._seen, self.alive, self.dead = seen, frozenset(alive), frozenset(seen) - alive
+        self.store = name_of(store)
         old = [u for u in roster if now - seen[u][1] > _FORGOTTEN * self.lease_s]
         if old:
             _change(store, roster, [u for u in roster if u not in old])
@@ -97,6 +105,11 @@ class Leases:
     def leave(self, store: KeyStore) -> None:
         """Tell the others not to wait for the lease to end; no heartbeat may follow."""
         store.set(f"beat/{self.uid}", f"{2 * _LEFT}")
+
+
+def name_of(store: KeyStore) -> str:
+    """Return the name of a store, which the first member that asks gives it."""
+    return store.compare_set("name", "", uuid.uuid4().hex).decode()
 
 
 def _roster(store: KeyStore) -> list[str]:

@@ -8,6 +8,7 @@ The rules:
 
 - Only members of decision E - 1 write decision E, by one compare-and-set. They wait for each other, but not for those
   whose lease has ended. Newcomers that are there come in, up to the maximum.
+- If more than half of them have come, and others not ``late_s`` seconds later, those are left out, and come in later.
 - A decision that does not bring all pieces together, or has fewer members than the minimum, is not written. After
   ``patience_s`` seconds too few with all pieces decide to end.
 - A version gets its name from its decision, which one member wrote. Who has voted keeps the old pieces *and* the new
@@ -23,13 +24,14 @@ schedules (``tests/runtimes/test_membership.py``), and processes wait for real.
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Generic, Protocol, TypeVar
 
 from skerry.randomness import seed_of
-from skerry.runtimes.elastic.leases import KeyStore, Leases
+from skerry.runtimes.elastic.leases import KeyStore, Leases, name_of
 from skerry.runtimes.peers import differences
 
 
@@ -61,6 +63,8 @@ class Candidate:
         group: in which it can exchange; empty if it needs a new one.
         rank: in the last decision; its workers keep their numbers as far as they can.
         settings: a digest of what must be the same in all members.
+        address: where its process listens (``lines.py``).
+        speed: local steps per second in its latest round, 0 if it has none.
     """
 
     decided: int = 0
@@ -70,6 +74,8 @@ class Candidate:
     group: str = ""
     rank: int = 2**31
     settings: str = ""
+    address: str = ""
+    speed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -171,13 +177,16 @@ class Membership(Generic[Held]):
         maximum: members at most.
         grace_s: seconds for which the first decision waits for more members.
         patience_s: seconds that a decision may take.
+        late_s: seconds that more than half of the members wait for the others; None: as long as these are alive.
         settings: what must be the same in all members.
         waiting: called once per decision, with how many members are there, if they are fewer than the minimum.
+        address: where this process listens.
 
     Attributes:
         held: what this member has of the version that goes on, by its name; with that of a vote whose end is unknown.
         base: the version that the run is at, as far as this member knows.
         epoch: of the last decision that this member was in.
+        speed: local steps per second in its latest round, which it says before the next decision.
     """
 
     def __init__(
@@ -190,18 +199,22 @@ class Membership(Generic[Held]):
         maximum: int = 2**31,
         grace_s: float = 2.0,
         patience_s: float = 60.0,
+        late_s: float | None = None,
         settings: Mapping[str, str] | None = None,
         waiting: Callable[[int], None] = lambda num: None,
+        address: Callable[[], str] = lambda: "",
     ) -> None:
+        self._address = address
         self._waiting, self._waits = waiting, False
         self._settings = json.dumps(settings or {}, sort_keys=True)
         self._connect, self._leases, self._clock = connect, leases, clock
         self._minimum, self._maximum, self._grace_s, self._patience_s = minimum, maximum, grace_s, patience_s
+        self._late_s, self.speed = late_s, 0.0
         self.held: dict[str, Held] = {}
         self.base, self.epoch = "", 0
         self._members: tuple[str, ...] = ()
         self._store: KeyStore | None = None
-        self._stores_lost = 0
+        self._store_name = ""
 
     @property
     def broken(self) -> str:
@@ -210,7 +223,7 @@ class Membership(Generic[Held]):
         Or the store is lost: then others may never have read the decision.
         """
         dead = sorted(self._leases.dead & set(self._members))
-        store_lost = self._leases.stores_lost != self._stores_lost
+        store_lost = self._leases.store != self._store_name
         if dead:
             return f"lost {', '.join(dead)}"
         return "lost the store" if store_lost else "another member has given up" if self._leases.given_up else ""
@@ -242,7 +255,6 @@ class Membership(Generic[Held]):
         """
         until, self._waits = self._clock() + self._patience_s, False
         while True:
-            self._stores_lost = self._leases.stores_lost
             try:
                 decision = yield from self._decide(finished)
             except RuntimeError as error:  # the store is gone: keep everything, and try again
@@ -292,7 +304,7 @@ class Membership(Generic[Held]):
             store = self._connect()
             while (told := store.add("epoch", 0)) < self.epoch:
                 store.compare_set("epoch", str(told), str(self.epoch))
-            self._store = store
+            self._store, self._store_name = store, name_of(store)
         return self._store
 
     def _decide(self, finished: bool) -> Generator[None, None, Decision]:
@@ -308,32 +320,42 @@ class Membership(Generic[Held]):
             group=self.group,
             rank=rank,
             settings=f"{seed_of(self._settings):x}",
+            address=self._address(),
+            speed=self.speed,
         )
         came = self._clock()
         store.set(f"settings/{uid}", self._settings)
         while True:
             yield
-            key, until = f"decision/{epoch}", self._clock() + self._patience_s
+            key, until, most_came = f"decision/{epoch}", self._clock() + self._patience_s, math.inf
             store.set(f"here/{epoch}/{uid}", json.dumps(vars(own)))
-            while not store.check([key]):
+            while not store.check([key]) or self._leases.store != self._store_name:
                 yield
+                if self._leases.store != self._store_name:
+                    continue  # the heartbeats have not found this store yet
                 last = None if self.epoch == epoch - 1 else self._last(store, epoch)
                 before = last.members if last else self._members if self.epoch == epoch - 1 else ()
                 if last and last.is_finished and own.settings in {c.settings for c in last.candidates.values()}:
                     return last
                 self._leases.watch(before or self._members)
+                alive = (self._leases.alive | set(before)) - self._leases.dead
                 lost = self._clock() > until and self._leases.dead.issuperset(before)
                 if lost or self._leases.left.issuperset(before):
                     before = ()
-                alive = (self._leases.alive | set(before)) - self._leases.dead
-                here = {u for u in sorted(alive) if store.check([f"here/{epoch}/{u}"])}
-                if (not before and self._clock() - came < self._grace_s) or alive & set(before or alive) - here:
+                awaited = frozenset(alive & set(before or alive))
+                if self._late_s is not None and before:
+                    punctual = frozenset(u for u in awaited if store.check([f"here/{epoch}/{u}"]))
+                    most_came = min(most_came, self._clock() if 2 * len(punctual) > len(before) else math.inf)
+                    awaited = punctual if self._clock() - most_came > self._late_s else awaited
+                missed = [f"here/{epoch}/{u}" for u in awaited]
+                if (not before and self._clock() - came < self._grace_s) or not store.check(missed):
                     until = until if lost else self._clock() + self._patience_s  # others are alive, and on their way
                     if store.add("epoch", 0) >= epoch and not store.check([key]):
                         break  # the store has lost the decision, but others know it
                     continue
+                here = [u for u in sorted(alive) if store.check([f"here/{epoch}/{u}"])]
                 said = {u: Candidate(**json.loads(store.get(f"here/{epoch}/{u}"))) for u in here}
-                self._check_settings(store, before or sorted(here))
+                self._check_settings(store, before or here)
                 said = {u: candidate for u, candidate in said.items() if candidate.settings == own.settings}
                 proposal = self._proposal(epoch, before, said)
                 enough = len(proposal.members) >= self._minimum

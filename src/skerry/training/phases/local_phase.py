@@ -98,7 +98,9 @@ def _hand_over(
         if algorithm.outer:
             algorithm.outer.end_(subnet, to_keep)
     setup.store.kept[worker.number] = to_keep
-    return Handover(tensors, Report(worker.number, good, worker.loss, worker.flop, worker.local_s))
+    return Handover(
+        tensors, Report(worker.number, good, worker.loss, worker.flop, worker.local_s, num_steps=worker.num_steps)
+    )
 
 
 def _scaler(setup: Setup, kept: Mapping[str, Tensor]) -> torch.amp.GradScaler | None:

@@ -12,12 +12,12 @@ _NEW = 0.5  # the weight of the latest round
 def steps_of_all(state: State, most: int, num_workers: int) -> list[int]:
     """Return how many local steps each worker takes in the next round: the fastest ``most``, others by their speed.
 
-    The speeds are those that all processes have been told after earlier rounds. Without any, everybody takes ``most``.
+    The speeds are those that all processes have been told after earlier rounds. Who has none takes ``most``.
     """
     speeds = state.observed.get(_SPEEDS, [])
-    if len(speeds) != num_workers or not all(speeds):
+    if len(speeds) != num_workers or not any(speeds):
         return [most] * num_workers
-    return [max(1, round(most * speed / max(speeds))) for speed in speeds]
+    return [max(1, round(most * (speed or max(speeds)) / max(speeds))) for speed in speeds]
 
 
 def note_speeds(state: State, steps: Sequence[int], local_s: Sequence[float], refused: Sequence[int]) -> None:
@@ -43,7 +43,9 @@ def note_steps(state: State, taken: Sequence[int], per_round: int) -> None:
         state.observed[_TAKEN] = [float(num) for num in taken]
 
 
-def forget_workers(state: State) -> None:
-    """Forget what was measured of the workers, since there are others now."""
+def forget_workers(state: State, speeds: Sequence[float] = ()) -> None:
+    """Forget what was measured of the workers, since there are others now, with ``speeds`` that they know of."""
     for name in (_SPEEDS, _TAKEN, "moves"):
         state.observed.pop(name, None)
+    if any(speeds):
+        state.observed[_SPEEDS] = list(speeds)
