@@ -6,8 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from fastapi.routing import iter_route_contexts
 from federation import ROUNDS, STEPS, arguments, assert_same, federated, joined, site
 from flwr.app import Error, Message
+from flwr.proto.fleet_pb2 import RegisterNodeFleetRequest
+from flwr.supercore.error import FlowerError
+from flwr.superlink.servicer.fleet import fleet_handlers
 from made_sites import MadeSites
 from torch import nn
 from torch.nn import functional as F
@@ -17,6 +21,7 @@ from skerry import Plan, ist, narrow, train
 from skerry.algorithms import diloco, local_sgd
 from skerry.callbacks import Callback
 from skerry.federated import AtSite, Federated, OnSites, Site, TooFewSites, sites, trips
+from skerry.federated.fleet import Fleet
 from skerry.federated.messages import Refused, written
 from skerry.plan import In, Out
 
@@ -210,3 +215,14 @@ def test_the_example_of_a_server_is_no_data():
     data = OnSites(3, (x, y))
     assert [len(batch) for _, batch in data.batches(2, 5, 3)] == [4, 4, 4]
     assert data.sample(1, 2).shape == (2, 9)
+
+
+def test_only_what_sites_need_is_served():
+    """Not Flower's functions that start runs, install code or hand out results; and with keys nobody registers one."""
+    routes = {found.route.path for found in iter_route_contexts(Fleet()._app().routes)}
+    assert any(path.endswith("/pull-messages") for path in routes)
+    assert all(path.startswith("/v1/fleet/") for path in routes)
+    state = Fleet([b"key"]).state
+    with pytest.raises(FlowerError):
+        fleet_handlers.register_node(RegisterNodeFleetRequest(public_key=b"other"), state, enable_supernode_auth=True)
+    assert Fleet([b"key"])._app().state.enable_supernode_auth
