@@ -7,7 +7,8 @@
 A small net on scikit-learn's digits. Processes inflict faults on themselves, so that they hit the phase. Checked:
 everybody who should ends, with the same loss; each unit is trained once per round but for the rounds that the record
 calls lost, at most those of the victim; rounds only go on; no process is left, and survivors have no more open files
-than before. Who has losses of NaN in a round is refused. Who becomes late, 20 times slower, is left out of a round, and comes in again. A row says, in seconds:
+than before. Who has losses of NaN in a round is refused. Who becomes late, 20 times slower, is left out of a round, and
+comes in again. A row says, in seconds:
 
 - detected: from the fault until the first survivor knows; regrouped: from then until the new processes have agreed;
 - stall: the longest pause between two rounds of a survivor, less the usual one (median of survivors, and the worst);

@@ -28,6 +28,7 @@ class Report:
         local_s: seconds it spent in local steps.
         bytes_due: bytes it has to send in this exchange, by the assignments; the store fills it in.
         came: whether it handed anything over: a site may be lost, which is no fault of the training.
+        num_steps: the local steps it took; only its own process knows.
     """
 
     worker: int
