@@ -95,9 +95,26 @@ def test_what_is_kept_is_what_the_next_step_reads_where_nothing_else_is_needed(k
     """A GCN reads what its linear layers give; GraphSAGE needs a node's own features beside those of its neighbours."""
     seen, room = [], _Layers._room
     monkeypatch.setattr(_Layers, "_room", lambda self, shape, dtype: seen.append(shape) or room(self, shape, dtype))
-    net, graph = kind(6, 12, 3, 4), _graph(100, [(k, k + 1) for k in range(99)])
+    for degree in 1, 3, 8:
+        edges = [(k + j, k) for k in range(100) for j in range(1, degree + 1)]
+        seen.clear()
+        net, graph = kind(6, 12, 3, 4), _graph(100, edges)
+        _assert_close(infer(net, graph), _forward(net, graph))
+        assert [shape[1] for shape in seen if shape[0] == 100] == widths
+
+
+def test_a_little_of_an_earlier_step_is_not_left_out():
+    class Skips(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = pyg.GCNConv(6, 4), pyg.GCNConv(4, 4)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            h = self.a(x, edge_index).relu()
+            return self.b(h, edge_index) + 2e-5 * h
+
+    net, graph = Skips(), _graph(100, [(k + j, k) for k in range(100) for j in range(1, 31)])
     _assert_close(infer(net, graph), _forward(net, graph))
-    assert [shape[1] for shape in seen if shape[0] == 100] == widths
 
 
 @pytest.mark.parametrize("nodes", [[1, 1], [5], [-1], [], [[1]], [0.5], [True]])

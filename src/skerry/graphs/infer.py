@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from inspect import signature
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -165,14 +166,13 @@ class _Steps:
             result = own(edge_index, *args, **given)
             return result
         if step < len(self._known):
-            return (
-                self._known[step].new_empty(self._num_members, *self._shapes[step])
-                if self._ahead
-                else self._known[step]
-            )
+            known = self._known[step]
+            if self._ahead:  # what has been read: of what was given then only the shape is known
+                return known.new_empty(self._num_members, *self._shapes[step], device="meta")
+            return known
         if self._ahead:
             if step > len(self._known):
-                raise _Reached(given[self._name_of_read(step, given, edge_index)])
+                raise _Reached(given[self._name_of_read(step, module, given)])
             if step:
                 given = given | {self._read[step]: self._known[-1]}
         if isinstance(edge_index, Tensor) and edge_index.layout == torch.strided:
@@ -188,15 +188,14 @@ class _Steps:
         self._shapes[step] = result.shape[1:]
         return result
 
-    def _name_of_read(self, step: int, given: dict[str, Any], edge_index: Tensor) -> str:
+    def _name_of_read(self, step: int, module: Any, given: dict[str, Any]) -> str:
         """Return the name of the one tensor of nodes that a step reads; ValueError if there are several, or none."""
         if step not in self._read:
-            tensors = {k: v for k, v in given.items() if isinstance(v, Tensor)}
-            of_nodes = [k for k, v in tensors.items() if v.shape[:1] == (self._num_members,)]
-            others = {k for k, v in given.items() if v is not None} - set(tensors)
-            if len(of_nodes) != 1 or others or edge_index.shape[1] == self._num_members:
+            ends = {name[:-2] for name in signature(module.message).parameters if name.endswith(("_i", "_j"))}
+            names = [name for name in ends if given.get(name) is not None]
+            if len(names) != 1 or not isinstance(given[names[0]], Tensor):
                 raise ValueError(f"step {step} reads more than one tensor of nodes")
-            self._read[step] = of_nodes[0]
+            self._read[step] = names[0]
         return self._read[step]
 
     def _into_wanted(self, module: Any, edge_index: Tensor, given: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
