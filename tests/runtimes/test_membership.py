@@ -523,3 +523,14 @@ def test_a_run_that_cannot_go_on_says_why():
         member.membership._patience_s, member.membership._minimum = 3.0, 9
     with pytest.raises(TooFew, match="processes, expected at least 9"):
         simulation.run()
+
+
+def test_who_has_no_heartbeats_any_more_does_not_wait_without_end():
+    simulation = Simulation(0, num_faults=0, patience_s=2.0)
+    simulation.run()
+    simulation.actors = [actor for actor in simulation.actors if actor[4] == 0.1]  # hearts stand still
+    heapq.heapify(simulation.actors)
+    simulation.store.lose()
+    simulation.store.up, simulation.quiet_from = True, simulation.now
+    with pytest.raises(TooFew, match="heartbeats of this process do not reach the store"):
+        simulation.run()

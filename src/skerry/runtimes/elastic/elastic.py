@@ -277,5 +277,5 @@ class Elastic:
             try:
                 store = store or self._connect()
                 self._leases.beat(store, self._wait_for_beat())
-            except RuntimeError:
+            except (RuntimeError, OSError):  # without heartbeats the others lose this process: never end
                 store = None

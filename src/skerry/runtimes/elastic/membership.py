@@ -324,7 +324,7 @@ class Membership(Generic[Held]):
             address=self._address(),
             speed=self.speed,
         )
-        came = self._clock()
+        came = found = self._clock()
         store.set(f"settings/{uid}", self._settings)
         while True:
             yield
@@ -332,8 +332,11 @@ class Membership(Generic[Held]):
             store.set(f"here/{epoch}/{uid}", json.dumps(vars(own)))
             while not store.check([key]) or self._leases.store != self._store_name:
                 yield
-                if self._leases.store != self._store_name:
-                    continue  # the heartbeats have not found this store yet
+                if self._leases.store != self._store_name:  # the heartbeats have not found this store yet
+                    if self._clock() - found > self._patience_s:
+                        raise TooFew("the heartbeats of this process do not reach the store")
+                    continue
+                found = self._clock()
                 last = None if self.epoch == epoch - 1 else self._last(store, epoch)
                 before = last.members if last else self._members if self.epoch == epoch - 1 else ()
                 if last and last.is_finished and own.settings in {c.settings for c in last.candidates.values()}:
