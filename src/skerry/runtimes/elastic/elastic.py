@@ -88,7 +88,8 @@ class Elastic:
         patience_s: seconds for which the others wait if there are too few.
         late_s: if more than half of the processes have ended a round, the others have so many seconds; who is later is
             left out of that round, as if it were lost, and joins the next one. None: all wait as long as it lives.
-        settings: what must be the same in all processes, beside versions; who has others is refused before it joins.
+        settings: what must be the same in all processes, beside versions and ``late_s``; who has others is refused before it
+            joins.
         say: gets a line about what this process waits for; by default nothing is said.
 
     Attributes:
@@ -137,6 +138,7 @@ class Elastic:
         self._address, self._remedy = address, f"start one there: skerry store {address}"
         self._say, self._minimum, self._patience_s, self._told = say, minimum, patience_s, False
         self._lines: Lines | None = None
+        late = {} if late_s is None else {"late_s": f"{late_s:g}"}  # it is the others that it leaves out
         self.uid = f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._leases = Leases(self.uid, lease_s, time.monotonic)
         self._membership = Membership[Held](
@@ -148,7 +150,7 @@ class Elastic:
             grace_s=grace_s,
             patience_s=patience_s,
             late_s=late_s,
-            settings={"versions": versions(), **(settings or {})},
+            settings={"versions": versions(), **late, **(settings or {})},
             waiting=self._say_waiting,
             address=lambda: self._lines.address if self._lines else "",
         )
