@@ -87,9 +87,10 @@ class Elastic:
         grace_s: seconds for which the first round waits for more processes.
         patience_s: seconds for which the others wait if there are too few.
         late_s: if more than half of the processes have ended a round, the others have so many seconds; who is later is
-            left out of that round, as if it were lost, and joins the next one. None: all wait as long as it lives.
-        settings: what must be the same in all processes, beside versions and ``late_s``; who has others is refused before it
-            joins.
+            left out of that round, as if it were lost, and joins the next one. None: all wait as long as it lives. With
+            2 processes it has no effect, and nobody is left out without whom the run cannot go on.
+        settings: what must be the same in all processes, beside versions and ``late_s``; who has others is
+            refused before it joins.
         say: gets a line about what this process waits for; by default nothing is said.
 
     Attributes:
