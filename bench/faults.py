@@ -77,11 +77,13 @@ class Member:
         with skerry.Elastic(
             f"127.0.0.1:{self.port}", "faults", maximum=16, lease_s=LEASE_S, grace_s=1.0, **settings
         ) as elastic:
+            self.tell("member", uid=elastic.uid)
             try:
                 result = elastic.run(self._train)
             finally:
                 for change in elastic.changes:
-                    self.tell("change", round=change.round, members=change.members, lost=change.units_lost)
+                    who = {"members": change.members, "gone": change.lost, "joined": change.joined}
+                    self.tell("change", round=change.round, lost=change.units_lost, **who)
         trained = int(result.state.trained.sum())
         self.tell("end", loss=result.score.loss, accuracy=result.score.accuracy, trained=trained, files=_open_files())
 
@@ -278,6 +280,17 @@ def one_fault(folder: Path, num: int, fault: str, phase: str) -> dict[str, Any]:
     return _judged(run, fault, victim, began, problems) | {"n": num, "fault": fault, "phase": phase}
 
 
+def _not_left_out(events: list[list[dict[str, Any]]], victim: int | None) -> list[str]:
+    """Return what is wrong unless the others lost the victim in a round, and it came in again later."""
+    told = [event for k, own in enumerate(events) if k != victim for event in own if event["what"] == "change"]
+    who = {event["uid"] for k, own in enumerate(events) if k == victim for event in own if event["what"] == "member"}
+    gone = min((event["round"] for event in told if who & {*event["gone"]}), default=None)
+    if gone is None:
+        return ["was not left out"]
+    back = any(event["round"] > gone and who & {*event["joined"]} for event in told)
+    return [] if back else ["did not come in again"]
+
+
 def _judged(run: Run, fault: str, victim: int | None, began: float, problems: list[str]) -> dict[str, Any]:
     events = [run.events(k) for k in range(len(run.members))]
     if victim is not None:
@@ -292,9 +305,13 @@ def _judged(run: Run, fault: str, victim: int | None, began: float, problems: li
     }
     lost = sum(json.loads(change)[2] for change in changes)
     missing = [run.setup["rounds"] * UNITS - e["trained"] for e in ended.values()]
-    lost += max(missing) if fault == "nan" and missing else 0  # refused by all, who stay together
-    problems += ["units do not add up"] if any(m != lost for m in missing) else []
     most = 0 if fault in ("join", "slow", "store") else -(-UNITS // run.num) + 1
+    if fault == "nan" and missing:  # refused by all, who stay together
+        problems += [] if 1 <= max(missing) <= most else [f"{max(missing)} unit-rounds refused"]
+        lost += max(missing)
+    if fault == "late":
+        problems += _not_left_out(events, victim)
+    problems += ["units do not add up"] if any(m != lost for m in missing) else []
     problems += [f"{lost} unit-rounds lost"] if lost > most else []
     stalls, detected, regrouped, newcomer = [], [], [], None
     for k, own in enumerate(events):

@@ -199,6 +199,29 @@ def test_too_little_memory_is_told_before_it_joins(tmp_path, capsys, monkeypatch
     assert "with 1 process(es) a share needs 8 MB, 5 MB are free here: this process may end" in capsys.readouterr().err
 
 
+def test_the_memory_of_the_machine_does_not_count_on_a_gpu(capsys, monkeypatch):
+    monkeypatch.setattr(command.planner, "forecast", lambda *args, **more: Mock(memory=Mock(peak=8e6)))
+    monkeypatch.setattr(command, "free_memory", lambda: 3e6)
+    members, config = command.Members.of_options("1:2", "h:1", 1.0, None), Config(recipe="digits-mlp")
+    for device in ("cpu", "cuda"):
+        monkeypatch.setattr(command, "chosen_device", lambda asked, device=device: Mock(type=device))
+        if device == "cpu":
+            with pytest.raises(ValueError, match="8 MB, 3 MB are free here"):
+                command.check_memory(config, members)
+        else:
+            command.check_memory(config, members)
+    assert capsys.readouterr().err == ""
+
+
+def test_late_is_told_to_have_no_effect_with_two_processes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "work", lambda *args, **more: None)
+    monkeypatch.setattr(command.Elastic, "run", lambda self, training: training(Mock(rank=1, num_processes=2)))
+    for members in ("1:2", "1:3"):
+        assert call(_words(tmp_path / "x", 1, members, "--late", "2")) == (0, "")
+        told = "--late has no effect: it needs 3 or more processes" in capsys.readouterr().err
+        assert told == (members == "1:2")
+
+
 def test_free_memory_is_some_of_that_of_the_machine():
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 2**20 < command.free_memory() <= pages

@@ -192,6 +192,36 @@ def test_who_waits_for_a_place_does_not_train_a_run_again_that_has_ended():
         assert _in_thread(pool, other, training).result(60) == "trained"
 
 
+def test_processes_that_differ_in_how_long_they_wait_do_not_train_together():
+    store, settings = serve_store(0), {"minimum": 2, "patience_s": 4.0}
+
+    def training(runtime):
+        raise AssertionError("they train together")
+
+    places = [*_places(store, 1, **settings), *_places(store, 1, late_s=2.0, **settings)]
+    with ThreadPoolExecutor(2) as pool:
+        members = [_in_thread(pool, place, training) for place in places]
+        told = [str(member.exception(60)) for member in members]
+    assert any("late_s is" in why for why in told)
+
+
+def test_heartbeats_go_on_after_any_error_of_the_system(monkeypatch):
+    elastic, waits = Elastic("127.0.0.1:1"), iter([OSError("no more files"), RuntimeError("no store"), None])
+    beats = []
+
+    def wait_for_beat():
+        if error := next(waits):
+            raise error
+        elastic._ended.set()
+        return []
+
+    monkeypatch.setattr(elastic, "_connect", lambda: "store")
+    monkeypatch.setattr(elastic, "_wait_for_beat", wait_for_beat)
+    monkeypatch.setattr(elastic._leases, "beat", lambda store, ended: beats.append(store))
+    elastic._beat()
+    assert beats == ["store"]
+
+
 def test_clients_are_refused_before_a_run_begins():
     assert not why_not_elastic(ist(2))
     assert "its clients train in one process" in why_not_elastic(replace(ist(2), clients=Clients.spread(4)))

@@ -1,5 +1,8 @@
 """Lines between members: who has ended is seen at once, who lives never."""
 
+import contextlib
+import os
+import resource
 import socket
 import time
 
@@ -67,3 +70,40 @@ def test_strangers_leave_nothing_open(two):
         socket.create_connection((host, int(port))).close()
     _within(here, 50)
     assert len(here._selector.get_map()) == before
+
+
+@contextlib.contextmanager
+def _no_more_files():
+    """Leave this process no file that it may open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, hard))
+    used = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                used.append(os.dup(0))
+        yield
+    finally:
+        for file in used:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_without_files_to_open_nobody_is_missed_and_the_next_call_tries_again(two):
+    here, other = two
+    with _no_more_files():
+        assert here.wait(0.02) == []
+    here.wait(0.02)
+    other.close()
+    assert _within(here) == ["other"]
+
+
+def test_a_connection_that_cannot_be_accepted_does_not_end_each_wait_at_once(two):
+    here, _ = two
+    here.addresses = {}
+    host, _, port = here.address.rpartition(":")
+    with socket.create_connection((host, int(port))), _no_more_files():
+        began = time.monotonic()
+        for _ in range(5):
+            here.wait(0.02)
+        assert time.monotonic() - began > 0.09

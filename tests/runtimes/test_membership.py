@@ -113,8 +113,9 @@ class Simulation:
         num_faults: int = 4,
         spaced: bool = True,
         late_s: float | None = None,
+        patience_s: float = 1e6,
     ) -> None:
-        self.late_s = late_s
+        self.late_s, self.patience_s = late_s, patience_s
         self.rng, self.now, self.store = random.Random(seed), 0.0, Store()
         self.members, self.versions = dict[str, Member](), dict[str, Version]()
         self.minimum, self.spaced = minimum, spaced
@@ -136,7 +137,7 @@ class Simulation:
             minimum=self.minimum,
             maximum=5,
             grace_s=0.5,
-            patience_s=1e6,
+            patience_s=self.patience_s,
             late_s=self.late_s,
             settings={"rate": rate},
         )
@@ -166,6 +167,7 @@ class Simulation:
             decision = yield from membership.decide()
             assert member.uid in decision.members
             assert decision.is_whole
+            assert not decision.ending
             piece = yield from self.exchange(member, decision)
             if not (yield from membership.commit(decision, piece)):
                 continue
@@ -326,6 +328,7 @@ SETTINGS = {
     "one may go on": {"minimum": 1},
     "three at least": {"minimum": 3},
     "nobody waits": {"late_s": 0.2},
+    "nobody waits, three at least": {"late_s": 0.2, "minimum": 3},
 }
 
 
@@ -358,20 +361,42 @@ def test_a_run_without_faults_loses_nothing():
     assert seen["commits"] > 20
 
 
-def test_who_is_late_is_left_out_of_a_round_and_comes_in_again():
-    """One member takes twenty times as long: the others go on without it, and nobody counts as dead."""
-    simulation, dead = Simulation(3, num_faults=0, late_s=0.3), set()
-    while len(simulation.members) < 4:
+def _run_slowly(simulation, num, slow):
+    """Run with ``num`` members of whom some take twenty times as long; return who counted as dead."""
+    dead = set()
+    while len(simulation.members) < num:
         simulation.join()
-    simulation.members["m0"].times = 20
+    for uid in slow:
+        simulation.members[uid].times = 20
     while simulation.now < 20.0:
         simulation.now, _, member, steps, pace = heapq.heappop(simulation.actors)
         next(steps)
         simulation.then(simulation.now + pace * simulation.rng.uniform(0.2, 1.0), member, steps, pace)
         dead |= member.leases.dead
+    return dead
+
+
+def test_who_is_late_is_left_out_of_a_round_and_comes_in_again():
+    """One member takes twenty times as long: the others go on without it, and nobody counts as dead."""
+    simulation = Simulation(3, num_faults=0, late_s=0.3)
+    dead = _run_slowly(simulation, 4, ["m0"])
     present = ["m0" in version.members for version in simulation.committed().values()]
     assert not dead
     assert {(True, False), (False, False), (False, True)} <= set(itertools.pairwise(present))
+    check(simulation)
+
+
+@pytest.mark.parametrize(("num", "minimum", "slow"), [(5, 2, ["m2", "m3"]), (4, 4, ["m1"])])
+def test_who_is_late_is_waited_for_if_the_run_cannot_go_on_without(num, minimum, slow):
+    """However long it takes: two neighbours hold the only copies of a piece, or there would be too few."""
+    simulation, waiting = Simulation(3, minimum=2, num_faults=0, late_s=0.3, patience_s=1.0), []
+    while len(simulation.members) < num:
+        simulation.join()
+    for member in simulation.members.values():
+        member.membership._minimum, member.membership._waiting = minimum, waiting.append
+    assert not _run_slowly(simulation, num, slow)
+    assert not waiting
+    assert len(simulation.committed()) > 3
     check(simulation)
 
 
@@ -497,4 +522,15 @@ def test_a_run_that_cannot_go_on_says_why():
     for member in simulation.members.values():
         member.membership._patience_s, member.membership._minimum = 3.0, 9
     with pytest.raises(TooFew, match="processes, expected at least 9"):
+        simulation.run()
+
+
+def test_who_has_no_heartbeats_any_more_does_not_wait_without_end():
+    simulation = Simulation(0, num_faults=0, patience_s=2.0)
+    simulation.run()
+    simulation.actors = [actor for actor in simulation.actors if actor[4] == 0.1]  # hearts stand still
+    heapq.heapify(simulation.actors)
+    simulation.store.lose()
+    simulation.store.up, simulation.quiet_from = True, simulation.now
+    with pytest.raises(TooFew, match="heartbeats of this process do not reach the store"):
         simulation.run()

@@ -17,6 +17,7 @@ from skerry.experiments.config import Config
 from skerry.experiments.methods import for_elastic
 from skerry.experiments.runs.execute import num_threads
 from skerry.experiments.runs.folder import check_folder, is_written, saved_config, settings_of
+from skerry.model.device import chosen_device
 from skerry.runtimes.elastic.elastic import Elastic, serve_store
 from skerry.runtimes.runtime import Runtime
 from skerry.training.agreement import in_words
@@ -92,12 +93,14 @@ def free_memory() -> float:
 def check_memory(config: Config, members: Members) -> None:
     """Tell if this process has too little memory for its share with few processes; it also builds all there is.
 
-    So mistakes come up before it joins, and others do not wait while modules are loaded.
+    So mistakes come up before it joins, and others do not wait while modules are loaded. On a GPU nothing is told: a
+    share is in its memory then, not in the machine's.
 
     Raises:
         ValueError: its share does not fit, however many take part.
     """
-    about, free = planner.subject(config.recipe), free_memory()
+    about = planner.subject(config.recipe)
+    free = free_memory() if chosen_device(config.device).type == "cpu" else math.inf
     for num in sorted({members.minimum, members.maximum}, reverse=True):
         need = planner.forecast(about, config.change({"workers": num}), elastic=True).memory.peak
         if need > free:
@@ -133,6 +136,8 @@ def join(config: Config, out: Path, members: Members, *, resume: bool, tensorboa
     config = config.change({"threads": threads})
     torch.set_num_threads(threads)
     check_memory(config, members)
+    if members.late_s is not None and members.maximum < 3:
+        click.echo("--late has no effect: it needs 3 or more processes", err=True)
     last: list[Runtime] = []
 
     def training(runtime: Runtime) -> None:

@@ -87,8 +87,10 @@ class Elastic:
         grace_s: seconds for which the first round waits for more processes.
         patience_s: seconds for which the others wait if there are too few.
         late_s: if more than half of the processes have ended a round, the others have so many seconds; who is later is
-            left out of that round, as if it were lost, and joins the next one. None: all wait as long as it lives.
-        settings: what must be the same in all processes, beside versions; who has others is refused before it joins.
+            left out of that round, as if it were lost, and joins the next one. None: all wait as long as it lives. With
+            2 processes it has no effect, and nobody is left out without whom the run cannot go on.
+        settings: what must be the same in all processes, beside versions and ``late_s``; who has others is
+            refused before it joins.
         say: gets a line about what this process waits for; by default nothing is said.
 
     Attributes:
@@ -137,6 +139,7 @@ class Elastic:
         self._address, self._remedy = address, f"start one there: skerry store {address}"
         self._say, self._minimum, self._patience_s, self._told = say, minimum, patience_s, False
         self._lines: Lines | None = None
+        late = {} if late_s is None else {"late_s": f"{late_s:g}"}  # it is the others that it leaves out
         self.uid = f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._leases = Leases(self.uid, lease_s, time.monotonic)
         self._membership = Membership[Held](
@@ -148,7 +151,7 @@ class Elastic:
             grace_s=grace_s,
             patience_s=patience_s,
             late_s=late_s,
-            settings={"versions": versions(), **(settings or {})},
+            settings={"versions": versions(), **late, **(settings or {})},
             waiting=self._say_waiting,
             address=lambda: self._lines.address if self._lines else "",
         )
@@ -277,5 +280,5 @@ class Elastic:
             try:
                 store = store or self._connect()
                 self._leases.beat(store, self._wait_for_beat())
-            except RuntimeError:
+            except (RuntimeError, OSError):  # without heartbeats the others lose this process: never end
                 store = None

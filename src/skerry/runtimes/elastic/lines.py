@@ -8,6 +8,7 @@ import contextlib
 import errno
 import selectors
 import socket
+import time
 from collections import Counter
 
 _TRIES = 3
@@ -39,10 +40,12 @@ class Lines:
         ended = []
         for key, _ in self._selector.select(timeout_s):
             if key.fileobj is self._server:
-                with contextlib.suppress(OSError):  # it has closed already
+                try:
                     line, _ = self._server.accept()
                     line.setblocking(False)
                     self._selector.register(line, selectors.EVENT_READ, "")
+                except OSError:  # no more open files: it would be tried again at once, and again
+                    time.sleep(timeout_s)
                 continue
             assert isinstance(key.fileobj, socket.socket)
             refused = key.fileobj.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
@@ -74,7 +77,11 @@ class Lines:
         self._closed = Counter({uid: num for uid, num in self._closed.items() if uid in addresses})
         for uid in [uid for uid in addresses if uid not in self._open and self._closed[uid] < _TRIES]:
             host, _, port = addresses[uid].rpartition(":")
-            self._open[uid] = line = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+            try:
+                self._open[uid] = line = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+            except OSError:  # no more open files: then only its lease says whether it is alive
+                self._closed[uid] += 1
+                continue
             line.setblocking(False)
             line.connect_ex((host, int(port)))  # ``wait`` sees what comes of it
             self._selector.register(line, selectors.EVENT_READ, uid)

@@ -8,7 +8,8 @@ The rules:
 
 - Only members of decision E - 1 write decision E, by one compare-and-set. They wait for each other, but not for those
   whose lease has ended. Newcomers that are there come in, up to the maximum.
-- If more than half of them have come, and others not ``late_s`` seconds later, those are left out, and come in later.
+- If more than half of them have come, and others not ``late_s`` seconds later, those are left out, and come in later;
+  but not if the run cannot go on without them, since they alone hold a piece or there would be too few.
 - A decision that does not bring all pieces together, or has fewer members than the minimum, is not written. After
   ``patience_s`` seconds too few with all pieces decide to end.
 - A version gets its name from its decision, which one member wrote. Who has voted keeps the old pieces *and* the new
@@ -25,7 +26,7 @@ schedules (``tests/runtimes/test_membership.py``), and processes wait for real.
 import contextlib
 import json
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Generic, Protocol, TypeVar
@@ -323,7 +324,7 @@ class Membership(Generic[Held]):
             address=self._address(),
             speed=self.speed,
         )
-        came = self._clock()
+        came = found = self._clock()
         store.set(f"settings/{uid}", self._settings)
         while True:
             yield
@@ -331,8 +332,11 @@ class Membership(Generic[Held]):
             store.set(f"here/{epoch}/{uid}", json.dumps(vars(own)))
             while not store.check([key]) or self._leases.store != self._store_name:
                 yield
-                if self._leases.store != self._store_name:
-                    continue  # the heartbeats have not found this store yet
+                if self._leases.store != self._store_name:  # the heartbeats have not found this store yet
+                    if self._clock() - found > self._patience_s:
+                        raise TooFew("the heartbeats of this process do not reach the store")
+                    continue
+                found = self._clock()
                 last = None if self.epoch == epoch - 1 else self._last(store, epoch)
                 before = last.members if last else self._members if self.epoch == epoch - 1 else ()
                 if last and last.is_finished and own.settings in {c.settings for c in last.candidates.values()}:
@@ -346,25 +350,24 @@ class Membership(Generic[Held]):
                 if self._late_s is not None and before:
                     punctual = frozenset(u for u in awaited if store.check([f"here/{epoch}/{u}"]))
                     most_came = min(most_came, self._clock() if 2 * len(punctual) > len(before) else math.inf)
-                    awaited = punctual if self._clock() - most_came > self._late_s else awaited
+                    if self._clock() - most_came > self._late_s:
+                        without = self._proposal(store, epoch, before, alive, own.settings)
+                        awaited = punctual if without.is_whole and self._is_enough(without) else awaited
                 missed = [f"here/{epoch}/{u}" for u in awaited]
                 if (not before and self._clock() - came < self._grace_s) or not store.check(missed):
                     until = until if lost else self._clock() + self._patience_s  # others are alive, and on their way
                     if store.add("epoch", 0) >= epoch and not store.check([key]):
                         break  # the store has lost the decision, but others know it
                     continue
-                here = [u for u in sorted(alive) if store.check([f"here/{epoch}/{u}"])]
-                said = {u: Candidate(**json.loads(store.get(f"here/{epoch}/{u}"))) for u in here}
-                self._check_settings(store, before or here)
-                said = {u: candidate for u, candidate in said.items() if candidate.settings == own.settings}
-                proposal = self._proposal(epoch, before, said)
-                enough = len(proposal.members) >= self._minimum
+                self._check_settings(store, before or sorted(alive))
+                proposal = self._proposal(store, epoch, before, alive, own.settings)
+                enough = self._is_enough(proposal)
                 if not (enough or self._waits):
                     self._waits = True
                     self._waiting(len(proposal.members))
                 if self._clock() > until and not enough:
                     proposal = replace(proposal, ending=self._why(proposal))
-                if proposal.is_whole and (enough or (proposal.ending and proposal.base)) and uid in (before or here):
+                if proposal.is_whole and (enough or (proposal.ending and proposal.base)) and uid in (before or alive):
                     yield
                     store.compare_set(key, "", proposal.to_json())
                 elif self._clock() > until:
@@ -376,8 +379,16 @@ class Membership(Generic[Held]):
                     return decision
             epoch += 1  # this member was late, or there were enough
 
-    def _proposal(self, epoch: int, before: Sequence[str], said: Mapping[str, Candidate]) -> Decision:
+    def _is_enough(self, proposal: Decision) -> bool:
+        return len(proposal.members) >= self._minimum
+
+    def _proposal(
+        self, store: KeyStore, epoch: int, before: Sequence[str], alive: Collection[str], settings: str
+    ) -> Decision:
         """Return the decision that this member would write now: who was there before comes first."""
+        here = [u for u in sorted(alive) if store.check([f"here/{epoch}/{u}"])]
+        said = {u: Candidate(**json.loads(store.get(f"here/{epoch}/{u}"))) for u in here}
+        said = {u: candidate for u, candidate in said.items() if candidate.settings == settings}
         order = sorted(said, key=lambda uid: (uid not in before, said[uid].rank, uid))[: self._maximum]
         return Decision(epoch, self._leases.uid, {uid: said[uid] for uid in order})
 
@@ -400,6 +411,7 @@ class Membership(Generic[Held]):
             sources = zip(proposal.workers, proposal.sources, strict=True)
             gone = ", ".join(uid for uid, source in sources if source is None) or "all members"
             return f"{gone} died in one round, so nobody has what they held"
-        if (num := len(proposal.members)) < self._minimum:
+        if not self._is_enough(proposal):
+            num = len(proposal.members)
             return f"{num} process{'es' * (num != 1)}, expected at least {self._minimum}"
         return "the members of the run do not answer"
