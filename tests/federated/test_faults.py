@@ -98,6 +98,7 @@ FAULTS = {
     "too long": with_bytes(lambda data: data + b"\0" * 1000),
     "replay": replayed(FIRST),
     "empty": lambda message, reply: Message(written({}), reply_to=message),
+    "error without text": lambda message, reply: Message(Error(2, " "), reply_to=message),
     "error": lambda message, reply: Message(Error(2, "broken"), reply_to=message),
 }
 
@@ -117,6 +118,40 @@ def test_what_a_site_should_not_send_is_not_used():
     ours = federated(THREE, joined_, num_rounds=num_rounds, max_bad_rounds=99)
     assert [record.refused for record in ours.history] == [(), *[(1,)] * len(FAULTS)]
     assert_same(ours, refusing(1, set(range(1, num_rounds)), num_rounds), flop=False)
+
+
+def test_a_reply_that_cannot_be_read_is_refused_alone():
+    made, broken = joined(THREE), list[str]()
+    pull, push = made.grid.pull_messages, made.grid.push_messages
+
+    def push_messages(messages: Any) -> Any:
+        (message,) = messages
+        (number,) = push([message])
+        numbers = message.content["numbers"]
+        broken.extend([number] if (numbers.get("round"), numbers.get("worker")) == (1, 1) else [])
+        return [number]
+
+    def pull_messages(numbers: Any) -> Any:
+        found = pull(numbers)
+        if found and set(numbers) & set(broken):
+            raise UnicodeDecodeError("utf-8", b"x", 0, 1, "of Flower")
+        return found
+
+    made.grid.push_messages, made.grid.pull_messages = push_messages, pull_messages
+    ours = federated(THREE, made)
+    lost = {record.round for record in ours.history if record.refused == (1,)}
+    assert broken
+    assert_same(ours, refusing(1, lost, ROUNDS), flop=False)
+
+
+def test_a_site_that_cannot_begin_and_does_not_say_why_takes_no_part():
+    made = MadeSites()
+    made.join(lambda: site(THREE, 0), lambda message, reply: Message(Error(2, ""), reply_to=message))
+    found = sites.Sites(made.grid, 3, {}, job="", poll_s=0.05, ttl_s=5.0)
+    found.look()
+    with pytest.warns(UserWarning, match="takes no part: it cannot begin .code 2"):
+        found.look()
+    assert not found.here
 
 
 def test_a_site_that_is_lost_costs_its_rounds_and_comes_back():

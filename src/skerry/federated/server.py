@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from skerry.algorithm import Algorithm
 from skerry.federated.elsewhere import Elsewhere
-from skerry.federated.messages import Number, Refused, read_numbers, read_tensors, written
+from skerry.federated.messages import Number, Refused, read_numbers, read_tensors, reason_of, written
 from skerry.federated.sites import Sites
 from skerry.federated.trips import Trips
 from skerry.merge.aggregate import is_finite
@@ -137,8 +137,7 @@ class FromSites(WholeModel):
         """Return what a worker hands over by its site's reply; its report is not good if anything is wrong with it."""
         absent = Handover({}, Report(worker, False, math.nan, 0.0, 0.0, came=False))
         if message.has_error():
-            told = (message.error.reason or f"code {message.error.code}").strip().splitlines()[-1]
-            warnings.warn(f"round {self._next}: site {client} is lost ({told})", stacklevel=2)
+            warnings.warn(f"round {self._next}: site {client} is lost ({reason_of(message)})", stacklevel=2)
             self._runtime.sites.doubt(client)
             return absent
         try:
@@ -146,7 +145,7 @@ class FromSites(WholeModel):
             if found["token"] != token:
                 raise Refused("it answers another message")
             tensors = read_tensors(message.content, sent)
-        except Refused as error:
+        except ValueError as error:
             warnings.warn(f"round {self._next}: what site {client} sent is refused: {error}", stacklevel=2)
             return Handover({}, Report(worker, False, math.nan, 0.0, 0.0))
         watched = {name: tensor for name, tensor in tensors.items() if name not in self._never_finite}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from skerry.federated.messages import Refused, read_numbers, written
+from skerry.federated.messages import Refused, read_numbers, reason_of, written
 from skerry.federated.trips import Trips
 
 HELLO, BYE = "query.hello", "query.bye"
@@ -97,14 +97,14 @@ class Sites:
             if message.has_error():
                 if message.error.code != 2:  # it has not answered in time, or is gone: it is asked again
                     return
-                raise Refused(f"it cannot begin ({message.error.reason.splitlines()[-1]})")
+                raise Refused(f"it cannot begin ({reason_of(message)})")
             found = read_numbers(message.content, {"site": int, "differs": str})
             site = found["site"] if self._numbers is None else self._numbers.get(node, -1)
             if found["differs"]:
                 raise Refused(f"it has other settings: {found['differs']}")
             if not 0 <= site < self._num:
                 raise Refused(f"it says that it is site {site}, expected 0 to {self._num - 1}")
-        except Refused as error:
+        except ValueError as error:
             self._refused.add(node)
             warnings.warn(f"node {node} takes no part: {error}", stacklevel=2)
             return
