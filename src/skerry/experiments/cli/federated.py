@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from skerry.experiments.cli.elastic import host_and_port
 from skerry.experiments.cli.options import FOLDER, given_settings, run_options
 from skerry.experiments.cli.report import print_report
 from skerry.experiments.cli.start import how_it_goes_on, warnings_in_one_line, work
-from skerry.experiments.config import Config
+from skerry.experiments.config import Config, parse_settings
 from skerry.experiments.recipes import RECIPES, find_recipe
 from skerry.experiments.recipes.own import own_object
 from skerry.experiments.runs.execute import arguments_of, configure, num_threads
@@ -95,6 +96,9 @@ def serve_command(
 @click.option("--certs", "certificate", type=_FILE, help="File ca.crt that has signed the server's certificate.")
 @click.option("--key", type=_FILE, help="File with this site's private key.")
 @click.option("--device", default="auto", show_default=True, help="Where this site trains.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of model or data that serve has."
+)
 def join_command(
     address: str,
     recipe: str | None,
@@ -103,11 +107,12 @@ def join_command(
     certificate: Path | None,
     key: Path | None,
     device: str,
+    settings: tuple[str, ...],
 ) -> None:
     """Train on this site's data what the server at HOST:PORT sends, until it is done.
 
     RECIPE is only needed where the server trains a recipe of your own: its code must be here, too. Nothing that the
-    server sends is run. --data returns a DataLoader, skerry.Shards with one part, or a pair of tensors; without it this
+    server sends is run, and settings of model and data, which can name files, are this site's (--set). --data returns a DataLoader, skerry.Shards with one part, or a pair of tensors; without it this
     site takes its part of the recipe's public data.
     """
     _need_flower()
@@ -117,11 +122,11 @@ def join_command(
     host_and_port(address, address)
     if key is not None and certificate is None:
         raise ValueError("--key: keys are for encrypted connections; give --certs ca.crt, too")
-    own = None if data is None else own_object(data)
+    own, given = None if data is None else own_object(data), parse_settings(settings)
 
     def make(context: Any, job: str) -> Any:
         config = Config.from_json(json.loads(job)).change({"device": device})
-        return _site(config, recipe, own, site)
+        return _site(config, recipe, own, site, given)
 
     with warnings_in_one_line():
         join(
@@ -130,8 +135,8 @@ def join_command(
         )  # fmt: skip
 
 
-def _site(config: Config, recipe: str | None, own: Any, number: int) -> Any:
-    """Return the site that trains ``config``."""
+def _site(config: Config, recipe: str | None, own: Any, number: int, given: Mapping[str, Any]) -> Any:
+    """Return the site that trains ``config``; ``given``: what this site sets of model and data."""
     from skerry.federated import AtSite, Site
 
     if recipe is None and config.recipe not in RECIPES:
@@ -141,6 +146,7 @@ def _site(config: Config, recipe: str | None, own: Any, number: int) -> Any:
         )
     if recipe not in (None, config.recipe):
         raise ValueError(f"the server trains {config.recipe}, got {recipe}")
+    _check_named(config, find_recipe(config.recipe).config.change(given))
     torch.set_num_threads(num_threads(config.change({"threads": 0})))
     job = find_recipe(config.recipe).build(config)
     session = Session(job.model, loss_fn=job.loss_fn, runtime=AtSite(), **arguments_of(config, job))
@@ -156,6 +162,19 @@ def _site(config: Config, recipe: str | None, own: Any, number: int) -> Any:
     elif priors is not None:
         raise ValueError("--data: prior_adjusted=true needs the labels; return a pair of tensors")
     return Site(session, own, number=number, logit_adjustment=priors)
+
+
+def _check_named(theirs: Config, ours: Config) -> None:
+    """Raise ValueError unless model and data are this site's: they can name files here, and sizes."""
+    for group in ("model", "data"):
+        named, own = theirs.to_json()[group], ours.to_json()[group]
+        for name in sorted(named.keys() | own.keys()):
+            if named.get(name) != own.get(name):
+                text = json.dumps(named.get(name))
+                raise ValueError(
+                    f"the server has {group}.{name}={text}, this site {json.dumps(own.get(name))}; if it may be so "
+                    f"here, join with --set '{group}.{name}={text}'"
+                )
 
 
 def _public_keys(folder: Path, num: int) -> list[bytes]:

@@ -1,0 +1,22 @@
+"""What ``skerry serve`` and ``skerry join`` check, in this process."""
+
+import pytest
+
+from skerry.experiments.cli.federated import _site
+from skerry.experiments.recipes import find_recipe
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name", "value"),
+    [("gpt-shakespeare", "data.file", "~/notes.txt"), ("digits-mlp", "model.sizes", 10**9)],
+)
+def test_the_server_does_not_choose_what_a_site_reads(recipe, name, value):
+    config = find_recipe(recipe).config.change({name: value})
+    with pytest.raises(ValueError, match=f"the server has {name}="):
+        _site(config, None, None, 0, {})
+
+
+def test_a_site_may_set_what_the_server_has():
+    given = {"data.file": "/no/other.txt"}
+    with pytest.raises(ValueError, match=r"other\.txt"):  # the file is looked for
+        _site(find_recipe("gpt-shakespeare").config.change(given), None, None, 0, given)
