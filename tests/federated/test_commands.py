@@ -1,8 +1,10 @@
 """What ``skerry serve`` and ``skerry join`` check, in this process."""
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 
-from skerry.experiments.cli.federated import _site
+from skerry.experiments.cli.federated import _public_keys, _site
 from skerry.experiments.recipes import find_recipe
 
 
@@ -20,3 +22,10 @@ def test_a_site_may_set_what_the_server_has():
     given = {"data.file": "/no/other.txt"}
     with pytest.raises(ValueError, match=r"other\.txt"):  # the file is looked for
         _site(find_recipe("gpt-shakespeare").config.change(given), None, None, 0, given)
+
+
+def test_keys_are_numbered_as_people_count(tmp_path):
+    keys = [generate_key_pairs()[1] for _ in range(12)]
+    for k, key in enumerate(keys):
+        (tmp_path / f"site-{k}.key.pub").write_bytes(key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH))
+    assert _public_keys(tmp_path, 12) == [public_key_to_bytes(key) for key in keys]

@@ -154,6 +154,18 @@ def test_a_site_that_cannot_begin_and_does_not_say_why_takes_no_part():
     assert not found.here
 
 
+def test_a_site_whose_key_is_of_another_number_takes_no_part():
+    """Else each of its messages would be refused: it has the data of another site."""
+    made = MadeSites()
+    node = made.join(lambda: site(THREE, 0))
+    settings = site(THREE, 0)._settings
+    found = sites.Sites(made.grid, 3, settings, job="", poll_s=0.05, ttl_s=5.0, numbers={node: 2})
+    found.look()
+    with pytest.warns(UserWarning, match="join with --site 2"):
+        found.look()
+    assert not found.here
+
+
 def test_a_site_that_is_lost_costs_its_rounds_and_comes_back():
     num_rounds = 5
     made = joined(THREE, num_rounds=num_rounds)

@@ -102,6 +102,10 @@ class Sites:
             site = found["site"] if self._numbers is None else self._numbers.get(node, -1)
             if found["differs"]:
                 raise Refused(f"it has other settings: {found['differs']}")
+            if found["site"] != site and self._numbers is not None:
+                raise Refused(
+                    f"its key is that of site {site}, and it says {found['site']}; join with --site {site}"
+                )
             if not 0 <= site < self._num:
                 raise Refused(f"it says that it is site {site}, expected 0 to {self._num - 1}")
         except ValueError as error:

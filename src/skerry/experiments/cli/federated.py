@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +26,7 @@ from skerry.training.priors import log_priors
 from skerry.training.session import Session
 
 CERTIFICATE, KEY, SITES = "server.pem", "server.key", "sites"
+_PARTS = re.compile(r"([0-9]+)")
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
@@ -112,8 +114,9 @@ def join_command(
     """Train on this site's data what the server at HOST:PORT sends, until it is done.
 
     RECIPE is only needed where the server trains a recipe of your own: its code must be here, too. Nothing that the
-    server sends is run, and settings of model and data, which can name files, are this site's (--set). --data returns a DataLoader, skerry.Shards with one part, or a pair of tensors; without it this
-    site takes its part of the recipe's public data.
+    server sends is run, and settings of model and data, which can name files, are this site's (--set). --data returns
+    a DataLoader, skerry.Shards with one part, or a pair of tensors; without it this site takes its part of the recipe's
+    public data.
     """
     _need_flower()
     from skerry.federated import client_app
@@ -146,9 +149,10 @@ def _site(config: Config, recipe: str | None, own: Any, number: int, given: Mapp
         )
     if recipe not in (None, config.recipe):
         raise ValueError(f"the server trains {config.recipe}, got {recipe}")
-    _check_named(config, find_recipe(config.recipe).config.change(given))
+    found = find_recipe(config.recipe)
+    _check_named(config, found.config.change(found.methods.get(config.method, {})).change(given))
     torch.set_num_threads(num_threads(config.change({"threads": 0})))
-    job = find_recipe(config.recipe).build(config)
+    job = found.build(config)
     session = Session(job.model, loss_fn=job.loss_fn, runtime=AtSite(), **arguments_of(config, job))
     priors = None if job.logit_adjustment is None else job.logit_adjustment[number]
     if own is None:
@@ -178,12 +182,14 @@ def _check_named(theirs: Config, ours: Config) -> None:
 
 
 def _public_keys(folder: Path, num: int) -> list[bytes]:
-    """Return the keys of the sites, in the order of the names of their files."""
+    """Return the keys of the sites, in the order of the names of their files: site-2 comes before site-10."""
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_ssh_public_key
     from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
-    paths = sorted(folder.glob("*.pub"))
+    paths = sorted(
+        folder.glob("*.pub"), key=lambda path: [int(t) if t.isdigit() else t for t in _PARTS.split(path.name)]
+    )
     if len(paths) != num:
         raise ValueError(f"{folder}: {len(paths)} public keys (*.pub), expected one for each of {num} sites")
     keys = []
