@@ -4,6 +4,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 
+from skerry.experiments.cli import call
 from skerry.experiments.cli.federated import _public_keys, _site
 from skerry.experiments.recipes import find_recipe
 
@@ -29,3 +30,12 @@ def test_keys_are_numbered_as_people_count(tmp_path):
     for k, key in enumerate(keys):
         (tmp_path / f"site-{k}.key.pub").write_bytes(key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH))
     assert _public_keys(tmp_path, 12) == [public_key_to_bytes(key) for key in keys]
+
+
+def test_too_few_sites_are_told_in_one_line(tmp_path):
+    out, short = tmp_path / "run", ["--patience", "0.01", "--rounds", "1"]
+    serve = ["serve", "examples/own_recipe.py:spirals", "--method", "relay", "--workers", "3", "--insecure", *short]
+    code, told = call([*serve, "--listen", "127.0.0.1:0", "--out", str(out)])
+    assert code == 1
+    assert "0 of 3 sites are there" in told
+    assert "\n" not in told

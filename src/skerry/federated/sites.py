@@ -10,11 +10,12 @@ from flwr.serverapp import Grid
 
 from skerry.federated.messages import Refused, read_numbers, reason_of, written
 from skerry.federated.trips import Trips
+from skerry.runtimes.elastic.membership import TooFew
 
 HELLO, BYE = "query.hello", "query.bye"
 
 
-class TooFewSites(RuntimeError):
+class TooFewSites(TooFew):
     """Fewer sites than are needed have joined in time."""
 
 
@@ -103,9 +104,7 @@ class Sites:
             if found["differs"]:
                 raise Refused(f"it has other settings: {found['differs']}")
             if found["site"] != site and self._numbers is not None:
-                raise Refused(
-                    f"its key is that of site {site}, and it says {found['site']}; join with --site {site}"
-                )
+                raise Refused(f"its key is that of site {site}, and it says {found['site']}; join with --site {site}")
             if not 0 <= site < self._num:
                 raise Refused(f"it says that it is site {site}, expected 0 to {self._num - 1}")
         except ValueError as error:
