@@ -24,6 +24,7 @@ from skerry.federated import AtSite, Federated, OnSites, Site, TooFewSites, site
 from skerry.federated.fleet import Fleet
 from skerry.federated.messages import Refused, written
 from skerry.plan import In, Out
+from skerry.training.phases.exchange_phase import TrainingFailed
 
 pytestmark = [
     pytest.mark.usefixtures("no_costs"),
@@ -164,6 +165,18 @@ def test_a_site_whose_key_is_of_another_number_takes_no_part():
     with pytest.warns(UserWarning, match="join with --site 2"):
         found.look()
     assert not found.here
+
+
+@pytest.mark.parametrize("bad", [{1}, {0, 1, 2}])
+def test_nonsense_ends_the_training_only_where_all_sites_send_it(bad):
+    worthless = with_number("loss", math.nan)
+    made = joined(THREE, dict.fromkeys(bad, lambda m, r: worthless(m, r) if "token" in r.content["numbers"] else None))
+    if len(bad) == 3:
+        with pytest.raises(TrainingFailed):
+            federated(THREE, made, max_bad_rounds=2)
+    else:
+        ours = federated(THREE, made, max_bad_rounds=2)
+        assert [record.refused for record in ours.history] == [(1,)] * ROUNDS
 
 
 def test_a_site_that_is_lost_costs_its_rounds_and_comes_back():

@@ -5,6 +5,7 @@ import secrets
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,8 @@ class FromSites(WholeModel):
         handed = self._ask_sites()
         num = len(handed)
         self.bytes_sent += sum(tensor.nbytes for h in handed for tensor in h.tensors.values()) / num
+        if any(each.report.good for each in handed):  # else one site could end the training of all
+            handed = [replace(each, report=replace(each.report, came=each.report.good)) for each in handed]
         reports = super().exchange(handed, then)
         self._next += 1
         return reports
