@@ -1,6 +1,7 @@
 """Sites that are lost, late, or send something else: like refused workers of the serial runtime, to the bit."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from zoo import adamw, blobs
 
-from skerry import Plan, ist, narrow, train
+from skerry import Clients, Plan, ist, narrow, train
 from skerry.algorithms import diloco, local_sgd
 from skerry.callbacks import Callback
 from skerry.federated import AtSite, Federated, OnSites, Site, TooFewSites, sites, trips
@@ -177,6 +178,19 @@ def test_nonsense_ends_the_training_only_where_all_sites_send_it(bad):
     else:
         ours = federated(THREE, made, max_bad_rounds=2)
         assert [record.refused for record in ours.history] == [(1,)] * ROUNDS
+
+
+def test_a_round_for_absent_sites_only_is_not_burned(monkeypatch):
+    clock = [0.0]
+    fake = SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda s: clock.__setitem__(0, clock[0] + s))
+    monkeypatch.setattr(sites, "time", fake)
+    monkeypatch.setattr("skerry.federated.server.time", fake)
+    few = replace(narrow(2, local_steps=STEPS), clients=Clients.spread(8, 3.0))
+    made = MadeSites()
+    made.join(lambda: site(few, 0, num_rounds=50))
+    runtime = Federated(made.grid, patience_s=5.0, poll_s=1.0)
+    with pytest.raises(TooFewSites, match="none of the sites whose turn it is"):
+        federated(few, made, runtime=runtime, num_rounds=50)
 
 
 def test_a_site_that_is_lost_costs_its_rounds_and_comes_back():

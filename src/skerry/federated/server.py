@@ -39,7 +39,8 @@ class Federated(Elsewhere):
     Args:
         grid: what Flower gives to the function of a ``ServerApp``, or ``skerry serve``.
         deadline_s: seconds that a round may take.
-        patience_s: seconds to wait for all sites before the first round, and for ``at_least`` before each.
+        patience_s: seconds to wait for all sites before the first round, and before each for ``at_least``
+            and one whose turn it is.
         at_least: the fewest sites that a round begins with.
         poll_s: seconds between two looks for replies.
         numbers: the site of each of Flower's nodes, where nodes have keys; None: each says it itself.
@@ -112,9 +113,10 @@ class FromSites(WholeModel):
 
     def _ask_sites(self) -> list[Handover]:
         runtime, sites, trips = self._runtime, self._runtime.sites, self._runtime.trips()
-        sites.wait_for(runtime.at_least, time.monotonic() + runtime.patience_s, all_of_them=self._is_first)
-        self._is_first = False
         num, token = self.assignment.num_workers, secrets.token_hex(8)
+        turn = {self._client(worker) for worker in range(num)}
+        sites.wait_for(runtime.at_least, time.monotonic() + runtime.patience_s, turn, all_of_them=self._is_first)
+        self._is_first = False
         handed = [Handover({}, Report(worker, False, math.nan, 0.0, 0.0, came=False)) for worker in range(num)]
         asked: dict[int, tuple[int, dict[str, Tensor]]] = {}
         for worker in range(num):

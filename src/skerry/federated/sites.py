@@ -72,25 +72,32 @@ class Sites:
         for _ in trips.wait(time.monotonic() + patience_s):
             pass
 
-    def wait_for(self, at_least: int, until: float, *, all_of_them: bool = False) -> None:
-        """Wait for ``at_least`` sites, or rather for all of them if there is time.
+    def wait_for(self, at_least: int, until: float, turn: set[int], *, all_of_them: bool = False) -> None:
+        """Wait for ``at_least`` sites and one of those in ``turn``, or rather for all of them if there is time.
 
         Args:
             at_least: how many.
             until: the time (``time.monotonic``) until which to wait.
+            turn: the sites that the round is for; without any of them nothing would be trained.
             all_of_them: whether to wait for all until then.
 
         Raises:
             TooFewSites: they have not come in time.
         """
         self.look()
-        while len(self.here) < (self._num if all_of_them else at_least) and time.monotonic() < until:
+        num = self._num if all_of_them else at_least
+        while (len(self.here) < num or turn.isdisjoint(self.here)) and time.monotonic() < until:
             time.sleep(self._poll_s)
             self.look()
         if len(self.here) < at_least:
             raise TooFewSites(
                 f"{len(self.here)} of {self._num} sites are there, expected at least {at_least}; start more sites and "
                 "resume, or ask for fewer (at_least)"
+            )
+        if turn.isdisjoint(self.here):
+            raise TooFewSites(
+                f"none of the sites whose turn it is ({', '.join(map(str, sorted(turn)))}) is there; start one of them "
+                "and resume"
             )
 
     def _admit(self, node: int, message: Message) -> None:
