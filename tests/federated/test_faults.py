@@ -1,6 +1,7 @@
 """Sites that are lost, late, or send something else: like refused workers of the serial runtime, to the bit."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,13 +18,14 @@ from torch import nn
 from torch.nn import functional as F
 from zoo import adamw, blobs
 
-from skerry import Plan, ist, narrow, train
+from skerry import Clients, Plan, ist, narrow, train
 from skerry.algorithms import diloco, local_sgd
 from skerry.callbacks import Callback
 from skerry.federated import AtSite, Federated, OnSites, Site, TooFewSites, sites, trips
 from skerry.federated.fleet import Fleet
 from skerry.federated.messages import Refused, written
 from skerry.plan import In, Out
+from skerry.training.phases.exchange_phase import TrainingFailed
 
 pytestmark = [
     pytest.mark.usefixtures("no_costs"),
@@ -98,6 +100,7 @@ FAULTS = {
     "too long": with_bytes(lambda data: data + b"\0" * 1000),
     "replay": replayed(FIRST),
     "empty": lambda message, reply: Message(written({}), reply_to=message),
+    "error without text": lambda message, reply: Message(Error(2, " "), reply_to=message),
     "error": lambda message, reply: Message(Error(2, "broken"), reply_to=message),
 }
 
@@ -117,6 +120,77 @@ def test_what_a_site_should_not_send_is_not_used():
     ours = federated(THREE, joined_, num_rounds=num_rounds, max_bad_rounds=99)
     assert [record.refused for record in ours.history] == [(), *[(1,)] * len(FAULTS)]
     assert_same(ours, refusing(1, set(range(1, num_rounds)), num_rounds), flop=False)
+
+
+def test_a_reply_that_cannot_be_read_is_refused_alone():
+    made, broken = joined(THREE), list[str]()
+    pull, push = made.grid.pull_messages, made.grid.push_messages
+
+    def push_messages(messages: Any) -> Any:
+        (message,) = messages
+        (number,) = push([message])
+        numbers = message.content["numbers"]
+        broken.extend([number] if (numbers.get("round"), numbers.get("worker")) == (1, 1) else [])
+        return [number]
+
+    def pull_messages(numbers: Any) -> Any:
+        found = pull(numbers)
+        if found and set(numbers) & set(broken):
+            raise UnicodeDecodeError("utf-8", b"x", 0, 1, "of Flower")
+        return found
+
+    made.grid.push_messages, made.grid.pull_messages = push_messages, pull_messages
+    ours = federated(THREE, made)
+    lost = {record.round for record in ours.history if record.refused == (1,)}
+    assert broken
+    assert_same(ours, refusing(1, lost, ROUNDS), flop=False)
+
+
+def test_a_site_that_cannot_begin_and_does_not_say_why_takes_no_part():
+    made = MadeSites()
+    made.join(lambda: site(THREE, 0), lambda message, reply: Message(Error(2, ""), reply_to=message))
+    found = sites.Sites(made.grid, 3, {}, job="", poll_s=0.05, ttl_s=5.0)
+    found.look()
+    with pytest.warns(UserWarning, match="takes no part: it cannot begin .code 2"):
+        found.look()
+    assert not found.here
+
+
+def test_a_site_whose_key_is_of_another_number_takes_no_part():
+    """Else each of its messages would be refused: it has the data of another site."""
+    made = MadeSites()
+    node = made.join(lambda: site(THREE, 0))
+    settings = site(THREE, 0)._settings
+    found = sites.Sites(made.grid, 3, settings, job="", poll_s=0.05, ttl_s=5.0, numbers={node: 2})
+    found.look()
+    with pytest.warns(UserWarning, match="join with --site 2"):
+        found.look()
+    assert not found.here
+
+
+@pytest.mark.parametrize("bad", [{1}, {0, 1, 2}])
+def test_nonsense_ends_the_training_only_where_all_sites_send_it(bad):
+    worthless = with_number("loss", math.nan)
+    made = joined(THREE, dict.fromkeys(bad, lambda m, r: worthless(m, r) if "token" in r.content["numbers"] else None))
+    if len(bad) == 3:
+        with pytest.raises(TrainingFailed):
+            federated(THREE, made, max_bad_rounds=2)
+    else:
+        ours = federated(THREE, made, max_bad_rounds=2)
+        assert [record.refused for record in ours.history] == [(1,)] * ROUNDS
+
+
+def test_a_round_for_absent_sites_only_is_not_burned(monkeypatch):
+    clock = [0.0]
+    fake = SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda s: clock.__setitem__(0, clock[0] + s))
+    monkeypatch.setattr(sites, "time", fake)
+    monkeypatch.setattr("skerry.federated.server.time", fake)
+    few = replace(narrow(2, local_steps=STEPS), clients=Clients.spread(8, 3.0))
+    made = MadeSites()
+    made.join(lambda: site(few, 0, num_rounds=50))
+    runtime = Federated(made.grid, patience_s=5.0, poll_s=1.0)
+    with pytest.raises(TooFewSites, match="none of the sites whose turn it is"):
+        federated(few, made, runtime=runtime, num_rounds=50)
 
 
 def test_a_site_that_is_lost_costs_its_rounds_and_comes_back():

@@ -77,7 +77,7 @@ class Fleet:
         files: dict[str, Any] = {}
         if certificates is not None:
             files = {"ssl_certfile": certificates.certificate, "ssl_keyfile": certificates.key}
-        config = uvicorn.Config(self._app(), log_level="warning", access_log=False, **files)
+        config = uvicorn.Config(self._app(), log_level="warning", access_log=False, ws="none", **files)
         config.load()  # certificates are read here, and not in the thread
         with socket.create_server((host, port)) as listening:
             server = uvicorn.Server(config)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import Tensor
 
 _NUMBERS, _TENSORS, _PACKED = "numbers", "tensors", "packed"
@@ -33,6 +33,11 @@ def written(numbers: Mapping[str, Number], tensors: Mapping[str, Tensor] | None 
     return RecordDict(records)
 
 
+def reason_of(message: Message) -> str:
+    """Return the last line of what an error message says, or its code if it says nothing."""
+    return ((message.error.reason or "").strip() or f"code {message.error.code}").splitlines()[-1]
+
+
 def read_numbers(content: RecordDict, kinds: Mapping[str, type]) -> dict[str, Any]:
     """Return the numbers of a message.
 
@@ -43,7 +48,7 @@ def read_numbers(content: RecordDict, kinds: Mapping[str, type]) -> dict[str, An
     Raises:
         Refused: one is missing or of another type.
     """
-    found = content.config_records.get(_NUMBERS)
+    found = content.config_records.get(_NUMBERS) if isinstance(content, RecordDict) else None
     if found is None:
         raise Refused("the message has no numbers")
     for name, kind in kinds.items():

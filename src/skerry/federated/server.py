@@ -5,6 +5,7 @@ import secrets
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from skerry.algorithm import Algorithm
 from skerry.federated.elsewhere import Elsewhere
-from skerry.federated.messages import Number, Refused, read_numbers, read_tensors, written
+from skerry.federated.messages import Number, Refused, read_numbers, read_tensors, reason_of, written
 from skerry.federated.sites import Sites
 from skerry.federated.trips import Trips
 from skerry.merge.aggregate import is_finite
@@ -38,7 +39,8 @@ class Federated(Elsewhere):
     Args:
         grid: what Flower gives to the function of a ``ServerApp``, or ``skerry serve``.
         deadline_s: seconds that a round may take.
-        patience_s: seconds to wait for all sites before the first round, and for ``at_least`` before each.
+        patience_s: seconds to wait for all sites before the first round, and before each for ``at_least``
+            and one whose turn it is.
         at_least: the fewest sites that a round begins with.
         poll_s: seconds between two looks for replies.
         numbers: the site of each of Flower's nodes, where nodes have keys; None: each says it itself.
@@ -103,15 +105,18 @@ class FromSites(WholeModel):
         handed = self._ask_sites()
         num = len(handed)
         self.bytes_sent += sum(tensor.nbytes for h in handed for tensor in h.tensors.values()) / num
+        if any(each.report.good for each in handed):  # else one site could end the training of all
+            handed = [replace(each, report=replace(each.report, came=each.report.good)) for each in handed]
         reports = super().exchange(handed, then)
         self._next += 1
         return reports
 
     def _ask_sites(self) -> list[Handover]:
         runtime, sites, trips = self._runtime, self._runtime.sites, self._runtime.trips()
-        sites.wait_for(runtime.at_least, time.monotonic() + runtime.patience_s, all_of_them=self._is_first)
-        self._is_first = False
         num, token = self.assignment.num_workers, secrets.token_hex(8)
+        turn = {self._client(worker) for worker in range(num)}
+        sites.wait_for(runtime.at_least, time.monotonic() + runtime.patience_s, turn, all_of_them=self._is_first)
+        self._is_first = False
         handed = [Handover({}, Report(worker, False, math.nan, 0.0, 0.0, came=False)) for worker in range(num)]
         asked: dict[int, tuple[int, dict[str, Tensor]]] = {}
         for worker in range(num):
@@ -137,8 +142,7 @@ class FromSites(WholeModel):
         """Return what a worker hands over by its site's reply; its report is not good if anything is wrong with it."""
         absent = Handover({}, Report(worker, False, math.nan, 0.0, 0.0, came=False))
         if message.has_error():
-            told = (message.error.reason or f"code {message.error.code}").strip().splitlines()[-1]
-            warnings.warn(f"round {self._next}: site {client} is lost ({told})", stacklevel=2)
+            warnings.warn(f"round {self._next}: site {client} is lost ({reason_of(message)})", stacklevel=2)
             self._runtime.sites.doubt(client)
             return absent
         try:
@@ -146,7 +150,7 @@ class FromSites(WholeModel):
             if found["token"] != token:
                 raise Refused("it answers another message")
             tensors = read_tensors(message.content, sent)
-        except Refused as error:
+        except ValueError as error:
             warnings.warn(f"round {self._next}: what site {client} sent is refused: {error}", stacklevel=2)
             return Handover({}, Report(worker, False, math.nan, 0.0, 0.0))
         watched = {name: tensor for name, tensor in tensors.items() if name not in self._never_finite}

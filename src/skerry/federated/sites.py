@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from skerry.federated.messages import Refused, read_numbers, written
+from skerry.federated.messages import Refused, read_numbers, reason_of, written
 from skerry.federated.trips import Trips
+from skerry.runtimes.elastic.membership import TooFew
 
 HELLO, BYE = "query.hello", "query.bye"
 
 
-class TooFewSites(RuntimeError):
+class TooFewSites(TooFew):
     """Fewer sites than are needed have joined in time."""
 
 
@@ -71,19 +72,21 @@ class Sites:
         for _ in trips.wait(time.monotonic() + patience_s):
             pass
 
-    def wait_for(self, at_least: int, until: float, *, all_of_them: bool = False) -> None:
-        """Wait for ``at_least`` sites, or rather for all of them if there is time.
+    def wait_for(self, at_least: int, until: float, turn: set[int], *, all_of_them: bool = False) -> None:
+        """Wait for ``at_least`` sites and one of those in ``turn``, or rather for all of them if there is time.
 
         Args:
             at_least: how many.
             until: the time (``time.monotonic``) until which to wait.
+            turn: the sites that the round is for; without any of them nothing would be trained.
             all_of_them: whether to wait for all until then.
 
         Raises:
             TooFewSites: they have not come in time.
         """
         self.look()
-        while len(self.here) < (self._num if all_of_them else at_least) and time.monotonic() < until:
+        num = self._num if all_of_them else at_least
+        while (len(self.here) < num or turn.isdisjoint(self.here)) and time.monotonic() < until:
             time.sleep(self._poll_s)
             self.look()
         if len(self.here) < at_least:
@@ -91,20 +94,27 @@ class Sites:
                 f"{len(self.here)} of {self._num} sites are there, expected at least {at_least}; start more sites and "
                 "resume, or ask for fewer (at_least)"
             )
+        if turn.isdisjoint(self.here):
+            raise TooFewSites(
+                f"none of the sites whose turn it is ({', '.join(map(str, sorted(turn)))}) is there; start one of them "
+                "and resume"
+            )
 
     def _admit(self, node: int, message: Message) -> None:
         try:
             if message.has_error():
                 if message.error.code != 2:  # it has not answered in time, or is gone: it is asked again
                     return
-                raise Refused(f"it cannot begin ({message.error.reason.splitlines()[-1]})")
+                raise Refused(f"it cannot begin ({reason_of(message)})")
             found = read_numbers(message.content, {"site": int, "differs": str})
             site = found["site"] if self._numbers is None else self._numbers.get(node, -1)
             if found["differs"]:
                 raise Refused(f"it has other settings: {found['differs']}")
+            if found["site"] != site and self._numbers is not None:
+                raise Refused(f"its key is that of site {site}, and it says {found['site']}; join with --site {site}")
             if not 0 <= site < self._num:
                 raise Refused(f"it says that it is site {site}, expected 0 to {self._num - 1}")
-        except Refused as error:
+        except ValueError as error:
             self._refused.add(node)
             warnings.warn(f"node {node} takes no part: {error}", stacklevel=2)
             return

@@ -8,10 +8,17 @@ import time
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
+from httpx import HTTPError
 
 About = TypeVar("About")
+
+
+def _unreadable(told: str) -> Message:
+    reply = Message(RecordDict(), SUPERLINK_NODE_ID, "query")
+    return Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, told), reply_to=reply)
 
 
 class Trips(Generic[About]):
@@ -43,10 +50,15 @@ class Trips(Generic[About]):
 
     def arrived(self) -> Iterator[tuple[About, Message]]:
         """Yield what has come back since the last look; a message that cannot be delivered comes back as an error."""
-        if self.open:
-            for message in self._grid.pull_messages(list(self.open)):
-                if message.metadata.reply_to_message_id in self.open:
-                    yield self.open.pop(message.metadata.reply_to_message_id), message
+        for number in list(self.open):  # one by one: what is wrong with a reply costs no other
+            try:
+                pulled = list(self._grid.pull_messages([number]))
+            except HTTPError:
+                raise
+            except Exception as error:  # whatever Flower raises for what it cannot read
+                pulled = [_unreadable(f"a reply that cannot be read: {type(error).__name__}")]
+            for message in pulled[:1]:
+                yield self.open.pop(number), message
 
     def wait(self, until: float) -> Iterator[tuple[About, Message]]:
         """Yield replies as they come, until all are there or the time (``time.monotonic``) is over."""

@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import re
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from skerry.experiments.cli.elastic import host_and_port
 from skerry.experiments.cli.options import FOLDER, given_settings, run_options
 from skerry.experiments.cli.report import print_report
 from skerry.experiments.cli.start import how_it_goes_on, warnings_in_one_line, work
-from skerry.experiments.config import Config
+from skerry.experiments.config import Config, parse_settings
 from skerry.experiments.recipes import RECIPES, find_recipe
 from skerry.experiments.recipes.own import own_object
 from skerry.experiments.runs.execute import arguments_of, configure, num_threads
@@ -24,6 +26,7 @@ from skerry.training.priors import log_priors
 from skerry.training.session import Session
 
 CERTIFICATE, KEY, SITES = "server.pem", "server.key", "sites"
+_PARTS = re.compile(r"([0-9]+)")
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
@@ -95,6 +98,9 @@ def serve_command(
 @click.option("--certs", "certificate", type=_FILE, help="File ca.crt that has signed the server's certificate.")
 @click.option("--key", type=_FILE, help="File with this site's private key.")
 @click.option("--device", default="auto", show_default=True, help="Where this site trains.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of model or data that serve has."
+)
 def join_command(
     address: str,
     recipe: str | None,
@@ -103,12 +109,14 @@ def join_command(
     certificate: Path | None,
     key: Path | None,
     device: str,
+    settings: tuple[str, ...],
 ) -> None:
     """Train on this site's data what the server at HOST:PORT sends, until it is done.
 
     RECIPE is only needed where the server trains a recipe of your own: its code must be here, too. Nothing that the
-    server sends is run. --data returns a DataLoader, skerry.Shards with one part, or a pair of tensors; without it this
-    site takes its part of the recipe's public data.
+    server sends is run, and settings of model and data, which can name files, are this site's (--set). --data returns
+    a DataLoader, skerry.Shards with one part, or a pair of tensors; without it this site takes its part of the recipe's
+    public data.
     """
     _need_flower()
     from skerry.federated import client_app
@@ -117,11 +125,11 @@ def join_command(
     host_and_port(address, address)
     if key is not None and certificate is None:
         raise ValueError("--key: keys are for encrypted connections; give --certs ca.crt, too")
-    own = None if data is None else own_object(data)
+    own, given = None if data is None else own_object(data), parse_settings(settings)
 
     def make(context: Any, job: str) -> Any:
         config = Config.from_json(json.loads(job)).change({"device": device})
-        return _site(config, recipe, own, site)
+        return _site(config, recipe, own, site, given)
 
     with warnings_in_one_line():
         join(
@@ -130,8 +138,8 @@ def join_command(
         )  # fmt: skip
 
 
-def _site(config: Config, recipe: str | None, own: Any, number: int) -> Any:
-    """Return the site that trains ``config``."""
+def _site(config: Config, recipe: str | None, own: Any, number: int, given: Mapping[str, Any]) -> Any:
+    """Return the site that trains ``config``; ``given``: what this site sets of model and data."""
     from skerry.federated import AtSite, Site
 
     if recipe is None and config.recipe not in RECIPES:
@@ -141,8 +149,10 @@ def _site(config: Config, recipe: str | None, own: Any, number: int) -> Any:
         )
     if recipe not in (None, config.recipe):
         raise ValueError(f"the server trains {config.recipe}, got {recipe}")
+    found = find_recipe(config.recipe)
+    _check_named(config, found.config.change(found.methods.get(config.method, {})).change(given))
     torch.set_num_threads(num_threads(config.change({"threads": 0})))
-    job = find_recipe(config.recipe).build(config)
+    job = found.build(config)
     session = Session(job.model, loss_fn=job.loss_fn, runtime=AtSite(), **arguments_of(config, job))
     priors = None if job.logit_adjustment is None else job.logit_adjustment[number]
     if own is None:
@@ -158,13 +168,28 @@ def _site(config: Config, recipe: str | None, own: Any, number: int) -> Any:
     return Site(session, own, number=number, logit_adjustment=priors)
 
 
+def _check_named(theirs: Config, ours: Config) -> None:
+    """Raise ValueError unless model and data are this site's: they can name files here, and sizes."""
+    for group in ("model", "data"):
+        named, own = theirs.to_json()[group], ours.to_json()[group]
+        for name in sorted(named.keys() | own.keys()):
+            if named.get(name) != own.get(name):
+                text = json.dumps(named.get(name))
+                raise ValueError(
+                    f"the server has {group}.{name}={text}, this site {json.dumps(own.get(name))}; if it may be so "
+                    f"here, join with --set '{group}.{name}={text}'"
+                )
+
+
 def _public_keys(folder: Path, num: int) -> list[bytes]:
-    """Return the keys of the sites, in the order of the names of their files."""
+    """Return the keys of the sites, in the order of the names of their files: site-2 comes before site-10."""
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_ssh_public_key
     from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
-    paths = sorted(folder.glob("*.pub"))
+    paths = sorted(
+        folder.glob("*.pub"), key=lambda path: [int(t) if t.isdigit() else t for t in _PARTS.split(path.name)]
+    )
     if len(paths) != num:
         raise ValueError(f"{folder}: {len(paths)} public keys (*.pub), expected one for each of {num} sites")
     keys = []
