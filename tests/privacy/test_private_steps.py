@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations
 
 from skerry import Private, Shards
 from skerry.data.sample_order import PoissonOrder
-from skerry.privacy import gradient
+from skerry.privacy import PrivateRun, gradient
 from skerry.privacy.gradient import PrivateGradient, clipped_sum
 from skerry.privacy.noise import noise_of, secret_noise
 
@@ -159,15 +159,26 @@ def test_parts_of_a_batch_get_noise_once():
     torch.testing.assert_close(*found)
 
 
-def test_each_sample_is_drawn_by_itself_with_the_declared_probability():
-    order = PoissonOrder(50, batch_size=10, seed=0, worker=1)
+@pytest.mark.parametrize("seed", [0, None])
+def test_each_sample_is_drawn_by_itself_with_the_declared_probability(seed):
+    order = PoissonOrder(50, batch_size=10, seed=seed, worker=1)
     drawn = torch.stack([torch.bincount(order.batch(step), minlength=50) for step in range(2000)]).double()
     assert order.sample_rate == 0.2
     assert set(drawn.unique().tolist()) == {0.0, 1.0}
     assert torch.allclose(drawn.mean(0), torch.tensor(0.2).double(), atol=0.04)
     assert float(drawn.sum(1).var()) == pytest.approx(50 * 0.2 * 0.8, rel=0.15)  # of independent draws
-    assert torch.equal(order.batch(7), order.batch(7))
-    assert any(not len(PoissonOrder(3, batch_size=1, seed=0, worker=0).batch(step)) for step in range(20))
+    assert torch.equal(order.batch(7), order.batch(7)) == (seed is not None)
+    assert any(not len(PoissonOrder(3, batch_size=1, seed=seed, worker=0).batch(step)) for step in range(20))
+
+
+def test_each_sample_is_drawn_with_secret_bits_of_its_own():
+    data = Shards(torch.randn(6, 2), torch.arange(6), [torch.arange(6)], batch_size=3, seed=0)
+    drawn = []
+    for last in (b"\0", b"\xff"):
+        with mock.patch("os.urandom", lambda num, last=last: bytes(num - 8) + 8 * last):
+            ((_, y),) = PrivateRun.of(Private(noise_multiplier=1.0), data).data.batches(0, 0, 1)
+        drawn.append(y.tolist())
+    assert drawn == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4]]
 
 
 def test_data_that_cannot_be_drawn_so_are_refused():
