@@ -237,5 +237,14 @@ def test_a_config_asks_for_it():
     config = Config().change({"private.target_epsilon": 4, "private.seed": 0})
     assert config.private.asked_for == Private(target_epsilon=4.0, seed=0)
     assert Config.from_json(config.to_json()) == config
-    with pytest.raises(ValueError, match="expected one of the two"):
+    with pytest.raises(ValueError, match=r"target_epsilon=4: expected one of the two; set the other one to null"):
         config.change({"private.noise_multiplier": 1.0})
+    other = config.change({"private.noise_multiplier": 1.0, "private.target_epsilon": None})
+    assert other.private.asked_for == Private(noise_multiplier=1.0, seed=0)
+
+
+@pytest.mark.parametrize("settings", [{"private.max_grad_norm": 0.5, "private.delta": 1e-6}, {"private.seed": 0}])
+def test_settings_of_privacy_without_any_are_refused(settings):
+    with pytest.raises(ValueError, match=r"nothing is private; expected private.noise_multiplier or"):
+        Config().change(settings)
+    assert Config().change({**settings, "private.noise_multiplier": 1.0}).private.asked_for is not None
