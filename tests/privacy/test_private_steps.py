@@ -27,6 +27,24 @@ class Tied(nn.Module):
         return self.out(self.rows(self.table(tokens)).tanh()).mean(1)
 
 
+class Autoencoder(nn.Module):
+    """A linear module whose weight is read once more, without a second module."""
+
+    def __init__(self):
+        super().__init__()
+        self.enc, self.out = nn.Linear(7, 9), nn.Linear(7, 4)
+
+    def forward(self, x):
+        return self.out(F.linear(F.relu(self.enc(x)), self.enc.weight.T))
+
+
+def hooked():
+    """A net that changes the output of a linear module."""
+    net = mlp()
+    net[0].register_forward_hook(lambda module, inputs, output: 3 * output)
+    return net
+
+
 def mlp():
     return nn.Sequential(nn.Linear(7, 9), nn.ReLU(), nn.Linear(9, 5, bias=False), nn.Tanh(), nn.Linear(5, 4))
 
@@ -41,6 +59,8 @@ def normed():
 
 NETS = {
     "normed": (normed, lambda num: torch.randn(num, 7)),
+    "autoencoder": (Autoencoder, lambda num: torch.randn(num, 7)),
+    "hooked": (hooked, lambda num: torch.randn(num, 7)),
     "mlp": (mlp, lambda num: torch.randn(num, 7)),
     "conv": (conv, lambda num: torch.randn(num, 1, 7, 7)),
     "tied": (Tied, lambda num: torch.randint(0, 6, (num, 3))),
@@ -120,6 +140,11 @@ def test_a_sample_without_a_finite_gradient_counts_as_zero(name):
     found, expected = (clipped_sum(net, F.cross_entropy, some, 0.5) for some in ((x, y), (x[rest], y[rest])))
     for key in expected:
         torch.testing.assert_close(found[key], expected[key])
+
+
+@pytest.mark.parametrize(("name", "fast"), [("mlp", {"0", "2", "4"}), ("autoencoder", {"out"}), ("hooked", {"2", "4"})])
+def test_outer_products_are_taken_where_nothing_else_reads_the_weight(name, fast):
+    assert gradient._called_on_rows(NETS[name][0](), F.cross_entropy, batch(name)).keys() == fast
 
 
 def test_dropout_is_a_sample_s_own_and_repeatable():
