@@ -84,8 +84,8 @@ class Privacy:
             )
         if z is not None and target is not None:
             raise ValueError(
-                f"private.noise_multiplier={z:g} and private.target_epsilon={target:g}: expected one of the two; set the "
-                "other one to null"
+                f"private.noise_multiplier={z:g} and private.target_epsilon={target:g}: expected one of the two; set "
+                "the other one to null"
             )
         return Private(**asdict(self))
 

@@ -54,6 +54,11 @@ class PrivateRun:
             )
         return cls(given=given, data=data.poisson(given.seed))
 
+    @property
+    def is_secret(self) -> bool:
+        """Whether a round that is trained again gets other noise, so that its steps count again."""
+        return self.given.seed is None
+
     def with_noise(self, observed: Mapping[str, list[float]], steps: Sequence[int]) -> Self:
         """Return the run with the noise of each owner for ``steps`` more steps, after those ``observed``."""
         z, target, delta = self.given.noise_multiplier, self.given.target_epsilon, self.given.delta
