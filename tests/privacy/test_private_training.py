@@ -1,6 +1,7 @@
 """Private training: against a plain loop, resumed, in several processes; what it accounts for, and what it refuses."""
 
 import math
+from contextlib import nullcontext
 from types import SimpleNamespace
 from unittest import mock
 
@@ -19,7 +20,7 @@ from skerry.algorithms import ddp, local_sgd, single
 from skerry.callbacks import Callback
 from skerry.experiments.config import Config
 from skerry.experiments.runs.folder import metrics_line
-from skerry.privacy import PrivateRun
+from skerry.privacy import PrivateRun, accountant
 from skerry.privacy.accountant import epsilon, noise_for
 from skerry.runtimes import Serial
 from skerry.runtimes.elastic.generation import Generation
@@ -71,10 +72,10 @@ def test_a_worker_s_epsilon_is_that_of_its_own_steps_by_opacus():
     data = type(data)(data._x, data._y, parts, batch_size=16, seed=0)
     result = go(relay(2, local_steps=STEPS), data=data)
     for found, part in zip(result.history[-1].epsilon, parts, strict=True):
-        accountant = RDPAccountant()
+        theirs = RDPAccountant()
         for _ in range(ROUNDS * STEPS):
-            accountant.step(noise_multiplier=1.5, sample_rate=16 / len(part))
-        assert found == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-6)
+            theirs.step(noise_multiplier=1.5, sample_rate=16 / len(part))
+        assert found == pytest.approx(theirs.get_epsilon(1e-5), rel=1e-6)
     first, *_, last = (record.epsilon for record in result.history)
     assert all(a < b for a, b in zip(first, last, strict=True))
 
@@ -84,7 +85,8 @@ def test_the_noise_of_a_target_reaches_it_and_not_more():
     assert 2.95 < max(result.history[-1].epsilon) <= 3.0
 
 
-def test_noise_is_kept_while_it_is_enough_and_raised_where_more_steps_come():
+def test_noise_is_kept_while_it_is_enough_and_raised_where_more_steps_come(monkeypatch):
+    monkeypatch.setattr(accountant, "_ORDERS", [1.5, 2, 2.5, 3, 4, 5, 6, 8, 12, 16, 32, 64])  # takes less time
     noise = noise_for(3.0, 1e-5, 0.1, 50, ())
     begun = ((noise, 0.1, 20),)
     assert noise_for(3.0, 1e-5, 0.1, 30, begun) == noise
@@ -136,6 +138,26 @@ def test_resume_is_exact_and_processes_have_the_serial_bits(algorithm, tmp_path)
     assert result[0][1] == result[1][1] == spent
 
 
+def test_every_attempt_at_a_round_is_in_the_account(tmp_path):
+    secret = Private(noise_multiplier=0.0)  # its epsilon takes no time
+    algorithm, begun = ist(2, local_steps=STEPS), []
+    for last in (0, 1, 1, 1, ROUNDS):
+
+        def on_step(session, worker, loss, last=last):
+            begun.append(worker.round)
+            if worker.round == last:
+                raise Stopped
+
+        with pytest.raises(Stopped) if last < ROUNDS else nullcontext():
+            result = go(algorithm, secret, callbacks=[Callback(on_step=on_step)],
+                        checkpoints=Checkpoints(tmp_path, resume=True))  # fmt: skip
+    assert begun[:1] == [0]
+    attempts, resumes = 2 + 4 + (ROUNDS - 2), 4
+    for owner in range(2):
+        assert result.state.observed[f"private steps of owner {owner}"][2] == (attempts + resumes) * STEPS
+
+
+@pytest.mark.slow
 def test_rounds_that_a_resume_repeats_with_other_noise_count_twice(tmp_path):
     secret = Private(noise_multiplier=1.5, max_grad_norm=0.5)
     _, spent = resumed(secret, tmp_path, ensemble(2, local_steps=STEPS), Serial())
@@ -237,5 +259,14 @@ def test_a_config_asks_for_it():
     config = Config().change({"private.target_epsilon": 4, "private.seed": 0})
     assert config.private.asked_for == Private(target_epsilon=4.0, seed=0)
     assert Config.from_json(config.to_json()) == config
-    with pytest.raises(ValueError, match="expected one of the two"):
+    with pytest.raises(ValueError, match=r"target_epsilon=4: expected one of the two; set the other one to null"):
         config.change({"private.noise_multiplier": 1.0})
+    other = config.change({"private.noise_multiplier": 1.0, "private.target_epsilon": None})
+    assert other.private.asked_for == Private(noise_multiplier=1.0, seed=0)
+
+
+@pytest.mark.parametrize("settings", [{"private.max_grad_norm": 0.5, "private.delta": 1e-6}, {"private.seed": 0}])
+def test_settings_of_privacy_without_any_are_refused(settings):
+    with pytest.raises(ValueError, match=r"nothing is private; expected private.noise_multiplier or"):
+        Config().change(settings)
+    assert Config().change({**settings, "private.noise_multiplier": 1.0}).private.asked_for is not None

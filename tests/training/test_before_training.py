@@ -133,7 +133,7 @@ def test_an_optimizer_that_allocates_at_once_is_compared_without_the_memory_of_t
     given = Settings(
         model=model, plan=plan, algorithm=ist(2), optimizer=lambda net: torch.optim.Adagrad(net.parameters(), 0.25),
         num_rounds=1, schedule=constant, steps=StepSettings(), seed=0, checkpoints=None, max_bad_rounds=1, loss_fn=None,
-        runtime=Serial(), device=torch.device("meta"),
+        runtime=Serial(), device=torch.device("meta"), private=None,
     )  # fmt: skip
     words = session_in_words(given)
     assert (words["optimizer"], words["optimizer.lr"]) == ("Adagrad", "0.25")

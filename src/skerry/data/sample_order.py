@@ -1,5 +1,7 @@
 """The order in which a worker sees its samples: a pure function of (seed, worker, step)."""
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -58,14 +60,20 @@ class SampleOrder:
 class PoissonOrder(SampleOrder):
     """The same, where each step takes each sample with probability ``batch_size / num_samples``, whatever the others.
 
-    So a batch may be empty. Accountants of differential privacy assume that.
+    So a batch may be empty. Accountants of differential privacy assume that, and that nobody can guess who was taken.
+
+    Args:
+        num_samples, batch_size, worker: as there.
+        seed: None: ``secret_uniform`` draws, anew in each call. A number makes it repeatable, and easy to guess:
+            a generator of torch has as few as 2**32 different beginnings.
 
     Raises:
         ValueError: ``batch_size`` is below 1, or above ``num_samples``.
     """
 
-    def __init__(self, num_samples: int, *, batch_size: int, seed: int, worker: int) -> None:
-        super().__init__(num_samples, batch_size=batch_size, seed=seed, worker=worker)
+    def __init__(self, num_samples: int, *, batch_size: int, seed: int | None, worker: int) -> None:
+        super().__init__(num_samples, batch_size=batch_size, seed=seed or 0, worker=worker)
+        self._is_secret = seed is None
         if batch_size > num_samples:
             raise ValueError(
                 f"batch_size={batch_size}: expected at most the {num_samples} samples of worker {worker}, since each "
@@ -75,6 +83,17 @@ class PoissonOrder(SampleOrder):
 
     def batch(self, step: int) -> Tensor:
         """Return the indices of the samples of ``step``, int64."""
-        rng = generator(self._seed, "poisson", self._worker, step)
-        drawn = torch.rand(self._num_samples, generator=rng, dtype=torch.float64) < self.sample_rate
-        return drawn.nonzero().flatten()
+        if self._is_secret:
+            uniform = secret_uniform(self._num_samples)
+        else:
+            rng = generator(self._seed, "poisson", self._worker, step)
+            uniform = torch.rand(self._num_samples, generator=rng, dtype=torch.float64)
+        return (uniform < self.sample_rate).nonzero().flatten()
+
+
+def secret_uniform(num: int) -> Tensor:
+    """Return ``num`` uniform numbers of 53 bits between 0 and 1, float64, from ``os.urandom``."""
+    if not num:
+        return torch.empty(0, dtype=torch.float64)
+    bits = torch.frombuffer(bytearray(os.urandom(8 * num)), dtype=torch.int64)
+    return ((bits & (2**53 - 1)).double() + 0.5) / 2**53

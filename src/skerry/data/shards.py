@@ -82,11 +82,11 @@ class Shards:
         """The probability with which a step takes each sample, by worker, of what ``poisson`` returns."""
         return [order.sample_rate for order in self._orders if isinstance(order, PoissonOrder)]
 
-    def poisson(self, seed: int) -> "Shards":
+    def poisson(self, seed: int | None) -> "Shards":
         """Return the same data, where each step takes each sample with probability ``batch_size / samples``.
 
         Args:
-            seed: determines the choice, whatever the size of a batch; a secret one, where privacy depends on it.
+            seed: determines the choice, whatever the size of a batch; None: nobody can guess it, as privacy needs it.
 
         Raises:
             ValueError: a sample belongs to two workers, or twice to one; a worker has less than ``batch_size``.

@@ -69,8 +69,25 @@ class Privacy:
 
     @property
     def asked_for(self) -> Private | None:
-        """What ``train`` is given; None: nothing is private."""
-        return Private(**asdict(self)) if (self.noise_multiplier, self.target_epsilon) != (None, None) else None
+        """What ``train`` is given; None: nothing is private.
+
+        Raises:
+            ValueError: a value out of range, or not one of ``noise_multiplier`` and ``target_epsilon``.
+        """
+        z, target = self.noise_multiplier, self.target_epsilon
+        if self == Privacy():
+            return None
+        if z is None and target is None:
+            raise ValueError(
+                "private: settings are given, but nothing is private; expected private.noise_multiplier or "
+                "private.target_epsilon, too"
+            )
+        if z is not None and target is not None:
+            raise ValueError(
+                f"private.noise_multiplier={z:g} and private.target_epsilon={target:g}: expected one of the two; set "
+                "the other one to null"
+            )
+        return Private(**asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +188,12 @@ class Config:
         optimizer = settings.get("optimizer.name", self.optimizer.get("name"))
         if optimizer != self.optimizer.get("name"):  # another class has other arguments
             changed = replace(changed, optimizer={"name": optimizer})
+        group = "private."  # at once, since one of them without another is an error
+        if private := {n.removeprefix(group): value for n, value in settings.items() if n.startswith(group)}:
+            changed = _change(changed, ["private"], private, "private")
         for name, value in settings.items():
-            changed = _change(changed, name.split("."), value, name)
+            if not name.startswith(group):
+                changed = _change(changed, name.split("."), value, name)
         return changed
 
     def to_json(self) -> dict[str, Any]:

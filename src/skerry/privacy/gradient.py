@@ -32,7 +32,7 @@ def clipped_sum(net: nn.Module, loss_fn: LossFn, batch: Any, max_grad_norm: floa
         max_grad_norm: of the gradients of all parameters that are trained together.
     """
     trained = {name: p.detach() for name, p in net.named_parameters() if p.requires_grad}
-    linear = _called_on_rows(net, batch)
+    linear = _called_on_rows(net, loss_fn, batch)
     at_outputs = {name: trained[f"{name}.weight"].new_zeros(module.out_features) for name, module in linear.items()}
     others = {name: value for name, value in trained.items() if name.rpartition(".")[0] not in linear}
 
@@ -66,8 +66,8 @@ def _finite(values: Tensor) -> Tensor:
     return values if bool(values.isfinite().all()) else values.nan_to_num(0.0, 0.0, 0.0)
 
 
-def _called_on_rows(net: nn.Module, batch: Any) -> dict[str, nn.Linear]:
-    """Return the linear modules of ``net`` that see one row of each sample, once, by name.
+def _called_on_rows(net: nn.Module, loss_fn: LossFn, batch: Any) -> dict[str, nn.Linear]:
+    """Return the linear modules of ``net`` that see one row of each sample, once, and nothing else reads, by name.
 
     The gradient of a sample is then the outer product of what leaves and what enters, which need not be formed.
     """
@@ -78,17 +78,38 @@ def _called_on_rows(net: nn.Module, batch: Any) -> dict[str, nn.Linear]:
         if type(module) is nn.Linear
         and "weight" in module._parameters  # not where it is computed from others
         and all(p.requires_grad and owners[id(p)] == 1 for p in module.parameters())
+        and not (module._forward_hooks or "forward" in vars(module))  # which may change its output
     }
     rows: dict[str, list[int]] = {name: [] for name in linear}
+
+    def hook(module: nn.Linear, name: str, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        rows[name].append(output.numel() // module.out_features)
+        # The same, but the loss now depends on the module's parameters only if something else reads them.
+        bias = None if module.bias is None else module.bias.detach()
+        return nn.functional.linear(inputs[0], module.weight.detach(), bias)
+
     handles = [
-        module.register_forward_hook(lambda m, x, y, name=name: rows[name].append(y.numel() // m.out_features))
-        for name, module in linear.items()
+        module.register_forward_hook(lambda m, x, y, name=name: hook(m, name, x, y)) for name, module in linear.items()
     ]
-    with torch.no_grad(), own_random_state():
-        call(net, map_tensors(lambda t: t[:1], batch)[0])
+    with torch.enable_grad(), own_random_state():
+        inputs, label = map_tensors(lambda t: t[:1], batch)
+        loss = loss_fn(call(net, inputs), label)
     for handle in handles:
         handle.remove()
-    return {name: module for name, module in linear.items() if rows[name] == [1]}
+    read = _reached(loss, [p for module in linear.values() for p in module.parameters()])
+    return {
+        name: module
+        for name, module in linear.items()
+        if rows[name] == [1] and not any(id(p) in read for p in module.parameters())
+    }
+
+
+def _reached(loss: Tensor, parameters: list[nn.Parameter]) -> set[int]:
+    """Return the ids of the ``parameters`` that ``loss`` was computed from."""
+    if not (loss.requires_grad and parameters):
+        return set()
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return {id(p) for p, value in zip(parameters, found, strict=True) if value is not None}
 
 
 @contextmanager

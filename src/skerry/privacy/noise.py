@@ -1,11 +1,11 @@
 """Normal noise: repeatable for tests, else from the operating system's secure generator, which nobody can predict."""
 
-import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from skerry.data.sample_order import secret_uniform
 from skerry.randomness import generator
 
 Noise = Callable[[torch.Size], Tensor]
@@ -21,15 +21,11 @@ def noise_of(*key: int | str) -> Noise:
 
 
 def secret_noise(shape: torch.Size) -> Tensor:
-    """Return noise from ``os.urandom``: the normal quantiles of uniform numbers with 53 bits.
+    """Return noise from ``os.urandom``: the normal quantiles of ``secret_uniform``.
 
     Example:
         >>> secret_noise(torch.Size([2, 3])).shape
         torch.Size([2, 3])
     """
-    if not shape.numel():
-        return torch.empty(shape)
-    bits = torch.frombuffer(bytearray(os.urandom(8 * shape.numel())), dtype=torch.int64)
-    uniform = ((bits & (2**53 - 1)).double() + 0.5) / 2**53
-    normal: Tensor = torch.special.ndtri(uniform)
+    normal: Tensor = torch.special.ndtri(secret_uniform(shape.numel()))
     return normal.float().view(shape)

@@ -39,7 +39,8 @@ class PrivateRun:
 
         Args:
             given: what is asked for.
-            data: ``Shards``, or data of your own with a method ``poisson(seed)`` and a list ``sample_rates``.
+            data: ``Shards``, or data of your own with a method ``poisson(seed)`` (``Shards.poisson``) and a
+                list ``sample_rates``.
 
         Raises:
             ValueError: samples cannot be drawn independently of each other, or somebody has a sample twice.
@@ -51,7 +52,12 @@ class PrivateRun:
                 f"privacy: {type(data).__name__} cannot draw each sample independently of the others, which the "
                 "accountant assumes; use skerry.Shards"
             )
-        return cls(given=given, data=data.poisson(secrets.randbits(128) if given.seed is None else given.seed))
+        return cls(given=given, data=data.poisson(given.seed))
+
+    @property
+    def is_secret(self) -> bool:
+        """Whether a round that is trained again gets other noise, so that its steps count again."""
+        return self.given.seed is None
 
     def with_noise(self, observed: Mapping[str, list[float]], steps: Sequence[int]) -> Self:
         """Return the run with the noise of each owner for ``steps`` more steps, after those ``observed``."""

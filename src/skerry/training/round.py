@@ -15,7 +15,7 @@ from skerry.training.evaluation.evaluate import Score
 from skerry.training.phases.exchange_phase import exchange
 from skerry.training.phases.local_phase import lend_worker
 from skerry.training.record import Record
-from skerry.training.setup import Setup, note_exposure, note_private_round
+from skerry.training.setup import Setup, note_exposure
 from skerry.training.steps.pace import note_speeds, note_steps
 from skerry.training.worker import Worker
 
@@ -57,8 +57,6 @@ class Round:
         handed: list[Handover] = []
         num_steps = self._setup.steps_of_workers(self._state)
         taken = list(map(add, self._setup.steps_before(self._state), num_steps))
-        if self._setup.private is not None:
-            note_private_round(self._setup, self._state, num_steps)
         for number in self._setup.runtime.mine(self._setup.algorithm.partition.num_workers):
             with lend_worker(self._setup, self._state, number, num_steps[number], handed) as worker:
                 self._observer.begin_worker(worker)

@@ -46,7 +46,7 @@ from skerry.training.phases.exchange_phase import stop_if_failed
 from skerry.training.record import Record
 from skerry.training.round import Round
 from skerry.training.settings import Settings
-from skerry.training.setup import set_up
+from skerry.training.setup import note_private_round, set_up
 from skerry.training.steps.schedules import Schedule, constant
 from skerry.training.steps.settings import Deadline, Precision, SchedulerFn, StepSettings
 from skerry.training.worker import LossFn, OptimizerFn
@@ -249,6 +249,10 @@ class Session:
                 self._save(done=True)
                 raise setup.runtime.ending
             round, change = self._next_round(change), None
+            if setup.private is not None:
+                note_private_round(setup, state)
+                if setup.private.is_secret:  # what is seen from now on is in the account, whatever happens
+                    self._save(done=True)
             yield round
             stops = self._end(round, at_stop)
 
@@ -266,7 +270,8 @@ class Session:
             at_stop()
             self.history[-1] = round.end()
         self._callbacks.report(self.history[-1])
-        self._save(done=last)
+        if (private := self.setup.private) is None or not private.is_secret or last:
+            self._save(done=last or private is not None)
         self.setup.runtime.went_on(self.state)
         self._stop_if_failed(round.refused)
         return stops
@@ -274,9 +279,7 @@ class Session:
     def _save(self, *, done: bool) -> None:
         setup = self.setup
         if setup.checkpoints is not None:
-            # In private training after every round: what is not saved could be seen and not be counted.
-            due = done or setup.private is not None
-            setup.checkpoints.save_if_due(setup.algorithm.name, self.state, setup.store, setup.runtime, done=due)
+            setup.checkpoints.save_if_due(setup.algorithm.name, self.state, setup.store, setup.runtime, done=done)
 
     def _all_stop(self) -> bool:
         """Return whether the training stops; raise ValueError if not all processes say the same."""

@@ -1,7 +1,7 @@
 """What stays the same from round to round of a session, and how it is built from a session's arguments."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,11 +31,6 @@ from skerry.training.steps.pace import forget_workers, steps_before, steps_of_al
 from skerry.training.steps.rates import Rates, SchedulerRates, scaled_rates
 from skerry.training.steps.schedules import Schedule
 
-MOST_REPEATED = 2
-"""Rounds of a private training that may have been seen and are not in the checkpoint that it goes on from.
-
-One was under way, and one more is lost if the latest checkpoint is damaged.
-"""
 _EXPOSURE = "exposure"  # of ``State.observed``: after the latest round, before today's workers came, and when they came
 
 
@@ -184,10 +179,10 @@ def set_up(given: Settings, start: Start | None) -> tuple[Setup, State]:
     return setup, state
 
 
-def note_private_round(setup: Setup, state: State, num_steps: Sequence[int]) -> None:
+def note_private_round(setup: Setup, state: State) -> None:
     """Note, before a round, the private steps that workers take in it: whatever becomes of it, they may be seen."""
     assert setup.private is not None
-    for worker, steps in enumerate(num_steps):
+    for worker, steps in enumerate(setup.steps_of_workers(state)):
         setup.private.note(state.observed, setup.turn(state, worker)[0], steps)
 
 
@@ -205,10 +200,11 @@ def _private(given: Settings, run: PrivateRun, state: State) -> PrivateRun:
         )
     done, most = (algorithm.most_steps(num) for num in (state.round, given.num_rounds))
     run = run.with_noise(state.observed, [a - b for a, b in zip(most, done, strict=True)])
-    if run.given.seed is not None or state.round >= state.num_rounds:
+    if not (run.is_secret and state.num_rounds and state.round < given.num_rounds):
         return run
-    again = algorithm.most_steps(state.round + MOST_REPEATED)
-    run.note_repeated(state.observed, [a - b for a, b in zip(again, done, strict=True)])
+    # The checkpoint counts the round it begins with. If a later one was damaged, the round after may have been seen.
+    seen, lost = (algorithm.most_steps(state.round + num) for num in (1, 2))
+    run.note_repeated(state.observed, [a - b for a, b in zip(lost, seen, strict=True)])
     return run.with_noise(state.observed, [a - b for a, b in zip(most, done, strict=True)])
 
 
