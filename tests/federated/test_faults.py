@@ -9,7 +9,7 @@ import pytest
 import torch
 from fastapi.routing import iter_route_contexts
 from federation import ROUNDS, STEPS, arguments, assert_same, federated, joined, site
-from flwr.app import Error, Message
+from flwr.app import Error, Message, RecordDict
 from flwr.proto.fleet_pb2 import RegisterNodeFleetRequest
 from flwr.supercore.error import FlowerError
 from flwr.superlink.servicer.fleet import fleet_handlers
@@ -149,7 +149,7 @@ def test_a_reply_that_cannot_be_read_is_refused_alone():
 def test_a_site_that_cannot_begin_and_does_not_say_why_takes_no_part():
     made = MadeSites()
     made.join(lambda: site(THREE, 0), lambda message, reply: Message(Error(2, ""), reply_to=message))
-    found = sites.Sites(made.grid, 3, {}, job="", poll_s=0.05, ttl_s=5.0)
+    found = sites.Sites(made.grid, 3, {}, job="", poll_s=0.05, ttl_s=600.0)
     found.look()
     with pytest.warns(UserWarning, match="takes no part: it cannot begin .code 2"):
         found.look()
@@ -161,7 +161,7 @@ def test_a_site_whose_key_is_of_another_number_takes_no_part():
     made = MadeSites()
     node = made.join(lambda: site(THREE, 0))
     settings = site(THREE, 0)._settings
-    found = sites.Sites(made.grid, 3, settings, job="", poll_s=0.05, ttl_s=5.0, numbers={node: 2})
+    found = sites.Sites(made.grid, 3, settings, job="", poll_s=0.05, ttl_s=600.0, numbers={node: 2})
     found.look()
     with pytest.warns(UserWarning, match="join with --site 2"):
         found.look()
@@ -191,6 +191,31 @@ def test_a_round_for_absent_sites_only_is_not_burned(monkeypatch):
     runtime = Federated(made.grid, patience_s=5.0, poll_s=1.0)
     with pytest.raises(TooFewSites, match="none of the sites whose turn it is"):
         federated(few, made, runtime=runtime, num_rounds=50)
+
+
+def test_sites_that_took_no_part_are_told_that_it_is_over():
+    made, heard = MadeSites(), list[str]()
+    node = made.join(lambda: site(THREE, 0))
+    made.sites[node] = lambda message, context: (
+        heard.append(message.metadata.message_type),
+        Message(RecordDict(), reply_to=message),
+    )[1]
+    sites.Sites(made.grid, 3, {}, job="", poll_s=0.05, ttl_s=600.0).dismiss()
+    assert heard == [sites.BYE]
+
+
+def test_there_is_a_look_after_the_time_is_over(monkeypatch):
+    """A look may take long; what came meanwhile is not lost."""
+    clock, answers = [0.0], iter([[], [Message(RecordDict(), 1, "query")]])
+    monkeypatch.setattr(trips, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda s: None))
+
+    def pull_messages(numbers: Any) -> Any:
+        clock[0] += 10.0
+        return next(answers)
+
+    found = trips.Trips[str](SimpleNamespace(pull_messages=pull_messages), 1.0)
+    found.open["a"] = "b"
+    assert [about for about, _ in found.wait(5.0)] == ["b"]
 
 
 def test_a_site_that_is_lost_costs_its_rounds_and_comes_back():

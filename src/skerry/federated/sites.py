@@ -65,10 +65,10 @@ class Sites:
         self.here.pop(site, None)
 
     def dismiss(self, patience_s: float = 5.0) -> None:
-        """Tell all sites that the training is over."""
+        """Tell all nodes that the training is over, also those that took no part: else they dial in for ever."""
         trips = Trips[int](self._grid, self._poll_s)
-        for site, node in self.here.items():
-            trips.send(node, BYE, written({"job": self._hello["job"]}), site, patience_s)
+        for node in self._grid.get_node_ids():
+            trips.send(node, BYE, written({"job": self._hello["job"]}), node, patience_s)
         for _ in trips.wait(time.monotonic() + patience_s):
             pass
 

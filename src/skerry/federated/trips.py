@@ -63,7 +63,8 @@ class Trips(Generic[About]):
     def wait(self, until: float) -> Iterator[tuple[About, Message]]:
         """Yield replies as they come, until all are there or the time (``time.monotonic``) is over."""
         while True:
+            is_last = time.monotonic() >= until  # so that there is a look after the time is over
             yield from self.arrived()
-            if not self.open or time.monotonic() >= until:
+            if not self.open or is_last:
                 return
             time.sleep(self._poll_s)
