@@ -80,7 +80,8 @@ def test_a_worker_s_epsilon_is_that_of_its_own_steps_by_opacus():
     assert all(a < b for a, b in zip(first, last, strict=True))
 
 
-def test_the_noise_of_a_target_reaches_it_and_not_more():
+def test_the_noise_of_a_target_reaches_it_and_not_more(monkeypatch):
+    monkeypatch.setattr(accountant, "_ORDERS", [1.5, 2, 2.5, 3, 4, 5, 6, 8, 12, 16, 32, 64])  # takes less time
     result = go(ist(2, local_steps=STEPS), Private(target_epsilon=3.0, seed=0))
     assert 2.95 < max(result.history[-1].epsilon) <= 3.0
 
