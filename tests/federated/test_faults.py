@@ -156,6 +156,22 @@ def test_a_site_that_cannot_begin_and_does_not_say_why_takes_no_part():
     assert not found.here
 
 
+def test_a_site_that_cannot_make_its_part_ends_with_the_reason():
+    """Asking again would not help; and the server does not wait for it."""
+
+    def make() -> Site:
+        raise ValueError("data: no such file")
+
+    made = MadeSites()
+    made.join(make)
+    found = sites.Sites(made.grid, 3, {}, job="", poll_s=0.05, ttl_s=600.0)
+    found.look()
+    with pytest.raises(ValueError, match="data: no such file"):
+        made.answer()
+    with pytest.warns(UserWarning, match="takes no part: it cannot begin"):
+        found.look()
+
+
 def test_a_site_whose_key_is_of_another_number_takes_no_part():
     """Else each of its messages would be refused: it has the data of another site."""
     made = MadeSites()

@@ -49,7 +49,7 @@ def join(
         say: told how it goes.
 
     Raises:
-        ValueError: the key cannot be read.
+        ValueError: the key cannot be read, or ``app`` cannot make this site's part of the training.
     """
     private = _private_key(key)
     wait_s = 0.2

@@ -27,6 +27,8 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects, push_objects
 
+from skerry.federated.site import CannotBegin
+
 
 def answer_one(client: Any, node: Node, app: ClientApp, context: Context) -> bool:
     """Answer the next message for this site; return whether there was one.
@@ -36,6 +38,9 @@ def answer_one(client: Any, node: Node, app: ClientApp, context: Context) -> boo
         node: this site's.
         app: what answers.
         context: of this site.
+
+    Raises:
+        CannotBegin: the site cannot make its part of the training. The server knows that it takes no part.
     """
     response = client.PullMessages(PullMessagesRequest(node=node))
     if not response.messages_list:
@@ -47,17 +52,17 @@ def answer_one(client: Any, node: Node, app: ClientApp, context: Context) -> boo
     client.ConfirmMessageReceived(ConfirmMessageReceivedRequest(node=node, run_id=run, message_object_id=number))
     message = cast(Message, inflate_object_from_contents(number, contents))
     message.metadata.__dict__["_message_id"] = number
-    _send(client, node, _answer(app, message, context))
-    return True
-
-
-def _answer(app: ClientApp, message: Message, context: Context) -> Message:
     try:
-        return app(message, context)
+        reply = app(message, context)
     except Exception as error:  # the site's log has the rest, which may tell of its data
-        traceback.print_exc()
         told = f"{type(error).__name__} at the site, see its log"
-        return Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=told), reply_to=message)
+        _send(client, node, Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=told), reply_to=message))
+        if isinstance(error, CannotBegin):
+            raise
+        traceback.print_exc()
+    else:
+        _send(client, node, reply)
+    return True
 
 
 def _send(client: Any, node: Node, reply: Message) -> None:

@@ -32,6 +32,10 @@ _OF_SERVER = ("callbacks", "checkpoints", "max_bad_rounds")
 _WORK = {"token": str, "round": int, "worker": int, "steps": int, "units": bytes}
 
 
+class CannotBegin(ValueError):
+    """A site that cannot make its part of the training, which trying again does not change."""
+
+
 class AtSite(Elsewhere):
     """The runtime of a session at a site, which keeps no model between messages."""
 
@@ -187,7 +191,10 @@ def client_app(make: Callable[[Context, str], Site]) -> ClientApp:
         key = context.node_id, str(read_numbers(message.content, {"job": str})["job"])
         if key not in made:
             made.clear()
-            made[key] = make(context, key[1])
+            try:
+                made[key] = make(context, key[1])
+            except ValueError as error:
+                raise CannotBegin(str(error)) from error
         return made[key]
 
     def hello(message: Message, context: Context) -> Message:

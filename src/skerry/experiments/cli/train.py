@@ -27,7 +27,9 @@ from skerry.experiments.runs.folder import saved_config
     type=float,
     help="Seconds to wait while fewer than MIN processes take part (with --elastic). Default: 300.",
 )
-@click.option("--late", type=float, help="Leave out who ends a round so many seconds later (with --elastic).")
+@click.option(
+    "--late", type=float, help="Leave out who ends a round so many seconds later (--elastic, 3 or more processes)."
+)
 @run_options
 def train_command(
     recipe: str | None,
