@@ -333,7 +333,7 @@ class Membership(Generic[Held]):
             while not store.check([key]) or self._leases.store != self._store_name:
                 yield
                 if self._leases.store != self._store_name:  # the heartbeats have not found this store yet
-                    if self._clock() - found > self._patience_s:
+                    if self._clock() - found > max(self._patience_s, self._leases.lease_s):
                         raise TooFew("the heartbeats of this process do not reach the store")
                     continue
                 found = self._clock()
