@@ -29,9 +29,8 @@ from torch import Tensor, nn
 import skerry
 from skerry.callbacks import Callback
 from skerry.experiments.config import parse_settings
-from skerry.experiments.methods import build
 from skerry.experiments.recipes import Job, find_recipe
-from skerry.experiments.runs.execute import SCHEDULES, configure, make_optimizer
+from skerry.experiments.runs.execute import arguments_of, configure
 from skerry.model.graph_inputs import GraphInputs, call_on_graph
 from skerry.model.tensors import shapes_of
 from skerry.plan import Axis, Plan
@@ -156,13 +155,7 @@ def train(row: Row, rate: float, seed: int) -> dict[str, Any]:
         job.model,
         job.loss_fn,
         job.data,
-        plan=job.plan,
-        algorithm=build(config),
-        optimizer=make_optimizer(config),
-        num_rounds=config.rounds,
-        schedule=SCHEDULES[config.schedule],
-        seed=config.seed,
-        start=job.start,
+        **arguments_of(config, job),
         callbacks=[Callback(on_round=score)],
     )
     totals, cost = result.state.totals, result.step_cost

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import torch
 
-from skerry.experiments.methods import build
 from skerry.experiments.recipes import RECIPES
-from skerry.experiments.runs.execute import configure, make_optimizer
-from skerry.training import TheoryWarning, cosine, train
+from skerry.experiments.runs.execute import arguments_of, configure
+from skerry.training import TheoryWarning, train
 
 METHODS = ("narrow", "relay", "ist", "ensemble", "local_sgd")
 STEPS, CLIPS = (2.0, 1.0, 4.0), (1.0, 4.0)
@@ -47,23 +46,16 @@ class Runs:
     def _train(self, method: str, epsilon: float, step: float, clip: float) -> dict[str, object]:
         settings = {"target_epsilon": epsilon, "max_grad_norm": clip, "seed": self._seed}
         changes = {f"private.{name}": value for name, value in settings.items()}
-        changes |= {"optimizer.lr": step / clip, "seed": self._seed}
+        changes |= {"optimizer.lr": step / clip, "seed": self._seed, "device": "cpu"}
         config = configure("private-fashion", method, changes)
         job = RECIPES["private-fashion"]().build(config)
         result = train(
             job.model,
             job.loss_fn,
             job.data,
-            plan=job.plan,
-            algorithm=build(config),
-            optimizer=make_optimizer(config),
-            num_rounds=config.rounds,
-            schedule=cosine,
-            seed=config.seed,
             test=job.test,
-            start=job.start,
             privacy=config.private.asked_for,
-            device="cpu",
+            **arguments_of(config, job),
         )
         assert result.score is not None
         private = result.session.setup.private
