@@ -45,6 +45,29 @@ def test_a_model_that_looks_at_values_is_measured_on_a_real_copy():
     assert torch.equal(model.weight, before)
 
 
+@pytest.mark.parametrize("reads_values", [False, True])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_the_step_of_an_optimizer_needs_no_memory_unless_it_reads_values(sparse, reads_values):
+    took = []
+
+    class Watched(torch.optim.Adam):
+        def step(self, closure=None):
+            (weight, *_) = self.param_groups[0]["params"]
+            took.append(type(weight.data).__name__)
+            if reads_values:
+                weight.grad.sum().item()
+            return super().step(closure)
+
+    model, x = torch.nn.Linear(9, 4), torch.randn(16, 9)
+    before = model.weight.clone()
+    batch = (x.to_sparse() if sparse else x, torch.randint(0, 4, (16,)))
+    cost = step_cost(model, F.cross_entropy, batch, lambda net: Watched(net.parameters(), 1e-3, fused=True))
+    assert cost.optimizer == 8 * 40 + 2 * 4
+    assert cost.gradients == 4 * 40
+    assert torch.equal(model.weight, before)
+    assert ("Tensor" in took) == reads_values  # a real step
+
+
 def test_a_loss_that_a_forward_keeps_does_not_prevent_it():
     class Keeps(torch.nn.Linear):
         def forward(self, x):

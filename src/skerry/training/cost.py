@@ -54,7 +54,8 @@ def step_cost(subnet: nn.Module, loss_fn: LossFn, batch: tuple[Inputs, Any], opt
     """Measure one training step of a copy of ``subnet``; the subnet and torch's random state do not change.
 
     The copy is on the meta device, where nothing is computed. If the model or the loss cannot run there (because it
-    reads values or has tensors of its own), one real step of a real copy is measured instead.
+    reads values, has tensors of its own or gets sparse ones), a real forward and backward of a real copy are measured
+    instead, and the optimizer's step is still taken without values.
 
     Args:
         subnet: the narrow module; it may be on the meta device.
@@ -94,22 +95,41 @@ def _step_cost(
                 saved[key] = part
         return tensor
 
-    opt = optimizer_of(optimizer, net)
     with FlopCounterMode(display=False) as counter:
         with torch.autograd.graph.saved_tensors_hooks(remember, lambda t: t):
             loss = loss_fn(call(net, to(batch[0], device)), to(batch[1], device))
         activations = sum(t.untyped_storage().nbytes() for t in saved.values())
         loss.backward()  # type: ignore[no-untyped-call]
-    opt.step()
-    state = [v for s in opt.state.values() for v in s.values() if isinstance(v, Tensor)]
     return StepCost(
         parameters=sum(p.numel() for p in parameters),
         flop=counter.get_total_flops(),
         weights=_bytes([*parameters, *net.buffers()]),
         gradients=_bytes(p for p in parameters if p.grad is not None),
-        optimizer=_bytes(state),
+        optimizer=_optimizer_bytes(net, optimizer),
         activations=activations,
     )
+
+
+def _optimizer_bytes(net: nn.Module, optimizer: OptimizerFn) -> int:
+    """Return the bytes of an optimizer's state after a step on the gradients of ``net``.
+
+    The step is taken on fake tensors, so that state and temporary values need no memory; for real if it reads values.
+    """
+    try:
+        small, likes = skeleton(net), named_tensors(net)
+        with FakeTensorMode():
+            device = {n: "cpu" if t.is_meta else t.device for n, t in likes.items()}
+            fill_(small, {n: torch.empty(t.shape, dtype=t.dtype, device=device[n]) for n, t in likes.items()})
+            for real, parameter in zip(net.parameters(), small.parameters(), strict=True):
+                parameter.grad = None if real.grad is None else torch.empty_like(parameter)
+            return _bytes_after_step(optimizer_of(optimizer, small))
+    except Exception:
+        return _bytes_after_step(optimizer_of(optimizer, net))
+
+
+def _bytes_after_step(opt: torch.optim.Optimizer) -> int:
+    opt.step()
+    return _bytes(v for s in opt.state.values() for v in s.values() if isinstance(v, Tensor))
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

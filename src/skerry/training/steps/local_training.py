@@ -63,6 +63,8 @@ class LocalTraining:
                 yield to(x, device), to(y, device)
 
         own_loss = loss_fn if device.type == "cpu" or worker.is_private else in_range(loss_fn, lambda: batch[1])
+        with suppress(Exception):  # of the user's; the steps tell of it
+            self._costs.of(worker.narrow)  # now, while there is memory for it: no gradients, no state of an optimizer
         try:
             local_steps(worker, own_loss, batches())
         except Exception as error:  # of the user's model, loss or data
