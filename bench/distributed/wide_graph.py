@@ -11,7 +11,8 @@ The model is PyTorch Geometric's GCN on WordNet, on torch's meta device, so no p
 its plan there. Workers train the nets of a relay on clusters of their own (METIS), with Adam; features are a sparse
 matrix. Then each worker runs its net for some test nodes (``skerry.graphs.infer``), and the mean of all is scored.
 *State* is model, gradients and Adam's two moments in float32. Where the model has more than two layers, it has weights
-between nets as well, which one machine would train and a relay does not have.
+between nets as well, which a relay does not train and ``"method": "ist"`` does; then nothing is scored, since a weight
+matrix of the whole model does not fit in a worker.
 
 Then one process with the same limit trains the whole model (``single``), on the same batches.
 """
@@ -24,7 +25,7 @@ import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -45,6 +46,7 @@ class Setup:
 
     Attributes:
         workers: n.
+        method: ``relay`` or ``ist``.
         width: H, of each hidden layer.
         layers: of the GCN, with the output.
         parts, per_batch: clusters in all, and in each batch.
@@ -56,6 +58,7 @@ class Setup:
     """
 
     workers: int = 8
+    method: Literal["relay", "ist"] = "relay"
     width: int = 8192
     layers: int = 2
     parts: int = 1500
@@ -102,12 +105,13 @@ def work(role: str, setup: Setup, out: Path) -> None:
         dist.init_process_group("gloo", timeout=timedelta(seconds=TIMEOUT_S))
         runtime = Watched(stages, setup.buffers)
     steps = {"local_steps": setup.local_steps}
+    method = getattr(skerry, setup.method)
     result = skerry.train(
         model,
         F.cross_entropy,
         data,
         plan=plan,
-        algorithm=skerry.algorithms.single(**steps) if single else skerry.relay(num, **steps),
+        algorithm=skerry.algorithms.single(**steps) if single else method(num, **steps),
         optimizer=lambda net: torch.optim.Adam(net.parameters(), setup.lr),
         num_rounds=setup.rounds,
         runtime=runtime,
@@ -115,7 +119,7 @@ def work(role: str, setup: Setup, out: Path) -> None:
         verify=setup.verify,
     )
     stages.record["train_loss"] = [record.train_loss for record in result.history]
-    if setup.scored:
+    if setup.scored and setup.method == "relay":
         stages.enter("inference")
         every = graph.test_mask.nonzero().flatten()
         some = every[torch.randperm(len(every), generator=torch.Generator().manual_seed(0))[: setup.scored]]
@@ -137,8 +141,9 @@ def report(setup: Setup, runs: dict[str, Run], base: dict[str, int], state: int)
     """Return the lines that are printed at the end of a width."""
     lines = [
         "",
-        f"GCN, {setup.layers} layers, {setup.width} wide, {setup.workers} workers, {setup.rounds} rounds of "
-        f"{setup.local_steps} steps, {setup.per_batch} of {setup.parts} clusters a batch: state {state / MIB:.0f} MiB, "
+        f"GCN, {setup.layers} layers, {setup.width} wide, {setup.method}, {setup.workers} workers, "
+        f"{setup.rounds} rounds of {setup.local_steps} steps, "
+        f"{setup.per_batch} of {setup.parts} clusters a batch: state {state / MIB:.0f} MiB, "
         f"{state / setup.limit:.1f} times the {setup.limit / MIB:.0f} MiB that a worker may use above importing torch "
         f"({base['cgroup'] / MIB:.0f} MiB).",
         "",

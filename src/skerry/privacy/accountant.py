@@ -72,5 +72,5 @@ def _opacus() -> Any:
             warnings.simplefilter("ignore")
             from opacus.accountants import RDPAccountant
     except ImportError as error:
-        raise ValueError("privacy: the package opacus is missing; run: pip install '.[private]'") from error
+        raise ValueError("privacy: the package opacus is missing; run: pip install 'skerry[private]'") from error
     return RDPAccountant()
