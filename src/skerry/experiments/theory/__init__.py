@@ -23,15 +23,17 @@ from skerry.experiments.theory.masked_nets import (
 from skerry.experiments.theory.quadratics import (
     counterexample,
     irreducible_bias,
+    masked_objective,
     quadratic_rate,
     scaled_sketch,
     stationarity,
 )
+from skerry.experiments.theory.visits import sequential_visits, shuffled_parts
 
 _CHECKED = (
     aggregation_identity, masked_kernel, one_worker, local_decrease, bernoulli_masks, mask_corollaries, zeroed_units,
     categorical_masks, quadratic_rate, counterexample, scaled_sketch, irreducible_bias, stationarity,
-    gist, loft, resist, asyncdrop, enough_pretraining,
+    masked_objective, sequential_visits, shuffled_parts, gist, loft, resist, asyncdrop, enough_pretraining,
 )  # fmt: skip
 
 THEOREMS: dict[str, Callable[[], Finding]] = {

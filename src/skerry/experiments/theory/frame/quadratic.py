@@ -156,17 +156,7 @@ class Moments:
 
 def moments(problem: Quadratics, sketch: Sketch) -> Moments:
     """Return the moments, averaged over all dealings."""
-    n, d = problem.linear.shape
-    bs, ss = [], []
-    for assignment in dealings(n, d):
-        b_bar, s = torch.zeros(d, d, dtype=torch.float64), torch.zeros(d, dtype=torch.float64)
-        for worker in range(n):
-            units = assignment.units(worker)
-            own = problem.curvature[worker][units][:, units], problem.linear[worker][units]
-            b_bar[units[:, None], units], s[units] = sketch(*own, n)
-        bs.append(b_bar)
-        ss.append(s)
-    b, s, lbar = torch.stack(bs), torch.stack(ss), problem.mean_curvature
+    (b, s), lbar = over_dealings(problem, sketch), problem.mean_curvature
     symmetric = ((lbar @ b + b @ lbar) / 2).mean(0)
     h = b @ problem.solution - s
     root = power(lbar, -0.5)
@@ -183,6 +173,21 @@ def moments(problem: Quadratics, sketch: Sketch) -> Moments:
         source=s.mean(0),
         spread=float((s - s.mean(0)).square().sum(1).mean()),
     )
+
+
+def over_dealings(problem: Quadratics, sketch: Sketch) -> tuple[Tensor, Tensor]:
+    """Return Bbar [dealings, d, d] and s [dealings, d] of every dealing."""
+    n, d = problem.linear.shape
+    bs, ss = [], []
+    for assignment in dealings(n, d):
+        b_bar, s = torch.zeros(d, d, dtype=torch.float64), torch.zeros(d, dtype=torch.float64)
+        for worker in range(n):
+            units = assignment.units(worker)
+            own = problem.curvature[worker][units][:, units], problem.linear[worker][units]
+            b_bar[units[:, None], units], s[units] = sketch(*own, n)
+        bs.append(b_bar)
+        ss.append(s)
+    return torch.stack(bs), torch.stack(ss)
 
 
 def power(matrix: Tensor, exponent: float) -> Tensor:
