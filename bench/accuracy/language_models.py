@@ -66,13 +66,13 @@ CENTRAL: Mapping[str, Any] = {"batch_size": 128}
 BY_KIND: Mapping[str, Any] = {"split": "by_label"}
 LINES: Mapping[str, tuple[Line, ...]] = {
     "gpt-shakespeare": (
-        Line("narrow", (0.016, 0.008, 0.032)),
-        Line("relay", (0.016, 0.008, 0.032)),
-        Line("ensemble", (0.016, 0.008, 0.032)),
+        Line("narrow", (0.032, 0.016, 0.008, 0.064)),
+        Line("relay", (0.032, 0.016, 0.008, 0.064)),
+        Line("ensemble", (0.032, 0.016, 0.008, 0.064)),
         Line("ensemble", (0.016, 0.008, 0.032), BY_KIND, "ensemble by kind"),
         Line("local_sgd", (0.016, 0.032, 0.008, 0.004)),
         Line("diloco", (0.008, 0.016, 0.004, 0.002)),
-        Line("ist", (0.012, 0.006, 0.024)),
+        Line("ist", (0.024, 0.012, 0.006, 0.048)),
         Line("single", (0.016, 0.032, 0.008, 0.004), CENTRAL, "central"),
         Line("resist", (0.008, 0.004, 0.016)),
         Line("single", (0.008, 0.004, 0.016)),
