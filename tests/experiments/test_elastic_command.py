@@ -99,8 +99,8 @@ def test_a_run_goes_on_without_its_first_process_and_ends_with_a_checkpoint(tmp_
         (["train", "digits-mlp", "--store", "h:1"], "--store: only with --elastic"),
         (["train", "digits-mlp", "--elastic", "2:3", "--store", "h:1", "--workers", "3"], "--workers: the processes"),
         (
-            ["train", "digits-mlp", "--elastic", "2:3", "--store", "h:1", "--method", "ensemble"],
-            "'ensemble' cannot run",
+            ["train", "fashion-mlp", "--elastic", "2:3", "--store", "h:1", "--method", "ddp"],
+            "'ddp' cannot run",
         ),
         (["train", "digits-mlp", "--elastic", "2:3", "--store", "h:1", "--set", "wire=bf16"], "wire=bf16"),
         (
