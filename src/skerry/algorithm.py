@@ -3,6 +3,7 @@
 The published ones are in ``skerry.algorithms``, a few lines each.
 """
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -37,6 +38,7 @@ class Algorithm:
             averaging of local SGD like this.
         outer: an optimizer that takes the workers' mean move as its gradient; None: weights become the workers' mean.
             Only for workers that keep their units.
+        proximal: mu of FedProx: (mu / 2) ||W_w - W||^2 is added to a worker's loss, where W is what it got; 0: none.
         synchronous: whether gradients are averaged over all workers in every step, which needs one process per worker.
         trains: what is trained: the given model, or other nets in its place (``trained.py``).
         rounds_per_cycle: rounds after which every subnet has been with every worker; fewer rounds give a warning.
@@ -46,8 +48,8 @@ class Algorithm:
             None: a round ends when all workers are done.
 
     Raises:
-        ValueError: a value out of range, ``overlap`` with an outer optimizer or a synchronous algorithm, or clients
-            that would keep state.
+        ValueError: a value out of range, ``overlap`` with an outer optimizer, ``proximal`` or a synchronous algorithm,
+            or clients that would keep state.
 
     Example:
         >>> from skerry.partitions import Disjoint
@@ -61,6 +63,7 @@ class Algorithm:
     optimizer_state: StatePolicy = "reset"
     overlap: int = 0
     outer: Outer | None = None
+    proximal: float = 0.0
     synchronous: bool = False
     trains: Trained = field(default_factory=Given)
     rounds_per_cycle: int = 1
@@ -121,7 +124,9 @@ class Algorithm:
             raise ValueError(f"optimizer_state='{self.optimizer_state}': expected 'reset', 'travel' or 'stay'")
         if not 0 <= self.overlap <= self.local_steps:
             raise ValueError(f"overlap={self.overlap}: expected 0 (none) to local_steps={self.local_steps}")
-        if self.overlap and (self.outer or self.synchronous):
+        if not 0 <= self.proximal < math.inf:
+            raise ValueError(f"proximal={self.proximal}: expected 0 (none) or more")
+        if self.overlap and (self.outer or self.synchronous or self.proximal):
             raise ValueError(f"overlap={self.overlap}: '{self.name}' needs the mean before the next step; leave it out")
         if self.clients is not None and (self.keeps or self.overlap or self.synchronous):
             raise ValueError(

@@ -88,6 +88,33 @@ def test_diloco_is_algorithm_1_of_the_paper():
     same_weights(go(diloco(3, local_steps=STEPS), adamw), meant, rtol=1e-9, atol=1e-11)
 
 
+def test_fedprox_adds_the_squared_distance_from_what_a_worker_got_to_its_loss():
+    mu, (model, plan) = 3.0, plain()
+    algorithm = narrow(2, local_steps=STEPS, width=0.5, proximal=mu)
+    meant, _ = net_to_train(model, plan, algorithm)
+    replicas = [copy.deepcopy(meant) for _ in range(2)]
+    for round in range(ROUNDS):
+        got = [p.detach().clone() for p in meant.parameters()]
+        for worker, replica in enumerate(replicas):
+            replica.load_state_dict(meant.state_dict())
+            optimizer = sgd(replica)
+            for x, y in Doubles(2).batches(worker, round * STEPS, STEPS):
+                away = sum(((p - start) ** 2).sum() for p, start in zip(replica.parameters(), got, strict=True))
+                optimizer.zero_grad()
+                (F.cross_entropy(replica(x), y) + mu / 2 * away).backward()
+                optimizer.step()
+        with torch.no_grad():
+            for mean, *own in zip(meant.parameters(), *(r.parameters() for r in replicas), strict=True):
+                mean.copy_(sum(own) / 2)
+    model, plan = plain()
+    ours = train(model, F.cross_entropy, Doubles(2), plan=plan, algorithm=algorithm, optimizer=sgd, num_rounds=ROUNDS)
+    same_weights(ours.model, meant, rtol=1e-9, atol=1e-11)
+    with pytest.raises(ValueError, match="proximal=-1"):
+        narrow(2, proximal=-1.0)
+    with pytest.raises(ValueError, match="overlap=1"):
+        narrow(2, proximal=mu, overlap=1)
+
+
 def test_an_outer_step_of_rate_1_without_momentum_is_the_mean():
     meant = go(local_sgd(3, local_steps=STEPS, optimizer_state="stay"), adamw)
     same_weights(go(diloco(3, local_steps=STEPS, outer_lr=1.0, outer_momentum=0.0), adamw), meant)

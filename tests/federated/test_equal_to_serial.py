@@ -18,7 +18,7 @@ ALGORITHMS = {
     "relay-nets": relay(2, local_steps=STEPS, nets=3),
     "ensemble": ensemble(3, local_steps=STEPS, optimizer_state="reset"),
     "narrow": narrow(3, local_steps=STEPS),
-    "narrow-two-of-five": replace(narrow(2, local_steps=STEPS), clients=FIVE),
+    "narrow-two-of-five": replace(narrow(2, local_steps=STEPS, proximal=0.3), clients=FIVE),
     "local_sgd": local_sgd(2, local_steps=STEPS),
     "heterofl": heterofl(3, local_steps=STEPS, fractions=(0.8, 0.4, 0.2)),
     "fedrolex": fedrolex(3, local_steps=STEPS, step=2, fractions=(0.3, 0.3, 0.7)),

@@ -9,9 +9,12 @@ import pytest
 import torch
 from fastapi.routing import iter_route_contexts
 from federation import ROUNDS, STEPS, arguments, assert_same, federated, joined, site
-from flwr.app import Error, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.proto.fleet_pb2 import RegisterNodeFleetRequest
+from flwr.proto.message_pb2 import PushObjectResponse
 from flwr.supercore.error import FlowerError
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
+from flwr.superlink.grid import http_grid
 from flwr.superlink.servicer.fleet import fleet_handlers
 from made_sites import MadeSites
 from torch import nn
@@ -32,6 +35,16 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:(round|node|data|the server):UserWarning"),
 ]
 THREE = ist(3, local_steps=STEPS)
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """The time of the server, which goes on while it sleeps."""
+    now = [0.0]
+    fake = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s))
+    for module in ("trips", "sites", "server"):
+        monkeypatch.setattr(f"skerry.federated.{module}.time", fake)
+    return now
 
 
 class Spoilt:
@@ -184,23 +197,26 @@ def test_a_site_whose_key_is_of_another_number_takes_no_part():
     assert not found.here
 
 
-@pytest.mark.parametrize("bad", [{1}, {0, 1, 2}])
-def test_nonsense_ends_the_training_only_where_all_sites_send_it(bad):
-    worthless = with_number("loss", math.nan)
+@pytest.mark.parametrize(
+    ("bad", "worthless", "told"),
+    [
+        ({1}, with_number("loss", math.nan), ""),
+        ({0, 1, 2}, with_number("loss", math.nan), "not finite were refused in 2 .* learning rate"),
+        ({0, 1, 2}, with_bytes(lambda data: data[:-1]), "bytes, expected .* was refused in 2 .* same code"),
+    ],
+)
+def test_nonsense_ends_the_training_only_where_all_sites_send_it(bad, worthless, told):
     made = joined(THREE, dict.fromkeys(bad, lambda m, r: worthless(m, r) if "token" in r.content["numbers"] else None))
     if len(bad) == 3:
-        with pytest.raises(TrainingFailed):
+        with pytest.raises(TrainingFailed, match=told):
             federated(THREE, made, max_bad_rounds=2)
     else:
         ours = federated(THREE, made, max_bad_rounds=2)
         assert [record.refused for record in ours.history] == [(1,)] * ROUNDS
 
 
-def test_a_round_for_absent_sites_only_is_not_burned(monkeypatch):
-    clock = [0.0]
-    fake = SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda s: clock.__setitem__(0, clock[0] + s))
-    monkeypatch.setattr(sites, "time", fake)
-    monkeypatch.setattr("skerry.federated.server.time", fake)
+@pytest.mark.usefixtures("clock")
+def test_a_round_for_absent_sites_only_is_not_burned():
     few = replace(narrow(2, local_steps=STEPS), clients=Clients.spread(8, 3.0))
     made = MadeSites()
     made.join(lambda: site(few, 0, num_rounds=50))
@@ -251,13 +267,8 @@ def test_a_site_that_is_lost_costs_its_rounds_and_comes_back():
     assert_same(ours, refusing(2, lost, num_rounds), flop=False)
 
 
-def test_a_late_site_is_left_out_until_it_answers(monkeypatch):
-    """Its reply comes after the deadline, is never read, and the site takes part again."""
-    clock = [0.0]
-    fake = SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda s: clock.__setitem__(0, clock[0] + s))
-    monkeypatch.setattr(trips, "time", fake)
-    monkeypatch.setattr(sites, "time", fake)
-    monkeypatch.setattr("skerry.federated.server.time", fake)
+def test_a_late_site_is_left_out_until_it_answers(clock):
+    """What it was asked is forgotten after the deadline, and the site takes part again."""
     num_rounds, made = 5, joined(THREE, num_rounds=5)
     node = list(made.sites)[1]
 
@@ -270,12 +281,102 @@ def test_a_late_site_is_left_out_until_it_answers(monkeypatch):
     assert lost == {1, 2}
     assert 7.0 <= clock[0] < 14.0  # one deadline was waited for
     assert_same(ours, refusing(1, lost, num_rounds), flop=False)
+    assert_nothing_is_left(made)
 
 
-def test_a_site_with_other_settings_takes_no_part(monkeypatch):
-    clock = [0.0]
-    fake = SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda s: clock.__setitem__(0, clock[0] + s))
-    monkeypatch.setattr(sites, "time", fake)
+def assert_nothing_is_left(made: MadeSites) -> None:
+    state = made.fleet.state
+    assert (state.num_message_ins(), state.num_message_res(), len(state.object_store)) == (0, 0, 0)
+    assert (state._object_push_sessions, state._left, state._answers) == ({}, {}, {})
+
+
+def test_replies_that_stop_or_are_too_large_hold_nobody_and_are_not_stored(clock, monkeypatch):
+    """Each costs the round, and the next one, in which the site is asked whether it is there."""
+    num_rounds, faults, sizes = 8, {1: "stops", 3: "many objects", 5: "many bytes"}, list[int]()
+    many = RecordDict({f"more {k}": ConfigRecord({"k": k}) for k in range(20)})
+    of_round = [-1]
+
+    def change(message: Message, reply: Message) -> Message | None:
+        round = message.content["numbers"].get("round", 0)
+        of_round[0] = round
+        if faults.get(round) == "many objects":
+            return Message(many, reply_to=message)
+        return with_bytes(lambda data: data + b"0" * 10**6)(message, reply) if round == 5 else None
+
+    made = joined(THREE, {1: change}, num_rounds=num_rounds)
+    node, push, put = list(made.sites)[1], made.client.PushObject, made.fleet.state.object_store.put
+
+    def push_object(request: Any) -> Any:
+        stops = request.node.node_id == node and faults.get(of_round[0]) == "stops"
+        return PushObjectResponse(stored=True) if stops else push(request)
+
+    made.client.PushObject = push_object
+    monkeypatch.setattr(made.fleet.state.object_store, "put", lambda i, c: (sizes.append(len(c)), put(i, c))[1])
+    monkeypatch.setattr(http_grid, "pull_objects", lambda *a, **m: pull_objects(*a, max_tries_per_object=1, **m))
+    runtime = Federated(made.grid, deadline_s=7.0, poll_s=1.0)
+    with pytest.warns(UserWarning, match="site 1 has not answered in time") as told:
+        ours = federated(THREE, made, num_rounds=num_rounds, runtime=runtime)
+    assert sum("has not answered in time" in str(each.message) for each in told) == len(faults)
+    lost = {record.round for record in ours.history if record.refused == (1,)}
+    assert lost == {1, 2, 3, 4, 5, 6}
+    assert 3 * 7.0 <= clock[0] < 4 * 7.0
+    assert max(sizes) < 10**5
+    assert_same(ours, refusing(1, lost, num_rounds), flop=False)
+    assert_nothing_is_left(made)
+
+
+def test_the_rest_of_an_upload_may_come_later():
+    made, held = MadeSites(), list[Any]()
+    node = made.join(lambda: site(THREE, 0))
+    push = made.client.PushObject
+    made.client.PushObject = lambda request: (held.append(request), PushObjectResponse(stored=True))[1]
+    asked = trips.Trips[str](made.grid, 0.05)
+    asked.send(node, sites.BYE, written({}), "bye", 60.0)
+    assert not list(asked.arrived())
+    for request in held:
+        assert not list(asked.arrived())
+        push(request)
+    ((about, message),) = asked.arrived()
+    assert (about, message.has_error()) == ("bye", False)
+
+
+@pytest.mark.parametrize("length", [1, 10**6])
+def test_an_error_is_stored_unless_it_is_long(length):
+    made = MadeSites()
+    node = made.join(lambda: site(THREE, 0), lambda m, r: Message(Error(2, "x" * length), reply_to=m))
+    asked = trips.Trips[str](made.grid, 0.05)
+    asked.send(node, sites.BYE, written({}), "bye", 60.0)
+    made.answer()
+    assert made.fleet.state.num_message_res() == (length == 1)
+    assert len(list(asked.arrived())) == (length == 1)
+
+
+def test_an_error_at_a_site_costs_one_round():
+    """The site is there: it has said so."""
+    failing = lambda m, r: Message(Error(2, "broken"), reply_to=m) if m.content["numbers"].get("round") == 1 else None  # noqa: E731
+    ours = federated(THREE, joined(THREE, {1: failing}, num_rounds=4), num_rounds=4)
+    assert [record.refused for record in ours.history] == [(), (1,), (), ()]
+
+
+def test_a_site_that_comes_while_others_train_takes_part_in_the_next_round(clock):
+    made = MadeSites()
+    nodes = [made.join(lambda k=k: site(THREE, k, num_rounds=4)) for k in range(2)]
+    answer = made.answer
+
+    def answered() -> None:
+        if clock[0] == 3.0 and len(made.sites) == 2:  # seconds into the first round
+            made.join(lambda: site(THREE, 2, num_rounds=4))
+        made.silent = {nodes[1]} if 2.0 <= clock[0] < 6.0 else set()
+        answer()
+
+    made.answer = answered
+    runtime = Federated(made.grid, deadline_s=30.0, patience_s=2.0, poll_s=1.0)
+    ours = federated(THREE, made, num_rounds=4, runtime=runtime)
+    assert [record.refused for record in ours.history] == [(2,), (), (), ()]
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_site_with_other_settings_takes_no_part():
     made = MadeSites()
     made.join(lambda: site(THREE, 0, optimizer=adamw))
     made.join(lambda: site(THREE, 1))

@@ -12,6 +12,7 @@ def narrow(
     width: float | None = None,
     optimizer_state: StatePolicy = "reset",
     overlap: int = 0,
+    proximal: float = 0.0,
 ) -> Algorithm:
     """Local SGD on a new net V with 1/n of each axis, which costs a worker what its subnet in IST costs:
 
@@ -26,12 +27,16 @@ def narrow(
             several workers hold), give that share for an equal cost.
         optimizer_state: what happens to optimizer state between rounds, see ``Algorithm``.
         overlap: local steps during which parameters are averaged, see ``Algorithm``.
+        proximal: mu of FedProx, which adds (mu / 2) ||V_w - V||^2 to a worker's loss and so keeps it near the V that it
+            got. Helps with label skew and many local steps. Costs a copy of V. Not with ``overlap``.
 
     Raises:
-        ValueError: ``width`` is not above 0 and at most 1.
+        ValueError: ``width`` is not above 0 and at most 1, or ``proximal`` is negative or used with ``overlap``.
 
     References:
         Local SGD: Stich, ICLR 2019, arXiv 1805.09767, algorithm 1. The IST papers do not compare with it.
+        FedProx: Li et al., MLSys 2020, arXiv 1812.06127, algorithm 2.
+    Differs from the paper: FedProx samples clients by the size of their data; here all have the same weight.
     """
     return Algorithm(
         name="narrow",
@@ -39,5 +44,6 @@ def narrow(
         local_steps=local_steps,
         optimizer_state=optimizer_state,
         overlap=overlap,
+        proximal=proximal,
         trains=Narrow(1.0 / workers if width is None else width),
     )

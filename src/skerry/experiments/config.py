@@ -101,6 +101,7 @@ class Config:
         width: fraction of each axis that method ``narrow`` keeps; None: 1/workers.
         nets: of a ``relay`` or ``ensemble``, at least as many as workers; None: one per worker.
         optimizer_state: None: the method's own default.
+        proximal: mu of FedProx, of method ``narrow``; 0: none.
         clip_grad_norm, accumulate, precision, checkpoint_activations, compile, deadline: see ``StepSettings``.
         clients: owners of the data, of whom ``workers`` train at a time; 0: each worker has its own data.
         slowest: how many times as long as the fastest client the slowest one takes; the others lie evenly between.
@@ -127,6 +128,7 @@ class Config:
     optimizer_state: StatePolicy | None = None
     outer: Outer = field(default_factory=Outer)
     overlap: int = 0
+    proximal: float = 0.0
     schedule: str = "cosine"
     model: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)

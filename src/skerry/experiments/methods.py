@@ -24,7 +24,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     )
 }  # fmt: skip
 
-SOME_METHODS_ONLY = ("asynchronous", "optimizer_state", "outer", "overlap", "nets", "partition", "width")
+SOME_METHODS_ONLY = ("asynchronous", "optimizer_state", "outer", "overlap", "nets", "partition", "proximal", "width")
 """Settings, and groups of settings, that only methods with such an argument take. All methods take the others."""
 
 

@@ -5,24 +5,26 @@ functions: only what Flower calls the fleet is served. The server's own messages
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+from flwr.app import Message, RecordDict
 from flwr.common.constant import NOOP_FLWR_AID, SUPERLINK_NODE_ID, Status
 from flwr.proto.task_pb2 import Task, TaskStatus
-from flwr.server.superlink.linkstate import InMemoryLinkState, LinkStateFactory
+from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.server.superlink.linkstate.in_memory_linkstate import RunRecord
 from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.grid import HttpGrid
 from flwr.superlink.servicer.runtime import runtime_handlers
+
+from skerry.federated.link import Link
 
 _RUN, _TASK = 1, 1
 
@@ -49,8 +51,9 @@ class Fleet:
     """
 
     def __init__(self, keys: Sequence[bytes] | None = None) -> None:
-        factory = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory())
-        self._factory, self.state = factory, cast(InMemoryLinkState, factory.state())
+        self.state = Link()
+        self._factory = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, self.state.federation_manager, ObjectStoreFactory())
+        self._factory.state_instance = self.state
         run = Run.create_empty(_RUN)
         run.primary_task_id, run.federation_id = _TASK, NOOP_FEDERATION_ID
         self.state.run_ids[_RUN] = RunRecord(run=run)
@@ -116,8 +119,9 @@ class Fleet:
 class _LocalGrid(HttpGrid):  # type: ignore[misc]  # its class is not known to the type checker
     """Flower's grid, with what its requests would come to called directly."""
 
-    def __init__(self, state: InMemoryLinkState, task: Task) -> None:
+    def __init__(self, state: Link, task: Task) -> None:
         super().__init__(token="none")
+        self._state = state
         names = {
             "GetNodes": runtime_handlers.get_nodes,
             "PushMessages": runtime_handlers.push_messages,
@@ -128,6 +132,27 @@ class _LocalGrid(HttpGrid):  # type: ignore[misc]  # its class is not known to t
         }
         calls = {name: (lambda request, call=call: call(request, state, task)) for name, call in names.items()}
         self._client = cast(Any, SimpleNamespace(close=lambda: None, **calls))
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return replies that are here as a whole; Flower would wait for the rest of others."""
+        found: Iterable[Message] = super().pull_messages([m for m in message_ids if not self._state.is_arriving(m)])
+        return found
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """Free the memory of messages that nobody waits for any more."""
+        self._state.forget(set(message_ids))
+
+    def _try_push_messages(self, run_id: int, messages: Iterable[Message]) -> list[str]:
+        for message in messages:
+            self._state.expect(message.metadata.message_id, _num_bytes(message.content))
+        found: list[str] = super()._try_push_messages(run_id, messages)
+        return found
+
+
+def _num_bytes(content: RecordDict) -> int:
+    arrays = (array for record in content.array_records.values() for array in record.values())
+    numbers = content.config_records.values()
+    return sum(len(array.data) for array in arrays) + sum(len(record.deflate()) for record in numbers)
 
 
 class _Bounded:

@@ -1,5 +1,6 @@
 """A site's connection to the server: it dials out, and comes back when the server or the network was away."""
 
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from skerry.federated.site import OVER
 _LEASE_S = 10.0
 """The server takes a site for gone after twice that time without a sign of life; the least that Flower allows."""
 _SLOWEST_POLL_S = 0.5
+_OF_TIME, _OF_NAME = (9, 10), (62, 64)  # what OpenSSL calls errors of certificates
 _OF_NETWORK = (httpx.HTTPError, ObjectPullError, ObjectPushError, ConnectionError)
 
 
@@ -49,13 +51,14 @@ def join(
         say: told how it goes.
 
     Raises:
-        ValueError: the key cannot be read, or ``app`` cannot make this site's part of the training.
+        ValueError: the key or the certificate cannot be read, the server's certificate is refused, or ``app`` cannot
+            make this site's part of the training.
     """
-    private = _private_key(key)
+    private, authority = _private_key(key), _authority(certificate)
     wait_s = 0.2
     while True:
         try:
-            with _client(address, certificate, private) as client:
+            with _client(address, authority, private) as client:
                 node = _begin(client, private, is_new=key is None)
                 say(f"joined {address}")
                 wait_s = 0.2
@@ -63,6 +66,7 @@ def join(
                 say("the training is over")
                 return
         except _OF_NETWORK as error:
+            _raise_for_certificate(address, error)
             if isinstance(error, httpx.HTTPStatusError):
                 told = "does not take this site: it does not know its key, or has it as there still"
             else:
@@ -84,11 +88,37 @@ def _private_key(path: Path | None) -> ec.EllipticCurvePrivateKey:
     return found
 
 
-def _client(address: str, certificate: Path | None, private: ec.EllipticCurvePrivateKey) -> FleetHttpClient:
+def _authority(path: Path | None) -> bytes | None:
+    """Return the certificate in a file."""
+    if path is None:
+        return None
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=path.read_text("ascii"))
+    except (OSError, ValueError) as error:  # SSLError is an OSError
+        raise ValueError(f"{path}: it cannot be read as a certificate ({error}); get ca.crt from the server") from error
+    return path.read_bytes()
+
+
+def _raise_for_certificate(address: str, error: BaseException) -> None:
+    """Raise ValueError if the server's certificate is refused: it would be so again."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, ssl.SSLCertVerificationError):
+        found = found.__cause__ or found.__context__
+    if found is None:
+        return
+    remedy = "use the ca.crt of the authority that signed it (--certs)"
+    if found.verify_code in _OF_TIME:
+        remedy = "the server needs another one, unless the clock here is wrong"
+    elif found.verify_code in _OF_NAME:
+        remedy = "join by a name that it has, or let the server have one for this name (subjectAltName)"
+    raise ValueError(f"{address}: the server's certificate is refused: {found.verify_message}; {remedy}") from error
+
+
+def _client(address: str, authority: bytes | None, private: ec.EllipticCurvePrivateKey) -> FleetHttpClient:
     return FleetHttpClient.from_server_address(
         address,
-        certificate is None,
-        None if certificate is None else certificate.read_bytes(),
+        authority is None,
+        authority,
         interceptors=[NodeAuthHttpInterceptor(private, private.public_key())],
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -106,7 +107,7 @@ class FromSites(WholeModel):
         num = len(handed)
         self.bytes_sent += sum(tensor.nbytes for h in handed for tensor in h.tensors.values()) / num
         if any(each.report.good for each in handed):  # else one site could end the training of all
-            handed = [replace(each, report=replace(each.report, came=each.report.good)) for each in handed]
+            handed = [replace(each, report=replace(each.report, counts=False)) for each in handed]
         reports = super().exchange(handed, then)
         self._next += 1
         return reports
@@ -117,7 +118,7 @@ class FromSites(WholeModel):
         turn = {self._client(worker) for worker in range(num)}
         sites.wait_for(runtime.at_least, time.monotonic() + runtime.patience_s, turn, all_of_them=self._is_first)
         self._is_first = False
-        handed = [Handover({}, Report(worker, False, math.nan, 0.0, 0.0, came=False)) for worker in range(num)]
+        handed = [_nothing(worker) for worker in range(num)]
         asked: dict[int, tuple[int, dict[str, Tensor]]] = {}
         for worker in range(num):
             client = self._client(worker)
@@ -130,21 +131,22 @@ class FromSites(WholeModel):
                 content = written(work, tensors)
                 if trips.send(sites.here[client], TRAIN, content, worker, runtime.deadline_s):
                     asked[worker] = client, tensors
-        for worker, message in trips.wait(time.monotonic() + runtime.deadline_s):
+        for worker, message in trips.wait(time.monotonic() + runtime.deadline_s, meanwhile=sites.look):
             client, sent = asked.pop(worker)
             handed[worker] = self._taken(worker, client, message, token, sent)
         for client, _ in asked.values():
             warnings.warn(f"round {self._next}: site {client} has not answered in time", stacklevel=2)
             sites.doubt(client)
+        trips.give_up()
         return handed
 
     def _taken(self, worker: int, client: int, message: Message, token: str, sent: Mapping[str, Tensor]) -> Handover:
         """Return what a worker hands over by its site's reply; its report is not good if anything is wrong with it."""
-        absent = Handover({}, Report(worker, False, math.nan, 0.0, 0.0, came=False))
         if message.has_error():
             warnings.warn(f"round {self._next}: site {client} is lost ({reason_of(message)})", stacklevel=2)
-            self._runtime.sites.doubt(client)
-            return absent
+            if message.error.code != ErrorCode.CLIENT_APP_RAISED_EXCEPTION:  # else it is there
+                self._runtime.sites.doubt(client)
+            return _nothing(worker)
         try:
             found = read_numbers(message.content, {"token": str, "loss": float, "flop": float, "local_s": float})
             if found["token"] != token:
@@ -152,7 +154,7 @@ class FromSites(WholeModel):
             tensors = read_tensors(message.content, sent)
         except ValueError as error:
             warnings.warn(f"round {self._next}: what site {client} sent is refused: {error}", stacklevel=2)
-            return Handover({}, Report(worker, False, math.nan, 0.0, 0.0))
+            return _nothing(worker, counts=True, fault=str(error))
         watched = {name: tensor for name, tensor in tensors.items() if name not in self._never_finite}
         good = math.isfinite(found["loss"]) and is_finite(watched)
         flop, local_s = (found[name] if 0 <= found[name] < math.inf else 0.0 for name in ("flop", "local_s"))
@@ -167,6 +169,10 @@ class FromSites(WholeModel):
 
 class LateFromSites(FromSites, ServerStore):
     """The store of a server that waits for nobody, on the simulated clock: sites train what their turns began with."""
+
+
+def _nothing(worker: int, *, counts: bool = False, fault: str = "") -> Handover:
+    return Handover({}, Report(worker, False, math.nan, 0.0, 0.0, counts=counts, fault=fault))
 
 
 def _check(algorithm: Algorithm, beginning: Beginning) -> None:

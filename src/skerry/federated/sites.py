@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from skerry.federated.messages import Refused, read_numbers, reason_of, written
@@ -103,7 +104,9 @@ class Sites:
     def _admit(self, node: int, message: Message) -> None:
         try:
             if message.has_error():
-                if message.error.code != 2:  # it has not answered in time, or is gone: it is asked again
+                if (
+                    message.error.code != ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+                ):  # it has not answered in time, or is gone: it is asked again
                     return
                 raise Refused(f"it cannot begin ({reason_of(message)})")
             found = read_numbers(message.content, {"site": int, "differs": str})

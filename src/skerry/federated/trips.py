@@ -1,11 +1,10 @@
 """Messages under way between the server and its sites.
 
-Flower's own ``send_and_receive`` looks for replies every three seconds; this looks as often as it is told to. Messages
-that nobody waits for any more are dropped: their replies are never read.
+Flower's own ``send_and_receive`` looks for replies every three seconds; this looks as often as it is told to.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from flwr.app import Error, Message, RecordDict
@@ -60,11 +59,23 @@ class Trips(Generic[About]):
             for message in pulled[:1]:
                 yield self.open.pop(number), message
 
-    def wait(self, until: float) -> Iterator[tuple[About, Message]]:
-        """Yield replies as they come, until all are there or the time (``time.monotonic``) is over."""
+    def give_up(self) -> None:
+        """Drop what is still under way, whose replies are never read; ``Fleet`` frees its memory."""
+        if (forget := getattr(self._grid, "forget", None)) is not None:
+            forget(self.open)
+        self.open.clear()
+
+    def wait(self, until: float, meanwhile: Callable[[], None] = lambda: None) -> Iterator[tuple[About, Message]]:
+        """Yield replies as they come, until all are there or the time is over.
+
+        Args:
+            until: that time (``time.monotonic``).
+            meanwhile: called between two looks.
+        """
         while True:
             is_last = time.monotonic() >= until  # so that there is a look after the time is over
             yield from self.arrived()
             if not self.open or is_last:
                 return
+            meanwhile()
             time.sleep(self._poll_s)

@@ -27,7 +27,9 @@ class Report:
         flop: floating-point operations it spent.
         local_s: seconds it spent in local steps.
         bytes_due: bytes it has to send in this exchange, by the assignments; the store fills it in.
-        came: whether it handed anything over: a site may be lost, which is no fault of the training.
+        counts: whether it tells against the training if it is not good: a site that is lost, or one of several that
+            sends nonsense, does not.
+        fault: what is wrong with what a site sent; empty where that is only that it is not finite.
         num_steps: the local steps it took; only its own process knows.
     """
 
@@ -37,7 +39,8 @@ class Report:
     flop: float
     local_s: float
     bytes_due: float = 0.0
-    came: bool = True
+    counts: bool = True
+    fault: str = ""
     num_steps: int = 0
 
 

@@ -273,7 +273,7 @@ class Session:
         if (private := self.setup.private) is None or not private.is_secret or last:
             self._save(done=last or private is not None)
         self.setup.runtime.went_on(self.state)
-        self._stop_if_failed(round.refused)
+        self._stop_if_failed(round.refused, round.fault)
         return stops
 
     def _save(self, *, done: bool) -> None:
@@ -294,8 +294,8 @@ class Session:
             )
         return num > 0
 
-    def _stop_if_failed(self, refused: tuple[int, ...] = ()) -> None:
-        stop_if_failed(self.state, min(self.setup.max_bad_rounds, self.setup.num_rounds), refused)
+    def _stop_if_failed(self, refused: tuple[int, ...] = (), fault: str = "") -> None:
+        stop_if_failed(self.state, min(self.setup.max_bad_rounds, self.setup.num_rounds), refused, fault)
 
     def full(self, *inputs: Inputs) -> FullModel:
         """Return the calibrated full model as it is between rounds; every process must call it.

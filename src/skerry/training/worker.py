@@ -55,6 +55,7 @@ class Worker:
         client: whose data it trains on.
         first_step: how many steps were taken on that data before.
         private: sets the gradients of its steps, in private training.
+        proximal: mu of a term (mu / 2) ||W - W_0||^2 of its loss, where W_0 is what it began with. ``loss`` is without.
 
     Attributes:
         number: the worker's, from 0.
@@ -90,6 +91,7 @@ class Worker:
         client: int = 0,
         first_step: int = 0,
         private: PrivateGradient | None = None,
+        proximal: float = 0.0,
     ) -> None:
         settings = settings or StepSettings()
         self.number, self.round, self.num_steps, self.accumulate = number, round, len(rates), settings.accumulate
@@ -107,6 +109,8 @@ class Worker:
         self.is_private, self._private = private is not None, private
         self._total: Tensor | float = 0.0 if private is None else math.nan
         self._of_step = list[Tensor]()  # the losses that the next step is the mean of
+        self._proximal = proximal
+        self._start = [p.detach().clone() for p in self._trained()] if proximal else []
         self._done, self._is_finite = 0, True
         optimizer.zero_grad()
         self._began = time.perf_counter()
@@ -217,8 +221,9 @@ class Worker:
                 "worker.subnet(inputs), not from the full model"
             )
         self._set_rates()
-        if self._scaler is not None and self._clip is not None:
+        if self._scaler is not None and (self._clip is not None or self._proximal):
             self._scaler.unscale_(self.optimizer)
+        self._add_proximal_gradient()
         if self._clip is not None:
             nn.utils.clip_grad_norm_(self.narrow.parameters(), self._clip)
         if self._scaler is None:
@@ -235,6 +240,16 @@ class Worker:
         if self.after_step is not None:
             self.after_step(self, torch.stack(of_step).sum())
         self._began += time.perf_counter() - ended  # waiting for others and callbacks do not count as local steps
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _add_proximal_gradient(self) -> None:
+        """Add mu (W - W_0), the gradient of the term of FedProx."""
+        with torch.no_grad():
+            for p, start in zip(self._trained(), self._start, strict=False):
+                if p.grad is not None:
+                    p.grad.add_(p - start, alpha=self._proximal)
 
     @property
     def steps_done(self) -> int:
@@ -292,7 +307,7 @@ class Worker:
             )
         if isinstance(self._total, Tensor):
             self._total = self._total.item()
-        del self.subnet, self.narrow, self.optimizer, self._private
+        del self.subnet, self.narrow, self.optimizer, self._private, self._start
 
 
 def local_steps(worker: Worker, loss_fn: LossFn, batches: Iterable[tuple[Inputs, Any]]) -> None:

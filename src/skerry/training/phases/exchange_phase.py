@@ -14,7 +14,9 @@ class TrainingFailed(RuntimeError):
     """Training cannot go on; the message says what to change."""
 
 
-def exchange(setup: Setup, state: State, handed: list[Handover]) -> tuple[tuple[int, ...], float, tuple[float, ...]]:
+def exchange(
+    setup: Setup, state: State, handed: list[Handover]
+) -> tuple[tuple[int, ...], float, tuple[float, ...], str]:
     """End the round; every process must call it.
 
     Args:
@@ -23,8 +25,8 @@ def exchange(setup: Setup, state: State, handed: list[Handover]) -> tuple[tuple[
         handed: what the workers of this process hand over.
 
     Returns:
-        The workers whose tensors were refused because they are not finite, the mean training loss of the others, and
-        the seconds that each worker spent in local steps.
+        The workers whose tensors were refused, the mean training loss of the others, the seconds that each worker spent
+        in local steps, and the fault of the first that was refused (``Report.fault``).
     """
     algorithm, store = setup.algorithm, setup.store
     now, then, sent = store.assignment, setup.assignment(state.round + 1), store.bytes_sent
@@ -34,20 +36,31 @@ def exchange(setup: Setup, state: State, handed: list[Handover]) -> tuple[tuple[
     good = [report for report in reports if report.good]
     state.trained += now.held[[report.worker for report in good]].sum(0)
     state.round += 1
-    state.bad_rounds = state.bad_rounds + 1 if any(r.came and not r.good for r in reports) else 0
+    faults = [report.fault for report in reports if report.counts and not report.good]
+    state.bad_rounds = state.bad_rounds + 1 if faults else 0
     _add_to_totals(setup, state, reports, store.bytes_sent - sent)
     loss = sum(report.loss for report in good) / len(good) if good else math.nan
     refused = tuple(report.worker for report in reports if not report.good)
-    return refused, loss, tuple(report.local_s for report in reports)
+    return refused, loss, tuple(report.local_s for report in reports), next(iter(faults), "")
 
 
-def stop_if_failed(state: State, max_bad_rounds: int, refused: tuple[int, ...] = ()) -> None:
-    """Raise TrainingFailed after ``max_bad_rounds`` rounds in a row with a refused worker (``refused``: the last)."""
+def stop_if_failed(state: State, max_bad_rounds: int, refused: tuple[int, ...] = (), fault: str = "") -> None:
+    """Raise TrainingFailed after ``max_bad_rounds`` rounds in a row with a refused worker.
+
+    Args:
+        state: of the training.
+        max_bad_rounds: how many.
+        refused: the last ones.
+        fault: what was wrong with the last (``Report.fault``).
+    """
     if state.bad_rounds >= max_bad_rounds:
         who = f" (last of worker {', '.join(map(str, refused))})" if refused else ""
+        what, remedy = "weights or losses that are not finite were", "a lower learning rate, or check the data"
+        if fault:
+            what, remedy = f"what a site sent ({fault}) was", "the same code and settings at the server and all sites"
         raise TrainingFailed(
-            f"round {state.round - 1}: weights or losses that are not finite were refused in {state.bad_rounds} rounds "
-            f"in a row{who}; start again with a lower learning rate, or check the data"
+            f"round {state.round - 1}: {what} refused in {state.bad_rounds} rounds in a row{who}; start again with "
+            f"{remedy}"
         )
 
 

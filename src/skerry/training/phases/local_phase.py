@@ -73,6 +73,7 @@ def lend_worker(setup: Setup, state: State, number: int, num_steps: int, handed:
             client=client,
             first_step=first_step,
             private=None if private is None else private.gradient(subnet, client, round),
+            proximal=algorithm.proximal,
         )
         yield worker
     worker.finish()

@@ -1,0 +1,1 @@
+"""Three sites, one model, as a Flower app (docs/federated.md)."""
