@@ -39,7 +39,7 @@ THREE = ist(3, local_steps=STEPS)
 
 @pytest.fixture
 def clock(monkeypatch) -> list[float]:
-    """The time of the server, which goes on while it sleeps."""
+    """The time of the server, which goes on while it sleeps. Flower has the real one: deadlines are long."""
     now = [0.0]
     fake = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s))
     for module in ("trips", "sites", "server"):
@@ -275,11 +275,11 @@ def test_a_late_site_is_left_out_until_it_answers(clock):
     def after(session: Any, record: Any) -> None:
         made.silent = {node} if record.round == 0 else set()
 
-    runtime = Federated(made.grid, deadline_s=7.0, poll_s=1.0)
+    runtime = Federated(made.grid, deadline_s=7e3, poll_s=1e3)
     ours = federated(THREE, made, num_rounds=num_rounds, runtime=runtime, callbacks=[Callback(on_round=after)])
     lost = {record.round for record in ours.history if record.refused == (1,)}
     assert lost == {1, 2}
-    assert 7.0 <= clock[0] < 14.0  # one deadline was waited for
+    assert 7e3 <= clock[0] < 14e3  # one deadline was waited for
     assert_same(ours, refusing(1, lost, num_rounds), flop=False)
     assert_nothing_is_left(made)
 
@@ -313,13 +313,13 @@ def test_replies_that_stop_or_are_too_large_hold_nobody_and_are_not_stored(clock
     made.client.PushObject = push_object
     monkeypatch.setattr(made.fleet.state.object_store, "put", lambda i, c: (sizes.append(len(c)), put(i, c))[1])
     monkeypatch.setattr(http_grid, "pull_objects", lambda *a, **m: pull_objects(*a, max_tries_per_object=1, **m))
-    runtime = Federated(made.grid, deadline_s=7.0, poll_s=1.0)
+    runtime = Federated(made.grid, deadline_s=7e3, poll_s=1e3)
     with pytest.warns(UserWarning, match="site 1 has not answered in time") as told:
         ours = federated(THREE, made, num_rounds=num_rounds, runtime=runtime)
     assert sum("has not answered in time" in str(each.message) for each in told) == len(faults)
     lost = {record.round for record in ours.history if record.refused == (1,)}
     assert lost == {1, 2, 3, 4, 5, 6}
-    assert 3 * 7.0 <= clock[0] < 4 * 7.0
+    assert 3 * 7e3 <= clock[0] < 4 * 7e3
     assert max(sizes) < 10**5
     assert_same(ours, refusing(1, lost, num_rounds), flop=False)
     assert_nothing_is_left(made)
@@ -370,7 +370,7 @@ def test_a_site_that_comes_while_others_train_takes_part_in_the_next_round(clock
         answer()
 
     made.answer = answered
-    runtime = Federated(made.grid, deadline_s=30.0, patience_s=2.0, poll_s=1.0)
+    runtime = Federated(made.grid, deadline_s=3e3, patience_s=2.0, poll_s=1.0)
     ours = federated(THREE, made, num_rounds=4, runtime=runtime)
     assert [record.refused for record in ours.history] == [(2,), (), (), ()]
 
