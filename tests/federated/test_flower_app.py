@@ -47,6 +47,7 @@ def test_the_app_of_the_page_runs_with_stock_flower(tmp_path, monkeypatch):
     (tmp_path / "config.toml").write_text(f'[superlink.here]\naddress = "127.0.0.1:{port}"\ninsecure = true\n')
     path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "PYTHONPATH": path, "FLWR_HOME": str(tmp_path), "FLWR_TELEMETRY_ENABLED": "0"}
+    env["PATH"] = os.pathsep.join([str(BIN), env["PATH"]])  # Flower starts commands of its own
     started = []
 
     def start(name: str, *arguments: str) -> None:
@@ -70,6 +71,7 @@ def test_the_app_of_the_page_runs_with_stock_flower(tmp_path, monkeypatch):
             )
             code = done.returncode
             assert time.monotonic() < end, done.stdout.decode() + said()
+            assert all(each.poll() is None for each in started), said()
         while not re.search(r"accuracy (0\.\d+)", said()) or not out.exists():
             assert time.monotonic() < end, said()
             time.sleep(0.5)
