@@ -1,39 +1,43 @@
 """Faults in elastic runs of real processes: what is lost, how long the others stall, how much work is left (Linux).
 
-    python bench/faults.py                                # each fault in each phase; 2, 4, 8 processes in turn
+    python bench/faults.py --out rows.jsonl               # each fault in each phase, with 2, 3 and 4 processes
     python bench/faults.py --faults kill,stop --sizes 4   # some of them
-    python bench/faults.py --soak 120                     # 8 processes of different speeds, a fault every 15 s
 
-A small net on scikit-learn's digits. Processes inflict faults on themselves, so that they hit the phase. Checked:
-everybody who should ends, with the same loss; each unit is trained once per round but for the rounds that the record
-calls lost, at most those of the victim; rounds only go on; no process is left, and survivors have no more open files
-than before. Who has losses of NaN in a round is refused. Who becomes late, 20 times slower, is left out of a round, and
-comes in again. A row says, in seconds:
+A small net on scikit-learn's digits. A process waits in the phase until its fault has come. The faults of a network
+(``link``: down and up again; ``cut``: it only receives; ``spoil``: bits change; ``forge``: bits change, and the sums of
+TCP are right) need root: each process is on a host of its own, and the store too. A row that ``--out`` has already is
+not measured again.
+
+Checked: everybody who should ends, with the same loss; each unit is trained once per round but for the rounds that the
+record calls lost, at most those of the victim; rounds only go on; no process is left, and survivors have no more open
+files than before. Who has losses of NaN in a round is refused. Who becomes late, 20 times slower, is left out of a
+round, and comes in again. A row says, in seconds:
 
 - detected: from the fault until the first survivor knows; regrouped: from then until the new processes have agreed;
 - stall: the longest pause between two rounds of a survivor, less the usual one (median of survivors, and the worst);
 - newcomer: from the start of a process (imports are over) until it has taken its first local step.
-
-The soak compares rounds per second, less the lost units, with a run without faults, and the accuracies of both.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
-import random
 import signal
 import socket
 import statistics
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent / "distributed"))  # hosts.py is there, and what it imports
+
 import torch
+from broken_links import BreakableHosts, enter
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -44,17 +48,20 @@ from skerry.runtimes.elastic.membership import Membership
 from skerry.runtimes.peers import Peers
 
 PHASES = ("local steps", "boundary", "transfer", "commit", "evaluation", "checkpoint", "group creation")
-FAULTS = ("kill", "stop", "leave")
-OTHERS = ("slow", "late", "nan", "join", "store")  # wherever the processes are
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "leave": signal.SIGTERM}
+NETWORK = ("link", "cut", "spoil", "forge")
+FAULTS = (*SIGNALS, *NETWORK, "store", "join")
+OTHERS = ("slow", "late", "nan")  # in local steps
 UNITS, ROUNDS, AT = 64, 16, 6
 LEASE_S, STOPPED_S, STORE_DOWN_S, LATE_S = 1.5, 4.0, 1.0, 0.7
+PORT = 29400  # of a store on a host of its own
 
 
 class Member:
     """One process of a run: trains, writes what happens when to ``events``, and inflicts its fault on itself."""
 
-    def __init__(self, folder: Path, port: int, setup: dict[str, Any]) -> None:
-        self.folder, self.port, self.setup = folder, port, setup
+    def __init__(self, folder: Path, address: str, setup: dict[str, Any]) -> None:
+        self.folder, self.address, self.setup = folder, address, setup
         self.delay_s, self.round, self.generations, self.done = setup["delay_s"], -1, 0, False
         self.is_nan = False
         folder.mkdir(parents=True)
@@ -73,10 +80,11 @@ class Member:
         while self.setup["waits"] and not (self.folder / "go").exists():
             time.sleep(0.01)
         self.tell("start")
+        self._take_part()
+
+    def _take_part(self) -> None:
         settings = {key: self.setup[key] for key in ("minimum", "patience_s", "late_s")}
-        with skerry.Elastic(
-            f"127.0.0.1:{self.port}", "faults", maximum=16, lease_s=LEASE_S, grace_s=1.0, **settings
-        ) as elastic:
+        with skerry.Elastic(self.address, "faults", maximum=16, lease_s=LEASE_S, grace_s=1.0, **settings) as elastic:
             self.tell("member", uid=elastic.uid)
             try:
                 result = elastic.run(self._train)
@@ -87,11 +95,11 @@ class Member:
         trained = int(result.state.trained.sum())
         self.tell("end", loss=result.score.loss, accuracy=result.score.accuracy, trained=trained, files=_open_files())
 
-    def _prepare(self) -> None:
+    def _prepare(self, seed: int = 0) -> None:
         """Make what does not depend on the number of processes, before others wait for this one."""
         x, y = load_digits(return_X_y=True)
         self.x, self.y = torch.tensor(x, dtype=torch.float32) / 16, torch.tensor(y)
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         self.model = nn.Sequential(nn.Linear(64, UNITS), nn.ReLU(), nn.Linear(UNITS, 10))
         self.plan = skerry.discover(self.model, self.x[:4])
 
@@ -106,12 +114,12 @@ class Member:
             algorithm=skerry.ist(n, local_steps=5),
             optimizer=lambda net: torch.optim.SGD(net.parameters(), 0.2),
             num_rounds=self.setup["rounds"],
-            test=skerry.training.Test(x[1500:], y[1500:], every=1 if self.setup["phase"] == "evaluation" else 0),
+            test=skerry.training.Test(x[1500:], y[1500:], every=self.setup["every"]),
             checkpoints=skerry.Checkpoints(self.folder.parent / "checkpoints", every_s=0),
             runtime=runtime,
             verify=False,
             deadline="none" if self.setup["late_s"] is None else "adaptive",
-            callbacks=[Callback(on_step=self._on_step)],
+            callbacks=[Callback(on_step=self._on_step, on_evaluate=self._on_evaluate)],
         )
 
     def _loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -122,9 +130,12 @@ class Member:
     def _on_step(self, session: Any, worker: Any, loss: Any) -> None:
         if worker.steps_done == 1:
             self.round = worker.round
-            self.tell("round", round=worker.round)
+            self.tell("round", round=worker.round, num=session.setup.runtime.num_processes)
             if worker.round == 1:
                 self.tell("files", files=_open_files())
+
+    def _on_evaluate(self, session: Any, score: Any, full: Any) -> None:
+        self.tell("score", round=self.round, accuracy=score.accuracy)
 
     def _hook(self) -> None:
         """Call ``_at`` at the beginning of each phase."""
@@ -172,40 +183,68 @@ class Member:
             self.delay_s *= 5 if setup["fault"] == "slow" else 20
         elif setup["fault"] == "nan":
             self.is_nan = True
+        elif setup["fault"] in SIGNALS:
+            os.kill(os.getpid(), SIGNALS[setup["fault"]])
         else:
-            kinds = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "leave": signal.SIGTERM}
-            os.kill(os.getpid(), kinds[setup["fault"]])
+            _wait_for(self.folder / "broken")
+
+
+def _wait_for(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.005)
 
 
 def _open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def _member(folder: Path, port: int, setup: dict[str, Any]) -> None:
+def _member(folder: Path, address: str, setup: dict[str, Any]) -> None:
+    if setup["host"]:
+        enter(setup["host"])
     with suppress(KeyboardInterrupt):
-        Member(folder, port, setup).run()
+        Member(folder, address, setup).run()
     os._exit(0)
 
 
-def _store(port: int) -> None:
-    store = skerry.runtimes.serve_store(port)
+def _store(address: str, host: str) -> None:
+    if host:
+        enter(host)
+    name, _, port = address.rpartition(":")
+    store = skerry.runtimes.serve_store(int(port), name)
     signal.pause()
     del store
 
 
 class Run:
-    """A run of some processes in a folder of its own, with a store."""
+    """A run of some processes in a folder of its own, with a store.
 
-    def __init__(self, folder: Path, num: int, *, rounds: int = ROUNDS, delays: list[float] | None = None) -> None:
+    Attributes:
+        works: what processes do: a member, and the store.
+    """
+
+    works: tuple[Callable[..., None], Callable[..., None]] = (_member, _store)
+
+    def __init__(
+        self,
+        folder: Path,
+        num: int,
+        *,
+        rounds: int = ROUNDS,
+        delays: list[float] | None = None,
+        hosts: BreakableHosts | None = None,
+    ) -> None:
         self.folder, self.num, self.members = folder, num, list[Any]()
         self.context = multiprocessing.get_context("forkserver")
         self.setup = {"minimum": 1 if num < 3 else 2, "patience_s": 30.0, "rounds": rounds, "phase": "", "fault": ""}
-        self.setup |= {"waits": False, "late_s": None}
-        self.delays = delays or [0.02] * 8
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.store = self._start(_store, self.port)
+        self.setup |= {"waits": False, "late_s": None, "host": "", "every": 0}
+        self.delays, self.hosts = delays or [0.02] * 8, hosts
+        if hosts is not None:
+            self.address, self._host = f"{hosts.addresses[-1]}:{PORT}", hosts.names[-1]
+        else:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                self.address, self._host = f"127.0.0.1:{free.getsockname()[1]}", ""
+        self.store = self._start(self.works[1], self.address, self._host)
 
     def _start(self, work: Any, *args: Any) -> Any:
         process = self.context.Process(target=work, args=args, daemon=True)
@@ -215,14 +254,16 @@ class Run:
     def join(self, **more: Any) -> None:
         k = len(self.members)
         setup = {**self.setup, "delay_s": self.delays[k % len(self.delays)], **more}
-        self.members.append(self._start(_member, self.folder / f"{k}", self.port, setup))
+        if self.hosts is not None:
+            setup["host"] = self.hosts.names[k]
+        self.members.append(self._start(self.works[0], self.folder / f"{k}", self.address, setup))
 
     def restart_store(self) -> float:
         began = time.time()
         self.store.kill()
         self.store.join()
         time.sleep(STORE_DOWN_S)
-        self.store = self._start(_store, self.port)
+        self.store = self._start(self.works[1], self.address, self._host)
         return began
 
     def events(self, k: int) -> list[dict[str, Any]]:
@@ -235,14 +276,29 @@ class Run:
             (e["round"] for k in range(len(self.members)) for e in self.events(k) if e["what"] == "round"), default=-1
         )
 
-    def resume_stopped(self, k: int) -> None:
-        """Continue a process some time after it has stopped itself."""
+    def wait_for_fault(self, k: int) -> None:
+        """Wait until process ``k`` is in the phase of its fault."""
         until = time.time() + 60
         while time.time() < until and not any(e["what"] == "fault" for e in self.events(k)):
-            time.sleep(0.05)
-        time.sleep(STOPPED_S)
-        with suppress(ProcessLookupError):
-            os.kill(self.members[k].pid, signal.SIGCONT)
+            time.sleep(0.005)
+
+    def inflict(self, fault: str, k: int) -> None:
+        """Do what process ``k`` cannot do by itself, and undo what passes."""
+        if fault in NETWORK:
+            assert self.hosts is not None
+            self.hosts.break_(k, fault)
+        elif fault == "store":
+            self.restart_store()
+        elif fault == "join":
+            (self.folder / f"{len(self.members) - 1}" / "go").touch()
+        (self.folder / f"{k}" / "broken").touch()
+        if fault in NETWORK:
+            time.sleep(STOPPED_S)
+            self.hosts.mend(k, fault)
+        elif fault == "stop":
+            time.sleep(STOPPED_S)
+            with suppress(ProcessLookupError):
+                os.kill(self.members[k].pid, signal.SIGCONT)
 
     def end(self, timeout_s: float = 120.0) -> list[str]:
         """Wait for all processes; return what is wrong."""
@@ -258,29 +314,29 @@ class Run:
 
 def one_fault(folder: Path, num: int, fault: str, phase: str) -> dict[str, Any]:
     """Run ``num`` processes with one fault; return the row."""
-    run = Run(folder, num, rounds=4 * ROUNDS if fault == "late" else ROUNDS)
-    run.setup["late_s"] = LATE_S if fault == "late" else None
-    victim, phase = (num - 1, phase or "local steps") if fault in (*FAULTS, "slow", "late", "nan") else (None, phase)
-    for k in range(num):
-        run.join(**({"fault": fault, "phase": phase} if k == victim else {"phase": phase}))
-    if fault == "join" or phase == "group creation":
-        run.join(waits=True)
-    began = 0.0
-    if victim is None or phase == "group creation":
-        while run.round() < AT:
-            time.sleep(0.05)
-        began = time.time()
-        if fault == "store":
-            began = run.restart_store()
-        else:
+    with BreakableHosts(num + 2) if fault in NETWORK else nullcontext() as hosts:
+        run, victim = Run(folder, num, rounds=4 * ROUNDS if fault == "late" else ROUNDS, hosts=hosts), num - 1
+        run.setup |= {"late_s": LATE_S if fault == "late" else None, "phase": phase}
+        run.setup["every"] = int(phase == "evaluation")
+        if hosts is not None:
+            hosts.relayed(victim)
+        for k in range(num):
+            run.join(fault=fault if k == victim else "")
+        newcomers = (phase == "group creation") + (fault == "join")
+        for _ in range(newcomers):
+            run.join(waits=True)
+        if phase == "group creation":
+            while run.round() < AT:
+                time.sleep(0.02)
             (run.folder / f"{num}" / "go").touch()
-    if fault == "stop":
-        run.resume_stopped(num - 1)
-    problems = run.end()
-    return _judged(run, fault, victim, began, problems) | {"n": num, "fault": fault, "phase": phase}
+        run.wait_for_fault(victim)
+        run.inflict(fault, victim)
+        problems = run.end()
+        row = _judged(run, fault, victim, problems) | {"n": num, "fault": fault, "phase": phase}
+        return row | ({"changed": hosts.num_changed(victim)} if fault in ("spoil", "forge") else {})
 
 
-def _not_left_out(events: list[list[dict[str, Any]]], victim: int | None) -> list[str]:
+def _not_left_out(events: list[list[dict[str, Any]]], victim: int) -> list[str]:
     """Return what is wrong unless the others lost the victim in a round, and it came in again later."""
     told = [event for k, own in enumerate(events) if k != victim for event in own if event["what"] == "change"]
     who = {event["uid"] for k, own in enumerate(events) if k == victim for event in own if event["what"] == "member"}
@@ -291,11 +347,10 @@ def _not_left_out(events: list[list[dict[str, Any]]], victim: int | None) -> lis
     return [] if back else ["did not come in again"]
 
 
-def _judged(run: Run, fault: str, victim: int | None, began: float, problems: list[str]) -> dict[str, Any]:
+def _judged(run: Run, fault: str, victim: int, problems: list[str]) -> dict[str, Any]:
     events = [run.events(k) for k in range(len(run.members))]
-    if victim is not None:
-        began = next((e["t"] for e in events[victim] if e["what"] == "fault"), 0.0)
-        problems += [] if began else ["no fault"]
+    began = next((e["t"] for e in events[victim] if e["what"] == "fault"), 0.0)
+    problems += [] if began else ["no fault"]
     ended = {k: e[-1] for k, e in enumerate(events) if e and e[-1]["what"] == "end"}
     expected = set(range(len(events))) - ({victim} if fault in ("kill", "leave") else set())
     problems += [f"{k} did not end" for k in expected - ended.keys()]
@@ -305,7 +360,7 @@ def _judged(run: Run, fault: str, victim: int | None, began: float, problems: li
     }
     lost = sum(json.loads(change)[2] for change in changes)
     missing = [run.setup["rounds"] * UNITS - e["trained"] for e in ended.values()]
-    most = 0 if fault in ("join", "slow", "store") else -(-UNITS // run.num) + 1
+    most = 0 if fault in ("join", "slow", "store", "spoil") else -(-UNITS // run.num) + 1
     if fault == "nan" and missing:  # refused by all, who stay together
         problems += [] if 1 <= max(missing) <= most else [f"{max(missing)} unit-rounds refused"]
         lost += max(missing)
@@ -341,48 +396,6 @@ def _judged(run: Run, fault: str, victim: int | None, began: float, problems: li
     }
 
 
-def soak(folder: Path, seconds: float, every_s: float, seed: int) -> None:
-    """Compare 8 processes, the slowest 5 times slower than the fastest, with and without a fault every ``every_s``."""
-    rng, delays = random.Random(seed), [0.004 * (1 + 4 * k / 7) for k in range(8)]
-    rates, accuracies, told = [], [], list[float]()
-    for faults in (False, True):
-        run = Run(folder / f"{faults}", 8, rounds=int(seconds / 0.35), delays=delays)
-        for _ in range(8):
-            run.join()
-        while run.round() < 1:
-            time.sleep(0.1)
-        began, until, log = time.time(), time.time() + every_s, []
-        while any(member.is_alive() for member in run.members):
-            time.sleep(0.2)
-            if faults and time.time() > until:
-                until += every_s
-                alive = [k for k, member in enumerate(run.members) if member.is_alive()]
-                kind = rng.choice(["kill", "stop", "leave", "store"]) if len(alive) == 8 else "join"
-                k = rng.choice(alive)
-                log.append((kind, time.time()))
-                if kind == "join":
-                    run.join()
-                elif kind == "store":
-                    run.restart_store()
-                else:
-                    os.kill(run.members[k].pid, {"kill": 9, "leave": signal.SIGTERM, "stop": signal.SIGSTOP}[kind])
-                    if kind == "stop":
-                        time.sleep(STOPPED_S)
-                        os.kill(run.members[k].pid, signal.SIGCONT)
-        events = [run.events(k) for k in range(len(run.members))]
-        ends = [own[-1] for own in events if own and own[-1]["what"] == "end"]
-        print(run.end() or "nobody hangs", [kind for kind, _ in log])
-        rates.append(ends[0]["trained"] / UNITS / (ends[0]["t"] - began))
-        accuracies.append(ends[0]["accuracy"])
-        for _, at in log:
-            gaps = [b["t"] - a["t"] for own in events for a, b in pairwise(_rounds(own)) if a["t"] - 0.1 < at < b["t"]]
-            told += gaps
-    print(f"rounds per second: {rates[0]:.2f} without faults, {rates[1]:.2f} with; goodput {rates[1] / rates[0]:.0%}")
-    if told:
-        print(f"pause of a process around a fault: median {statistics.median(told):.2f} s, worst {max(told):.2f} s")
-    print(f"accuracy: {accuracies[0]:.4f} without faults, {accuracies[1]:.4f} with")
-
-
 def _rounds(own: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [event for event in own if event["what"] == "round"]
 
@@ -401,29 +414,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", default=",".join((*FAULTS, *OTHERS)))
     parser.add_argument("--phases", default=",".join(PHASES))
-    parser.add_argument("--sizes", default="2,4,8", help="numbers of processes, taken in turn")
-    parser.add_argument("--all-sizes", action="store_true", help="every case with every number")
-    parser.add_argument("--soak", type=float, metavar="SECONDS")
-    parser.add_argument("--every", type=float, default=15.0, help="seconds between two faults of the soak")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sizes", default="2,3,4", help="numbers of processes")
+    parser.add_argument("--out", type=Path, help="a file of JSON lines, to which rows are added")
     options = parser.parse_args()
     multiprocessing.get_context("forkserver").set_forkserver_preload(["skerry", "sklearn.datasets", "__main__"])
-    sizes = [int(size) for size in options.sizes.split(",")]
-    cases = [(f, p) for f in options.faults.split(",") for p in (options.phases.split(",") if f in FAULTS else [""])]
-    broken = 0
+    faults, phases, sizes = (each.split(",") for each in (options.faults, options.phases, options.sizes))
+    cases = [(int(n), f, p) for f in faults for p in (phases if f in FAULTS else PHASES[:1]) for n in sizes]
     with tempfile.TemporaryDirectory() as folder:
-        if options.soak:
-            soak(Path(folder), options.soak, options.every, options.seed)
-            return
-        print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS), flush=True)
-        chosen = [(s, *c) for c in cases for s in sizes] if options.all_sizes else None
-        for number, (size, fault, phase) in enumerate(
-            chosen or [(sizes[k % len(sizes)], *case) for k, case in enumerate(cases)]
-        ):
-            row = one_fault(Path(folder) / f"{number}", size, fault, phase)
-            broken += bool(row["problems"])
-            print("| " + " | ".join(_cell(row[name]) for name in COLUMNS) + " |", flush=True)
-    sys.exit(bool(broken))
+        broken = _table(Path(folder), cases, options.out)
+    sys.exit(broken)
+
+
+def _table(folder: Path, cases: list[tuple[int, str, str]], out: Path | None) -> bool:
+    """Print a row for each case; return whether an invariant is broken."""
+    lines = out.read_text().splitlines() if out is not None and out.exists() else []
+    rows = {(row["n"], row["fault"], row["phase"]): row for row in map(json.loads, lines)}
+    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS), flush=True)
+    for number, case in enumerate(cases):
+        if case not in rows:
+            rows[case] = one_fault(folder / f"{number}", *case)
+            if out is not None:
+                with out.open("a") as file:
+                    file.write(json.dumps(rows[case]) + "\n")
+        print("| " + " | ".join(_cell(rows[case].get(name)) for name in COLUMNS) + " |", flush=True)
+    return any(rows[case]["problems"] for case in cases)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def judged(load_script):
         told = [{"what": "change", "t": 2.0, "members": [], **change} for change in changes]
         members = [[*told, end]] * (NUM - 1) + [own]
         run = SimpleNamespace(num=NUM, members=members, events=lambda k: members[k], setup={"rounds": ROUNDS})
-        return script._judged(run, fault, NUM - 1, 0.0, [])["problems"]
+        return script._judged(run, fault, NUM - 1, [])["problems"]
 
     return problems
 
