@@ -169,6 +169,7 @@ METHODS = {
     "ist": Method(ist(3, local_steps=4), sgd),
     "relay": Method(relay(3, local_steps=4), sgd),
     "relay-resting": Method(relay(3, local_steps=4, nets=5), sgd),
+    "ensemble-resting": Method(ensemble(3, local_steps=4, nets=5, optimizer_state="reset"), sgd),
     "relay-travel": Method(relay(3, local_steps=4, optimizer_state="travel"), adamw),
     "ist-slow-core": Method(ist(3, local_steps=4, reshuffle=0.3, core=0.3), adamw),
     "ist-uneven-travel": Method(ist(3, local_steps=4, capacities=(1, 2, 3), optimizer_state="travel"), adamw),

@@ -18,6 +18,14 @@ def test_fewer_workers_hold_what_the_first_of_all_would():
         Cyclic(3, num_places=2)
 
 
+def test_sets_that_stay_are_trained_in_turn_by_the_same_worker():
+    axes = (Axis("nets", 5), Axis("more", 7, start=5))
+    of_all = Cyclic(5, moves=False).assign(axes, 9).held
+    for round in range(6):
+        held = Cyclic(3, moves=False, num_places=5).assign(axes, round).held
+        assert torch.equal(held, of_all[[0, 1, 2] if round % 2 == 0 else [3, 4, 2]])
+
+
 def _trained(workers, nets):
     """Train seven rounds; workers from the third one on are refused."""
     torch.manual_seed(0)

@@ -5,7 +5,14 @@ from skerry.partitions.cyclic import Cyclic
 from skerry.trained import Apart
 
 
-def ensemble(workers: int, *, local_steps: int = 20, seed: int = 0, optimizer_state: StatePolicy = "stay") -> Algorithm:
+def ensemble(
+    workers: int,
+    *,
+    local_steps: int = 20,
+    seed: int = 0,
+    nets: int | None = None,
+    optimizer_state: StatePolicy = "stay",
+) -> Algorithm:
     """Deal units once to n narrow nets that share nothing; worker w trains net w all the time:
 
         f(x) = (1/n) sum_w f_w(x).
@@ -17,10 +24,12 @@ def ensemble(workers: int, *, local_steps: int = 20, seed: int = 0, optimizer_st
         workers: n.
         local_steps: steps per round, which is only a point at which to evaluate and to save.
         seed: of the dealing.
+        nets: how many there are, at least as many as workers; None: n. With more, worker w trains nets w, w + n, ... in
+            turn, and the others rest: the training can go on with other workers. Then give ``optimizer_state="reset"``.
         optimizer_state: what happens to optimizer state between rounds, see ``Algorithm``.
 
     Raises:
-        ValueError: in training, where subnets share matrices or blocks.
+        ValueError: ``nets`` is less than ``workers``; in training, where subnets share matrices or blocks.
 
     References:
         Lakshminarayanan, Pritzel, Blundell: Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles,
@@ -31,8 +40,8 @@ def ensemble(workers: int, *, local_steps: int = 20, seed: int = 0, optimizer_st
     """
     return Algorithm(
         name="ensemble",
-        partition=Cyclic(workers, moves=False),
+        partition=Cyclic(workers, moves=False, num_places=nets),
         local_steps=local_steps,
         optimizer_state=optimizer_state,
-        trains=Apart(workers, seed),
+        trains=Apart(nets or workers, seed),
     )

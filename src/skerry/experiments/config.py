@@ -99,7 +99,7 @@ class Config:
         optimizer: the ``name`` of a class in ``torch.optim``, and its keyword arguments.
         model, data: what the recipe lets one change of its model and data.
         width: fraction of each axis that method ``narrow`` keeps; None: 1/workers.
-        nets: of a ``relay``, at least as many as workers; None: one per worker.
+        nets: of a ``relay`` or ``ensemble``, at least as many as workers; None: one per worker.
         optimizer_state: None: the method's own default.
         clip_grad_norm, accumulate, precision, checkpoint_activations, compile, deadline: see ``StepSettings``.
         clients: owners of the data, of whom ``workers`` train at a time; 0: each worker has its own data.

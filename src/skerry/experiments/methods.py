@@ -70,7 +70,7 @@ def takes(method: str, setting: str) -> bool:
 
 
 def for_elastic(config: Config) -> Config:
-    """Return the settings of a run of ``config`` whose processes come and go: a relay has a net for each place.
+    """Return the settings of a run of ``config`` whose processes come and go: nets side by side, one for each place.
 
     Raises:
         ValueError: it cannot run so.
@@ -82,7 +82,7 @@ def for_elastic(config: Config) -> Config:
     if config.wire != "exact":
         raise ValueError(f"wire={config.wire} is not supported there, expected exact")
     if takes(config.method, "nets") and config.nets is None:
-        config = config.change({"nets": config.workers})
+        config = config.change({"nets": config.workers, "optimizer_state": config.optimizer_state or "reset"})
     if why := why_not_elastic(build(config)):
         raise ValueError(why)
     return config

@@ -12,12 +12,12 @@ from skerry.plan.dims import Axis
 
 @dataclass(frozen=True)
 class Cyclic:
-    """In round t unit u of each axis is at place (u + t) mod p, or u mod p in every round. Worker w holds place w.
+    """Unit u of each axis is in set u mod p. In round t worker w holds set (w - t) mod p, or one of its own in turn.
 
     Args:
         num_workers: the number of workers n.
-        moves: whether units go to the next place after each round.
-        num_places: p, at least n; units at the places that have no worker rest. None: n.
+        moves: whether sets go to the next worker after each round. Otherwise set k stays with worker k mod n.
+        num_places: p, at least n; sets that no worker holds rest. None: n.
 
     Raises:
         ValueError: no workers, or fewer places.
@@ -39,12 +39,14 @@ class Cyclic:
 
     def assign(self, axes: Sequence[Axis], round: int) -> Assignment:
         """Return who holds which units in ``round``."""
-        num_places = self.num_places or self.num_workers
-        held = none_held(num_places, axes)
-        for axis in axes:
-            units = torch.arange(axis.num_units)
-            held[(units + round * self.moves) % num_places, axis.start + units] = True
-        return Assignment(held[: self.num_workers])
+        num, num_sets = self.num_workers, self.num_places or self.num_workers
+        held = none_held(num, axes)
+        for worker in range(num):
+            own = range(worker, num_sets, num)
+            which = (worker - round) % num_sets if self.moves else own[round % len(own)]
+            for axis in axes:
+                held[worker, axis.start + torch.arange(which, axis.num_units, num_sets)] = True
+        return Assignment(held)
 
     def share(self, axes: Sequence[Axis], round: int) -> Tensor:
         """Return 1/p for every unit: a worker has those of one place."""
