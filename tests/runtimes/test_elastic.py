@@ -20,22 +20,24 @@ from torch import nn, optim
 
 from skerry import Checkpoints, Clients, Session, discover, ist
 from skerry.runtimes.distributed.meeting import PeerLost
+from skerry.runtimes.distributed.sharded import Sharded
 from skerry.runtimes.elastic import Elastic, serve_store
 from skerry.runtimes.elastic.generation import why_not_elastic
+from skerry.runtimes.elastic.membership import Membership
 
 ROUNDS, STEPS = 16, 3
 _SEEDED = threading.Lock()
 
 
-def _session(workers, rounds=ROUNDS, **settings):
+def _session(workers, rounds=ROUNDS, capacities=None, **settings):
     with _SEEDED:  # members in threads share torch's random state
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
         test = torch.randn(20, 6), torch.arange(20) % 3
     return Session(
-        model, plan=discover(model, test[0]), algorithm=ist(workers, local_steps=STEPS),
-        optimizer=lambda net: optim.SGD(net.parameters(), 0.1), num_rounds=rounds, loss_fn=nn.functional.cross_entropy,
-        test=test, **settings,
+        model, plan=discover(model, test[0]), num_rounds=rounds, loss_fn=nn.functional.cross_entropy, test=test,
+        algorithm=ist(workers, local_steps=STEPS, capacities=capacities, optimizer_state="travel"),
+        optimizer=lambda net: optim.SGD(net.parameters(), 0.1, momentum=0.5), **settings,
     )  # fmt: skip
 
 
@@ -203,6 +205,63 @@ def test_processes_that_differ_in_how_long_they_wait_do_not_train_together():
         members = [_in_thread(pool, place, training) for place in places]
         told = [str(member.exception(60)) for member in members]
     assert any("late_s is" in why for why in told)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_exchanges_that_are_given_up_leave_nothing_open(monkeypatch):
+    """The second process gives up, and the first one waits in its group: the next ones must not have more files."""
+    store, faults, opened, exchange = serve_store(0), set(range(1, 6)), [], Sharded.exchange
+
+    def given_up(self, *args):
+        if self._generation.rank == 1 and self._generation.round in faults:
+            faults.remove(self._generation.round)
+            raise PeerLost("given up")
+        return exchange(self, *args)
+
+    def training(runtime):
+        session = _session(runtime.num_processes, 7, runtime=runtime)
+        if runtime.rank == 0:
+            opened.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
+        for round in session.rounds():
+            for worker in round.workers:
+                _train(worker)
+        return int(session.state.trained.sum())
+
+    monkeypatch.setattr(Sharded, "exchange", given_up)
+    with ThreadPoolExecutor(2) as pool:
+        members = [_in_thread(pool, place, training) for place in _places(store, 2, minimum=2)]
+        trained = [member.result(60) for member in members]
+    assert not faults
+    assert trained == [7 * 24] * 2
+    files, threads = zip(*opened[1:], strict=True)
+    assert max(files) <= files[0] + 2  # of one group there are ten
+    assert max(threads) <= threads[0] + 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_who_is_faster_gets_more_units(monkeypatch):
+    """Speeds are made up: a step takes a time in proportion to the capacity."""
+    store, work = serve_store(0), {}
+    speed = property(lambda own: work[own._leases.uid] / own.capacity, lambda own, value: None)
+    monkeypatch.setattr(Membership, "speed", speed)
+    places = _places(store, 2, minimum=2, by_speed=True)
+    work.update({place.uid: 1.0 + 3 * k for k, place in enumerate(places)})
+
+    def training(runtime):
+        session = _session(runtime.num_processes, 8, runtime.capacities, runtime=runtime)
+        for round in session.rounds():
+            for worker in round.workers:
+                _train(worker)
+        return runtime.capacities, session.state.trained.tolist(), int(session.setup.store.assignment.held[0].sum())
+
+    with ThreadPoolExecutor(2) as pool:
+        members = [_in_thread(pool, place, training) for place in places]
+        (capacities, trained, held), other = (member.result(60) for member in members)
+    assert (capacities, trained, held) == other
+    assert max(capacities) / min(capacities) > 2.5
+    assert held == pytest.approx(24 * capacities[0] / 2, abs=1)
+    assert set(trained) == {8}  # nobody has lost a round
+    assert len(places[0].changes) in (2, 3)
 
 
 def test_heartbeats_go_on_after_any_error_of_the_system(monkeypatch):

@@ -3,6 +3,7 @@
 The store that they meet in is a process of its own (``serve_store``). Whoever reaches its port can take part.
 """
 
+import atexit
 import contextlib
 import errno
 import os
@@ -23,7 +24,7 @@ from skerry.runtimes.elastic.leases import KeyStore, Leases
 from skerry.runtimes.elastic.lines import Lines
 from skerry.runtimes.elastic.membership import Decision, Membership, TooFew
 from skerry.runtimes.elastic.pieces import Held
-from skerry.runtimes.runtime import Change, Runtime
+from skerry.runtimes.runtime import Change
 from skerry.whole_number import check_whole_number
 
 _CONNECT_S, _RETRY_S = 3.0, 0.2
@@ -89,8 +90,10 @@ class Elastic:
         late_s: if more than half of the processes have ended a round, the others have so many seconds; who is later is
             left out of that round, as if it were lost, and joins the next one. None: all wait as long as it lives. With
             2 processes it has no effect, and nobody is left out without whom the run cannot go on.
-        settings: what must be the same in all processes, beside versions and ``late_s``; who has others is
-            refused before it joins.
+        by_speed: whether ``runtime.capacities`` follow the measured speeds of the workers; give them to
+            ``skerry.ist``. Units are dealt anew when one has changed by more than 15%. Otherwise all are 1.
+        settings: what must be the same in all processes, beside versions, ``late_s`` and ``by_speed``; who has others
+            is refused before it joins.
         say: gets a line about what this process waits for; by default nothing is said.
 
     Attributes:
@@ -121,6 +124,7 @@ class Elastic:
         grace_s: float = 5.0,
         patience_s: float = 300.0,
         late_s: float | None = None,
+        by_speed: bool = False,
         settings: Mapping[str, str] | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -140,6 +144,7 @@ class Elastic:
         self._say, self._minimum, self._patience_s, self._told = say, minimum, patience_s, False
         self._lines: Lines | None = None
         late = {} if late_s is None else {"late_s": f"{late_s:g}"}  # it is the others that it leaves out
+        self._by_speed, widths = by_speed, {"by_speed": "True"} if by_speed else {}
         self.uid = f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._leases = Leases(self.uid, lease_s, time.monotonic)
         self._membership = Membership[Held](
@@ -151,7 +156,7 @@ class Elastic:
             grace_s=grace_s,
             patience_s=patience_s,
             late_s=late_s,
-            settings={"versions": versions(), **late, **(settings or {})},
+            settings={"versions": versions(), **late, **widths, **(settings or {})},
             waiting=self._say_waiting,
             address=lambda: self._lines.address if self._lines else "",
         )
@@ -159,7 +164,7 @@ class Elastic:
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="skerry-lease", daemon=True)
 
-    def run(self, training: Callable[[Runtime], T]) -> T:
+    def run(self, training: Callable[[Generation], T]) -> T:
         """Return what ``training`` returns; it is called anew whenever the members have changed, and goes on then.
 
         Args:
@@ -174,14 +179,16 @@ class Elastic:
         self._place.use_its_interface()
         if not self._heart.is_alive():
             self._heart.start()
+            atexit.register(self.leave)  # the interpreter must not end while a thread is in a call of torch
         try:
             return self._run(training)
         except TooFew as error:
             remedy = f"; {self._remedy}" if isinstance(error.__cause__, RuntimeError) else ""
             raise TooFew(f"the run {self._where} cannot go on: {error}{remedy}") from None
 
-    def _run(self, training: Callable[[Runtime], T]) -> T:
+    def _run(self, training: Callable[[Generation], T]) -> T:
         decision: Decision | None = None
+        generation: Generation | None = None
         results = list[T]()
         while True:
             decision = decision or wait(self._membership.decide(finished=bool(results)))
@@ -191,9 +198,13 @@ class Elastic:
                 return results[0]
             results.clear()
             self._watch(decision)
+            if generation is not None:  # others have not ended yet, and this process trains again
+                generation.group.close()
             generation, now, decision = None, decision, None
             try:
-                generation = Generation(self.uid, now, self._membership, self._connect(_GROUP_S))
+                generation = Generation(
+                    self.uid, now, self._membership, self._connect(_GROUP_S), by_speed=self._by_speed
+                )
                 results.append(training(generation))
             except MembersChanged as changed:
                 decision = changed.decision
@@ -201,11 +212,14 @@ class Elastic:
                 pass  # it is known who is lost when the next decision is made
             finally:
                 self._membership.leave_group(done=bool(results))
+                if generation is not None and not results:  # else the result may need it
+                    generation.group.close()
                 if generation is not None and generation.change is not None and generation.is_committed:
                     self.changes.append(generation.change)
 
     def leave(self) -> None:
         """Leave the run: others do not wait until the lease ends."""
+        atexit.unregister(self.leave)
         self._ended.set()
         if self._lines is not None:
             self._lines.wake()

@@ -1,19 +1,16 @@
 """A generation: the runtime of a session while the members of an elastic run are the same.
 
-It has a gloo group of its own. What may wait for others runs in a thread, since gloo does not see a process that is
-stopped: when the members' leases say that somebody is lost, the thread is left alone with the group, and the session
-ends by ``PeerLost``. A new generation goes on from the pieces that its members hold (``pieces.py``).
+It has a gloo group of its own (``group.py``). When the members' leases say that somebody is lost, the session ends by
+``PeerLost``. A new generation goes on from the pieces that its members hold (``pieces.py``).
 """
 
 import contextlib
 import copy
 import json
 import math
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -21,19 +18,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from skerry.algorithm import Algorithm
+from skerry.model.optimizer_state import SEPARATOR
 from skerry.partitions.assignment import Assignment
 from skerry.plan.table import Plan
 from skerry.runtimes.distributed.meeting import PeerLost
 from skerry.runtimes.distributed.sharded import Sharded
 from skerry.runtimes.distributed.wire import Wire
+from skerry.runtimes.elastic.capacities import capacities, differ
+from skerry.runtimes.elastic.group import Group
 from skerry.runtimes.elastic.membership import Decision, Membership, TooFew, buddy_of
 from skerry.runtimes.elastic.pieces import Held, Role, deal_again, num_bytes, packed, parts, unpacked
 from skerry.runtimes.peers import Peers
 from skerry.runtimes.runtime import RESTING, Beginning, Change, Handover, Report
 
-PATIENCE_S = 600.0
-"""Seconds that members wait for a slow one in the middle of an exchange or an evaluation."""
-_POLL_S, _LAST_S = 0.005, 0.3
+_POLL_S = 0.005
 _CHUNK = 2**26  # bytes of a copy that are sent at a time
 
 T = TypeVar("T")
@@ -53,7 +51,6 @@ def why_not_elastic(algorithm: Algorithm) -> str:
     why = why or ("it averages gradients in every step" if algorithm.synchronous else "")
     why = why or ("its clients train in one process" if algorithm.clients is not None else "")
     why = why or ("overlap hides an exchange in the next round" if algorithm.overlap else "")
-    why = why or ("optimizer_state='travel' is not copied yet" if algorithm.optimizer_state != "reset" else "")
     return f"'{algorithm.name}' cannot run with processes that come and go: {why}" if why else ""
 
 
@@ -76,48 +73,27 @@ class Generation(Peers):
         decision: who takes part.
         membership: this member's part of the protocol.
         store: a connection to the store.
+        by_speed: whether ``capacities`` follow the measured speeds.
+
+    Attributes:
+        capacities: of the workers' subnets, relative to each other.
     """
 
-    def __init__(self, uid: str, decision: Decision, membership: Membership[Held], store: Any) -> None:
+    def __init__(
+        self, uid: str, decision: Decision, membership: Membership[Held], store: Any, *, by_speed: bool = False
+    ) -> None:
         super().__init__(decision.members.index(uid), len(decision.members), "exact")
         self.membership, self._decision = membership, decision
-        self.goes_on, self.is_committed = bool(decision.base), False
+        self.goes_on, self.is_committed, self._by_speed = bool(decision.base), False, by_speed
+        self.capacities = self._capacities(decision)
+        membership.capacity = self.capacities[self.rank]
         self.state = ""
         self._state: Any = None
-        self._main = threading.get_ident()
         self.ending = TooFew(decision.ending) if decision.ending else None
         membership.join_group(decision)
         prefixed = dist.PrefixStore(f"group/{decision.name}", store)  # type: ignore[attr-defined]
-        timeout = timedelta(seconds=PATIENCE_S)
         with self.peers():
-            # The constructor ignores timeouts where only one way of a link works.
-            self._group: Any = self.watched(
-                lambda: dist.ProcessGroupGloo(prefixed, self.rank, self.num_processes, timeout)
-            )
-
-    def watched(self, call: Callable[[], T]) -> T:
-        """Return what ``call`` returns, from a thread; RuntimeError soon after a member is lost."""
-        if threading.get_ident() != self._main:
-            return call()
-        results, errors = list[T](), list[BaseException]()
-
-        def run() -> None:
-            try:
-                results.append(call())
-            except BaseException as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        while thread.is_alive():
-            thread.join(_POLL_S)
-            if thread.is_alive() and (why := self.membership.broken):
-                thread.join(_LAST_S)  # who is lost may have done its part before
-                if thread.is_alive():
-                    raise RuntimeError(why)
-        if errors:
-            raise errors[0]
-        return results[0]
+            self.group = Group(prefixed, self.rank, self.num_processes, lambda: membership.broken)
 
     @contextlib.contextmanager
     def peers(self) -> Iterator[None]:
@@ -131,17 +107,13 @@ class Generation(Peers):
 
     def all_gather(self, row: Tensor) -> list[Tensor]:
         """Return the rows of all members."""
-        rows = [torch.empty_like(row) for _ in range(self.num_processes)]
         with self.peers():
-            self.watched(lambda: self._group.allgather([rows], [row]).wait())
-        return rows
+            return self.group.all_gather(row)
 
     def total(self, tensor: Tensor) -> Tensor:
         """Sum over all members."""
-        result = tensor.detach().cpu().clone()
         with self.peers():
-            self.watched(lambda: self._group.allreduce([result]).wait())
-        return result.to(tensor.device)
+            return self.group.total(tensor).to(tensor.device)
 
     def sum_in_place(self) -> None:
         """Return None: there is no faster way."""
@@ -170,8 +142,8 @@ class Generation(Peers):
             said = of_all[source.rank]
             counts = not source.is_copy and said["good"] and said["handed_over"] is trained
             roles.append(Role(source.rank, source.is_copy, counts))
-        memory = Memory(self, plan, sizes, roles, held)
         first = of_all[sources[0].rank]  # whose process writes the records, unless it is lost
+        memory = Memory(self, plan, {**sizes, **_read_sizes(first["optimizer"])}, roles, held)
         memory.state = _read(first["state"], state)
         memory.state.num_workers = 0  # any number may go on
         good = [worker for worker, role in enumerate(roles) if role.trained]
@@ -217,7 +189,7 @@ class Generation(Peers):
         """Make the store, and let all members agree on it."""
         if beginning.saved is not None:  # perhaps from a checkpoint, which ``resume`` has not seen
             self._note(beginning.saved.state)
-        wire = _GroupWire(self.num_processes, self.peers, group=self._group)
+        wire = _GroupWire(self.num_processes, self.peers, group=self.group)  # type: ignore[arg-type]
         store = Copied(self, wire, beginning)
         piece = None
         with contextlib.suppress(PeerLost):
@@ -235,8 +207,13 @@ class Generation(Peers):
         same_group = all(c.group == self.membership.group for c in decision.candidates.values())
         if decision.members != self._decision.members or decision.base != self._decision.name or not same_group:
             raise MembersChanged(decision)
+        if differ(self.capacities, self._capacities(decision)):
+            raise MembersChanged(decision)
         self._decision = decision
         return decision
+
+    def _capacities(self, decision: Decision) -> tuple[float, ...]:
+        return capacities(tuple(decision.candidates.values())) if self._by_speed else (1.0,) * len(decision.members)
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -251,20 +228,29 @@ class Generation(Peers):
         buddy, before = buddy_of(self.rank, num), (self.rank - 1) % num
 
         def send() -> None:
-            works = [self._group.send([part], buddy, 1) for part in torch.split(piece, _CHUNK) if len(part)]
-            works += [self._group.recv([part], before, 1) for part in torch.split(arriving, _CHUNK) if len(part)]
+            works = [self.group.send(part, buddy, 1) for part in torch.split(piece, _CHUNK) if len(part)]
+            works += [self.group.receive(part, before, 1) for part in torch.split(arriving, _CHUNK) if len(part)]
             for work in works:
                 work.wait()
 
         with self.peers():
-            self.watched(send)
+            self.group.watched(send)
         return arriving
 
 
 def _said(held: Held) -> dict[str, Any]:
     """Return what a member says of what it holds."""
-    names = ("handed_over", "good", "recorded", "told", "state")
+    names = ("handed_over", "good", "recorded", "told", "state", "optimizer")
     return {name: getattr(held, name) for name in names} | {"time_s": time.monotonic() - held.began}
+
+
+def _written_sizes(sizes: Mapping[str, Tensor]) -> list[tuple[str, tuple[int, ...], str]]:
+    """Return the sizes of optimizer state that travels, which newcomers do not know."""
+    return [(n, tuple(t.shape), str(t.dtype).split(".")[1]) for n, t in sizes.items() if SEPARATOR in n]
+
+
+def _read_sizes(written: list[tuple[str, list[int], str]]) -> dict[str, Tensor]:
+    return {n: torch.empty(shape, dtype=getattr(torch, dtype), device="meta") for n, shape, dtype in written}
 
 
 def _written(state: Any) -> str:
@@ -288,10 +274,10 @@ class _GroupWire(Wire):
     """A wire over a group that torch does not know by name."""
 
     def irecv(self, buffer: Tensor, peer: int) -> Any:
-        return self._group.recv([buffer], peer, 0)  # type: ignore[union-attr]
+        return self._group.receive(buffer, peer)  # type: ignore[union-attr]
 
     def isend(self, buffer: Tensor, peer: int) -> Any:
-        return self._group.send([buffer], peer, 0)  # type: ignore[union-attr]
+        return self._group.send(buffer, peer)  # type: ignore[union-attr, call-arg, arg-type]
 
 
 class Memory:
@@ -361,6 +347,7 @@ class Copied(Sharded):
             own,
             from_before,
             state=generation.state,
+            optimizer=_written_sizes(self.sizes),
             began=time.monotonic(),
             recorded=recorded,
         )
@@ -378,12 +365,13 @@ class Copied(Sharded):
         held.handed_over, held.good = True, own.report.good
         held.told = own.report.loss, own.report.flop, own.report.local_s
         if own.report.local_s > 0:
-            membership.speed = own.report.num_steps / own.report.local_s
+            speed = own.report.num_steps / own.report.local_s
+            membership.speed = (speed + (membership.speed or speed)) / 2
         decision = generation.next_decision()
         reports, piece = list[Report](), None
         with contextlib.suppress(PeerLost), generation.peers():
             now = self.assignment
-            reports = generation.watched(lambda: Sharded.exchange(self, mine, then))
+            reports = generation.group.watched(lambda: Sharded.exchange(self, mine, then))
             good = [report.worker for report in reports if report.good]
             generation.advance(now, good, refused=len(good) < len(reports))
             piece = self.copied(recorded=False)
@@ -398,4 +386,4 @@ class Copied(Sharded):
 
     def _gather(self, names: Sequence[str], *, only_first: bool) -> dict[str, Tensor]:
         with self._generation.peers():
-            return self._generation.watched(lambda: Sharded._gather(self, names, only_first=only_first))
+            return self._generation.group.watched(lambda: Sharded._gather(self, names, only_first=only_first))

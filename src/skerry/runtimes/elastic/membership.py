@@ -65,7 +65,8 @@ class Candidate:
         rank: in the last decision; its workers keep their numbers as far as they can.
         settings: a digest of what must be the same in all members.
         address: where its process listens (``lines.py``).
-        speed: local steps per second in its latest round, 0 if it has none.
+        speed: local steps per second in its latest rounds, 0 if it has none.
+        capacity: of its subnet, relative to the others'.
     """
 
     decided: int = 0
@@ -77,6 +78,7 @@ class Candidate:
     settings: str = ""
     address: str = ""
     speed: float = 0.0
+    capacity: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Decision:
     candidates: Mapping[str, Candidate]
     ending: str = ""
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The name of the version that a commit makes; later epochs have greater ones."""
         return f"{self.epoch:09d}.{self.writer}"
@@ -187,7 +189,7 @@ class Membership(Generic[Held]):
         held: what this member has of the version that goes on, by its name; with that of a vote whose end is unknown.
         base: the version that the run is at, as far as this member knows.
         epoch: of the last decision that this member was in.
-        speed: local steps per second in its latest round, which it says before the next decision.
+        speed, capacity: of this member, which it says before the next decision.
     """
 
     def __init__(
@@ -210,7 +212,7 @@ class Membership(Generic[Held]):
         self._settings = json.dumps(settings or {}, sort_keys=True)
         self._connect, self._leases, self._clock = connect, leases, clock
         self._minimum, self._maximum, self._grace_s, self._patience_s = minimum, maximum, grace_s, patience_s
-        self._late_s, self.speed = late_s, 0.0
+        self._late_s, self.speed, self.capacity = late_s, 0.0, 1.0
         self.held: dict[str, Held] = {}
         self.base, self.epoch = "", 0
         self._members: tuple[str, ...] = ()
@@ -323,12 +325,14 @@ class Membership(Generic[Held]):
             settings=f"{seed_of(self._settings):x}",
             address=self._address(),
             speed=self.speed,
+            capacity=self.capacity,
         )
         came = found = self._clock()
         store.set(f"settings/{uid}", self._settings)
         while True:
             yield
             key, until, most_came = f"decision/{epoch}", self._clock() + self._patience_s, math.inf
+            last: Decision | None = None
             store.set(f"here/{epoch}/{uid}", json.dumps(vars(own)))
             while not store.check([key]) or self._leases.store != self._store_name:
                 yield
@@ -337,7 +341,7 @@ class Membership(Generic[Held]):
                         raise TooFew("the heartbeats of this process do not reach the store")
                     continue
                 found = self._clock()
-                last = None if self.epoch == epoch - 1 else self._last(store, epoch)
+                last = last or (None if self.epoch == epoch - 1 else self._last(store, epoch))
                 before = last.members if last else self._members if self.epoch == epoch - 1 else ()
                 if last and last.is_finished and own.settings in {c.settings for c in last.candidates.values()}:
                     return last

@@ -40,6 +40,7 @@ class Held:
         handed_over: whether the worker here has taken its local steps.
         good: whether its values count; otherwise ``own`` is as the round began.
         state: of the training as the round began, as text.
+        optimizer: names, shapes and dtypes of the optimizer state that it has.
         began: when that was, by the clock of this process.
         recorded: whether the round before has a record.
         told: training loss, operations and seconds of the worker's local steps, once it has taken them.
@@ -52,6 +53,7 @@ class Held:
     handed_over: bool = False
     good: bool = True
     state: str = ""
+    optimizer: Sequence[tuple[str, tuple[int, ...], str]] = ()
     began: float = 0.0
     recorded: bool = True
     told: tuple[float, float, float] = (math.nan, 0.0, 0.0)
