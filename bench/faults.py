@@ -419,7 +419,7 @@ def main() -> None:
     options = parser.parse_args()
     multiprocessing.get_context("forkserver").set_forkserver_preload(["skerry", "sklearn.datasets", "__main__"])
     faults, phases, sizes = (each.split(",") for each in (options.faults, options.phases, options.sizes))
-    cases = [(int(n), f, p) for f in faults for p in (phases if f in FAULTS else PHASES[:1]) for n in sizes]
+    cases = [(int(n), f, p) for n in sizes for f in faults for p in (phases if f in FAULTS else PHASES[:1])]
     with tempfile.TemporaryDirectory() as folder:
         broken = _table(Path(folder), cases, options.out)
     sys.exit(broken)
