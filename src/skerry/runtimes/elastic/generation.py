@@ -189,7 +189,7 @@ class Generation(Peers):
         """Make the store, and let all members agree on it."""
         if beginning.saved is not None:  # perhaps from a checkpoint, which ``resume`` has not seen
             self._note(beginning.saved.state)
-        wire = _GroupWire(self.num_processes, self.peers, group=self.group)  # type: ignore[arg-type]
+        wire = _GroupWire(self)
         store = Copied(self, wire, beginning)
         piece = None
         with contextlib.suppress(PeerLost):
@@ -273,11 +273,15 @@ def _advance(state: Any, layout: Assignment, good: Sequence[int], refused: bool)
 class _GroupWire(Wire):
     """A wire over a group that torch does not know by name."""
 
+    def __init__(self, generation: Generation) -> None:
+        super().__init__(generation.num_processes, generation.peers)
+        self._members = generation.group
+
     def irecv(self, buffer: Tensor, peer: int) -> Any:
-        return self._group.receive(buffer, peer)  # type: ignore[union-attr]
+        return self._members.receive(buffer, peer)
 
     def isend(self, buffer: Tensor, peer: int) -> Any:
-        return self._group.send(buffer, peer)  # type: ignore[union-attr, call-arg, arg-type]
+        return self._members.send(buffer, peer)
 
 
 class Memory:
