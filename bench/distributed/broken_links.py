@@ -106,6 +106,8 @@ class _Relay:
                     frame, (_, _, kind, *_) = here.recvfrom(2**17)
                     if kind != socket.PACKET_OUTGOING:
                         there[here].send(self._changed(bytearray(frame)) if self.how else frame)
+        for each in sockets:
+            each.close()
 
     def _changed(self, frame: bytearray) -> bytearray:
         packet = memoryview(frame)[_HEADER + _ETHERNET :]
