@@ -94,24 +94,20 @@ class _Relay:
 
     def _run(self, namespace: str, interfaces: tuple[str, ...]) -> None:
         enter(namespace)
-        with contextlib.ExitStack() as opened:
-            one, other = (
-                opened.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL)))
-                for _ in interfaces
-            )
-            for each, interface in zip((one, other), interfaces, strict=True):
-                each.setsockopt(*_VNET_HEADER, 1)
-                each.bind((interface, _ALL))
-            self._ready.set()
-            self._carry({one: other, other: one})
-
-    def _carry(self, there: dict[socket.socket, socket.socket]) -> None:
+        sockets = [socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL)) for _ in interfaces]
+        for each, interface in zip(sockets, interfaces, strict=True):
+            each.setsockopt(*_VNET_HEADER, 1)
+            each.bind((interface, _ALL))
+        there = dict(zip(sockets, reversed(sockets), strict=True))
+        self._ready.set()
         while not self._ends:
-            for here in select.select([*there], [], [], 0.1)[0]:
+            for here in select.select(sockets, [], [], 0.1)[0]:
                 with contextlib.suppress(OSError):  # the interface is down, or a queue is full
                     frame, (_, _, kind, *_) = here.recvfrom(2**17)
                     if kind != socket.PACKET_OUTGOING:
                         there[here].send(self._changed(bytearray(frame)) if self.how else frame)
+        for each in sockets:
+            each.close()
 
     def _changed(self, frame: bytearray) -> bytearray:
         packet = memoryview(frame)[_HEADER + _ETHERNET :]
