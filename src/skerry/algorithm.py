@@ -109,10 +109,15 @@ class Algorithm:
         return self.optimizer_state == "stay" or self.outer is not None
 
     @property
+    def kept_tensors(self) -> int:
+        """How many more tensors a worker keeps for each parameter: where the round began, and the outer momentum."""
+        return 2 if self.outer is not None else int(self.proximal > 0)
+
+    @property
     def why_same_workers(self) -> str:
         """Why a training cannot go on with another number of workers; empty if it can."""
         if isinstance(self.trains, Apart) and self.partition.covers:
-            return f"'{self.name}' trains a net of its own for each worker; a relay with nets= may go on with others"
+            return f"'{self.name}' trains a net of its own for each worker; with nets= others may go on"
         if self.server is not None:
             return f"clients of '{self.name}' are under way"
         return f"the workers of '{self.name}' keep optimizer state of their own" if self.keeps else ""

@@ -358,6 +358,13 @@ def test_an_error_at_a_site_costs_one_round():
     assert [record.refused for record in ours.history] == [(), (1,), (), ()]
 
 
+def test_errors_at_all_sites_end_the_training():
+    failing = lambda m, _: Message(Error(2, "broken"), reply_to=m) if m.content["numbers"].get("round", 0) > 1 else None  # noqa: E731
+    joined_ = joined(THREE, dict.fromkeys(range(3), failing), num_rounds=20)
+    with pytest.raises(TrainingFailed, match="broken"):
+        federated(THREE, joined_, num_rounds=20)
+
+
 def test_a_site_that_comes_while_others_train_takes_part_in_the_next_round(clock):
     made = MadeSites()
     nodes = [made.join(lambda k=k: site(THREE, k, num_rounds=4)) for k in range(2)]

@@ -6,11 +6,12 @@ from together import together
 from torch.nn import functional as F
 from zoo import METHODS, MODELS, mlp
 
-from skerry import train
+from skerry import Shards, ist, split, train
 from skerry.model.tensors import named_tensors
 from skerry.partitions import Disjoint
 from skerry.runtimes.runtime import RESTING
-from skerry.training.cost import rank_memory, step_cost
+from skerry.training import worker
+from skerry.training.cost import StepCosts, rank_memory, step_cost
 
 
 def test_step_cost_of_an_mlp_by_formula_and_without_side_effects():
@@ -66,6 +67,36 @@ def test_the_step_of_an_optimizer_needs_no_memory_unless_it_reads_values(sparse,
     assert cost.gradients == 4 * 40
     assert torch.equal(model.weight, before)
     assert ("Tensor" in took) == reads_values  # a real step
+
+
+def test_random_numbers_of_a_forward_are_not_those_of_the_steps():
+    class Skips(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * (2.0 if torch.rand([]).item() > 0.5 else 1.0)
+
+    model, batch = Skips(9, 4), (torch.randn(16, 9), torch.randint(0, 4, (16,)))
+    before = torch.get_rng_state()
+    step_cost(model, F.cross_entropy, batch, lambda net: torch.optim.SGD(net.parameters(), 0.1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_measuring_costs_is_not_part_of_a_workers_time(monkeypatch):
+    clock = [0.0]
+    measured = StepCosts.of
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: clock[0])
+
+    def slow(costs, subnet):
+        clock[0] += 1000.0
+        return measured(costs, subnet)
+
+    monkeypatch.setattr(StepCosts, "of", slow)
+    (model, plan, x), y = mlp(), torch.randint(0, 4, (16,))
+    data = Shards(x, y, split(y, 2, "iid", seed=0), batch_size=4, seed=0)
+    sgd = lambda net: torch.optim.SGD(net.parameters(), 0.1)  # noqa: E731
+    result = train(
+        model, F.cross_entropy, data, plan=plan, algorithm=ist(2, local_steps=2), optimizer=sgd, num_rounds=1
+    )
+    assert result.state.totals["local_s"] < 1000.0
 
 
 def test_a_loss_that_a_forward_keeps_does_not_prevent_it():

@@ -150,8 +150,7 @@ def forecast(about: Subject, config: Config, *, elastic: bool = False) -> Foreca
     net, plan = net_to_train(model, plan, algorithm, config.seed)
     now = algorithm.partition.assign(plan.axes, 0)
     steps = replace(StepSettings(**config.steps), compile=False)
-    outer = algorithm.outer is not None
-    costs = StepCosts(loss_fn, optimizer, lambda: batch, outer=outer, settings=steps, device=_CPU)
+    costs = StepCosts(loss_fn, optimizer, lambda: batch, kept=algorithm.kept_tensors, settings=steps, device=_CPU)
     subnets = [extract(net, plan, now.units(worker)) for worker in range(now.num_workers)]
     sizes = named_tensors(net) | _state_sizes(subnets[0], net, plan, algorithm, optimizer)
     sent, busiest = _bytes(plan, sizes, algorithm, config.rounds)

@@ -146,7 +146,8 @@ class FromSites(WholeModel):
             warnings.warn(f"round {self._next}: site {client} is lost ({reason_of(message)})", stacklevel=2)
             if message.error.code != ErrorCode.CLIENT_APP_RAISED_EXCEPTION:  # else it is there
                 self._runtime.sites.doubt(client)
-            return _nothing(worker)
+                return _nothing(worker)
+            return _nothing(worker, fault=f"an error: {reason_of(message)}")
         try:
             found = read_numbers(message.content, {"token": str, "loss": float, "flop": float, "local_s": float})
             if found["token"] != token:

@@ -33,7 +33,7 @@ class StepCost:
         flop: floating-point operations of forward and backward (matrix products and convolutions; a multiply-add is 2).
         weights: bytes of parameters and buffers.
         gradients: bytes of gradients.
-        optimizer: bytes of optimizer state, including that of an outer optimizer.
+        optimizer: bytes of optimizer state, including that of an outer optimizer and the start that FedProx keeps.
         activations: bytes stored for the backward pass, without parameters.
     """
 
@@ -63,20 +63,21 @@ def step_cost(subnet: nn.Module, loss_fn: LossFn, batch: tuple[Inputs, Any], opt
         batch: (inputs, labels) of the size that is trained with.
         optimizer: a function of the worker's subnet that returns the optimizer.
     """
-    try:
-        in_autocast = autocast_device(subnet)
-        if in_autocast is None:
-            return _step_cost(copied(subnet), loss_fn, batch, optimizer, torch.device("meta"))
-        small, likes = skeleton(subnet), named_tensors(subnet)  # on meta autocast does nothing
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            narrow = fill_(small, {n: torch.empty_like(t, device=in_autocast) for n, t in likes.items()})
-            fake = map_tensors(lambda t: torch.empty_like(t, device=in_autocast), batch)
-            return _step_cost(narrow, loss_fn, fake, optimizer, torch.device(in_autocast))
-    except (RuntimeError, NotImplementedError, ValueError, TypeError):
-        parameters = {n: t for n, t in named_tensors(subnet).items() if t.is_meta}
-        if parameters:  # their values do not change the cost
-            subnet = fill_(copied(subnet), {n: torch.zeros_like(t, device="cpu") for n, t in parameters.items()})
-        with own_random_state():
+    device = next((parameter.device for parameter in subnet.parameters()), torch.device("cpu"))
+    with own_random_state(device=device):
+        try:
+            in_autocast = autocast_device(subnet)
+            if in_autocast is None:
+                return _step_cost(copied(subnet), loss_fn, batch, optimizer, torch.device("meta"))
+            small, likes = skeleton(subnet), named_tensors(subnet)  # on meta autocast does nothing
+            with FakeTensorMode(allow_non_fake_inputs=True):
+                narrow = fill_(small, {n: torch.empty_like(t, device=in_autocast) for n, t in likes.items()})
+                fake = map_tensors(lambda t: torch.empty_like(t, device=in_autocast), batch)
+                return _step_cost(narrow, loss_fn, fake, optimizer, torch.device(in_autocast))
+        except (RuntimeError, NotImplementedError, ValueError, TypeError):
+            parameters = {n: t for n, t in named_tensors(subnet).items() if t.is_meta}
+            if parameters:  # their values do not change the cost
+                subnet = fill_(copied(subnet), {n: torch.zeros_like(t, device="cpu") for n, t in parameters.items()})
             return _step_cost(copied(subnet), loss_fn, batch, optimizer, next(subnet.parameters()).device)
 
 
@@ -143,7 +144,7 @@ class StepCosts:
         loss_fn: ``loss_fn(output, labels)``, the mean over a batch.
         optimizer: a function of the worker's subnet that returns the optimizer.
         batch: returns a batch (inputs, labels).
-        outer: whether an outer optimizer keeps two tensors per parameter: where the round began, and its momentum.
+        kept: how many more tensors a worker keeps for each parameter (``Algorithm.kept_tensors``).
         settings: how workers take their steps.
         device: where they do.
     """
@@ -154,11 +155,11 @@ class StepCosts:
         optimizer: OptimizerFn,
         batch: Callable[[], tuple[Inputs, Any]],
         *,
-        outer: bool,
+        kept: int,
         settings: StepSettings,
         device: torch.device,
     ) -> None:
-        self._loss_fn, self._optimizer, self._batch, self._outer = loss_fn, optimizer, batch, outer
+        self._loss_fn, self._optimizer, self._batch, self._kept = loss_fn, optimizer, batch, kept
         self._settings, self._device = replace(settings, compile=False), device
         self._known: dict[tuple[torch.Size, ...], StepCost] = {}
 
@@ -172,7 +173,7 @@ class StepCosts:
             self._known[sizes] = replace(
                 found,
                 flop=found.flop * self._settings.accumulate,
-                optimizer=found.optimizer + 2 * found.gradients * self._outer,
+                optimizer=found.optimizer + found.gradients * self._kept,
             )
         return self._known[sizes]
 

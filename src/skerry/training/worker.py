@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -240,6 +241,15 @@ class Worker:
         if self.after_step is not None:
             self.after_step(self, torch.stack(of_step).sum())
         self._began += time.perf_counter() - ended  # waiting for others and callbacks do not count as local steps
+
+    @contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """Run a block whose time does not count as local steps."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._began += time.perf_counter() - began
 
     def _trained(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]

@@ -86,7 +86,8 @@ class Generation(Peers):
         self.membership, self._decision = membership, decision
         self.goes_on, self.is_committed, self._by_speed = bool(decision.base), False, by_speed
         self.capacities = self._capacities(decision)
-        membership.capacity = self.capacities[self.rank]
+        if membership.capacity != self.capacities[self.rank]:
+            membership.capacity, membership.speed = self.capacities[self.rank], 0.0  # it was that of another width
         self.state = ""
         self._state: Any = None
         self.ending = TooFew(decision.ending) if decision.ending else None

@@ -42,8 +42,8 @@ class LocalTraining:
     ) -> None:
         self._setup, self._loss_fn, self._data = setup, loss_fn, data
         self._rows, self._first_round = logit_adjustment, first_round
-        outer, steps, device = setup.algorithm.outer is not None, setup.steps, setup.device
-        self._costs = StepCosts(loss_fn, setup.optimizer, lambda: example, outer=outer, settings=steps, device=device)
+        kept, steps, device = setup.algorithm.kept_tensors, setup.steps, setup.device
+        self._costs = StepCosts(loss_fn, setup.optimizer, lambda: example, kept=kept, settings=steps, device=device)
 
     def take(self, worker: Worker) -> None:
         """Take the local steps of ``worker``, and note what they cost.
@@ -63,7 +63,7 @@ class LocalTraining:
                 yield to(x, device), to(y, device)
 
         own_loss = loss_fn if device.type == "cpu" or worker.is_private else in_range(loss_fn, lambda: batch[1])
-        with suppress(Exception):  # of the user's; the steps tell of it
+        with suppress(Exception), worker.off_the_clock():  # an error is the user's; the steps tell of it
             self._costs.of(worker.narrow)  # now, while there is memory for it: no gradients, no state of an optimizer
         try:
             local_steps(worker, own_loss, batches())

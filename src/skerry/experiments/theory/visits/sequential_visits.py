@@ -5,8 +5,9 @@ step eta~ = M K eta, L and mu of the f_i, and zeta^2 = (1/M) sum ||grad f_i(x*)|
 
     E ||x^{r+1} - x*||^2 <= (1 - mu eta~ / 2) E ||x^r - x*||^2 + O(L eta~^3 zeta^2 / M).
 
-For the average of models that start each round together, with eta~ = K eta, the last term has no 1/M. So at equal
-eta~ the sequence ends nearer to x*, the nearer the more workers there are, and shorter rounds (smaller K) help.
+For the average of models that start each round together, with eta~ = K eta, the last term has no 1/M. These are upper
+bounds; what is checked is what they suggest: at equal eta~ the sequence ends nearer to x*, and the nearer the more
+workers there are; at equal eta, shorter rounds (smaller K, so smaller eta~) end nearer.
 
 A fixed order is not covered: then the same worker always comes last. Nets of ``relay`` visit workers in a fixed order.
 
@@ -40,6 +41,13 @@ class _Sizes:
     num_rounds: int
     linear: float
     fixed_order: bool
+    most_workers: int
+
+    def problem(self, seed: int, m: int) -> tuple[Quadratics, float]:
+        """Return the first m of all workers, and the largest curvature of all."""
+        every = random_quadratics(seed, self.most_workers, self.d, linear=self.linear)
+        largest = float(torch.linalg.eigvalsh(every.curvature).max())
+        return Quadratics(every.curvature[:m], every.linear[:m]), largest
 
 
 def check(
@@ -60,11 +68,12 @@ def check(
     Args:
         workers: the values of M; the first of them is used where M does not change.
         locals_: the values of K, at one eta; the last of them is used where K does not change.
-        step: eta~ in units of 1 / (6L); a value far above 1 breaks the assumption.
+        step: eta~ in units of 1 / (6L), with L of the most workers; a value far above 1 breaks the assumption.
         linear: the size of b_i; at 0 all workers have the same minimum, and nothing holds back.
         fixed_order: the order of the first round in all rounds, which breaks the assumption.
     """
-    sizes = _Sizes(d=d, runs=runs, num_rounds=num_rounds, linear=linear, fixed_order=fixed_order)
+    shape = {"d": d, "runs": runs, "num_rounds": num_rounds, "most_workers": max(workers)}
+    sizes = _Sizes(**shape, linear=linear, fixed_order=fixed_order)
     most, few, seeds = locals_[-1], workers[0], range(seed, seed + repeats)
     sequence = [_errors(seeds, m, most, step, sizes) for m in workers]
     average = [_errors(seeds, m, most, step, sizes, parallel=True) for m in workers]
@@ -106,10 +115,11 @@ def check(
 
 def _errors(seeds: Sequence[int], m: int, k: int, step: float, sizes: _Sizes, *, parallel: bool = False) -> Tensor:
     """Return the mean of ||x^r - x*||^2 over runs, for each seed's problem [problems, rounds + 1]."""
-    problems = [random_quadratics(seed, m, sizes.d, linear=sizes.linear) for seed in seeds]
-    solution = torch.stack([problem.solution for problem in problems])[:, None]
-    shrink, push = (torch.stack(own) for own in zip(*(_visit(p, k, step, parallel) for p in problems), strict=True))
-    x = (solution + 0.5).expand(-1, sizes.runs, -1)
+    problems = [sizes.problem(seed, m) for seed in seeds]
+    solution = torch.stack([problem.solution for problem, _ in problems])[:, None]
+    moves = [_visit(own, k, step / (6 * largest) / (k if parallel else m * k)) for own, largest in problems]
+    shrink, push = (torch.stack(each) for each in zip(*moves, strict=True))
+    x = (solution + 1).expand(-1, sizes.runs, -1)
     rng, orders, which = generator(seeds[0], "visits", m, k), torch.empty(0), torch.arange(len(problems))[:, None]
     errors = [(x - solution).square().sum(2).mean(1)]
     for number in range(sizes.num_rounds):
@@ -125,18 +135,12 @@ def _errors(seeds: Sequence[int], m: int, k: int, step: float, sizes: _Sizes, *,
     return torch.stack(errors, 1)
 
 
-def _visit(problem: Quadratics, k: int, step: float, parallel: bool) -> tuple[Tensor, Tensor]:
+def _visit(problem: Quadratics, k: int, eta: float) -> tuple[Tensor, Tensor]:
     """Return A_i [M, d, d] and c_i [M, d]: K local steps of worker i turn x into A_i x + c_i."""
-    m, d = problem.linear.shape
-    eta = step / (6 * _largest(problem)) / (k if parallel else m * k)
-    one = torch.eye(d, dtype=torch.float64)
+    one = torch.eye(problem.linear.shape[1], dtype=torch.float64)
     shrink = torch.linalg.matrix_power(one - eta * problem.curvature, k)  # of the distance from where f_i is least
     own = torch.linalg.solve(problem.curvature, problem.linear)
     return shrink, own - (shrink @ own[..., None])[..., 0]
-
-
-def _largest(problem: Quadratics) -> float:
-    return float(torch.linalg.eigvalsh(problem.curvature).max())
 
 
 def _floors(points: Sequence[Tensor]) -> Tensor:
@@ -146,10 +150,11 @@ def _floors(points: Sequence[Tensor]) -> Tensor:
 
 def _over_rate(seed: int, m: int, step: float, errors: Tensor, sizes: _Sizes) -> float:
     """Return the largest error over rate^k times the first one plus the floor, of rounds well above the floor."""
-    problem, floor = random_quadratics(seed, m, sizes.d, linear=sizes.linear), float(_floors([errors[None]]))
+    (problem, largest), floor = sizes.problem(seed, m), float(_floors([errors[None]]))
     if not floor <= HIGHEST * float(errors[0]):
         return math.inf
     least = float(torch.linalg.eigvalsh(problem.curvature).min())
-    rate = 1 - least * step / (6 * _largest(problem)) / 2
+    rate = 1 - least * step / (6 * largest) / 2
     bound = errors[0] * rate ** torch.arange(len(errors), dtype=torch.float64) + floor
-    return float((errors / bound)[errors > WELL_ABOVE * floor].max())
+    counted = (errors / bound)[1:][errors[1:] > WELL_ABOVE * floor]
+    return float(counted.max()) if len(counted) else math.inf

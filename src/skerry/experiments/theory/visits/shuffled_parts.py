@@ -125,7 +125,7 @@ def _errors(
     solution = torch.linalg.solve(curvature, source)
     largest, least = float(torch.linalg.eigvalsh(every_b).max()), float(torch.linalg.eigvalsh(curvature)[0])
     lowest = -0.5 * (every_s * (torch.linalg.pinv(every_b, hermitian=True) @ every_s[..., None])[..., 0]).sum(1)
-    common = parts.of(torch.zeros(n, dtype=torch.int64))[0]  # all have one part: the largest there is, for all orders
+    common, _ = parts.of(torch.arange(n)[:, None].expand(n, n))  # all have one part: the largest Bbar of any order
     gamma = step / float(torch.linalg.eigvalsh(common).max())
     noise = float(-0.5 * source @ solution - lowest.mean())
     x = (solution + 2).expand(runs, -1).clone()
