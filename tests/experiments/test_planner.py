@@ -222,7 +222,8 @@ def test_an_elastic_run_sends_and_keeps_copies_too():
     assert plain.memory.copies == 0
     assert elastic.sent - plain.sent == pytest.approx(elastic.memory.copies / 2, rel=0.1)  # its own piece, and another
     assert elastic.memory.training - plain.memory.training == elastic.memory.copies
-    with pytest.raises(ValueError, match="'ensemble' cannot run with processes that come and go"):
-        forecast(about, about.config("ensemble", {"workers": 3}), elastic=True)
-    relay = forecast(about, about.config("relay", {"workers": 3}), elastic=True)  # as ``train`` runs it
-    assert (relay.config.nets, relay.memory.copies > 0) == (3, True)
+    with pytest.raises(ValueError, match="'ddp' cannot run with processes that come and go"):
+        forecast(about, about.config("ddp", {"workers": 3}), elastic=True)
+    for method in ("relay", "ensemble"):
+        nets = forecast(about, about.config(method, {"workers": 3}), elastic=True)  # as ``train`` runs it
+        assert (nets.config.nets, nets.memory.copies > 0) == (3, True)
