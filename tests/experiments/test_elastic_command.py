@@ -50,8 +50,9 @@ def _member(out, port, method, dies, rank):
     entry()
 
 
+@pytest.mark.slow  # tests/runtimes/test_elastic.py has the same without the command line
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("method", ["ist", *(pytest.param(m, marks=pytest.mark.slow) for m in ("relay", "narrow"))])
+@pytest.mark.parametrize("method", ["ist", "relay", "narrow"])
 def test_a_run_goes_on_without_its_first_process_and_ends_with_a_checkpoint(tmp_path, capsys, monkeypatch, method):
     monkeypatch.setattr(pictures, "_svg", lambda figure, salt: "<svg></svg>")  # drawing takes seconds
     num_units = {"ist": 256, "relay": 2, "narrow": 0}[method]

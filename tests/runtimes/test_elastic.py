@@ -207,6 +207,7 @@ def test_processes_that_differ_in_how_long_they_wait_do_not_train_together():
     assert any("late_s is" in why for why in told)
 
 
+@pytest.mark.slow  # test_group.py has the same for one group
 @pytest.mark.filterwarnings("ignore")
 def test_exchanges_that_are_given_up_leave_nothing_open(monkeypatch):
     """The second process gives up, and the first one waits in its group: the next ones must not have more files."""

@@ -195,7 +195,10 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("broken", BROKEN)
+SLOW = pytest.param("steps too small to reach floors", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("broken", [SLOW, *(broken for broken in BROKEN if broken not in SLOW.values)])
 def test_without_an_assumption_the_verdict_turns(broken):
     name, sizes, change, claim = BROKEN[broken]
     healthy = found(name, **sizes).verdicts[claim]
