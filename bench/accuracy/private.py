@@ -19,7 +19,7 @@ from skerry.experiments.runs.execute import arguments_of, configure
 from skerry.training import TheoryWarning, train
 
 METHODS = ("narrow", "relay", "ist", "ensemble", "local_sgd")
-STEPS, CLIPS = (2.0, 1.0, 4.0), (1.0, 4.0)
+STEPS, CLIPS = (4.0, 8.0, 16.0, 2.0), (1.0, 4.0)
 FIRST = 4.0
 Key = tuple[str, float, float, float]
 """Method, epsilon, learning rate times clipping norm, clipping norm."""

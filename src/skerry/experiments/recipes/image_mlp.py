@@ -114,7 +114,7 @@ def private_fashion() -> Recipe:
         local_steps=5,
         eval_every=0,
         batch_size=1024,
-        optimizer={"name": "SGD", "lr": 1.0},
+        optimizer={"name": "SGD", "lr": 4.0},
         private=Privacy(target_epsilon=4.0),
         model={"hidden": 256, "layers": 2},
         data={"samples": 0},
