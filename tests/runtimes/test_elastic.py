@@ -78,7 +78,7 @@ def _member(port, deaths, newcomer, rank):
         session.export(full, Path("../export"))
         return score
 
-    with Elastic(f"127.0.0.1:{port}", "test", minimum=2, maximum=3, lease_s=3.0, grace_s=1.0) as elastic:
+    with Elastic(f"127.0.0.1:{port}", "test", minimum=2, maximum=3, lease_s=3.0, grace_s=5.0) as elastic:
         score = elastic.run(training)
     told = {"loss": score.loss, "workers": began_with[0], "changes": [asdict(change) for change in elastic.changes]}
     Path("told.json").write_text(json.dumps(told))
@@ -334,7 +334,7 @@ def _endures(port, rank):
                 log.write(f"{round.number}\n")
         return session.score(session.full()), session.state.trained.tolist()
 
-    with Elastic(f"127.0.0.1:{port}", "test", minimum=2, maximum=4, lease_s=3.0, grace_s=1.0) as elastic:
+    with Elastic(f"127.0.0.1:{port}", "test", minimum=2, maximum=4, lease_s=3.0, grace_s=5.0) as elastic:
         score, trained = elastic.run(training)
     told = {"loss": score.loss, "trained": trained, "changes": [asdict(change) for change in elastic.changes]}
     Path("told.json").write_text(json.dumps(told))
