@@ -147,7 +147,7 @@ class FromSites(WholeModel):
             if message.error.code != ErrorCode.CLIENT_APP_RAISED_EXCEPTION:  # else it is there
                 self._runtime.sites.doubt(client)
                 return _nothing(worker)
-            return _nothing(worker, fault=f"an error: {reason_of(message)}")
+            return _nothing(worker, counts=True, fault=f"an error: {reason_of(message)}")
         try:
             found = read_numbers(message.content, {"token": str, "loss": float, "flop": float, "local_s": float})
             if found["token"] != token:

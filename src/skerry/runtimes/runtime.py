@@ -28,7 +28,7 @@ class Report:
         local_s: seconds it spent in local steps.
         bytes_due: bytes it has to send in this exchange, by the assignments; the store fills it in.
         counts: whether it tells against the training if it is not good: a site that is lost, or one of several that
-            sends nonsense, does not.
+            fails or sends nonsense, does not.
         fault: what is wrong with what a site sent; empty where that is only that it is not finite.
         num_steps: the local steps it took; only its own process knows.
     """

@@ -37,8 +37,6 @@ def exchange(
     state.trained += now.held[[report.worker for report in good]].sum(0)
     state.round += 1
     faults = [report.fault for report in reports if report.counts and not report.good]
-    if not good:  # an error at one of several owners of data is their matter; at all of them it ends the training
-        faults = faults or [report.fault for report in reports if report.fault]
     state.bad_rounds = state.bad_rounds + 1 if faults else 0
     _add_to_totals(setup, state, reports, store.bytes_sent - sent)
     loss = sum(report.loss for report in good) / len(good) if good else math.nan
