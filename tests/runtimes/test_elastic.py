@@ -78,7 +78,7 @@ def _member(port, deaths, newcomer, rank):
         session.export(full, Path("../export"))
         return score
 
-    with Elastic(f"127.0.0.1:{port}", "test", minimum=2, maximum=3, lease_s=3.0, grace_s=5.0) as elastic:
+    with Elastic(f"127.0.0.1:{port}", "test", minimum=2, maximum=3, lease_s=3.0, grace_s=60.0) as elastic:
         score = elastic.run(training)
     told = {"loss": score.loss, "workers": began_with[0], "changes": [asdict(change) for change in elastic.changes]}
     Path("told.json").write_text(json.dumps(told))

@@ -386,6 +386,17 @@ def test_who_is_late_is_left_out_of_a_round_and_comes_in_again():
     check(simulation)
 
 
+@pytest.mark.parametrize("num", [4, 5])
+def test_a_run_that_waits_for_more_begins_at_once_with_the_maximum(num):
+    simulation = Simulation(0, num_faults=0)
+    while len(simulation.members) < num:
+        simulation.join()
+    for member in simulation.members.values():
+        member.membership._grace_s = 1e6
+    simulation.run()
+    assert bool(simulation.committed()) == (num == 5)
+
+
 @pytest.mark.parametrize(("num", "minimum", "slow"), [(5, 2, ["m2", "m3"]), (4, 4, ["m1"])])
 def test_who_is_late_is_waited_for_if_the_run_cannot_go_on_without(num, minimum, slow):
     """However long it takes: two neighbours hold the only copies of a piece, or there would be too few."""

@@ -85,7 +85,7 @@ class Elastic:
         minimum: processes without which the run waits. With more than half of them it cannot split.
         maximum: processes at most; more wait for a place.
         lease_s: a process that gives no sign of life for so many seconds is lost.
-        grace_s: seconds for which the first round waits for more processes.
+        grace_s: seconds for which the first round waits for more processes than the minimum, up to the maximum.
         patience_s: seconds for which the others wait if there are too few.
         late_s: if more than half of the processes have ended a round, the others have so many seconds; who is later is
             left out of that round, as if it were lost, and joins the next one. None: all wait as long as it lives. With

@@ -178,7 +178,7 @@ class Membership(Generic[Held]):
         clock: in seconds.
         minimum: members without which nothing goes on.
         maximum: members at most.
-        grace_s: seconds for which the first decision waits for more members.
+        grace_s: seconds for which the first decision waits for more members, up to the maximum.
         patience_s: seconds that a decision may take.
         late_s: seconds that more than half of the members wait for the others; None: as long as these are alive.
         settings: what must be the same in all members.
@@ -358,7 +358,8 @@ class Membership(Generic[Held]):
                         without = self._proposal(store, epoch, before, alive, own.settings)
                         awaited = punctual if without.is_whole and self._is_enough(without) else awaited
                 missed = [f"here/{epoch}/{u}" for u in awaited]
-                if (not before and self._clock() - came < self._grace_s) or not store.check(missed):
+                waits_for_more = not before and len(alive) < self._maximum and self._clock() - came < self._grace_s
+                if waits_for_more or not store.check(missed):
                     until = until if lost else self._clock() + self._patience_s  # others are alive, and on their way
                     if store.add("epoch", 0) >= epoch and not store.check([key]):
                         break  # the store has lost the decision, but others know it
