@@ -84,7 +84,7 @@ class Member:
 
     def _take_part(self) -> None:
         settings = {key: self.setup[key] for key in ("minimum", "patience_s", "late_s")}
-        with skerry.Elastic(self.address, "faults", maximum=16, lease_s=LEASE_S, grace_s=1.0, **settings) as elastic:
+        with skerry.Elastic(self.address, "faults", maximum=16, lease_s=LEASE_S, grace_s=2.0, **settings) as elastic:
             self.tell("member", uid=elastic.uid)
             try:
                 result = elastic.run(self._train)
@@ -258,6 +258,16 @@ class Run:
             setup["host"] = self.hosts.names[k]
         self.members.append(self._start(self.works[0], self.folder / f"{k}", self.address, setup))
 
+    def begin(self, num: int, **victim: Any) -> None:
+        """Start the first processes, the last one with its fault, and let them meet when all are ready."""
+        for k in range(num):
+            self.join(waits=True, **(victim if k == num - 1 else {}))
+        for k in range(num):
+            while not any(event["what"] == "ready" for event in self.events(k)):
+                time.sleep(0.02)
+        for k in range(num):
+            (self.folder / f"{k}" / "go").touch()
+
     def restart_store(self) -> float:
         began = time.time()
         self.store.kill()
@@ -315,13 +325,13 @@ class Run:
 def one_fault(folder: Path, num: int, fault: str, phase: str) -> dict[str, Any]:
     """Run ``num`` processes with one fault; return the row."""
     with BreakableHosts(num + 2) if fault in NETWORK else nullcontext() as hosts:
-        run, victim = Run(folder, num, rounds=4 * ROUNDS if fault == "late" else ROUNDS, hosts=hosts), num - 1
+        is_back = fault in ("late", "stop", *NETWORK)  # while the others still train
+        run, victim = Run(folder, num, rounds=(5 if is_back else 1) * ROUNDS, hosts=hosts), num - 1
         run.setup |= {"late_s": LATE_S if fault == "late" else None, "phase": phase}
         run.setup["every"] = int(phase == "evaluation")
         if hosts is not None:
             hosts.relayed(victim)
-        for k in range(num):
-            run.join(fault=fault if k == victim else "")
+        run.begin(num, fault=fault)
         newcomers = (phase == "group creation") + (fault == "join")
         for _ in range(newcomers):
             run.join(waits=True)
