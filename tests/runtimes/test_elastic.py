@@ -5,6 +5,8 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -394,3 +396,30 @@ def test_faults_at_any_time_lose_only_the_victims_rounds(tmp_path, seed):
     changes = {json.dumps([c["round"], c["members"], c["units_lost"]]) for each in told for c in each["changes"]}
     lost = sum(json.loads(change)[2] for change in changes)
     assert [60 * 24 - sum(each["trained"]) for each in told] == [lost] * len(told)
+
+
+_ENDS = """
+import skerry, torch
+from torch import nn
+
+def training(runtime):
+    return skerry.train(
+        model, nn.functional.cross_entropy, skerry.Shards(x, y, [torch.arange(40)], batch_size=20, seed=0), plan=plan,
+        algorithm=skerry.ist(1, local_steps=2), optimizer=lambda net: torch.optim.SGD(net.parameters(), 0.1),
+        num_rounds=2, runtime=runtime,
+    )
+
+x, y = torch.randn(40, 8), torch.arange(40) % 3
+model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+plan, store = skerry.discover(model, x), skerry.runtimes.serve_store(0)
+elastic = skerry.Elastic(f"127.0.0.1:{store.port}", minimum=1, grace_s=0.1)
+elastic._wait_for_beat = lambda: []  # the heartbeats are always in a call of torch
+elastic.run(training)
+raise SystemExit(3)
+"""
+
+
+def test_a_script_that_ends_without_leaving_ends_cleanly():
+    """A thread that is in a call of torch when the interpreter ends makes the process abort."""
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", _ENDS], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (3, "")
