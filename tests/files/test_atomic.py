@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,40 @@ def test_an_interrupted_write_leaves_no_draft(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         atomic.write_with(tmp_path / "file", interrupted)
     assert not list(tmp_path.iterdir())
+
+
+def _interrupted_at(event, call):
+    """Call with an interrupt at one line of Python, as a signal brings it; return what came out, None for nothing."""
+    count = 0
+
+    def trace(frame, kind, argument):
+        nonlocal count
+        count += 1
+        if count == event:
+            raise KeyboardInterrupt
+        return trace
+
+    previous = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except BaseException as error:
+        return type(error)
+    finally:
+        sys.settrace(previous)
+    return None
+
+
+def test_an_interrupt_while_a_folder_is_removed_stays_an_interrupt(tmp_path):
+    """Wherever it comes; ``shutil.rmtree`` of Python 3.11 does not pass."""
+    ended, event = set(), 0
+    while None not in ended:
+        event += 1
+        folder = tmp_path / f"{event}"
+        folder.mkdir()
+        for name in ("a", "b"):
+            (folder / name).touch()
+        ended.add(_interrupted_at(event, lambda folder=folder: atomic.remove_folder(folder)))
+    assert not folder.exists()
+    assert ended == {KeyboardInterrupt, None}
+    atomic.remove_folder(folder)  # which is not there: without an error

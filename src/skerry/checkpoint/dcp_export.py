@@ -4,7 +4,6 @@ Its index is pickled, and tensors are in files of ``torch.save``: whoever can wr
 process that reads it. So Skerry's own checkpoints are others (``layout.py``).
 """
 
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -42,7 +41,7 @@ def write_dcp(sizes: Mapping[str, Tensor], arriving: Iterator[tuple[str, Tensor]
         folder: is there; an earlier checkpoint in it is replaced.
     """
     draft = folder / ".dcp.draft"
-    shutil.rmtree(draft, ignore_errors=True)  # left by a killed write
+    atomic.remove_folder(draft)  # left by a killed write
     try:
         with atomic.writing(folder / _INDEX):
             _write(sizes, arriving, draft)
@@ -52,7 +51,7 @@ def write_dcp(sizes: Mapping[str, Tensor], arriving: Iterator[tuple[str, Tensor]
             for path in [*draft.glob("__*"), draft / _INDEX]:
                 path.rename(folder / path.name)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        atomic.remove_folder(draft)
 
 
 def _write(sizes: Mapping[str, Tensor], arriving: Iterator[tuple[str, Tensor]], folder: Path) -> None:

@@ -5,7 +5,6 @@ the set up.
 """
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,7 +62,7 @@ def save_checkpoint(
     for old in layout.sets(folder):
         # Not a later one, of processes that have gone on while this one was stopped.
         if old.name != before and layout.number_of(old) < number:
-            shutil.rmtree(old, ignore_errors=True)
+            atomic.remove_folder(old)
     return name
 
 
@@ -75,7 +74,7 @@ def _in_all(write: Callable[[], str], here: Path, runtime: Runtime, before: str 
     except OSError as error:
         problem = str(error)
     if told := first_text(problem, runtime):
-        shutil.rmtree(here, ignore_errors=True)
+        atomic.remove_folder(here)
         kept = "there is no checkpoint yet"
         if before is not None:
             kept = f"the checkpoint after round {layout.round_of(before)} is kept"

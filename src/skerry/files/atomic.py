@@ -100,6 +100,18 @@ def remove_drafts(folder: Path) -> None:
             path.unlink()
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that has files only, as far as the system lets this process.
+
+    Not ``shutil.rmtree``: it closes a descriptor again if an interrupt comes right after it was closed, which turns
+    the interrupt into an OSError.
+    """
+    with suppress(OSError):
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
 def draft_of(path: Path) -> Path:
     """Return the path that ``path`` is written to before it gets its name."""
     return path.with_name(f".{path.name}.draft")
