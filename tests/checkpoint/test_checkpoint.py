@@ -198,7 +198,7 @@ def other_of(model):
 @pytest.mark.parametrize("where", ["second file", "index", "old set", "total"])
 def test_what_breaks_off_a_write_leaves_the_last_set(tmp_path, undisturbed, monkeypatch, where):
     """A kill between the files of a set, before and after it becomes the last one."""
-    real_save, real_write, real_remove = save.save_tensors, atomic.write, shutil.rmtree
+    real_save, real_write, real_remove = save.save_tensors, atomic.write, atomic.remove_folder
 
     def save_some(tensors, path, told):
         real_save(tensors, path, told)
@@ -210,15 +210,15 @@ def test_what_breaks_off_a_write_leaves_the_last_set(tmp_path, undisturbed, monk
             raise Stopped
         real_write(path, content)
 
-    def remove(path, **more):
+    def remove(path):
         if where == "old set" and path.name == "1-round-1":
             raise Stopped
-        real_remove(path, **more)
+        real_remove(path)
 
     with monkeypatch.context() as patched:
         patched.setattr(save, "save_tensors", save_some)
         patched.setattr(atomic, "write", write_index)
-        patched.setattr(shutil, "rmtree", remove)
+        patched.setattr(atomic, "remove_folder", remove)
         with suppress(Stopped) if where == "total" else pytest.raises(Stopped):
             ends(tmp_path, "processes", stop=4 if where == "total" else None)
     last_round = {"second file": 2, "index": 2, "old set": 3, "total": 4}[where]
