@@ -18,7 +18,7 @@ from skerry.experiments.cli import call, entry
 from skerry.experiments.cli import elastic as command
 from skerry.experiments.config import Config
 from skerry.experiments.reports import pictures
-from skerry.experiments.runs.folder import keep_config
+from skerry.experiments.runs.folder import keep_config, saved_config
 from skerry.runtimes.elastic import Elastic
 from skerry.training.worker import Worker
 
@@ -126,6 +126,11 @@ def test_a_run_goes_on_without_its_first_process_and_ends_with_a_checkpoint(tmp_
         (["status", "nowhere"], "nowhere: no run there (config.json is missing); give the folder of a run"),
         (["train", "digits-mlp", "--patience", "2"], "--patience: only with --elastic MIN:MAX"),
         (["train", "digits-mlp", "--late", "2"], "--late: only with --elastic MIN:MAX"),
+        (["train", "digits-mlp", "--by-speed"], "--by-speed: only with --elastic MIN:MAX"),
+        (
+            ["train", "digits-mlp", "--elastic", "1:2", "--store", "h:1", "--method", "relay", "--by-speed"],
+            "--by-speed: method 'relay' deals equal shares, expected one of ist",
+        ),
         (["train", "digits-mlp", "--elastic", "1:2", "--store", "h"], "--store h: expected HOST:PORT"),
         (
             ["train", "digits-mlp", "--elastic", "1:2", "--store", "h:1", "--patience", "-3"],
@@ -221,6 +226,26 @@ def test_late_is_told_to_have_no_effect_with_two_processes(tmp_path, capsys, mon
         assert call(_words(tmp_path / "x", 1, members, "--late", "2")) == (0, "")
         told = "--late has no effect: it needs 3 or more processes" in capsys.readouterr().err
         assert told == (members == "1:2")
+
+
+def test_faster_processes_get_wider_subnets(tmp_path, capsys, monkeypatch):
+    """Two processes of speeds that are made up; a resume begins with equal shares."""
+    asked, worked = [], []
+    monkeypatch.setattr(command, "work", lambda runtime, config, out, *more, **settings: keep_config(out, config))
+    monkeypatch.setattr(command, "is_written", lambda out: False)
+    generation = Mock(rank=1, num_processes=2, capacities=(1.5, 0.5))
+
+    def run(self, training):
+        asked.append(self._by_speed)
+        training(generation)
+        worked.append(saved_config(tmp_path / "x").partition.capacities)
+
+    monkeypatch.setattr(command.Elastic, "run", run)
+    words = _words(tmp_path / "x", 1, "1:2", "--method", "ist")
+    assert call([*words, "--by-speed"]) == (0, "")
+    assert call([*words, "--resume"]) == (0, "")
+    assert asked == [True, False]
+    assert worked == [(1.5, 0.5), None]
 
 
 def test_free_memory_is_some_of_that_of_the_machine():

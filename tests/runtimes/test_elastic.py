@@ -251,7 +251,7 @@ def test_who_is_faster_gets_more_units(monkeypatch):
     work.update({place.uid: 1.0 + 3 * k for k, place in enumerate(places)})
 
     def training(runtime):
-        session = _session(runtime.num_processes, 8, runtime.capacities, runtime=runtime)
+        session = _session(runtime.num_processes, 12, runtime.capacities, runtime=runtime)
         for round in session.rounds():
             for worker in round.workers:
                 _train(worker)
@@ -263,7 +263,7 @@ def test_who_is_faster_gets_more_units(monkeypatch):
     assert (capacities, trained, held) == other
     assert max(capacities) / min(capacities) > 2.5
     assert held == pytest.approx(24 * capacities[0] / 2, abs=1)
-    assert set(trained) == {8}  # nobody has lost a round
+    assert set(trained) == {12}  # nobody has lost a round
     assert places[0].changes
 
 

@@ -14,11 +14,12 @@ import torch
 from skerry.experiments import planner
 from skerry.experiments.cli.start import how_it_goes_on, work
 from skerry.experiments.config import Config
-from skerry.experiments.methods import for_elastic
+from skerry.experiments.methods import METHODS, for_elastic, takes
 from skerry.experiments.runs.execute import num_threads
 from skerry.experiments.runs.folder import check_folder, is_written, saved_config, settings_of
 from skerry.model.device import chosen_device
 from skerry.runtimes.elastic.elastic import Elastic, serve_store
+from skerry.runtimes.elastic.generation import Generation
 from skerry.runtimes.runtime import Runtime
 from skerry.training.agreement import in_words
 
@@ -32,9 +33,12 @@ class Members:
     store: str
     patience_s: float
     late_s: float | None = None
+    by_speed: bool = False
 
     @classmethod
-    def of_options(cls, elastic: str, store: str | None, patience_s: float, late_s: float | None) -> "Members":
+    def of_options(
+        cls, elastic: str, store: str | None, patience_s: float, late_s: float | None, *, by_speed: bool = False
+    ) -> "Members":
         """Return what ``--elastic MIN:MAX`` and the options that go with it say; ValueError for a mistake."""
         match = re.fullmatch(r"(\d+):(\d+)", elastic)
         if not match or not 1 <= int(match[1]) <= int(match[2]):
@@ -45,8 +49,14 @@ class Members:
         for option, seconds in (("patience", patience_s), ("late", late_s)):
             if seconds is not None and not seconds > 0:
                 raise ValueError(f"--{option} {seconds:g}: expected a positive number of seconds")
-        bounds = int(match[1]), int(match[2])
-        return cls(minimum=bounds[0], maximum=bounds[1], store=store, patience_s=patience_s, late_s=late_s)
+        return cls(
+            minimum=int(match[1]),
+            maximum=int(match[2]),
+            store=store,
+            patience_s=patience_s,
+            late_s=late_s,
+            by_speed=by_speed,
+        )
 
 
 def host_and_port(given: str, address: str) -> tuple[str, int]:
@@ -128,8 +138,11 @@ def join(config: Config, out: Path, members: Members, *, resume: bool, tensorboa
         config = for_elastic(config)
     except ValueError as error:
         raise ValueError(f"--elastic: {error}") from None
+    if members.by_speed and not takes(config.method, "partition.capacities"):
+        fit = ", ".join(name for name in METHODS if takes(name, "partition.capacities"))
+        raise ValueError(f"--by-speed: method '{config.method}' deals equal shares, expected one of {fit}")
     going_on = is_written(out)
-    check_folder(out, config, resume=resume or going_on)
+    check_folder(out, config, resume=resume or going_on, same_shares=False)
     if resume and not going_on and (out / "summary.json").exists() and saved_config(out).rounds == config.rounds:
         raise ValueError(f"{out}: the run is finished; give more --rounds to go on with it")
     threads = num_threads(config)
@@ -140,9 +153,11 @@ def join(config: Config, out: Path, members: Members, *, resume: bool, tensorboa
         click.echo("--late has no effect: it needs 3 or more processes", err=True)
     last: list[Runtime] = []
 
-    def training(runtime: Runtime) -> None:
+    def training(runtime: Generation) -> None:
         last[:] = [runtime]
         own = config.change({"workers": runtime.num_processes})
+        if members.by_speed:
+            own = own.change({"partition.capacities": list(runtime.capacities)})
         click.echo(f"{runtime.num_processes} process(es) take part, this one as worker {runtime.rank}", err=True)
         work(runtime, own, out, resume, tensorboard, comes_and_goes=True)
 
@@ -161,6 +176,7 @@ def join(config: Config, out: Path, members: Members, *, resume: bool, tensorboa
             lease_s=config.timeout_s,
             patience_s=members.patience_s,
             late_s=members.late_s,
+            by_speed=members.by_speed,
             settings=dict(in_words(same)),
             say=partial(click.echo, err=True),
         ) as elastic,

@@ -30,6 +30,7 @@ from skerry.experiments.runs.folder import saved_config
 @click.option(
     "--late", type=float, help="Leave out who ends a round so many seconds later (--elastic, 3 or more processes)."
 )
+@click.option("--by-speed", is_flag=True, help="Give faster processes wider subnets (with --elastic).")
 @run_options
 def train_command(
     recipe: str | None,
@@ -39,6 +40,7 @@ def train_command(
     store: str | None,
     patience: float | None,
     late: float | None,
+    by_speed: bool,
     settings: tuple[str, ...],
     out: Path,
     resume: bool,
@@ -60,11 +62,11 @@ def train_command(
     given = given_settings(options, settings)
     members = None
     if elastic is not None:
-        members = Members.of_options(elastic, store, 300.0 if patience is None else patience, late)
+        members = Members.of_options(elastic, store, 300.0 if patience is None else patience, late, by_speed=by_speed)
         if told := next((name for name in ("workers", "runtime") if name in given), None):
             raise ValueError(f"--{told}: the processes of an elastic run are its workers; leave it out")
         given |= {"workers": members.maximum, "runtime": "processes"}
-    for option, value in (("store", store), ("patience", patience), ("late", late)):
+    for option, value in (("store", store), ("patience", patience), ("late", late), ("by-speed", by_speed or None)):
         if elastic is None and value is not None:
             raise ValueError(f"--{option}: only with --elastic MIN:MAX")
     if recipe is not None:
@@ -72,6 +74,8 @@ def train_command(
     other_machine = int(os.environ.get("RANK", 0)) > 0 and recipe is not None and not (out / "config.json").exists()
     if resume and not other_machine:  # without a file of its own, a process's settings are compared with the others'
         config = saved_config(out)
+        if members is not None:  # those of processes that were there
+            config = config.change({"partition.capacities": None})
         if recipe not in (None, config.recipe):
             raise ValueError(f"{out}: the saved run is of {config.recipe}, got {recipe}; resume with that recipe")
         if method not in (None, config.method):

@@ -190,7 +190,8 @@ def run(
     if goes_on:  # the folder of this process may have nothing of the run yet
         resume = (folder / "config.json").exists()
     before = saved_config(folder) if resume and not goes_on else config
-    with RunFolder(folder, config, job.signature, resume=resume, heard=heard, take_over=goes_on) as files:
+    how = {"resume": resume, "take_over": goes_on, "same_shares": not comes_and_goes}
+    with RunFolder(folder, config, job.signature, heard=heard, **how) as files:
 
         def begun(session: Session) -> None:
             runtime.total(torch.zeros(1))

@@ -78,8 +78,14 @@ def check_holds_no_run(out: Path) -> None:
         raise FolderInUse(f"{out}: holds a run, whose files would be overwritten; choose another --out")
 
 
-def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
+def check_folder(folder: Path, config: Config, *, resume: bool, same_shares: bool = True) -> None:
     """Raise unless a new run may start in ``folder``, or the run in it may be resumed with ``config``.
+
+    Args:
+        folder: of the run.
+        config: its settings.
+        resume: whether a run is resumed.
+        same_shares: whether as many workers must have the shares of the saved run; not if they follow speeds.
 
     Raises:
         FolderInUse: it holds something already.
@@ -101,7 +107,7 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
     same_workers = config.workers == saved.workers
     if not same_workers and (why := why_same_workers(config)):
         raise ValueError(f"{folder}: workers is {saved.workers} in the saved run, got {config.workers}; {why}")
-    new, old = (settings_of(each, per_worker=same_workers) for each in (config, saved))
+    new, old = (settings_of(each, per_worker=same_workers and same_shares) for each in (config, saved))
     for name, value in new.items():
         if value != old[name]:
             raise ValueError(
@@ -162,7 +168,7 @@ def keep_config(folder: Path, config: Config) -> None:
         saved = saved_config(folder)
         if run_id(saved) != run_id(config):
             raise FolderInUse(f"{folder}: holds a run with other settings; choose another --out, or remove the folder")
-        if (saved.rounds, saved.workers) == (config.rounds, config.workers):
+        if (saved.rounds, saved.workers, saved.partition) == (config.rounds, config.workers, config.partition):
             return
     with atomic.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -190,6 +196,7 @@ class RunFolder(Callback):
         resume: continue the run in ``folder``.
         heard: texts of warnings; those that are new are written with the next round.
         take_over: whether another process that still has the folder may lose it: it is stopped, and others go on.
+        same_shares: see ``check_folder``.
 
     Raises:
         FolderInUse: the folder holds something else, or another process writes to it.
@@ -207,8 +214,9 @@ class RunFolder(Callback):
         resume: bool,
         heard: list[str] | None = None,
         take_over: bool = False,
+        same_shares: bool = True,
     ) -> None:
-        check_folder(folder, config, resume=resume)
+        check_folder(folder, config, resume=resume, same_shares=same_shares)
         self.folder, self.config, self._signature, self._new = folder, config, signature, not resume
         self._metrics, self._heard = folder / "metrics.jsonl", [] if heard is None else heard
         with atomic.writing(folder):

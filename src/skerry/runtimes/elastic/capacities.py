@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 from skerry.runtimes.elastic.membership import Candidate
 
+ROUNDS_TIMED = 5
+"""Rounds whose median is a member's speed, and without a new deal: in one of them another program may run."""
 _HYSTERESIS = 0.15
 """The part by which some capacity must differ before units are dealt anew."""
 

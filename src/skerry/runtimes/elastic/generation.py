@@ -8,7 +8,9 @@ import contextlib
 import copy
 import json
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -24,7 +26,7 @@ from skerry.plan.table import Plan
 from skerry.runtimes.distributed.meeting import PeerLost
 from skerry.runtimes.distributed.sharded import Sharded
 from skerry.runtimes.distributed.wire import Wire
-from skerry.runtimes.elastic.capacities import capacities, differ
+from skerry.runtimes.elastic.capacities import ROUNDS_TIMED, capacities, differ
 from skerry.runtimes.elastic.group import Group
 from skerry.runtimes.elastic.membership import Decision, Membership, TooFew, buddy_of
 from skerry.runtimes.elastic.pieces import Held, Role, deal_again, num_bytes, packed, parts, unpacked
@@ -88,6 +90,7 @@ class Generation(Peers):
         self.capacities = self._capacities(decision)
         if membership.capacity != self.capacities[self.rank]:
             membership.capacity, membership.speed = self.capacities[self.rank], 0.0  # it was that of another width
+        self._rounds, self._speeds = 0, deque[float](maxlen=ROUNDS_TIMED)
         self.state = ""
         self._state: Any = None
         self.ending = TooFew(decision.ending) if decision.ending else None
@@ -208,10 +211,16 @@ class Generation(Peers):
         same_group = all(c.group == self.membership.group for c in decision.candidates.values())
         if decision.members != self._decision.members or decision.base != self._decision.name or not same_group:
             raise MembersChanged(decision)
-        if differ(self.capacities, self._capacities(decision)):
+        self._rounds += 1
+        if self._rounds >= ROUNDS_TIMED and differ(self.capacities, self._capacities(decision)):
             raise MembersChanged(decision)
         self._decision = decision
         return decision
+
+    def timed(self, speed: float) -> None:
+        """Note the local steps per second of a round; this member's speed is the median of some rounds."""
+        self._speeds.append(speed)
+        self.membership.speed = statistics.median(self._speeds)
 
     def _capacities(self, decision: Decision) -> tuple[float, ...]:
         return capacities(tuple(decision.candidates.values())) if self._by_speed else (1.0,) * len(decision.members)
@@ -370,8 +379,7 @@ class Copied(Sharded):
         held.handed_over, held.good = True, own.report.good
         held.told = own.report.loss, own.report.flop, own.report.local_s
         if own.report.local_s > 0:
-            speed = own.report.num_steps / own.report.local_s
-            membership.speed = (speed + (membership.speed or speed)) / 2
+            generation.timed(own.report.num_steps / own.report.local_s)
         decision = generation.next_decision()
         reports, piece = list[Report](), None
         with contextlib.suppress(PeerLost), generation.peers():
