@@ -119,8 +119,11 @@ class Member:
             runtime=runtime,
             verify=False,
             deadline="none" if self.setup["late_s"] is None else "adaptive",
-            callbacks=[Callback(on_step=self._on_step, on_evaluate=self._on_evaluate)],
+            callbacks=self._callbacks(),
         )
+
+    def _callbacks(self) -> list[Callback]:
+        return [Callback(on_step=self._on_step, on_evaluate=self._on_evaluate)]
 
     def _loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if outputs.requires_grad:  # a local step, which takes its time
