@@ -268,7 +268,10 @@ def test_who_is_faster_gets_more_units(monkeypatch):
 
 
 def test_heartbeats_go_on_after_any_error_of_the_system(monkeypatch):
-    elastic, waits = Elastic("127.0.0.1:1"), iter([OSError("no more files"), RuntimeError("no store"), None])
+    elastic, waits = (
+        Elastic("127.0.0.1:1"),
+        iter([OSError("no more files"), RuntimeError("no store"), MemoryError(), None]),
+    )
     beats = []
 
     def wait_for_beat():
@@ -277,7 +280,7 @@ def test_heartbeats_go_on_after_any_error_of_the_system(monkeypatch):
         elastic._ended.set()
         return []
 
-    monkeypatch.setattr(elastic, "_connect", lambda: "store")
+    monkeypatch.setattr(elastic, "_checked", lambda: "store")
     monkeypatch.setattr(elastic, "_wait_for_beat", wait_for_beat)
     monkeypatch.setattr(elastic._leases, "beat", lambda store, ended: beats.append(store))
     elastic._beat()

@@ -9,12 +9,13 @@ import heapq
 import itertools
 import random
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
+from skerry.runtimes.elastic.checked_store import CheckedStore
 from skerry.runtimes.elastic.leases import Leases
 from skerry.runtimes.elastic.membership import Decision, Membership, TooFew, buddy_of
 
@@ -24,10 +25,11 @@ QUIET_S = 6.0  # in which everybody alive must train together after the last fau
 
 
 class Store:
-    """A store in memory, which may be unreachable, and come back empty."""
+    """A store in memory, which may be unreachable, and come back empty; texts on the way may be changed."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_the_way: Callable[[bytes], bytes] = bytes) -> None:
         self.up, self.values, self.life = True, dict[str, bytes](), 0
+        self.on_the_way = on_the_way
 
     def connect(self) -> "Connection":
         if not self.up:
@@ -55,18 +57,18 @@ class Connection:
         return int(values[key])
 
     def set(self, key: str, value: str) -> None:
-        self._values()[key] = value.encode()
+        self._values()[key] = self.store.on_the_way(value.encode())
 
     def get(self, key: str) -> bytes:
-        return self._values()[key]
+        return self.store.on_the_way(self._values()[key])
 
     def check(self, keys: list[str]) -> bool:
         return all(key in self._values() for key in keys)
 
-    def compare_set(self, key: str, expected: str, desired: str) -> bytes:
+    def compare_set(self, key: str, expected: str | bytes, desired: str) -> bytes:
         values = self._values()
-        if values.get(key, b"") == expected.encode():
-            values[key] = desired.encode()
+        if values.get(key, b"") == (expected if isinstance(expected, bytes) else expected.encode()):
+            values[key] = self.store.on_the_way(desired.encode())
         return values.get(key, b"")
 
 
@@ -114,9 +116,10 @@ class Simulation:
         spaced: bool = True,
         late_s: float | None = None,
         patience_s: float = 1e6,
+        changed: float = 0.0,
     ) -> None:
-        self.late_s, self.patience_s = late_s, patience_s
-        self.rng, self.now, self.store = random.Random(seed), 0.0, Store()
+        self.late_s, self.patience_s, self.changed = late_s, patience_s, changed
+        self.rng, self.now, self.store = random.Random(seed), 0.0, Store(self.on_the_way)
         self.members, self.versions = dict[str, Member](), dict[str, Version]()
         self.minimum, self.spaced = minimum, spaced
         self.actors: list[tuple[float, int, Member, Iterator[None], float]] = []
@@ -127,11 +130,21 @@ class Simulation:
         self.num_faults = num_faults
         self.deaths, self.quiet_from = 0, 1e9 if num_faults else 0.0
 
+    def on_the_way(self, value: bytes) -> bytes:
+        """Change a byte of some texts; counters are left alone."""
+        if not self.changed or value.isdigit() or self.rng.random() >= self.changed or self.now > self.quiet_from:
+            return value
+        at = self.rng.randrange(len(value))
+        return value[:at] + bytes([value[at] ^ 1 << self.rng.randrange(8)]) + value[at + 1 :]
+
+    def connect(self) -> CheckedStore:
+        return CheckedStore(self.store.connect())
+
     def join(self, rate: str = "0.1") -> Member:
         uid = f"m{len(self.members)}"
         leases = Leases(uid, LEASE_S, lambda: self.now)
         membership = Membership[Piece](
-            self.store.connect,
+            self.connect,
             leases,
             lambda: self.now,
             minimum=self.minimum,
@@ -154,7 +167,7 @@ class Simulation:
         connection = None
         while True:
             try:
-                connection = connection or self.store.connect()
+                connection = connection or self.connect()
                 ended, member.ended = member.ended, []
                 member.leases.beat(connection, ended)
             except RuntimeError:
@@ -327,6 +340,7 @@ SETTINGS = {
     "neighbours": {"spaced": False},
     "one may go on": {"minimum": 1},
     "three at least": {"minimum": 3},
+    "bytes are changed": {"changed": 0.02},
     "nobody waits": {"late_s": 0.2},
     "nobody waits, three at least": {"late_s": 0.2, "minimum": 3},
 }
@@ -480,7 +494,7 @@ def test_a_run_that_all_have_left_begins_anew():
     simulation = Simulation(0, num_faults=0)
     simulation.run()
     for member in simulation.members.values():
-        member.leases.leave(simulation.store.connect())
+        member.leases.leave(simulation.connect())
         member.dead = True
     simulation.join(rate="0.2")
     simulation.join(rate="0.2")

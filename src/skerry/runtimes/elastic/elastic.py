@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 import torch.distributed as dist
 
 from skerry.runtimes.distributed.meeting import PeerLost, Place, versions
+from skerry.runtimes.elastic.checked_store import CheckedStore
 from skerry.runtimes.elastic.generation import Generation, MembersChanged, wait
 from skerry.runtimes.elastic.leases import KeyStore, Leases
 from skerry.runtimes.elastic.lines import Lines
@@ -148,7 +149,7 @@ class Elastic:
         self.uid = f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._leases = Leases(self.uid, lease_s, time.monotonic)
         self._membership = Membership[Held](
-            self._connect,
+            self._checked,
             self._leases,
             time.monotonic,
             minimum=minimum,
@@ -226,7 +227,7 @@ class Elastic:
         if self._heart.ident is not None:  # it was started
             self._heart.join()
             with contextlib.suppress(RuntimeError):
-                self._leases.leave(self._connect())
+                self._leases.leave(self._checked())
         if self._lines is not None:
             self._lines.close()
             self._lines = None
@@ -256,6 +257,9 @@ class Elastic:
             timeout=timedelta(seconds=timeout_s),
         )
         return dist.PrefixStore(f"skerry-elastic/{self._name}", store)  # type: ignore[attr-defined]
+
+    def _checked(self) -> KeyStore:
+        return CheckedStore(self._connect())
 
     def _reach(self, until: float) -> None:
         """Wait for the port to answer, since ``TCPStore`` writes pages if it does not; RuntimeError if late."""
@@ -292,7 +296,7 @@ class Elastic:
         store: KeyStore | None = None
         while not self._ended.is_set():
             try:
-                store = store or self._connect()
+                store = store or self._checked()
                 self._leases.beat(store, self._wait_for_beat())
-            except (RuntimeError, OSError):  # without heartbeats the others lose this process: never end
+            except Exception:  # without heartbeats the others lose this process: never end
                 store = None

@@ -106,8 +106,8 @@ class Generation(Peers):
             yield
         except (PeerLost, NotImplementedError):
             raise
-        except RuntimeError as error:
-            raise PeerLost(f"{self.where()}: {str(error).splitlines()[0][:120]}") from error
+        except (RuntimeError, MemoryError) as error:  # bytes that were changed may say that gigabytes follow
+            raise PeerLost(f"{self.where()}: {str(error).partition(chr(10))[0][:120]}") from error
 
     def all_gather(self, row: Tensor) -> list[Tensor]:
         """Return the rows of all members."""
@@ -138,7 +138,7 @@ class Generation(Peers):
         if not self._decision.base:
             return None
         held = self.membership.held.get(self._decision.base)
-        of_all: list[Any] = [json.loads(text) for text in self.gather(json.dumps(held and _said(held)))]
+        of_all = self._told_by_all(json.dumps(held and _said(held)))
         sources = [source for source in self._decision.sources if source is not None]
         trained = any(said and said["handed_over"] for said in of_all)  # else all is as the round began
         roles = []
@@ -173,6 +173,13 @@ class Generation(Peers):
             speeds=tuple(candidate.speed for candidate in self._decision.candidates.values()),
         )
         return memory
+
+    def _told_by_all(self, own: str) -> list[Any]:
+        try:
+            with self.peers():
+                return [json.loads(text) for text in self.gather(own)]
+        except ValueError as error:
+            raise PeerLost(f"{self.where()}: what another member said was changed on the way") from error
 
     def went_on(self, state: Any) -> None:
         """Note the state of the training between two rounds, and that the last one has its record."""

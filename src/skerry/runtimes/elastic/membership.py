@@ -123,8 +123,8 @@ class Decision:
     @cached_property
     def base(self) -> str:
         """The version that goes on, empty at the start: what those who were in the latest decision know."""
-        latest = max(c.decided for c in self.candidates.values())
-        return max(c.base for c in self.candidates.values() if c.decided == latest)
+        latest = max((c.decided for c in self.candidates.values()), default=0)
+        return max((c.base for c in self.candidates.values() if c.decided == latest), default="")
 
     @cached_property
     def workers(self) -> tuple[str, ...]:
@@ -312,7 +312,10 @@ class Membership(Generic[Held]):
 
     def _decide(self, finished: bool) -> Generator[None, None, Decision]:
         store, uid = self._connected(), self._leases.uid
-        epoch = max(store.add("epoch", 0), self.epoch) + 1
+        epoch = max(store.add("epoch", 0), self.epoch)
+        if epoch > self.epoch and (known := self._last(store, epoch + 1)) and uid in known.candidates:
+            return known  # the connection broke when it was about to be read, and the others wait
+        epoch += 1
         rank = self._members.index(uid) if uid in self._members else Candidate.rank
         versions = {name: list(piece.workers) for name, piece in self.held.items()}
         own = Candidate(
@@ -333,8 +336,10 @@ class Membership(Generic[Held]):
             yield
             key, until, most_came = f"decision/{epoch}", self._clock() + self._patience_s, math.inf
             last: Decision | None = None
-            store.set(f"here/{epoch}/{uid}", json.dumps(vars(own)))
+            here = f"here/{epoch}/{uid}"
             while not store.check([key]) or self._leases.store != self._store_name:
+                if not store.check([here]):
+                    store.set(here, json.dumps(vars(own)))
                 yield
                 if self._leases.store != self._store_name:  # the heartbeats have not found this store yet
                     if self._clock() - found > max(self._patience_s, self._leases.lease_s):
