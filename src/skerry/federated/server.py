@@ -118,7 +118,7 @@ class FromSites(WholeModel):
         turn = {self._client(worker) for worker in range(num)}
         sites.wait_for(runtime.at_least, time.monotonic() + runtime.patience_s, turn, all_of_them=self._is_first)
         self._is_first = False
-        handed = [_nothing(worker) for worker in range(num)]
+        handed = [_nothing(worker, "it is not there", counts=False) for worker in range(num)]
         asked: dict[int, tuple[int, dict[str, Tensor]]] = {}
         for worker in range(num):
             client = self._client(worker)
@@ -134,28 +134,34 @@ class FromSites(WholeModel):
         for worker, message in trips.wait(time.monotonic() + runtime.deadline_s, meanwhile=sites.look):
             client, sent = asked.pop(worker)
             handed[worker] = self._taken(worker, client, message, token, sent)
-        for client, _ in asked.values():
+        for worker, (client, _) in asked.items():
             warnings.warn(f"round {self._next}: site {client} has not answered in time", stacklevel=2)
             sites.doubt(client)
+            handed[worker] = _nothing(worker, "it has not answered in time", counts=False)
         trips.give_up()
         return handed
 
-    def _taken(self, worker: int, client: int, message: Message, token: str, sent: Mapping[str, Tensor]) -> Handover:
+    def _taken(
+        self, worker: int, client: int, message: Message | Refused, token: str, sent: Mapping[str, Tensor]
+    ) -> Handover:
         """Return what a worker hands over by its site's reply; its report is not good if anything is wrong with it."""
-        if message.has_error():
-            warnings.warn(f"round {self._next}: site {client} is lost ({reason_of(message)})", stacklevel=2)
+        if isinstance(message, Message) and message.has_error():
+            told = reason_of(message)
+            warnings.warn(f"round {self._next}: site {client} is lost ({told})", stacklevel=2)
             if message.error.code != ErrorCode.CLIENT_APP_RAISED_EXCEPTION:  # else it is there
                 self._runtime.sites.doubt(client)
-                return _nothing(worker)
-            return _nothing(worker, counts=True, fault=f"an error: {reason_of(message)}")
+                return _nothing(worker, f"it is lost: {told}", counts=False)
+            return _nothing(worker, f"an error: {told}")
         try:
+            if isinstance(message, Refused):
+                raise message
             found = read_numbers(message.content, {"token": str, "loss": float, "flop": float, "local_s": float})
             if found["token"] != token:
                 raise Refused("it answers another message")
             tensors = read_tensors(message.content, sent)
         except ValueError as error:
             warnings.warn(f"round {self._next}: what site {client} sent is refused: {error}", stacklevel=2)
-            return _nothing(worker, counts=True, fault=str(error))
+            return _nothing(worker, str(error))
         watched = {name: tensor for name, tensor in tensors.items() if name not in self._never_finite}
         good = math.isfinite(found["loss"]) and is_finite(watched)
         flop, local_s = (found[name] if 0 <= found[name] < math.inf else 0.0 for name in ("flop", "local_s"))
@@ -172,7 +178,7 @@ class LateFromSites(FromSites, ServerStore):
     """The store of a server that waits for nobody, on the simulated clock: sites train what their turns began with."""
 
 
-def _nothing(worker: int, *, counts: bool = False, fault: str = "") -> Handover:
+def _nothing(worker: int, fault: str, *, counts: bool = True) -> Handover:
     return Handover({}, Report(worker, False, math.nan, 0.0, 0.0, counts=counts, fault=fault))
 
 

@@ -9,7 +9,7 @@ from flwr.app import Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from skerry.federated.messages import Refused, read_numbers, reason_of, written
+from skerry.federated.messages import CutOff, Refused, read_numbers, reason_of, written
 from skerry.federated.trips import Trips
 from skerry.runtimes.elastic.membership import TooFew
 
@@ -101,8 +101,12 @@ class Sites:
                 "and resume"
             )
 
-    def _admit(self, node: int, message: Message) -> None:
+    def _admit(self, node: int, message: Message | Refused) -> None:
+        if isinstance(message, CutOff):
+            return  # it is asked again
         try:
+            if isinstance(message, Refused):
+                raise message
             if message.has_error():
                 if (
                     message.error.code != ErrorCode.CLIENT_APP_RAISED_EXCEPTION
