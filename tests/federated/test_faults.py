@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from fastapi.routing import iter_route_contexts
-from federation import ROUNDS, STEPS, arguments, assert_same, federated, joined, site
+from federation import ROUNDS, STEPS, arguments, assert_same, data_of_all, federated, joined, site
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.proto.fleet_pb2 import RegisterNodeFleetRequest
 from flwr.proto.message_pb2 import PushObjectResponse
@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from zoo import adamw, blobs
 
-from skerry import Clients, Plan, ist, narrow, train
+from skerry import Clients, Plan, Session, ist, narrow, train
 from skerry.algorithms import diloco, local_sgd
 from skerry.callbacks import Callback
 from skerry.federated import AtSite, Federated, OnSites, Site, TooFewSites, sites, trips
@@ -36,21 +36,11 @@ pytestmark = [
 THREE = ist(3, local_steps=STEPS)
 
 
-@pytest.fixture
-def clock(monkeypatch) -> list[float]:
-    """The time of the server, which goes on while it sleeps. Flower has the real one: deadlines are long."""
-    now = [0.0]
-    fake = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s))
-    for module in ("trips", "sites", "server"):
-        monkeypatch.setattr(f"skerry.federated.{module}.time", fake)
-    return now
-
-
 class Spoilt:
     """The data of all, of which that of ``worker`` is NaN in some rounds, so that it is refused."""
 
     def __init__(self, worker: int, rounds: set[int]) -> None:
-        self._data, self._worker, self._rounds = blobs(3), worker, rounds
+        self._data, self._worker, self._rounds = data_of_all(3), worker, rounds
         self.num_workers = 3
 
     def batches(self, worker: int, first_step: int, num_steps: int) -> Any:
@@ -212,6 +202,32 @@ def test_nonsense_ends_the_training_only_where_all_sites_send_it(bad, worthless,
     else:
         ours = federated(THREE, made, max_bad_rounds=2)
         assert [record.refused for record in ours.history] == [(1,)] * ROUNDS
+
+
+@pytest.mark.parametrize("num", [0, -5, 2**40, 3.0])
+def test_a_number_of_samples_that_cannot_be_is_refused(num):
+    """Else one site could have all the weight, or a negative one."""
+    weighted = narrow(3, local_steps=STEPS, by_samples=True)
+    change = lambda m, r: with_number("num_samples", num)(m, r) if "token" in r.content["numbers"] else None  # noqa: E731
+    ours = federated(weighted, joined(weighted, {1: change}))
+    assert [record.refused for record in ours.history] == [(1,)] * ROUNDS
+    assert all("num_samples" in record.faults[1] for record in ours.history)
+
+
+def test_the_number_of_samples_leaves_a_site_only_where_it_is_asked_for():
+    sent = dict[str, set[str]]()
+    for name in ("plain", "by"):
+        algorithm = narrow(3, local_steps=STEPS, by_samples=name == "by")
+        change = lambda m, r, name=name: sent.setdefault(name, set()).update(r.content["numbers"])  # noqa: E731
+        federated(algorithm, joined(algorithm, {1: change}, num_rounds=1), num_rounds=1)
+    assert sent["by"] - sent["plain"] == {"num_samples"}
+
+
+def test_data_that_do_not_tell_their_size_cannot_begin_where_it_is_asked_for():
+    weighted = narrow(3, local_steps=STEPS, by_samples=True)
+    session = Session(**arguments(weighted, loss_fn=F.cross_entropy, runtime=AtSite()))
+    with pytest.raises(ValueError, match="Spoilt does not tell how many samples worker 0 has"):
+        Site(session, Spoilt(0, set()), number=0)
 
 
 @pytest.mark.usefixtures("clock")
@@ -518,8 +534,6 @@ def test_batch_norms_of_the_full_model_are_refused():
 
 
 def test_a_site_needs_data_and_a_session_of_its_own():
-    from skerry import Session
-
     given = arguments(THREE, loss_fn=F.cross_entropy)
     with pytest.raises(ValueError, match="AtSite"):
         Site(Session(**given), blobs(3), number=0)

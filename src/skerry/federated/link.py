@@ -24,8 +24,8 @@ _MORE_BYTES, _MORE_OBJECTS = 2**16, 8
 class Link(InMemoryLinkState):  # type: ignore[misc]  # its class is not known to the type checker
     """Flower's state. A reply larger than expected is refused before anything of it is stored.
 
-    A site answers one message after the other. So if it asks for the next one, or connects again, what it has not
-    answered as a whole is cut off.
+    A site answers one message after the other. So if it asks for the next one, which it does first when it has
+    connected again, what it has not answered as a whole is cut off.
     """
 
     def __init__(self) -> None:
@@ -88,13 +88,6 @@ class Link(InMemoryLinkState):  # type: ignore[misc]  # its class is not known t
             self._cut_off(node_id)
             found: list[Message] = super().get_message_ins(node_id, limit, run_id=run_id)
             return found
-
-    def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:
-        """Note that a node has connected."""
-        with self.lock:
-            self._cut_off(node_id)
-            is_new: bool = super().activate_node(node_id, heartbeat_interval)
-            return is_new
 
     def is_arriving(self, message: str) -> bool:
         """Return whether parts of the reply are still to come: looking for it would wait for them.
