@@ -45,6 +45,12 @@ def test_subnets_are_as_large_as_speeds_allow_and_training_is_the_serial_one(mad
     assert_same(federated(sized, joined(sized)), serially(sized))
 
 
+def test_sizes_stay_equal_where_they_would_not_help(monkeypatch):
+    """A small model's steps take as long whatever their units: sizes by speed would only get further apart."""
+    monkeypatch.setattr(Site, "steps_per_s", lambda own, capacities: WORK[own.number])
+    assert measured_capacities(joined(THREE).grid, THREE) == (1.0, 1.0, 1.0)
+
+
 def test_measuring_leaves_no_trace_in_the_training(made_up):
     made = joined(THREE)
     measured_capacities(made.grid, THREE)

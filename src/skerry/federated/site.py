@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from skerry.federated.sites import BYE, HELLO
 from skerry.model.inputs import Inputs
 from skerry.model.tensors import fill_, named_tensors, skeleton
 from skerry.partitions.capacities import with_capacities
-from skerry.runtimes.runtime import Beginning, Handover, Store
+from skerry.runtimes.runtime import Beginning, Handover, Report, Store
 from skerry.subnet.cuts import Cuts
 from skerry.subnet.extract import extract
 from skerry.training.phases.local_phase import lend_worker
@@ -31,8 +32,8 @@ from skerry.training.worker import Data
 OVER = "over"
 """In the state of a site's context once the server has ended the training."""
 _OF_SERVER = ("callbacks", "checkpoints", "max_bad_rounds")
-_WARM_UP, _TO_MEASURE = 2, 20
-"""Local steps before, and with, the clock: the first ones make room in memory."""
+_STEPS_AT_ONCE, _MOST_TIMES, _ENOUGH_S = 10, 15, 1.0
+"""A site measures its speed in so many local steps, as often, or until it has taken that many seconds."""
 _WORK = {"token": str, "round": int, "worker": int, "steps": int, "units": bytes}
 
 
@@ -152,15 +153,24 @@ class Site:
         store.units = partition.assign(setup.plan.axes, 0).units(self.number)
         store.tensors = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in store.like(store.units).items()}
         self._state.round = 0
-        for num_steps in (_WARM_UP, _TO_MEASURE):
-            handed: list[Handover] = []
-            with lend_worker(
-                setup, self._state, self.number, min(num_steps, setup.algorithm.local_steps), handed
-            ) as lent:
-                self._local.take(lent)
+        self._steps_of(_STEPS_AT_ONCE)  # the first ones make room in memory
+        speeds, used_s = list[float](), 0.0
+        while len(speeds) < _MOST_TIMES and used_s < _ENOUGH_S:
+            report = self._steps_of(_STEPS_AT_ONCE)
+            used_s += report.local_s
+            speeds.append(report.num_steps / max(report.local_s, 1e-9))
         store.kept.clear()
         store.tensors = {}
-        return handed[0].report.num_steps / max(handed[0].report.local_s, 1e-9)
+        return statistics.median(speeds)  # whatever else the machine did for a moment
+
+    def _steps_of(self, most: int) -> Report:
+        """Take local steps with the subnet that is here, and return how they went."""
+        handed: list[Handover] = []
+        with lend_worker(
+            self._setup, self._state, self.number, min(most, self._setup.algorithm.local_steps), handed
+        ) as w:
+            self._local.take(w)
+        return handed[0].report
 
     def train(self, content: RecordDict) -> RecordDict:
         """Return the subnet in ``content`` after its local steps.

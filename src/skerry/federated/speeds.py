@@ -9,8 +9,12 @@ from skerry.algorithm import Algorithm
 from skerry.federated.sites import Sites
 from skerry.partitions.capacities import capacities, differ, with_capacities
 
-_MOST_DEALS = 5
-"""How often sizes are tried. Differences halve each time where a step costs as much as it has units, or end at once."""
+_MOST_TRIES = 4
+"""How often sizes are tried, equal ones first. Each new choice leaves the root of the ratio of times of sites where
+these are in proportion to units, and no difference where they are to their square."""
+_WORTH = 1.15
+"""By how much the slowest site must be faster for sizes to be worth it: where a step's time hardly depends on units, or
+the machines have other work, speeds tell of nothing that sizes could change."""
 
 
 def measured_capacities(
@@ -25,7 +29,8 @@ def measured_capacities(
     """Let all sites measure how fast they train, and return the capacities with which they would end together.
 
     Each takes a few local steps with made-up weights on its own data, with the subnet that it would have: first of
-    equal capacities, then of those by its speed, until no capacity is off by 15%. Nothing of it is kept. Give what is
+    equal capacities, then of those by its speed, until no capacity is off by 15%. Of what was tried, that is returned
+    with which the slowest site was fastest, or equal ones if it was not 15% faster. Nothing else is kept. Give what is
     returned to ``ist(capacities=...)``, or as ``fractions`` (``with_capacities``), at the server and at all sites. So
     assignments stay a function of settings and round, and resuming needs no measurement.
 
@@ -52,12 +57,16 @@ def measured_capacities(
         )
     now: tuple[float, ...] = (1.0,) * num
     with_capacities(algorithm.partition, now)
-    for _ in range(_MOST_DEALS):
-        wanted = capacities(now, _speeds(grid, num, now, job, numbers, patience_s, poll_s))
+    tried = list[tuple[float, tuple[float, ...]]]()
+    for _ in range(_MOST_TRIES):
+        speeds = _speeds(grid, num, now, job, numbers, patience_s, poll_s)
+        tried.append((min(speeds), now))
+        wanted = capacities(now, speeds)
         if not differ(now, wanted):
             break
         now = tuple(float(f"{each:.3g}") for each in wanted)
-    return now
+    (at_first, equal), (at_best, best) = tried[0], max(tried)
+    return best if at_best > _WORTH * at_first else equal
 
 
 def _speeds(
