@@ -23,6 +23,13 @@ def test_the_server_does_not_choose_what_a_site_reads(recipe, name, value):
         _site(config, None, None, 0, {})
 
 
+def test_a_site_tells_the_number_of_its_samples_only_if_it_is_willing():
+    config = configure("examples/own_recipe.py:spirals", "narrow", {"by_samples": True, "workers": 3})
+    with pytest.raises(ValueError, match=r"the server has by_samples=true, this site false.*--set 'by_samples=true'"):
+        _site(config, config.recipe, None, 0, {})
+    assert _site(config, config.recipe, None, 0, {"by_samples": True}).number == 0
+
+
 def test_a_site_may_set_what_the_server_has():
     given = {"data.file": "/no/other.txt"}
     with pytest.raises(ValueError, match=r"other\.txt"):  # the file is looked for

@@ -192,16 +192,23 @@ def _site(config: Config, recipe: str | None, own: Any, number: int, given: Mapp
 
 
 def _check_named(theirs: Config, ours: Config) -> None:
-    """Raise ValueError unless model and data are this site's: they can name files here, and sizes."""
+    """Raise ValueError unless model and data are this site's: they can name files here, and sizes.
+
+    Its number of samples is told only if it says so, too.
+    """
+    named, own = theirs.to_json(), ours.to_json()
+    differ = ["by_samples"] if named["by_samples"] and not own["by_samples"] else []
     for group in ("model", "data"):
-        named, own = theirs.to_json()[group], ours.to_json()[group]
-        for name in sorted(named.keys() | own.keys()):
-            if named.get(name) != own.get(name):
-                text = json.dumps(named.get(name))
-                raise ValueError(
-                    f"the server has {group}.{name}={text}, this site {json.dumps(own.get(name))}; if it may be so "
-                    f"here, join with --set '{group}.{name}={text}'"
-                )
+        names = sorted(named[group].keys() | own[group].keys())
+        named |= {f"{group}.{name}": named[group].get(name) for name in names}
+        own |= {f"{group}.{name}": own[group].get(name) for name in names}
+        differ += [f"{group}.{name}" for name in names if named[f"{group}.{name}"] != own[f"{group}.{name}"]]
+    if differ:
+        name, text = differ[0], json.dumps(named[differ[0]])
+        raise ValueError(
+            f"the server has {name}={text}, this site {json.dumps(own[name])}; if it may be so here, join with --set "
+            f"'{name}={text}'"
+        )
 
 
 def _public_keys(folder: Path, num: int) -> list[bytes]:
