@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from skerry.algorithm import Algorithm
 from skerry.model.optimizer_state import SEPARATOR
 from skerry.partitions.assignment import Assignment
+from skerry.partitions.capacities import capacities, differ
 from skerry.plan.table import Plan
 from skerry.runtimes.distributed.meeting import PeerLost
 from skerry.runtimes.distributed.sharded import Sharded
 from skerry.runtimes.distributed.wire import Wire
-from skerry.runtimes.elastic.capacities import ROUNDS_TIMED, capacities, differ
 from skerry.runtimes.elastic.group import Group
 from skerry.runtimes.elastic.membership import Decision, Membership, TooFew, buddy_of
 from skerry.runtimes.elastic.pieces import Held, Role, deal_again, num_bytes, packed, parts, unpacked
@@ -34,6 +34,8 @@ from skerry.runtimes.peers import Peers
 from skerry.runtimes.runtime import RESTING, Beginning, Change, Handover, Report
 
 _POLL_S = 0.005
+_ROUNDS_TIMED = 5
+"""Rounds whose median is a member's speed, and without a new deal: in one of them another program may run."""
 _CHUNK = 2**26  # bytes of a copy that are sent at a time
 
 T = TypeVar("T")
@@ -90,7 +92,7 @@ class Generation(Peers):
         self.capacities = self._capacities(decision)
         if membership.capacity != self.capacities[self.rank]:
             membership.capacity, membership.speed = self.capacities[self.rank], 0.0  # it was that of another width
-        self._rounds, self._speeds = 0, deque[float](maxlen=ROUNDS_TIMED)
+        self._rounds, self._speeds = 0, deque[float](maxlen=_ROUNDS_TIMED)
         self.state = ""
         self._state: Any = None
         self.ending = TooFew(decision.ending) if decision.ending else None
@@ -219,7 +221,7 @@ class Generation(Peers):
         if decision.members != self._decision.members or decision.base != self._decision.name or not same_group:
             raise MembersChanged(decision)
         self._rounds += 1
-        if self._rounds >= ROUNDS_TIMED and differ(self.capacities, self._capacities(decision)):
+        if self._rounds >= _ROUNDS_TIMED and differ(self.capacities, self._capacities(decision)):
             raise MembersChanged(decision)
         self._decision = decision
         return decision
@@ -230,7 +232,10 @@ class Generation(Peers):
         self.membership.speed = statistics.median(self._speeds)
 
     def _capacities(self, decision: Decision) -> tuple[float, ...]:
-        return capacities(tuple(decision.candidates.values())) if self._by_speed else (1.0,) * len(decision.members)
+        if not self._by_speed:
+            return (1.0,) * len(decision.members)
+        each = decision.candidates.values()
+        return capacities([c.capacity for c in each], [c.speed for c in each])
 
     @property
     def members(self) -> tuple[str, ...]:
