@@ -97,8 +97,8 @@ MORE: Mapping[str, Row] = {
     "narrow FedProx, mu .01": Row(partial(_narrow, proximal=0.01)),
     "narrow FedProx, mu 1": Row(partial(_narrow, proximal=1.0)),
     "wide FedProx, mu .1": Row(partial(narrow, SITES, width=1.0, proximal=0.1)),
-    "wide FedAvg, 5 steps": Row(partial(local_sgd, SITES), 5),
-    "narrow FedAvg, 5 steps": Row(_narrow, 5),
+    **_both("wide FedAvg, 5 steps", Row(partial(local_sgd, SITES), 5)),
+    **_both("narrow FedAvg, 5 steps", Row(_narrow, 5)),
 }
 ROWS: Mapping[str, Row] = {**MAIN, **MORE}
 
