@@ -121,7 +121,7 @@ class Site:
         self._settings = runtime.settings
 
     def hello(self, content: RecordDict) -> RecordDict:
-        """Return which site this is, and in which setting the server differs, or its speed if it is asked for that.
+        """Return which site this is, and the name of a setting in which the server differs, or its speed if asked.
 
         Raises:
             Refused: what it is asked is not of this training.
@@ -132,12 +132,14 @@ class Site:
         theirs = json.loads(read_numbers(content, {"settings": str})["settings"])
         names = [name for name in self._settings if name.split(".")[0] not in _OF_SERVER]
         other = [name for name in names if theirs.get(name) != self._settings[name]]
-        told = "".join(
-            f"{name} is {self._settings[name]!r} at the site, and {theirs.get(name)!r} at the server"
-            for name in other[:1]
-        )
-        if told:
-            warnings.warn(f"the server trains with other settings: {told}; use the same", stacklevel=2)
+        for name in other[:1]:
+            here, there = self._settings[name], theirs.get(name)
+            warnings.warn(
+                f"the server trains with other settings: {name} is {here!r} at the site, and {there!r} at the server; "
+                "use the same",
+                stacklevel=2,
+            )
+        told = "".join(other[:1])  # without its value: a loss may hold class weights, which tell of label counts
         return written({"site": self.number, "differs": told})
 
     def steps_per_s(self, capacities: Sequence[float]) -> float:

@@ -126,7 +126,7 @@ class Sites:
             found = read_numbers(message.content, {"site": int, "differs": str, **measured})
             site = found["site"] if self._numbers is None else self._numbers.get(node, -1)
             if found["differs"]:
-                raise Refused(f"it has other settings: {found['differs']}")
+                raise Refused(f"it has other settings: {found['differs']}; its log has both values")
             if found["site"] != site and self._numbers is not None:
                 raise Refused(f"its key is that of site {site}, and it says {found['site']}; join with --site {site}")
             if not 0 <= site < self._num:
