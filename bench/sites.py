@@ -12,10 +12,13 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import TypeAlias
 
 sys.path.insert(0, str(Path(__file__).parent / "federated"))
 
 import torch
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def main() -> None:
@@ -24,13 +27,16 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="for the files of the runs; default: one that is removed")
     commands = parser.add_subparsers(dest="command", required=True)
     _overhead(commands)
+    _many(commands)
+    _faults(commands)
     o = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        o.run(o, (o.folder or Path(temporary)).resolve())
+        problems = o.run(o, (o.folder or Path(temporary)).resolve())
+    sys.exit(bool(problems))
 
 
-def _overhead(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _overhead(commands: Commands) -> None:
     import overhead
 
     parser = commands.add_parser("overhead", description=overhead.HELP)
@@ -41,9 +47,37 @@ def _overhead(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     parser.add_argument("--hidden", type=int, default=2048, help="units of each of the two hidden layers")
     parser.add_argument("--methods", default=";".join(names), help="separated by ';'")
 
-    def run(o: argparse.Namespace, folder: Path) -> None:
+    def run(o: argparse.Namespace, folder: Path) -> list[str]:
         given = {"workers": o.sites, "rounds": o.rounds, "local_steps": o.steps, "model.hidden": o.hidden}
-        overhead.main(folder, o.methods.split(";"), given, o.sites)
+        return overhead.main(folder, o.methods.split(";"), given, o.sites)
+
+    parser.set_defaults(run=run)
+
+
+def _many(commands: Commands) -> None:
+    import many
+
+    parser = commands.add_parser("many", description=many.HELP)
+    parser.add_argument("--sites", type=int, default=50)
+    parser.add_argument("--workers", type=int, default=5, help="sites that train in each round")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--hidden", type=int, default=320)
+    parser.set_defaults(run=lambda o, folder: many.main(folder, o.sites, o.workers, o.rounds, o.hidden))
+
+
+def _faults(commands: Commands) -> None:
+    import faults
+
+    parser = commands.add_parser("faults", description=faults.HELP)
+    parser.add_argument("--num", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sites", type=int, default=6)
+    parser.add_argument("--method", default="ist")
+    parser.add_argument("--deadline", type=float, default=5.0, help="seconds of a round")
+    parser.add_argument("--kinds", default=",".join(faults.WAYS))
+
+    def run(o: argparse.Namespace, folder: Path) -> list[str]:
+        return faults.main(folder, o.num, o.seed, o.sites, o.method, o.deadline, o.kinds.split(","))
 
     parser.set_defaults(run=run)
 

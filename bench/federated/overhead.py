@@ -6,20 +6,21 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import serial
 import torch
 from processes import RECIPE, Server, Started, Watched, arguments, context, environment, joined, of_model, status_of
 from road import Road
 from safetensors.torch import load_file, save_file
+from serial import Settings
 
 import skerry
-from skerry.experiments.recipes import find_recipe
-from skerry.experiments.runs.execute import arguments_of, configure
+from skerry.experiments.runs.execute import arguments_of
 
 COLUMNS = (
     "method", "local steps, s", "overhead, s: median", "worst", "MB a round and site: down", "up", "server's memory, MB",
@@ -31,9 +32,6 @@ and looks for messages too. Memory: the server's most (Flower: SuperLink and Ser
 and before it had a model."""
 _PATIENCE_S = 600.0
 
-
-Settings = Mapping[str, Any]
-"""Dotted names of a config, and ``method``."""
 
 METHODS: dict[str, Settings] = {
     "relay": {"method": "relay"},
@@ -122,7 +120,7 @@ def flower_row(folder: Path, name: str, sites: int, given: Settings) -> dict[str
     local = [max(line["local_s"]) for line in lines]
     over = [b["t"] - a["t"] - own for (a, b), own in zip(pairwise(lines), local[1:], strict=True)]
     growth = most - ready + json.loads((folder / "memory.json").read_text())["growth"]
-    ours = serial(RIVALS[name], given)
+    ours = serial.trained({**RIVALS[name], **given}).model.state_dict()
     theirs = load_file(folder / "model.safetensors")
     apart = max(float((theirs[n] - t).abs().max()) for n, t in ours.items())
     row = _row(name, local[1:], over, counter.per_round(sites), growth, _accuracy(theirs))
@@ -137,24 +135,10 @@ def _row(
     return dict(zip(COLUMNS, told, strict=True))
 
 
-def _configured(method: Settings, given: Settings) -> Any:
-    """Return the config that the command line makes of these settings."""
-    return configure(RECIPE, method["method"], {name: v for name, v in {**method, **given}.items() if name != "method"})
-
-
-def serial(method: Settings, given: Settings) -> dict[str, torch.Tensor]:
-    """Return the weights that our serial runtime ends with."""
-    config = _configured(method, given)
-    job = find_recipe(RECIPE).build(config)
-    result = skerry.train(job.model, job.loss_fn, job.data, verify=False, **arguments_of(config, job))
-    return {name: tensor.clone() for name, tensor in result.model.state_dict().items()}
-
-
 def _written_for(folder: Path, sites: int, given: Settings, method: Settings) -> Any:
     """Write the weights to begin with and the samples of each site and round, for Flower's app; return the config."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = _configured(method, given)
-    job = find_recipe(RECIPE).build(config)
+    config, job = serial.built({**method, **given})
     session = skerry.Session(job.model, loss_fn=job.loss_fn, **arguments_of(config, job))
     start = {name: tensor.clone() for name, tensor in session.setup.store.shards().items()}
     save_file(start, folder / "start.safetensors")
@@ -221,8 +205,8 @@ def _flower(folder: Path, sites: int) -> Iterator[tuple[Callable[[str], None], S
         road.close()
 
 
-def main(folder: Path, names: list[str], given: Settings, sites: int) -> None:
-    """Print a row for each method."""
+def main(folder: Path, names: list[str], given: Settings, sites: int) -> list[str]:
+    """Print a row for each method; return what is wrong."""
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS), flush=True)
     notes = []
     for number, name in enumerate(names):
@@ -234,3 +218,4 @@ def main(folder: Path, names: list[str], given: Settings, sites: int) -> None:
                 f"{row['begun_s']:.1f} s old when its local steps begin"
             )
     print("", *notes, sep="\n")
+    return [note for note in notes if "nan" in note]
