@@ -15,16 +15,25 @@ from skerry.training import Result
 ROUNDS, STEPS = 3, 2
 
 
+def data_of_all(num: int) -> Any:
+    """The data of all sites, which have not all as many samples."""
+    return blobs(num, samples=200)
+
+
 class Own:
     """The data of one site; asking for those of others fails."""
 
     def __init__(self, num: int, number: int) -> None:
-        self._data, self._number = blobs(num), number
+        self._data, self._number = data_of_all(num), number
         self.num_workers = num
 
     def batches(self, worker: int, first_step: int, num_steps: int) -> Any:
         assert worker == self._number
         return self._data.batches(worker, first_step, num_steps)
+
+    def num_samples(self, worker: int) -> int:
+        assert worker == self._number
+        return self._data.num_samples(worker)
 
     def sample(self, worker: int, num: int) -> Any:
         assert worker == self._number
@@ -52,7 +61,9 @@ def joined(algorithm: Algorithm, changes: dict[int, Change] | None = None, **mor
 
 
 def serially(algorithm: Algorithm, **more: Any) -> Result:
-    return train(loss_fn=F.cross_entropy, data=blobs(algorithm.num_parts), verify=False, **arguments(algorithm, **more))
+    return train(
+        loss_fn=F.cross_entropy, data=data_of_all(algorithm.num_parts), verify=False, **arguments(algorithm, **more)
+    )
 
 
 def federated(algorithm: Algorithm, sites: MadeSites, **more: Any) -> Result:

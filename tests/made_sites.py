@@ -6,14 +6,12 @@ nothing.
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.common.constant import NOOP_FLWR_AID
 from flwr.proto.node_pb2 import Node
-from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.superlink.servicer.fleet import fleet_handlers
 
 from skerry.federated import Site, client_app
@@ -72,6 +70,5 @@ class MadeSites:
         for node, answered in [(n, a) for n, a in self.sites.items() if n not in self.silent]:
             context = Context(run_id=1, node_id=node, node_config={}, state=RecordDict(), run_config={})
             more = True
-            while more:
-                with suppress(ObjectPushError):  # a site that is refused so connects again
-                    more = answer_one(self.client, Node(node_id=node), answered, context)
+            while more and node not in self.silent:
+                more = answer_one(self.client, Node(node_id=node), answered, context)

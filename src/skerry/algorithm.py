@@ -39,6 +39,8 @@ class Algorithm:
         outer: an optimizer that takes the workers' mean move as its gradient; None: weights become the workers' mean.
             Only for workers that keep their units.
         proximal: mu of FedProx: (mu / 2) ||W_w - W||^2 is added to a worker's loss, where W is what it got; 0: none.
+        by_samples: whether the mean over workers weights each by its number of samples; False: all count the same.
+            Only where one process, or a server of sites, has what all workers hand over.
         synchronous: whether gradients are averaged over all workers in every step, which needs one process per worker.
         trains: what is trained: the given model, or other nets in its place (``trained.py``).
         rounds_per_cycle: rounds after which every subnet has been with every worker; fewer rounds give a warning.
@@ -49,7 +51,7 @@ class Algorithm:
 
     Raises:
         ValueError: a value out of range, ``overlap`` with an outer optimizer, ``proximal`` or a synchronous algorithm,
-            or clients that would keep state.
+            ``by_samples`` with one of these or with ``server``, or clients that would keep state.
 
     Example:
         >>> from skerry.partitions import Disjoint
@@ -64,6 +66,7 @@ class Algorithm:
     overlap: int = 0
     outer: Outer | None = None
     proximal: float = 0.0
+    by_samples: bool = False
     synchronous: bool = False
     trains: Trained = field(default_factory=Given)
     rounds_per_cycle: int = 1
@@ -133,6 +136,11 @@ class Algorithm:
             raise ValueError(f"proximal={self.proximal}: expected 0 (none) or more")
         if self.overlap and (self.outer or self.synchronous or self.proximal):
             raise ValueError(f"overlap={self.overlap}: '{self.name}' needs the mean before the next step; leave it out")
+        if self.by_samples and (self.overlap or self.outer or self.synchronous or self.server):
+            raise ValueError(
+                f"by_samples=True: '{self.name}' has no mean of workers at the end of a round that could weight them "
+                "(overlap, outer, synchronous, server); leave it out"
+            )
         if self.clients is not None and (self.keeps or self.overlap or self.synchronous):
             raise ValueError(
                 f"clients: other ones train in each round, so workers of '{self.name}' cannot keep state, overlap or "

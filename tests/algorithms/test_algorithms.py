@@ -115,6 +115,59 @@ def test_fedprox_adds_the_squared_distance_from_what_a_worker_got_to_its_loss():
         narrow(2, proximal=mu, overlap=1)
 
 
+class Uneven(Doubles):
+    """Workers with 10, 20, 30, ... samples, as they say."""
+
+    def num_samples(self, worker):
+        return 10 * (worker + 1)
+
+
+@pytest.mark.parametrize("method", [local_sgd, narrow])
+def test_fedavg_weights_workers_by_their_samples(method):
+    """W <- sum_w (n_w / sum_v n_v) W_w, with FedProx's term in local steps for ``narrow``."""
+    mu = 3.0 if method is narrow else 0.0
+    more = {"width": 0.5, "proximal": mu} if method is narrow else {}
+    algorithm, (model, plan) = method(3, local_steps=STEPS, by_samples=True, **more), plain()
+    meant, _ = net_to_train(model, plan, algorithm)
+    meant, replicas = copy.deepcopy(meant), [copy.deepcopy(meant) for _ in range(3)]
+    for round in range(ROUNDS):
+        got = [p.detach().clone() for p in meant.parameters()]
+        for worker, replica in enumerate(replicas):
+            replica.load_state_dict(meant.state_dict())
+            optimizer = sgd(replica)
+            for x, y in Uneven(3).batches(worker, round * STEPS, STEPS):
+                away = sum(((p - start) ** 2).sum() for p, start in zip(replica.parameters(), got, strict=True))
+                optimizer.zero_grad()
+                (F.cross_entropy(replica(x), y) + mu / 2 * away).backward()
+                optimizer.step()
+        with torch.no_grad():
+            for mean, *own in zip(meant.parameters(), *(r.parameters() for r in replicas), strict=True):
+                mean.copy_((10 * own[0] + 20 * own[1] + 30 * own[2]) / 60)
+    given = {"plan": plan, "algorithm": algorithm, "optimizer": sgd, "num_rounds": ROUNDS}
+    ours = train(plain()[0], F.cross_entropy, Uneven(3), **given)
+    same_weights(ours.model, meant, rtol=1e-9, atol=1e-11)
+    with pytest.raises(ValueError, match="Doubles does not tell how many samples worker 0 has"):
+        train(plain()[0], F.cross_entropy, Doubles(3), **given)
+
+
+def test_a_loop_of_ones_own_sets_the_number_of_samples():
+    model, plan = plain()
+    algorithm = local_sgd(2, local_steps=1, by_samples=True)
+    session = Session(model, plan=plan, algorithm=algorithm, optimizer=sgd, num_rounds=1)
+    workers = next(session.rounds()).workers
+    worker = next(workers)
+    ((x, y),) = Doubles(2).batches(worker.number, 0, 1)
+    worker.step(F.cross_entropy(worker.subnet(x), y))
+    with pytest.raises(ValueError, match=r"needs worker\.num_samples"):
+        next(workers)
+
+
+@pytest.mark.parametrize("more", [{"overlap": 1}, {"outer": Outer()}])
+def test_weights_by_samples_need_a_mean_at_the_end_of_a_round(more):
+    with pytest.raises(ValueError, match="by_samples=True"):
+        replace(local_sgd(2, local_steps=2, by_samples=True), **more)
+
+
 def test_an_outer_step_of_rate_1_without_momentum_is_the_mean():
     meant = go(local_sgd(3, local_steps=STEPS, optimizer_state="stay"), adamw)
     same_weights(go(diloco(3, local_steps=STEPS, outer_lr=1.0, outer_momentum=0.0), adamw), meant)

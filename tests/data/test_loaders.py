@@ -144,3 +144,14 @@ def test_samples_of_several_arguments_are_joined_as_far_as_they_fit(num, numbers
     tokens, other = data.sample(0, num)
     assert tokens.tolist() == [[n] * 3 for n in numbers]
     assert other.flatten().tolist() == numbers
+
+
+def test_a_loader_tells_how_many_samples_it_draws_from_unless_it_was_dealt():
+    data = from_loaders(loaders("own-sampler"), seed=5)
+    assert [data.num_samples(w) for w in range(2)] == [len(own.sampler) for own in loaders("own-sampler")]
+    assert [from_loaders(loaders("shuffled"), seed=5).num_samples(w) for w in range(2)] == [9, 11]
+    dealt = from_loaders(DataLoader(Augmented(0, 9), batch_size=2), num_workers=2)
+    streams = from_loaders([DataLoader(Stream(range(9)), batch_size=2)])
+    for without in (dealt, streams):
+        with pytest.raises(ValueError, match="does not tell how many samples worker 0 has"):
+            without.num_samples(0)

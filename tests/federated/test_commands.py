@@ -1,12 +1,16 @@
 """What ``skerry serve`` and ``skerry join`` check, in this process."""
 
+from types import SimpleNamespace
+
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 
 from skerry.experiments.cli import call
-from skerry.experiments.cli.federated import _public_keys, _site
+from skerry.experiments.cli.federated import _by_speed, _public_keys, _site
+from skerry.experiments.methods import build
 from skerry.experiments.recipes import find_recipe
+from skerry.experiments.runs.execute import configure
 
 
 @pytest.mark.parametrize(
@@ -39,3 +43,19 @@ def test_too_few_sites_are_told_in_one_line(tmp_path):
     assert code == 1
     assert "0 of 3 sites are there" in told
     assert "\n" not in told
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "meant"),
+    [("ist", "capacities", (0.5, 1.0, 1.5)), ("heterofl", "fractions", (1 / 3, 2 / 3, 1.0))],
+)
+def test_what_sites_measure_becomes_a_setting(method, name, meant, monkeypatch):
+    """So the files of the run have it, the sites get it with the job, and a resumed run does not measure."""
+    monkeypatch.setattr("skerry.federated.measured_capacities", lambda *a, **m: (0.5, 1.0, 1.5))
+    config = configure("digits-mlp", method, {"workers": 3})
+    found = _by_speed(config, SimpleNamespace(grid=None, numbers=None), 1.0)
+    assert getattr(found.partition, name) == pytest.approx(meant)
+    assert build(found).partition.num_workers == 3
+    if method == "ist":
+        with pytest.raises(ValueError, match=r"partition\.capacities is given"):
+            _by_speed(found, SimpleNamespace(grid=None, numbers=None), 1.0)

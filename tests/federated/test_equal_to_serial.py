@@ -19,6 +19,7 @@ ALGORITHMS = {
     "ensemble": ensemble(3, local_steps=STEPS, optimizer_state="reset"),
     "narrow": narrow(3, local_steps=STEPS),
     "narrow-two-of-five": replace(narrow(2, local_steps=STEPS, proximal=0.3), clients=FIVE),
+    "narrow-by-samples": narrow(3, local_steps=STEPS, proximal=0.3, by_samples=True),
     "local_sgd": local_sgd(2, local_steps=STEPS),
     "heterofl": heterofl(3, local_steps=STEPS, fractions=(0.8, 0.4, 0.2)),
     "fedrolex": fedrolex(3, local_steps=STEPS, step=2, fractions=(0.3, 0.3, 0.7)),
@@ -29,7 +30,7 @@ ALGORITHMS = {
 }
 
 
-FAST = ("ist", "relay", "narrow-two-of-five", "asyncdrop-moved")
+FAST = ("ist", "narrow-by-samples", "relay", "narrow-two-of-five", "asyncdrop-moved")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in FAST)) for n in ALGORITHMS])

@@ -8,25 +8,24 @@ from typing import Any
 import pytest
 import torch
 from fastapi.routing import iter_route_contexts
-from federation import ROUNDS, STEPS, arguments, assert_same, federated, joined, site
+from federation import ROUNDS, STEPS, arguments, assert_same, data_of_all, federated, joined, site
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.proto.fleet_pb2 import RegisterNodeFleetRequest
 from flwr.proto.message_pb2 import PushObjectResponse
 from flwr.supercore.error import FlowerError
-from flwr.supercore.inflatable.inflatable_utils import pull_objects
-from flwr.superlink.grid import http_grid
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.superlink.servicer.fleet import fleet_handlers
 from made_sites import MadeSites
 from torch import nn
 from torch.nn import functional as F
 from zoo import adamw, blobs
 
-from skerry import Clients, Plan, ist, narrow, train
+from skerry import Clients, Plan, Session, ist, narrow, train
 from skerry.algorithms import diloco, local_sgd
 from skerry.callbacks import Callback
 from skerry.federated import AtSite, Federated, OnSites, Site, TooFewSites, sites, trips
 from skerry.federated.fleet import Fleet
-from skerry.federated.messages import Refused, written
+from skerry.federated.messages import CutOff, Refused, written
 from skerry.plan import In, Out
 from skerry.training.phases.exchange_phase import TrainingFailed
 
@@ -37,21 +36,11 @@ pytestmark = [
 THREE = ist(3, local_steps=STEPS)
 
 
-@pytest.fixture
-def clock(monkeypatch) -> list[float]:
-    """The time of the server, which goes on while it sleeps. Flower has the real one: deadlines are long."""
-    now = [0.0]
-    fake = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s))
-    for module in ("trips", "sites", "server"):
-        monkeypatch.setattr(f"skerry.federated.{module}.time", fake)
-    return now
-
-
 class Spoilt:
     """The data of all, of which that of ``worker`` is NaN in some rounds, so that it is refused."""
 
     def __init__(self, worker: int, rounds: set[int]) -> None:
-        self._data, self._worker, self._rounds = blobs(3), worker, rounds
+        self._data, self._worker, self._rounds = data_of_all(3), worker, rounds
         self.num_workers = 3
 
     def batches(self, worker: int, first_step: int, num_steps: int) -> Any:
@@ -215,6 +204,32 @@ def test_nonsense_ends_the_training_only_where_all_sites_send_it(bad, worthless,
         assert [record.refused for record in ours.history] == [(1,)] * ROUNDS
 
 
+@pytest.mark.parametrize("num", [0, -5, 2**40, 3.0])
+def test_a_number_of_samples_that_cannot_be_is_refused(num):
+    """Else one site could have all the weight, or a negative one."""
+    weighted = narrow(3, local_steps=STEPS, by_samples=True)
+    change = lambda m, r: with_number("num_samples", num)(m, r) if "token" in r.content["numbers"] else None  # noqa: E731
+    ours = federated(weighted, joined(weighted, {1: change}))
+    assert [record.refused for record in ours.history] == [(1,)] * ROUNDS
+    assert all("num_samples" in record.faults[1] for record in ours.history)
+
+
+def test_the_number_of_samples_leaves_a_site_only_where_it_is_asked_for():
+    sent = dict[str, set[str]]()
+    for name in ("plain", "by"):
+        algorithm = narrow(3, local_steps=STEPS, by_samples=name == "by")
+        change = lambda m, r, name=name: sent.setdefault(name, set()).update(r.content["numbers"])  # noqa: E731
+        federated(algorithm, joined(algorithm, {1: change}, num_rounds=1), num_rounds=1)
+    assert sent["by"] - sent["plain"] == {"num_samples"}
+
+
+def test_data_that_do_not_tell_their_size_cannot_begin_where_it_is_asked_for():
+    weighted = narrow(3, local_steps=STEPS, by_samples=True)
+    session = Session(**arguments(weighted, loss_fn=F.cross_entropy, runtime=AtSite()))
+    with pytest.raises(ValueError, match="Spoilt does not tell how many samples worker 0 has"):
+        Site(session, Spoilt(0, set()), number=0)
+
+
 @pytest.mark.usefixtures("clock")
 def test_a_round_for_absent_sites_only_is_not_burned():
     few = replace(narrow(2, local_steps=STEPS), clients=Clients.spread(8, 3.0))
@@ -287,41 +302,132 @@ def test_a_late_site_is_left_out_until_it_answers(clock):
 def assert_nothing_is_left(made: MadeSites) -> None:
     state = made.fleet.state
     assert (state.num_message_ins(), state.num_message_res(), len(state.object_store)) == (0, 0, 0)
-    assert (state._object_push_sessions, state._left, state._answers) == ({}, {}, {})
+    assert (state._object_push_sessions, state._left, state._answers, state._refused) == ({}, {}, {}, {})
 
 
-def test_replies_that_stop_or_are_too_large_hold_nobody_and_are_not_stored(clock, monkeypatch):
-    """Each costs the round, and the next one, in which the site is asked whether it is there."""
-    num_rounds, faults, sizes = 8, {1: "stops", 3: "many objects", 5: "many bytes"}, list[int]()
-    many = RecordDict({f"more {k}": ConfigRecord({"k": k}) for k in range(20)})
-    of_round = [-1]
+class Uploads:
+    """What a site uploads in each round, cut short or spoilt.
 
-    def change(message: Message, reply: Message) -> Message | None:
-        round = message.content["numbers"].get("round", 0)
-        of_round[0] = round
-        if faults.get(round) == "many objects":
-            return Message(many, reply_to=message)
-        return with_bytes(lambda data: data + b"0" * 10**6)(message, reply) if round == 5 else None
+    Args:
+        made: the sites.
+        node: whose uploads.
+        faults: of rounds, from ``BROKEN``.
+    """
 
-    made = joined(THREE, {1: change}, num_rounds=num_rounds)
-    node, push, put = list(made.sites)[1], made.client.PushObject, made.fleet.state.object_store.put
+    def __init__(self, made: MadeSites, node: int, faults: dict[int, str]) -> None:
+        self._made, self._node, self._faults, self.round = made, node, faults, -1
+        self._push_message, self._push_object = made.client.PushMessages, made.client.PushObject
+        made.client.PushMessages, made.client.PushObject = self.push_message, self.push_object
+        self._num = 0
+
+    def change(self, message: Message, reply: Message) -> Message | None:
+        """Make the reply of the round's fault."""
+        self.round, self._num = message.content["numbers"].get("round", -1), 0
+        fault = self._faults.get(self.round)
+        if fault == "many parts":
+            return Message(RecordDict({f"{k}": ConfigRecord({"k": k}) for k in range(20)}), reply_to=message)
+        if fault == "long text":
+            return Message(Error(2, "x" * 10**6), reply_to=message)
+        return with_bytes(lambda data: data + b"0" * 10**6)(message, reply) if fault == "large" else None
+
+    def push_message(self, request: Any) -> Any:
+        """Send the head of a reply."""
+        fault = self._faults.get(self.round) if request.node.node_id == self._node else None
+        if fault == "other head":
+            request.message_object_trees[0].object_id = "0" * 64
+        if fault == "no names":
+            request.message_object_trees[0].children[0].object_id = "part"
+        if fault == "never ends":
+            request.messages_list[0].metadata.ttl = 1e9
+        return self._push_message(request)
+
+    def push_object(self, request: Any) -> Any:
+        """Send a part of a reply."""
+        fault = self._faults.get(self.round) if request.node.node_id == self._node else None
+        self._num += 1
+        if fault in (f"stops after {self._num - 1}", f"connects again after {self._num - 1}"):
+            if "connects" in str(fault):
+                self._made.fleet.state.deactivate_node(self._node)
+                self._made.fleet.state.activate_node(self._node, 1800)
+            raise ObjectPushError(request.object_id, request.run_id, request.session_id)
+        if fault == "other bytes":
+            request.object_content = request.object_content[::-1]
+        if fault == "half of a part":
+            request.object_content = request.object_content[: len(request.object_content) // 2]
+        return self._push_object(request)
+
+
+BROKEN = {
+    "stops after 0": "stopped halfway",
+    "stops after 1": "stopped halfway",
+    "stops after 2": "stopped halfway",
+    "connects again after 1": "stopped halfway",
+    "connects again after 2": "stopped halfway",
+    "other bytes": "a part of it is not what its head says",
+    "half of a part": "a part of it is not what its head says",
+    "no names": "a part of it is not what its head says",
+    "other head": "its head is that of another message",
+    "never ends": "it is no reply to what the site was sent",
+    "many parts": "it has more parts than what the site was sent",
+    "large": "it is larger than what the site was sent",
+    "long text": "its text is too long",
+}
+
+
+@pytest.mark.filterwarnings("ignore:the server did not take:UserWarning")
+def test_broken_uploads_cost_their_round_only_and_nobody_waits(clock, monkeypatch):
+    """Every other round has a fault; the record says which. None is waited for, and nothing large is stored."""
+    num_rounds, sizes = 2 * len(BROKEN) + 2, list[int]()
+    made = joined(THREE, num_rounds=num_rounds)
+    node = list(made.sites)[1]
+    uploads = Uploads(made, node, {2 * k + 1: fault for k, fault in enumerate(BROKEN)})
+    answered = made.sites[node]
+    made.sites[node] = lambda message, context: (r := answered(message, context)) and (uploads.change(message, r) or r)
+    put = made.fleet.state.object_store.put
+    monkeypatch.setattr(made.fleet.state.object_store, "put", lambda i, c: (sizes.append(len(c)), put(i, c))[1])
+    runtime = Federated(made.grid, deadline_s=7e3, poll_s=1e3)
+    ours = federated(THREE, made, num_rounds=num_rounds, runtime=runtime)
+    assert [record.refused for record in ours.history] == [(), (1,)] * len(BROKEN) + [(), ()]
+    for record, told in zip(ours.history[1::2], BROKEN.values(), strict=False):
+        assert told in record.faults[1]
+    assert clock[0] < 7e3  # of all rounds together: no deadline was waited for
+    assert max(sizes) < 10**5
+    assert_same(ours, refusing(1, {record.round for record in ours.history if record.refused}, num_rounds), flop=False)
+    assert_nothing_is_left(made)
+
+
+def test_a_site_that_went_on_without_a_reply_is_not_waited_for():
+    """It was killed with the message in its hands, and has come back under its own key."""
+    made = MadeSites()
+    node = made.join(lambda: site(THREE, 0))
+    state = made.fleet.state
+    asked = trips.Trips[str](made.grid, 0.05)
+    asked.send(node, sites.BYE, written({}), "bye", 60.0)
+    made.silent = {node}
+    assert not list(asked.arrived())
+    state.get_message_ins(node, 1)
+    assert not list(asked.arrived())
+    state.get_message_ins(node, 1)
+    ((_, told),) = asked.arrived()
+    assert isinstance(told, CutOff)
+    assert_nothing_is_left(made)
+
+
+def test_a_site_that_is_gone_in_the_middle_of_an_upload_is_not_waited_for():
+    made = MadeSites()
+    node = made.join(lambda: site(THREE, 0))
 
     def push_object(request: Any) -> Any:
-        stops = request.node.node_id == node and faults.get(of_round[0]) == "stops"
-        return PushObjectResponse(stored=True) if stops else push(request)
+        made.silent = {node}
+        return PushObjectResponse(stored=True)
 
     made.client.PushObject = push_object
-    monkeypatch.setattr(made.fleet.state.object_store, "put", lambda i, c: (sizes.append(len(c)), put(i, c))[1])
-    monkeypatch.setattr(http_grid, "pull_objects", lambda *a, **m: pull_objects(*a, max_tries_per_object=1, **m))
-    runtime = Federated(made.grid, deadline_s=7e3, poll_s=1e3)
-    with pytest.warns(UserWarning, match="site 1 has not answered in time") as told:
-        ours = federated(THREE, made, num_rounds=num_rounds, runtime=runtime)
-    assert sum("has not answered in time" in str(each.message) for each in told) == len(faults)
-    lost = {record.round for record in ours.history if record.refused == (1,)}
-    assert lost == {1, 2, 3, 4, 5, 6}
-    assert 3 * 7e3 <= clock[0] < 4 * 7e3
-    assert max(sizes) < 10**5
-    assert_same(ours, refusing(1, lost, num_rounds), flop=False)
+    asked = trips.Trips[str](made.grid, 0.05)
+    asked.send(node, sites.BYE, written({}), "bye", 60.0)
+    assert not list(asked.arrived())
+    made.leave(node)
+    ((_, told),) = asked.arrived()
+    assert isinstance(told, CutOff)
     assert_nothing_is_left(made)
 
 
@@ -329,7 +435,13 @@ def test_the_rest_of_an_upload_may_come_later():
     made, held = MadeSites(), list[Any]()
     node = made.join(lambda: site(THREE, 0))
     push = made.client.PushObject
-    made.client.PushObject = lambda request: (held.append(request), PushObjectResponse(stored=True))[1]
+
+    def push_object(request: Any) -> Any:
+        made.silent = {node}  # its upload takes long
+        held.append(request)
+        return PushObjectResponse(stored=True)
+
+    made.client.PushObject = push_object
     asked = trips.Trips[str](made.grid, 0.05)
     asked.send(node, sites.BYE, written({}), "bye", 60.0)
     assert not list(asked.arrived())
@@ -348,7 +460,8 @@ def test_an_error_is_stored_unless_it_is_long(length):
     asked.send(node, sites.BYE, written({}), "bye", 60.0)
     made.answer()
     assert made.fleet.state.num_message_res() == (length == 1)
-    assert len(list(asked.arrived())) == (length == 1)
+    ((_, message),) = asked.arrived()
+    assert isinstance(message, Refused) == (length > 1)
 
 
 def test_an_error_at_a_site_costs_one_round():
@@ -421,8 +534,6 @@ def test_batch_norms_of_the_full_model_are_refused():
 
 
 def test_a_site_needs_data_and_a_session_of_its_own():
-    from skerry import Session
-
     given = arguments(THREE, loss_fn=F.cross_entropy)
     with pytest.raises(ValueError, match="AtSite"):
         Site(Session(**given), blobs(3), number=0)

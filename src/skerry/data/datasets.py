@@ -56,6 +56,10 @@ class FromDataset:
         """Batches in which the worker that has most samples sees each of them once."""
         return -(-max(map(len, self._parts)) // self.batch_size)
 
+    def num_samples(self, worker: int) -> int:
+        """Return how many samples ``worker`` has."""
+        return len(self._parts[worker])
+
     def batches(self, worker: int, first_step: int, num_steps: int) -> Iterator[tuple[Inputs, Any]]:
         """Yield the batches (x, y) of steps first_step .. first_step + num_steps - 1 of ``worker``."""
         for step in range(first_step, first_step + num_steps):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from skerry.data.deal_loader import deal, length, random_parts, seed_
+from skerry.data.deal_loader import deal, is_dealt, length, random_parts, seed_
 from skerry.data.inputs_and_label import Columns, inputs_and_label
 from skerry.model.inputs import Inputs, fit, join, take
 from skerry.randomness import OwnRandomness, seed_of
@@ -46,6 +46,20 @@ class FromLoaders:
         self._running: dict[int, tuple[int, _Pass]] = {}  # by worker, with the step of its first batch
         self._latest: dict[int, tuple[int, Any]] = {}  # by worker, the batch that was read last and its step
         self._samples: dict[int, tuple[int, Inputs]] = {}
+
+    def num_samples(self, worker: int) -> int:
+        """Return how many samples the sampler of ``worker`` draws in a pass.
+
+        Raises:
+            ValueError: the loader does not tell: it is one that was dealt, or of a stream, or its dataset has batches.
+        """
+        loader = self._loaders[worker]
+        if is_dealt(loader) or isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
+            raise ValueError(
+                f"loaders[{worker}]: it does not tell how many samples worker {worker} has; give a list of one loader "
+                "per worker, over datasets of samples that have a length"
+            )
+        return len(loader.sampler)  # type: ignore[arg-type]  # of a map-style dataset it has a length
 
     def batches(self, worker: int, first_step: int, num_steps: int) -> Iterator[tuple[Inputs, Any]]:
         """Yield the batches (x, y) of steps first_step .. first_step + num_steps - 1 of ``worker``."""

@@ -77,6 +77,11 @@ class Shards:
         """Batches in which the worker that has most samples sees each of them once."""
         return -(-max(map(len, self._parts)) // self.batch_size)
 
+    def num_samples(self, worker: int) -> int:
+        """Return how many samples ``worker`` has."""
+        self._check_worker(worker)
+        return len(self._parts[worker])
+
     @property
     def sample_rates(self) -> list[float]:
         """The probability with which a step takes each sample, by worker, of what ``poisson`` returns."""

@@ -102,6 +102,7 @@ class Config:
         nets: of a ``relay`` or ``ensemble``, at least as many as workers; None: one per worker.
         optimizer_state: None: the method's own default.
         proximal: mu of FedProx, of method ``narrow``; 0: none.
+        by_samples: whether ``narrow`` and ``local_sgd`` weight workers by their numbers of samples.
         clip_grad_norm, accumulate, precision, checkpoint_activations, compile, deadline: see ``StepSettings``.
         clients: owners of the data, of whom ``workers`` train at a time; 0: each worker has its own data.
         slowest: how many times as long as the fastest client the slowest one takes; the others lie evenly between.
@@ -129,6 +130,7 @@ class Config:
     outer: Outer = field(default_factory=Outer)
     overlap: int = 0
     proximal: float = 0.0
+    by_samples: bool = False
     schedule: str = "cosine"
     model: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)

@@ -24,7 +24,9 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     )
 }  # fmt: skip
 
-SOME_METHODS_ONLY = ("asynchronous", "optimizer_state", "outer", "overlap", "nets", "partition", "proximal", "width")
+SOME_METHODS_ONLY = (
+    "asynchronous", "by_samples", "optimizer_state", "outer", "overlap", "nets", "partition", "proximal", "width",
+)  # fmt: skip
 """Settings, and groups of settings, that only methods with such an argument take. All methods take the others."""
 
 

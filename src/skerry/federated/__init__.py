@@ -8,5 +8,6 @@ from skerry.data.on_sites import OnSites
 from skerry.federated.server import Federated
 from skerry.federated.site import AtSite, Site, client_app
 from skerry.federated.sites import TooFewSites
+from skerry.federated.speeds import measured_capacities
 
-__all__ = ["AtSite", "Federated", "OnSites", "Site", "TooFewSites", "client_app"]
+__all__ = ["AtSite", "Federated", "OnSites", "Site", "TooFewSites", "client_app", "measured_capacities"]

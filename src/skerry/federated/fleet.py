@@ -134,7 +134,11 @@ class _LocalGrid(HttpGrid):  # type: ignore[misc]  # its class is not known to t
         self._client = cast(Any, SimpleNamespace(close=lambda: None, **calls))
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return replies that are here as a whole; Flower would wait for the rest of others."""
+        """Return replies that are here as a whole; Flower would wait for the rest of others.
+
+        Raises:
+            Refused: a reply is not taken, or its rest will never come.
+        """
         found: Iterable[Message] = super().pull_messages([m for m in message_ids if not self._state.is_arriving(m)])
         return found
 

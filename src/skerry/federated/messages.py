@@ -19,8 +19,16 @@ _STYPE = "skerry.bytes"  # Flower does not read it
 Number = str | int | float | bytes
 
 
+_MOST_TEXT = 200
+"""Characters of what an error says that are told and recorded: a site may send long ones."""
+
+
 class Refused(ValueError):
     """A message that is not what was agreed; nothing of it is used."""
+
+
+class CutOff(Refused):
+    """A message of which the rest will never come, though its sender may do better next time."""
 
 
 def written(numbers: Mapping[str, Number], tensors: Mapping[str, Tensor] | None = None) -> RecordDict:
@@ -35,7 +43,7 @@ def written(numbers: Mapping[str, Number], tensors: Mapping[str, Tensor] | None 
 
 def reason_of(message: Message) -> str:
     """Return the last line of what an error message says, or its code if it says nothing."""
-    return ((message.error.reason or "").strip() or f"code {message.error.code}").splitlines()[-1]
+    return ((message.error.reason or "").strip() or f"code {message.error.code}").splitlines()[-1][:_MOST_TEXT]
 
 
 def read_numbers(content: RecordDict, kinds: Mapping[str, type]) -> dict[str, Any]:

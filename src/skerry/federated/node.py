@@ -5,6 +5,7 @@ that the server sends it; here only the code that is at the site runs.
 """
 
 import traceback
+import warnings
 from typing import Any, cast
 
 from flwr.app import Context, Error, Message
@@ -25,7 +26,12 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_pull_object_fn_protobuf,
     make_push_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects, push_objects
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPushError,
+    inflate_object_from_contents,
+    pull_objects,
+    push_objects,
+)
 
 from skerry.federated.site import CannotBegin
 
@@ -61,7 +67,10 @@ def answer_one(client: Any, node: Node, app: ClientApp, context: Context) -> boo
             raise
         traceback.print_exc()
     else:
-        _send(client, node, reply)
+        try:
+            _send(client, node, reply)
+        except ObjectPushError:  # the connection is good: the next message is another matter
+            warnings.warn("the server did not take what this site sent; its log says why", stacklevel=2)
     return True
 
 

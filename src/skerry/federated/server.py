@@ -28,6 +28,11 @@ from skerry.runtimes.server_store import ServerStore
 from skerry.runtimes.whole_model import WholeModel
 
 TRAIN = "train.subnet"
+_FEWEST_HOLDERS = 3
+"""Of the sum over two sites each learns the other's update."""
+_REPLY: dict[str, type] = {"token": str, "loss": float, "flop": float, "local_s": float}
+_MOST_SAMPLES = 2**29
+"""With fewer, float64 has the weighted sum of equal float32 values without rounding, for up to 2**29 in all."""
 
 
 class Federated(Elsewhere):
@@ -46,6 +51,7 @@ class Federated(Elsewhere):
         poll_s: seconds between two looks for replies.
         numbers: the site of each of Flower's nodes, where nodes have keys; None: each says it itself.
         job: sent with each message: what a site needs to know to make its part (``client_app``).
+        secure_aggregation: refused with the reason in ``train``, for all methods: see docs/federated.md.
 
     Raises:
         ValueError: a number is out of range.
@@ -61,6 +67,7 @@ class Federated(Elsewhere):
         poll_s: float = 0.05,
         numbers: Mapping[int, int] | None = None,
         job: str = "",
+        secure_aggregation: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("deadline_s", deadline_s), ("patience_s", patience_s), ("poll_s", poll_s)):
@@ -70,6 +77,7 @@ class Federated(Elsewhere):
             raise ValueError(f"at_least={at_least}: expected 1 or more sites")
         self.deadline_s, self.patience_s, self.at_least, self.job = deadline_s, patience_s, at_least, job
         self._grid, self._poll_s, self._numbers = grid, poll_s, numbers
+        self.secure_aggregation = secure_aggregation
 
     def keep(self, beginning: Beginning) -> Store:
         """Make a store that asks sites.
@@ -80,6 +88,10 @@ class Federated(Elsewhere):
         algorithm = beginning.algorithm
         assert algorithm is not None
         _check(algorithm, beginning)
+        if self.secure_aggregation:
+            raise ValueError(
+                f"secure_aggregation=True: {_why_not_secure(algorithm, beginning.assignment)}; leave it out"
+            )
         self.sites = Sites(
             self._grid, algorithm.num_parts, self.settings, job=self.job,
             poll_s=self._poll_s, ttl_s=self.deadline_s, numbers=self._numbers,
@@ -118,7 +130,7 @@ class FromSites(WholeModel):
         turn = {self._client(worker) for worker in range(num)}
         sites.wait_for(runtime.at_least, time.monotonic() + runtime.patience_s, turn, all_of_them=self._is_first)
         self._is_first = False
-        handed = [_nothing(worker) for worker in range(num)]
+        handed = [_nothing(worker, "it is not there", counts=False) for worker in range(num)]
         asked: dict[int, tuple[int, dict[str, Tensor]]] = {}
         for worker in range(num):
             client = self._client(worker)
@@ -134,33 +146,41 @@ class FromSites(WholeModel):
         for worker, message in trips.wait(time.monotonic() + runtime.deadline_s, meanwhile=sites.look):
             client, sent = asked.pop(worker)
             handed[worker] = self._taken(worker, client, message, token, sent)
-        for client, _ in asked.values():
+        for worker, (client, _) in asked.items():
             warnings.warn(f"round {self._next}: site {client} has not answered in time", stacklevel=2)
             sites.doubt(client)
+            handed[worker] = _nothing(worker, "it has not answered in time", counts=False)
         trips.give_up()
         return handed
 
-    def _taken(self, worker: int, client: int, message: Message, token: str, sent: Mapping[str, Tensor]) -> Handover:
+    def _taken(
+        self, worker: int, client: int, message: Message | Refused, token: str, sent: Mapping[str, Tensor]
+    ) -> Handover:
         """Return what a worker hands over by its site's reply; its report is not good if anything is wrong with it."""
-        if message.has_error():
-            warnings.warn(f"round {self._next}: site {client} is lost ({reason_of(message)})", stacklevel=2)
+        if isinstance(message, Message) and message.has_error():
+            told = reason_of(message)
+            warnings.warn(f"round {self._next}: site {client} is lost ({told})", stacklevel=2)
             if message.error.code != ErrorCode.CLIENT_APP_RAISED_EXCEPTION:  # else it is there
                 self._runtime.sites.doubt(client)
-                return _nothing(worker)
-            return _nothing(worker, counts=True, fault=f"an error: {reason_of(message)}")
+                return _nothing(worker, f"it is lost: {told}", counts=False)
+            return _nothing(worker, f"an error: {told}")
         try:
-            found = read_numbers(message.content, {"token": str, "loss": float, "flop": float, "local_s": float})
+            if isinstance(message, Refused):
+                raise message
+            found = read_numbers(message.content, _REPLY | ({"num_samples": int} if self._by_samples else {}))
             if found["token"] != token:
                 raise Refused("it answers another message")
+            if not 0 < (num_samples := found.get("num_samples", 1)) <= _MOST_SAMPLES:
+                raise Refused(f"num_samples={num_samples}, expected 1 to {_MOST_SAMPLES}")
             tensors = read_tensors(message.content, sent)
         except ValueError as error:
             warnings.warn(f"round {self._next}: what site {client} sent is refused: {error}", stacklevel=2)
-            return _nothing(worker, counts=True, fault=str(error))
+            return _nothing(worker, str(error))
         watched = {name: tensor for name, tensor in tensors.items() if name not in self._never_finite}
         good = math.isfinite(found["loss"]) and is_finite(watched)
         flop, local_s = (found[name] if 0 <= found[name] < math.inf else 0.0 for name in ("flop", "local_s"))
         placed = {name: tensor.to(self._device) for name, tensor in tensors.items()}
-        return Handover(placed, Report(worker, good, found["loss"], flop, local_s))
+        return Handover(placed, Report(worker, good, found["loss"], flop, local_s, num_samples=num_samples))
 
     def _client(self, worker: int) -> int:
         """Return the site that trains a worker's subnet in the next round."""
@@ -172,7 +192,7 @@ class LateFromSites(FromSites, ServerStore):
     """The store of a server that waits for nobody, on the simulated clock: sites train what their turns began with."""
 
 
-def _nothing(worker: int, *, counts: bool = False, fault: str = "") -> Handover:
+def _nothing(worker: int, fault: str, *, counts: bool = True) -> Handover:
     return Handover({}, Report(worker, False, math.nan, 0.0, 0.0, counts=counts, fault=fault))
 
 
@@ -191,3 +211,19 @@ def _check(algorithm: Algorithm, beginning: Beginning) -> None:
             f"runtime: {norms[0]} is a batch norm, whose statistics the full model of '{algorithm.name}' needs from "
             "data, which the server does not see; use group norms, or a method that shares one net (narrow, local_sgd)"
         )
+
+
+def _why_not_secure(algorithm: Algorithm, assignment: Assignment) -> str:
+    """Return why the server cannot be kept from seeing what a site sends."""
+    if algorithm.server is not None:
+        return f"the server takes in '{algorithm.name}' replies one by one, so there is no sum to hide them in"
+    num = assignment.num_workers
+    if (fewest := int(assignment.held.sum(0).min()) if assignment.held.numel() else num) < _FEWEST_HOLDERS:
+        return (
+            f"'{algorithm.name}' has units that {fewest} of {num} sites hold, and a sum over fewer than "
+            f"{_FEWEST_HOLDERS} tells a site's update to the server, or to the other site"
+        )
+    return (
+        "Flower 1.41 makes the masks of SecAgg+ from seeds of 32 bits (its issue 7522), which a server can try out, so "
+        "that it would not protect what it promises"
+    )

@@ -1,8 +1,9 @@
 """A site: it has data, trains the subnets that it is sent on them, and sends them back."""
 
 import json
+import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,17 +19,20 @@ from skerry.federated.server import TRAIN
 from skerry.federated.sites import BYE, HELLO
 from skerry.model.inputs import Inputs
 from skerry.model.tensors import fill_, named_tensors, skeleton
+from skerry.partitions.capacities import with_capacities
 from skerry.runtimes.runtime import Beginning, Handover, Store
 from skerry.subnet.cuts import Cuts
 from skerry.subnet.extract import extract
 from skerry.training.phases.local_phase import lend_worker
 from skerry.training.session import Session
-from skerry.training.steps.local_training import LocalTraining
+from skerry.training.steps.local_training import LocalTraining, samples_of
 from skerry.training.worker import Data
 
 OVER = "over"
 """In the state of a site's context once the server has ended the training."""
 _OF_SERVER = ("callbacks", "checkpoints", "max_bad_rounds")
+_WARM_UP, _TO_MEASURE = 2, 20
+"""Local steps before, and with, the clock: the first ones make room in memory."""
 _WORK = {"token": str, "round": int, "worker": int, "steps": int, "units": bytes}
 
 
@@ -108,13 +112,22 @@ class Site:
             raise ValueError(f"number={number}: expected a site from 0 to {num - 1}")
         rows = None if logit_adjustment is None else logit_adjustment.expand(num, -1)
         own = _Own(source, number)
+        if setup.algorithm.by_samples:
+            own.num_samples(number)  # now: where the data do not tell, the site cannot begin
         self.number, self._setup, self._state, self._store = number, setup, session.state, setup.store
         example = next(iter(own.batches(number, 0, 1)))
         self._local = LocalTraining(setup, setup.loss_fn, own, example=example, logit_adjustment=rows)
         self._settings = runtime.settings
 
     def hello(self, content: RecordDict) -> RecordDict:
-        """Return which site this is, and in which setting the server differs."""
+        """Return which site this is, and in which setting the server differs, or its speed if it is asked for that.
+
+        Raises:
+            Refused: what it is asked is not of this training.
+        """
+        if "capacities" in content.config_records.get("numbers", {}):
+            speed = self.steps_per_s(_capacities(content, self._setup.algorithm.num_parts))
+            return written({"site": self.number, "differs": "", "steps_per_s": speed})
         theirs = json.loads(read_numbers(content, {"settings": str})["settings"])
         names = [name for name in self._settings if name.split(".")[0] not in _OF_SERVER]
         other = [name for name in names if theirs.get(name) != self._settings[name]]
@@ -125,6 +138,29 @@ class Site:
         if told:
             warnings.warn(f"the server trains with other settings: {told}; use the same", stacklevel=2)
         return written({"site": self.number, "differs": told})
+
+    def steps_per_s(self, capacities: Sequence[float]) -> float:
+        """Return how many local steps it takes per second with the subnet that it would have.
+
+        Weights are made up: all zeros.
+
+        Args:
+            capacities: of all sites, relative to each other.
+        """
+        setup, store = self._setup, self._store
+        partition = with_capacities(setup.algorithm.partition, capacities)
+        store.units = partition.assign(setup.plan.axes, 0).units(self.number)
+        store.tensors = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in store.like(store.units).items()}
+        self._state.round = 0
+        for num_steps in (_WARM_UP, _TO_MEASURE):
+            handed: list[Handover] = []
+            with lend_worker(
+                setup, self._state, self.number, min(num_steps, setup.algorithm.local_steps), handed
+            ) as lent:
+                self._local.take(lent)
+        store.kept.clear()
+        store.tensors = {}
+        return handed[0].report.num_steps / max(handed[0].report.local_s, 1e-9)
 
     def train(self, content: RecordDict) -> RecordDict:
         """Return the subnet in ``content`` after its local steps.
@@ -154,7 +190,26 @@ class Site:
         (own,) = handed
         report = own.report
         numbers = {"token": work["token"], "loss": report.loss, "flop": report.flop, "local_s": report.local_s}
+        if setup.algorithm.by_samples:
+            numbers["num_samples"] = report.num_samples
         return written(numbers, own.tensors)
+
+
+def _capacities(content: RecordDict, num: int) -> list[float]:
+    """Return the capacities of ``num`` sites in a message.
+
+    Raises:
+        Refused: they are something else.
+    """
+    text = read_numbers(content, {"capacities": str})["capacities"]
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise Refused("capacities: not JSON") from error
+    numbers = isinstance(found, list) and all(type(each) is float and 0 < each < math.inf for each in found)
+    if not numbers or len(found) != num:
+        raise Refused(f"capacities: expected {num} positive numbers")
+    return [float(each) for each in found]
 
 
 class _Own:
@@ -169,6 +224,10 @@ class _Own:
         """Return the batches of the site."""
         assert worker == self._number
         return self._data.batches(self._part, first_step, num_steps)
+
+    def num_samples(self, worker: int) -> int:
+        """Return how many samples the site has."""
+        return samples_of(self._data, self._part)
 
     def sample(self, worker: int, num: int) -> Inputs:
         """Return inputs of the site."""

@@ -1,15 +1,16 @@
 """Which sites are there, as the server knows: nodes of Flower that have said which site they are."""
 
 import json
+import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from skerry.federated.messages import Refused, read_numbers, reason_of, written
+from skerry.federated.messages import CutOff, Refused, read_numbers, reason_of, written
 from skerry.federated.trips import Trips
 from skerry.runtimes.elastic.membership import TooFew
 
@@ -31,6 +32,11 @@ class Sites:
         poll_s: seconds between two looks.
         ttl_s: seconds in which a node is to answer; then it is asked again.
         numbers: the site of each node, where nodes have keys; None: each says it itself.
+        capacities: with which sites are to measure their speeds, in place of comparing settings; None: they are not.
+
+    Attributes:
+        here: the node of each site that has answered.
+        speeds: local steps per second that they have measured.
     """
 
     def __init__(
@@ -43,10 +49,13 @@ class Sites:
         poll_s: float,
         ttl_s: float,
         numbers: Mapping[int, int] | None = None,
+        capacities: Sequence[float] | None = None,
     ) -> None:
-        self.here: dict[int, int] = {}  # site -> node
+        self.here, self.speeds = dict[int, int](), dict[int, float]()
         self._grid, self._num, self._numbers = grid, num, numbers
-        self._hello = {"settings": json.dumps(dict(settings)), "job": job}
+        self._hello, self._measures = {"settings": json.dumps(dict(settings)), "job": job}, capacities is not None
+        if capacities is not None:
+            self._hello["capacities"] = json.dumps(list(capacities))
         self._hellos, self._poll_s, self._ttl_s = Trips[int](grid, poll_s), poll_s, ttl_s
         self._refused: set[int] = set()
 
@@ -101,15 +110,20 @@ class Sites:
                 "and resume"
             )
 
-    def _admit(self, node: int, message: Message) -> None:
+    def _admit(self, node: int, message: Message | Refused) -> None:
+        if isinstance(message, CutOff):
+            return  # it is asked again
         try:
+            if isinstance(message, Refused):
+                raise message
             if message.has_error():
                 if (
                     message.error.code != ErrorCode.CLIENT_APP_RAISED_EXCEPTION
                 ):  # it has not answered in time, or is gone: it is asked again
                     return
                 raise Refused(f"it cannot begin ({reason_of(message)})")
-            found = read_numbers(message.content, {"site": int, "differs": str})
+            measured = {"steps_per_s": float} if self._measures else {}
+            found = read_numbers(message.content, {"site": int, "differs": str, **measured})
             site = found["site"] if self._numbers is None else self._numbers.get(node, -1)
             if found["differs"]:
                 raise Refused(f"it has other settings: {found['differs']}")
@@ -117,8 +131,11 @@ class Sites:
                 raise Refused(f"its key is that of site {site}, and it says {found['site']}; join with --site {site}")
             if not 0 <= site < self._num:
                 raise Refused(f"it says that it is site {site}, expected 0 to {self._num - 1}")
+            if not 0 < (speed := found.get("steps_per_s", 1.0)) < math.inf:
+                raise Refused(f"steps_per_s={speed}, expected a positive number")
         except ValueError as error:
             self._refused.add(node)
             warnings.warn(f"node {node} takes no part: {error}", stacklevel=2)
             return
+        self.speeds[site] = speed
         self.here[site] = node  # the latest one that says so: a site that was killed comes back as another node

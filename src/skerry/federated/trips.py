@@ -7,17 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from flwr.app import Error, Message, RecordDict
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from httpx import HTTPError
 
+from skerry.federated.messages import CutOff, Refused
+
 About = TypeVar("About")
-
-
-def _unreadable(told: str) -> Message:
-    reply = Message(RecordDict(), SUPERLINK_NODE_ID, "query")
-    return Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, told), reply_to=reply)
 
 
 class Trips(Generic[About]):
@@ -47,15 +43,20 @@ class Trips(Generic[About]):
             self.open[ids[0]] = about
         return bool(ids and ids[0])
 
-    def arrived(self) -> Iterator[tuple[About, Message]]:
-        """Yield what has come back since the last look; a message that cannot be delivered comes back as an error."""
+    def arrived(self) -> Iterator[tuple[About, Message | Refused]]:
+        """Yield what has come back since the last look, or why it is refused.
+
+        A message that cannot be delivered comes back as an error.
+        """
         for number in list(self.open):  # one by one: what is wrong with a reply costs no other
             try:
-                pulled = list(self._grid.pull_messages([number]))
+                pulled: list[Message | Refused] = list(self._grid.pull_messages([number]))
             except HTTPError:
                 raise
+            except Refused as refused:
+                pulled = [refused]
             except Exception as error:  # whatever Flower raises for what it cannot read
-                pulled = [_unreadable(f"a reply that cannot be read: {type(error).__name__}")]
+                pulled = [CutOff(f"it cannot be read ({type(error).__name__})")]
             for message in pulled[:1]:
                 yield self.open.pop(number), message
 
@@ -65,7 +66,9 @@ class Trips(Generic[About]):
             forget(self.open)
         self.open.clear()
 
-    def wait(self, until: float, meanwhile: Callable[[], None] = lambda: None) -> Iterator[tuple[About, Message]]:
+    def wait(
+        self, until: float, meanwhile: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[About, Message | Refused]]:
         """Yield replies as they come, until all are there or the time is over.
 
         Args:

@@ -43,16 +43,25 @@ def is_exact(tensor: Tensor) -> bool:
 
 
 @torch.no_grad()
-def aggregate_(full: Mapping[str, Tensor], plan: Plan, assignment: Assignment, pieces: Sequence[Piece | None]) -> None:
+def aggregate_(
+    full: Mapping[str, Tensor],
+    plan: Plan,
+    assignment: Assignment,
+    pieces: Sequence[Piece | None],
+    weights: Sequence[int] | None = None,
+) -> None:
     """Average the pieces of all workers into the full-size tensors, in place:
 
-        full[e] = mean of piece_w[e] over the workers w that hold element e.
+        full[e] = mean of piece_w[e] over the workers w that hold element e,
+
+    or with ``weights`` a_w their mean by weight, sum_w a_w piece_w[e] / sum_w a_w.
 
     Args:
         full: the full-size tensors by name.
         plan: the plan that the pieces were extracted by.
         assignment: who held which units.
         pieces: one per worker, in order; None for a refused one.
+        weights: a positive whole number per worker, of those that are not refused; None: all have the same.
 
     Example:
         >>> from skerry.partitions import Everything
@@ -62,7 +71,9 @@ def aggregate_(full: Mapping[str, Tensor], plan: Plan, assignment: Assignment, p
         >>> full["weight"]
         tensor([2., 3.])
     """
-    present = [(piece, Cuts(plan, assignment.units(w))) for w, piece in enumerate(pieces) if piece is not None]
+    there = [(w, piece) for w, piece in enumerate(pieces) if piece is not None]
+    present = [(piece, Cuts(plan, assignment.units(w))) for w, piece in there]
+    own = [1 if weights is None else weights[w] for w, _ in there]
 
     @once_per_units
     def has_one_holder(dim: DealtDim) -> bool:
@@ -71,33 +82,33 @@ def aggregate_(full: Mapping[str, Tensor], plan: Plan, assignment: Assignment, p
 
     for name, tensor in full.items():
         row = plan.row(name, tensor.shape)
-        found = [(piece, cuts.of(name, tensor.shape)) for piece, cuts in present]
-        parts = [(piece[name], cut) for piece, cut in found if cut is not None]
+        found = [(piece, cuts.of(name, tensor.shape), a) for (piece, cuts), a in zip(present, own, strict=True)]
+        parts = [(piece[name], cut, a) for piece, cut, a in found if cut is not None]
         one_holder = any(dim is not None and has_one_holder(dim) for dim in row)
         if one_holder or len(parts) == 1 or is_exact(tensor):
-            for part, cut in reversed(parts):  # so that the first worker's integers stay
+            for part, cut, _ in reversed(parts):  # so that the first worker's integers stay
                 put_(tensor, part, cut)
         elif parts:
             _put_mean_(tensor, parts)
 
 
-def _put_mean_(tensor: Tensor, parts: Sequence[tuple[Tensor, Cut]]) -> None:
-    # In float64 the mean of equal float32 values is that value; -0.0 + x == x to the bit for every x.
-    if all(whole(cut) for _, cut in parts):
-        each = [part.reshape(-1) for part, _ in parts]
+def _put_mean_(tensor: Tensor, parts: Sequence[tuple[Tensor, Cut, int]]) -> None:
+    # In float64 the mean of equal float32 values is that value; -0.0 + x == x and 1 * x == x to the bit for every x.
+    if all(whole(cut) for _, cut, _ in parts):
+        each, weights = [part.reshape(-1) for part, _, _ in parts], [a for _, _, a in parts]
         flat = tensor.view(-1) if tensor.is_contiguous() else tensor.reshape(-1)
         for begin in range(0, tensor.numel(), _SLAB):  # so that wide numbers take little memory
             slabs = [part[begin : begin + _SLAB] for part in each]
-            total = slabs[0].to(wide(tensor))
-            for slab in slabs[1:]:
-                total = total + slab
-            flat[begin : begin + _SLAB] = total / len(parts)
+            total = weights[0] * slabs[0].to(wide(tensor))
+            for slab, a in zip(slabs[1:], weights[1:], strict=True):
+                total = total + (slab if a == 1 else a * slab.to(total.dtype))
+            flat[begin : begin + _SLAB] = total / sum(weights)
         if not tensor.is_contiguous():
             tensor.copy_(flat.view(tensor.shape))
         return
     total = torch.full(tensor.shape, -0.0, dtype=wide(tensor), device=tensor.device)
-    count = torch.zeros(tensor.shape, dtype=torch.int32, device=tensor.device)
-    for part, cut in parts:
-        put_(total, take(total, cut) + part.to(total.dtype), cut)
-        put_(count, take(count, cut) + 1, cut)
+    count = torch.zeros(tensor.shape, dtype=torch.int64, device=tensor.device)
+    for part, cut, a in parts:
+        put_(total, take(total, cut) + a * part.to(total.dtype), cut)
+        put_(count, take(count, cut) + a, cut)
     tensor.copy_(torch.where(count > 0, total / count, tensor))

@@ -17,7 +17,7 @@ from skerry.randomness import generator
 
 
 @dataclass(frozen=True)
-class _Fractional:
+class Fractional:
     """What the partitions of this file have in common: a fraction of each axis per worker."""
 
     fractions: tuple[float, ...]
@@ -53,7 +53,7 @@ class _Fractional:
 
 
 @dataclass(frozen=True)
-class Sampled(_Fractional):
+class Sampled(Fractional):
     """Each round every worker draws its own units at random.
 
     Args:
@@ -76,7 +76,7 @@ class Sampled(_Fractional):
 
 
 @dataclass(frozen=True)
-class Rolling(_Fractional):
+class Rolling(Fractional):
     """Every worker holds a window of units, as wide as its fraction, that moves on each round.
 
     With N units of an axis, the window of round t is {(t * step + k) mod N : k < fraction * N}. Workers of the same
@@ -106,7 +106,7 @@ class Rolling(_Fractional):
 
 
 @dataclass(frozen=True)
-class Nested(_Fractional):
+class Nested(Fractional):
     """Worker w holds the first ``fractions[w]`` of each axis in every round.
 
     Units beyond the largest fraction are never trained.

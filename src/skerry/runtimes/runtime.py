@@ -31,6 +31,7 @@ class Report:
             fails or sends nonsense, does not.
         fault: what is wrong with what a site sent; empty where that is only that it is not finite.
         num_steps: the local steps it took; only its own process knows.
+        num_samples: that its data has; 0 where the algorithm does not ask for it.
     """
 
     worker: int
@@ -42,6 +43,7 @@ class Report:
     counts: bool = True
     fault: str = ""
     num_steps: int = 0
+    num_samples: int = 0
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ class WholeModel:
         model.to(device)
         self.tensors = named_tensors(model) | placed({n: source.read(n, ()) for n in beginning.state}, device)
         self.bytes_sent = 0.0
+        self._by_samples = beginning.algorithm is not None and beginning.algorithm.by_samples
         self._start, self._device = beginning.start, device
         self.kept: dict[int, dict[str, Tensor]] = {}
         self._began: dict[int, dict[str, Tensor]] = {}
@@ -119,7 +120,8 @@ class WholeModel:
             if late
         }
         pieces = [h.tensors if h.report.good else None for h in mine]
-        aggregate_(self.tensors, self.plan, self.assignment, pieces)
+        weights = [h.report.num_samples for h in mine] if self._by_samples else None
+        aggregate_(self.tensors, self.plan, self.assignment, pieces, weights)
         due = traffic(self.plan, self.sizes, self.assignment, then).sum(1).tolist()
         self.assignment = then
         return [replace(h.report, bytes_due=d) for h, d in zip(mine, due, strict=True)]

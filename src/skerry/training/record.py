@@ -1,7 +1,7 @@
 """The record of a round: its figures, for progress, files and reports."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from skerry.runtimes.runtime import Change
 from skerry.training.diagnosis.measures import Diagnosis
@@ -29,6 +29,7 @@ class Record:
         local_steps: how many each of them took; empty likewise.
         epsilon: of each worker, or client, in private training so far: with ``Private.delta``, of what has left it.
         change: of the members of an elastic run in this round, or before it; None: they stayed.
+        faults: why the updates of sites were refused, or did not come, by worker; what was only not finite has none.
     """
 
     round: int
@@ -45,6 +46,7 @@ class Record:
     local_steps: tuple[int, ...] = ()
     epsilon: tuple[float, ...] = ()
     change: Change | None = None
+    faults: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def exchange_s(self) -> float:

@@ -30,7 +30,8 @@ class Round:
             and optimizer are gone when the next one comes. After the last one the exchange takes place.
         train_loss: mean over the workers' steps; NaN before the exchange.
         refused: numbers of the workers whose weights or losses were not finite; empty before the exchange.
-        fault: what was wrong with what a site sent, where it was refused for more than that.
+        faults: what was wrong with what sites sent, where it was refused for more than that.
+        fault: the first of those that tell against the training.
         diagnosis: what was measured in the round (docs/your-run.md); blank before the exchange. ``Session.score`` adds
             the full model's loss.
         score: of the full model, if ``Session.score`` was called in the round.
@@ -49,7 +50,7 @@ class Round:
         self.workers = self._workers()
         self.train_loss, self.refused = (change.train_loss, change.refused) if change and over else (math.nan, ())
         self._local_s, self._local_steps, self._change = tuple[float, ...](), tuple[int, ...](), change
-        self.fault, self.diagnosis = "", Diagnosis()
+        self.fault, self.faults, self.diagnosis = "", dict[int, str](), Diagnosis()
         self.score: Score | None = None
         self._setup, self._state, self._observer, self._after_step = setup, state, observer, after_step
         self._began = time.perf_counter()
@@ -64,7 +65,9 @@ class Round:
                 worker.after_step = self._after_step
                 yield worker
                 self._observer.end_worker(worker)
-        self.refused, self.train_loss, self._local_s, self.fault = exchange(self._setup, self._state, handed)
+        found = exchange(self._setup, self._state, handed)
+        self.refused, self.train_loss, self._local_s = found.refused, found.train_loss, found.local_s
+        self.fault, self.faults = found.fault, found.faults
         self._local_steps = tuple(num_steps)
         note_steps(self._state, taken, self._setup.algorithm.local_steps)
         if self._setup.steps.deadline == "adaptive":
@@ -101,4 +104,5 @@ class Round:
             local_steps=self._local_steps,
             epsilon=() if (private := self._setup.private) is None else private.epsilon(self._state.observed),
             change=self._change,
+            faults=self.faults,
         )

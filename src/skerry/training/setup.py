@@ -128,6 +128,11 @@ def set_up(given: Settings, start: Start | None) -> tuple[Setup, State]:
     algorithm, runtime, num_rounds = given.algorithm, given.runtime, given.num_rounds
     if algorithm.clients is not None and runtime.num_processes > 1:
         raise ValueError(f"clients: '{algorithm.name}' runs them in one process; leave out the runtime, or the clients")
+    if algorithm.by_samples and (runtime.num_processes > 1 or isinstance(runtime, Generation) or given.private):
+        raise ValueError(
+            f"by_samples=True: workers of '{algorithm.name}' are weighted in one process or on sites only, by numbers "
+            "of samples that are no secret; leave out the runtime or privacy, or by_samples"
+        )
     net, net_plan = net_to_train(given.model, given.plan, algorithm, given.seed)
     source = algorithm.trains.source(given.model, given.plan, net, start)
     state = State(0, torch.zeros(net_plan.num_units, dtype=torch.int64))

@@ -73,6 +73,8 @@ class Worker:
         in_step: whether every step waits for all workers.
         local_s: seconds from the beginning to the end of the last step.
         flop: floating-point operations of its steps; NaN if not measured.
+        num_samples: that its data has; ``train`` notes it where the algorithm weights workers by it, and a loop of your
+            own sets it.
         on_labels: called with the worker and the labels of each step; set while label skew is measured.
         after_step: called with the worker and the loss after each step, for callbacks.
     """
@@ -101,7 +103,7 @@ class Worker:
         self.subnet, self._backward = around or (subnet, _backward)
         self.subnet.train()
         self.in_step = around is not None
-        self.local_s, self.flop = 0.0, math.nan
+        self.local_s, self.flop, self.num_samples = 0.0, math.nan, 0
         self.on_labels: Callable[[Worker, Any], None] | None = None
         self.after_step: Callable[[Worker, Tensor], None] | None = None
         self._rates, self._on_step, self._clip, self._scaler = rates, on_step, settings.clip_grad_norm, scaler

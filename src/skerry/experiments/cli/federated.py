@@ -18,10 +18,13 @@ from skerry.experiments.cli.options import FOLDER, given_settings, run_options
 from skerry.experiments.cli.report import print_report
 from skerry.experiments.cli.start import how_it_goes_on, warnings_in_one_line, work
 from skerry.experiments.config import Config, parse_settings
+from skerry.experiments.methods import build
 from skerry.experiments.recipes import RECIPES, find_recipe
 from skerry.experiments.recipes.own import own_object
 from skerry.experiments.runs.execute import arguments_of, configure, num_threads
 from skerry.experiments.runs.folder import check_folder, saved_config
+from skerry.partitions.capacities import with_capacities
+from skerry.partitions.disjoint import Disjoint
 from skerry.training.priors import log_priors
 from skerry.training.session import Session
 
@@ -39,6 +42,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--deadline", type=float, default=600.0, show_default=True, help="Seconds that a round may take.")
 @click.option("--patience", type=float, default=600.0, show_default=True, help="Seconds to wait for sites.")
 @click.option("--at-least", type=int, default=1, show_default=True, help="The fewest sites that a round begins with.")
+@click.option("--by-speed", is_flag=True, help="Subnets as large as the sites' speeds allow, measured at first.")
 @run_options
 def serve_command(
     recipe: str,
@@ -49,6 +53,7 @@ def serve_command(
     deadline: float,
     patience: float,
     at_least: int,
+    by_speed: bool,
     settings: tuple[str, ...],
     out: Path,
     resume: bool,
@@ -81,6 +86,8 @@ def serve_command(
     torch.set_num_threads(threads)
     with how_it_goes_on(out), fleet.serving(host, port, files) as served:
         click.echo(f"serving {num} site(s) at {host}:{served}; they join with: skerry join {host}:{served}", err=True)
+        if by_speed and not going_on:
+            config = _by_speed(config, fleet, patience)
         runtime = Federated(
             fleet.grid, deadline_s=deadline, patience_s=patience, at_least=at_least,
             numbers=fleet.numbers, job=json.dumps(config.to_json()),
@@ -88,6 +95,22 @@ def serve_command(
         work(runtime, config, out, going_on, tensorboard=False)
         runtime.sites.dismiss()
     print_report(out)
+
+
+def _by_speed(config: Config, fleet: Any, patience_s: float) -> Config:
+    """Return the config with the capacities, or fractions, that sites measure; a resumed run has them there."""
+    from skerry.federated import measured_capacities
+
+    if config.partition.capacities is not None:
+        raise ValueError("--by-speed: partition.capacities is given; leave one of the two out")
+    algorithm = build(config)
+    found = measured_capacities(
+        fleet.grid, algorithm, job=json.dumps(config.to_json()), numbers=fleet.numbers, patience_s=patience_s
+    )
+    click.echo(f"capacities of the sites, by their speeds: {', '.join(f'{each:g}' for each in found)}", err=True)
+    partition = with_capacities(algorithm.partition, found)
+    name = "capacities" if isinstance(partition, Disjoint) else "fractions"
+    return config.change({f"partition.{name}": list(getattr(partition, name))})
 
 
 @click.command(name="join")

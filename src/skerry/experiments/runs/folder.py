@@ -356,6 +356,7 @@ def metrics_line(record: Record, heard: Mapping[str, str]) -> dict[str, Any]:
         **{name: totals[name] for name in ("bytes_due", "bytes_sent", "flop")},
         "units_covered": record.units_covered,
         "refused": list(record.refused),
+        **({"faults": {str(worker): told for worker, told in record.faults.items()}} if record.faults else {}),
         "exposure": record.exposure,
         **({"epsilon": [_finite(each) for each in record.epsilon]} if record.epsilon else {}),
         "clock": record.clock,

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from skerry.algorithm import Algorithm
 from skerry.model.optimizer_state import SEPARATOR
 from skerry.partitions.assignment import Assignment
+from skerry.partitions.capacities import capacities, differ
 from skerry.plan.table import Plan
 from skerry.runtimes.distributed.meeting import PeerLost
 from skerry.runtimes.distributed.sharded import Sharded
 from skerry.runtimes.distributed.wire import Wire
-from skerry.runtimes.elastic.capacities import capacities, differ
 from skerry.runtimes.elastic.group import Group
 from skerry.runtimes.elastic.membership import Decision, Membership, TooFew, buddy_of
 from skerry.runtimes.elastic.pieces import Held, Role, deal_again, num_bytes, packed, parts, unpacked
@@ -214,7 +214,10 @@ class Generation(Peers):
         return decision
 
     def _capacities(self, decision: Decision) -> tuple[float, ...]:
-        return capacities(tuple(decision.candidates.values())) if self._by_speed else (1.0,) * len(decision.members)
+        if not self._by_speed:
+            return (1.0,) * len(decision.members)
+        each = decision.candidates.values()
+        return capacities([c.capacity for c in each], [c.speed for c in each])
 
     @property
     def members(self) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The end of a round: workers' tensors are exchanged and averaged, and the counts of the state go on."""
 
 import math
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -14,9 +15,26 @@ class TrainingFailed(RuntimeError):
     """Training cannot go on; the message says what to change."""
 
 
-def exchange(
-    setup: Setup, state: State, handed: list[Handover]
-) -> tuple[tuple[int, ...], float, tuple[float, ...], str]:
+@dataclass(frozen=True)
+class Exchanged:
+    """What the processes learn of each other at the end of a round.
+
+    Attributes:
+        train_loss: mean over the workers that count.
+        refused: workers whose tensors were refused.
+        local_s: seconds that each worker spent in local steps.
+        faults: of the refused ones, where more is known than that something is not finite (``Report.fault``).
+        fault: the first of those that tell against the training.
+    """
+
+    train_loss: float
+    refused: tuple[int, ...]
+    local_s: tuple[float, ...]
+    faults: dict[int, str]
+    fault: str
+
+
+def exchange(setup: Setup, state: State, handed: list[Handover]) -> Exchanged:
     """End the round; every process must call it.
 
     Args:
@@ -25,23 +43,26 @@ def exchange(
         handed: what the workers of this process hand over.
 
     Returns:
-        The workers whose tensors were refused, the mean training loss of the others, the seconds that each worker spent
-        in local steps, and the fault of the first that was refused (``Report.fault``).
+        What is known of the round then.
     """
     algorithm, store = setup.algorithm, setup.store
     now, then, sent = store.assignment, setup.assignment(state.round + 1), store.bytes_sent
     check_units_stay(algorithm, now, then)
     setup.runtime.at(state.round, "exchange")
     reports = store.exchange(handed, then, overlap=algorithm.overlap > 0)
-    good = [report for report in reports if report.good]
+    good, bad = ([report for report in reports if report.good == which] for which in (True, False))
     state.trained += now.held[[report.worker for report in good]].sum(0)
     state.round += 1
-    faults = [report.fault for report in reports if report.counts and not report.good]
-    state.bad_rounds = state.bad_rounds + 1 if faults else 0
+    against = [report.fault for report in bad if report.counts]
+    state.bad_rounds = state.bad_rounds + 1 if against else 0
     _add_to_totals(setup, state, reports, store.bytes_sent - sent)
-    loss = sum(report.loss for report in good) / len(good) if good else math.nan
-    refused = tuple(report.worker for report in reports if not report.good)
-    return refused, loss, tuple(report.local_s for report in reports), next(iter(faults), "")
+    return Exchanged(
+        train_loss=sum(report.loss for report in good) / len(good) if good else math.nan,
+        refused=tuple(report.worker for report in bad),
+        local_s=tuple(report.local_s for report in reports),
+        faults={report.worker: report.fault for report in bad if report.fault},
+        fault=next(iter(against), ""),
+    )
 
 
 def stop_if_failed(state: State, max_bad_rounds: int, refused: tuple[int, ...] = (), fault: str = "") -> None:

@@ -99,9 +99,13 @@ def _hand_over(
         if algorithm.outer:
             algorithm.outer.end_(subnet, to_keep)
     setup.store.kept[worker.number] = to_keep
-    return Handover(
-        tensors, Report(worker.number, good, worker.loss, worker.flop, worker.local_s, num_steps=worker.num_steps)
-    )
+    if algorithm.by_samples and worker.num_samples < 1:
+        raise ValueError(f"{worker.where}: by_samples=True needs worker.num_samples, how many its data has; set it")
+    report = Report(
+        worker.number, good, worker.loss, worker.flop, worker.local_s,
+        num_steps=worker.num_steps, num_samples=worker.num_samples,
+    )  # fmt: skip
+    return Handover(tensors, report)
 
 
 def _scaler(setup: Setup, kept: Mapping[str, Tensor]) -> torch.amp.GradScaler | None:

@@ -53,6 +53,8 @@ class LocalTraining:
         in the data, and labels that are all ignored, are warned of, since the worker is refused for them.
         """
         device, rows = self._setup.device, self._rows
+        if self._setup.algorithm.by_samples:
+            worker.num_samples = samples_of(self._data, worker.client)
         loss_fn = self._loss_fn if rows is None else adjusted(self._loss_fn, rows[worker.client].to(device))
         is_first = worker.round == self._first_round
         batch: list[Any] = []
@@ -90,6 +92,20 @@ class LocalTraining:
         setup, first = self._setup, self._setup.assignment(0)
         subnets = (extract(setup.model, setup.plan, first.units(w)) for w in range(first.num_workers))
         return max((self._costs.of(subnet) for subnet in subnets), key=lambda cost: cost.memory)
+
+
+def samples_of(data: Data, worker: int) -> int:
+    """Return how many samples ``data`` has for ``worker``.
+
+    Raises:
+        ValueError: it does not tell.
+    """
+    if (tell := getattr(data, "num_samples", None)) is None:
+        raise ValueError(
+            f"by_samples=True: {type(data).__name__} does not tell how many samples worker {worker} has; give it a "
+            "method num_samples(worker), or use Shards, from_dataset or one DataLoader per worker"
+        )
+    return int(tell(worker))
 
 
 def _explain(worker: Worker, loss_fn: LossFn, data: Data, latest: list[Any], *, is_first: bool) -> None:

@@ -4,8 +4,9 @@ import random
 
 import pytest
 
-from skerry.runtimes.elastic.capacities import capacities, differ
-from skerry.runtimes.elastic.membership import Candidate
+from skerry.partitions import Cyclic, Disjoint, Nested, Sampled
+from skerry.partitions.capacities import capacities, differ, with_capacities
+from skerry.plan import Axis
 
 
 def _follow(power, work, noise, rounds=40):
@@ -13,7 +14,7 @@ def _follow(power, work, noise, rounds=40):
     rng, now, changed = random.Random(0), (1.0,) * len(work), []
     for round in range(rounds):
         speeds = [w / c**power * rng.uniform(1 - noise, 1 + noise) for w, c in zip(work, now, strict=True)]
-        wanted = capacities([Candidate(speed=s, capacity=c) for s, c in zip(speeds, now, strict=True)])
+        wanted = capacities(now, speeds)
         if differ(now, wanted):
             now = wanted
             changed.append(round)
@@ -36,6 +37,16 @@ def test_equal_workers_keep_equal_shares_whatever_the_noise():
 
 
 def test_who_has_no_speed_yet_keeps_its_capacity():
-    assert capacities([Candidate(), Candidate(capacity=3.0)]) == (0.5, 1.5)
-    new, slow, fast = capacities([Candidate(), Candidate(speed=1.0), Candidate(speed=4.0)])
+    assert capacities([1.0, 3.0], [0.0, 0.0]) == (0.5, 1.5)
+    new, slow, fast = capacities([1.0] * 3, [0.0, 1.0, 4.0])
     assert slow < new < fast
+
+
+def test_partitions_with_capacities():
+    """Disjoint units in proportion; of fractions the largest stays."""
+    axes = (Axis("a", 40),)
+    assert with_capacities(Disjoint(2), (1.5, 0.5)).assign(axes, 3).held.sum(1).tolist() == [30, 10]
+    assert with_capacities(Nested((0.2, 0.8)), (1.5, 0.5)).assign(axes, 3).held.sum(1).tolist() == [32, 11]
+    assert with_capacities(Sampled((0.5, 0.5), seed=3), (1.0, 1.0)) == Sampled((0.5, 0.5), seed=3)
+    with pytest.raises(ValueError, match="Cyclic: subnets cannot have the sizes"):
+        with_capacities(Cyclic(2), (1.5, 0.5))
