@@ -29,11 +29,11 @@ from processes import (
 )
 from road import Road
 
-HELP = """A server with keys, and sites in processes of their own, each behind a road that can be cut. What comes when is a
-function of the seed: so many rounds are done, and so many seconds later. A site that is killed is started again at once.
-Checked: the run ends; the record calls refused each update that was spoilt, and nobody without a key is let in; units'
-rounds that were lost are those of the record; the weights are finite, and those of a serial run in which exactly these
-updates are refused, to the bit; the server's memory and open files do not grow."""
+HELP = """A server with keys, and sites in processes of their own, each behind a road that can be cut. What comes when
+is a function of the seed: so many rounds are done, and so many seconds later. A site that is killed is started again at
+once. Checked: the run ends; the record calls refused each update that was spoilt, and nobody without a key is let in;
+units' rounds that were lost are those of the record; the weights are finite, and those of a serial run in which exactly
+these updates are refused, to the bit; the server's memory and open files do not grow."""
 WAYS: dict[str, tuple[str, ...]] = {
     "kill": ("",),
     "stop": ("",),
@@ -66,7 +66,14 @@ def planned(num: int, seed: int, sites: int, kinds: list[str]) -> list[Fault]:
     order = [kinds[i % len(kinds)] for i in range(num)]
     rng.shuffle(order)
     return [
-        Fault(kind, rng.choice(WAYS[kind]), rng.randrange(sites), _BEFORE + _GAP * i, rng.random(), 0.5 + 5.5 * rng.random())
+        Fault(
+            kind,
+            rng.choice(WAYS[kind]),
+            rng.randrange(sites),
+            _BEFORE + _GAP * i,
+            rng.random(),
+            0.5 + 5.5 * rng.random(),
+        )
         for i, kind in enumerate(order)
     ]
 
@@ -181,7 +188,8 @@ def main(folder: Path, num: int, seed: int, sites: int, method: str, deadline_s:
     try:
         for fault in faults:
             if run.wait(lambda fault=fault: run.look() >= fault.round):
-                run.wait(lambda end=time.monotonic() + fault.delay_s: run.look() < 0 or time.monotonic() >= end)
+                at = time.monotonic() + fault.delay_s
+                run.wait(lambda at=at: run.look() < 0 or time.monotonic() >= at)
                 run.inflict(fault)
         problems = run.end()
     finally:
@@ -241,8 +249,9 @@ def _print(run: Run, faults: list[Fault], refused: set[tuple[int, int]], lines: 
     for round, site in sorted(refused):
         before = [fault for fault in of_site[site] if fault.round <= round]
         by_kind[spoilt_at.get((round, site), before[-1].kind if before else "none")] += 1
-    told = Counter(each["what"].partition(":")[0] for each in run.told())
-    print("| kind | faults | updates spoilt | of these refused | updates lost, with what followed |\n" + "|---" * 5 + "|")
+    print(
+        "| kind | faults | updates spoilt | of these refused | updates lost, and what followed |\n" + "|---" * 5 + "|"
+    )
     for kind in after:
         bad = [e for e in run.told() if e["what"].startswith(kind) and e["what"] != spoilt.UPLOADS[2]]
         good = sum((each["round"], each["site"]) in refused for each in bad)
@@ -254,4 +263,7 @@ def _print(run: Run, faults: list[Fault], refused: set[tuple[int, int]], lines: 
     for i, what in ((0, "memory, MB"), (1, "open files")):
         series = [size[i] / (1e6 if i == 0 else 1) for size in run.sizes]
         quarters = [series[j * len(series) // 4 : (j + 1) * len(series) // 4] for j in range(4)]
-        print(f"server's {what}, median of each quarter: " + ", ".join(f"{statistics.median(q):.0f}" for q in quarters if q))
+        print(
+            f"server's {what}, median of each quarter: "
+            + ", ".join(f"{statistics.median(q):.0f}" for q in quarters if q)
+        )

@@ -19,11 +19,12 @@ from processes import (
     of_model,
     open_files,
     own_bytes,
+    processor_s,
     status_of,
 )
 
-HELP = """A server with keys and as many sites, each in a process of its own: copies of one that has imported everything, so that
-memory is shared. The memory of a site is its part of what it shares (PSS)."""
+HELP = """A server with keys and as many sites, each in a process of its own: copies of one that has imported
+everything, so that memory is shared. The memory of a site is its part of what it shares (PSS)."""
 _PATIENCE_S = 600.0
 
 
@@ -34,7 +35,7 @@ def main(folder: Path, sites: int, workers: int, rounds: int, hidden: int) -> li
     server = Server(folder, *arguments(settings), "--certs", str(folder / "certs"))
     pid, processes, began = server.process.pid, list[Any](), time.monotonic()
     ready, watched, own, files, first_s = status_of(pid, "VmRSS"), Watched(server.folder / "metrics.jsonl"), 0, 0, 0.0
-    most = ready
+    most, busy, since = ready, [0.0, 0.0], [began, began]
     try:
         for k in range(sites):
             join = [f"127.0.0.1:{server.port}", RECIPE, "--site", str(k), *of_model(settings)]
@@ -47,6 +48,8 @@ def main(folder: Path, sites: int, workers: int, rounds: int, hidden: int) -> li
             if watched.look() and not own:
                 first_s = time.monotonic() - began
                 own = sum(own_bytes(process.pid) for process in processes)
+                busy[0], since[0] = processor_s(pid), time.monotonic()
+            busy[1], since[1] = processor_s(pid) or busy[1], time.monotonic()
             time.sleep(0.1)
         if server.process.returncode:
             raise RuntimeError(server.said[-2000:])
@@ -67,7 +70,8 @@ def main(folder: Path, sites: int, workers: int, rounds: int, hidden: int) -> li
         "beside local steps: median": round(statistics.median(over), 3),
         "memory of all sites, MB": round(own / 1e6), "of one, MB": round(own / sites / 1e6, 1),
         "server's memory, MB": round(most / 1e6), "of this, since it was ready": round((most - ready) / 1e6),
-        "server's open files": files, "refused": missing,
+        "server's part of a core": round((busy[1] - busy[0]) / (since[1] - since[0]), 2),
+        "its open files": files, "refused": missing,
         "accuracy": json.loads((server.folder / "summary.json").read_text())["accuracy"],
     }  # fmt: skip
     print("\n".join(f"| {name} | {value} |" for name, value in told.items()), flush=True)

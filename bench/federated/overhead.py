@@ -23,13 +23,13 @@ import skerry
 from skerry.experiments.runs.execute import arguments_of
 
 COLUMNS = (
-    "method", "local steps, s", "overhead, s: median", "worst", "MB a round and site: down", "up", "server's memory, MB",
-    "accuracy",
+    "method", "local steps, s", "overhead, s: median", "worst", "MB a round and site: down", "up",
+    "server's memory, MB", "accuracy",
 )  # fmt: skip
-HELP = """Each method trains the same number of rounds and steps, on the same samples. Local steps: those of the slowest site.
-Overhead: a round's time less these, without the first round. MB: all that goes over the server's port, counted, heads
-and looks for messages too. Memory: the server's most (Flower: SuperLink and ServerApp) less what it had once it was ready
-and before it had a model."""
+HELP = """Each method trains the same number of rounds and steps, on the same samples. Local steps: those of the slowest
+site. Overhead: a round's time less these, without the first round. MB: all that goes over the server's port, counted,
+with heads and looks for messages. Memory: the server's most (Flower: SuperLink and ServerApp) less what it had once it
+was ready and before it had a model."""
 _PATIENCE_S = 600.0
 
 
@@ -101,7 +101,7 @@ def skerry_row(folder: Path, name: str, sites: int, given: Settings) -> dict[str
 
 
 def flower_row(folder: Path, name: str, sites: int, given: Settings) -> dict[str, Any]:
-    """Run Flower's FedAvg, with its own commands, on the samples of our ``narrow`` of the same width; return its row."""
+    """Run Flower's FedAvg, by its own commands, on the samples of our ``narrow`` of that width; return its row."""
     config = _written_for(folder, sites, given, RIVALS[name])
     with _flower(folder, sites) as (run, superlink, road):
         ready = status_of(superlink.process.pid, "VmRSS")
@@ -211,7 +211,10 @@ def main(folder: Path, names: list[str], given: Settings, sites: int) -> list[st
     notes = []
     for number, name in enumerate(names):
         row = (skerry_row if name in METHODS else flower_row)(folder / f"{number}", name, sites, given)
-        print("| " + " | ".join(f"{v:.3f}" if isinstance(v, float) else v for v in (row[c] for c in COLUMNS)) + " |", flush=True)
+        print(
+            "| " + " | ".join(f"{v:.3f}" if isinstance(v, float) else v for v in (row[c] for c in COLUMNS)) + " |",
+            flush=True,
+        )
         if "apart" in row:
             notes.append(
                 f"{name}: weights differ from our serial run's by at most {row['apart']:.1e}; a site's process is "

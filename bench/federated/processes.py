@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 RECIPE = f"{Path(__file__).parent / 'wide_net.py'}:wide"
-PRELOADED = ["skerry.experiments.cli", "skerry.federated", "skerry.federated.join", "sklearn"]
 _PATIENCE_S = 600.0
 _COMMANDS = """
 mkdir -p certs/sites
@@ -40,7 +39,8 @@ def make_certificates(folder: Path, num: int) -> None:
 
 def environment() -> dict[str, str]:
     """Return what processes of a bench run in: one thread each, nothing reported to Flower."""
-    path = os.pathsep.join([str(Path(__file__).parents[2] / "src"), os.environ.get("PYTHONPATH", "")])
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here.parents[1] / "src"), str(here), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0"}
 
 
@@ -110,7 +110,7 @@ class Server(Started):
 
 
 class Watched:
-    """Calls ``at_round`` with the number of rounds done, soon after each one: only new lines of the record are read."""
+    """How many rounds a run has done: only new lines of its record are read."""
 
     def __init__(self, metrics: Path) -> None:
         self._metrics, self.num, self._read = metrics, 0, 0
@@ -129,7 +129,7 @@ def context() -> Any:
     """Return how processes of sites are started: as copies of one that has imported everything."""
     os.environ.update(environment())
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(PRELOADED)
+    found.set_forkserver_preload(["warm"])
     return found
 
 
@@ -167,6 +167,14 @@ def own_bytes(pid: int) -> int:
     with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
         return int(re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)[1]) * 1024  # type: ignore[index]
     return 0
+
+
+def processor_s(pid: int) -> float:
+    """Return the seconds of a core that a process has taken."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def open_files(pid: int) -> int:

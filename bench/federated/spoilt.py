@@ -55,7 +55,11 @@ CONTENTS: dict[str, Change] = {
     "replay: an update of an earlier round": lambda reply, first: first,
 }
 """What takes the place of an update."""
-UPLOADS = ("corrupt: bytes that are not what their name says", "oversized: a part of 17 MB", "replay: requests of an earlier round")
+UPLOADS = (
+    "corrupt: bytes that are not what their name says",
+    "oversized: a part of 17 MB",
+    "replay: requests of an earlier round",
+)
 """What is done to Flower's requests; the last one costs nothing: the update itself is sent, too."""
 
 
