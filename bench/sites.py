@@ -71,7 +71,7 @@ def _faults(commands: Commands) -> None:
     parser = commands.add_parser("faults", description=faults.HELP)
     parser.add_argument("--num", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sites", type=int, default=6)
+    parser.add_argument("--sites", type=int, default=4)
     parser.add_argument("--method", default="ist")
     parser.add_argument("--deadline", type=float, default=5.0, help="seconds of a round")
     parser.add_argument("--kinds", default=",".join(faults.WAYS))

@@ -63,6 +63,9 @@ class Road:
                 here, _ = self._listening.accept()
             except OSError:
                 return
+            if not self._up:
+                here.close()
+                continue
             try:
                 there = socket.create_connection(("127.0.0.1", self._to), 10)
             except OSError:
@@ -72,7 +75,7 @@ class Road:
                 end.settimeout(None)
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
-                if not self._up:
+                if not self._up:  # cut meanwhile
                     here.close()
                     there.close()
                     continue
