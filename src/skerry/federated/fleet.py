@@ -27,6 +27,9 @@ from flwr.superlink.servicer.runtime import runtime_handlers
 from skerry.federated.link import Link
 
 _RUN, _TASK = 1, 1
+KEEP_ALIVE_S = 60
+"""Seconds that a connection may be idle. If it was ended while a site takes local steps, or is slow, the site's next
+request could meet the end of it, and would be lost."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Fleet:
         files: dict[str, Any] = {}
         if certificates is not None:
             files = {"ssl_certfile": certificates.certificate, "ssl_keyfile": certificates.key}
+        files |= {"timeout_keep_alive": KEEP_ALIVE_S}
         config = uvicorn.Config(self._app(), log_level="warning", access_log=False, ws="none", **files)
         config.load()  # certificates are read here, and not in the thread
         with socket.create_server((host, port)) as listening:

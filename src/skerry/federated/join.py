@@ -55,11 +55,12 @@ def join(
             make this site's part of the training.
     """
     private, authority = _private_key(key), _authority(certificate)
-    wait_s = 0.2
+    wait_s, node = 0.2, None
     while True:
         try:
             with _client(address, authority, private) as client:
-                node = _begin(client, private, is_new=key is None)
+                if node is None or not _is_there(client, node):
+                    node = _begin(client, private, is_new=key is None)
                 say(f"joined {address}")
                 wait_s = 0.2
                 _answer_all(client, node, app, node_config)
@@ -133,8 +134,22 @@ def _begin(client: FleetHttpClient, private: ec.EllipticCurvePrivateKey, *, is_n
     return Node(node_id=begun.node_id)
 
 
+def _is_there(client: FleetHttpClient, node: Node) -> bool:
+    """Tell the server that this site is here still; return whether it knows it from before the network was away.
+
+    To begin anew would take until the server has noticed that the site was gone, two leases later.
+    """
+    with suppress(httpx.HTTPStatusError):  # a server that was started anew has another node for this key
+        request = SendNodeHeartbeatRequest(node=node, heartbeat_interval=_LEASE_S)
+        return bool(client.SendNodeHeartbeat(request).success)
+    return False
+
+
 def _answer_all(client: FleetHttpClient, node: Node, app: ClientApp, node_config: dict[str, Any]) -> None:
-    """Answer messages until the training is over, with signs of life beside it, also during local steps."""
+    """Answer messages until the training is over, with signs of life beside it, also during local steps.
+
+    Where the network fails the server is not told that this site leaves: it comes back.
+    """
     context = Context(run_id=1, node_id=node.node_id, node_config=node_config, state=RecordDict(), run_config={})
     over = threading.Event()
 
@@ -145,13 +160,17 @@ def _answer_all(client: FleetHttpClient, node: Node, app: ClientApp, node_config
 
     beside = threading.Thread(target=live, daemon=True)
     beside.start()
-    poll_s = 0.05
+    poll_s, leaves = 0.05, True
     try:
         while OVER not in context.state:
             poll_s = 0.05 if answer_one(client, node, app, context) else min(1.5 * poll_s, _SLOWEST_POLL_S)
             time.sleep(poll_s)
+    except _OF_NETWORK:
+        leaves = False
+        raise
     finally:
         over.set()
-        with suppress(*_OF_NETWORK):
-            client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
+        if leaves:
+            with suppress(*_OF_NETWORK):
+                client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
         beside.join()

@@ -1,0 +1,1 @@
+"""FedAvg with Flower's own strategy: the rival of bench/federated/overhead.py."""
