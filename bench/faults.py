@@ -430,6 +430,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="2,3,4", help="numbers of processes")
     parser.add_argument("--out", type=Path, help="a file of JSON lines, to which rows are added")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no process is left
     multiprocessing.get_context("forkserver").set_forkserver_preload(["skerry", "sklearn.datasets", "__main__"])
     faults, phases, sizes = (each.split(",") for each in (options.faults, options.phases, options.sizes))
     cases = [(int(n), f, p) for n in sizes for f in faults for p in (phases if f in FAULTS else PHASES[:1])]

@@ -282,6 +282,7 @@ def main() -> None:
         return
     if o.torchft and importlib.util.find_spec("torchft") is None:
         parser.error("torchft is not here: pip install torchft==0.2.0, in an environment of its own")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no process is left
     multiprocessing.get_context("forkserver").set_forkserver_preload(["skerry", "sklearn.datasets", "__main__"])
     print("| | samples/s | with faults | goodput | pause: median / worst, s | accuracy | of as many samples | faults |")
     print("|" + "---|" * 8, flush=True)

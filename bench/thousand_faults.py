@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a file of JSON lines, to which rows are added")
     o = parser.parse_args()
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no process is left
     multiprocessing.get_context("forkserver").set_forkserver_preload(["skerry", "sklearn.datasets", "__main__"])
     with tempfile.TemporaryDirectory() as folder:
         told = endure(Path(folder), o.faults, o.seed, o.out, o.every)
