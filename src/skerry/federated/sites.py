@@ -74,10 +74,11 @@ class Sites:
         """Ask a site once more whether it is there, before it gets work again."""
         self.here.pop(site, None)
 
-    def dismiss(self, patience_s: float = 5.0) -> None:
+    def dismiss(self) -> None:
         """Tell all nodes that the training is over, also those that took no part: else they dial in for ever."""
-        trips = Trips[int](self._grid, self._poll_s)
-        for node in self._grid.get_node_ids():
+        trips, nodes = Trips[int](self._grid, self._poll_s), [*self._grid.get_node_ids()]
+        patience_s = 5.0 + 0.4 * len(nodes)  # each look of a node takes the server some time
+        for node in nodes:
             trips.send(node, BYE, written({"job": self._hello["job"]}), node, patience_s)
         for _ in trips.wait(time.monotonic() + patience_s):
             pass
