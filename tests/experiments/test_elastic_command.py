@@ -229,7 +229,7 @@ def test_late_is_told_to_have_no_effect_with_two_processes(tmp_path, capsys, mon
 
 
 def test_faster_processes_get_wider_subnets(tmp_path, capsys, monkeypatch):
-    """Two processes of speeds that are made up; a resume begins with equal shares."""
+    """Two processes of speeds that are made up; a resume without asks for it."""
     asked, worked = [], []
     monkeypatch.setattr(command, "work", lambda runtime, config, out, *more, **settings: keep_config(out, config))
     monkeypatch.setattr(command, "is_written", lambda out: False)
@@ -243,9 +243,13 @@ def test_faster_processes_get_wider_subnets(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command.Elastic, "run", run)
     words = _words(tmp_path / "x", 1, "1:2", "--method", "ist")
     assert call([*words, "--by-speed"]) == (0, "")
-    assert call([*words, "--resume"]) == (0, "")
-    assert asked == [True, False]
-    assert worked == [(1.5, 0.5), None]
+    assert call([*words, "--by-speed", "--resume"]) == (0, "")
+    assert asked == [True, True]
+    assert worked == [(1.5, 0.5)] * 2
+    code, told = call([*words, "--resume"])
+    assert code
+    assert "partition.capacities has a value per worker" in told
+    assert "give --by-speed" in told
 
 
 def test_free_memory_is_some_of_that_of_the_machine():

@@ -65,6 +65,9 @@ class Connection:
     def check(self, keys: list[str]) -> bool:
         return all(key in self._values() for key in keys)
 
+    def multi_get(self, keys: list[str]) -> list[bytes]:
+        return [self.get(key) for key in keys]
+
     def compare_set(self, key: str, expected: str | bytes, desired: str) -> bytes:
         values = self._values()
         if values.get(key, b"") == (expected if isinstance(expected, bytes) else expected.encode()):
@@ -131,7 +134,7 @@ class Simulation:
         self.deaths, self.quiet_from = 0, 1e9 if num_faults else 0.0
 
     def on_the_way(self, value: bytes) -> bytes:
-        """Change a byte of some texts; counters are left alone."""
+        """Change a bit of some texts; counters, which are numbers, are left alone."""
         if not self.changed or value.isdigit() or self.rng.random() >= self.changed or self.now > self.quiet_from:
             return value
         at = self.rng.randrange(len(value))

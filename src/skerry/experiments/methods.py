@@ -80,7 +80,8 @@ def for_elastic(config: Config) -> Config:
     if config.partition.max_exposure < 1:
         raise ValueError("partition.max_exposure needs a fixed number of workers; leave it out")
     if given := [name for name in ("capacities", "fractions") if getattr(config.partition, name) is not None]:
-        raise ValueError(f"partition.{given[0]} has a value per worker, whose number changes; leave it out")
+        remedy = "leave it out, or give --by-speed if it followed speeds"
+        raise ValueError(f"partition.{given[0]} has a value per worker, whose number changes; {remedy}")
     if config.wire != "exact":
         raise ValueError(f"wire={config.wire} is not supported there, expected exact")
     if takes(config.method, "nets") and config.nets is None:

@@ -107,8 +107,9 @@ def remove_folder(folder: Path) -> None:
     the interrupt into an OSError.
     """
     with suppress(OSError):
-        for path in folder.iterdir():
-            path.unlink()
+        for path in [*folder.iterdir()]:
+            with suppress(OSError):  # several processes may remove it at once
+                path.unlink()
         folder.rmdir()
 
 

@@ -142,7 +142,7 @@ def join(config: Config, out: Path, members: Members, *, resume: bool, tensorboa
         fit = ", ".join(name for name in METHODS if takes(name, "partition.capacities"))
         raise ValueError(f"--by-speed: method '{config.method}' deals equal shares, expected one of {fit}")
     going_on = is_written(out)
-    check_folder(out, config, resume=resume or going_on, same_shares=False)
+    check_folder(out, config, resume=resume or going_on, same_shares=not members.by_speed)
     if resume and not going_on and (out / "summary.json").exists() and saved_config(out).rounds == config.rounds:
         raise ValueError(f"{out}: the run is finished; give more --rounds to go on with it")
     threads = num_threads(config)

@@ -74,7 +74,7 @@ def train_command(
     other_machine = int(os.environ.get("RANK", 0)) > 0 and recipe is not None and not (out / "config.json").exists()
     if resume and not other_machine:  # without a file of its own, a process's settings are compared with the others'
         config = saved_config(out)
-        if members is not None:  # those of processes that were there
+        if by_speed:  # the saved ones are those of processes that were there then
             config = config.change({"partition.capacities": None})
         if recipe not in (None, config.recipe):
             raise ValueError(f"{out}: the saved run is of {config.recipe}, got {recipe}; resume with that recipe")

@@ -298,5 +298,7 @@ class Elastic:
             try:
                 store = store or self._checked()
                 self._leases.beat(store, self._wait_for_beat())
-            except Exception:  # without heartbeats the others lose this process: never end
-                store = None
+            except Exception as error:  # without heartbeats the others lose this process: never end
+                store, self._leases.store = None, ""
+                if not isinstance(error, RuntimeError | OSError):
+                    self._say(f"a heartbeat failed: {type(error).__name__}: {error}; trying again")

@@ -27,6 +27,7 @@ from skerry.plan.table import Plan
 from skerry.runtimes.distributed.meeting import PeerLost
 from skerry.runtimes.distributed.sharded import Sharded
 from skerry.runtimes.distributed.wire import Wire
+from skerry.runtimes.elastic.checked_store import opened, sealed
 from skerry.runtimes.elastic.group import Group
 from skerry.runtimes.elastic.membership import Decision, Membership, TooFew, buddy_of
 from skerry.runtimes.elastic.pieces import Held, Role, deal_again, num_bytes, packed, parts, unpacked
@@ -89,8 +90,10 @@ class Generation(Peers):
         super().__init__(decision.members.index(uid), len(decision.members), "exact")
         self.membership, self._decision = membership, decision
         self.goes_on, self.is_committed, self._by_speed = bool(decision.base), False, by_speed
-        self.capacities = self._capacities(decision)
-        if membership.capacity != self.capacities[self.rank]:
+        now = tuple(c.capacity for c in decision.candidates.values())
+        now, wanted = tuple(len(now) * each / sum(now) for each in now), self._capacities(decision)
+        self.capacities = wanted if differ(now, wanted) else now
+        if not math.isclose(membership.capacity, self.capacities[self.rank]):
             membership.capacity, membership.speed = self.capacities[self.rank], 0.0  # it was that of another width
         self._rounds, self._speeds = 0, deque[float](maxlen=_ROUNDS_TIMED)
         self.state = ""
@@ -108,8 +111,8 @@ class Generation(Peers):
             yield
         except (PeerLost, NotImplementedError):
             raise
-        except (RuntimeError, MemoryError) as error:  # bytes that were changed may say that gigabytes follow
-            raise PeerLost(f"{self.where()}: {str(error).partition(chr(10))[0][:120]}") from error
+        except RuntimeError as error:
+            raise PeerLost(f"{self.where()}: {str(error).splitlines()[0][:120]}") from error
 
     def all_gather(self, row: Tensor) -> list[Tensor]:
         """Return the rows of all members."""
@@ -177,11 +180,14 @@ class Generation(Peers):
         return memory
 
     def _told_by_all(self, own: str) -> list[Any]:
+        """Return what the members say; PeerLost if its bytes were changed, or say that gigabytes follow."""
         try:
             with self.peers():
-                return [json.loads(text) for text in self.gather(own)]
-        except ValueError as error:
+                texts = self.gather(sealed(own))
+        except (ValueError, MemoryError) as error:
             raise PeerLost(f"{self.where()}: what another member said was changed on the way") from error
+        with self.peers():
+            return [json.loads(opened("text of a member", text.encode())) for text in texts]
 
     def went_on(self, state: Any) -> None:
         """Note the state of the training between two rounds, and that the last one has its record."""
@@ -227,9 +233,10 @@ class Generation(Peers):
         return decision
 
     def timed(self, speed: float) -> None:
-        """Note the local steps per second of a round; this member's speed is the median of some rounds."""
+        """Note the local steps per second of a round; the median of the latest ones is this member's speed."""
         self._speeds.append(speed)
-        self.membership.speed = statistics.median(self._speeds)
+        if len(self._speeds) == _ROUNDS_TIMED:
+            self.membership.speed = statistics.median(self._speeds)
 
     def _capacities(self, decision: Decision) -> tuple[float, ...]:
         if not self._by_speed:

@@ -35,6 +35,8 @@ from skerry.randomness import seed_of
 from skerry.runtimes.elastic.leases import KeyStore, Leases, name_of
 from skerry.runtimes.peers import differences
 
+_NO_HEARTBEATS = "the heartbeats of this process do not reach the store"
+
 
 class TooFew(Exception):
     """There are too few members to go on, or the store does not answer."""
@@ -244,7 +246,7 @@ class Membership(Generic[Held]):
         """Leave the group; unless it is ``done``, tell the others, who may wait for this member in it."""
         with contextlib.suppress(RuntimeError):  # without a store they give up by themselves
             if self.group and not done:
-                self._connected().set(f"over/{self.group}", "1")
+                self._connected().set(f"over/{self.group}", "yes")
         self._leases.group = ""
 
     def decide(self, *, finished: bool = False) -> Generator[None, None, Decision]:
@@ -279,13 +281,15 @@ class Membership(Generic[Held]):
             piece: what this member has of the new version; None if the exchange failed here.
         """
         votes, end = [f"vote/{decision.name}/{uid}" for uid in decision.members], f"end/{decision.name}"
+        own = f"vote/{decision.name}/{self._leases.uid}"
         try:
             store = self._connected()
             if piece is not None:
                 self.held[decision.name] = piece
                 yield
-                store.set(f"vote/{decision.name}/{self._leases.uid}", "1")
             while not store.check([end]):
+                if piece is not None and not store.check([own]):
+                    store.set(own, "yes")
                 yield
                 if piece is not None and store.check(votes):
                     store.compare_set(end, "", "commit")
@@ -313,8 +317,14 @@ class Membership(Generic[Held]):
     def _decide(self, finished: bool) -> Generator[None, None, Decision]:
         store, uid = self._connected(), self._leases.uid
         epoch = max(store.add("epoch", 0), self.epoch)
-        if epoch > self.epoch and (known := self._last(store, epoch + 1)) and uid in known.candidates:
-            return known  # the connection broke when it was about to be read, and the others wait
+        if epoch > self.epoch and (known := self._decision(store, epoch)) and uid in known.candidates:
+            # The connection broke when this member was about to read it, and the others wait.
+            until = self._clock() + max(self._patience_s, self._leases.lease_s)
+            while self._leases.store != self._store_name:
+                if self._clock() > until:
+                    raise TooFew(_NO_HEARTBEATS)
+                yield
+            return known
         epoch += 1
         rank = self._members.index(uid) if uid in self._members else Candidate.rank
         versions = {name: list(piece.workers) for name, piece in self.held.items()}
@@ -343,10 +353,10 @@ class Membership(Generic[Held]):
                 yield
                 if self._leases.store != self._store_name:  # the heartbeats have not found this store yet
                     if self._clock() - found > max(self._patience_s, self._leases.lease_s):
-                        raise TooFew("the heartbeats of this process do not reach the store")
+                        raise TooFew(_NO_HEARTBEATS)
                     continue
                 found = self._clock()
-                last = last or (None if self.epoch == epoch - 1 else self._last(store, epoch))
+                last = last or (None if self.epoch == epoch - 1 else self._decision(store, epoch - 1))
                 before = last.members if last else self._members if self.epoch == epoch - 1 else ()
                 if last and last.is_finished and own.settings in {c.settings for c in last.candidates.values()}:
                     return last
@@ -410,9 +420,9 @@ class Membership(Generic[Held]):
                 told = differences(json.loads(self._settings), json.loads(theirs), f"in {known}")
                 raise ValueError(f"{told}; start all processes with the same settings")
 
-    def _last(self, store: KeyStore, epoch: int) -> Decision | None:
-        """Return the decision before, None if there is none or the store has lost it."""
-        key = f"decision/{epoch - 1}"
+    def _decision(self, store: KeyStore, epoch: int) -> Decision | None:
+        """Return a decision, None if there is none or the store has lost it."""
+        key = f"decision/{epoch}"
         return Decision.from_json(store.get(key)) if store.check([key]) else None
 
     def _why(self, proposal: Decision) -> str:
