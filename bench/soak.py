@@ -6,7 +6,8 @@
 
 The net, data and faults are those of ``faults.py``. While all are there a fault kills, stops, or ends a process, or the
 store (torchft: the lighthouse) is killed and comes back after a second; else a new process comes. *Samples* are those
-of rounds that counted. Goodput is samples per second, as a part of those without faults. Accuracy is compared after the
+of rounds that counted. A pause is the time between two rounds in which a fault of another process came, less the usual
+one. Goodput is samples per second, as a part of those without faults. Accuracy is compared after the
 same number of rounds, and after the same number of samples.
 
 One run has 297 test samples, and so says little about half a point. A replay trains serially, with the members and the
@@ -122,7 +123,7 @@ def soak(run: Run, every_s: float | None, seed: int) -> dict[str, Any]:
         run.join()
     while run.round() < 1:
         time.sleep(0.1)
-    began, at = time.time(), list[float]()
+    began, at = time.time(), list[tuple[float, int]]()
     while any(member.is_alive() for member in run.members):
         time.sleep(0.2)
         alive = [k for k, member in enumerate(run.members) if member.is_alive()]
@@ -134,15 +135,16 @@ def soak(run: Run, every_s: float | None, seed: int) -> dict[str, Any]:
         ):
             kind, k = rng.choice(["kill", "stop", "leave", "store"]) if len(alive) == NUM else "join", rng.choice(alive)
             kinds.append(kind)
-            at.append(time.time())
+            at.append((time.time(), k))
             _inflict(run, kind, k)
         if time.time() > began + 20 * run.setup["rounds"]:
             break
     events = [run.events(k) for k in range(len(run.members))]
     problems = run.end(1.0)
     ends = [own[-1] for own in events if own and own[-1]["what"] == "end"]
-    for since in at:
-        told += [b["t"] - a["t"] for own in events for a, b in pairwise(_rounds(own)) if a["t"] - 0.1 < since < b["t"]]
+    for since, victim in at:
+        others = [own for k, own in enumerate(events) if k != victim]
+        told += [b["t"] - a["t"] for own in others for a, b in pairwise(_rounds(own)) if a["t"] - 0.1 < since < b["t"]]
     members, lost = _members(events, run.setup["rounds"])
     if isinstance(run, RivalRun):
         samples = max((end["samples"] for end in ends), default=0)
