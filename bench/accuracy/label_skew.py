@@ -221,7 +221,8 @@ def table(runs: Runs, seeds: int) -> str:
         split: max((c.mean for name, own in rows.items() if "wide" not in name and (c := own[split])), default=0.0)
         for split in SPLITS
     }
-    lines = [["method", "a site's parameters", "MB sent by a site", *SPLITS], ["---", *["---:"] * (2 + len(SPLITS))]]
+    columns = ["a site's parameters", "MB sent between peers", *SPLITS]
+    lines = [["method", *columns], ["---", *["---:"] * len(columns)]]
     for name, cells in rows.items():
         first = next(c for c in cells.values() if c).first
         shown = [

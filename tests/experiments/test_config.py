@@ -31,3 +31,21 @@ def test_settings_survive_json_and_keep_their_types():
         config.change({"workers": True})
     with pytest.raises(ValueError, match=r"prior_adjusted\b.*\b1\b.*\btrue\b.*\bfalse\b"):
         config.change({"prior_adjusted": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (".3", 0.3),
+        ("-.3", -0.3),
+        ("[1,.5,.25]", [1, 0.5, 0.25]),
+        ("[-.5, 1e-3]", [-0.5, 1e-3]),
+        ('["a .5", .5]', ["a .5", 0.5]),  # text in quotes stays as it is
+        ("e5", "e5"),
+        (".5.5", ".5.5"),
+        ("./samples.5", "./samples.5"),
+        ("v.5", "v.5"),
+    ],
+)
+def test_numbers_may_begin_with_a_point(text, value):
+    assert parse_settings([f"data.any={text}"]) == {"data.any": value}

@@ -1,5 +1,8 @@
 """What ``skerry serve`` and ``skerry join`` check, in this process."""
 
+import re
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +13,10 @@ from skerry.experiments.cli import call
 from skerry.experiments.cli.federated import _by_speed, _public_keys, _site
 from skerry.experiments.methods import build
 from skerry.experiments.recipes import find_recipe
+from skerry.experiments.recipes.own import own_object
 from skerry.experiments.runs.execute import configure
+
+PAGE = Path(__file__).parents[2] / "docs" / "federated.md"
 
 
 @pytest.mark.parametrize(
@@ -66,3 +72,30 @@ def test_what_sites_measure_becomes_a_setting(method, name, meant, monkeypatch):
     if method == "ist":
         with pytest.raises(ValueError, match=r"partition\.capacities is given"):
             _by_speed(found, SimpleNamespace(grid=None, numbers=None), 1.0)
+
+
+def test_a_site_that_names_no_data_is_told_what_it_trains_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("skerry.federated.join.join", lambda *arguments, **more: None)
+    (tmp_path / "ours.py").write_text("def patients():\n    return None, None\n")
+    told = []
+    for more in ([], ["--data", str(tmp_path / "ours.py") + ":patients"]):
+        assert call(["join", "h:1", "digits-mlp", *more]) == (0, "")
+        told.append("no --data: this site trains on its part of the recipe's own samples" in capsys.readouterr().err)
+    assert told == [True, False]
+
+
+def test_the_recipe_of_the_page_scales_what_a_site_trains_on(tmp_path, monkeypatch):
+    """By constants that are in the recipe: what ``--data`` returns is taken as it is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    blocks = re.findall(r"^```python notest\n# (\w+\.py)\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert [name for name, _ in blocks] == ["recipe.py", "ours.py"]
+    for name, code in blocks:
+        (tmp_path / name).write_text(code)
+    (tmp_path / "patients.csv").write_text("80,105,1\n40,155,0\n")
+    config = configure("recipe.py:ours", "narrow", {"workers": 3, "batch_size": 2, "prior_adjusted": True})
+    own = own_object("ours.py:patients")
+    monkeypatch.delitem(sys.modules, "recipe")
+    assert _site(config, config.recipe, own, 2, {}).number == 2
+    assert own[0].tolist() == [[1.0, -1.0], [-1.0, 1.0]]
+    assert own[1].tolist() == [1, 0]

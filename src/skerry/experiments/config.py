@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from types import NoneType
@@ -228,8 +229,13 @@ def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
     return settings
 
 
+_TEXT_OR_POINT = re.compile(r'"(?:[^"\\]|\\.)*"|(?<![\w.])\.(?=\d)')
+
+
 def _value(text: str) -> Any:
-    for attempt in (text, f"0{text}"):  # .3 is not JSON, but people write it
+    """Return what the JSON ``text`` says, in which .3 and -.3 are numbers, too; the text itself if it is none."""
+    with_zeros = _TEXT_OR_POINT.sub(lambda found: "0." if found[0] == "." else found[0], text)
+    for attempt in (text, with_zeros):
         try:
             return json.loads(attempt)
         except json.JSONDecodeError:

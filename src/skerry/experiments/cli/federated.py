@@ -149,6 +149,8 @@ def join_command(
     if key is not None and certificate is None:
         raise ValueError("--key: keys are for encrypted connections; give --certs ca.crt, too")
     own, given = None if data is None else own_object(data), parse_settings(settings)
+    if own is None:
+        click.echo("no --data: this site trains on its part of the recipe's own samples", err=True)
 
     def make(context: Any, job: str) -> Any:
         config = Config.from_json(json.loads(job)).change({"device": device})

@@ -54,8 +54,8 @@ def train_command(
     loft-cifar, resist-cifar, skewed-mlp, skewed-resnet, gpt-shakespeare, llama-docs, gist-cora, gist-citeseer,
     gist-wordnet, gist-wordnet-wide, async-fashion, private-fashion. --set changes any setting in the config.json of
     --out, such as
-    local_steps=100, partition.reshuffle=.1, partition.capacities=[1,1,2,4], optimizer.name=AdamW, split=by_label,
-    prior_adjusted=true.
+    local_steps=100, partition.reshuffle=.1, 'partition.capacities=[1,1,2,4]', optimizer.name=AdamW, split=by_label,
+    prior_adjusted=true. Quote lists: brackets mean something to the shell.
 
     Started by torchrun (torchrun --standalone --nproc-per-node 4 -m skerry train ...), it runs as one of the workers.
     """
