@@ -115,7 +115,7 @@ class Member:
             optimizer=lambda net: torch.optim.SGD(net.parameters(), 0.2),
             num_rounds=self.setup["rounds"],
             test=skerry.training.Test(x[1500:], y[1500:], every=self.setup["every"]),
-            checkpoints=skerry.Checkpoints(self.folder.parent / "checkpoints", every_s=0),
+            checkpoints=skerry.Checkpoints(self.folder.parent / "checkpoints", every_s=self.setup["checkpoint_s"]),
             runtime=runtime,
             verify=False,
             deadline="none" if self.setup["late_s"] is None else "adaptive",
@@ -239,7 +239,7 @@ class Run:
         self.folder, self.num, self.members = folder, num, list[Any]()
         self.context = multiprocessing.get_context("forkserver")
         self.setup = {"minimum": 1 if num < 3 else 2, "patience_s": 30.0, "rounds": rounds, "phase": "", "fault": ""}
-        self.setup |= {"waits": False, "late_s": None, "host": "", "every": 0}
+        self.setup |= {"waits": False, "late_s": None, "host": "", "every": 0, "checkpoint_s": 0}
         self.delays, self.hosts = delays or [0.02] * 8, hosts
         if hosts is not None:
             self.address, self._host = f"{hosts.addresses[-1]}:{PORT}", hosts.names[-1]

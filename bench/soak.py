@@ -118,7 +118,7 @@ class RivalRun(Run):
 def soak(run: Run, every_s: float | None, seed: int) -> dict[str, Any]:
     """Run 8 processes to the end, with a fault every so many seconds."""
     rng, kinds, told = random.Random(seed), [], list[float]()
-    run.setup["every"] = EVERY
+    run.setup |= {"every": EVERY, "checkpoint_s": 10}
     for _ in range(NUM):
         run.join()
     while run.round() < 1:

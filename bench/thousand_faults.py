@@ -98,7 +98,7 @@ def _trains(run: Run, k: int, after: float, timeout_s: float = 60.0) -> float:
 def endure(folder: Path, num_faults: int, seed: int, out: Path | None, every: int) -> dict[str, Any]:
     """Inflict the faults; return how many there were of each kind, and what is wrong."""
     rng, kinds, run = random.Random(seed), cycle(KINDS), Endless(folder, NUM, rounds=10**6, delays=[0.004] * 8)
-    run.setup |= {"minimum": 2, "patience_s": 60.0}
+    run.setup |= {"minimum": 2, "patience_s": 60.0, "checkpoint_s": 1}
     run.begin(NUM)
     rows, told = list[dict[str, Any]](), Counter[str]()
     victim = NUM - 1
