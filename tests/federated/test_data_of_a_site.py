@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from skerry import Session, narrow
-from skerry.federated import AtSite, Site
+from skerry.federated import AtSite, Federated, Site
 
 pytestmark = [
     pytest.mark.usefixtures("no_costs", "clock"),
@@ -42,6 +42,7 @@ def test_a_site_reads_all_of_its_loader_whatever_loads_it(processes, monkeypatch
     made = MadeSites()
     for k in range(SITES):
         made.join(lambda k=k: make(k))
-    ours = federated(BY_SAMPLES, made)
+    runtime = Federated(made.grid, patience_s=5.0, poll_s=1.0, at_least=SITES)
+    ours = federated(BY_SAMPLES, made, runtime=runtime)
     assert [record.refused for record in ours.history] == [()] * ROUNDS
     assert read == [set(range(SAMPLES))] * SITES
