@@ -3,7 +3,7 @@
 import pytest
 import torch
 from numbered import Augmented, Stream, own_sampler
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SubsetRandomSampler, TensorDataset
 
 from skerry.data.loaders import as_data, from_loaders
 
@@ -155,3 +155,29 @@ def test_a_loader_tells_how_many_samples_it_draws_from_unless_it_was_dealt():
     for without in (dealt, streams):
         with pytest.raises(ValueError, match="does not tell how many samples worker 0 has"):
             without.num_samples(0)
+
+
+class Chosen:
+    """A batch sampler of a class of its own."""
+
+    def __iter__(self):
+        return iter([[7], [9]])
+
+    def __len__(self) -> int:
+        return 2
+
+
+class NoLength(Sampler):
+    def __iter__(self):
+        return iter([7, 9])
+
+
+def test_a_loader_that_draws_otherwise_does_not_tell_how_many_samples():
+    """Else a worker would have the weight of samples that it never reads."""
+    samples, of_two = Augmented(0, 1000), BatchSampler(SubsetRandomSampler([7, 9]), 1, drop_last=False)
+    own = [{"batch_sampler": of_two}, {"batch_sampler": Chosen()}, {"sampler": NoLength()}]
+    data = from_loaders([DataLoader(samples, **each) for each in own])
+    assert data.num_samples(0) == 2
+    for worker in (1, 2):
+        with pytest.raises(ValueError, match=rf"loaders\[{worker}\]: it does not tell how many samples"):
+            data.num_samples(worker)

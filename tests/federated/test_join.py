@@ -1,15 +1,21 @@
 """A site's connection that breaks: the real server, over HTTP, and requests that fail when the test says so."""
 
+import asyncio
+from functools import partial
+from http.client import HTTPConnection, RemoteDisconnected
+
 import httpx
 import pytest
 import uvicorn
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from flwr.app import ConfigRecord
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from skerry.federated import client_app, join, trips
 from skerry.federated.fleet import Fleet
 from skerry.federated.messages import written
+from skerry.federated.site import OVER
 from skerry.federated.sites import BYE
 
 
@@ -59,6 +65,25 @@ def test_a_site_whose_connection_broke_goes_on_as_the_same_node(key, monkeypatch
     assert made.count("ActivateNode") == made.count("DeactivateNode") == 1
 
 
+def test_a_site_whose_last_answer_is_lost_ends(key, monkeypatch):
+    """The server may be gone by then, and dialling in again would never end."""
+    path, public = key
+    fleet, said = Fleet([public]), list[str]()
+
+    def lost(client, node, app, context):
+        context.state[OVER] = ConfigRecord({OVER: True})
+        raise httpx.ReadError("the server is gone")
+
+    def say(text: str) -> None:
+        said.append(text)
+        assert len(said) < 3, said
+
+    monkeypatch.setattr(join, "answer_one", lost)
+    with fleet.serving("127.0.0.1", 0, None) as port:
+        join.join(f"127.0.0.1:{port}", None, certificate=None, key=path, node_config={}, say=say)
+    assert said == [f"joined 127.0.0.1:{port}", "the training is over"]
+
+
 def test_a_server_that_was_started_anew_gets_a_new_node(key, monkeypatch):
     path, public = key
     before, fleet = Fleet([public]), Fleet([public])
@@ -75,10 +100,28 @@ def test_a_server_that_was_started_anew_gets_a_new_node(key, monkeypatch):
     assert made == ["SendNodeHeartbeat"] * 2
 
 
-def test_connections_outlast_what_a_site_is_silent_for(monkeypatch):
-    """A request that meets the end of its connection is lost."""
-    configs, original = list[uvicorn.Config](), uvicorn.Config
-    monkeypatch.setattr(uvicorn, "Config", lambda *a, **more: configs.append(original(*a, **more)) or configs[0])
-    with Fleet().serving("127.0.0.1", 0, None):
-        pass
-    assert configs[0].timeout_keep_alive > 2 * join._LEASE_S
+def test_a_connection_is_kept_while_a_site_is_silent_and_not_for_ever(monkeypatch):
+    """A request that meets the end of its connection is lost. The server's clock is set, and nobody waits."""
+    late_s, clock = [0.0], asyncio.BaseEventLoop.time
+    monkeypatch.setattr(asyncio.BaseEventLoop, "time", lambda loop: clock(loop) + late_s[0])
+    monkeypatch.setattr(uvicorn, "Config", partial(uvicorn.Config, loop="asyncio"))
+
+    def ask(connection: HTTPConnection) -> None:
+        connection.request("GET", "/")
+        connection.getresponse().read()
+
+    with Fleet().serving("127.0.0.1", 0, None) as port:
+        idle, other = HTTPConnection("127.0.0.1", port), HTTPConnection("127.0.0.1", port)
+        idle.auto_open = 0
+        idle.connect()
+        for silent_s in (join._LEASE_S, 2 * join._LEASE_S):  # then the site would be taken for gone anyway
+            ask(idle)
+            late_s[0] += silent_s
+            ask(other)  # the server has seen what time it is
+        ask(idle)
+        late_s[0] += 3600.0
+        ask(other)
+        with pytest.raises((RemoteDisconnected, ConnectionError)):
+            ask(idle)
+        idle.close()
+        other.close()

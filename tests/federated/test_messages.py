@@ -1,12 +1,14 @@
 """Messages: what was packed comes back to the bit, and anything else is refused before a tensor is made."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skerry.federated.messages import Refused, read_numbers, read_tensors, written
+from skerry.federated.messages import Refused, read_numbers, read_tensors, reason_of, written
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.complex64, torch.uint8]
 SHAPES = st.lists(st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 4), max_size=3)), min_size=1, max_size=4)
@@ -74,3 +76,11 @@ def test_messages_without_parts_are_refused():
     for content in (RecordDict(), RecordDict({"numbers": ConfigRecord({})}), written({"round": 1})):
         with pytest.raises(Refused):
             read_tensors(content, LIKE)
+
+
+def test_the_reason_of_an_error_is_one_short_line_that_steers_no_terminal():
+    said = "first\n\x1b[2J\u202eü \ud800" + "\x07" * 10**4
+    found = reason_of(SimpleNamespace(error=Error(2, said)))
+    assert found.startswith(r"\x1b[2J\u202eü \ud800\x07")
+    assert len(found) <= 200
+    assert found.isprintable()

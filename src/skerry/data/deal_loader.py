@@ -62,11 +62,6 @@ def length(loader: DataLoader[Any]) -> int | None:
         return None
 
 
-def is_dealt(loader: DataLoader[Any]) -> bool:
-    """Return whether a loader is one of those that ``deal`` makes of a map-style one."""
-    return any(isinstance(part, _EveryNth) for part in (loader.sampler, loader.batch_sampler))
-
-
 def random_parts(loader: DataLoader[Any]) -> list[torch.Generator]:
     """Return the random generators that a loader and its samplers have of their own."""
     return [own for part in _parts(loader) if isinstance(own := getattr(part, "generator", None), torch.Generator)]

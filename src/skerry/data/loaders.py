@@ -2,12 +2,13 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from skerry.data.deal_loader import deal, is_dealt, length, random_parts, seed_
+from skerry.data.deal_loader import deal, length, random_parts, seed_
 from skerry.data.inputs_and_label import Columns, inputs_and_label
 from skerry.model.inputs import Inputs, fit, join, take
 from skerry.randomness import OwnRandomness, seed_of
@@ -51,15 +52,19 @@ class FromLoaders:
         """Return how many samples the sampler of ``worker`` draws in a pass.
 
         Raises:
-            ValueError: the loader does not tell: it is one that was dealt, or of a stream, or its dataset has batches.
+            ValueError: the loader does not tell: it is one that was dealt, or of a stream, or its dataset has batches,
+                or it has a batch sampler of another class than torch's ``BatchSampler``, or a sampler without a length.
         """
         loader = self._loaders[worker]
-        if is_dealt(loader) or isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
-            raise ValueError(
-                f"loaders[{worker}]: it does not tell how many samples worker {worker} has; give a list of one loader "
-                "per worker, over datasets of samples that have a length"
-            )
-        return len(loader.sampler)  # type: ignore[arg-type]  # of a map-style dataset it has a length
+        # Another batch sampler chooses the samples itself, and ``loader.sampler`` is then one that nothing draws from.
+        if type(loader.batch_sampler) is BatchSampler and not isinstance(loader.dataset, IterableDataset):
+            with suppress(TypeError):
+                return len(loader.batch_sampler.sampler)  # type: ignore[arg-type]
+        raise ValueError(
+            f"loaders[{worker}]: it does not tell how many samples worker {worker} has; give a list of one loader "
+            "per worker, over datasets of samples that have a length, with torch's BatchSampler and a sampler that has "
+            "a length"
+        )
 
     def batches(self, worker: int, first_step: int, num_steps: int) -> Iterator[tuple[Inputs, Any]]:
         """Yield the batches (x, y) of steps first_step .. first_step + num_steps - 1 of ``worker``."""

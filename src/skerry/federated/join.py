@@ -166,8 +166,9 @@ def _answer_all(client: FleetHttpClient, node: Node, app: ClientApp, node_config
             poll_s = 0.05 if answer_one(client, node, app, context) else min(1.5 * poll_s, _SLOWEST_POLL_S)
             time.sleep(poll_s)
     except _OF_NETWORK:
-        leaves = False
-        raise
+        if OVER not in context.state:  # else only the answer to that is lost, and a server that ends is not there again
+            leaves = False
+            raise
     finally:
         over.set()
         if leaves:

@@ -42,8 +42,12 @@ def written(numbers: Mapping[str, Number], tensors: Mapping[str, Tensor] | None 
 
 
 def reason_of(message: Message) -> str:
-    """Return the last line of what an error message says, or its code if it says nothing."""
-    return ((message.error.reason or "").strip() or f"code {message.error.code}").splitlines()[-1][:_MOST_TEXT]
+    """Return the last line of what an error message says, or its code if it says nothing.
+
+    It is cut, and what would not be shown as it is, as what steers a terminal, is escaped.
+    """
+    line = ((message.error.reason or "").strip() or f"code {message.error.code}").splitlines()[-1][:_MOST_TEXT]
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)[:_MOST_TEXT]
 
 
 def read_numbers(content: RecordDict, kinds: Mapping[str, type]) -> dict[str, Any]:

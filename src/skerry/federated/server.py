@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from skerry.algorithm import Algorithm
 from skerry.federated.elsewhere import Elsewhere
-from skerry.federated.messages import Number, Refused, read_numbers, read_tensors, reason_of, written
+from skerry.federated.messages import CutOff, Number, Refused, read_numbers, read_tensors, reason_of, written
 from skerry.federated.sites import Sites
 from skerry.federated.trips import Trips
 from skerry.merge.aggregate import is_finite
@@ -28,8 +28,11 @@ from skerry.runtimes.server_store import ServerStore
 from skerry.runtimes.whole_model import WholeModel
 
 TRAIN = "train.subnet"
-_FEWEST_HOLDERS = 3
-"""Of the sum over two sites each learns the other's update."""
+_NOT_SECURE = (
+    "Flower 1.41 makes the masks of SecAgg+ from seeds of 32 bits (its issue 7522), which a server can try out; and a "
+    "site's update has no sum to hide in where the server takes replies one by one (asyncdrop, fedbuff), or where "
+    "fewer than 3 sites hold a unit (ist, relay, ensemble): of the sum of two, each knows the other's"
+)
 _REPLY: dict[str, type] = {"token": str, "loss": float, "flop": float, "local_s": float}
 _MOST_SAMPLES = 2**29
 """With fewer, float64 has the weighted sum of equal float32 values without rounding, for up to 2**29 in all."""
@@ -51,10 +54,10 @@ class Federated(Elsewhere):
         poll_s: seconds between two looks for replies.
         numbers: the site of each of Flower's nodes, where nodes have keys; None: each says it itself.
         job: sent with each message: what a site needs to know to make its part (``client_app``).
-        secure_aggregation: refused with the reason in ``train``, for all methods: see docs/federated.md.
+        secure_aggregation: refused with the reason, for all methods: see docs/federated.md.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: a number is out of range, or ``secure_aggregation`` is asked for.
     """
 
     def __init__(
@@ -75,9 +78,10 @@ class Federated(Elsewhere):
                 raise ValueError(f"{name}={value}: expected a positive number of seconds")
         if at_least < 1:
             raise ValueError(f"at_least={at_least}: expected 1 or more sites")
+        if secure_aggregation:
+            raise ValueError(f"secure_aggregation=True: {_NOT_SECURE}; leave it out")
         self.deadline_s, self.patience_s, self.at_least, self.job = deadline_s, patience_s, at_least, job
         self._grid, self._poll_s, self._numbers = grid, poll_s, numbers
-        self.secure_aggregation = secure_aggregation
 
     def keep(self, beginning: Beginning) -> Store:
         """Make a store that asks sites.
@@ -88,10 +92,6 @@ class Federated(Elsewhere):
         algorithm = beginning.algorithm
         assert algorithm is not None
         _check(algorithm, beginning)
-        if self.secure_aggregation:
-            raise ValueError(
-                f"secure_aggregation=True: {_why_not_secure(algorithm, beginning.assignment)}; leave it out"
-            )
         self.sites = Sites(
             self._grid, algorithm.num_parts, self.settings, job=self.job,
             poll_s=self._poll_s, ttl_s=self.deadline_s, numbers=self._numbers,
@@ -175,7 +175,8 @@ class FromSites(WholeModel):
             tensors = read_tensors(message.content, sent)
         except ValueError as error:
             warnings.warn(f"round {self._next}: what site {client} sent is refused: {error}", stacklevel=2)
-            return _nothing(worker, str(error))
+            # A network that cuts replies off may be better in the next round, and no advice on code or rates helps.
+            return _nothing(worker, str(error), counts=not isinstance(error, CutOff))
         watched = {name: tensor for name, tensor in tensors.items() if name not in self._never_finite}
         good = math.isfinite(found["loss"]) and is_finite(watched)
         flop, local_s = (found[name] if 0 <= found[name] < math.inf else 0.0 for name in ("flop", "local_s"))
@@ -211,19 +212,3 @@ def _check(algorithm: Algorithm, beginning: Beginning) -> None:
             f"runtime: {norms[0]} is a batch norm, whose statistics the full model of '{algorithm.name}' needs from "
             "data, which the server does not see; use group norms, or a method that shares one net (narrow, local_sgd)"
         )
-
-
-def _why_not_secure(algorithm: Algorithm, assignment: Assignment) -> str:
-    """Return why the server cannot be kept from seeing what a site sends."""
-    if algorithm.server is not None:
-        return f"the server takes in '{algorithm.name}' replies one by one, so there is no sum to hide them in"
-    num = assignment.num_workers
-    if (fewest := int(assignment.held.sum(0).min()) if assignment.held.numel() else num) < _FEWEST_HOLDERS:
-        return (
-            f"'{algorithm.name}' has units that {fewest} of {num} sites hold, and a sum over fewer than "
-            f"{_FEWEST_HOLDERS} tells a site's update to the server, or to the other site"
-        )
-    return (
-        "Flower 1.41 makes the masks of SecAgg+ from seeds of 32 bits (its issue 7522), which a server can try out, so "
-        "that it would not protect what it promises"
-    )

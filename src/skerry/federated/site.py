@@ -12,6 +12,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from skerry.data.loaders import as_data
 from skerry.federated.elsewhere import Elsewhere
@@ -105,7 +106,8 @@ class Site:
         runtime = setup.runtime
         if not (isinstance(runtime, AtSite) and isinstance(setup.store, Visiting)) or setup.loss_fn is None:
             raise ValueError("session: expected runtime=skerry.federated.AtSite(), and loss_fn")
-        source: Data = as_data(data, 1 if not hasattr(data, "num_workers") else data.num_workers, setup.seed)
+        # In a list, so that it is read as it is: one that is dealt does not tell its number of samples.
+        source: Data = as_data([data] if isinstance(data, DataLoader) else data, 1, setup.seed)
         num = setup.algorithm.num_parts
         if source.num_workers not in (1, num):
             raise ValueError(f"data: split for {source.num_workers} sites, expected 1 part (its own) or {num}")

@@ -53,7 +53,8 @@ class Sites:
     ) -> None:
         self.here, self.speeds = dict[int, int](), dict[int, float]()
         self._grid, self._num, self._numbers = grid, num, numbers
-        self._hello, self._measures = {"settings": json.dumps(dict(settings)), "job": job}, capacities is not None
+        self._settings, self._measures = dict(settings), capacities is not None
+        self._hello = {"settings": json.dumps(self._settings), "job": job}
         if capacities is not None:
             self._hello["capacities"] = json.dumps(list(capacities))
         self._hellos, self._poll_s, self._ttl_s = Trips[int](grid, poll_s), poll_s, ttl_s
@@ -75,13 +76,17 @@ class Sites:
         self.here.pop(site, None)
 
     def dismiss(self) -> None:
-        """Tell all nodes that the training is over, also those that took no part: else they dial in for ever."""
+        """Tell all nodes that the training is over, also those that took no part: else they dial in for ever.
+
+        A node that went on without an answer is told again, as it may not have got it.
+        """
         trips, nodes = Trips[int](self._grid, self._poll_s), [*self._grid.get_node_ids()]
         patience_s = 5.0 + 0.4 * len(nodes)  # each look of a node takes the server some time
         for node in nodes:
             trips.send(node, BYE, written({"job": self._hello["job"]}), node, patience_s)
-        for _ in trips.wait(time.monotonic() + patience_s):
-            pass
+        for node, answer in trips.wait(time.monotonic() + patience_s):
+            if isinstance(answer, CutOff) and node in set(self._grid.get_node_ids()):
+                trips.send(node, BYE, written({"job": self._hello["job"]}), node, patience_s)
 
     def wait_for(self, at_least: int, until: float, turn: set[int], *, all_of_them: bool = False) -> None:
         """Wait for ``at_least`` sites and one of those in ``turn``, or rather for all of them if there is time.
@@ -126,8 +131,9 @@ class Sites:
             measured = {"steps_per_s": float} if self._measures else {}
             found = read_numbers(message.content, {"site": int, "differs": str, **measured})
             site = found["site"] if self._numbers is None else self._numbers.get(node, -1)
-            if found["differs"]:
-                raise Refused(f"it has other settings: {found['differs']}; its log has both values")
+            if found["differs"]:  # a text of its own may be long, or steer a terminal
+                which = found["differs"] if found["differs"] in self._settings else "one that is not known here"
+                raise Refused(f"it has other settings: {which}; its log has both values")
             if found["site"] != site and self._numbers is not None:
                 raise Refused(f"its key is that of site {site}, and it says {found['site']}; join with --site {site}")
             if not 0 <= site < self._num:

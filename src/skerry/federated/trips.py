@@ -11,7 +11,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from httpx import HTTPError
 
-from skerry.federated.messages import CutOff, Refused
+from skerry.federated.messages import Refused
 
 About = TypeVar("About")
 
@@ -51,12 +51,14 @@ class Trips(Generic[About]):
         for number in list(self.open):  # one by one: what is wrong with a reply costs no other
             try:
                 pulled: list[Message | Refused] = list(self._grid.pull_messages([number]))
-            except HTTPError:
+            except (HTTPError, OSError):  # of the connection to a SuperLink
                 raise
             except Refused as refused:
                 pulled = [refused]
-            except Exception as error:  # whatever Flower raises for what it cannot read
-                pulled = [CutOff(f"it cannot be read ({type(error).__name__})")]
+            # The bytes are a site's, and Flower's readers have no error of their own: KeyError, AttributeError,
+            # DecodeError and others, by what is wrong. One that is not in a list would end the training of all.
+            except Exception as error:
+                pulled = [Refused(f"it cannot be read ({type(error).__name__})")]
             for message in pulled[:1]:
                 yield self.open.pop(number), message
 

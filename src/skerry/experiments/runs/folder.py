@@ -135,7 +135,9 @@ def run_id(config: Config) -> str:
     """Return the text that identifies a run in its checkpoints: all settings that may not change on resume."""
     settings = settings_of(config, per_worker=False)
     # older checkpoints do not have these settings
-    for name in ("prior_adjusted", "clients", "slowest", "asynchronous", "nets", "deadline", "private"):
+    for name in (
+        "prior_adjusted", "clients", "slowest", "asynchronous", "nets", "deadline", "private", "proximal", "by_samples",
+    ):  # fmt: skip
         if getattr(config, name) == getattr(Config(), name):
             del settings[name]
     if config.partition.max_exposure == 1.0:
