@@ -203,6 +203,7 @@ def replay(members: list[int], lost: list[list[int]], seed: int) -> float:
 
     def loss_fn(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         spoilt = is_nan[0] and outputs.requires_grad
+        is_nan[0] = is_nan[0] and not spoilt  # one is enough: this worker takes no further step
         return nn.functional.cross_entropy(outputs, labels) * (float("nan") if spoilt else 1.0)
 
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
