@@ -14,6 +14,7 @@ from made_sites import Change, MadeSites
 from skerry import ist
 from skerry.federated import sites, trips
 from skerry.federated.messages import written
+from skerry.federated.sites import TooFewSites
 
 pytestmark = pytest.mark.usefixtures("no_costs", "clock")
 THREE = ist(3, local_steps=STEPS)
@@ -79,9 +80,10 @@ def test_a_setting_is_named_only_if_the_server_has_it():
 
 
 @pytest.mark.filterwarnings("ignore:(round|the server did not take):UserWarning")
-def test_a_network_that_cuts_off_all_replies_does_not_end_the_training():
-    """It costs the rounds. Advice on code or learning rates would be wrong."""
-    num_rounds, trains = 4, [False]
+@pytest.mark.parametrize("num_rounds", [4, 6])
+def test_a_network_that_cuts_off_all_replies_costs_rounds_and_ends_the_training_after_five(num_rounds):
+    """Advice on code or learning rates would be wrong."""
+    trains = [False]
 
     def change(message: Message, reply: Message) -> None:
         trains[0] = message.metadata.message_type == "train.subnet"
@@ -95,6 +97,10 @@ def test_a_network_that_cuts_off_all_replies_does_not_end_the_training():
         return push(request)
 
     made.client.PushObject = push_object
+    if num_rounds > 5:
+        with pytest.raises(TooFewSites, match="no reply has come through in 5 rounds"):
+            federated(THREE, made, num_rounds=num_rounds, max_bad_rounds=2)
+        return
     ours = federated(THREE, made, num_rounds=num_rounds, max_bad_rounds=2)
     assert [record.refused for record in ours.history] == [(0, 1, 2)] * num_rounds
     assert "stopped halfway" in ours.history[-1].faults[1]

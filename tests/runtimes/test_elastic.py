@@ -9,10 +9,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -24,8 +26,9 @@ from skerry import Checkpoints, Clients, Session, discover, ist
 from skerry.runtimes.distributed.meeting import PeerLost
 from skerry.runtimes.distributed.sharded import Sharded
 from skerry.runtimes.elastic import Elastic, serve_store
-from skerry.runtimes.elastic.generation import why_not_elastic
+from skerry.runtimes.elastic.generation import Generation, why_not_elastic
 from skerry.runtimes.elastic.membership import Membership
+from skerry.runtimes.peers import Peers
 
 ROUNDS, STEPS = 16, 3
 _SEEDED = threading.Lock()
@@ -268,11 +271,9 @@ def test_who_is_faster_gets_more_units(monkeypatch):
 
 
 def test_heartbeats_go_on_after_any_error_of_the_system(monkeypatch):
-    elastic, waits = (
-        Elastic("127.0.0.1:1"),
-        iter([OSError("no more files"), RuntimeError("no store"), MemoryError(), None]),
-    )
-    beats = []
+    beats, said = list[str](), list[str]()
+    elastic = Elastic("127.0.0.1:1", say=said.append)
+    waits = iter([OSError("no more files"), RuntimeError("no store"), MemoryError(), None])
 
     def wait_for_beat():
         if error := next(waits):
@@ -283,8 +284,31 @@ def test_heartbeats_go_on_after_any_error_of_the_system(monkeypatch):
     monkeypatch.setattr(elastic, "_checked", lambda: "store")
     monkeypatch.setattr(elastic, "_wait_for_beat", wait_for_beat)
     monkeypatch.setattr(elastic._leases, "beat", lambda store, ended: beats.append(store))
+    elastic._leases.store = "the last one"
     elastic._beat()
     assert beats == ["store"]
+    assert elastic._leases.store == ""
+    assert said == ["a heartbeat failed: MemoryError: ; trying again"]
+
+
+def test_a_text_of_a_member_that_was_changed_on_the_way_is_a_lost_peer(monkeypatch):
+    generation, changed = object.__new__(Generation), {"text": "x"}
+    monkeypatch.setattr(generation, "where", lambda: "rank 0", raising=False)
+    monkeypatch.setattr(Peers, "gather", lambda own, text: [text, text.replace("x", changed["text"])])
+    assert generation.gather("xyz") == ["xyz", "xyz"]
+    changed["text"] = "y"
+    with pytest.raises(PeerLost, match=r"rank 0: .* was changed on the way"):
+        generation.gather("xyz")
+
+
+def test_a_speed_is_the_median_of_five_rounds():
+    generation = object.__new__(Generation)
+    generation.membership, generation._speeds = Mock(speed=0.0), deque(maxlen=5)
+    known = []
+    for speed in (1.0, 9.0, 2.0, 8.0, 3.0, 9.0):
+        generation.timed(speed)
+        known.append(generation.membership.speed)
+    assert known == [0.0] * 4 + [3.0, 8.0]
 
 
 def test_clients_are_refused_before_a_run_begins():

@@ -10,6 +10,7 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 
 from skerry.runtimes.elastic.checked_store import CheckedStore
 from skerry.runtimes.elastic.leases import Leases
-from skerry.runtimes.elastic.membership import Decision, Membership, TooFew, buddy_of
+from skerry.runtimes.elastic.membership import Candidate, Decision, Membership, TooFew, buddy_of
 
 UNITS = range(12)
 LEASE_S = 1.0
@@ -462,6 +463,24 @@ def test_a_store_that_is_lost_between_two_heartbeats_is_missed():
             assert len(names) == lost + 1
         store.lose()
         store.up = True
+
+
+def test_a_member_whose_store_is_lost_before_it_takes_a_decision_that_it_is_in_turns_to_the_next_store():
+    stores, now = [Store()], [0.0]
+    leases = Leases("a", 10.0, lambda: now[0])
+    member = Membership[Piece](lambda: stores[0].connect(), leases, lambda: now[0], patience_s=60.0)
+    decision = Decision(1, "b", {"a": Candidate(), "b": Candidate()})
+    stores[0].values |= {"epoch": b"1", "decision/1": decision.to_json().encode()}
+    steps = member.decide()
+    next(steps)
+    stores[0].lose()
+    stores[0] = Store()
+    with suppress(StopIteration):  # it may decide there
+        while now[0] < 5.0:
+            now[0] += 0.5
+            leases.beat(stores[0].connect())
+            next(steps)
+    assert any(key.startswith("here/") for key in stores[0].values)
 
 
 def test_who_has_ended_is_dead_at_once_unless_it_beats_again():

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from skerry.algorithm import Algorithm
 from skerry.federated.elsewhere import Elsewhere
 from skerry.federated.messages import CutOff, Number, Refused, read_numbers, read_tensors, reason_of, written
-from skerry.federated.sites import Sites
+from skerry.federated.sites import Sites, TooFewSites
 from skerry.federated.trips import Trips
 from skerry.merge.aggregate import is_finite
 from skerry.partitions.assignment import Assignment
@@ -35,6 +35,7 @@ _NOT_SECURE = (
 )
 _REPLY: dict[str, type] = {"token": str, "loss": float, "flop": float, "local_s": float}
 _MOST_SAMPLES = 2**29
+_MOST_CUT = 5  # rounds in a row of which nothing has come through
 """With fewer, float64 has the weighted sum of equal float32 values without rounding, for up to 2**29 in all."""
 
 
@@ -110,7 +111,7 @@ class FromSites(WholeModel):
         super().__init__(beginning)
         assert beginning.algorithm is not None
         self._steps, self._timeline_or_none = beginning.algorithm.local_steps, beginning.timeline
-        self._runtime, self._next, self._is_first = runtime, beginning.round, True
+        self._runtime, self._next, self._is_first, self._cut_rounds = runtime, beginning.round, True, 0
         self._never_finite = {name for name, tensor in self.tensors.items() if not is_finite({name: tensor})}
 
     def exchange(self, mine: list[Handover], then: Assignment, *, overlap: bool = False) -> list[Report]:
@@ -143,14 +144,22 @@ class FromSites(WholeModel):
                 content = written(work, tensors)
                 if trips.send(sites.here[client], TRAIN, content, worker, runtime.deadline_s):
                     asked[worker] = client, tensors
+        was_cut_off = False
         for worker, message in trips.wait(time.monotonic() + runtime.deadline_s, meanwhile=sites.look):
             client, sent = asked.pop(worker)
             handed[worker] = self._taken(worker, client, message, token, sent)
+            was_cut_off |= isinstance(message, CutOff)
         for worker, (client, _) in asked.items():
             warnings.warn(f"round {self._next}: site {client} has not answered in time", stacklevel=2)
             sites.doubt(client)
             handed[worker] = _nothing(worker, "it has not answered in time", counts=False)
         trips.give_up()
+        self._cut_rounds = self._cut_rounds + 1 if was_cut_off and not any(h.report.good for h in handed) else 0
+        if self._cut_rounds == _MOST_CUT:
+            raise TooFewSites(
+                f"no reply has come through in {_MOST_CUT} rounds, connections were cut off: does a proxy limit how "
+                "large a request may be?"
+            )
         return handed
 
     def _taken(

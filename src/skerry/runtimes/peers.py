@@ -88,7 +88,9 @@ class Peers(ABC):
         if all(torch.equal(theirs, digest) for theirs in self.all_gather(digest)):
             return
         of_all: list[dict[str, str]] = [json.loads(theirs) for theirs in self.gather(text)]
-        rank = next(rank for rank, theirs in enumerate(of_all) if theirs != values)
+        rank = next((rank for rank, theirs in enumerate(of_all) if theirs != values), None)
+        if rank is None:  # the digest was changed on the way
+            return
         raise ValueError(
             f"{self.where()}: {differences(values, of_all[rank], f'on rank {rank}')}; start all processes with the "
             "same settings, model, code and checkpoint"

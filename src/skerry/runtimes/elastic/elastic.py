@@ -203,9 +203,8 @@ class Elastic:
                 generation.group.close()
             generation, now, decision = None, decision, None
             try:
-                generation = Generation(
-                    self.uid, now, self._membership, self._connect(_GROUP_S), by_speed=self._by_speed
-                )
+                store = self._connect_for_group()
+                generation = Generation(self.uid, now, self._membership, store, by_speed=self._by_speed)
                 results.append(training(generation))
             except MembersChanged as changed:
                 decision = changed.decision
@@ -257,6 +256,12 @@ class Elastic:
             timeout=timedelta(seconds=timeout_s),
         )
         return dist.PrefixStore(f"skerry-elastic/{self._name}", store)  # type: ignore[attr-defined]
+
+    def _connect_for_group(self) -> Any:
+        try:
+            return self._connect(_GROUP_S)
+        except RuntimeError as error:  # the next decision waits for another store
+            raise PeerLost(f"the store is lost: {error}") from error
 
     def _checked(self) -> KeyStore:
         return CheckedStore(self._connect())

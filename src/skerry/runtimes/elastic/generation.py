@@ -112,7 +112,7 @@ class Generation(Peers):
         except (PeerLost, NotImplementedError):
             raise
         except RuntimeError as error:
-            raise PeerLost(f"{self.where()}: {str(error).splitlines()[0][:120]}") from error
+            raise PeerLost(f"{self.where()}: {str(error).partition(chr(10))[0][:120]}") from error
 
     def all_gather(self, row: Tensor) -> list[Tensor]:
         """Return the rows of all members."""
@@ -143,7 +143,7 @@ class Generation(Peers):
         if not self._decision.base:
             return None
         held = self.membership.held.get(self._decision.base)
-        of_all = self._told_by_all(json.dumps(held and _said(held)))
+        of_all: list[Any] = [json.loads(text) for text in self.gather(json.dumps(held and _said(held)))]
         sources = [source for source in self._decision.sources if source is not None]
         trained = any(said and said["handed_over"] for said in of_all)  # else all is as the round began
         roles = []
@@ -179,15 +179,13 @@ class Generation(Peers):
         )
         return memory
 
-    def _told_by_all(self, own: str) -> list[Any]:
-        """Return what the members say; PeerLost if its bytes were changed, or say that gigabytes follow."""
+    def gather(self, text: str) -> list[str]:
+        """Return the texts of all members; PeerLost if their bytes were changed, or say that gigabytes follow."""
         try:
             with self.peers():
-                texts = self.gather(sealed(own))
+                return [opened("a member's text", told.encode()).decode() for told in super().gather(sealed(text))]
         except (ValueError, MemoryError) as error:
-            raise PeerLost(f"{self.where()}: what another member said was changed on the way") from error
-        with self.peers():
-            return [json.loads(opened("text of a member", text.encode())) for text in texts]
+            raise PeerLost(f"{self.where()}: a member's text was changed on the way") from error
 
     def went_on(self, state: Any) -> None:
         """Note the state of the training between two rounds, and that the last one has its record."""

@@ -324,6 +324,7 @@ class Membership(Generic[Held]):
                 if self._clock() > until:
                     raise TooFew(_NO_HEARTBEATS)
                 yield
+                store.add("epoch", 0)  # RuntimeError if it is this connection's store that is gone
             return known
         epoch += 1
         rank = self._members.index(uid) if uid in self._members else Candidate.rank
