@@ -88,24 +88,29 @@ def test_diloco_is_algorithm_1_of_the_paper():
     same_weights(go(diloco(3, local_steps=STEPS), adamw), meant, rtol=1e-9, atol=1e-11)
 
 
-def test_fedprox_adds_the_squared_distance_from_what_a_worker_got_to_its_loss():
-    mu, (model, plan) = 3.0, plain()
-    algorithm = narrow(2, local_steps=STEPS, width=0.5, proximal=mu)
-    meant, _ = net_to_train(model, plan, algorithm)
-    replicas = [copy.deepcopy(meant) for _ in range(2)]
+def _fedavg_by_hand(meant, data, weights, mu):
+    """Train ``meant``: W <- sum_w weight_w W_w / sum_w weight_w, with mu / 2 |W_w - W|^2 in the losses."""
+    replicas = [copy.deepcopy(meant) for _ in weights]
     for round in range(ROUNDS):
         got = [p.detach().clone() for p in meant.parameters()]
         for worker, replica in enumerate(replicas):
             replica.load_state_dict(meant.state_dict())
             optimizer = sgd(replica)
-            for x, y in Doubles(2).batches(worker, round * STEPS, STEPS):
+            for x, y in data.batches(worker, round * STEPS, STEPS):
                 away = sum(((p - start) ** 2).sum() for p, start in zip(replica.parameters(), got, strict=True))
                 optimizer.zero_grad()
                 (F.cross_entropy(replica(x), y) + mu / 2 * away).backward()
                 optimizer.step()
         with torch.no_grad():
             for mean, *own in zip(meant.parameters(), *(r.parameters() for r in replicas), strict=True):
-                mean.copy_(sum(own) / 2)
+                mean.copy_(sum(n * each for n, each in zip(weights, own, strict=True)) / sum(weights))
+
+
+def test_fedprox_adds_the_squared_distance_from_what_a_worker_got_to_its_loss():
+    mu, (model, plan) = 3.0, plain()
+    algorithm = narrow(2, local_steps=STEPS, width=0.5, proximal=mu)
+    meant, _ = net_to_train(model, plan, algorithm)
+    _fedavg_by_hand(meant, Doubles(2), (1, 1), mu)
     model, plan = plain()
     ours = train(model, F.cross_entropy, Doubles(2), plan=plan, algorithm=algorithm, optimizer=sgd, num_rounds=ROUNDS)
     same_weights(ours.model, meant, rtol=1e-9, atol=1e-11)
@@ -129,20 +134,8 @@ def test_fedavg_weights_workers_by_their_samples(method):
     more = {"width": 0.5, "proximal": mu} if method is narrow else {}
     algorithm, (model, plan) = method(3, local_steps=STEPS, by_samples=True, **more), plain()
     meant, _ = net_to_train(model, plan, algorithm)
-    meant, replicas = copy.deepcopy(meant), [copy.deepcopy(meant) for _ in range(3)]
-    for round in range(ROUNDS):
-        got = [p.detach().clone() for p in meant.parameters()]
-        for worker, replica in enumerate(replicas):
-            replica.load_state_dict(meant.state_dict())
-            optimizer = sgd(replica)
-            for x, y in Uneven(3).batches(worker, round * STEPS, STEPS):
-                away = sum(((p - start) ** 2).sum() for p, start in zip(replica.parameters(), got, strict=True))
-                optimizer.zero_grad()
-                (F.cross_entropy(replica(x), y) + mu / 2 * away).backward()
-                optimizer.step()
-        with torch.no_grad():
-            for mean, *own in zip(meant.parameters(), *(r.parameters() for r in replicas), strict=True):
-                mean.copy_((10 * own[0] + 20 * own[1] + 30 * own[2]) / 60)
+    meant = copy.deepcopy(meant)
+    _fedavg_by_hand(meant, Uneven(3), (10, 20, 30), mu)
     given = {"plan": plan, "algorithm": algorithm, "optimizer": sgd, "num_rounds": ROUNDS}
     ours = train(plain()[0], F.cross_entropy, Uneven(3), **given)
     same_weights(ours.model, meant, rtol=1e-9, atol=1e-11)
